@@ -1,0 +1,44 @@
+"""Every error a user can act on, on one page.
+
+The command line prints a `CycleganBatchError` as one message without a traceback and exits 1; any
+other exception is our bug and keeps its traceback. Foreign exceptions (av, cv2, PIL, onnxruntime,
+OpenVINO, TensorRT, CUDA) are translated in the module that calls them, always with ``from``.
+
+A message has three beats: what failed, what was found against what was expected, what to do.
+
+    CycleganBatchError
+    ├─ InputError
+    ├─ ModelError
+    ├─ BackendError
+    │  ├─ BackendUnavailableError
+    │  └─ OutOfMemoryError
+    └─ OutputError
+"""
+
+
+class CycleganBatchError(Exception):
+    """Something the user can act on."""
+
+
+class InputError(CycleganBatchError):
+    """A medium that is unreadable, empty, unsupported, truncated or hostile."""
+
+
+class ModelError(CycleganBatchError):
+    """A file that is not a generator we know, breaks the contract, or misses its parity."""
+
+
+class BackendError(CycleganBatchError):
+    """A runtime that cannot run the model as asked."""
+
+
+class BackendUnavailableError(BackendError):
+    """A missing package, driver, provider or device; the message names the extra to install."""
+
+
+class OutOfMemoryError(BackendError):
+    """The device has no room for this batch; the pipeline halves the batch and goes on."""
+
+
+class OutputError(CycleganBatchError):
+    """Something cannot be encoded or written; the partial file is removed."""

@@ -1,0 +1,173 @@
+"""The vocabulary of data: pictures on their way through the network, and how they fit into it.
+
+Everything between a Source and a Sink is a `Frame`: RGB, row-major, top left first. Two pixel types
+exist (the model's card says which): ``uint8`` in 0..255, and ``float16`` in [0, 1] for sources of
+more than 8 bits. A `Geometry` takes a picture of any size into the network's sizes and back, so that
+what goes in at 1279×717 comes out at 1279×717.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels: TypeAlias = npt.NDArray[Any]
+"""RGB pixels, ``(H, W, 3)`` or ``(N, H, W, 3)``, uint8 in 0..255 or float16 in [0, 1], C-contiguous."""
+
+PixelType: TypeAlias = Literal["uint8", "float16"]
+Size: TypeAlias = tuple[int, int]
+"""Height, width: the order of the array's axes."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture, and what its sink needs to put it in its place."""
+
+    index: int
+    """Position within its unit, from 0, in presentation order."""
+    pixels: Pixels
+    """``(H, W, 3)``."""
+    tag: Any = None
+    """Written by the Source, read by the Sink, untouched in between (time stamps, alpha, a name)."""
+
+
+@dataclass(frozen=True)
+class FrameBatch:
+    """What one call of a backend works on: frames of one size, filled up to the planned batch size."""
+
+    pixels: Pixels
+    """``(N, H, W, 3)`` in the network's size."""
+    frames: tuple[Frame, ...]
+    """The 1..N real frames; rows beyond them repeat the last one (the batch shape is part of the plan)."""
+
+
+@dataclass(frozen=True)
+class SizeRequirements:
+    """The heights and widths a network accepts."""
+
+    multiple_of: int = 1
+    """Both sides must be multiples of this."""
+    minimum: int = 1
+    """Neither side may be smaller."""
+    fixed: Size | None = None
+    """The only size there is, where the file fixes it."""
+
+    def smallest_fit(self, size: Size) -> Size:
+        """Return the smallest accepted size that holds ``size`` (the fixed one where there is one)."""
+        if self.fixed is not None:
+            return self.fixed
+        height, width = (
+            -(-max(side, self.minimum) // self.multiple_of) * self.multiple_of for side in size
+        )
+        return height, width
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The way of a picture of one size into the network and out again.
+
+    Resized from ``source`` to ``content`` where they differ, then reflected at the lower and right
+    edge up to ``network``. The way back crops, and resizes to ``source`` unless asked to keep the
+    network's size.
+    """
+
+    source: Size
+    content: Size
+    network: Size
+
+    def into_network(self, pixels: Pixels) -> Pixels:
+        """Return ``pixels`` (``source`` size) at ``network`` size; the same array if nothing is to do."""
+        return _reflect(_resize(pixels, self.content), self.network)
+
+    def out_of_network(self, pixels: Pixels, *, keep_size: bool = False) -> Pixels:
+        """Return ``pixels`` (``network`` size) at ``source`` size, or at ``content`` size on ``keep_size``."""
+        height, width = self.content
+        cropped = np.ascontiguousarray(pixels[:height, :width])
+        return cropped if keep_size else _resize(cropped, self.source)
+
+
+def geometry(
+    source: Size,
+    requirements: SizeRequirements,
+    *,
+    size: Literal["native"] | int | Size = "native",
+    fit: Literal["pad", "stretch"] | None = None,
+) -> Geometry:
+    """Decide how a picture of ``source`` size is shown to the network.
+
+    ``size``: ``"native"``, the length of the shorter side, or (height, width). ``fit``: ``pad`` keeps
+    the shape and reflects the rest, ``stretch`` resizes to the very size; None means stretch where the
+    model's size is fixed, else pad.
+    """
+    fixed = requirements.fixed
+    fit = fit or ("stretch" if fixed else "pad")
+    box = fixed or (size if isinstance(size, tuple) else None)
+    if box is None:
+        scale = 1.0 if size == "native" else size / min(source)
+    else:
+        scale = min(box[0] / source[0], box[1] / source[1])
+    content = max(1, round(source[0] * scale)), max(1, round(source[1] * scale))
+    network = requirements.smallest_fit(box or content)
+    return Geometry(source, network if fit == "stretch" else content, network)
+
+
+def as_pixel_type(pixels: Pixels, pixel_type: PixelType) -> Pixels:
+    """Return 8-bit ``pixels`` in the model's pixel type (float16: divided by 255)."""
+    if pixel_type == "uint8":
+        return pixels
+    return (pixels.astype(np.float32) / 255.0).astype(np.float16)
+
+
+def to_uint8(pixels: Pixels) -> Pixels:
+    """Return ``pixels`` of either pixel type as uint8, float16 rounded half up and clamped."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    scaled = np.clip(pixels.astype(np.float32) * 255.0, 0.0, 255.0)
+    return np.floor(scaled + 0.5).astype(np.uint8)
+
+
+def stack(frames: Sequence[Pixels], batch_size: int) -> Pixels:
+    """Return 1..N equally sized pictures as one ``(batch_size, H, W, 3)`` array, the last one repeated."""
+    if len(frames) == batch_size == 1:
+        return np.ascontiguousarray(frames[0])[np.newaxis]
+    return np.stack([*frames, *[frames[-1]] * (batch_size - len(frames))])
+
+
+def _resize(pixels: Pixels, size: Size) -> Pixels:
+    """Resize by area average where it shrinks and bicubic where it grows (OpenCV)."""
+    if pixels.shape[:2] == size:
+        return pixels
+    import cv2
+
+    shrinks = size[0] * size[1] < pixels.shape[0] * pixels.shape[1]
+    # OpenCV resizes no float16.
+    work = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+    out = cv2.resize(
+        work, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    )
+    if pixels.dtype != np.uint8:
+        out = np.clip(out, 0.0, 1.0)
+    return np.ascontiguousarray(out.astype(pixels.dtype, copy=False))
+
+
+def _reflect(pixels: Pixels, size: Size) -> Pixels:
+    """Reflect without repeating the edge (OpenCV's BORDER_REFLECT_101), as often as ``size`` needs."""
+    height, width = pixels.shape[:2]
+    if (height, width) == size:
+        return pixels
+    rows, columns = _reflect_101(height, size[0]), _reflect_101(width, size[1])
+    return np.ascontiguousarray(pixels[rows][:, columns])
+
+
+def _reflect_101(length: int, padded: int) -> npt.NDArray[np.intp]:
+    """Return for each of ``padded`` positions the source index: 0 1 2 3 2 1 0 1 …"""
+    position = np.arange(padded)
+    if length == 1:
+        return np.zeros(padded, dtype=np.intp)
+    period = 2 * (length - 1)
+    position = position % period
+    return np.where(position < length, position, period - position).astype(np.intp)

@@ -1,0 +1,73 @@
+"""What a translation can be told: the one list behind the command line, the Python API and the plan.
+
+A flag, its field here and its word in the README are the same word; a test holds them together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TranslateOptions:
+    """Every option of ``translate``; None means that the tool decides."""
+
+    # The network
+    direction: Literal["AtoB", "BtoA"] | None = None
+    """Which generator of a run folder."""
+    model_io: str | None = None
+    """How a foreign ONNX is to be understood, e.g. ``nchw rgb 0..255``."""
+    backend: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda[:N]``."""
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = "auto"
+    batch_size: int | None = None
+    threads: int | None = None
+    """CPU threads for the network."""
+    # The size
+    size: Literal["native"] | int | tuple[int, int] = "native"
+    """The size the network sees: native, the shorter side, or (height, width)."""
+    fit: Literal["pad", "stretch"] | None = None
+    keep_size: bool = False
+    """Write the network's size instead of the source's."""
+    # Video
+    codec: str = "libx264"
+    crf: float | None = None
+    """None: 18 for libx264, and its like for other encoders."""
+    preset: str | None = None
+    pix_fmt: str | None = None
+    encoder_opt: dict[str, str] = field(default_factory=dict)
+    audio: str = "copy"
+    """``copy``, ``none`` or the name of an audio encoder."""
+    stream: int | None = None
+    """Index of the video stream in its container; None: the best one."""
+    color: str | None = None
+    """``MATRIX[:RANGE]`` for untagged sources, e.g. ``bt709:limited``."""
+    deinterlace: bool = False
+    ss: float | None = None
+    """Start, in seconds from the first frame."""
+    to: float | None = None
+    """End, in seconds on the same clock as ``ss`` (exclusive)."""
+    frames: int | None = None
+    """At most this many frames of a video."""
+    fps: str | None = None
+    """Frames per second of a pattern of images, e.g. ``25`` or ``30000/1001``."""
+    preview: int | None = None
+    # Images
+    format: Literal["same", "png", "jpg", "webp"] = "same"
+    quality: int | None = None
+    """1..100 for jpg and webp; None: 95."""
+    # The run
+    overwrite: bool = False
+    skip_existing: bool = False
+    on_error: Literal["fail", "skip"] | None = None
+    """None: fail for one video, skip for many inputs."""
+    max_failures: int | None = None
+    strict: bool = False
+    """What a container cannot hold is an error instead of a warning."""
+    max_pixels: int = 2**28
+    """A picture of more pixels is refused by its header."""
+    copy_others: bool = False
+    cache_dir: Path | None = None

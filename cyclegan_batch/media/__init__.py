@@ -10,21 +10,22 @@ worker holds its own state and many run side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import InputError
+from ..errors import CycleganBatchError
 from ..frames import Frame
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A picture that could not be read: the run goes on without it or fails, as the plan says."""
+    """A picture that is missing from the output: the run goes on without it or fails, as the plan says."""
 
     name: str
     """The file, or ``file, frame 17``."""
-    error: InputError
+    error: CycleganBatchError
 
 
 class Source(Protocol):
@@ -37,7 +38,10 @@ class Source(Protocol):
         """
 
     def converter(self) -> Callable[[Any], Frame | Dropped]:
-        """Return a function from an item of `read` to a Frame; each worker thread makes its own."""
+        """Return a function from an item of `read` to a Frame; each worker thread makes its own.
+
+        It may return Dropped, or raise InputError, where this picture cannot be read.
+        """
 
     def close(self) -> None:
         """Release the input. May be called at any time after `read` has stopped; twice is fine."""
@@ -47,10 +51,22 @@ class Sink(Protocol):
     """Where the pictures of one unit go; nothing has its final name before `finish`."""
 
     def converter(self) -> Callable[[Frame], Any]:
-        """Return a function from a translated Frame to what `write` takes; one per worker thread."""
+        """Return a function from a translated Frame to what `write` takes; one per worker thread.
 
-    def write(self, item: Any) -> None:
-        """Take the next picture, in order. Raises OutputError."""
+        It may raise OutputError where this picture cannot be encoded.
+        """
+
+    @property
+    def written(self) -> Sequence[Path]:
+        """The final names that are whole so far."""
+        ...
+
+    def write(self, item: Any) -> Dropped | None:
+        """Take the next picture, in order; return Dropped where only this one is lost.
+
+        Raises OutputError where the unit as a whole cannot be written, BrokenPipeError where whoever
+        reads a pipe has gone.
+        """
 
     def finish(self) -> None:
         """Flush, check what was written, and give it its final name. Raises OutputError."""

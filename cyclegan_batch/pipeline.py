@@ -1,0 +1,629 @@
+"""Run a plan: the only module that owns threads and queues.
+
+    reader → to RGB ×k → (batcher) network ×contexts → from RGB ×k → writer
+
+Every arrow is a bounded queue, so memory is flat and the slowest stage sets the pace; a stage with
+several workers hands its results on in the order in which it took them. All units flow through the
+same stages: the next file's frames fill the pipeline while the last one drains.
+
+What goes wrong is one of three things. A picture that cannot be read is `Dropped` and a unit that
+cannot be finished is given up; both are recorded, and end the run only where the plan says so.
+Anything else ends the run: the first error is carried to the caller, and no stage outlives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from .backends import Backend
+from .errors import CycleganBatchError, InputError, OutOfMemoryError, OutputError
+from .frames import Frame, Geometry, Pixels, Size, stack
+from .media import Dropped, Sink, Source
+
+T = TypeVar("T")
+
+STAGES = ("read", "to rgb", "network", "from rgb", "write")
+"""The stages in the order of the flow, by the names the reports use."""
+
+_WATCH = 0.1
+"""Seconds after which a waiting thread looks whether the run was stopped."""
+
+_PATIENCE = 4.0
+"""Seconds that a stopped run waits for its threads (Ctrl-C promises five in all)."""
+
+_HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""What the system says when nothing can be written there at all."""
+
+
+class Unit(Protocol):
+    """What is done or not done as a whole: a stretch of a video, or a shard of images."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it: a file, or a folder and a number."""
+        ...
+
+    def open_source(self) -> Source:
+        """Open the input. Raises InputError."""
+        ...
+
+    def open_sink(self) -> Sink:
+        """Open the output under a temporary name. Raises OutputError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that is missing from the output, and why."""
+
+    name: str
+    """The file, with the frame where there is one."""
+    cause: str
+
+
+@dataclass
+class Stage:
+    """What one stage did."""
+
+    workers: int
+    busy_seconds: float = 0.0
+    """Seconds its workers spent working, waiting for queues not counted, summed over them."""
+
+
+@dataclass
+class Counters:
+    """The state of a run, written by its threads and read by whoever reports it."""
+
+    frames_done: int = 0
+    units_done: int = 0
+    unit: str = ""
+    """The unit that is being written."""
+    failures: list[Failure] = field(default_factory=list)
+    notes: deque[str] = field(default_factory=deque)
+    """Sentences to be said once; the reporter takes them out."""
+    written: list[Path] = field(default_factory=list)
+    stages: dict[str, Stage] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    interrupted: bool = False
+    pipe_closed: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.started
+
+    def limiting_stage(self) -> str | None:
+        """Return the stage with the largest busy share, or None before the first frame."""
+        if not self.frames_done:
+            return None
+        return max(
+            self.stages, key=lambda name: self.stages[name].busy_seconds / self.stages[name].workers
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a run is laid out: how many of what, and how much may wait in between."""
+
+    batch_size: int
+    contexts: int
+    """Backends that work side by side."""
+    converters: int
+    """Workers of each of the two conversions."""
+
+    @property
+    def converter_queue(self) -> int:
+        """Frames that may wait for a conversion or behind it: two for every worker."""
+        return 2 * self.converters
+
+    @property
+    def network_queue(self) -> int:
+        """Frames that may wait before or behind the network: one batch more than contexts."""
+        return self.batch_size * (self.contexts + 1)
+
+    @property
+    def frames_in_flight(self) -> int:
+        """The most frames that exist at once between reader and writer: in queues and in hands."""
+        in_queues = 2 * self.converter_queue + 2 * self.network_queue
+        in_hands = 2 * self.converters + (2 * self.contexts + 1) * self.batch_size
+        return in_queues + in_hands
+
+
+def run(
+    units: Iterable[Unit],
+    backend: Backend,
+    schedule: Schedule,
+    *,
+    geometry: Callable[[Size], Geometry],
+    keep_size: bool = False,
+    skip_errors: bool = False,
+    max_failures: int | None = None,
+    counters: Counters | None = None,
+    watch: Callable[[Counters], None] | None = None,
+) -> Counters:
+    """Translate ``units`` in order and return what happened.
+
+    The calling thread only waits: it calls ``watch`` about ten times a second and stays out of
+    native code, so that Ctrl-C reaches it. A KeyboardInterrupt there stops the run: nothing keeps a
+    final name that is not whole, and ``interrupted`` is set.
+
+    Raises the first error that the plan does not allow to be skipped.
+    """
+    counters = counters or Counters()
+    job = _Run(backend, schedule, geometry, keep_size, skip_errors, max_failures, counters)
+    return job.execute(units, watch)
+
+
+# The messages between the stages. Each belongs to a unit on its way (_Open).
+
+
+class _Open:
+    """A unit on its way through the pipeline; each worker has its own converters of it."""
+
+    def __init__(self, unit: Unit, source: Source, sink: Sink) -> None:
+        self.unit, self.source, self.sink = unit, source, sink
+        self._own = threading.local()
+
+    def from_raw(self) -> Callable[[Any], Frame | Dropped]:
+        """Return the calling thread's own converter of the source."""
+        if not hasattr(self._own, "from_raw"):
+            self._own.from_raw = self.source.converter()
+        converter: Callable[[Any], Frame | Dropped] = self._own.from_raw
+        return converter
+
+    def to_encoded(self) -> Callable[[Frame], Any]:
+        """Return the calling thread's own converter of the sink."""
+        if not hasattr(self._own, "to_encoded"):
+            self._own.to_encoded = self.sink.converter()
+        converter: Callable[[Frame], Any] = self._own.to_encoded
+        return converter
+
+
+@dataclass(frozen=True)
+class _Item:
+    """Something on its way: raw from the source, or encoded for the sink."""
+
+    at: _Open
+    payload: Any
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A frame before or behind the network."""
+
+    at: _Open
+    frame: Frame
+    shape: Geometry
+    pixels: Pixels
+    """At the network's size."""
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """A picture that could not be read."""
+
+    at: _Open
+    dropped: Dropped
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of a unit, given up for ``error`` or whole; ``at`` is None if it never opened."""
+
+    at: _Open | None
+    name: str
+    error: CycleganBatchError | None = None
+
+
+_END_OF_UNIT = object()
+
+
+class _StoppedError(Exception):
+    """The run was stopped while this thread was waiting."""
+
+
+class _EndedError(Exception):
+    """The channel is empty and nobody puts into it any more."""
+
+
+class _Channel(Generic[T]):
+    """A bounded first-in first-out queue that a stopped run wakes up from."""
+
+    def __init__(self, length: int, stop: threading.Event) -> None:
+        self._length, self._stop = length, stop
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, item: T) -> None:
+        with self._changed:
+            while len(self._items) >= self._length:
+                self._wait()
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def get(self) -> T:
+        with self._changed:
+            while not self._items:
+                if self._closed:
+                    raise _EndedError
+                self._wait()
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _wait(self) -> None:
+        if self._stop.is_set():
+            raise _StoppedError
+        self._changed.wait(_WATCH)
+
+
+class _Batcher:
+    """Group the frames of one unit and one size; everything else passes in its place."""
+
+    def __init__(self, source: _Channel[Any], batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._source = source
+        self._held: Any = None
+
+    def take(self) -> Any:
+        """Return the next list of pictures, or the next other message. Raises _EndedError."""
+        pictures: list[_Picture] = []
+        while len(pictures) < self.batch_size:
+            try:
+                message = self._source.get() if self._held is None else self._held
+            except _EndedError:
+                if pictures:
+                    return pictures
+                raise
+            self._held = None
+            if not isinstance(message, _Picture):
+                if not pictures:
+                    return message
+                self._held = message
+                return pictures
+            if pictures and not self._alike(pictures[0], message):
+                self._held = message
+                return pictures
+            pictures.append(message)
+        return pictures
+
+    @staticmethod
+    def _alike(one: _Picture, other: _Picture) -> bool:
+        return one.at is other.at and one.pixels.shape == other.pixels.shape
+
+
+class _Run:
+    """One run: its threads, its queues and its first error."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        schedule: Schedule,
+        geometry: Callable[[Size], Geometry],
+        keep_size: bool,
+        skip_errors: bool,
+        max_failures: int | None,
+        counters: Counters,
+    ) -> None:
+        self.schedule, self.counters = schedule, counters
+        self.geometry, self.keep_size = geometry, keep_size
+        self.skip_errors, self.max_failures = skip_errors, max_failures
+        self.backends = [backend, *(backend.fork() for _ in range(schedule.contexts - 1))]
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+        self.lock = threading.Lock()
+        self.open: set[_Open] = set()
+        self.threads: list[threading.Thread] = []
+
+        workers = (1, schedule.converters, schedule.contexts, schedule.converters, 1)
+        counters.stages = {name: Stage(workers=n) for name, n in zip(STAGES, workers, strict=True)}
+        self.raw: _Channel[Any] = _Channel(schedule.converter_queue, self.stop)
+        self.pictures: _Channel[Any] = _Channel(schedule.network_queue, self.stop)
+        self.translated: _Channel[Any] = _Channel(schedule.network_queue, self.stop)
+        self.encoded: _Channel[Any] = _Channel(schedule.converter_queue, self.stop)
+        self.batcher = _Batcher(self.pictures, schedule.batch_size)
+
+    # The life of a run
+
+    def execute(self, units: Iterable[Unit], watch: Callable[[Counters], None] | None) -> Counters:
+        converters = self.schedule.converters
+        self._thread("read", lambda: self._read(units))
+        self._stage("to rgb", converters, self.raw.get, lambda: self._to_rgb, self.pictures)
+        contexts = iter(self.backends)
+        self._stage(
+            "network",
+            self.schedule.contexts,
+            self.batcher.take,
+            lambda: partial(self._translate, next(contexts)),
+            self.translated,
+        )
+        self._stage(
+            "from rgb", converters, self.translated.get, lambda: self._from_rgb, self.encoded
+        )
+        self._thread("write", self._write)
+        try:
+            while self._alive():
+                self.threads[-1].join(_WATCH)
+                if watch:
+                    watch(self.counters)
+        except KeyboardInterrupt:
+            self.counters.interrupted = True
+        finally:
+            self._end()
+        if self.error is not None and not self.counters.interrupted:
+            raise self.error
+        if watch:
+            watch(self.counters)
+        return self.counters
+
+    def _alive(self) -> bool:
+        return any(thread.is_alive() for thread in self.threads)
+
+    def _end(self) -> None:
+        """Stop what still runs, and remove what is not whole."""
+        if self._alive():
+            self._halt()
+            # What a thread is doing in native code may take a moment to be cut off.
+            deadline = time.monotonic() + _PATIENCE
+            for thread in self.threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        for at in list(self.open):
+            self._close(at, keep=False)
+        if not self._alive():
+            # The first one is the caller's.
+            for backend in self.backends[1:]:
+                backend.close()
+
+    def _halt(self) -> None:
+        self.stop.set()
+        for backend in self.backends:
+            backend.cancel()
+
+    def _fail(self, error: BaseException) -> None:
+        with self.lock:
+            if self.error is None and not self.stop.is_set():
+                self.error = error
+        self._halt()
+
+    # Threads
+
+    def _thread(self, name: str, body: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                body()
+            except _StoppedError:
+                pass
+            except BaseException as error:
+                self._fail(error)
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        self.threads.append(thread)
+        thread.start()
+
+    def _stage(
+        self,
+        name: str,
+        workers: int,
+        take: Callable[[], Any],
+        make: Callable[[], Callable[[Any], list[Any]]],
+        output: _Channel[Any],
+    ) -> None:
+        """Start workers that take in turn, work in parallel, and hand on in the order of taking."""
+        taking, handing_on = threading.Lock(), threading.Condition()
+        taken = handed_on = 0
+        left = workers
+
+        def body() -> None:
+            nonlocal taken, handed_on, left
+            work = make()
+            try:
+                while True:
+                    with taking:
+                        message = take()
+                        turn = taken
+                        taken += 1
+                    with self._busy(name):
+                        results = work(message)
+                    with handing_on:
+                        while handed_on != turn:
+                            if self.stop.is_set():
+                                raise _StoppedError
+                            handing_on.wait(_WATCH)
+                    # Only the worker whose turn it is comes here: the order needs no lock.
+                    for result in results:
+                        output.put(result)
+                    with handing_on:
+                        handed_on += 1
+                        handing_on.notify_all()
+            except _EndedError:
+                with handing_on:
+                    left -= 1
+                if not left:
+                    output.close()
+
+        for number in range(workers):
+            self._thread(f"{name} {number}", body)
+
+    @contextlib.contextmanager
+    def _busy(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.counters.stages[name].busy_seconds += time.perf_counter() - begin
+
+    # The stages
+
+    def _read(self, units: Iterable[Unit]) -> None:
+        for unit in units:
+            try:
+                with self._busy("read"):
+                    at = self._open(unit)
+            except (InputError, OutputError) as error:
+                self.raw.put(_End(None, unit.name, error))
+                continue
+            try:
+                items = at.source.read()
+                while True:
+                    with self._busy("read"):
+                        item = next(items, _END_OF_UNIT)
+                    if item is _END_OF_UNIT:
+                        break
+                    self.raw.put(_Lost(at, item) if isinstance(item, Dropped) else _Item(at, item))
+                self.raw.put(_End(at, unit.name))
+            except InputError as error:
+                self.raw.put(_End(at, unit.name, error))
+        self.raw.close()
+
+    def _open(self, unit: Unit) -> _Open:
+        source = unit.open_source()
+        try:
+            sink = unit.open_sink()
+        except BaseException:
+            source.close()
+            raise
+        at = _Open(unit, source, sink)
+        with self.lock:
+            self.open.add(at)
+        return at
+
+    def _to_rgb(self, message: Any) -> list[Any]:
+        if not isinstance(message, _Item):
+            return [message]
+        try:
+            frame = message.at.from_raw()(message.payload)
+        except InputError as error:
+            frame = Dropped(message.at.unit.name, error)
+        if isinstance(frame, Dropped):
+            return [_Lost(message.at, frame)]
+        height, width = frame.pixels.shape[:2]
+        shape = self.geometry((height, width))
+        return [_Picture(message.at, frame, shape, shape.into_network(frame.pixels))]
+
+    def _translate(self, backend: Backend, message: Any) -> list[Any]:
+        if not isinstance(message, list):
+            return [message]
+        results: list[Any] = []
+        while len(results) < len(message):
+            size = self.batcher.batch_size
+            part = message[len(results) : len(results) + size]
+            try:
+                rows = backend.infer(stack([picture.pixels for picture in part], size))
+            except OutOfMemoryError as error:
+                self._halve_batch(size, part[0], error)
+                continue
+            results += [replace(p, pixels=row) for p, row in zip(part, rows, strict=False)]
+        return results
+
+    def _halve_batch(self, size: int, picture: _Picture, error: OutOfMemoryError) -> None:
+        with self.lock:
+            if size == 1:
+                raise error
+            if self.batcher.batch_size == size:
+                self.batcher.batch_size = size // 2
+                self.counters.notes.append(
+                    f"{picture.at.unit.name}: out of memory with a batch of {size} at frame "
+                    f"{picture.frame.index}; going on with {size // 2}"
+                )
+
+    def _from_rgb(self, message: Any) -> list[Any]:
+        if not isinstance(message, _Picture):
+            return [message]
+        pixels = message.shape.out_of_network(message.pixels, keep_size=self.keep_size)
+        frame = replace(message.frame, pixels=pixels)
+        try:
+            return [_Item(message.at, message.at.to_encoded()(frame))]
+        except (InputError, OutputError) as error:
+            return [_Lost(message.at, Dropped(message.at.unit.name, error))]
+
+    def _write(self) -> None:
+        while True:
+            try:
+                message = self.encoded.get()
+            except _EndedError:
+                return
+            with self._busy("write"):
+                self._write_one(message)
+
+    def _write_one(self, message: Any) -> None:
+        if isinstance(message, _Lost):
+            self._record(message.dropped.name, message.dropped.error)
+        elif isinstance(message, _End):
+            self._finish(message)
+        elif message.at in self.open:
+            self.counters.unit = message.at.unit.name
+            try:
+                dropped = message.at.sink.write(message.payload)
+            except BrokenPipeError:
+                # Whoever reads our output has enough: that ends the run, and is nobody's fault.
+                self.counters.pipe_closed = True
+                self._halt()
+            except OutputError as error:
+                self._close(message.at, keep=False)
+                self._record(message.at.unit.name, error)
+            else:
+                if dropped is not None:
+                    self._record(dropped.name, dropped.error)
+                else:
+                    self.counters.frames_done += 1
+
+    def _finish(self, end: _End) -> None:
+        error: CycleganBatchError | None = end.error
+        if end.at is not None and end.at not in self.open:
+            return  # Its sink has failed, and that is recorded.
+        if end.at is not None and error is None:
+            try:
+                end.at.sink.finish()
+            except BrokenPipeError:
+                self.counters.pipe_closed = True
+            except (InputError, OutputError) as failure:
+                error = failure
+        if end.at is not None:
+            self._close(end.at, keep=error is None)
+        if error is not None:
+            self._record(end.name, error)
+        elif end.at is not None:
+            self.counters.units_done += 1
+            self.counters.written += end.at.sink.written
+
+    def _record(self, name: str, error: CycleganBatchError) -> None:
+        """Note a failure; end the run where the plan says so, or no other unit could do better."""
+        if not self.skip_errors or _hopeless(error):
+            raise error
+        self.counters.failures.append(Failure(name, str(error)))
+        if self.max_failures is not None and len(self.counters.failures) > self.max_failures:
+            raise type(error)(
+                f"{error}\n{len(self.counters.failures)} failures are more than "
+                f"--max-failures {self.max_failures} allows"
+            ) from error
+
+    def _close(self, at: _Open, *, keep: bool) -> None:
+        with self.lock:
+            self.open.discard(at)
+        at.source.close()
+        if not keep:
+            at.sink.discard()
+
+
+def _hopeless(error: CycleganBatchError) -> bool:
+    """Tell whether an output error will meet every other unit too: no space, no permission."""
+    cause = error.__cause__
+    return (
+        isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno in _HOPELESS
+    )

@@ -1,0 +1,161 @@
+"""List which promised behaviours have a test: ``python -m tests.behaviours``, for ``make check``.
+
+A test holds behaviours by number, ``@pytest.mark.behaviour(7)``. A number that is not in the list
+below fails the check, and so does a behaviour that this release claims and that no test holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import pytest
+
+BEHAVIOURS = {
+    1: "a video comes out with every frame its source decodes to; truncated sources are noticed",
+    2: "time stamps are the source's, constant and variable rate, to the last frame's duration",
+    3: "audio packets are copied byte for byte, in time",
+    4: "subtitles, chapters, attachments, cover art and metadata survive",
+    5: "what the container cannot hold is named before the first frame; --strict refuses",
+    6: "colours: patches within two levels, natural clips unmoved, tags kept, guesses said",
+    7: "rotated clips play upright, non-square pixels keep their shape",
+    8: "more than 8 bits stay more than 8 bits; HDR is refused",
+    9: "any size comes out as it went in, odd and prime included",
+    10: "--ss, --to, --frames and --preview do exactly that stretch",
+    11: "- reads and writes y4m and nothing else; a closed pipe ends the run",
+    12: "an encoder that does not open is replaced, with one warning",
+    13: "many inputs are one job; the tree is mirrored and never left",
+    14: "one corrupt file costs one output, is listed, and the run exits 3",
+    15: "alpha is kept bit for bit; grey, palette, 16-bit and CMYK pictures are accepted",
+    16: "EXIF orientation is applied once; colour profiles are carried or converted",
+    17: "any file name works, in, out and in messages",
+    18: "--copy-others copies a data set's other files along",
+    19: "a killed run leaves nothing half done and is finished by the same command",
+    20: "a finished job run again does nothing, quickly",
+    21: "a change of model, options or input redoes exactly what it touches",
+    22: "a frame that is missing shows in the exit code and by name",
+    23: "nothing is overwritten without -y; -n skips",
+    24: "Ctrl-C ends the run cleanly within seconds, twice at once",
+    25: "a full disk gives a clear error, and free space is checked first",
+    26: "out of device memory the batch is halved and no frame is lost",
+    27: "memory stays flat over a long run",
+    28: "the same run gives the same pixels, and is recorded",
+    29: "progress shows frames, rate, time left and the limiting stage",
+    30: "the pipeline reaches 95 % of what its stages allow, and names the limiting one",
+    31: "without a GPU the same command runs on the CPU within its parity class",
+    32: "engines are built once and rebuilt when anything under them changes",
+    33: "a model or precision is accepted only in its parity class, without NaN",
+    34: "checkpoints of the reference CycleGAN load by their shapes",
+    35: "a foreign float ONNX generator is adopted with at most one option",
+    36: "doctor and inspect tell what there is, also as JSON",
+    37: "two devices share the work in proportion, with equal output",
+    38: "a cluster's outputs equal the local run's",
+    39: "a killed cluster worker costs only its unit",
+    40: "a training run stopped and resumed equals one never stopped",
+    41: "one training step gives the reference's losses and weights",
+    42: "a training run's folder says what it is",
+    43: "no checkpoint is unpickled beyond tensors",
+    44: "ONNX data outside the model's folder is refused; engines need trust",
+    45: "nothing hidden in a media file opens another file or a connection",
+    46: "decompression bombs are refused by their header",
+}
+"""Every behaviour we are held to, by number."""
+
+CLAIMED = frozenset({*range(1, 19), *range(22, 25), *range(27, 32), 33, 35, 36, 44, 45, 46})
+"""What this release promises."""
+
+HARDWARE = {
+    26: "a GPU",
+    32: "a GPU and TensorRT",
+    37: "two GPUs",
+}
+"""What only such hardware can show; without it their logic is tested on fakes."""
+
+
+@dataclass
+class Evidence:
+    """The tests that hold one behaviour."""
+
+    anywhere: int = 0
+    """Those that run on any machine."""
+    on_hardware: int = 0
+    """Those that need a GPU or TensorRT."""
+
+
+class _Collector:
+    """A pytest plugin that keeps what was collected."""
+
+    def __init__(self) -> None:
+        self.items: list[pytest.Item] = []
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.items = session.items
+
+
+def evidence(items: Iterable[pytest.Item]) -> dict[int, Evidence]:
+    """Return the tests of each behaviour, by the marks on ``items``."""
+    found: dict[int, Evidence] = defaultdict(Evidence)
+    for item in items:
+        needs_hardware = any(item.get_closest_marker(m) for m in ("needs_cuda", "needs_tensorrt"))
+        for number in {n for mark in item.iter_markers("behaviour") for n in mark.args}:
+            if needs_hardware:
+                found[number].on_hardware += 1
+            else:
+                found[number].anywhere += 1
+    return dict(found)
+
+
+def problems(found: Mapping[int, Evidence]) -> Iterator[str]:
+    """Yield what makes the check fail."""
+    for number in sorted(set(found) - set(BEHAVIOURS), key=str):
+        yield f"a test is marked behaviour({number!r}), which is not in the list"
+    for number in sorted(CLAIMED):
+        if number not in found or not found[number].anywhere:
+            yield f"this release claims behaviour {number}, and no test holds it"
+
+
+def report(found: Mapping[int, Evidence]) -> Iterator[str]:
+    """Yield the list: what is tested, what is tested as logic only, what has no test."""
+    empty = Evidence()
+    for number, title in BEHAVIOURS.items():
+        tests = found.get(number, empty)
+        if number in HARDWARE and tests.anywhere:
+            state = "logic only"
+        elif tests.anywhere:
+            state = "tested"
+        elif tests.on_hardware:
+            state = "GPU only"
+        else:
+            state = "no test" if number in CLAIMED else "later"
+        counts = f"{tests.anywhere} anywhere" if tests.anywhere else ""
+        if tests.on_hardware:
+            counts += f"{' and ' if counts else ''}{tests.on_hardware} on a GPU"
+        if number in HARDWARE:
+            counts += f"{'; ' if counts else ''}needs {HARDWARE[number]}"
+        yield f"{number:3}  {state:10}  {title}{f'  [{counts}]' if counts else ''}"
+
+
+def main() -> int:
+    """Print the list and what is wrong with it; return the exit code."""
+    collector = _Collector()
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = pytest.main(["--collect-only", "-qq", "tests"], plugins=[collector])
+    if code != pytest.ExitCode.OK:
+        sys.stderr.write(said.getvalue())
+        sys.stderr.write("the tests cannot be collected\n")
+        return 1
+    found = evidence(collector.items)
+    print("\n".join(report(found)))
+    wrong = list(problems(found))
+    for problem in wrong:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

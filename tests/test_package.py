@@ -1,0 +1,219 @@
+"""The package as a whole: what importing it costs, what its wheel holds, what its papers say."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import cyclegan_batch
+from tests import behaviours
+from tests.conftest import REPOSITORY
+
+HEAVY = {"PIL", "av", "cv2", "numpy", "onnx", "onnxruntime", "openvino", "ray", "tensorrt", "torch"}
+
+
+def _loaded_by(code: str) -> set[str]:
+    """Return the heavy packages that a fresh interpreter has loaded after ``code``."""
+    script = f"import sys, json\n{code}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    return HEAVY & set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert _loaded_by("import cyclegan_batch") == set()
+
+
+def test_errors_and_options_load_nothing_heavy():
+    assert _loaded_by("from cyclegan_batch import InputError, TranslateOptions") == set()
+
+
+@pytest.mark.parametrize("name", cyclegan_batch.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(cyclegan_batch, name) is not None
+    assert name in dir(cyclegan_batch)
+
+
+def test_an_unknown_public_name_errors():
+    with pytest.raises(AttributeError, match="has no attribute 'tranlsate'"):
+        cyclegan_batch.tranlsate  # noqa: B018
+
+
+def test_help_loads_nothing_heavy():
+    run_help = (
+        "from cyclegan_batch.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert not end.code, end.code"
+    )
+    assert _loaded_by(run_help) == set()
+
+
+def test_help_comes_in_under_300_milliseconds():
+    seconds = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "cyclegan_batch", "--help"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        seconds.append(time.perf_counter() - begin)
+    assert "translate" in done.stdout
+    assert min(seconds) < 0.3, seconds
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the wheel, built from a copy of the sources (a build writes beside them)."""
+    pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("wheel")
+    sources = folder / "sources"
+    sources.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, sources)
+    clutter = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("cyclegan_batch", "train", "export"):
+        shutil.copytree(REPOSITORY / name, sources / name, ignore=clutter)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "--no-index", "--wheel-dir", str(folder), str(sources)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_the_three_packages_and_their_types(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    packages = {"cyclegan_batch", "cyclegan_train", "cyclegan_export"}
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == packages
+    assert {f"{package}/py.typed" for package in packages} <= set(names)
+    modules = {path.relative_to(REPOSITORY).as_posix() for path in _modules("cyclegan_batch")}
+    assert modules <= set(names)
+
+
+def test_the_wheel_names_its_command_its_licence_and_its_version(wheel):
+    archive = zipfile.ZipFile(wheel)
+    info = f"cyclegan_batch-{cyclegan_batch.__version__}.dist-info"
+    metadata = archive.read(f"{info}/METADATA").decode()
+    assert "\nLicense-Expression: Apache-2.0\n" in metadata
+    assert f"{info}/licenses/LICENSE" in archive.namelist()
+    commands = archive.read(f"{info}/entry_points.txt").decode()
+    assert "cyclegan-batch = cyclegan_batch.cli:main" in commands
+
+
+def test_the_wheel_imports_without_the_sources(wheel, tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(wheel)!r})\n"
+        "import cyclegan_batch, cyclegan_export, cyclegan_train\n"
+        "print(cyclegan_batch.__file__, cyclegan_batch.__version__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [
+        f"{wheel}/cyclegan_batch/__init__.py",
+        cyclegan_batch.__version__,
+    ]
+
+
+def test_the_constraints_are_pins_that_every_light_dependency_has():
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", pin) for pin in pins), pins
+    pinned = {_canonical(pin.split("==")[0]) for pin in pins}
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["cpu"], *extras["openvino"], *extras["dev"]]
+    names = {_canonical(re.match(r"[A-Za-z0-9._-]+", line)[0]) for line in wanted}
+    assert names - {"cyclegan-batch"} <= pinned
+
+
+def test_the_core_never_imports_its_wings():
+    for path in _modules("cyclegan_batch"):
+        wings = re.findall(r"^(?:from|import) cyclegan_(?:train|export)", path.read_text(), re.M)
+        assert not wings, path
+
+
+def _modules(package: str) -> list[Path]:
+    return sorted((REPOSITORY / package).rglob("*.py"))
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# The behaviour list: the check itself must be able to fail.
+
+
+class _Item:
+    """What the behaviour list looks at in a collected test."""
+
+    def __init__(self, *marks: pytest.Mark) -> None:
+        self.marks = marks
+
+    def iter_markers(self, name):
+        return (mark for mark in self.marks if mark.name == name)
+
+    def get_closest_marker(self, name):
+        return next(self.iter_markers(name), None)
+
+
+def _test_of(*numbers, needs=None):
+    marks = [pytest.mark.behaviour(*numbers).mark]
+    if needs:
+        marks.append(getattr(pytest.mark, needs).mark)
+    return _Item(*marks)
+
+
+def test_a_claimed_behaviour_without_a_test_is_a_problem():
+    every = [_test_of(*sorted(behaviours.CLAIMED))]
+    assert list(behaviours.problems(behaviours.evidence(every))) == []
+    most = [_test_of(*sorted(behaviours.CLAIMED - {7}))]
+    (problem,) = behaviours.problems(behaviours.evidence(most))
+    assert "behaviour 7, and no test" in problem
+
+
+def test_a_claim_that_only_a_gpu_could_show_is_a_problem():
+    items = [
+        _test_of(*sorted(behaviours.CLAIMED - {12})),
+        _test_of(12, needs="needs_cuda"),
+    ]
+    (problem,) = behaviours.problems(behaviours.evidence(items))
+    assert "behaviour 12" in problem
+
+
+def test_a_mark_with_an_unknown_number_is_a_problem():
+    items = [_test_of(*sorted(behaviours.CLAIMED)), _test_of(47), _test_of("7")]
+    unknown, text = behaviours.problems(behaviours.evidence(items))
+    assert "behaviour(47)" in unknown
+    assert "behaviour('7')" in text
+
+
+def test_the_list_tells_tested_from_logic_only_and_from_untested():
+    items = [_test_of(1), _test_of(37), _test_of(37, needs="needs_cuda"), _test_of(1)]
+    lines = list(behaviours.report(behaviours.evidence(items)))
+    assert len(lines) == 46
+    assert re.match(r"  1  tested .*\[2 anywhere\]", lines[0])
+    assert re.match(r"  2  no test ", lines[1])
+    assert re.match(r" 19  later ", lines[18])
+    assert re.match(r" 37  logic only .*\[1 anywhere and 1 on a GPU; needs two GPUs\]", lines[36])

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .backends import Backend
 from .errors import CycleganBatchError, InputError, OutOfMemoryError, OutputError
@@ -44,21 +44,18 @@ _HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, er
 """What the system says when nothing can be written there at all."""
 
 
-class Unit(Protocol):
+@dataclass(frozen=True)
+class Unit:
     """What is done or not done as a whole: a stretch of a video, or a shard of images."""
 
-    @property
-    def name(self) -> str:
-        """What messages call it: a file, or a folder and a number."""
-        ...
-
-    def open_source(self) -> Source:
-        """Open the input. Raises InputError."""
-        ...
-
-    def open_sink(self) -> Sink:
-        """Open the output under a temporary name. Raises OutputError."""
-        ...
+    name: str
+    """What messages call it: the file, or the folder."""
+    open_source: Callable[[], Source]
+    """Opens the input. Raises InputError."""
+    open_sink: Callable[[], Sink]
+    """Opens the output under a temporary name. Raises OutputError."""
+    frames: int | None = None
+    """How many pictures are expected, where the plan could tell."""
 
 
 @dataclass(frozen=True)
@@ -357,8 +354,8 @@ class _Run:
         )
         self._thread("write", self._write)
         try:
-            while self._alive():
-                self.threads[-1].join(_WATCH)
+            while running := [thread for thread in self.threads if thread.is_alive()]:
+                running[-1].join(_WATCH)
                 if watch:
                     watch(self.counters)
         except KeyboardInterrupt:

@@ -1,9 +1,9 @@
 """Sources and sinks: one pair for each medium, all behind the two protocols below.
 
-Neither owns a thread and neither is thread-safe: `cyclegan_batch.pipeline` alone schedules them. The
-two ends that must run in order (`Source.read`, `Sink.write`) are called from one thread each; the two
-conversions beside them are made once per worker (`Source.converter`, `Sink.converter`), so that each
-worker holds its own state and many run side by side.
+Neither owns a thread and neither is thread-safe: `cyclegan_batch.pipeline` alone schedules them.
+The two ends that must run in order (`Source.read`, `Sink.write`) are called from one thread each;
+the two conversions beside them (`Source.converter`, `Sink.converter`) are made once per worker, so
+that each worker holds its own state and many run side by side.
 
     Source.read → converter → (batcher, backend) → converter → Sink.write … Sink.finish
 """
@@ -21,7 +21,7 @@ from ..frames import Frame
 
 @dataclass(frozen=True)
 class Dropped:
-    """A picture that is missing from the output: the run goes on without it or fails, as the plan says."""
+    """A picture missing from the output: the run goes on without it or fails, as the plan says."""
 
     name: str
     """The file, or ``file, frame 17``."""
@@ -64,12 +64,12 @@ class Sink(Protocol):
     def write(self, item: Any) -> Dropped | None:
         """Take the next picture, in order; return Dropped where only this one is lost.
 
-        Raises OutputError where the unit as a whole cannot be written, BrokenPipeError where whoever
-        reads a pipe has gone.
+        Raises OutputError where the unit as a whole cannot be written, BrokenPipeError where
+        whoever reads a pipe has gone.
         """
 
     def finish(self) -> None:
         """Flush, check what was written, and give it its final name. Raises OutputError."""
 
     def discard(self) -> None:
-        """Remove everything that was written under a temporary name. Safe after any error; twice is fine."""
+        """Remove all that has only a temporary name. Safe after any error; twice is fine."""

@@ -1,0 +1,181 @@
+"""The Python face; the command line is a thin layer over it.
+
+>>> from cyclegan_batch import open_generator, translate
+>>> translate(["clip.mp4"], "out.mp4", model="horse2zebra.onnx", crf=20)
+>>> generator = open_generator("horse2zebra.onnx")
+>>> zebras = generator(horses)                       # (N, H, W, 3) in and out
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from .backends import Backend, open_backend
+from .errors import InputError
+from .frames import Pixels, as_pixel_type, geometry, to_uint8
+from .model import ModelCard, open_model
+from .options import TranslateOptions
+from .pipeline import Counters, Failure, run
+from .plan import JobPlan, plan_job
+from .report import Report, report_from_counters, versions
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+def translate(
+    inputs: PathLike | Iterable[PathLike], output: PathLike, *, model: PathLike, **options: Any
+) -> Report:
+    """Translate videos, images and folders of them through the generator ``model``.
+
+    ``options`` are the fields of `TranslateOptions`, by the words of the command line. Nothing is
+    printed. Raises CycleganBatchError where the job fails as a whole; where errors are skipped
+    (``on_error``, the default for many inputs) the report lists them instead.
+    """
+    plan = plan_translation(inputs, output, model=model, **options)
+    return run_plan(plan)
+
+
+def plan_translation(
+    inputs: PathLike | Iterable[PathLike], output: PathLike, *, model: PathLike, **options: Any
+) -> JobPlan:
+    """Decide everything that `translate` would do, and write nothing."""
+    unknown = set(options) - {item.name for item in fields(TranslateOptions)}
+    if unknown:
+        raise TypeError(f"translate() got an unexpected option: {', '.join(sorted(unknown))}")
+    if isinstance(inputs, (str, os.PathLike)):
+        inputs = [inputs]
+    return plan_job(
+        [Path(item) for item in inputs],
+        Path(output),
+        model=Path(model),
+        options=TranslateOptions(**options),
+    )
+
+
+def run_plan(
+    plan: JobPlan,
+    *,
+    counters: Counters | None = None,
+    watch: Callable[[Counters], None] | None = None,
+) -> Report:
+    """Carry out a plan; ``watch`` is called about ten times a second with the state of the run."""
+    counters = counters or Counters()
+    counters.failures += plan.failures
+    notes = list(plan.notes)
+    try:
+        run(
+            plan.units,
+            plan.backend,
+            plan.schedule,
+            geometry=plan.geometry,
+            keep_size=plan.options.keep_size,
+            skip_errors=plan.skip_errors,
+            max_failures=plan.options.max_failures,
+            counters=counters,
+            watch=watch,
+        )
+        if not counters.interrupted:
+            _copy_others(plan, counters)
+    finally:
+        plan.backend.close()
+    return report_from_counters(
+        counters,
+        skipped=plan.skipped,
+        notes=tuple(notes),
+        record=plan.describe() | {"card": asdict(plan.model.card), "versions": versions()},
+    )
+
+
+def _copy_others(plan: JobPlan, counters: Counters) -> None:
+    from .inputs import copy_file
+
+    for entry in plan.others:
+        copy_file(entry, overwrite=plan.options.overwrite)
+        counters.written.append(entry.output)
+
+
+class Generator:
+    """A generator as a function on arrays; a context manager, not thread-safe."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        size: Literal["native"] | int | tuple[int, int] = "native",
+        fit: Literal["pad", "stretch"] | None = None,
+    ) -> None:
+        self._backend = backend
+        self._size, self._fit = size, fit
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model says of itself."""
+        return self._backend.card
+
+    def __call__(self, frames: Pixels) -> Pixels:
+        """Translate RGB ``frames``, ``(N, H, W, 3)``, uint8 in 0..255 or floating point in [0, 1].
+
+        The result has the shape of ``frames``, at any H and W, and their type (floating point: that
+        very dtype, through 8 bits where the model takes uint8). Raises ValueError for another shape.
+        """
+        if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+            raise ValueError(f"frames must be (N, H, W, 3) and not empty, got {frames.shape = }")
+        kind = frames.dtype
+        if kind != np.uint8 and kind.kind != "f":
+            raise ValueError(f"frames must be uint8 or floating point in [0, 1], got {kind = }")
+        if self.card.pixel_type == "uint8":
+            into = frames if kind == np.uint8 else to_uint8(frames)
+        else:
+            into = as_pixel_type(frames, "float16") if kind == np.uint8 else frames
+            into = into.astype(np.float16, copy=False)
+        height, width = frames.shape[1:3]
+        shape = geometry((height, width), self.card.sizes, size=self._size, fit=self._fit)
+        rows = self._backend.infer(np.stack([shape.into_network(frame) for frame in into]))
+        out = np.stack([shape.out_of_network(row) for row in rows])
+        if kind == np.uint8:
+            return to_uint8(out)
+        return (out / np.float32(255)).astype(kind) if out.dtype == np.uint8 else out.astype(kind)
+
+    def close(self) -> None:
+        """Release the model; twice is fine."""
+        self._backend.close()
+
+    def __enter__(self) -> Generator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_generator(
+    model: PathLike,
+    *,
+    model_io: str | None = None,
+    backend: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    size: Literal["native"] | int | tuple[int, int] = "native",
+    fit: Literal["pad", "stretch"] | None = None,
+) -> Generator:
+    """Open the generator at ``model`` for use on arrays. Raises ModelError, BackendError."""
+    opened = open_backend(
+        open_model(Path(model), model_io=model_io),
+        backend=backend,
+        device=device,
+        precision=precision,
+        threads=threads,
+    )
+    return Generator(opened, size=size, fit=fit)

@@ -41,13 +41,17 @@ def publish(partial: Path, final: Path, *, overwrite: bool) -> None:
         raise output_error(final, error) from error
 
 
+def printable(path: Path) -> str:
+    """Return ``path`` as text for messages: bytes that are not UTF-8 are spelled as hexadecimal."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def output_error(path: Path, error: OSError) -> OutputError:
     """Return ``error`` as an OutputError about ``path`` that says what to do."""
-    name = os.fsencode(path).decode("utf-8", "backslashreplace")
     found, remedy = _REASONS.get(
         error.errno or 0, (error.strerror or str(error), "check the output folder")
     )
-    return OutputError(f"cannot write {name}: {found}; {remedy}")
+    return OutputError(f"cannot write {printable(path)}: {found}; {remedy}")
 
 
 _REASONS = {

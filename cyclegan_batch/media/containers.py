@@ -1,17 +1,31 @@
 """Open a media file safely, and say what is in it.
 
-The only module that calls ``av.open`` for reading: every container is opened by its absolute path with
-a protocol and a format allow-list, so that a playlist, a script or a URL hidden in a media file
-reads no other file and opens no connection.
+The only module that calls ``av.open`` for reading a user's file: every container is opened by its
+absolute path with a protocol and a format allow-list, so that a playlist, a script or a URL hidden
+in a media file reads no other file and opens no connection.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+import stat
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+import av
+import av.container
+import av.error
+import av.stream
+import av.video.stream
+from av.video.frame import VideoFrame
+
+from ..errors import InputError
+from ..files import printable
 from ..frames import Size
 
 
@@ -50,22 +64,38 @@ class StreamInfo:
     rotation: int = 0
     """Degrees counter-clockwise that bring the stored picture upright: 0, 90, 180, 270."""
     mirrored: bool = False
-    """The display matrix also mirrors left to right (applied before the rotation)."""
+    """The display matrix also mirrors left to right, before the rotation: the upright picture is
+    ``np.rot90(np.fliplr(stored) if mirrored else stored, rotation // 90)``."""
     average_rate: Fraction | None = None
     constant_rate: bool | None = None
+    """All frames lie on an even grid, within one tick; None where too little is known.
+
+    From the index where it is whole, else from the first `LOOKAHEAD_PACKETS` packets; from every
+    frame where they were counted."""
     frames_claimed: int | None = None
     """What the header or the index says."""
+    frames_counted: int | None = None
+    """What the stream decodes to, where it was counted."""
     pix_fmt: str | None = None
     bits: int = 8
     colour: ColourTags = ColourTags()
     hdr: str | None = None
     """``PQ``, ``HLG`` or None."""
     interlaced: bool | None = None
+    """By the header's field order or the first frame; None where neither says."""
     attached_picture: bool = False
     closed_captions: bool = False
+    """CEA-608/708 captions inside the video's packets (the first of them were looked at)."""
     # Audio only
     sample_rate: int | None = None
     channels: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The stream in a few words for a message: ``audio aac, eng``."""
+        kind = "attached picture" if self.attached_picture else self.kind
+        language = self.metadata.get("language", "und")
+        return f"{kind} {self.codec}" + ("" if language == "und" else f", {language}")
 
 
 @dataclass(frozen=True)
@@ -83,10 +113,486 @@ class MediaInfo:
     """``id, start, end, time_base, metadata``, as PyAV reads them."""
 
     def best_video(self, index: int | None = None) -> StreamInfo:
-        """Return the video stream to translate: ``index``, or the one FFmpeg would choose. Raises InputError."""
-        raise NotImplementedError
+        """Return the video stream to translate: ``index``, or the one FFmpeg would choose.
+
+        That is the largest picture, where being marked as default counts as five million pixels;
+        the first of equals. Attached pictures are no video. Raises InputError.
+        """
+        name = printable(self.path)
+        videos = [s for s in self.streams if s.kind == "video" and not s.attached_picture]
+        listed = ", ".join(f"{s.index} ({s.label})" for s in self.streams) or "nothing"
+        if index is not None:
+            for stream in videos:
+                if stream.index == index:
+                    return stream
+            choices = ", ".join(str(s.index) for s in videos) or "none"
+            raise InputError(
+                f"{name}: stream {index} is no video; found {listed}; choose one of: {choices}"
+            )
+        if not videos:
+            pictures = any(s.attached_picture for s in self.streams)
+            what = "only an attached picture, no video" if pictures else "no video stream"
+            raise InputError(f"{name}: {what}; found {listed}; give a file that holds a video")
+        return max(videos, key=_ffmpeg_score)
 
 
-def probe(path: Path, *, count_frames: bool = False) -> MediaInfo:
-    """Describe the media file at ``path``. Raises InputError."""
-    raise NotImplementedError
+def _ffmpeg_score(stream: StreamInfo) -> int:
+    """Rank a video stream as the ffmpeg program does when no stream is named."""
+    height, width = stream.size or (0, 0)
+    return height * width + (5_000_000 if "default" in stream.disposition else 0)
+
+
+LOOKAHEAD_PACKETS = 300
+"""Video packets read per stream where no index tells whether the rate is constant."""
+_LOOKAHEAD_BYTES = 2**25
+
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,ogg,"
+    "flv,asf,mxf,nut,yuv4mpegpipe,gif,dv,rm,gxf,wtv,nsv,mjpeg,"
+    "wav,w64,mp3,flac,aac,ac3,eac3,aiff,caf,au,ape,wv,tta,amr,dts,truehd,mp2"
+)
+"""Demuxers that read one file and nothing else; never a playlist, a script or a device."""
+
+
+def open_container(
+    path: Path, *, image_pattern_rate: Fraction | None = None
+) -> av.container.InputContainer:
+    """Open ``path`` for reading, as a context manager; it reads no other file and no network.
+
+    With ``image_pattern_rate`` (frames per second) ``path`` is a numbered pattern of images
+    (``f_%06d.png``), which starts at the lowest number there is. Raises InputError.
+    """
+    options = {"protocol_whitelist": "file"}
+    if image_pattern_rate is None:
+        _check_is_file(path)
+        options["format_whitelist"] = _FORMATS
+        # "file:" keeps a name such as "concat:a|b" or "http://…" a name.
+        url, format_name = f"file:{path.absolute()}", None
+    else:
+        options["format_whitelist"] = "image2"
+        options["framerate"] = str(image_pattern_rate)
+        options["pattern_type"] = "sequence"
+        options["start_number"] = str(_first_number(path))
+        folder = str(path.absolute().parent).replace("%", "%%")
+        url, format_name = f"file:{folder}/{path.name}", "image2"
+    try:
+        return av.open(
+            url,
+            "r",
+            format=format_name,
+            container_options=options,
+            # Tags in some other encoding come back as they were, byte for byte.
+            metadata_errors="surrogateescape",
+        )
+    except (av.error.FFmpegError, OSError) as error:
+        raise input_error(path, error) from error
+
+
+def input_error(path: Path, error: Exception) -> InputError:
+    """Return what FFmpeg says about ``path`` as an InputError in three beats."""
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, av.error.InvalidDataError | av.error.ArgumentError):
+        return InputError(
+            f"cannot read {printable(path)}: its content is no media format that is read here "
+            f"({reason}); give a video such as MP4, MOV, MKV, WebM, AVI or MPEG-TS"
+        )
+    return InputError(
+        f"cannot read {printable(path)}: {reason}; check the name, the permissions and the disk"
+    )
+
+
+def _check_is_file(path: Path) -> None:
+    """Refuse what is no regular file with a sentence of its own. Raises InputError."""
+    name = printable(path)
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise InputError(f"{name} does not exist; check the spelling of the name") from error
+    except (OSError, ValueError) as error:
+        raise input_error(path, error) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{name} is a folder where a media file was expected; name a file in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{name} is no regular file; copy its content into a file first")
+    if status.st_size == 0:
+        raise InputError(f"{name} is empty (0 bytes); copy or record it again")
+
+
+def _first_number(pattern: Path) -> int:
+    """Return the lowest number of the files that ``pattern`` matches. Raises InputError."""
+    found = re.search(r"%(0?)(\d*)d", pattern.name)
+    if found is None:
+        raise InputError(
+            f"{printable(pattern)} is no pattern: found no number, expected one like %06d"
+        )
+    before, after = pattern.name[: found.start()], pattern.name[found.end() :]
+    digits = rf"\d{{{int(found[2])},}}" if found[1] and found[2] else r"\d+"
+    name = re.compile(
+        re.escape(before.replace("%%", "%")) + f"({digits})" + re.escape(after.replace("%%", "%"))
+    )
+    try:
+        entries = [entry.name for entry in pattern.parent.iterdir()]
+    except OSError as error:
+        raise input_error(pattern, error) from error
+    numbers = [int(match[1]) for entry in entries if (match := name.fullmatch(entry))]
+    if not numbers:
+        raise InputError(
+            f"no file matches {printable(pattern)}; check the name and the number of digits"
+        )
+    return min(numbers)
+
+
+def probe(
+    path: Path, *, count_frames: bool = False, image_pattern_rate: Fraction | None = None
+) -> MediaInfo:
+    """Describe the media file at ``path``; ``count_frames`` decodes it all. Raises InputError."""
+    with open_container(path, image_pattern_rate=image_pattern_rate) as container:
+        try:
+            info = media_info(container, path)
+            looks = {
+                stream.index: _Look(stream)
+                for stream in container.streams.video
+                if not _is_attached(stream) and stream.codec_context is not None
+            }
+            if looks:
+                _look_into(container, looks, whole=count_frames)
+        except av.error.FFmpegError as error:
+            raise input_error(path, error) from error
+        streams = [
+            looks[stream.index].complete(stream, whole=count_frames)
+            if stream.index in looks
+            else stream
+            for stream in info.streams
+        ]
+        # Closed captions and matrices are read from frames, everything else before the file closes.
+        return replace(info, streams=tuple(streams))
+
+
+def media_info(container: av.container.InputContainer, path: Path) -> MediaInfo:
+    """Describe an open container by its header alone; no packet is read (so a pipe stays whole)."""
+    duration = container.duration
+    return MediaInfo(
+        path=path,
+        format=container.format.name,
+        duration=None if duration is None else Fraction(duration, av.time_base),
+        streams=tuple(_stream_info(stream) for stream in container.streams),
+        metadata=dict(container.metadata),
+        chapters=tuple(dict(chapter) for chapter in container.chapters()),
+    )
+
+
+def _stream_info(stream: av.stream.Stream) -> StreamInfo:
+    """Describe one stream by the container's header."""
+    context = stream.codec_context
+    known = ("video", "audio", "subtitle", "attachment")
+    info = StreamInfo(
+        index=stream.index,
+        kind=stream.type if stream.type in known else "data",  # type: ignore[arg-type]
+        codec=_codec_name(stream),
+        time_base=stream.time_base or Fraction(1, av.time_base),
+        start_pts=stream.start_time,
+        duration=stream.duration,
+        metadata=dict(stream.metadata),
+        disposition=tuple(
+            flag.name for flag in av.stream.Disposition if flag.name and flag & stream.disposition
+        ),
+    )
+    if isinstance(stream, av.video.stream.VideoStream) and context is not None:
+        return _video_info(info, stream)
+    if stream.type == "audio" and context is not None:
+        return replace(info, sample_rate=context.sample_rate, channels=context.channels)  # type: ignore[attr-defined]
+    return info
+
+
+def _codec_name(stream: av.stream.Stream) -> str:
+    """Return the codec's own name, not that of the decoder (``av1``, not ``libdav1d``)."""
+    if stream.codec_context is not None:
+        return str(stream.codec_context.codec.canonical_name)
+    if stream.type == "attachment":
+        return stream.metadata.get("mimetype", "unknown")
+    return stream.name or "unknown"
+
+
+def _is_attached(stream: av.stream.Stream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _video_info(info: StreamInfo, stream: av.video.stream.VideoStream) -> StreamInfo:
+    """Add what the header says of a video stream."""
+    context = stream.codec_context
+    size = (context.height, context.width)
+    return replace(
+        info,
+        size=size,
+        displayed_size=size,
+        sample_aspect_ratio=stream.sample_aspect_ratio or None,
+        average_rate=stream.average_rate or stream.guessed_rate or None,
+        frames_claimed=stream.frames or None,
+        pix_fmt=context.format.name if context.format is not None else None,
+        bits=_bits(context.format),
+        colour=ColourTags(
+            matrix=context.colorspace,
+            primaries=context.color_primaries,
+            transfer=context.color_trc,
+            range=context.color_range,
+        ),
+        hdr=_HDR.get(context.color_trc),
+        interlaced={0: None, 1: False}.get(context.field_order, True),
+        attached_picture=_is_attached(stream),
+    )
+
+
+def _bits(pixel_format: Any) -> int:
+    return max((c.bits for c in pixel_format.components), default=8) if pixel_format else 8
+
+
+_HDR = {16: "PQ", 18: "HLG"}
+"""H.273 transfer characteristics that mean high dynamic range."""
+
+
+class _Look:
+    """What the first packets and the first frame of a video stream add to its header."""
+
+    def __init__(self, stream: av.video.stream.VideoStream) -> None:
+        self.stream = stream
+        self.first: VideoFrame | None = None
+        self.times: list[int] = []
+        """Presentation times of frames as far as they are known."""
+        self.packets = 0
+        self.size = 0
+        self.frames = 0
+        self.captions = False
+        self.end = False
+        if stream.frames and len(stream.index_entries) >= stream.frames:
+            self.index: list[int] | None = [
+                entry.timestamp for entry in stream.index_entries if not entry.is_discard
+            ]
+        else:
+            self.index = None
+
+    @property
+    def satisfied(self) -> bool:
+        if self.first is None or self.packets < _CAPTION_PACKETS:
+            enough = False
+        else:
+            enough = self.index is not None or self.packets >= LOOKAHEAD_PACKETS
+        return self.end or enough or self.size > _LOOKAHEAD_BYTES
+
+    def take(self, packet: av.Packet[Any], *, whole: bool) -> None:
+        if packet.size:
+            self.packets += 1
+            self.size += packet.size
+            if self.packets <= _CAPTION_PACKETS:
+                self.captions = self.captions or _CAPTION_MARK in bytes(packet)
+            time = packet.dts if packet.pts is None else packet.pts
+            if time is not None and not packet.is_discard and not whole:
+                self.times.append(time)
+        else:
+            self.end = True
+        if self.first is None or whole:
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError:
+                # What cannot be decoded is the translation's to report; here the rest is described.
+                return
+            for frame in frames:
+                assert isinstance(frame, VideoFrame)
+                self.frames += 1
+                if self.first is None:
+                    self.first = frame
+                if whole and frame.pts is not None:
+                    self.times.append(frame.pts)
+
+    def complete(self, info: StreamInfo, *, whole: bool) -> StreamInfo:
+        """Return ``info`` with what was seen."""
+        times = self.index if self.index is not None and not whole else sorted(self.times)
+        if not self.end and self.index is None:
+            # The last ones in decoding order leave gaps that later packets fill.
+            times = times[: -min(_REORDERED, len(times) // 2) or None]
+        info = replace(
+            info,
+            constant_rate=_evenly_spaced(times),
+            closed_captions=self.captions,
+            frames_counted=self.frames if whole else None,
+        )
+        frame = self.first
+        if frame is None:
+            return info
+        rotation, mirrored = _orientation(frame)
+        size = info.size if info.size and all(info.size) else (frame.height, frame.width)
+        colour = ColourTags(
+            matrix=_first_specified(info.colour.matrix, int(frame.colorspace), 2),
+            primaries=_first_specified(info.colour.primaries, int(frame.color_primaries), 2),
+            transfer=_first_specified(info.colour.transfer, int(frame.color_trc), 2),
+            range=_first_specified(info.colour.range, int(frame.color_range), 0),
+        )
+        return replace(
+            info,
+            size=size,
+            displayed_size=size[::-1] if rotation % 180 else size,
+            rotation=rotation,
+            mirrored=mirrored,
+            pix_fmt=info.pix_fmt or frame.format.name,
+            bits=_bits(frame.format),
+            colour=colour,
+            hdr=_HDR.get(colour.transfer),
+            # A field order alone is a claim of the header; a frame flagged so is coded so.
+            interlaced=bool(info.interlaced or frame.interlaced_frame),
+        )
+
+
+_CAPTION_PACKETS = 16
+_CAPTION_MARK = b"GA94\x03"
+"""Start of CEA-608/708 data (ATSC A/53 Part 4, 6.2.3), in SEI, user data and OBUs alike."""
+_REORDERED = 17
+"""One more than the deepest reordering that H.264 and HEVC allow."""
+
+
+def _look_into(
+    container: av.container.InputContainer, looks: dict[int, _Look], *, whole: bool
+) -> None:
+    """Read packets until every look is satisfied, or all of them."""
+    for look in looks.values():
+        look.stream.thread_type = "AUTO" if whole else "SLICE"
+    for packet in container.demux([look.stream for look in looks.values()]):
+        look = looks[packet.stream_index]
+        if not whole and look.satisfied:
+            if all(other.satisfied for other in looks.values()):
+                return
+            continue
+        look.take(packet, whole=whole)
+
+
+def _first_specified(header: int, frame: int, unspecified: int) -> int:
+    return frame if header == unspecified else header
+
+
+def _evenly_spaced(times: Sequence[int]) -> bool | None:
+    """Say whether ``times`` (ticks, ascending) lie within one tick of an even grid."""
+    if len(times) < 2:
+        return None
+    first, step = times[0], Fraction(times[-1] - times[0], len(times) - 1)
+    return all(abs(first + step * i - time) <= 1 for i, time in enumerate(times))
+
+
+def _orientation(frame: VideoFrame) -> tuple[int, bool]:
+    """Return the rotation (degrees counter-clockwise) and mirroring of the display matrix.
+
+    It maps stored coordinates to displayed ones, y downwards: x' = a·x + c·y, y' = b·x + d·y (ISO/IEC
+    14496-12, 8.3.2). Angles between the right ones are taken to the nearest.
+    """
+    side_data: Any = frame.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return 0, False
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side_data)[:36])
+    mirrored = a * d - b * c < 0
+    if mirrored:
+        # Undo the mirroring, which comes first: what is left is a rotation.
+        a, b = -a, -b
+    return round(math.degrees(math.atan2(-b, a)) / 90) * 90 % 360, mirrored
+
+
+def describe(info: MediaInfo) -> dict[str, Any]:
+    """Return ``info`` as plain JSON-able values, in the words that `inspect` prints."""
+    return {
+        "file": printable(info.path),
+        "container": info.format,
+        "duration_seconds": None if info.duration is None else float(info.duration),
+        "metadata": _printable_tags(info.metadata),
+        "chapters": [
+            {
+                "start_seconds": float(chapter["start"] * chapter["time_base"]),
+                "end_seconds": float(chapter["end"] * chapter["time_base"]),
+                "metadata": _printable_tags(chapter["metadata"]),
+            }
+            for chapter in info.chapters
+        ],
+        "streams": [_describe_stream(stream) for stream in info.streams],
+    }
+
+
+def _describe_stream(stream: StreamInfo) -> dict[str, Any]:
+    """Return one stream as plain values; video and audio have their own words."""
+    words: dict[str, Any] = {"index": stream.index, "kind": stream.kind, "codec": stream.codec}
+    if stream.kind == "video":
+        words |= {
+            "size": _size_words(stream.size),
+            "displayed_size": _size_words(stream.displayed_size),
+            "sample_aspect_ratio": _ratio(stream.sample_aspect_ratio, ":"),
+            "rate": _ratio(stream.average_rate, "/"),
+            "constant_rate": stream.constant_rate,
+            "frames": stream.frames_counted or stream.frames_claimed,
+            "frames_are": "claimed" if stream.frames_counted is None else "counted",
+            "pixel_format": stream.pix_fmt,
+            "bits": stream.bits,
+            "colour": colour_names(stream.colour),
+            "rotation": stream.rotation,
+            "mirrored": stream.mirrored,
+            "interlaced": stream.interlaced,
+            "hdr": stream.hdr,
+            "attached_picture": stream.attached_picture,
+            "closed_captions": stream.closed_captions,
+        }
+        if stream.frames_counted is None and stream.frames_claimed is None:
+            words["frames_are"] = "unknown"
+    if stream.kind == "audio":
+        words |= {"sample_rate": stream.sample_rate, "channels": stream.channels}
+    words["duration_seconds"] = (
+        None if stream.duration is None else float(stream.duration * stream.time_base)
+    )
+    words["start_seconds"] = (
+        None if stream.start_pts is None else float(stream.start_pts * stream.time_base)
+    )
+    words["time_base"] = _ratio(stream.time_base, "/")
+    words["disposition"] = list(stream.disposition)
+    words["metadata"] = _printable_tags(stream.metadata)
+    return words
+
+
+def colour_names(colour: ColourTags) -> dict[str, str]:
+    """Return the tags by FFmpeg's names, each ``untagged`` where the file says nothing."""
+    return {
+        "matrix": _MATRICES.get(colour.matrix, f"unknown ({colour.matrix})"),
+        "primaries": _PRIMARIES.get(colour.primaries, f"unknown ({colour.primaries})"),
+        "transfer": _TRANSFERS.get(colour.transfer, f"unknown ({colour.transfer})"),
+        "range": {0: "untagged", 1: "limited", 2: "full"}.get(
+            colour.range, f"unknown ({colour.range})"
+        ),
+    }
+
+
+def _names(text: str) -> dict[int, str]:
+    return {int(code): name for code, name in (item.split(":") for item in text.split())}
+
+
+# ITU-T H.273 tables 2, 3 and 4, in the words of FFmpeg's options.
+_PRIMARIES = _names(
+    "1:bt709 2:untagged 4:bt470m 5:bt470bg 6:smpte170m 7:smpte240m 8:film 9:bt2020 10:smpte428 "
+    "11:smpte431 12:smpte432 22:ebu3213"
+)
+_TRANSFERS = _names(
+    "1:bt709 2:untagged 4:gamma22 5:gamma28 6:smpte170m 7:smpte240m 8:linear 9:log100 10:log316 "
+    "11:iec61966-2-4 12:bt1361e 13:iec61966-2-1 14:bt2020-10 15:bt2020-12 16:smpte2084 17:smpte428 "
+    "18:arib-std-b67"
+)
+_MATRICES = _names(
+    "0:gbr 1:bt709 2:untagged 4:fcc 5:bt470bg 6:smpte170m 7:smpte240m 8:ycgco 9:bt2020nc "
+    "10:bt2020c 11:smpte2085 12:chroma-derived-nc 13:chroma-derived-c 14:ictcp 15:ipt-c2 "
+    "16:ycgco-re 17:ycgco-ro"
+)
+
+
+def _size_words(size: Size | None) -> str | None:
+    return None if size is None else f"{size[1]}x{size[0]}"
+
+
+def _ratio(value: Fraction | None, sign: str) -> str | None:
+    return None if value is None else f"{value.numerator}{sign}{value.denominator}"
+
+
+def _printable_tags(tags: dict[str, str]) -> dict[str, str]:
+    """Return ``tags`` with bytes that were no UTF-8 spelled out."""
+    return {
+        key: value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        for key, value in tags.items()
+    }

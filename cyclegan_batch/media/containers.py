@@ -420,11 +420,13 @@ class _Look:
             return info
         rotation, mirrored = _orientation(frame)
         size = info.size if info.size and all(info.size) else (frame.height, frame.width)
+        # The bitstream is closer to the pixels than the container (tried: PQ in a BT.709 box).
+        tags = info.colour
         colour = ColourTags(
-            matrix=_first_specified(info.colour.matrix, int(frame.colorspace), 2),
-            primaries=_first_specified(info.colour.primaries, int(frame.color_primaries), 2),
-            transfer=_first_specified(info.colour.transfer, int(frame.color_trc), 2),
-            range=_first_specified(info.colour.range, int(frame.color_range), 0),
+            matrix=tags.matrix if frame.colorspace == 2 else int(frame.colorspace),
+            primaries=tags.primaries if frame.color_primaries == 2 else int(frame.color_primaries),
+            transfer=tags.transfer if frame.color_trc == 2 else int(frame.color_trc),
+            range=int(frame.color_range) or tags.range,
         )
         return replace(
             info,
@@ -463,10 +465,6 @@ def _look_into(
         look.take(packet, whole=whole)
 
 
-def _first_specified(header: int, frame: int, unspecified: int) -> int:
-    return frame if header == unspecified else header
-
-
 def _evenly_spaced(times: Sequence[int]) -> bool | None:
     """Say whether ``times`` (ticks, ascending) lie within one tick of an even grid."""
     if len(times) < 2:
@@ -478,8 +476,8 @@ def _evenly_spaced(times: Sequence[int]) -> bool | None:
 def _orientation(frame: VideoFrame) -> tuple[int, bool]:
     """Return the rotation (degrees counter-clockwise) and mirroring of the display matrix.
 
-    It maps stored coordinates to displayed ones, y downwards: x' = a·x + c·y, y' = b·x + d·y (ISO/IEC
-    14496-12, 8.3.2). Angles between the right ones are taken to the nearest.
+    It maps stored coordinates to displayed ones, y downwards: x' = a·x + c·y, y' = b·x + d·y
+    (ISO/IEC 14496-12, 8.3.2). Angles between the right ones are taken to the nearest.
     """
     side_data: Any = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:

@@ -1,0 +1,100 @@
+"""The demo: sources worth looking at, a model inside the contract, results beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from cyclegan_batch import demo, open_generator
+from cyclegan_batch.model import open_model
+
+
+@pytest.fixture(scope="module")
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, told: list[str]) -> demo.Demo:
+    return demo.run_demo(tmp_path_factory.mktemp("demo") / "new folder", say=told.append)
+
+
+def _frames(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_the_demo_clip_moves_and_sounds(made):
+    with av.open(str(made.clip)) as container:
+        (audio,) = container.streams.audio
+        assert audio.codec_context.name == "aac"
+        sound = np.concatenate([f.to_ndarray() for f in container.decode(audio)], axis=1)
+    assert np.sqrt((sound**2).mean()) > 0.02
+    frames = _frames(made.clip)
+    assert (len(frames), frames[0].shape) == (100, (360, 640, 3))
+    steps = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, frames[1:], strict=False)]
+    assert min(steps) > 1.0, "every frame must differ from the one before"
+
+
+def test_the_demo_clip_comes_back_whole_with_its_sound(made):
+    source, result = _frames(made.clip), _frames(made.translated_clip)
+    assert [frame.shape for frame in result] == [frame.shape for frame in source]
+    packets = []
+    for path in (made.clip, made.translated_clip):
+        with av.open(str(path)) as container:
+            packets.append([bytes(p) for p in container.demux(audio=0) if p.size])
+    assert packets[0] == packets[1]
+
+
+def test_every_demo_picture_comes_back_at_its_size_with_its_alpha(made):
+    names = {p.relative_to(made.pictures) for p in made.pictures.rglob("*") if p.is_file()}
+    results = made.translated_pictures
+    assert len(names) == 6
+    assert {p.relative_to(results) for p in results.rglob("*") if p.is_file()} == names
+    for name in names:
+        with Image.open(made.pictures / name) as source, Image.open(results / name) as result:
+            assert (result.size, result.format) == (source.size, source.format)
+            if source.mode == "RGBA":
+                assert result.getchannel("A").tobytes() == source.getchannel("A").tobytes()
+
+
+def test_the_demo_result_looks_like_dusk(made):
+    day, dusk = _frames(made.clip)[50].astype(int), _frames(made.translated_clip)[50].astype(int)
+    assert (day[..., 2] > day[..., 0]).mean() > 0.5, "by day blue wins"
+    assert (dusk[..., 0] > dusk[..., 2] + 20).mean() > 0.5, "in the evening red does"
+
+
+def test_the_demo_says_that_its_model_is_no_trained_network(made, told):
+    assert "not a trained network" in told[0]
+    assert "not trained" in open_model(made.model).card.architecture
+
+
+def test_the_demo_names_its_results_at_the_end(made, told):
+    assert [line.rpartition(": ")[2] for line in told[-3:]] == [
+        str(path) for path in (made.translated_clip, made.translated_pictures, made.sheet)
+    ]
+
+
+def test_the_demo_sheet_shows_the_result_below_its_source(made):
+    with Image.open(made.sheet) as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    # The first moment of the clip lies below the title, its translation below that.
+    source, result = pixels[48:205, 40:320], pixels[230:380, 40:320]
+    assert source[..., 2].mean() > source[..., 0].mean()
+    assert result[..., 0].mean() > result[..., 2].mean() + 20
+
+
+def test_the_demo_model_is_the_same_every_time(made, tmp_path):
+    demo.write_generator(tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == made.model.read_bytes()
+
+
+def test_the_demo_model_takes_any_size(made):
+    with open_generator(made.model) as generator:
+        for size in ((1, 1), (3, 5), (37, 53)):
+            frames = np.full((2, *size, 3), 90, np.uint8)
+            assert generator(frames).shape == frames.shape

@@ -34,3 +34,18 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release the context; twice is fine."""
+
+
+def open_backend(
+    model: Model,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    contexts: int = 1,
+) -> Backend:
+    """Open ``model`` with the runtime, on the device and in the precision asked for."""
+    from .onnxruntime import open_onnxruntime
+
+    return open_onnxruntime(model, threads=threads, contexts=contexts)

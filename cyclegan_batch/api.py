@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
@@ -18,11 +18,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from .backends import Backend, open_backend
-from .errors import InputError
 from .frames import Pixels, as_pixel_type, geometry, to_uint8
 from .model import ModelCard, open_model
 from .options import TranslateOptions
-from .pipeline import Counters, Failure, run
+from .pipeline import Counters, run
 from .plan import JobPlan, plan_job
 from .report import Report, report_from_counters, versions
 
@@ -122,8 +121,8 @@ class Generator:
     def __call__(self, frames: Pixels) -> Pixels:
         """Translate RGB ``frames``, ``(N, H, W, 3)``, uint8 in 0..255 or floating point in [0, 1].
 
-        The result has the shape of ``frames``, at any H and W, and their type (floating point: that
-        very dtype, through 8 bits where the model takes uint8). Raises ValueError for another shape.
+        The result has the shape of ``frames``, at any H and W, and their dtype (floating point goes
+        through 8 bits where the model takes uint8). Raises ValueError for another shape.
         """
         if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
             raise ValueError(f"frames must be (N, H, W, 3) and not empty, got {frames.shape = }")

@@ -40,7 +40,7 @@ class _Commands(click.Group):
             sys.exit(130)
 
 
-class _Seconds(click.ParamType):
+class _Seconds(click.ParamType[float]):
     """Seconds, or ``[HH:]MM:SS[.fff]`` as FFmpeg users write it."""
 
     name = "time"
@@ -61,7 +61,7 @@ class _Seconds(click.ParamType):
         return seconds
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType[Any]):
     """``native``, the shorter side, or ``WxH``."""
 
     name = "native|N|WxH"
@@ -82,7 +82,7 @@ class _Size(click.ParamType):
         return (sides[0], sides[1]) if by else sides[0]
 
 
-class _Count(click.ParamType):
+class _Count(click.ParamType[Any]):
     """``auto`` (None) or a whole number from 1."""
 
     name = "auto|N"
@@ -97,9 +97,7 @@ class _Count(click.ParamType):
         return int(value)
 
 
-def _pairs(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
+def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     pairs = {}
     for value in values:
         key, equals, rest = value.partition("=")
@@ -215,7 +213,10 @@ _RUN = _options(
     click.option("--max-failures", type=click.IntRange(min=0), help="Give up after so many."),
     click.option("--strict", is_flag=True, help="What a container cannot hold is an error."),
     click.option(
-        "--max-pixels", type=click.IntRange(min=1), default=2**28, show_default=True,
+        "--max-pixels",
+        type=click.IntRange(min=1),
+        default=2**28,
+        show_default=True,
         help="Refuse larger pictures by their header.",
     ),
     click.option("--copy-others", is_flag=True, help="Copy labels and other files along."),
@@ -351,9 +352,7 @@ def _print_outcome(report: Report, reporter: Any, *, verbose: bool) -> None:
     if verbose:
         for name, stage in report.stages.items():
             share = stage.busy_seconds / max(report.seconds, 1e-9) / stage.workers
-            reporter.say(
-                f"  {name}: busy {stage.busy_seconds:.2f} s over {stage.workers} workers, {share:.0%}"
-            )
+            reporter.say(f"  {name} ×{stage.workers}: busy {stage.busy_seconds:.2f} s, {share:.0%}")
 
 
 @main.command()

@@ -2,8 +2,8 @@
 
 Everything between a Source and a Sink is a `Frame`: RGB, row-major, top left first. Two pixel types
 exist (the model's card says which): ``uint8`` in 0..255, and ``float16`` in [0, 1] for sources of
-more than 8 bits. A `Geometry` takes a picture of any size into the network's sizes and back, so that
-what goes in at 1279×717 comes out at 1279×717.
+more than 8 bits. A `Geometry` takes a picture of any size into the network's sizes and back: what
+goes in at 1279×717 comes out at 1279×717.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels: TypeAlias = npt.NDArray[Any]
-"""RGB pixels, ``(H, W, 3)`` or ``(N, H, W, 3)``, uint8 in 0..255 or float16 in [0, 1], C-contiguous."""
+"""RGB, ``(H, W, 3)`` or ``(N, H, W, 3)``, uint8 in 0..255 or float16 in [0, 1], C-contiguous."""
 
 PixelType: TypeAlias = Literal["uint8", "float16"]
 Size: TypeAlias = tuple[int, int]
@@ -32,17 +32,7 @@ class Frame:
     pixels: Pixels
     """``(H, W, 3)``."""
     tag: Any = None
-    """Written by the Source, read by the Sink, untouched in between (time stamps, alpha, a name)."""
-
-
-@dataclass(frozen=True)
-class FrameBatch:
-    """What one call of a backend works on: frames of one size, filled up to the planned batch size."""
-
-    pixels: Pixels
-    """``(N, H, W, 3)`` in the network's size."""
-    frames: tuple[Frame, ...]
-    """The 1..N real frames; rows beyond them repeat the last one (the batch shape is part of the plan)."""
+    """Written by the Source, read by the Sink: time stamps, alpha, a name."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ class SizeRequirements:
     """The only size there is, where the file fixes it."""
 
     def smallest_fit(self, size: Size) -> Size:
-        """Return the smallest accepted size that holds ``size`` (the fixed one where there is one)."""
+        """Return the smallest accepted size that holds ``size``; the fixed one if there is one."""
         if self.fixed is not None:
             return self.fixed
         height, width = (
@@ -80,11 +70,11 @@ class Geometry:
     network: Size
 
     def into_network(self, pixels: Pixels) -> Pixels:
-        """Return ``pixels`` (``source`` size) at ``network`` size; the same array if nothing is to do."""
+        """Return ``pixels`` (``source`` size) at ``network`` size, the same array if they agree."""
         return _reflect(_resize(pixels, self.content), self.network)
 
     def out_of_network(self, pixels: Pixels, *, keep_size: bool = False) -> Pixels:
-        """Return ``pixels`` (``network`` size) at ``source`` size, or at ``content`` size on ``keep_size``."""
+        """Return ``pixels`` (``network`` size) at ``source`` size, or ``content`` on ``keep_size``."""
         height, width = self.content
         cropped = np.ascontiguousarray(pixels[:height, :width])
         return cropped if keep_size else _resize(cropped, self.source)
@@ -99,9 +89,9 @@ def geometry(
 ) -> Geometry:
     """Decide how a picture of ``source`` size is shown to the network.
 
-    ``size``: ``"native"``, the length of the shorter side, or (height, width). ``fit``: ``pad`` keeps
-    the shape and reflects the rest, ``stretch`` resizes to the very size; None means stretch where the
-    model's size is fixed, else pad.
+    ``size``: ``"native"``, the length of the shorter side, or (height, width). ``fit``: ``pad``
+    keeps the shape and reflects the rest, ``stretch`` resizes to the very size; None means stretch
+    where the model's size is fixed, else pad.
     """
     fixed = requirements.fixed
     fit = fit or ("stretch" if fixed else "pad")
@@ -131,7 +121,7 @@ def to_uint8(pixels: Pixels) -> Pixels:
 
 
 def stack(frames: Sequence[Pixels], batch_size: int) -> Pixels:
-    """Return 1..N equally sized pictures as one ``(batch_size, H, W, 3)`` array, the last one repeated."""
+    """Return 1..N pictures of one size as ``(batch_size, H, W, 3)``, the last one repeated."""
     if len(frames) == batch_size == 1:
         return np.ascontiguousarray(frames[0])[np.newaxis]
     return np.stack([*frames, *[frames[-1]] * (batch_size - len(frames))])
@@ -146,16 +136,14 @@ def _resize(pixels: Pixels, size: Size) -> Pixels:
     shrinks = size[0] * size[1] < pixels.shape[0] * pixels.shape[1]
     # OpenCV resizes no float16.
     work = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
-    out = cv2.resize(
-        work, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    )
+    out = cv2.resize(work, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     if pixels.dtype != np.uint8:
         out = np.clip(out, 0.0, 1.0)
     return np.ascontiguousarray(out.astype(pixels.dtype, copy=False))
 
 
 def _reflect(pixels: Pixels, size: Size) -> Pixels:
-    """Reflect without repeating the edge (OpenCV's BORDER_REFLECT_101), as often as ``size`` needs."""
+    """Reflect at the edge (OpenCV's BORDER_REFLECT_101), as often as ``size`` needs."""
     height, width = pixels.shape[:2]
     if (height, width) == size:
         return pixels
@@ -164,7 +152,7 @@ def _reflect(pixels: Pixels, size: Size) -> Pixels:
 
 
 def _reflect_101(length: int, padded: int) -> npt.NDArray[np.intp]:
-    """Return for each of ``padded`` positions the source index: 0 1 2 3 2 1 0 1 …"""
+    """Return the source index of each of ``padded`` positions, as in 0 1 2 3 2 1 0 1."""
     position = np.arange(padded)
     if length == 1:
         return np.zeros(padded, dtype=np.intp)

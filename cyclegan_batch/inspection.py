@@ -30,4 +30,6 @@ def inspect_file(
         return {"kind": "image"} | images.describe(path)
     from .media import containers
 
-    return {"kind": "media"} | containers.describe(containers.probe(path, count_frames=count_frames))
+    return {"kind": "media"} | containers.describe(
+        containers.probe(path, count_frames=count_frames)
+    )

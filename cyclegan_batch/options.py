@@ -1,4 +1,4 @@
-"""What a translation can be told: the one list behind the command line, the Python API and the plan.
+"""What a translation can be told: one list behind the command line, the Python API and the plan.
 
 A flag, its field here and its word in the README are the same word; a test holds them together.
 """

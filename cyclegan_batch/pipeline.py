@@ -243,17 +243,21 @@ class _Channel(Generic[T]):
 
     def put(self, item: T) -> None:
         with self._changed:
+            self._check()
             while len(self._items) >= self._length:
-                self._wait()
+                self._changed.wait(_WATCH)
+                self._check()
             self._items.append(item)
             self._changed.notify_all()
 
     def get(self) -> T:
         with self._changed:
+            self._check()
             while not self._items:
                 if self._closed:
                     raise _EndedError
-                self._wait()
+                self._changed.wait(_WATCH)
+                self._check()
             item = self._items.popleft()
             self._changed.notify_all()
             return item
@@ -263,10 +267,9 @@ class _Channel(Generic[T]):
             self._closed = True
             self._changed.notify_all()
 
-    def _wait(self) -> None:
+    def _check(self) -> None:
         if self._stop.is_set():
             raise _StoppedError
-        self._changed.wait(_WATCH)
 
 
 class _Batcher:
@@ -364,7 +367,7 @@ class _Run:
             self._end()
         if self.error is not None and not self.counters.interrupted:
             raise self.error
-        if watch:
+        if watch and not self.counters.interrupted:
             watch(self.counters)
         return self.counters
 

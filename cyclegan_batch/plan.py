@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CycleganBatchError, InputError, OutputError
+from .errors import InputError, OutputError
 from .frames import Geometry, Size
 from .frames import geometry as frame_geometry
 from .options import TranslateOptions
@@ -113,7 +113,9 @@ def plan_job(
     notes = list(generator.card.notes)
     tree, skipped = _without_existing(tree, options)
     work = [entry for entry in tree.entries if entry.kind != "other"]
-    skip_errors = options.on_error == "skip" or (options.on_error is None and len(work) + skipped > 1)
+    skip_errors = options.on_error == "skip" or (
+        options.on_error is None and len(work) + skipped > 1
+    )
 
     units: list[Unit] = []
     failures: list[Failure] = []
@@ -143,7 +145,7 @@ def plan_job(
                 ["none of the inputs can be translated:", *(failure.cause for failure in failures)]
             )
         )
-    backend, schedule = _open_backend(generator, options, bool(units))
+    backend, schedule = _open_backend(generator, options)
     return JobPlan(
         inputs=tuple(inputs),
         output=output,
@@ -176,7 +178,7 @@ class _Planned:
 
 
 def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[InputTree, int]:
-    """Apply ``--overwrite`` and ``--skip-existing``; nothing is overwritten unasked. Raises OutputError."""
+    """Apply ``--overwrite`` and ``--skip-existing``. Raises OutputError where neither is given."""
     if options.overwrite:
         return tree, 0
     existing = [entry for entry in tree.entries if entry.output and os.path.lexists(entry.output)]
@@ -241,7 +243,9 @@ def _open_backend(model: Model, options: TranslateOptions) -> tuple[Backend, Sch
     """Open the backend that the options ask for, and lay out the run around it."""
     from .backends import default_contexts, open_backend
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     threads = options.threads or cores
     contexts = default_contexts(options.device, threads)
     backend = open_backend(

@@ -1,4 +1,4 @@
-"""Tell whoever waits: live on a terminal, lines elsewhere, JSON for scripts. All of it on stderr."""
+"""Tell whoever waits, on stderr: live on a terminal, lines elsewhere, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ _JSON_EVERY = 1.0
 
 
 def printable(text: str) -> str:
-    """Return ``text`` with what no terminal can show (bytes that are not UTF-8) written as escapes."""
+    """Return ``text`` with bytes that are not UTF-8 written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Reporter:
     """Shows `Counters` while a run goes on, and says things once."""
 
-    def __init__(self, mode: Mode = "auto", *, total: int | None = None, quiet: bool = False) -> None:
+    def __init__(
+        self, mode: Mode = "auto", *, total: int | None = None, quiet: bool = False
+    ) -> None:
         if mode == "auto":
             mode = "plain"
             self._live = sys.stderr.isatty() and not quiet

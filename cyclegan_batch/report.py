@@ -61,7 +61,7 @@ class Report:
         return self.frames / self.seconds if self.seconds else 0.0
 
     def to_json(self) -> str:
-        """Return the report as JSON; names that are not UTF-8 keep their bytes as ``\\udcXX``."""
+        """Return the report as JSON; bytes of names that are not UTF-8 are lone surrogates."""
         content = asdict(self) | {"exit_code": self.exit_code, "rate": self.rate}
         return json.dumps(content, default=str, indent=2)
 

@@ -1,0 +1,439 @@
+"""The pipeline on fakes: order, bounds, and an end to every kind of trouble."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cyclegan_batch.errors import InputError, OutOfMemoryError, OutputError
+from cyclegan_batch.frames import Frame, Geometry, Pixels, Size, SizeRequirements, geometry
+from cyclegan_batch.media import Dropped
+from cyclegan_batch.pipeline import Counters, Schedule, Unit, run
+
+PLAIN = Schedule(batch_size=1, contexts=1, converters=2)
+
+
+class TroubleError(Exception):
+    """Somebody else's exception."""
+
+
+class FakeSource:
+    def __init__(self, numbers: list[int], size: Size = (4, 6)) -> None:
+        self.numbers, self.size = numbers, size
+        self.closed = False
+        self.on_read: Callable[[int], Any] = lambda number: number
+        self.on_convert: Callable[[int], None] = lambda number: None
+
+    def read(self) -> Iterator[Any]:
+        for number in self.numbers:
+            yield self.on_read(number)
+
+    def converter(self) -> Callable[[Any], Frame | Dropped]:
+        def convert(number: int) -> Frame:
+            self.on_convert(number)
+            return Frame(number, np.full((*self.size, 3), number % 256, np.uint8), tag=number)
+
+        return convert
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeSink:
+    def __init__(self) -> None:
+        self.got: list[tuple[int, int]] = []
+        self.finished = self.discarded = False
+        self.on_convert: Callable[[Frame], None] = lambda frame: None
+        self.on_write: Callable[[Any], Dropped | None] = lambda item: None
+        self.on_finish: Callable[[], None] = lambda: None
+
+    @property
+    def written(self) -> list[Path]:
+        return [Path("out")] if self.finished else []
+
+    def converter(self) -> Callable[[Frame], Any]:
+        def convert(frame: Frame) -> tuple[int, int]:
+            self.on_convert(frame)
+            assert frame.pixels.min() == frame.pixels.max()
+            return frame.tag, int(frame.pixels.max())
+
+        return convert
+
+    def write(self, item: tuple[int, int]) -> Dropped | None:
+        dropped = self.on_write(item)
+        self.got.append(item)
+        return dropped
+
+    def finish(self) -> None:
+        self.on_finish()
+        self.finished = True
+
+    def discard(self) -> None:
+        self.discarded = True
+
+
+class FakeBackend:
+    """Adds one to every pixel."""
+
+    card: Any = None
+    name = "fake"
+    device = "cpu"
+    precision = "fp32"
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.cancelled = threading.Event()
+        self.on_infer: Callable[[Pixels], None] = lambda frames: None
+
+    def infer(self, frames: Pixels) -> Pixels:
+        self.shapes.append(frames.shape)
+        self.on_infer(frames)
+        return frames + np.uint8(1)
+
+    def fork(self) -> FakeBackend:
+        other = FakeBackend()
+        other.shapes, other.cancelled, other.on_infer = self.shapes, self.cancelled, self.on_infer
+        return other
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def close(self) -> None:
+        pass
+
+
+def as_it_is(size: Size) -> Geometry:
+    return geometry(size, SizeRequirements())
+
+
+def unit(source: FakeSource, sink: FakeSink, name: str = "clip") -> Unit:
+    return Unit(name, open_source=lambda: source, open_sink=lambda: sink)
+
+
+def translated(numbers: list[int]) -> list[tuple[int, int]]:
+    return [(number, (number + 1) % 256) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [PLAIN, Schedule(3, 2, 4), Schedule(8, 1, 1), Schedule(1, 4, 8)],
+    ids=["plain", "batches of three", "batches of eight", "wide"],
+)
+def test_every_frame_comes_out_once_and_in_order(schedule: Schedule) -> None:
+    dice = random.Random(7)
+    source, sink, backend = FakeSource(list(range(100))), FakeSink(), FakeBackend()
+    source.on_convert = lambda number: time.sleep(dice.random() * 0.002)
+    sink.on_convert = lambda frame: time.sleep(dice.random() * 0.002)
+    backend.on_infer = lambda frames: time.sleep(dice.random() * 0.002)
+    counters = run([unit(source, sink)], backend, schedule, geometry=as_it_is)
+    assert sink.got == translated(list(range(100)))
+    assert (counters.frames_done, counters.units_done) == (100, 1)
+    assert sink.finished
+    assert not sink.discarded
+    assert source.closed
+
+
+def test_a_batch_never_straddles_two_units_and_the_last_one_is_filled_up() -> None:
+    first, second, backend = FakeSink(), FakeSink(), FakeBackend()
+    seen: list[list[int]] = []
+    backend.on_infer = lambda frames: seen.append([int(frame.max()) for frame in frames])
+    units = [unit(FakeSource([1, 2, 3, 4, 5]), first), unit(FakeSource([6, 7]), second)]
+    run(units, backend, Schedule(3, 1, 1), geometry=as_it_is)
+    assert seen == [[1, 2, 3], [4, 5, 5], [6, 7, 7]]
+    assert first.got == translated([1, 2, 3, 4, 5])
+    assert second.got == translated([6, 7])
+
+
+def test_pictures_of_different_sizes_are_never_in_one_batch() -> None:
+    source, sink, backend = FakeSource([0, 1, 2, 3]), FakeSink(), FakeBackend()
+    sizes = [(4, 6), (4, 6), (8, 6), (8, 6)]
+
+    def converter() -> Callable[[int], Frame]:
+        return lambda number: Frame(
+            number, np.full((*sizes[number], 3), number, np.uint8), tag=number
+        )
+
+    source.converter = converter  # type: ignore[method-assign]
+    run([unit(source, sink)], backend, Schedule(4, 1, 2), geometry=as_it_is)
+    assert backend.shapes == [(4, 4, 6, 3), (4, 8, 6, 3)]
+    assert sink.got == translated([0, 1, 2, 3])
+
+
+def test_the_next_file_fills_the_pipeline_while_the_last_one_drains() -> None:
+    first, second = FakeSink(), FakeSink()
+    second_read = threading.Event()
+    source = FakeSource([5])
+    source.on_read = lambda number: (second_read.set(), number)[1]
+    # The first file is not finished before a frame of the second one has been read.
+    first.on_finish = lambda: None if second_read.wait(10) else pytest.fail("second never read")
+    run(
+        [unit(FakeSource([1, 2]), first), unit(source, second)],
+        FakeBackend(),
+        PLAIN,
+        geometry=as_it_is,
+    )
+    assert second.got == translated([5])
+
+
+@pytest.mark.behaviour(27)
+@pytest.mark.parametrize("schedule", [PLAIN, Schedule(4, 2, 3)])
+def test_no_more_frames_are_in_flight_than_the_plan_says(schedule: Schedule) -> None:
+    source, sink = FakeSource(list(range(200))), FakeSink()
+    alive, most, lock = 0, 0, threading.Lock()
+
+    def born(number: int) -> int:
+        nonlocal alive, most
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return number
+
+    def gone(item: Any) -> None:
+        nonlocal alive
+        time.sleep(0.002)
+        with lock:
+            alive -= 1
+
+    source.on_read, sink.on_write = born, gone
+    run([unit(source, sink)], FakeBackend(), schedule, geometry=as_it_is)
+    # The reader's own frame and the writer's are the two that no queue holds.
+    assert most <= schedule.frames_in_flight + 2
+    assert most > schedule.converter_queue
+
+
+def inject(stage: str, error: Exception, at: int = 7) -> tuple[Unit, FakeSink, FakeBackend]:
+    """Return a unit of 100 frames whose ``stage`` raises ``error`` at frame ``at`` (odd)."""
+    source, sink, backend = FakeSource(list(range(100))), FakeSink(), FakeBackend()
+
+    def trouble(number: int) -> int:
+        if number == at:
+            raise error
+        return number
+
+    def only_trouble(number: int) -> None:
+        trouble(number)
+
+    made = unit(source, sink)
+    if stage == "open source":
+        made = Unit("clip", open_source=lambda: trouble(at), open_sink=lambda: sink)  # type: ignore[arg-type,return-value]
+    elif stage == "open sink":
+        made = Unit("clip", open_source=lambda: source, open_sink=lambda: trouble(at))  # type: ignore[arg-type,return-value]
+    elif stage == "read":
+        source.on_read = trouble
+    elif stage == "to rgb":
+        source.on_convert = only_trouble
+    elif stage == "network":
+        backend.on_infer = lambda frames: only_trouble(int(frames[-1].max()))
+    elif stage == "from rgb":
+        sink.on_convert = lambda frame: only_trouble(frame.index)
+    elif stage == "write":
+        sink.on_write = lambda item: only_trouble(item[0])
+    elif stage == "finish":
+        sink.on_finish = lambda: only_trouble(at)
+    return made, sink, backend
+
+
+STAGES = ["open source", "open sink", "read", "to rgb", "network", "from rgb", "write", "finish"]
+
+
+@pytest.mark.behaviour(22)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("skip", [False, True], ids=["fail", "skip"])
+def test_an_unknown_error_in_any_stage_ends_the_run_and_reaches_the_caller(
+    stage: str, skip: bool
+) -> None:
+    made, sink, backend = inject(stage, TroubleError(stage))
+    with pytest.raises(TroubleError, match=stage):
+        run([made], backend, Schedule(2, 2, 2), geometry=as_it_is, skip_errors=skip)
+    assert not sink.finished
+    assert sink.discarded or stage.startswith("open")
+    assert not [t for t in threading.enumerate() if t.name.startswith(("read", "write", "netw"))]
+
+
+@pytest.mark.behaviour(22)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    ("stage", "error"),
+    [
+        ("open source", InputError("bad")),
+        ("open sink", OutputError("bad")),
+        ("read", InputError("bad")),
+        ("write", OutputError("bad")),
+        ("finish", OutputError("bad")),
+    ],
+)
+def test_a_unit_that_fails_is_recorded_and_the_others_are_done(
+    stage: str, error: Exception
+) -> None:
+    made, sink, backend = inject(stage, error)
+    other = FakeSink()
+    counters = run(
+        [made, unit(FakeSource([3]), other, "other")],
+        backend,
+        PLAIN,
+        geometry=as_it_is,
+        skip_errors=True,
+    )
+    assert [(failure.name, failure.cause) for failure in counters.failures] == [("clip", "bad")]
+    assert not sink.finished
+    assert other.finished
+    assert other.got == translated([3])
+    assert counters.written == [Path("out")]
+
+
+@pytest.mark.behaviour(22)
+@pytest.mark.parametrize(
+    ("stage", "error"), [("to rgb", InputError("bad")), ("from rgb", OutputError("bad"))]
+)
+def test_a_picture_that_fails_is_recorded_and_its_neighbours_are_done(
+    stage: str, error: Exception
+) -> None:
+    made, sink, backend = inject(stage, error)
+    counters = run([made], backend, PLAIN, geometry=as_it_is, skip_errors=True)
+    assert [failure.cause for failure in counters.failures] == ["bad"]
+    assert [number for number, _ in sink.got] == [n for n in range(100) if n != 7]
+    assert sink.finished
+
+
+def test_a_dropped_picture_is_recorded_under_its_own_name() -> None:
+    source, sink = FakeSource([1, 2, 3]), FakeSink()
+    lost = Dropped("clip, frame 1", InputError("cannot be decoded"))
+    source.on_read = lambda number: lost if number == 2 else number
+    counters = run([unit(source, sink)], FakeBackend(), PLAIN, geometry=as_it_is, skip_errors=True)
+    assert [failure.name for failure in counters.failures] == ["clip, frame 1"]
+    assert sink.got == translated([1, 3])
+
+
+def test_a_dropped_picture_ends_a_run_that_does_not_skip_errors() -> None:
+    source, sink = FakeSource([1, 2, 3]), FakeSink()
+    lost = Dropped("clip, frame 1", InputError("cannot be decoded"))
+    source.on_read = lambda number: lost if number == 2 else number
+    with pytest.raises(InputError, match="cannot be decoded"):
+        run([unit(source, sink)], FakeBackend(), PLAIN, geometry=as_it_is)
+    assert sink.discarded
+    assert not sink.finished
+
+
+def test_more_failures_than_allowed_errors() -> None:
+    source, sink = FakeSource(list(range(10))), FakeSink()
+    source.on_read = lambda number: Dropped(f"frame {number}", InputError(f"bad {number}"))
+    with pytest.raises(InputError, match=r"bad 2\n3 failures are more than --max-failures 2"):
+        run(
+            [unit(source, sink)],
+            FakeBackend(),
+            PLAIN,
+            geometry=as_it_is,
+            skip_errors=True,
+            max_failures=2,
+        )
+
+
+def test_a_full_disk_ends_the_run_even_where_errors_are_skipped_errors() -> None:
+    def full(item: Any) -> None:
+        raise OutputError("out.mp4: no space left") from OSError(28, "No space left on device")
+
+    sink, other = FakeSink(), FakeSink()
+    sink.on_write = full
+    units = [unit(FakeSource([1, 2]), sink), unit(FakeSource([3]), other)]
+    with pytest.raises(OutputError, match="no space left"):
+        run(units, FakeBackend(), PLAIN, geometry=as_it_is, skip_errors=True)
+    assert sink.discarded
+    assert not other.finished
+
+
+def test_a_reader_of_our_pipe_that_leaves_ends_the_run_quietly() -> None:
+    def gone(item: tuple[int, int]) -> None:
+        if item[0] == 3:
+            raise BrokenPipeError
+
+    sink = FakeSink()
+    sink.on_write = gone
+    counters = run(
+        [unit(FakeSource(list(range(100))), sink)], FakeBackend(), PLAIN, geometry=as_it_is
+    )
+    assert counters.pipe_closed
+    assert sink.got == translated([0, 1, 2])
+
+
+@pytest.mark.behaviour(24)
+@pytest.mark.timeout(20)
+def test_an_interrupt_ends_the_run_within_five_seconds_and_leaves_no_output() -> None:
+    source, sink, backend = FakeSource(list(range(10_000))), FakeSink(), FakeBackend()
+    # The network is in the middle of a long call, which cancel cuts off.
+    backend.on_infer = lambda frames: backend.cancelled.wait(60) and None
+    begin = time.monotonic()
+
+    def interrupt(counters: Counters) -> None:
+        if time.monotonic() > begin + 0.5:
+            raise KeyboardInterrupt
+
+    counters = run([unit(source, sink)], backend, PLAIN, geometry=as_it_is, watch=interrupt)
+    assert counters.interrupted
+    assert time.monotonic() - begin < 5
+    assert sink.discarded
+    assert not sink.finished
+    assert source.closed
+
+
+@pytest.mark.behaviour(26)
+@pytest.mark.parametrize("contexts", [1, 3])
+def test_out_of_memory_halves_the_batch_and_loses_no_frame(contexts: int) -> None:
+    source, sink, backend = FakeSource(list(range(50))), FakeSink(), FakeBackend()
+
+    def small_device(frames: Pixels) -> None:
+        if len(frames) > 3:
+            raise OutOfMemoryError("no room for this batch")
+
+    backend.on_infer = small_device
+    counters = run([unit(source, sink)], backend, Schedule(8, contexts, 2), geometry=as_it_is)
+    assert sink.got == translated(list(range(50)))
+    assert {shape[0] for shape in backend.shapes} <= {8, 4, 2}
+    assert backend.shapes[-1][0] == 2
+    notes = list(counters.notes)
+    assert len(notes) == 2
+    assert notes[0].startswith("clip: out of memory with a batch of 8 at frame ")
+    assert notes[1].endswith("going on with 2")
+
+
+@pytest.mark.behaviour(26)
+def test_out_of_memory_with_a_single_frame_errors() -> None:
+    backend = FakeBackend()
+
+    def no_device(frames: Pixels) -> None:
+        raise OutOfMemoryError("no room for a single frame")
+
+    backend.on_infer = no_device
+    with pytest.raises(OutOfMemoryError, match="single frame"):
+        run([unit(FakeSource([1]), FakeSink())], backend, Schedule(4, 1, 1), geometry=as_it_is)
+
+
+@pytest.mark.behaviour(29)
+def test_the_stage_that_limits_is_named() -> None:
+    source, sink, backend = FakeSource(list(range(30))), FakeSink(), FakeBackend()
+    sink.on_write = lambda item: time.sleep(0.005)
+    counters = run([unit(source, sink)], backend, PLAIN, geometry=as_it_is)
+    assert counters.limiting_stage() == "write"
+    assert counters.stages["write"].busy_seconds >= 0.15
+    assert counters.stages["network"].busy_seconds < 0.15
+
+
+def test_frames_meet_the_network_padded_and_leave_it_cropped() -> None:
+    source, sink, backend = FakeSource([9], size=(5, 7)), FakeSink(), FakeBackend()
+    seen: list[tuple[int, ...]] = []
+    sink.on_convert = lambda frame: seen.append(frame.pixels.shape)
+    run(
+        [unit(source, sink)],
+        backend,
+        PLAIN,
+        geometry=lambda size: geometry(size, SizeRequirements(multiple_of=4)),
+    )
+    assert backend.shapes == [(1, 8, 8, 3)]
+    assert seen == [(5, 7, 3)]

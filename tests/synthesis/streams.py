@@ -47,7 +47,7 @@ def mp4(path: Path, *, frames: int = 50) -> Path:
             _text_packets(text, [(a, b, _mov_text(t)) for a, b, t in SUBTITLES]),
             *(
                 _audio_packets(sound, frames / RATE, tone)
-                for sound, tone in zip(sounds, (440, 880))
+                for sound, tone in zip(sounds, (440, 880), strict=True)
             ),
             _video_packets(video, frames),
         ):
@@ -56,7 +56,7 @@ def mp4(path: Path, *, frames: int = 50) -> Path:
 
 
 def mkv(path: Path, *, frames: int = 50, codec: str = "libx264") -> Path:
-    """Video with B-frames, FLAC, Opus, SubRip, ASS, chapters, a font, a cover, languages; in MKV."""
+    """Video with B-frames, FLAC, Opus, SubRip, ASS, chapters, font, cover, languages; in MKV."""
     with _create(path) as output:
         output.metadata["title"] = "A title"
         output.metadata["MOOD"] = "calm"
@@ -144,7 +144,7 @@ def variable_rate(path: Path, times: Sequence[int] = VFR_TIMES) -> Path:
 
 
 def truncated(path: Path, whole: Path, *, keep: float = 0.6) -> Path:
-    """The first part of ``whole``'s bytes, as a broken download leaves it (MKV, TS; MP4 has no end)."""
+    """The first part of ``whole``'s bytes, as a broken download leaves it (not MP4)."""
     content = whole.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
     return path

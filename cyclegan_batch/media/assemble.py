@@ -1,15 +1,35 @@
 """Join encoded stretches of video with everything else of their source into the final file.
 
-No picture passes here, only packets: the translated video's from its stretches, the other streams' from
-the source. What the target container cannot hold is found before the first frame (`plan_streams`),
-and the file is read once, packet by packet, before it gets its name (`assemble`).
+No picture passes here, only packets: the translated video's from its stretches, the other streams'
+from the source. What the target container cannot hold is found before the first frame
+(`plan_streams`), and the file is read once, packet by packet, before it gets its name (`assemble`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, Literal
+
+import av
+import av.container
+import av.error
+import av.stream
+from av.stream import Disposition
+
+from ..errors import OutputError
+from ..files import output_error, printable
+from ..frames import Size
+from ..options import TranslateOptions
+from .containers import MediaInfo, StreamInfo, input_error, open_container
 
 
 @dataclass(frozen=True)
@@ -17,10 +37,829 @@ class Stretch:
     """One unit of video as its encoder left it: a video-only file, and the times of its frames."""
 
     path: Path
-    """MP4 (MKV where MP4 cannot) with packets in decoding order; its own time stamps only give the order."""
+    """MP4, or MKV where MP4 cannot; its time stamps say only which frame comes before which."""
     time_base: Fraction
     """The source stream's."""
     times: tuple[int, ...]
-    """Presentation times of the frames that were sent to the encoder, in ticks, ascending."""
+    """Presentation times of the frames that were sent to the encoder, in ticks, ascending.
+
+    As in the source, also where only a part is translated.
+    """
     last_duration: int | None
     """Duration of the last frame in ticks, where the source says it."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """One stream of the output, in its order."""
+
+    index: int
+    """The stream's index in the source."""
+    way: Literal["video", "copy", "convert", "transcode", "attach"]
+    """``video`` is the translated one; ``attach`` turns a cover into an attachment."""
+    encoder: str | None = None
+    """For ``convert`` (subtitles) and ``transcode`` (audio)."""
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What goes into the output besides the pictures, and how."""
+
+    source: Path
+    output: Path
+    format: str
+    """FFmpeg's name of the muxer."""
+    video: StreamInfo
+    carried: tuple[Carried, ...]
+    metadata: dict[str, str]
+    chapters: tuple[dict[str, Any], ...]
+    from_first_frame: bool
+    """Everything starts with the first translated frame, which moves to 0 (``--ss``)."""
+    to_last_frame: bool
+    """Everything ends with the last translated frame (``--to``, ``--frames``)."""
+    notes: tuple[str, ...]
+    """One warning for each thing that is left out."""
+
+
+@dataclass(frozen=True)
+class _Container:
+    """What one of the target containers can do."""
+
+    muxer: str
+    label: str
+    negative_start: bool = False
+    """Time stamps below zero survive (as an edit list)."""
+    chapters: bool = False
+    attachments: bool = False
+    cover: bool = False
+    """An attached picture is a stream of its own."""
+    options: tuple[tuple[str, str], ...] = ()
+    codecs: frozenset[str] | None = None
+    """All that can be read back, where the muxer accepts more than that."""
+
+
+# fmt: off
+_TS_CODECS = frozenset({
+    "mpeg1video", "mpeg2video", "mpeg4", "h264", "hevc", "vvc", "cavs", "avs2", "avs3", "vc1",
+    "mp2", "mp3", "aac", "aac_latm", "ac3", "eac3", "dts", "truehd", "opus", "s302m",
+    "dvb_subtitle", "dvb_teletext", "hdmv_pgs_subtitle", "klv", "timed_id3", "scte_35",
+})
+# fmt: on
+_PASS_DISPOSITIONS = (("default_mode", "passthrough"),)
+
+_MP4 = _Container("mp4", "MP4", negative_start=True, chapters=True, cover=True)
+_MOV = _Container("mov", "MOV", negative_start=True, chapters=True, cover=True)
+_TS = _Container("mpegts", "MPEG-TS", codecs=_TS_CODECS)
+CONTAINERS = {
+    ".mp4": _MP4,
+    ".m4v": _MP4,
+    ".mov": _MOV,
+    ".mkv": _Container(
+        "matroska", "MKV", chapters=True, attachments=True, options=_PASS_DISPOSITIONS
+    ),
+    ".webm": _Container("webm", "WebM", chapters=True, options=_PASS_DISPOSITIONS),
+    ".avi": _Container("avi", "AVI"),
+    ".ts": _TS,
+    ".m2ts": _TS,
+    ".nut": _Container("nut", "NUT", chapters=True),
+}
+"""Containers that can be written, by the extension of the output's name."""
+
+
+def container_of(output: Path) -> str:
+    """Return FFmpeg's name of the muxer for ``output``. Raises OutputError."""
+    return _container(output).muxer
+
+
+def _container(output: Path) -> _Container:
+    found = CONTAINERS.get(output.suffix.lower())
+    if found is None:
+        suffix = f"extension {output.suffix!r}" if output.suffix else "no extension"
+        raise OutputError(
+            f"cannot write {printable(output)}: {suffix} names no container that is written here; "
+            f"choose one of {', '.join(CONTAINERS)}"
+        )
+    return found
+
+
+# Planning
+
+
+def plan_streams(
+    info: MediaInfo,
+    video: StreamInfo,
+    output: Path,
+    options: TranslateOptions,
+    *,
+    encoder: str,
+    pix_fmt: str,
+    size: Size,
+) -> StreamPlan:
+    """Decide for every stream of ``info`` how it gets into ``output``, before the first frame.
+
+    ``encoder``, ``pix_fmt`` and ``size`` (height, width) are those of the translated video. Headers
+    are written to memory with what is planned; what makes one fail is left out, with a note each,
+    or with ``options.strict`` an OutputError. Raises OutputError where the container cannot hold
+    the translated video itself.
+    """
+    container = _container(output)
+    trial = _Trial(container, encoder, pix_fmt, size)
+    if error := trial.failure(None, [Carried(video.index, "video")]):
+        raise OutputError(
+            f"cannot write {printable(output)}: {container.label} cannot hold {encoder} video in "
+            f"{pix_fmt} ({error}); choose another --codec or another extension than {output.suffix}"
+        )
+    if container.muxer == "avi" and video.constant_rate is False:
+        raise OutputError(
+            f"cannot write {printable(output)}: AVI holds only a constant frame rate, and "
+            f"{printable(info.path)} has a variable one; choose .mkv or .mp4"
+        )
+    lost: list[str] = []
+    carried: list[Carried] = []
+    others = [stream for stream in info.streams if stream.index != video.index]
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(open_container(info.path)) if others else None
+        for stream in info.streams:
+            if stream.index == video.index:
+                carried.append(Carried(stream.index, "video"))
+                continue
+            if _comes_back_by_itself(info, stream) or (
+                stream.kind == "audio" and options.audio == "none"
+            ):
+                continue
+            choices = _choices(stream, container, options)
+            for choice in choices:
+                if trial.failure(source, [Carried(video.index, "video"), choice]) is None:
+                    carried.append(choice)
+                    break
+            else:
+                if choices and choices[-1].way == "transcode":
+                    _refuse_audio_encoder(stream, container, output, str(choices[-1].encoder))
+                lost.append(
+                    f"stream {stream.index} ({stream.label}): {container.label} cannot hold it"
+                )
+        # Tracks first: attachments and covers get the last places, whatever their order here.
+        carried.sort(key=lambda choice: _place(info.streams[choice.index]))
+        # Each fits alone; whether all fit together is another question.
+        if error := trial.failure(source, carried):
+            raise OutputError(
+                f"cannot write {printable(output)}: {container.label} cannot hold these streams of "
+                f"{printable(info.path)} together ({error}); choose .mkv"
+            )
+    if video.closed_captions:
+        lost.append(
+            f"the closed captions inside stream {video.index} ({video.label}): "
+            "they end with the packets that carry them"
+        )
+    if info.chapters and not container.chapters:
+        lost.append(f"{len(info.chapters)} chapters: {container.label} cannot hold them")
+    notes = tuple(f"{printable(output)} goes without {what}" for what in lost)
+    if notes and options.strict:
+        raise OutputError(f"{'; '.join(notes)}; leave out --strict to accept that, or choose .mkv")
+    return StreamPlan(
+        source=info.path,
+        output=output,
+        format=container.muxer,
+        video=video,
+        carried=tuple(carried),
+        metadata=_without(info.metadata, _OF_THE_FILE),
+        chapters=info.chapters if container.chapters else (),
+        from_first_frame=options.ss is not None,
+        to_last_frame=options.to is not None or options.frames is not None,
+        notes=notes,
+    )
+
+
+def _place(stream: StreamInfo) -> int:
+    return 2 if stream.kind == "attachment" else int(stream.attached_picture)
+
+
+def _comes_back_by_itself(info: MediaInfo, stream: StreamInfo) -> bool:
+    """Say whether a data track is one that MP4 muxers make anew: chapter titles, a time code."""
+    chapter_text = stream.codec == "bin_data" and bool(info.chapters)
+    return (
+        stream.kind == "data"
+        and info.format.startswith("mov")
+        and (chapter_text or "timecode" in stream.metadata)
+    )
+
+
+def _choices(
+    stream: StreamInfo, container: _Container, options: TranslateOptions
+) -> tuple[Carried, ...]:
+    """Return the ways in which ``stream`` may be carried, best first."""
+    index = stream.index
+    if stream.attached_picture:
+        if container.attachments:
+            return (Carried(index, "attach"),)
+        return (Carried(index, "copy"),) if container.cover else ()
+    if stream.kind == "attachment":
+        return (Carried(index, "copy"),) if container.attachments else ()
+    if stream.kind == "audio" and options.audio != "copy":
+        return (Carried(index, "transcode", options.audio),)
+    if container.codecs is not None and stream.codec not in container.codecs:
+        return ()
+    converted = {"subrip": "mov_text", "mov_text": "subrip"}.get(stream.codec)
+    if stream.kind == "subtitle" and converted is not None:
+        return Carried(index, "copy"), Carried(index, "convert", converted)
+    return (Carried(index, "copy"),)
+
+
+def _refuse_audio_encoder(
+    stream: StreamInfo, container: _Container, output: Path, encoder: str
+) -> None:
+    """Raise OutputError for an ``--audio`` encoder that does not open or does not fit."""
+    raise OutputError(
+        f"cannot write {printable(output)}: --audio {encoder} does not work for stream "
+        f"{stream.index} ({stream.label}) in {container.label}; choose another encoder such as aac "
+        "or libopus, or --audio copy or none"
+    )
+
+
+class _Trial:
+    """Headers written to memory, to learn what a container takes."""
+
+    def __init__(self, container: _Container, encoder: str, pix_fmt: str, size: Size) -> None:
+        self._container = container
+        self._video = (encoder, pix_fmt, size)
+
+    def failure(
+        self, source: av.container.InputContainer | None, carried: Sequence[Carried]
+    ) -> str | None:
+        """Return why a header with these streams cannot be written, or None where it can."""
+        buffer = io.BytesIO()
+        try:
+            output = av.open(
+                buffer,
+                "w",
+                format=self._container.muxer,
+                container_options=dict(self._container.options),
+                metadata_errors="surrogateescape",
+            )
+            try:
+                for choice in carried:
+                    if choice.way == "video":
+                        self._add_video(output)
+                    else:
+                        assert source is not None
+                        _add_stream(output, source.streams[choice.index], choice, b"\0")
+                output.start_encoding()
+            finally:
+                # On a closed file PyAV writes no trailer; some muxers cannot without packets.
+                buffer.close()
+                output.close()
+        except (av.error.FFmpegError, ValueError, KeyError) as error:
+            return str(error)
+        return None
+
+    def _add_video(self, output: av.container.OutputContainer) -> None:
+        encoder, pix_fmt, (height, width) = self._video
+        stream: Any = output.add_stream(encoder, rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.codec_context.time_base = Fraction(1, 25)
+        if encoder == "libx264":
+            # Opening is all that is wanted, and look-ahead buffers are most of its cost.
+            stream.options = {"preset": "ultrafast"}
+
+
+def _add_stream(
+    output: av.container.OutputContainer,
+    template: av.stream.Stream,
+    choice: Carried,
+    cover: bytes,
+) -> Any:
+    """Add a stream of the source to ``output`` in the chosen way; ``cover`` is for ``attach``."""
+    if choice.way == "attach":
+        name, kind = _cover_name(template)
+        stream: Any = output.add_attachment(name, kind, cover)
+        stream.metadata.update(
+            _without(dict(template.metadata), _OF_THE_COPY | {"filename", "mimetype"})
+        )
+        return stream
+    if choice.way == "transcode":
+        stream = _add_audio_encoder(output, template, str(choice.encoder))
+    elif choice.way == "convert":
+        stream = output.add_stream(str(choice.encoder))
+        decoder: Any = template.codec_context
+        # The decoder makes the ASS header, which the encoder needs, when it opens.
+        decoder.open(strict=False)
+        stream.codec_context.subtitle_header = decoder.subtitle_header
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+    else:
+        stream = output.add_stream_from_template(template, opaque=True)
+    stream.metadata.update(_without(dict(template.metadata), _OF_THE_COPY))
+    if output.format.name not in ("mp4", "mov"):
+        for key in ("handler_name", "vendor_id"):
+            stream.metadata.pop(key, None)
+    stream.disposition = template.disposition
+    return stream
+
+
+def _add_audio_encoder(
+    output: av.container.OutputContainer, template: av.stream.Stream, encoder: str
+) -> Any:
+    source: Any = template.codec_context
+    rates = av.Codec(encoder, "w").audio_rates
+    rate = source.sample_rate
+    if rates and rate not in rates:
+        # The next higher one loses nothing; where there is none, the highest.
+        rate = min((r for r in rates if r > rate), default=max(rates))
+    stream: Any = output.add_stream(encoder, rate=rate)
+    stream.codec_context.layout = source.layout.name
+    # FFmpeg's own default is 128 kb/s for any number of channels; this is near it for stereo.
+    stream.codec_context.bit_rate = 80_000 * source.channels
+    stream.codec_context.time_base = stream.time_base = Fraction(1, rate)
+    return stream
+
+
+def _cover_name(stream: av.stream.Stream) -> tuple[str, str]:
+    """Return file name and MIME type under which a cover is attached."""
+    codec = stream.codec_context.name if stream.codec_context is not None else "png"
+    ending, kind = {
+        "mjpeg": (".jpg", "image/jpeg"),
+        "bmp": (".bmp", "image/bmp"),
+        "gif": (".gif", "image/gif"),
+        "webp": (".webp", "image/webp"),
+    }.get(codec, (".png", "image/png"))
+    metadata = stream.metadata
+    return metadata.get("filename", f"cover{ending}"), metadata.get("mimetype", kind)
+
+
+_OF_THE_FILE = frozenset(
+    {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
+)
+"""Tags that a muxer derives from its own file."""
+_OF_THE_COPY = frozenset({"duration"})
+_OF_THE_ENCODING = frozenset({"duration", "encoder", "rotate", "encoder_settings"})
+"""Tags that describe the packets of the source's video."""
+_STATISTICS = re.compile(r"(BPS|DURATION|NUMBER_OF_\w+|_STATISTICS_\w+)(-\w+)?$")
+
+
+def _without(tags: dict[str, str], keys: frozenset[str]) -> dict[str, str]:
+    return {key: value for key, value in tags.items() if key.lower() not in keys}
+
+
+# Joining
+
+
+def assemble(
+    stretches: Sequence[Stretch], plan: StreamPlan, output_partial: Path
+) -> tuple[str, ...]:
+    """Write the final container under the temporary name ``output_partial`` and read it once.
+
+    Returns what the user should be told once. Raises OutputError, and InputError where the source
+    cannot be read any more; ``output_partial`` is then removed.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            source = None
+            if len(plan.carried) > 1:
+                source = stack.enter_context(open_container(plan.source))
+            first = stack.enter_context(open_container(stretches[0].path))
+            joined = _JoinedVideo(stretches, plan)
+            sent = _write(plan, joined, first, source, output_partial)
+        return _check(plan, joined, sent, output_partial)
+    except BaseException:
+        output_partial.unlink(missing_ok=True)
+        raise
+
+
+class _JoinedVideo:
+    """The packets of all stretches on one clock, with decoding times made anew."""
+
+    def __init__(self, stretches: Sequence[Stretch], plan: StreamPlan) -> None:
+        self._stretches = stretches
+        self._output = plan.output
+        self.time_base = stretches[0].time_base
+        times = [time for stretch in stretches for time in stretch.times]
+        if any(later <= earlier for earlier, later in itertools.pairwise(times)):
+            raise ValueError("frame times must ascend, within and across stretches")
+        gaps = [b - a for a, b in itertools.pairwise(times)]
+        last = stretches[-1].last_duration or (gaps[-1] if gaps else self._one_frame(plan.video))
+        self.source_start = times[0] * self.time_base
+        """Seconds on the source's clock."""
+        self.source_end = (times[-1] + last) * self.time_base
+        origin = times[0] if plan.from_first_frame else 0
+        self.shift = origin * self.time_base
+        """Seconds that are taken off every time of the source."""
+        self.times = [time - origin for time in times]
+        if plan.format == "avi":
+            # AVI counts frames and has no other clock.
+            rate = plan.video.average_rate or Fraction(25)
+            self.times = [round(time * self.time_base * rate) for time in self.times]
+            self.time_base, gaps, last = 1 / rate, [1] * len(gaps), 1
+        self.end = self.times[-1] + last
+        self._ranks = self._presentation_ranks()
+        self._delay = max(k - rank for k, rank in enumerate(self._ranks))
+        # Steps no longer than the shortest gap leave the last decoded frame a positive duration.
+        self._step = min([*gaps, last])
+
+    @staticmethod
+    def _one_frame(video: StreamInfo) -> int:
+        return max(1, round(1 / ((video.average_rate or Fraction(25)) * video.time_base)))
+
+    def _presentation_ranks(self) -> list[int]:
+        """Return for each packet in decoding order its frame's position in presentation order."""
+        ranks: list[int] = []
+        extradata: set[bytes | None] = set()
+        for stretch in self._stretches:
+            with open_container(stretch.path) as container:
+                stream = container.streams.video[0]
+                extradata.add(stream.codec_context.extradata)
+                stamps = [packet.pts for packet in container.demux(stream) if packet.size]
+            if len(stamps) != len(stretch.times) or None in stamps:
+                raise OutputError(
+                    f"cannot write {printable(self._output)}: the encoder returned {len(stamps)} "
+                    f"packets for {len(stretch.times)} frames; choose another --codec"
+                )
+            order = sorted(range(len(stamps)), key=lambda k: stamps[k] or 0)
+            position = [0] * len(order)
+            for rank, k in enumerate(order):
+                position[k] = rank
+            ranks += [len(ranks) + rank for rank in position]
+        if len(extradata) > 1:
+            raise OutputError(
+                f"cannot write {printable(self._output)}: its stretches were encoded with "
+                "different settings; start again without the unfinished parts (--no-resume)"
+            )
+        return ranks
+
+    def packets(self) -> Iterator[av.Packet[Any]]:
+        """Yield every packet in decoding order, timed in `time_base`."""
+        k = 0
+        for stretch in self._stretches:
+            with open_container(stretch.path) as container:
+                for packet in container.demux(container.streams.video[0]):
+                    if packet.size:
+                        yield self._timed(packet, k)
+                        k += 1
+
+    def _timed(self, packet: av.Packet[Any], k: int) -> av.Packet[Any]:
+        if packet.is_discard:
+            # The stretch's edit list ends early (VP9 in MP4), and the flag can only be left behind.
+            keyframe = packet.is_keyframe
+            packet = av.Packet(bytes(packet))
+            packet.is_keyframe = keyframe
+        rank, count = self._ranks[k], len(self.times)
+        packet.time_base = self.time_base
+        packet.pts = self.times[rank]
+        packet.dts = self._decoding_time(k)
+        if k == count - 1 and rank != count - 1:
+            # The last packet's duration ends the track; here it is not the last frame's.
+            span = self.end - self.times[0]
+            packet.duration = span - (packet.dts - self._decoding_time(0))
+        else:
+            following = self.times[rank + 1] if rank + 1 < count else self.end
+            packet.duration = following - self.times[rank]
+        return packet
+
+    def _decoding_time(self, k: int) -> int:
+        early = self._delay - k
+        return self.times[k - self._delay] if early <= 0 else self.times[0] - early * self._step
+
+
+def _write(
+    plan: StreamPlan,
+    joined: _JoinedVideo,
+    first: av.container.InputContainer,
+    source: av.container.InputContainer | None,
+    partial: Path,
+) -> Counter[int]:
+    """Write the file; return the number of packets sent to each of its streams."""
+    container = _container(plan.output)
+    options = dict(container.options)
+    if container.muxer in ("mp4", "mov"):
+        options["movie_timescale"] = str(_movie_timescale(plan, joined, source))
+    covers = {} if source is None else _read_covers(plan, source)
+    sent: Counter[int] = Counter()
+    with (
+        _as_output_error(plan.output),
+        av.open(
+            f"file:{partial.absolute()}",
+            "w",
+            format=container.muxer,
+            container_options=options,
+            metadata_errors="surrogateescape",
+        ) as output,
+    ):
+        output.metadata.update(plan.metadata)
+        ways: dict[int, _Way] = {}
+        for choice in plan.carried:
+            if choice.way == "video":
+                video = _add_translated(output, first.streams.video[0], plan.video, joined)
+                continue
+            assert source is not None
+            template = source.streams[choice.index]
+            stream = _add_stream(output, template, choice, covers.get(choice.index, b""))
+            if choice.way != "attach" and template.type != "attachment":
+                ways[choice.index] = _Way(choice, template, stream)
+        output.set_chapters(_shifted_chapters(plan, joined))
+        output.start_encoding()
+        for index, cover in covers.items():
+            if index in ways:
+                packet = av.Packet(cover)
+                packet.pts = packet.dts = 0
+                packet.time_base = Fraction(1, 1000)
+                packet.is_keyframe = True
+                packet.stream = ways[index].stream
+                output.mux_one(packet)
+                sent[packet.stream_index] += 1
+                del ways[index]
+        others = iter(()) if source is None else _carried_packets(plan, joined, source, ways)
+        for packet in _by_time(_of_stream(joined.packets(), video), others):
+            sent[packet.stream_index] += 1
+            output.mux_one(packet)
+    return sent
+
+
+def _add_translated(
+    output: av.container.OutputContainer,
+    template: Any,
+    video: StreamInfo,
+    joined: _JoinedVideo,
+) -> Any:
+    """Add the translated video: the encoder's parameters, the source's name, language and place."""
+    stream: Any = output.add_stream_from_template(template, opaque=True)
+    stream.time_base = joined.time_base
+    if video.average_rate is not None:
+        stream.codec_context.framerate = video.average_rate
+    tags = _without(video.metadata, _OF_THE_ENCODING)
+    if output.format.name not in ("mp4", "mov"):
+        tags = {k: v for k, v in tags.items() if k not in ("handler_name", "vendor_id")}
+    stream.metadata.update({k: v for k, v in tags.items() if not _STATISTICS.match(k)})
+    disposition = Disposition(0)
+    for name in video.disposition:
+        disposition |= Disposition[name]
+    stream.disposition = disposition
+    return stream
+
+
+def _movie_timescale(
+    plan: StreamPlan, joined: _JoinedVideo, source: av.container.InputContainer | None
+) -> int:
+    """Return ticks per second in which the start of every track is exact, as far as 31 bits go."""
+    scale = joined.time_base.denominator
+    for choice in plan.carried:
+        if source is None or choice.way not in ("copy", "transcode"):
+            continue
+        stream = source.streams[choice.index]
+        if stream.type in ("audio", "video") and stream.time_base is not None:
+            finer = math.lcm(scale, stream.time_base.denominator)
+            scale = finer if finer < 2**31 else scale
+    return scale
+
+
+def _read_covers(plan: StreamPlan, source: av.container.InputContainer) -> dict[int, bytes]:
+    """Return the bytes of every attached picture that is carried, by index."""
+    wanted = [
+        source.streams[choice.index]
+        for choice in plan.carried
+        if choice.way != "video"
+        and source.streams[choice.index].disposition & Disposition.attached_pic
+    ]
+    covers: dict[int, bytes] = {}
+    if wanted:
+        with _as_input_error(plan.source):
+            # Demuxers deliver them before everything else.
+            for packet in source.demux(wanted):
+                if packet.size:
+                    covers.setdefault(packet.stream_index, bytes(packet))
+                if len(covers) == len(wanted):
+                    break
+            source.seek(0)
+    return covers
+
+
+def _shifted_chapters(plan: StreamPlan, joined: _JoinedVideo) -> list[Any]:
+    """Return the chapters that overlap what is written, cut and moved with it."""
+    chapters = []
+    for chapter in plan.chapters:
+        base = chapter["time_base"]
+        start, end = chapter["start"] * base, chapter["end"] * base
+        if plan.from_first_frame:
+            start = max(start, joined.source_start)
+        if plan.to_last_frame:
+            end = min(end, joined.source_end)
+        if start < end or (start == end and chapter["start"] == chapter["end"]):
+            moved = {name: round((t - joined.shift) / base) for name, t in _ends(start, end)}
+            chapters.append({**chapter, **moved})
+    return chapters
+
+
+def _ends(start: Fraction, end: Fraction) -> tuple[tuple[str, Fraction], tuple[str, Fraction]]:
+    return ("start", start), ("end", end)
+
+
+class _Way:
+    """One stream on its way from the source to the output."""
+
+    def __init__(self, choice: Carried, template: Any, stream: Any) -> None:
+        self.choice = choice
+        self.template = template
+        self.stream = stream
+        self._started = template.type != "video"
+        if choice.way == "transcode":
+            context = stream.codec_context
+            self._resampler = av.AudioResampler(context.format, context.layout, context.sample_rate)
+
+    def take(
+        self, packet: av.Packet[Any], start: Fraction | None, end: Fraction | None, shift: Fraction
+    ) -> Iterator[av.Packet[Any]]:
+        """Yield what becomes of a packet of the source; the empty one at the end flushes."""
+        if self.choice.way == "transcode":
+            yield from self._transcoded(packet, start, end, shift)
+            return
+        if not packet.size or (packet.pts is None and packet.dts is None):
+            return
+        base = packet.time_base
+        if packet.pts is None:
+            packet.pts = packet.dts
+        if packet.dts is None:
+            packet.dts = packet.pts
+        assert packet.pts is not None
+        assert packet.dts is not None
+        time = packet.pts * base
+        lasting = self.template.type == "subtitle"
+        until = time + (packet.duration or 0) * base if lasting else time
+        if (start is not None and until < start) or (end is not None and time >= end):
+            return
+        if start is not None and time < start:
+            if not lasting or until == start:
+                return
+            # A line that is on screen at the cut stays until its end.
+            packet.duration = math.floor((until - start) / base)
+            packet.pts = packet.dts = math.ceil(start / base)
+        if start is not None and not self._started and not packet.is_keyframe:
+            return
+        self._started = True
+        moved = [packet] if self.choice.way == "copy" else self._converted(packet)
+        for out in moved:
+            ticks = round(shift / out.time_base)
+            out.pts = (out.pts or 0) - ticks
+            out.dts = (out.dts or 0) - ticks
+            out.stream = self.stream
+            yield out
+
+    def _converted(self, packet: av.Packet[Any]) -> list[av.Packet[Any]]:
+        """Return a subtitle in the other text format; an empty one (a gap in MP4) has no line."""
+        subtitle = self.template.codec_context.decode2(packet)
+        if subtitle is None or not len(subtitle):
+            return []
+        out = self.stream.codec_context.encode_subtitle(subtitle)
+        out.time_base = packet.time_base
+        out.pts = out.dts = packet.pts
+        out.duration = packet.duration
+        return [out]
+
+    def _transcoded(
+        self, packet: av.Packet[Any], start: Fraction | None, end: Fraction | None, shift: Fraction
+    ) -> Iterator[av.Packet[Any]]:
+        try:
+            frames: list[Any] = list(packet.decode())
+        except av.error.InvalidDataError:
+            # A broken packet costs its own sound, as in every player.
+            frames = []
+        for frame in frames:
+            time = (frame.pts or 0) * frame.time_base
+            if (start is None or time >= start) and (end is None or time < end):
+                frame.pts = (frame.pts or 0) - round(shift / frame.time_base)
+                yield from self._encoded(self._resampler.resample(frame))
+        if not packet.size:
+            yield from self._encoded([*self._resampler.resample(None), None])
+
+    def _encoded(self, frames: Sequence[Any]) -> Iterator[av.Packet[Any]]:
+        for frame in frames:
+            yield from self.stream.encode(frame)
+
+
+def _carried_packets(
+    plan: StreamPlan,
+    joined: _JoinedVideo,
+    source: av.container.InputContainer,
+    ways: dict[int, _Way],
+) -> Iterator[av.Packet[Any]]:
+    """Yield the packets of the other streams, in the source's order."""
+    if not ways:
+        return
+    start = joined.source_start if plan.from_first_frame else None
+    end = joined.source_end if plan.to_last_frame else None
+    packets = source.demux([way.template for way in ways.values()])
+    while True:
+        with _as_input_error(plan.source):
+            packet = next(packets, None)
+        if packet is None:
+            return
+        # An empty packet at the end has a stream, but no index of its own.
+        yield from ways[packet.stream.index].take(packet, start, end, joined.shift)
+
+
+def _of_stream(packets: Iterator[av.Packet[Any]], stream: Any) -> Iterator[av.Packet[Any]]:
+    for packet in packets:
+        packet.stream = stream
+        yield packet
+
+
+def _by_time(
+    video: Iterator[av.Packet[Any]], others: Iterator[av.Packet[Any]]
+) -> Iterator[av.Packet[Any]]:
+    """Merge by decoding time, each in its own order."""
+    ours, theirs = next(video, None), next(others, None)
+    while ours is not None or theirs is not None:
+        if theirs is None or (ours is not None and _time(ours) <= _time(theirs)):
+            assert ours is not None
+            yield ours
+            ours = next(video, None)
+        else:
+            yield theirs
+            theirs = next(others, None)
+
+
+def _time(packet: av.Packet[Any]) -> float:
+    ticks = packet.pts if packet.dts is None else packet.dts
+    return float((ticks or 0) * packet.time_base)
+
+
+# Checking
+
+
+def _check(
+    plan: StreamPlan, joined: _JoinedVideo, sent: Counter[int], partial: Path
+) -> tuple[str, ...]:
+    """Read the written file packet by packet. Raises OutputError unless all arrived, on time.
+
+    Returns a note where everything had to move because the container cannot start below zero.
+    """
+    times: list[Fraction] = []
+    found: Counter[int] = Counter()
+    with open_container(partial) as container, _as_output_error(plan.output):
+        position = next(i for i, choice in enumerate(plan.carried) if choice.way == "video")
+        stream = container.streams[position]
+        tick = stream.time_base or Fraction(1, av.time_base)
+        timed = plan.format != "avi"
+        for packet in container.demux():
+            if not packet.size:
+                continue
+            found[packet.stream_index] += 1
+            if packet.stream_index != stream.index:
+                continue
+            if packet.is_discard:
+                raise _not_whole(plan, "one of its frames is marked to be left out")
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            times.append((stamp or 0) * tick)
+        kinds = {s.index: s.type for s in container.streams}
+    expected = [time * joined.time_base for time in joined.times]
+    if len(times) != len(expected):
+        raise _not_whole(plan, f"it holds {len(times)} frames, {len(expected)} were sent")
+    for index, count in sent.items():
+        if kinds.get(index) == "audio" and found[index] != count:
+            raise _not_whole(
+                plan, f"stream {index} holds {found[index]} audio packets, {count} were sent"
+            )
+    if not timed:
+        return ()
+    times.sort()
+    moved = times[0] - expected[0]
+    if abs(moved) <= tick or _container(plan.output).negative_start:
+        moved = Fraction(0)
+    for number, (time, wanted) in enumerate(zip(times, expected, strict=True)):
+        if abs(time - moved - wanted) > tick:
+            raise _not_whole(
+                plan,
+                f"frame {number} is at {float(time):.6f} s, not {float(wanted + moved):.6f} s",
+            )
+    if not moved:
+        return ()
+    label = _container(plan.output).label
+    return (
+        f"{printable(plan.output)}: {label} cannot start below zero, so all streams start "
+        f"{float(moved):.3f} s later than in {printable(plan.source)}",
+    )
+
+
+def _not_whole(plan: StreamPlan, found: str) -> OutputError:
+    return OutputError(
+        f"{printable(plan.output)} was written but did not come out whole: {found}; "
+        "choose another --codec or container, such as .mkv"
+    )
+
+
+@contextlib.contextmanager
+def _as_output_error(path: Path) -> Iterator[None]:
+    """Turn what FFmpeg or the system says while writing ``path`` into an OutputError."""
+    try:
+        yield
+    except (av.error.FFmpegError, OSError) as error:
+        if isinstance(error, OSError):
+            raise output_error(path, error) from error
+        raise OutputError(
+            f"cannot write {printable(path)}: {error}; choose another --codec or container"
+        ) from error
+
+
+@contextlib.contextmanager
+def _as_input_error(path: Path) -> Iterator[None]:
+    """Turn what FFmpeg says while reading ``path`` into an InputError."""
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise input_error(path, error) from error

@@ -457,7 +457,7 @@ def _look_into(
     for look in looks.values():
         look.stream.thread_type = "AUTO" if whole else "SLICE"
     for packet in container.demux([look.stream for look in looks.values()]):
-        look = looks[packet.stream_index]
+        look = looks[packet.stream.index]
         if not whole and look.satisfied:
             if all(other.satisfied for other in looks.values()):
                 return

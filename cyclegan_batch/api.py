@@ -52,7 +52,7 @@ def plan_translation(
         inputs = [inputs]
     return plan_job(
         [Path(item) for item in inputs],
-        Path(output),
+        os.fspath(output),
         model=Path(model),
         options=TranslateOptions(**options),
     )

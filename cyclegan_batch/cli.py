@@ -239,7 +239,7 @@ _TELL = _options(
 
 @main.command()
 @click.argument("inputs", nargs=-1, required=True, type=_PATH, metavar="INPUT...")
-@click.argument("output", type=_PATH)
+@click.argument("output", type=click.Path())  # a string: a separator at its end has a meaning
 @_NETWORK
 @_VIDEO
 @_IMAGES
@@ -247,7 +247,7 @@ _TELL = _options(
 @_TELL
 def translate(
     inputs: tuple[Path, ...],
-    output: Path,
+    output: str,
     model: Path,
     progress: Literal["auto", "plain", "json", "none"],
     quiet: bool,

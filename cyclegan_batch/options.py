@@ -6,7 +6,6 @@ A flag, its field here and its word in the README are the same word; a test hold
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 
@@ -15,8 +14,6 @@ class TranslateOptions:
     """Every option of ``translate``; None means that the tool decides."""
 
     # The network
-    direction: Literal["AtoB", "BtoA"] | None = None
-    """Which generator of a run folder."""
     model_io: str | None = None
     """How a foreign ONNX is to be understood, e.g. ``nchw rgb 0..255``."""
     backend: Literal["auto", "onnxruntime", "openvino"] = "auto"
@@ -70,4 +67,3 @@ class TranslateOptions:
     max_pixels: int = 2**28
     """A picture of more pixels is refused by its header."""
     copy_others: bool = False
-    cache_dir: Path | None = None

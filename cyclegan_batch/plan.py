@@ -39,7 +39,10 @@ class JobPlan:
     backend: Backend
     """Open and checked; the caller closes it."""
     schedule: Schedule
+    entries: tuple[Entry, ...]
+    """What is translated: every input with its output."""
     units: tuple[Unit, ...]
+    """The same as pieces of work, in the order in which they are done."""
     others: tuple[Entry, ...]
     """Files that are copied along (``--copy-others``)."""
     skipped: int
@@ -98,10 +101,11 @@ class JobPlan:
 
 
 def plan_job(
-    inputs: Sequence[Path], output: Path, *, model: Path, options: TranslateOptions
+    inputs: Sequence[Path], output: Path | str, *, model: Path, options: TranslateOptions
 ) -> JobPlan:
     """Decide everything about translating ``inputs`` to ``output`` with the generator ``model``.
 
+    An ``output`` that ends in a separator is a folder; a Path keeps no such end, a string does.
     Raises InputError, ModelError, BackendError, OutputError.
     """
     from .inputs import find_inputs
@@ -110,7 +114,7 @@ def plan_job(
     # Cheap refusals first: a typing error should not wait for a model to load.
     tree = find_inputs(inputs, output, copy_others=options.copy_others, format=options.format)
     generator = open_model(model, model_io=options.model_io)
-    notes = list(generator.card.notes)
+    notes = [*generator.card.notes, *tree.notes]
     tree, skipped = _without_existing(tree, options)
     work = [entry for entry in tree.entries if entry.kind != "other"]
     skip_errors = options.on_error == "skip" or (
@@ -148,11 +152,12 @@ def plan_job(
     backend, schedule = _open_backend(generator, options)
     return JobPlan(
         inputs=tuple(inputs),
-        output=output,
+        output=Path(output),
         model=generator,
         options=options,
         backend=backend,
         schedule=schedule,
+        entries=tuple(work),
         units=tuple(units),
         others=tuple(entry for entry in tree.entries if entry.kind == "other"),
         skipped=skipped,
@@ -178,10 +183,17 @@ class _Planned:
 
 
 def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[InputTree, int]:
-    """Apply ``--overwrite`` and ``--skip-existing``. Raises OutputError where neither is given."""
-    if options.overwrite:
+    """Apply ``--overwrite`` and ``--skip-existing``; a preview writes none of the outputs.
+
+    Raises OutputError where something exists and neither is given.
+    """
+    from .inputs import PIPE
+
+    if options.overwrite or options.preview:
         return tree, 0
-    existing = [entry for entry in tree.entries if entry.output and os.path.lexists(entry.output)]
+    existing = [
+        entry for entry in tree.entries if entry.output != PIPE and os.path.lexists(entry.output)
+    ]
     if existing and not options.skip_existing:
         first = existing[0].output
         among = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
@@ -189,7 +201,8 @@ def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[Input
             f"{first}{among}: exists already, and nothing is overwritten unasked; "
             "-y overwrites, -n leaves what exists and does the rest"
         )
-    kept = tuple(entry for entry in tree.entries if entry not in existing)
+    left = set(existing)
+    kept = tuple(entry for entry in tree.entries if entry not in left)
     return replace(tree, entries=kept), len(existing)
 
 

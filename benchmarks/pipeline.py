@@ -1,0 +1,214 @@
+"""Measure the pipeline: against ffmpeg doing the same work, and against its own stages alone.
+
+    python benchmarks/pipeline.py ffmpeg CLIP         rate against ffmpeg, identity generator
+    python benchmarks/pipeline.py cores CLIP MODEL    rate against cores ÷ CPU seconds per frame
+
+Both print ratios of things measured side by side in this very run; RESULTS.md holds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import TensorProto, helper
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+from cyclegan_batch.api import plan_translation, run_plan  # noqa: E402
+from cyclegan_batch.frames import stack  # noqa: E402
+
+ACCURATE = (
+    "scale=flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24,"
+    "scale=flags=bicubic+accurate_rnd,format=yuv420p"
+)
+"""Through RGB and back with the flags that keep the colours."""
+
+
+def ffmpeg_program() -> str:
+    """Return the newest ffmpeg at hand: the wheel's, else the system's."""
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        found = shutil.which("ffmpeg")
+        if found is None:
+            raise SystemExit("no ffmpeg found: pip install imageio-ffmpeg") from None
+        return found
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+def write_identity(path: Path) -> Path:
+    """Write a contract ONNX of one Identity node: what is left is the pipeline's own cost."""
+    shape = ["N", "H", "W", 3]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["frames"], ["translated"])],
+        "identity",
+        [helper.make_tensor_value_info("frames", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("translated", TensorProto.UINT8, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    card = {"contract_version": "1", "architecture": "identity", "precision": "fp32"}
+    card |= {"multiple_of": "1", "minimum": "1"}
+    helper.set_model_props(model, {f"cyclegan_batch.{key}": card[key] for key in card})
+    onnx.save(model, path)
+    return path
+
+
+def looped(clip: Path, times: int, folder: Path) -> Path:
+    """Return ``clip`` repeated by stream copy, so that starting a process weighs little."""
+    if times == 1:
+        return clip
+    target = folder / f"looped{clip.suffix}"
+    loop = ["-stream_loop", str(times - 1), "-i", str(clip), "-c", "copy", "-y", str(target)]
+    subprocess.run([ffmpeg_program(), "-v", "error", *loop], check=True)
+    return target
+
+
+def wall_seconds(command: list[str]) -> float:
+    begin = time.perf_counter()
+    subprocess.run(command, check=True)
+    return time.perf_counter() - begin
+
+
+def against_ffmpeg(clip: Path, *, pairs: int = 5, loops: int = 4) -> list[float]:
+    """Return our rate over ffmpeg's for alternating whole runs, process start and all."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = looped(clip, loops, folder)
+        model = write_identity(folder / "identity.onnx")
+        target = str(folder / "out.mp4")
+        encoder = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "18", "-c:a", "copy"]
+        theirs = [ffmpeg_program(), "-v", "error", "-y", "-i", str(source), "-vf", ACCURATE]
+        theirs += [*encoder, target]
+        ours = [sys.executable, "-m", "cyclegan_batch", "translate", str(source), target]
+        ours += ["-m", str(model), "--preset", "veryfast", "-y", "-q"]
+        wall_seconds(ours), wall_seconds(theirs)  # warm the caches
+        ratios = []
+        for _ in range(pairs):
+            mine, other = wall_seconds(ours), wall_seconds(theirs)
+            ratios.append(other / mine)
+            print(f"  ours {mine:.2f} s, ffmpeg {other:.2f} s, rate ratio {ratios[-1]:.3f}")
+    return ratios
+
+
+def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the CPU seconds that ``work`` took in all threads of this process, and its result."""
+    begin = time.process_time()
+    result = work()
+    return time.process_time() - begin, result
+
+
+def stages_alone(clip: Path, model: Path, frames: int, folder: Path) -> dict[str, float]:
+    """Return every stage's CPU seconds per frame, each measured alone, one frame at a time."""
+    plan = plan_translation(
+        clip, folder / "alone.mp4", model=model, frames=frames, threads=1, preset="veryfast"
+    )
+    unit = plan.units[0]
+    spent: dict[str, float] = {}
+    source, sink = unit.open_source(), unit.open_sink()
+    spent["read"], raw = cpu_seconds(lambda: list(source.read()))
+    count = len(raw)
+    into, out = source.converter(), sink.converter()
+
+    def to_rgb() -> list[Any]:
+        made = []
+        for item in raw:
+            frame = into(item)
+            shape = plan.geometry(frame.pixels.shape[:2])
+            made.append((frame, shape, stack([shape.into_network(frame.pixels)], 1)))
+        return made
+
+    spent["to rgb"], pictures = cpu_seconds(to_rgb)
+    plan.backend.infer(pictures[0][2])
+    spent["network"], rows = cpu_seconds(
+        lambda: [plan.backend.infer(pixels)[0] for _, _, pixels in pictures]
+    )
+
+    def from_rgb() -> list[Any]:
+        from dataclasses import replace
+
+        return [
+            out(replace(frame, pixels=shape.out_of_network(row)))
+            for (frame, shape, _), row in zip(pictures, rows, strict=True)
+        ]
+
+    spent["from rgb"], encoded = cpu_seconds(from_rgb)
+
+    def write() -> None:
+        for item in encoded:
+            sink.write(item)
+        sink.finish()
+
+    spent["write"], _ = cpu_seconds(write)
+    source.close()
+    plan.backend.close()
+    return {name: seconds / count for name, seconds in spent.items()}
+
+
+def against_cores(clip: Path, model: Path, *, pairs: int = 5, frames: int = 120) -> list[float]:
+    """Return the pipeline's rate over the limit: cores ÷ the sum of the stages' CPU seconds."""
+    cores = len(os.sched_getaffinity(0))
+    ratios = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number in range(pairs):
+            alone = stages_alone(clip, model, frames, folder / f"{number}")
+            limit = cores / sum(alone.values())
+            report = run_plan(
+                plan_translation(
+                    clip,
+                    folder / f"{number}" / "out.mp4",
+                    model=model,
+                    frames=frames,
+                    preset="veryfast",
+                )
+            )
+            ratios.append(report.rate / limit)
+            shares = ", ".join(f"{key} {1e3 * value:.1f}" for key, value in alone.items())
+            print(
+                f"  {report.rate:.2f} frames/s of {limit:.2f} possible on {cores} cores: "
+                f"{ratios[-1]:.3f}; CPU ms per frame alone: {shares}; "
+                f"the report names {report.limiting_stage}"
+            )
+    return ratios
+
+
+def spread(ratios: Iterable[float]) -> str:
+    values = list(ratios)
+    return f"median {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["ffmpeg", "cores"])
+    parser.add_argument("clip", type=Path)
+    parser.add_argument("model", type=Path, nargs="?")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--loops", type=int, default=4, help="ffmpeg: the clip, so many times")
+    parser.add_argument("--frames", type=int, default=120, help="cores: frames of the clip")
+    given = parser.parse_args()
+    if given.what == "ffmpeg":
+        print(
+            "rate over ffmpeg's,",
+            spread(against_ffmpeg(given.clip, pairs=given.pairs, loops=given.loops)),
+        )
+    else:
+        if given.model is None:
+            parser.error("cores needs a MODEL")
+        ratios = against_cores(given.clip, given.model, pairs=given.pairs, frames=given.frames)
+        print("rate over the limit of the cores,", spread(ratios))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""A look before the long run: a few frames, each source above its result, as one picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from .api import Generator
+from .errors import InputError, OutputError
+from .files import publish, temporary_path
+from .frames import Pixels, to_uint8
+from .inputs import Entry
+from .media import Dropped, Source
+from .media.images import ImageSource, encode_picture, plan_images
+from .media.video import VideoPlan, VideoSource, plan_video
+from .plan import JobPlan
+
+_COLUMN = 480
+"""Width of a frame in the sheet, in pixels, at most."""
+_GAP = 8
+
+
+def preview_path(output: Path) -> Path:
+    """Return where the preview of a job that writes ``output`` goes."""
+    return output.with_name(output.name + ".preview.png")
+
+
+def write_preview(plan: JobPlan, count: int) -> Path:
+    """Translate ``count`` frames, evenly spread over the inputs, and write them as one picture.
+
+    Source above, result below, a column for each. Returns the picture's name. Raises as the job
+    itself would.
+    """
+    target = preview_path(plan.output)
+    if target.exists() and not plan.options.overwrite:
+        raise OutputError(f"{target}: exists already; -y overwrites it")
+    columns = []
+    with Generator(plan.backend, size=plan.options.size, fit=plan.options.fit) as generator:
+        for number in range(count):
+            place = (number + 0.5) / count * len(plan.entries)
+            pixels = _picture(plan, plan.entries[int(place)], place - int(place))
+            result = generator(pixels[np.newaxis])[0]
+            columns.append(np.vstack([_shrunk(pixels), _gap(_shrunk(pixels)), _shrunk(result)]))
+    encoded = encode_picture(_side_by_side(columns), ".png")
+    partial = temporary_path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(encoded)
+    publish(partial, target, overwrite=plan.options.overwrite)
+    return target
+
+
+def _picture(plan: JobPlan, entry: Entry, place: float) -> Pixels:
+    """Return the picture at ``place`` (0 the beginning, 1 the end) of an input, (H, W, 3)."""
+    if entry.kind == "image":
+        shard = plan_images([entry], plan.options, pixel_type=plan.model.card.pixel_type)[0]
+        return _first(ImageSource(shard), str(entry.source))
+    if entry.kind == "pipe":
+        raise InputError("-: a pipe cannot be previewed, since it is read only once; name a file")
+    video = plan_video(
+        entry.source,
+        entry.output,
+        plan.options,
+        pixel_type=plan.model.card.pixel_type,
+        output_size=lambda size: size,
+    )
+    return _first(VideoSource(_only_frame_at(video, place)), str(entry.source))
+
+
+def _only_frame_at(video: VideoPlan, place: float) -> VideoPlan:
+    """Return the plan for the one frame at ``place`` of the stretch that ``video`` covers."""
+    begin = video.options.ss or 0.0
+    seconds = float(video.info.duration or 0)
+    end = min(seconds, video.options.to if video.options.to is not None else seconds)
+    options = replace(video.options, ss=begin + place * max(0.0, end - begin), to=None, frames=1)
+    return replace(video, options=options)
+
+
+def _first(source: Source, name: str) -> Pixels:
+    convert = source.converter()
+    try:
+        for item in source.read():
+            frame = item if isinstance(item, Dropped) else convert(item)
+            if isinstance(frame, Dropped):
+                raise frame.error
+            return frame.pixels
+    finally:
+        source.close()
+    raise InputError(f"{name}: no frame found where the preview looked")
+
+
+def _shrunk(pixels: Pixels) -> Pixels:
+    pixels = to_uint8(pixels)
+    height, width = pixels.shape[:2]
+    if width <= _COLUMN:
+        return pixels
+    size = (_COLUMN, max(1, round(height * _COLUMN / width)))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+
+
+def _gap(pixels: Pixels) -> Pixels:
+    return np.full((_GAP, pixels.shape[1], 3), 255, np.uint8)
+
+
+def _side_by_side(columns: list[Pixels]) -> Pixels:
+    height = max(len(column) for column in columns)
+    padded = []
+    for column in columns:
+        below = ((0, height - len(column)), (_GAP, 0), (0, 0))
+        padded.append(np.pad(column, below, constant_values=255))
+    return np.hstack(padded)[:, _GAP:]

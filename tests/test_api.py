@@ -1,0 +1,98 @@
+"""The Python face: arrays in and out, and `translate` with the words of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cyclegan_batch import InputError, ModelError, OutputError, open_generator, translate
+from tests.synthesis import generators
+
+DICE = np.random.default_rng(1)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return DICE.integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    Image.fromarray(noise(30, 50, 3)).save(tmp_path / "in.png")
+    return tmp_path / "in.png"
+
+
+@pytest.mark.behaviour(9)
+@pytest.mark.parametrize("size", [(64, 64), (717, 1279), (37, 41), (1, 1), (3, 500)])
+def test_a_generator_keeps_every_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    model = generators.identity(tmp_path / "m.onnx", multiple_of="4", minimum="8")
+    frames = noise(2, *size, 3)
+    with open_generator(model) as generator:
+        np.testing.assert_array_equal(generator(frames), frames)
+
+
+@pytest.mark.parametrize("io", ["uint8", "float16"])
+def test_a_generator_takes_bytes_and_floats_and_returns_the_same(tmp_path: Path, io: str) -> None:
+    model = generators.invert(tmp_path / "m.onnx", io)  # type: ignore[arg-type]
+    frames = noise(1, 16, 24, 3)
+    with open_generator(model) as generator:
+        np.testing.assert_array_equal(generator(frames), 255 - frames)
+        given = (frames / 255).astype(np.float32)
+        out = generator(given)
+        assert out.dtype == np.float32
+        assert np.abs(out - (1 - given)).max() <= 0.5 / 255 + 1e-3
+
+
+def test_what_is_no_picture_errors(tmp_path: Path) -> None:
+    with open_generator(generators.identity(tmp_path / "m.onnx")) as generator:
+        with pytest.raises(ValueError, match=r"\(N, H, W, 3\).*frames.shape = \(4, 4, 3\)"):
+            generator(noise(4, 4, 3))
+        with pytest.raises(ValueError, match="not empty"):
+            generator(noise(0, 4, 4, 3))
+        with pytest.raises(ValueError, match="uint8 or floating point.*int32"):
+            generator(noise(1, 4, 4, 3).astype(np.int32))
+
+
+def test_translate_returns_a_report_and_prints_nothing(
+    tmp_path: Path, picture: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = generators.invert(tmp_path / "m.onnx")
+    report = translate(picture, tmp_path / "out.png", model=model)
+    assert (report.status, report.frames, report.exit_code) == ("whole", 1, 0)
+    assert report.outputs == (tmp_path / "out.png",)
+    before, after = (np.asarray(Image.open(path)) for path in (picture, tmp_path / "out.png"))
+    np.testing.assert_array_equal(after, 255 - before)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_network_may_see_another_size(tmp_path: Path, picture: Path) -> None:
+    model = generators.identity(tmp_path / "m.onnx")
+    translate(picture, tmp_path / "a.png", model=model, size=15, keep_size=True)
+    assert Image.open(tmp_path / "a.png").size == (25, 15)
+    translate(picture, tmp_path / "b.png", model=model, size=15)
+    assert Image.open(tmp_path / "b.png").size == (50, 30)
+
+
+def test_errors_reach_the_caller_errors(tmp_path: Path, picture: Path) -> None:
+    model = generators.identity(tmp_path / "m.onnx")
+    with pytest.raises(InputError, match="nothing.png"):
+        translate(tmp_path / "nothing.png", tmp_path / "out.png", model=model)
+    with pytest.raises(ModelError, match="nothing.onnx"):
+        translate(picture, tmp_path / "out.png", model=tmp_path / "nothing.onnx")
+    with pytest.raises(OutputError, match="exists"):
+        picture.with_name("there.png").touch()
+        translate(picture, tmp_path / "there.png", model=model)
+    with pytest.raises(TypeError, match="quallity"):
+        translate(picture, tmp_path / "out.png", model=model, quallity=3)
+    (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:80])
+    with pytest.raises(InputError, match="broken.png"):
+        translate(tmp_path / "broken.png", tmp_path / "out.png", model=model)
+
+
+def test_the_same_input_gives_the_same_pixels_twice(tmp_path: Path, picture: Path) -> None:
+    model = generators.tiny_resnet(tmp_path / "m.onnx")
+    for name in ("a.png", "b.png"):
+        translate(picture, tmp_path / name, model=model)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -1,0 +1,451 @@
+"""The command line from outside: what a person types, reads and finds on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from cyclegan_batch import TranslateOptions, cli
+from cyclegan_batch.plan import JobPlan
+from tests.synthesis import generators, streams
+
+COMMAND = [sys.executable, "-m", "cyclegan_batch"]
+
+
+def cyclegan_batch(
+    *arguments: str | Path, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command as a person would, and return what it said."""
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        check=False,
+        errors="surrogateescape",
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generators.identity(tmp_path_factory.mktemp("model") / "identity.onnx")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        pixels = np.full((24, 32, 3), 40 * number, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", frames=12)
+
+
+def write_clip(path: Path, *, frames: int, size: tuple[int, int] = (48, 64)) -> Path:
+    """Write a clip of ``frames`` frames at 25 per second; its grey counts upwards."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        for number in range(frames):
+            pixels = np.full((*size, 3), 60 + number % 128, np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+    return path
+
+
+def left_in(folder: Path) -> set[str]:
+    """Return every file under ``folder``, hidden ones too."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_one_clear_line(run: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert run.returncode == 1, run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stdout == ""
+    lines = [line for line in run.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(lines) == 1, run.stderr
+    for word in words:
+        assert word in lines[0], run.stderr
+
+
+# What it does
+
+
+def test_a_clip_and_a_folder_are_translated_and_nothing_else_is_left(
+    model: Path, clip: Path, pictures: Path, tmp_path: Path
+) -> None:
+    run = cyclegan_batch("translate", clip, tmp_path / "out" / "clip.mp4", "-m", model)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == ""
+    assert "12 frames" in run.stderr
+    run = cyclegan_batch("translate", pictures, tmp_path / "out" / "pictures", "-m", model)
+    assert run.returncode == 0, run.stderr
+    assert left_in(tmp_path / "out") == {
+        "clip.mp4",
+        "pictures/0.png",
+        "pictures/1.png",
+        "pictures/2.png",
+    }
+
+
+@pytest.mark.behaviour(13)
+def test_images_and_videos_of_several_inputs_are_one_job(
+    model: Path, clip: Path, pictures: Path, tmp_path: Path
+) -> None:
+    run = cyclegan_batch("translate", clip, pictures, tmp_path / "out", "-m", model, "--dry-run")
+    assert run.returncode == 0, run.stderr
+    run = cyclegan_batch("translate", clip, pictures, tmp_path / "out", "-m", model)
+    assert run.returncode == 0, run.stderr
+    names = {Path(name).name for name in left_in(tmp_path / "out")}
+    assert names == {"clip.mp4", "0.png", "1.png", "2.png"}
+
+
+def test_a_dry_run_prints_the_plan_to_stdout_and_writes_nothing(
+    model: Path, clip: Path, tmp_path: Path
+) -> None:
+    run = cyclegan_batch("translate", clip, tmp_path / "out.mp4", "-m", model, "--dry-run")
+    assert run.returncode == 0, run.stderr
+    assert "frames: 12" in run.stdout
+    assert "MiB of pictures" in run.stdout
+    assert left_in(tmp_path) == set()
+
+
+@pytest.mark.behaviour(14, 22)
+def test_one_corrupt_file_among_many_is_listed_and_the_exit_code_says_partial(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    broken = pictures / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    report = tmp_path / "report.json"
+    run = cyclegan_batch("translate", pictures, tmp_path / "out", "-m", model, "--report", report)
+    assert run.returncode == 3, run.stderr
+    assert "1.png" in run.stderr
+    assert left_in(tmp_path / "out") == {"0.png", "2.png"}
+    told = json.loads(report.read_text())
+    assert (told["status"], told["exit_code"], told["frames"]) == ("partial", 3, 2)
+    assert [failure["name"].endswith("1.png") for failure in told["failures"]] == [True]
+
+
+@pytest.mark.behaviour(28, 30)
+def test_the_report_holds_versions_digests_and_the_stage_that_limits(
+    model: Path, clip: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.json"
+    run = cyclegan_batch(
+        "translate", clip, tmp_path / "out.mp4", "-m", model, "--report", report, "-v"
+    )
+    assert run.returncode == 0, run.stderr
+    told = json.loads(report.read_text())
+    assert told["limiting_stage"] in told["stages"]
+    assert set(told["stages"]) == {"read", "to rgb", "network", "from rgb", "write"}
+    assert len(told["record"]["card"]["digest"]) == 64
+    assert {"av", "numpy", "python"} <= set(told["record"]["versions"])
+    assert "network ×" in run.stderr
+
+
+@pytest.mark.behaviour(23)
+def test_nothing_is_overwritten_unasked(model: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "1.png").write_text("mine")
+    run = cyclegan_batch("translate", pictures, out, "-m", model)
+    assert_one_clear_line(run, "1.png", "-y", "-n")
+    assert left_in(out) == {"1.png"}
+
+    run = cyclegan_batch("translate", pictures, out, "-m", model, "-n")
+    assert run.returncode == 0, run.stderr
+    assert left_in(out) == {"0.png", "1.png", "2.png"}
+    assert (out / "1.png").read_text() == "mine"
+
+    run = cyclegan_batch("translate", pictures, out, "-m", model, "-y")
+    assert run.returncode == 0, run.stderr
+    assert Image.open(out / "1.png").size == (32, 24)
+
+
+@pytest.mark.behaviour(29)
+def test_progress_as_json_is_one_object_a_line_and_ends_with_the_report(
+    model: Path, clip: Path, tmp_path: Path
+) -> None:
+    run = cyclegan_batch("translate", clip, tmp_path / "out.mp4", "-m", model, "--progress", "json")
+    assert run.returncode == 0, run.stderr
+    events = [json.loads(line) for line in run.stderr.splitlines()]
+    assert events[-1]["event"] == "end"
+    assert events[-1]["frames"] == 12
+
+
+@pytest.mark.behaviour(10)
+def test_a_preview_shows_frames_below_their_source(model: Path, clip: Path, tmp_path: Path) -> None:
+    run = cyclegan_batch("translate", clip, tmp_path / "out.mp4", "-m", model, "--preview", "3")
+    assert run.returncode == 0, run.stderr
+    assert left_in(tmp_path) == {"out.mp4.preview.png"}
+    assert run.stdout.strip() == str(tmp_path / "out.mp4.preview.png")
+    sheet = np.asarray(Image.open(tmp_path / "out.mp4.preview.png").convert("RGB")).astype(int)
+    assert sheet.shape == (48 + 8 + 48, 64 + 8 + 64 + 8 + 64, 3)
+    # The identity model: every result equals the source above it, and the grey counts upwards.
+    greys = [sheet[20, column].mean() for column in (20, 92, 164)]
+    assert greys == sorted(greys)
+    assert len(set(greys)) == 3
+    assert np.abs(sheet[:48] - sheet[56:]).max() == 0
+
+
+@pytest.mark.behaviour(11)
+def test_y4m_goes_through_pipes_and_nothing_but_data_reaches_stdout(
+    model: Path, clip: Path
+) -> None:
+    first = subprocess.run(
+        [*COMMAND, "translate", str(clip), "-", "-m", str(model)],
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert first.stdout.startswith(b"YUV4MPEG2 W64 H48 F25:1")
+    assert first.stdout.count(b"FRAME\n") == 12
+    second = subprocess.run(
+        [*COMMAND, "translate", "-", "-", "-m", str(model), "-q"],
+        input=first.stdout,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert second.stdout.count(b"FRAME\n") == 12
+    assert second.stderr == b""
+
+
+@pytest.mark.behaviour(11)
+def test_a_closed_pipe_ends_the_run_cleanly(model: Path, tmp_path: Path) -> None:
+    long = write_clip(tmp_path / "long.mp4", frames=300, size=(240, 320))
+    run = subprocess.Popen(
+        [*COMMAND, "translate", str(long), "-", "-m", str(model)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert run.stdout is not None
+    assert run.stderr is not None
+    run.stdout.read(100_000)
+    run.stdout.close()
+    said = run.stderr.read().decode()
+    run.stderr.close()
+    assert run.wait(30) == 3
+    assert "Traceback" not in said
+    assert "Exception" not in said
+
+
+@pytest.mark.behaviour(24)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_the_run_within_five_seconds_and_leaves_nothing(
+    model: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    long = write_clip(tmp_path / "long.mp4", frames=2000, size=(480, 640))
+    out = tmp_path / "out"
+    run = subprocess.Popen(
+        [*COMMAND, "translate", str(long), str(out / "long.mp4"), "-m", str(model)],
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 30
+    while not (out.exists() and any(out.iterdir())):
+        assert time.monotonic() < deadline
+        assert run.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    begin = time.monotonic()
+    run.send_signal(how)
+    assert run.stderr is not None
+    said = run.stderr.read().decode()
+    run.stderr.close()
+    assert run.wait(10) == 130
+    assert time.monotonic() - begin < 5
+    assert "Interrupted" in said
+    assert "Traceback" not in said
+    assert left_in(out) == set()
+
+
+# What it refuses
+
+
+def test_a_missing_file_errors(model: Path, tmp_path: Path) -> None:
+    run = cyclegan_batch("translate", tmp_path / "no.mp4", tmp_path / "out.mp4", "-m", model)
+    assert_one_clear_line(run, "no.mp4")
+
+
+def test_an_empty_folder_errors(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    run = cyclegan_batch("translate", tmp_path / "empty", tmp_path / "out", "-m", model)
+    assert_one_clear_line(run, "empty")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("text.mp4", b"Dear diary,\n" * 100), ("zero.mp4", b""), ("zero.png", b"")],
+)
+def test_a_file_that_is_no_medium_errors(
+    model: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    run = cyclegan_batch("translate", tmp_path / name, tmp_path / "out" / name, "-m", model)
+    assert_one_clear_line(run, name)
+    assert left_in(tmp_path) == {name}
+
+
+def test_an_audio_only_file_errors(model: Path, tmp_path: Path) -> None:
+    sound = streams.audio_only(tmp_path / "sound.mp4")
+    run = cyclegan_batch("translate", sound, tmp_path / "out.mp4", "-m", model)
+    assert_one_clear_line(run, "sound.mp4", "video")
+    assert left_in(tmp_path) == {"sound.mp4"}
+
+
+@pytest.mark.behaviour(1)
+def test_a_truncated_clip_errors_and_is_written_on_request(model: Path, tmp_path: Path) -> None:
+    whole = write_clip(tmp_path / "whole.mkv", frames=100)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    run = cyclegan_batch("translate", cut, tmp_path / "out.mkv", "-m", model)
+    assert_one_clear_line(run, "cut.mkv")
+    assert left_in(tmp_path) == {"whole.mkv", "cut.mkv"}
+    run = cyclegan_batch("translate", cut, tmp_path / "out.mkv", "-m", model, "--on-error", "skip")
+    assert run.returncode == 3, run.stderr
+    assert "cut.mkv" in run.stderr
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert 10 < len(list(container.decode(video=0))) < 100
+
+
+def test_a_model_that_is_none_errors(clip: Path, tmp_path: Path) -> None:
+    text = tmp_path / "model.onnx"
+    text.write_text("not a model")
+    run = cyclegan_batch("translate", clip, tmp_path / "out.mp4", "-m", text)
+    assert_one_clear_line(run, "model.onnx")
+
+
+def test_a_model_that_is_no_generator_errors(clip: Path, tmp_path: Path) -> None:
+    model = generators.classifier(tmp_path / "classifier.onnx")
+    run = cyclegan_batch("translate", clip, tmp_path / "out.mp4", "-m", model)
+    assert_one_clear_line(run, "classifier.onnx")
+
+
+def test_an_output_inside_the_input_errors(model: Path, pictures: Path) -> None:
+    run = cyclegan_batch("translate", pictures, pictures / "out", "-m", model)
+    assert_one_clear_line(run, "pictures")
+    assert left_in(pictures) == {"0.png", "1.png", "2.png"}
+
+
+def test_an_output_equal_to_the_input_errors_even_when_overwriting(
+    model: Path, pictures: Path, clip: Path, tmp_path: Path
+) -> None:
+    before = clip.read_bytes()
+    run = cyclegan_batch("translate", clip, clip, "-m", model, "-y")
+    assert_one_clear_line(run, "clip.mp4")
+    assert clip.read_bytes() == before
+    run = cyclegan_batch("translate", pictures, pictures, "-m", model, "-y")
+    assert_one_clear_line(run, "pictures")
+
+
+def test_a_target_that_cannot_be_written_errors(model: Path, clip: Path, tmp_path: Path) -> None:
+    # root may write anywhere but into a file: the folder's name is taken by one.
+    (tmp_path / "folder").write_text("a file")
+    run = cyclegan_batch("translate", clip, tmp_path / "folder" / "out.mp4", "-m", model)
+    assert_one_clear_line(run, "folder")
+    assert left_in(tmp_path) == {"folder"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into a read-only folder")
+def test_a_read_only_target_errors(model: Path, clip: Path, tmp_path: Path) -> None:
+    target = tmp_path / "locked"
+    target.mkdir(mode=0o555)
+    run = cyclegan_batch("translate", clip, target / "out.mp4", "-m", model)
+    assert_one_clear_line(run, "locked")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_errors_and_leaves_nothing(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("resource")
+    out = tmp_path / "out"
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from cyclegan_batch import files\n"
+        "def full(fd):\n"
+        "    raise OSError(28, 'No space left on device')\n"
+        "files.os.fsync = full\n"
+        "from cyclegan_batch.cli import main\n"
+        "main()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, "translate", pictures, out, "-m", model],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert_one_clear_line(run, "space")
+    assert left_in(out) == set()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--size", "big"],
+        ["--size", "0x4"],
+        ["--batch-size", "0"],
+        ["--ss", "soon"],
+        ["--encoder-opt", "bframes"],
+        ["-y", "-n"],
+        ["--codecs", "x"],
+    ],
+)
+def test_a_wrong_word_is_a_usage_error(model: Path, clip: Path, arguments: Sequence[str]) -> None:
+    run = cyclegan_batch("translate", clip, "out.mp4", "-m", model, *arguments)
+    assert run.returncode == 2
+    assert "Usage:" in run.stderr
+
+
+def test_flags_options_and_plan_share_their_words() -> None:
+    flags = {parameter.name for parameter in cli.translate.params}
+    told_to_the_command = {"progress", "quiet", "verbose", "dry_run", "report"}
+    options = {item.name for item in fields(TranslateOptions)}
+    in_plan = {item.name for item in fields(JobPlan)}
+    assert flags - told_to_the_command - {"inputs", "output", "model"} == options
+    assert {"inputs", "output", "model", "options"} <= in_plan
+
+
+def test_every_command_and_every_option_has_help() -> None:
+    for command in cli.main.commands.values():
+        assert command.help
+        for parameter in command.params:
+            assert parameter.param_type_name == "argument" or parameter.help, parameter.name  # type: ignore[attr-defined]
+
+
+@pytest.mark.behaviour(36)
+def test_inspect_and_doctor_print_text_and_json(model: Path, clip: Path, pictures: Path) -> None:
+    for file, words in ((model, "identity"), (clip, "h264"), (pictures / "0.png", "32")):
+        run = cyclegan_batch("inspect", file)
+        assert run.returncode == 0, run.stderr
+        assert words in run.stdout
+        run = cyclegan_batch("inspect", file, "--json")
+        assert isinstance(json.loads(run.stdout), dict)
+    run = cyclegan_batch("doctor", "--json")
+    assert run.returncode == 0, run.stderr
+    assert isinstance(json.loads(run.stdout), dict)

@@ -1,0 +1,546 @@
+"""From INPUT… and OUTPUT to a list of work: which file becomes which, before anything is written.
+
+Looks at names, folders and the first bytes of a file, and decodes nothing. The rules:
+
+- One file: OUTPUT is the file. Where OUTPUT is an existing folder, ends in a separator or has no
+  extension, it is a folder, and the file keeps its name in it.
+- One folder: its tree is mirrored into OUTPUT. Several inputs: each keeps its own name in OUTPUT,
+  as with ``cp -r``.
+- Names and formats stay, except that ``--format`` changes the extension of pictures.
+- A symbolic link to a file is read like the file. A link to a folder is followed where it is named
+  as an INPUT, and not inside a tree (links can make loops); that is said.
+- Hidden files and folders are left out, and with them what this program has under way.
+- Nothing is written outside OUTPUT: not over a link inside it that leads out of it, either.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from .errors import InputError, OutputError
+from .files import output_error, printable, publish, temporary_path
+
+Kind: TypeAlias = Literal["image", "video", "pattern", "pipe", "other"]
+ImageFormat: TypeAlias = Literal["jpg", "png", "webp", "bmp", "tiff"]
+
+IMAGE_FORMATS: dict[str, ImageFormat] = {
+    ".jpg": "jpg",
+    ".jpeg": "jpg",
+    ".png": "png",
+    ".webp": "webp",
+    ".bmp": "bmp",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+}
+"""The picture formats by extension, in lower case."""
+
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
+    | {".mxf", ".nut", ".ogv", ".ts", ".webm", ".wmv", ".y4m"}
+)
+"""The extensions that make a file of a folder a video. GIF is not among them: 256 colours hold no
+generator's output."""
+
+PIPE = Path("-")
+"""Standard input as an INPUT, standard output as OUTPUT."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One input and the output it becomes."""
+
+    kind: Kind
+    source: Path
+    """The file; for ``pattern`` its pattern (``f_%06d.png``), for ``pipe`` `PIPE`."""
+    output: Path
+    """The file to write; `PIPE` for standard output."""
+
+
+@dataclass(frozen=True)
+class InputTree:
+    """What a job has to do, in natural order (``f2`` before ``f10``) within each input."""
+
+    entries: tuple[Entry, ...]
+    root: Path | None
+    """The folder that everything is written into, or None where OUTPUT is one file or a pipe."""
+    notes: tuple[str, ...] = ()
+    """What the user is told once."""
+
+
+def find_inputs(
+    inputs: Sequence[Path | str],
+    output: Path | str,
+    *,
+    copy_others: bool = False,
+    format: str = "same",  # noqa: A002 - the option's own name
+) -> InputTree:
+    """Decide which files are translated (or, with ``copy_others``, copied) and what they become.
+
+    ``format``: the option ``--format``, for pictures. Creates and changes nothing.
+
+    Raises InputError for a missing file, a folder with nothing to translate and inputs whose
+    outputs collide; OutputError for an OUTPUT that cannot be meant (inside or equal to an input,
+    leading out of its own root, of a format that cannot be written).
+    """
+    if not inputs:
+        raise InputError("no input: name a video, a picture or a folder, and then the output")
+    sources = [Path(each) for each in inputs]
+    if len(sources) == 1 and (special := _pipe_or_pattern(sources[0], output)):
+        return special
+    for source in sources:
+        if source == PIPE:
+            raise InputError("- (standard input) cannot be mixed with other inputs: name it alone")
+        _must_exist(source)
+    if Path(output) == PIPE:
+        if len(sources) > 1 or _kind_of_named_file(sources[0]) != "video":
+            raise OutputError(
+                "- (standard output) takes one video as y4m: name a file or a folder for the rest"
+            )
+        return InputTree((Entry("video", sources[0], PIPE),), None)
+
+    if len(sources) == 1 and not sources[0].is_dir():
+        tree = _single_file(sources[0], output, format)
+    else:
+        tree = _mirrored(sources, Path(output), copy_others=copy_others, format=format)
+    places = _Places()
+    _refuse_collisions(tree.entries, places)
+    _refuse_touching_inputs(tree.entries, sources, places)
+    if tree.root is not None:
+        _refuse_leaving(tree.root, tree.entries)
+    return tree
+
+
+def copy_file(entry: Entry, *, overwrite: bool) -> None:
+    """Copy a file that is not translated byte for byte, its modification time included.
+
+    Raises InputError where it cannot be read, OutputError where it cannot be written.
+    """
+    partial = temporary_path(entry.output)
+    try:
+        source = entry.source.open("rb")
+    except OSError as error:
+        raise _unreadable(entry.source, error) from error
+    with source:
+        try:
+            entry.output.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+                times = os.fstat(source.fileno())
+                os.utime(partial, ns=(times.st_atime_ns, times.st_mtime_ns))
+                publish(partial, entry.output, overwrite=overwrite)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise output_error(entry.output, error) from error
+
+
+def natural_key(path: Path) -> tuple[tuple[tuple[int, int, str], ...], ...]:
+    """Return a sort key that puts ``f2`` before ``f10``, folder by folder, alike everywhere."""
+    return tuple(
+        tuple(
+            (0, int(piece), piece) if piece.isascii() and piece.isdigit() else (1, 0, piece)
+            for piece in re.split(r"([0-9]+)", part)
+        )
+        for part in path.parts
+    )
+
+
+# One input
+
+
+def _pipe_or_pattern(source: Path, output: Path | str) -> InputTree | None:
+    """Return the job where the only input is standard input or a pattern of pictures, else None."""
+    if source == PIPE:
+        if Path(output) != PIPE and _means_folder(output):
+            raise OutputError(
+                f"{printable(Path(output))}: standard input has no name to keep; "
+                "name the output file, such as out.mp4, or - for y4m"
+            )
+        return InputTree((Entry("pipe", PIPE, Path(output)),), None)
+    # A file with % in its name is a file first.
+    if not _looks_like_pattern(source.name) or os.path.lexists(source):
+        return None
+    found = _matching(source)
+    if not found:
+        raise InputError(
+            f"{printable(source)}: no file of this name, and none that matches it as a pattern; "
+            "check the folder and the number of digits (%06d means six)"
+        )
+    if Path(output) != PIPE and _means_folder(output):
+        raise OutputError(
+            f"{printable(Path(output))}: a pattern is played as one video; name the output file, "
+            "such as out.mp4 (or give the folder itself as INPUT to translate its pictures)"
+        )
+    target = Path(output)
+    places = _Places()
+    if places.of(target) in {places.of(path) for path in found}:
+        raise OutputError(f"{printable(target)}: is one of the inputs; choose another output name")
+    return InputTree((Entry("pattern", source, target),), None)
+
+
+_NUMBER = re.compile(r"%(?:(0?)([1-9][0-9]?))?d")
+"""``%d``, ``%6d`` and ``%06d``, as FFmpeg and printf know them."""
+
+
+def _looks_like_pattern(name: str) -> bool:
+    return len(_NUMBER.findall(name.replace("%%", ""))) == 1
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """Return the files that ``pattern`` stands for, in the order of their numbers."""
+    escaped = ""
+    for piece in re.split(r"(%%|%[0-9]*d)", pattern.name):
+        number = _NUMBER.fullmatch(piece)
+        if piece == "%%":
+            escaped += "%"
+        elif number:
+            escaped += f"([0-9]{{{number[2]},}})" if number[1] else "([0-9]+)"
+        else:
+            escaped += re.escape(piece)
+    expression = re.compile(escaped)
+    try:
+        names = os.listdir(pattern.parent)  # noqa: PTH208 - names, not paths
+    except OSError:
+        return []
+    numbered = [(int(match[1]), name) for name in names if (match := expression.fullmatch(name))]
+    return [pattern.parent / name for _, name in sorted(numbered)]
+
+
+def _single_file(source: Path, output: Path | str, format: str) -> InputTree:  # noqa: A002
+    kind = _kind_of_named_file(source)
+    target = Path(output)
+    if _means_folder(output):
+        if target.exists() and not target.is_dir():
+            raise OutputError(
+                f"{printable(target)}: is a file and was named as a folder; remove the separator"
+            )
+        named = target / _output_name(source, kind, format)
+        return InputTree((Entry(kind, source, named),), target)
+    if kind == "image":
+        _check_image_output(target, format)
+    return InputTree((Entry(kind, source, target),), None)
+
+
+def _means_folder(output: Path | str) -> bool:
+    """Tell whether OUTPUT is a folder: it is one, ends in a separator, or has no extension.
+
+    The last because no picture and no video can be written without one, and a Path keeps no
+    separator at its end.
+    """
+    ends_in_separator = isinstance(output, str) and output.endswith(("/", os.sep))
+    path = Path(output)
+    return path.is_dir() or ends_in_separator or (not path.suffix and not path.is_file())
+
+
+def _check_image_output(target: Path, format: str) -> None:  # noqa: A002
+    """Refuse an output name that no picture can have. Raises OutputError."""
+    written = IMAGE_FORMATS.get(target.suffix.lower())
+    if written is None:
+        known = ", ".join(suffix.removeprefix(".") for suffix in IMAGE_FORMATS)
+        found = target.suffix or "no extension"
+        raise OutputError(
+            f"{printable(target)}: cannot write a picture as {found}; choose one of {known}"
+        )
+    if format not in ("same", written):
+        raise OutputError(
+            f"{printable(target)}: --format {format} asks for another format than the name; "
+            "change one of them"
+        )
+
+
+def _output_name(source: Path, kind: Kind, format: str) -> str:  # noqa: A002
+    """Return the name that ``source`` keeps in an output folder."""
+    if kind != "image":
+        return source.name
+    own = IMAGE_FORMATS.get(source.suffix.lower())
+    if own is None:
+        # Named by the user, and a picture by its content: the output says what it is.
+        sniffed = _sniff(source)
+        return f"{source.name}.{sniffed if format == 'same' else format}"
+    if format in ("same", own):
+        return source.name
+    return f"{source.stem}.{format}"
+
+
+def _kind_of_named_file(path: Path) -> Kind:
+    """Return the kind of a file that the user named: by extension, else by its first bytes.
+
+    What is no picture counts as a video: whoever opens it says what it really is.
+    """
+    if path.is_dir():
+        return "other"
+    kind = _kind_by_suffix(path.name)
+    if kind == "other":
+        return "image" if _sniff(path) else "video"
+    return kind
+
+
+def _kind_by_suffix(name: str) -> Literal["image", "video", "other"]:
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a name, not a path
+    if suffix in IMAGE_FORMATS:
+        return "image"
+    return "video" if suffix in VIDEO_SUFFIXES else "other"
+
+
+def _sniff(path: Path) -> ImageFormat | None:
+    """Return the picture format that the first bytes of a file tell, or None."""
+    try:
+        with path.open("rb") as file:
+            return sniff_format(file.read(16))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def sniff_format(head: bytes) -> ImageFormat | None:
+    """Return the picture format that the first 16 bytes of a file tell, or None."""
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head.startswith(b"BM"):
+        return "bmp"
+    if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "tiff"
+    return None
+
+
+# Folders and several inputs
+
+
+def _mirrored(
+    sources: Sequence[Path],
+    root: Path,
+    *,
+    copy_others: bool,
+    format: str,  # noqa: A002
+) -> InputTree:
+    """Mirror folders (and files beside them) into the folder ``root``."""
+    if root.exists() and not root.is_dir():
+        wanted = "a folder" if len(sources) == 1 else "several inputs"
+        raise OutputError(
+            f"{printable(root)}: is a file, and {wanted} needs a folder as output; "
+            "choose another name"
+        )
+    entries: list[Entry] = []
+    notes: list[str] = []
+    for source in sources:
+        if not source.is_dir():
+            kind = _kind_of_named_file(source)
+            entries.append(Entry(kind, source, root / _output_name(source, kind, format)))
+            continue
+        # Listing what is being written would never end well; say so before looking at other things.
+        _refuse_inside(root, source)
+        beneath = root if len(sources) == 1 else root / _own_name(source)
+        found = _Listing.of(source)
+        usable = [*found.images, *found.videos]
+        if not usable and not (copy_others and found.others):
+            raise InputError(
+                f"{printable(source)}: nothing to translate in this folder; it holds "
+                f"{found.summary()}; pictures are {_words(IMAGE_FORMATS)}, "
+                f"videos {_words(VIDEO_SUFFIXES)}"
+            )
+        kinds: list[tuple[Kind, Path]] = [
+            *(("image", path) for path in found.images),
+            *(("video", path) for path in found.videos),
+            *(("other", path) for path in found.others if copy_others),
+        ]
+        kinds.sort(key=lambda each: natural_key(each[1]))
+        for kind, relative in kinds:
+            name = _output_name(relative, kind, format)
+            entries.append(Entry(kind, source / relative, beneath / relative.parent / name))
+        notes += found.notes(source, copy_others)
+    return InputTree(tuple(entries), root, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What a folder holds, as paths relative to it, in no particular order."""
+
+    images: list[Path]
+    videos: list[Path]
+    others: list[Path]
+    links: list[Path]
+    """Links to folders, not followed."""
+    hidden: list[Path]
+
+    @classmethod
+    def of(cls, folder: Path) -> _Listing:
+        """List ``folder`` and everything beneath it. Raises InputError."""
+        listing = cls([], [], [], [], [])
+        homes = {"image": listing.images, "video": listing.videos, "other": listing.others}
+        for relative, entry in _walk(folder, Path()):
+            if entry.name.startswith("."):
+                listing.hidden.append(relative)
+            elif entry.is_dir():
+                listing.links.append(relative)
+            # A broken link counts as a file, so that it is reported and not lost. Not a socket, a
+            # queue or a device: reading those could wait for ever.
+            elif entry.is_file() or not (folder / relative).exists():
+                homes[_kind_by_suffix(entry.name)].append(relative)
+        return listing
+
+    def summary(self) -> str:
+        """Say what was seen, for a folder that has nothing to translate."""
+        seen = [
+            f"{count} {suffix or 'without extension'}"
+            for suffix, count in Counter(path.suffix.lower() for path in self.others).most_common(5)
+        ]
+        if self.links:
+            seen.append(f"{len(self.links)} links to folders, which are not followed")
+        if self.hidden:
+            seen.append(f"{len(self.hidden)} hidden")
+        return ", ".join(seen) or "no files"
+
+    def notes(self, folder: Path, copy_others: bool) -> Iterator[str]:
+        """Yield what is left out, once for each reason."""
+        if self.links:
+            more = f" and {len(self.links) - 1} more" if len(self.links) > 1 else ""
+            yield (
+                f"{printable(folder / sorted(self.links)[0])}{more}: a link to a folder is not "
+                "followed; name it as an input of its own to include it"
+            )
+        if self.others and not copy_others:
+            suffixes = sorted({path.suffix for path in self.others if path.suffix})[:5]
+            shown = f" ({printable(Path(', '.join(suffixes)))})" if suffixes else ""
+            yield (
+                f"{printable(folder)}: {len(self.others)} files{shown} are neither pictures nor "
+                "videos and are left out; --copy-others copies them"
+            )
+
+
+def _walk(folder: Path, relative: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
+    """Yield everything beneath ``folder`` but folders, which it enters unless hidden or linked."""
+    try:
+        with os.scandir(folder / relative) as found:
+            entries = list(found)
+    except OSError as error:
+        raise _unreadable(folder / relative, error) from error
+    for entry in entries:
+        path = relative / entry.name
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            yield from _walk(folder, path)
+        else:
+            yield path, entry
+
+
+def _own_name(folder: Path) -> str:
+    """Return the name a folder keeps beside other inputs; ``.`` and ``..`` by what they mean."""
+    name = folder.name if folder.name not in ("", ".", "..") else folder.resolve().name
+    if not name:
+        raise InputError(
+            f"{printable(folder)}: has no name to keep beside other inputs; translate it alone"
+        )
+    return name
+
+
+# What is refused
+
+
+def _must_exist(source: Path) -> None:
+    try:
+        mode = source.stat().st_mode
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(
+            f"{printable(source)}: is neither a file nor a folder; "
+            "to read from a pipe, send y4m to - (standard input)"
+        )
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return InputError(f"{printable(path)}: no such file or folder; check the name")
+    if isinstance(error, PermissionError):
+        return InputError(f"{printable(path)}: permission denied; it must be readable for you")
+    return InputError(f"{printable(path)}: cannot be read: {error.strerror or error}")
+
+
+class _Places:
+    """Where paths really lie, with each folder looked up once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, Path] = {}
+
+    def of(self, path: Path) -> Path:
+        """Return where ``path`` itself lies: the links of its folder followed, its own not."""
+        folder = self._folders.get(path.parent)
+        if folder is None:
+            folder = self._folders[path.parent] = Path(os.path.realpath(path.parent))
+        return folder / path.name
+
+
+def _refuse_collisions(entries: Iterable[Entry], places: _Places) -> None:
+    """Refuse two inputs that would become one output. Raises InputError."""
+    taken: dict[Path, Path] = {}
+    for entry in entries:
+        other = taken.setdefault(places.of(entry.output), entry.source)
+        if other is not entry.source:
+            raise InputError(
+                f"{printable(other)} and {printable(entry.source)} would both become "
+                f"{printable(entry.output)}; translate them into different folders"
+            )
+
+
+def _refuse_touching_inputs(
+    entries: Sequence[Entry], sources: Sequence[Path], places: _Places
+) -> None:
+    """Refuse outputs that are inputs or lie inside an input folder. Raises OutputError."""
+    inputs: dict[Path, Path] = {}
+    for entry in entries:
+        inputs[places.of(entry.source)] = entry.source
+        if entry.source.is_symlink():
+            inputs[Path(os.path.realpath(entry.source))] = entry.source
+    folders = {Path(os.path.realpath(each)): each for each in sources if each.is_dir()}
+    for entry in entries:
+        target = places.of(entry.output)
+        if target in inputs:
+            raise OutputError(
+                f"{printable(entry.output)}: the output would replace the input "
+                f"{printable(inputs[target])}; choose another output name or folder"
+            )
+        for folder in target.parents:
+            if folder in folders:
+                raise OutputError(
+                    f"{printable(entry.output)}: the output lies inside the input folder "
+                    f"{printable(folders[folder])}; choose a folder outside it"
+                )
+
+
+def _refuse_inside(root: Path, folder: Path) -> None:
+    """Refuse an output folder that is an input folder or lies in it. Raises OutputError."""
+    real_root, real_folder = (Path(os.path.realpath(path)) for path in (root, folder))
+    if real_root == real_folder:
+        raise OutputError(f"{printable(root)}: is the input folder; choose another output folder")
+    if real_folder in real_root.parents:
+        raise OutputError(
+            f"{printable(root)}: the output lies inside the input folder {printable(folder)}; "
+            "choose a folder outside it"
+        )
+
+
+def _refuse_leaving(root: Path, entries: Iterable[Entry]) -> None:
+    """Refuse outputs that a link inside ``root`` would lead out of it. Raises OutputError."""
+    real_root = Path(os.path.realpath(root))
+    for parent in dict.fromkeys(entry.output.parent for entry in entries):
+        real = Path(os.path.realpath(parent))
+        if real != real_root and real_root not in real.parents:
+            raise OutputError(
+                f"{printable(parent)}: leads out of the output folder {printable(root)} "
+                f"(to {printable(real)}); remove the link or choose another output folder"
+            )
+
+
+def _words(suffixes: Iterable[str]) -> str:
+    return ", ".join(sorted(suffix.removeprefix(".") for suffix in suffixes))

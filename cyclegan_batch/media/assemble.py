@@ -259,6 +259,8 @@ def _choices(
         return (Carried(index, "transcode", options.audio),)
     if container.codecs is not None and stream.codec not in container.codecs:
         return ()
+    if container.muxer == "avi" and stream.kind == "video" and stream.codec in ("h264", "hevc"):
+        return ()
     converted = {"subrip": "mov_text", "mov_text": "subrip"}.get(stream.codec)
     if stream.kind == "subtitle" and converted is not None:
         return Carried(index, "copy"), Carried(index, "convert", converted)
@@ -451,7 +453,7 @@ class _JoinedVideo:
         self.end = self.times[-1] + last
         self._ranks = self._presentation_ranks()
         self._delay = max(k - rank for k, rank in enumerate(self._ranks))
-        # Steps no longer than the shortest gap leave the last decoded frame a positive duration.
+        # Before the first frame decoding times step back by the shortest gap: that cannot collide.
         self._step = min([*gaps, last])
 
     @staticmethod
@@ -500,17 +502,13 @@ class _JoinedVideo:
             keyframe = packet.is_keyframe
             packet = av.Packet(bytes(packet))
             packet.is_keyframe = keyframe
-        rank, count = self._ranks[k], len(self.times)
+        rank = self._ranks[k]
         packet.time_base = self.time_base
         packet.pts = self.times[rank]
         packet.dts = self._decoding_time(k)
-        if k == count - 1 and rank != count - 1:
-            # The last packet's duration ends the track; here it is not the last frame's.
-            span = self.end - self.times[0]
-            packet.duration = span - (packet.dts - self._decoding_time(0))
-        else:
-            following = self.times[rank + 1] if rank + 1 < count else self.end
-            packet.duration = following - self.times[rank]
+        # The edit list of an MP4 takes its end from this, and so keeps the last frame's duration.
+        following = self.times[rank + 1] if rank + 1 < len(self.times) else self.end
+        packet.duration = following - self.times[rank]
         return packet
 
     def _decoding_time(self, k: int) -> int:
@@ -566,7 +564,11 @@ def _write(
                 sent[packet.stream_index] += 1
                 del ways[index]
         others = iter(()) if source is None else _carried_packets(plan, joined, source, ways)
-        for packet in _by_time(_of_stream(joined.packets(), video), others):
+        pictures = joined.packets()
+        if _needs_start_codes(container.muxer, first.streams.video[0]):
+            # The one muxer that neither takes length-prefixed units nor converts them itself.
+            pictures = _with_start_codes(pictures, first.streams.video[0])
+        for packet in _by_time(_of_stream(pictures, video), others):
             sent[packet.stream_index] += 1
             output.mux_one(packet)
     return sent
@@ -581,6 +583,9 @@ def _add_translated(
     """Add the translated video: the encoder's parameters, the source's name, language and place."""
     stream: Any = output.add_stream_from_template(template, opaque=True)
     stream.time_base = joined.time_base
+    if _needs_start_codes(output.format.name, template):
+        # Parameter sets come with every key frame then; these are in MP4's form.
+        stream.codec_context.extradata = None
     if video.average_rate is not None:
         stream.codec_context.framerate = video.average_rate
     tags = _without(video.metadata, _OF_THE_ENCODING)
@@ -751,6 +756,20 @@ def _carried_packets(
             return
         # An empty packet at the end has a stream, but no index of its own.
         yield from ways[packet.stream.index].take(packet, start, end, joined.shift)
+
+
+def _needs_start_codes(muxer: str, template: Any) -> bool:
+    return muxer == "avi" and template.codec_context.name in ("h264", "hevc")
+
+
+def _with_start_codes(packets: Iterator[av.Packet[Any]], template: Any) -> Iterator[av.Packet[Any]]:
+    """Turn H.264 and HEVC of MP4 into the form with start codes (ITU-T H.264, annex B)."""
+    filters = av.BitStreamFilterContext(f"{template.codec_context.name}_mp4toannexb", template)
+    for packet in packets:
+        base = packet.time_base
+        for converted in filters.filter(packet):
+            converted.time_base = base
+            yield converted
 
 
 def _of_stream(packets: Iterator[av.Packet[Any]], stream: Any) -> Iterator[av.Packet[Any]]:

@@ -82,6 +82,8 @@ class Evidence:
 
     anywhere: int = 0
     """Those that run on any machine."""
+    on_real_data: int = 0
+    """Those that read the shared clips, images and models."""
     on_hardware: int = 0
     """Those that need a GPU or TensorRT."""
 
@@ -104,6 +106,8 @@ def evidence(items: Iterable[pytest.Item]) -> dict[int, Evidence]:
         for number in {n for mark in item.iter_markers("behaviour") for n in mark.args}:
             if needs_hardware:
                 found[number].on_hardware += 1
+            elif item.get_closest_marker("corpus"):
+                found[number].on_real_data += 1
             else:
                 found[number].anywhere += 1
     return dict(found)
@@ -114,29 +118,34 @@ def problems(found: Mapping[int, Evidence]) -> Iterator[str]:
     for number in sorted(set(found) - set(BEHAVIOURS), key=str):
         yield f"a test is marked behaviour({number!r}), which is not in the list"
     for number in sorted(CLAIMED):
-        if number not in found or not found[number].anywhere:
+        tests = found.get(number, Evidence())
+        if not tests.anywhere and not tests.on_real_data:
             yield f"this release claims behaviour {number}, and no test holds it"
 
 
 def report(found: Mapping[int, Evidence]) -> Iterator[str]:
     """Yield the list: what is tested, what is tested as logic only, what has no test."""
-    empty = Evidence()
     for number, title in BEHAVIOURS.items():
-        tests = found.get(number, empty)
-        if number in HARDWARE and tests.anywhere:
-            state = "logic only"
-        elif tests.anywhere:
-            state = "tested"
+        tests = found.get(number, Evidence())
+        if tests.anywhere or tests.on_real_data:
+            state = "logic only" if number in HARDWARE else "tested"
         elif tests.on_hardware:
             state = "GPU only"
         else:
             state = "no test" if number in CLAIMED else "later"
-        counts = f"{tests.anywhere} anywhere" if tests.anywhere else ""
-        if tests.on_hardware:
-            counts += f"{' and ' if counts else ''}{tests.on_hardware} on a GPU"
+        counts = [
+            f"{count} {where}"
+            for count, where in (
+                (tests.anywhere, "anywhere"),
+                (tests.on_real_data, "on real data"),
+                (tests.on_hardware, "on a GPU"),
+            )
+            if count
+        ]
         if number in HARDWARE:
-            counts += f"{'; ' if counts else ''}needs {HARDWARE[number]}"
-        yield f"{number:3}  {state:10}  {title}{f'  [{counts}]' if counts else ''}"
+            counts.append(f"needs {HARDWARE[number]}")
+        shown = f"  [{', '.join(counts)}]" if counts else ""
+        yield f"{number:3}  {state:10}  {title}{shown}"
 
 
 def main() -> int:

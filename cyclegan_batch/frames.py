@@ -96,10 +96,10 @@ def geometry(
     fixed = requirements.fixed
     fit = fit or ("stretch" if fixed else "pad")
     box = fixed or (size if isinstance(size, tuple) else None)
-    if box is None:
-        scale = 1.0 if size == "native" else size / min(source)
-    else:
+    if box is not None:
         scale = min(box[0] / source[0], box[1] / source[1])
+    else:
+        scale = size / min(source) if isinstance(size, int) else 1.0
     content = max(1, round(source[0] * scale)), max(1, round(source[1] * scale))
     network = requirements.smallest_fit(box or content)
     return Geometry(source, network if fit == "stretch" else content, network)

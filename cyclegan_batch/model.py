@@ -1,9 +1,9 @@
-"""A model file becomes one described object: the contract ONNX, its card, and foreign ONNX adopted.
+"""A model file becomes one described object: contract ONNX, its card, and foreign ONNX adopted.
 
-The contract (DESIGN of this project, version 1): one input ``frames`` and one output ``translated``,
-both RGB ``(N, H, W, 3)`` and both uint8 or both float16 in [0, 1]. Whatever the network wants besides
-(its range, its layout, its channel order, its own number type) happens inside the graph, in nodes
-that `contract_from_generator` puts around it: here for files of others, and for the exporter too.
+The contract, version 1: one input ``frames`` and one output ``translated``, both RGB
+``(N, H, W, 3)`` and both uint8 or both float16 in [0, 1]. Whatever the network wants besides (its
+range, its layout, its channel order, its own number type) happens inside the graph, in nodes that
+`contract_from_generator` puts around it: here for the files of others, and for the exporter too.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from onnx import TensorProto, compose, external_data_helper, helper, numpy_helpe
 
 from .errors import ModelError
 from .files import publish, temporary_path
-from .frames import PixelType, Size, SizeRequirements
+from .frames import Pixels, PixelType, Size, SizeRequirements, as_pixel_type
 
 CONTRACT_VERSION = 1
 INPUT, OUTPUT = "frames", "translated"
+VALUES = "contract/values"
+"""What `graph_with_values` gives besides: the pixels before they are clamped and rounded."""
 
 _PREFIX = "cyclegan_batch."
 """What the keys of the card begin with in ``metadata_props``."""
@@ -100,7 +102,7 @@ class Model:
 
 @dataclass(frozen=True)
 class GeneratorIO:
-    """How a generator sees pictures: what the contract's nodes have to bring it to and back from."""
+    """How a generator sees pictures: what the contract's nodes bring it to and back from."""
 
     layout: Layout = "nchw"
     order: Order = "rgb"
@@ -122,8 +124,8 @@ class GeneratorIO:
 def open_model(path: Path, *, model_io: str | None = None) -> Model:
     """Read, check and where needed adopt the ONNX at ``path``.
 
-    ``model_io`` says how a foreign file is to be understood (`MODEL_IO_GRAMMAR`); what it leaves out
-    is read from the graph. Raises ModelError.
+    ``model_io`` says how a foreign file is to be understood (`MODEL_IO_GRAMMAR`); what it
+    leaves out is read from the graph. Raises ModelError.
     """
     said = _parse_model_io(model_io)
     content, proto, digest = _read(path)
@@ -171,12 +173,12 @@ def contract_from_generator(
 ) -> onnx.ModelProto:
     """Put the contract's nodes around a generator of one input and one output.
 
-    The generator takes and gives ``(N, C, H, W)`` or ``(N, H, W, C)``, C = 1 or 3, of one float type
-    or uint8. Its weights and nodes are kept as they are, under the prefix ``generator/``; the
-    nodes around them work in float32. The first node is the Cast from the pixel type and the last the
-    Cast to it, since TensorRT takes uint8 nowhere else. Rounding is half up, ``floor(x + 0.5)``: ONNX's
-    own Round goes to even. Where the generator has one channel it is fed BT.601 luma, and its
-    output is repeated. ``generator`` itself is not changed. Raises ModelError.
+    The generator takes and gives ``(N, C, H, W)`` or ``(N, H, W, C)``, C = 1 or 3, of one float
+    type or uint8. Its weights and nodes are kept as they are, under the prefix ``generator/``; the
+    nodes around them work in float32. The first node is the Cast from the pixel type and the last
+    the Cast to it, since TensorRT takes uint8 nowhere else. Rounding is half up (floor of
+    x + 0.5): ONNX's own Round goes to even. Where the generator has one channel it is fed BT.601
+    luma, and its output is repeated. ``generator`` itself is not changed. Raises ModelError.
     """
     if _opset(generator) < _OLDEST_OPSET:
         generator = onnx.version_converter.convert_version(generator, _CONVERTED_OPSET)
@@ -289,6 +291,39 @@ def write_model(
     return card
 
 
+def graph_with_values(model: Model) -> bytes:
+    """Return the contract graph with a second output, `VALUES`: floats that still show NaN."""
+    proto = onnx.ModelProto.FromString(model.graph)
+    made = {out: node for node in proto.graph.node for out in node.output}
+    name = OUTPUT
+    while name in made and made[name].op_type in ("Cast", "Clip", "Floor"):
+        name = made[name].input[0]
+    proto.graph.node.append(helper.make_node("Cast", [name], [VALUES], to=TensorProto.FLOAT))
+    proto.graph.output.append(helper.make_tensor_value_info(VALUES, TensorProto.FLOAT, None))
+    return proto.SerializeToString()
+
+
+def sample_frames(card: ModelCard) -> Pixels:
+    """Return small frames in the card's pixel type to try a model with: noise, and a black frame.
+
+    ``(2, H, W, 3)``, or as many as the file's batch; H and W are the smallest that hold 64.
+    """
+    height, width = card.sizes.smallest_fit((64, 64))
+    count = card.batch or 2
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (count, -(-height // 8), -(-width // 8), 3))
+    frames = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width].astype(np.uint8)
+    frames[1:] = 0
+    return np.ascontiguousarray(as_pixel_type(frames, card.pixel_type))
+
+
+def writes_out_its_norm(model: Model) -> bool:
+    """Tell whether the normalisation is written out in means instead of one operator."""
+    proto = onnx.ModelProto.FromString(model.graph)
+    kinds = {node.op_type for node in proto.graph.node}
+    return "ReduceMean" in kinds and "InstanceNormalization" not in kinds
+
+
 class _Nodes:
     """The contract's nodes as they are made; every name begins with ``contract/``."""
 
@@ -311,7 +346,7 @@ class _Nodes:
         return name
 
     def affine(self, x: str, gain: float, offset: float) -> str:
-        """Append ``gain·x + offset``, or what of it does anything: each node is a pass over the frame."""
+        """Append ``gain·x + offset``, or what of it does anything: each is one more pass."""
         if gain != 1.0:
             x = self.add("Mul", [x, self.constant(gain)])
         if offset != 0.0:
@@ -422,7 +457,7 @@ def _external_files(path: Path, proto: onnx.ModelProto) -> list[Path]:
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Yield every tensor that may hold data: weights and attributes, subgraphs and functions too."""
+    """Yield every tensor that may hold data: weights, attributes, subgraphs and functions."""
 
     def of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
         for node in nodes:
@@ -486,7 +521,7 @@ def _ends(path: Path, proto: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, onnx
 def _card_of_contract(
     path: Path, proto: onnx.ModelProto, said: dict[str, str], digest: str
 ) -> ModelCard:
-    """Return the card of a contract file, after checking it against the graph. Raises ModelError."""
+    """Return the card of a contract file, checked against the graph. Raises ModelError."""
     name = _printable(path)
 
     def number(key: str, default: int | None) -> int | None:
@@ -564,7 +599,7 @@ def _weight_precision(proto: onnx.ModelProto) -> Literal["fp32", "fp16", "int8"]
     kinds = {node.op_type for node in proto.graph.node}
     if kinds & {"QuantizeLinear", "DequantizeLinear", "ConvInteger", "QLinearConv"}:
         return "int8"
-    count = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 0}
+    count: dict[int, int] = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 0}
     for tensor in proto.graph.initializer:
         if tensor.data_type in count:
             count[tensor.data_type] += int(np.prod(tensor.dims))
@@ -646,22 +681,23 @@ def _adopt(
         gives = gives or _RANGES["0..255"]
     takes = takes or gives
     gives = gives or takes
-    if takes is None or gives is None:
-        last = flow.made.get(leave.name)
-        raise ModelError(
-            f"{name}: nothing in it says which values black and white have (it ends in "
-            f"{last.op_type if last else 'its input'} where Tanh, Sigmoid or Clip would say); "
-            "pass --model-io 0..255, --model-io 0..1 or --model-io=-1..1"
-        )
-    io = GeneratorIO(layout, said.order or "rgb", takes, gives, gives_layout)
-    try:
-        contract = contract_from_generator(proto, io)
-        onnx.checker.check_model(contract)
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        raise ModelError(
-            f"{name}: cannot be brought into the contract: {_first_line(error)}; export it with "
-            f"opset {_CONVERTED_OPSET} or later"
-        ) from error
+    anything = _RANGES["-1..1"]
+    order = said.order or "rgb"
+
+    def contract_of(io: GeneratorIO) -> onnx.ModelProto:
+        try:
+            contract = contract_from_generator(proto, io)
+            onnx.checker.check_model(contract)
+        except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"{name}: cannot be brought into the contract: {_first_line(error)}; export it "
+                f"with opset {_CONVERTED_OPSET} or later"
+            ) from error
+        return contract
+
+    # Sizes first: whoever brings an upscaler is not to be asked for its range.
+    io = GeneratorIO(layout, order, takes or anything, gives or anything, gives_layout)
+    contract = contract_of(io)
     batch, height, width = _picture_axes(entry, layout)
     fixed = _fixed_size(path, height, width)
     shapes = _Shapes(contract)
@@ -670,9 +706,15 @@ def _adopt(
     else:
         sizes = SizeRequirements(fixed=fixed)
         _check_output_size(path, shapes, fixed)
-    guessed = [] if said.takes else [_range_name(takes)]
+    if takes is None:
+        last = flow.made.get(leave.name)
+        raise ModelError(
+            f"{name}: nothing in it says which values black and white have (it ends in "
+            f"{last.op_type if last else 'its input'} where Tanh, Sigmoid or Clip would say); "
+            "pass --model-io 0..255, --model-io 0..1 or --model-io=-1..1"
+        )
     note = f"{name} is a foreign model, adopted as {io}"
-    if guessed:
+    if said.takes is None:
         note += "; the range is read from its graph, --model-io says otherwise"
     card = ModelCard(
         path=path,
@@ -707,7 +749,9 @@ def _layout(
     certain: list[Layout] = [
         layout for layout in fits if dimensions[_channel_axis(layout)] is not None
     ]
-    if not fits:
+    axes = [dimensions[1], dimensions[3]]
+    if not fits or (not certain and said is None and otherwise not in fits and any(axes)):
+        # (N, 5, H, W): with nothing else to go by, the axis that is known is the channels'.
         _refuse(path, f"has {_say(value)} where 1 or 3 channels are expected")
     if said is not None:
         if said not in fits:
@@ -715,8 +759,8 @@ def _layout(
         layout = said
     elif len(certain) == 1:
         layout = certain[0]
-    elif otherwise in fits:
-        layout = cast("Layout", otherwise)
+    elif otherwise is not None and otherwise in fits:
+        layout = otherwise
     else:
         raise ModelError(
             f"{_printable(path)}: has {_say(value)}, which does not show where the channels are; "
@@ -932,8 +976,8 @@ class _Shapes:
                 return "invalid"
         for name, pads in self._reflections:
             shape = values.get(name)
-            for length, pad in zip(shape or [], pads, strict=False):
-                if length is not None and pad >= length:
+            for side, pad in zip(shape or [], pads, strict=False):
+                if side is not None and pad >= side:
                     return "invalid"
         found = _dimensions(inferred.graph.output[0])
         if found is None or len(found) != 4 or found[1] is None or found[2] is None:
@@ -989,7 +1033,8 @@ def _size_requirements(path: Path, shapes: _Shapes) -> SizeRequirements:
     """Find the multiple and the minimum of a foreign file of free size by inferring its shapes.
 
     The multiple is the least power of two, up to 256, of which odd multiples keep their size; the
-    minimum is the least multiple at which every reflection finds enough pixels and no value is empty.
+    minimum is the least multiple at which every reflection finds enough pixels and nothing is
+    empty.
     Where inference cannot follow the graph, the strides say the multiple, and a backend finds the
     rest out when it runs. Raises ModelError.
     """

@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
+from ..errors import BackendError, BackendUnavailableError, ModelError
 from ..frames import Pixels
-from ..model import Model, ModelCard
+from ..model import Model, ModelCard, sample_frames, writes_out_its_norm
+
+BACKENDS = ("onnxruntime", "openvino")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+_MOST_CPU_CONTEXTS = 4
+"""More contexts than these gain little, and each holds a network's worth of activations."""
+
+_INSTALL = (
+    'pip install "cyclegan-batch[openvino]" or "cyclegan-batch[cpu]" for this machine\'s CPU, '
+    '"cyclegan-batch[gpu]" for an NVIDIA GPU'
+)
+
+_OUT_OF_MEMORY = (
+    "failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "bfcarena",
+    "out of memory",
+    "cannot allocate memory",
+    "could not allocate",
+    "cudaerrormemoryallocation",
+    "alloc_failed",
+)
+"""How allocators word it, in small letters; no runtime has an error type of its own for it."""
 
 
 class Backend(Protocol):
@@ -18,19 +51,25 @@ class Backend(Protocol):
     """``cpu`` or ``cuda:N``: where the arithmetic happens. Arrays are on the host."""
     precision: str
     """``fp32``, ``fp16``, ``bf16`` or ``int8``: what the arithmetic really uses."""
+    notes: tuple[str, ...]
+    """What the user should be told once."""
 
     def infer(self, frames: Pixels) -> Pixels:
-        """Translate ``(N, H, W, 3)`` to ``(N, H, W, 3)`` of the same pixel type; the result is the caller's.
+        """Translate ``(N, H, W, 3)`` to the same shape and pixel type; the result is the caller's.
 
-        N is any number: a file of fixed batch runs as often as it takes. H and W must meet the card.
-        Raises OutOfMemoryError, BackendError; BackendError too when `cancel` cut it off.
+        N is any number: a file of fixed batch runs as often as it takes. H and W must meet the
+        card. Raises OutOfMemoryError, BackendError (also when `cancel` cut it off), ModelError
+        where the network changes the size or gives NaN.
         """
 
     def fork(self) -> Backend:
         """Return another context over the same weights."""
 
     def cancel(self) -> None:
-        """Cut off a running `infer` from another thread where the runtime can; later calls fail at once."""
+        """Cut off a running `infer` from another thread where the runtime can.
+
+        Later calls of `infer` fail at once.
+        """
 
     def close(self) -> None:
         """Release the context; twice is fine."""
@@ -45,7 +84,198 @@ def open_backend(
     threads: int | None = None,
     contexts: int = 1,
 ) -> Backend:
-    """Open ``model`` with the runtime, on the device and in the precision asked for."""
+    """Open ``model`` with a runtime, prove it on a sample, and return its first context.
+
+    ``backend``: one of `BACKENDS` or ``auto``. ``device``: ``auto``, ``cpu`` or ``cuda[:N]``.
+    ``precision``: ``auto`` is the file's; ``bf16`` is a way of OpenVINO to run an FP32 file.
+    ``threads``: CPU threads for the network, of all contexts together (None: `cpu_threads`).
+    ``contexts``: how many will run side by side; `Backend.fork` gives the others.
+
+    ``auto`` depends on what is installed and on the file, never on a measurement, so that the same
+    command gives the same pixels twice. Raises BackendUnavailableError, BackendError, ModelError.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise BackendError(f"no backend {backend!r}: it is auto or one of {', '.join(BACKENDS)}")
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
+        raise BackendError(f"no device {device!r}: it is auto, cpu or cuda[:N]")
+    _check_precision(model.card, precision, backend)
+    threads = threads or cpu_threads()
+    missing: list[BackendError] = []
+    for name, where in _candidates(model, backend, device, precision):
+        try:
+            opened = _open(model, name, where, precision, threads, contexts)
+        except BackendError as error:
+            if backend != "auto":
+                raise
+            missing.append(error)
+            continue
+        # A runtime that is not installed is no news; one that is and does not work, is.
+        broken = [e for e in missing if not isinstance(e, BackendUnavailableError)]
+        opened.notes += tuple(f"{error}; going on with {name}" for error in broken)
+        return opened
+    if len(missing) == 1 or any(not isinstance(e, BackendUnavailableError) for e in missing):
+        raise missing[-1]
+    raise BackendUnavailableError(
+        f"no runtime for {device if device != 'auto' else 'this machine'} is installed; {_INSTALL}"
+    ) from missing[-1]
+
+
+def default_contexts(device: str, threads: int) -> int:
+    """Return how many contexts use the device best.
+
+    On a CPU one for each thread, up to four: layers split over threads wait for one another, frames
+    do not (tried on two cores, CPU ms per frame, two contexts of one thread against one of two:
+    onnxruntime 85 and 90, OpenVINO 45 and 50). On a GPU two: one computes while the other copies.
+    """
+    if device == "cpu":
+        return max(1, min(threads, _MOST_CPU_CONTEXTS))
+    return 2
+
+
+def cpu_threads() -> int:
+    """Return how many threads this process may run at once."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def nvidia_gpus() -> tuple[str, ...]:
+    """Return the names of the NVIDIA GPUs that the driver shows, in its order."""
+    listed = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    names = [re.search(r"Model:\s*(.+)", file.read_text()) for file in listed]
+    if names:
+        return tuple(found[1].strip() if found else "NVIDIA GPU" for found in names)
+    # Under WSL the driver has no folder there.
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    query = [tool, "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip())
+
+
+def _candidates(model: Model, backend: str, device: str, precision: str) -> list[tuple[str, str]]:
+    """Return what may be tried, the best first."""
+    if precision == "bf16":
+        return [("openvino", "cpu")]
+    if backend == "openvino":
+        return [("openvino", "cpu" if device == "auto" else device)]
+    if device.startswith("cuda"):
+        return [("onnxruntime", device)]
+    on_cpu = ["openvino", "onnxruntime"]
+    if writes_out_its_norm(model):
+        # OpenVINO pays for every change of layout around a norm that is written out in small
+        # operators (tried: 115 ms of CPU a frame against 86); as one operator it is the faster.
+        on_cpu.reverse()
+    if backend == "onnxruntime":
+        on_cpu = ["onnxruntime"]
+    found = [(name, "cpu") for name in on_cpu]
+    if device == "auto":
+        from .onnxruntime import sees_cuda
+
+        if sees_cuda():
+            found.insert(0, ("onnxruntime", "cuda:0"))
+    return found
+
+
+def _open(
+    model: Model, name: str, device: str, precision: str, threads: int, contexts: int
+) -> Backend:
+    if name == "openvino":
+        from .openvino import open_openvino
+
+        return open_openvino(
+            model, device=device, precision=precision, threads=threads, contexts=contexts
+        )
     from .onnxruntime import open_onnxruntime
 
-    return open_onnxruntime(model, threads=threads, contexts=contexts)
+    return open_onnxruntime(
+        model, device=device, precision=precision, threads=threads, contexts=contexts
+    )
+
+
+def _check_precision(card: ModelCard, precision: str, backend: str) -> None:
+    if precision not in ("auto", *PRECISIONS):
+        raise BackendError(
+            f"no precision {precision!r}: it is auto or one of {', '.join(PRECISIONS)}"
+        )
+    if precision in ("auto", card.precision):
+        return
+    if precision != "bf16":
+        raise BackendError(
+            f"{card.path}: is {card.precision} and {precision} was asked for; the precision is the "
+            f"file's, so export the generator again: cyclegan-batch export --precision {precision}"
+        )
+    if card.precision != "fp32":
+        raise BackendError(
+            f"{card.path}: is {card.precision}, and bf16 is a way to run an fp32 file; leave "
+            "--precision out"
+        )
+    if backend == "onnxruntime":
+        raise BackendError(
+            "onnxruntime cannot compute in bf16; pass --backend openvino, or leave --precision out"
+        )
+
+
+# What every backend needs
+
+
+def checked(out: Pixels, frames: Pixels, card: ModelCard) -> Pixels:
+    """Return ``out`` if it is what ``frames`` may become. Raises ModelError.
+
+    NaN shows in float16 only; in uint8 it is no longer visible, so `verify` looks before that.
+    """
+    if out.shape != frames.shape or out.dtype != frames.dtype:
+        raise ModelError(
+            f"{card.path}: gives {out.shape} {out.dtype} for {frames.shape} {frames.dtype} where a "
+            "generator keeps size and type; it cannot translate pictures"
+        )
+    if out.dtype != np.uint8 and np.isnan(out).any():
+        raise _not_a_number(card)
+    return out
+
+
+def in_batches(run: Callable[[Pixels], Pixels], frames: Pixels, batch: int | None) -> Pixels:
+    """Return ``run(frames)``, called with ``batch`` frames at a time where only these are taken.
+
+    The last call is filled up by repeating its last frame.
+    """
+    if batch is None or batch == len(frames):
+        return run(frames)
+    out = np.empty_like(frames)
+    for begin in range(0, len(frames), batch):
+        part = frames[begin : begin + batch]
+        count = len(part)
+        if count < batch:
+            part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
+        out[begin : begin + count] = run(part)[:count]
+    return out
+
+
+def verify(card: ModelCard, run: Callable[[Pixels], tuple[Pixels, Pixels]]) -> None:
+    """Prove on a small sample that the network keeps size and type and gives numbers.
+
+    ``run`` returns ``translated``, and the float values before they were clamped and rounded
+    (`model.graph_with_values`). NaN has no place in uint8: runtimes turn it into black without a
+    word, and only the values before show it. Once is enough for the weights, the precision and the
+    division by a flat picture's deviation, which the sample has too. Raises ModelError.
+    """
+    frames = sample_frames(card)
+    out, values = run(frames)
+    if np.isnan(values).any():
+        raise _not_a_number(card)
+    checked(out, frames, card)
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    """Tell whether a runtime's error means that an allocation failed."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
+
+
+def _not_a_number(card: ModelCard) -> ModelError:
+    return ModelError(
+        f"{card.path}: gives NaN where numbers are expected; its training diverged, or "
+        f"{card.precision} is too coarse for it; take another checkpoint, or export it in fp32"
+    )

@@ -2,127 +2,192 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any
+import contextlib
+import importlib
+import io
+from importlib import metadata
+from typing import Any
 
-import numpy as np
-
-from ..errors import BackendError, BackendUnavailableError, ModelError, OutOfMemoryError
+from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..frames import Pixels
-from ..model import INPUT, OUTPUT, Model, ModelCard
+from ..model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
+from . import checked, in_batches, nvidia_gpus, says_out_of_memory, verify
 
-if TYPE_CHECKING:
-    import onnxruntime as ort
-
-_SAYS_OUT_OF_MEMORY = (
-    "failed to allocate memory",
-    "bad allocation",
-    "std::bad_alloc",
-    "bfcarena",
-    "out of memory",
-    "cudaerrormemoryallocation",
-    "cudnn_status_alloc_failed",
-    "cublas_status_alloc_failed",
-)
-"""How onnxruntime's allocators word it, in small letters; it has no error type of its own for it."""
+_FATAL_ONLY = 4
+"""onnxruntime's log severity: everything that matters comes as an exception too."""
 
 
 class OnnxRuntimeBackend:
-    """A context of an onnxruntime session; contexts share the session, which may run several at once."""
+    """A context of an onnxruntime session, which runs for several contexts at once."""
 
     name = "onnxruntime"
 
-    def __init__(
-        self, card: ModelCard, session: ort.InferenceSession, device: str, precision: str
-    ) -> None:
-        import onnxruntime
-
+    def __init__(self, card: ModelCard, session: Any, device: str, precision: str) -> None:
         self.card, self.device, self.precision = card, device, precision
-        self._session: ort.InferenceSession | None = session
-        self._options = onnxruntime.RunOptions()
-        self._cancelled = False
+        self.notes: tuple[str, ...] = ()
+        self._session: Any = session
+        self._options = _import().RunOptions()
+        self._options.log_severity_level = _FATAL_ONLY
 
     def infer(self, frames: Pixels) -> Pixels:
         """Translate ``frames``; see `Backend.infer`."""
-        if self._session is None or self._cancelled:
-            raise BackendError("onnxruntime: this context was closed or cancelled; open another")
-        batch = self.card.batch
-        if batch is None or batch == len(frames):
-            return self._run(frames)
-        return in_batches(self._run, frames, batch)
+        return in_batches(self._run, frames, self.card.batch)
 
     def fork(self) -> OnnxRuntimeBackend:
         """Return another context over the same session."""
-        if self._session is None:
-            raise BackendError("onnxruntime: this context was closed; open another")
-        return OnnxRuntimeBackend(self.card, self._session, self.device, self.precision)
+        return OnnxRuntimeBackend(self.card, self._opened(), self.device, self.precision)
 
     def cancel(self) -> None:
-        """Cut off a running `infer`; the graph stops before its next node."""
-        self._cancelled = True
+        """Cut off a running `infer`: the graph stops before its next node, and stays so."""
         self._options.terminate = True
 
     def close(self) -> None:
         """Release the context; twice is fine."""
         self._session = None
 
+    def _opened(self) -> Any:
+        if self._session is None:
+            raise BackendError("onnxruntime: this context is closed; open another")
+        return self._session
+
     def _run(self, frames: Pixels) -> Pixels:
-        assert self._session is not None
+        session = self._opened()
         try:
-            (out,) = self._session.run([OUTPUT], {INPUT: frames}, self._options)
+            (out,) = session.run([OUTPUT], {INPUT: frames}, self._options)
         except Exception as error:
-            raise _translated(error, self, frames) from error
+            if self._options.terminate:
+                raise BackendError("onnxruntime: cut off") from error
+            raise _translated(error, self.card, self.device, frames) from error
         return checked(out, frames, self.card)
 
 
 def open_onnxruntime(
-    model: Model, *, device: str = "cpu", threads: int | None = None, contexts: int = 1
+    model: Model, *, device: str, precision: str, threads: int, contexts: int
 ) -> OnnxRuntimeBackend:
-    """Open ``model`` on ``device`` (``cpu`` or ``cuda[:N]``); see `open_backend`."""
+    """Open ``model`` on ``device`` (``auto``, ``cpu`` or ``cuda[:N]``); see `open_backend`.
+
+    A session may be run from several threads at once, each of which computes along with the
+    session's own pool: contexts and pool together make ``threads``.
+    """
+    device = "cuda:0" if device == "cuda" else device
+
+    def session(graph: bytes) -> Any:
+        return _session(graph, model.card, device, precision, threads - contexts + 1)
+
+    opened = session(model.graph)
+    with_values = session(graph_with_values(model))
+
+    def run(frames: Pixels) -> tuple[Pixels, Pixels]:
+        try:
+            out, values = with_values.run([OUTPUT, VALUES], {INPUT: frames})
+        except Exception as error:
+            raise _translated(error, model.card, device, frames) from error
+        return out, values
+
+    verify(model.card, run)
+    # An fp16 file on a CPU: the few kernels there are compute in fp32 (weights stay fp16).
+    arithmetic = "fp32" if device == "cpu" and model.card.precision == "fp16" else None
+    return OnnxRuntimeBackend(model.card, opened, device, arithmetic or model.card.precision)
+
+
+def sees_cuda() -> bool:
+    """Tell whether the onnxruntime that is installed was built for CUDA, and a GPU is there."""
     try:
-        import onnxruntime
+        onnxruntime = _import()
+    except BackendUnavailableError:
+        return False
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and bool(nvidia_gpus())
+
+
+def both_wheels() -> bool:
+    """Tell whether onnxruntime and onnxruntime-gpu are both installed: they share one folder."""
+    try:
+        metadata.version("onnxruntime")
+        metadata.version("onnxruntime-gpu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _import() -> Any:
+    try:
+        return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise BackendUnavailableError(
-            'onnxruntime is not installed; pip install "cyclegan-batch[cpu]", or '
-            '"cyclegan-batch[gpu]" for an NVIDIA GPU'
+            f"onnxruntime cannot be loaded ({error}); "
+            'pip install "cyclegan-batch[cpu]", or "cyclegan-batch[gpu]" for an NVIDIA GPU'
         ) from error
+
+
+def _session(graph: bytes, card: ModelCard, device: str, precision: str, pool: int) -> Any:
+    onnxruntime = _import()
     options = onnxruntime.SessionOptions()
-    total = threads or os.cpu_count() or 1
-    options.intra_op_num_threads = max(1, total - contexts + 1)
+    options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = max(1, pool)
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4
+    # Waiting threads sleep: what they would burn, decoders and encoders need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(model.graph, options, providers=["CPUExecutionProvider"])
-    return OnnxRuntimeBackend(model.card, session, "cpu", model.card.precision)
-
-
-def in_batches(run: Any, frames: Pixels, batch: int) -> Pixels:
-    """Run ``frames`` through ``run`` that takes only ``batch`` at once; the last one is filled up."""
-    out = np.empty_like(frames)
-    for begin in range(0, len(frames), batch):
-        part = frames[begin : begin + batch]
-        count = len(part)
-        if count < batch:
-            part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
-        out[begin : begin + count] = run(part)[:count]
-    return out
-
-
-def checked(out: Pixels, frames: Pixels, card: ModelCard) -> Pixels:
-    """Return ``out`` if it is what ``frames`` must become. Raises ModelError."""
-    if out.shape != frames.shape or out.dtype != frames.dtype:
-        raise ModelError(
-            f"{card.path}: gives {out.shape} {out.dtype} for {frames.shape} {frames.dtype}, where "
-            "a generator keeps size and type; it cannot be used for translation"
+    options.use_deterministic_compute = True
+    # The arena stays as it is: memory is flat over many shapes with it (shrinking it after each
+    # run is what leaks: tried, 150 shapes, 160 MB against 600).
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device != "cpu":
+        _check_cuda(onnxruntime, device)
+        cuda = {
+            "device_id": device.partition(":")[2],
+            # The exhaustive search times its candidates, so that a second run may choose otherwise.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "arena_extend_strategy": "kSameAsRequested",
+            "use_tf32": "0" if precision == "fp32" else "1",
+        }
+        providers.insert(0, ("CUDAExecutionProvider", cuda))
+    try:
+        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+    except Exception as error:
+        if says_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"onnxruntime: no memory on {device} for the weights of {card.path}; "
+                "use another device"
+            ) from error
+        raise BackendError(
+            f"onnxruntime {onnxruntime.__version__} does not open {card.path}: {error}; try "
+            "--backend openvino, or export the model with a lower opset"
+        ) from error
+    # Where a provider cannot start, onnxruntime goes on with the CPU and only logs it.
+    first = session.get_providers()[0]
+    if device != "cpu" and first != "CUDAExecutionProvider":
+        raise BackendUnavailableError(
+            f"onnxruntime was asked for {device} and uses {first}: its CUDA or cuDNN libraries "
+            'cannot be loaded; pip install "cyclegan-batch[gpu]", see cyclegan-batch doctor, or '
+            "pass --device cpu"
         )
-    return out
+    return session
 
 
-def _translated(error: Exception, backend: OnnxRuntimeBackend, frames: Pixels) -> Exception:
-    text = str(error)
-    if any(words in text.lower() for words in _SAYS_OUT_OF_MEMORY):
-        return OutOfMemoryError(
-            f"onnxruntime: no memory on {backend.device} for a batch of {len(frames)} at "
-            f"{frames.shape[1]}×{frames.shape[2]}"
+def _check_cuda(onnxruntime: Any, device: str) -> None:
+    """Refuse CUDA where this onnxruntime has none, and load its libraries. Raises BackendError."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        if both_wheels():
+            raise BackendUnavailableError(
+                f"onnxruntime was asked for {device} and has no CUDA: onnxruntime and "
+                "onnxruntime-gpu are both installed, and the first has overwritten the second; "
+                'pip uninstall both, then pip install "cyclegan-batch[gpu]"'
+            )
+        raise BackendUnavailableError(
+            f"onnxruntime was asked for {device} and has no CUDA (it has "
+            f"{', '.join(onnxruntime.get_available_providers())}); pip uninstall onnxruntime, then "
+            'pip install "cyclegan-batch[gpu]"; or pass --device cpu'
         )
-    return BackendError(f"onnxruntime: {backend.card.path} failed on {frames.shape}: {text}")
+    # It prints what it does not find; what then fails is said below in our words.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(OSError):
+        onnxruntime.preload_dlls()
+
+
+def _translated(error: Exception, card: ModelCard, device: str, frames: Pixels) -> Exception:
+    shape = "×".join(map(str, frames.shape))
+    if says_out_of_memory(error):
+        return OutOfMemoryError(f"onnxruntime: no memory on {device} for a batch of {shape}")
+    return BackendError(
+        f"onnxruntime: {card.path} fails on frames of {shape}: {error}; the network may need other "
+        "sizes: try --size"
+    )

@@ -1,7 +1,7 @@
 """Small generators and models that are none, written with onnx.helper and nothing of the product.
 
-Contract files (`identity`, `invert`, `one_channel`, `tiny_resnet`) say their card themselves, so that
-the product's reader is held to the contract and not to the product's own writer.
+Contract files (`identity`, `invert`, `one_channel`, `tiny_resnet`) say their card themselves, so
+that the product's reader is held to the contract and not to the product's own writer.
 """
 
 from __future__ import annotations
@@ -211,7 +211,6 @@ def foreign(
     *,
     layout: Literal["nchw", "nhwc"] = "nchw",
     range: Literal["-1..1", "0..1", "0..255"] = "-1..1",  # noqa: A002
-    order: Literal["rgb", "bgr"] = "rgb",
     fixed: tuple[int, int] | None = None,
     batch: int | None = None,
     channels: int = 3,
@@ -219,9 +218,9 @@ def foreign(
     end: End | None = None,
     opset: int = 17,
 ) -> Path:
-    """Write a float generator that is not in the contract and inverts the picture in its own terms.
+    """Write a float generator outside the contract, which inverts the picture in its own terms.
 
-    It gives ``low + high − x`` per channel, with the first channel (red, or blue for ``bgr``) halved
+    It gives ``low + high − x`` per channel, with the first channel (red, or blue for BGR) halved
     towards ``low``, so that a wrong order, layout or range shows. ``end``: what the graph ends in
     (None: a Clip to the range).
     """
@@ -235,7 +234,7 @@ def foreign(
     gains = [0.5, 1.0, 1.0][:channels]
     for channel, gain in enumerate(gains):
         weight[channel, channel] = -gain
-    bias = [low + gain * (high + low) - gain * low for gain in gains]
+    bias = [low + gain * high for gain in gains]
     x = g.op("Conv", x, g.constant(weight, dtype), g.constant(bias, dtype))
     if end in (None, "clip"):
         if opset < 11:
@@ -288,12 +287,13 @@ def upscaler(path: Path, *, fixed: tuple[int, int] | None = None) -> Path:
 
 
 def secret_upscaler(path: Path) -> Path:
-    """Write a contract file that doubles the width, against what it declares."""
+    """Write a contract file that doubles the width, which only shows when it runs."""
     g = Graph()
     x = g.op("Cast", "frames", to=TensorProto.FLOAT)
-    _leave(g, g.op("Concat", x, x, axis=2), "uint8")
-    inputs, _ = frames_io("uint8")
-    return g.save(path, inputs, [("translated", TensorProto.UINT8, ("N", "H", "W2", 3))], card())
+    nothing = g.op("Mul", g.op("ReduceMax", x, axes=[0, 1, 2, 3], keepdims=0), g.constant(0.0))
+    repeats = g.op("Add", nothing, g.constant([1.0, 1.0, 2.0, 1.0]))
+    _leave(g, g.op("Tile", x, g.op("Cast", repeats, to=TensorProto.INT64)), "uint8")
+    return g.save(path, *frames_io("uint8"), card=card())
 
 
 def classifier(path: Path) -> Path:

@@ -1,0 +1,132 @@
+"""Run a contract file with OpenVINO, on the CPU, in fp32 or in bf16."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from typing import Any
+
+from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
+from ..frames import Pixels
+from ..model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
+from . import checked, in_batches, says_out_of_memory, verify
+
+_KEPT_KERNELS = 64
+"""Kernels that OpenVINO keeps for shapes seen before; its default of 5,000 grows without a visible
+end over a folder of many sizes (tried: 270 MB in 450 shapes, against 50)."""
+
+
+class OpenVinoBackend:
+    """A request of a compiled model; several share its weights and its streams."""
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, card: ModelCard, compiled: Any, precision: str) -> None:
+        self.card, self.precision = card, precision
+        self.notes: tuple[str, ...] = ()
+        self._compiled: Any = compiled
+        self._request = compiled.create_infer_request()
+        self._cancelled = threading.Event()
+
+    def infer(self, frames: Pixels) -> Pixels:
+        """Translate ``frames``; see `Backend.infer`."""
+        return in_batches(self._run, frames, self.card.batch)
+
+    def fork(self) -> OpenVinoBackend:
+        """Return another request of the same compiled model."""
+        return OpenVinoBackend(self.card, self._opened(), self.precision)
+
+    def cancel(self) -> None:
+        """Cut off a running `infer`: the graph stops before its next node."""
+        self._cancelled.set()
+        self._request.cancel()
+
+    def close(self) -> None:
+        """Release the context; twice is fine."""
+        self._compiled = None
+
+    def _opened(self) -> Any:
+        if self._compiled is None:
+            raise BackendError("openvino: this context is closed; open another")
+        return self._compiled
+
+    def _run(self, frames: Pixels) -> Pixels:
+        self._opened()
+        try:
+            if self._cancelled.is_set():
+                raise BackendError("openvino: cut off")
+            results = self._request.infer({INPUT: frames}, share_inputs=True)
+        except RuntimeError as error:
+            if self._cancelled.is_set():
+                raise BackendError("openvino: cut off") from error
+            raise _translated(error, self.card, frames) from error
+        return checked(results[OUTPUT], frames, self.card)
+
+
+def open_openvino(
+    model: Model, *, device: str, precision: str, threads: int, contexts: int
+) -> OpenVinoBackend:
+    """Open ``model`` on the CPU; see `open_backend`. One stream for each context."""
+    if device not in ("auto", "cpu"):
+        raise BackendUnavailableError(
+            f"openvino was asked for {device} and runs on the CPU here; pass --backend onnxruntime "
+            "for an NVIDIA GPU, or --device cpu"
+        )
+    try:
+        openvino = importlib.import_module("openvino")
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f'openvino cannot be loaded ({error}); pip install "cyclegan-batch[openvino]"'
+        ) from error
+    core = openvino.Core()
+    bf16 = precision == "bf16"
+    if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise BackendUnavailableError(
+            "openvino was asked for bf16 and this CPU has none; leave --precision out"
+        )
+    settings = {
+        "NUM_STREAMS": contexts,
+        "INFERENCE_NUM_THREADS": threads,
+        # Unsaid, it is bf16 wherever the CPU has it.
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        # The same cores decode and encode: nothing is nailed to one.
+        "ENABLE_CPU_PINNING": False,
+        "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS,
+    }
+    compiled = _compiled(core, model.card, model.graph, settings)
+    with_values = _compiled(core, model.card, graph_with_values(model), settings)
+
+    def run(frames: Pixels) -> tuple[Pixels, Pixels]:
+        try:
+            results = with_values.create_infer_request().infer({INPUT: frames})
+        except RuntimeError as error:
+            raise _translated(error, model.card, frames) from error
+        return results[OUTPUT], results[VALUES]
+
+    verify(model.card, run)
+    arithmetic = "bf16" if bf16 else "int8" if model.card.precision == "int8" else "fp32"
+    return OpenVinoBackend(model.card, compiled, arithmetic)
+
+
+def _compiled(core: Any, card: ModelCard, graph: bytes, settings: dict[str, Any]) -> Any:
+    try:
+        return core.compile_model(core.read_model(graph, b""), "CPU", settings)
+    except RuntimeError as error:
+        if says_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"openvino: no memory for the weights of {card.path}; close other programs"
+            ) from error
+        raise BackendError(
+            f"openvino does not open {card.path}: {error}; try --backend onnxruntime"
+        ) from error
+
+
+def _translated(error: Exception, card: ModelCard, frames: Pixels) -> Exception:
+    shape = "×".join(map(str, frames.shape))
+    if says_out_of_memory(error):
+        return OutOfMemoryError(f"openvino: no memory for a batch of {shape}")
+    return BackendError(
+        f"openvino: {card.path} fails on frames of {shape}: {error}; the network may need other "
+        "sizes: try --size"
+    )

@@ -1,0 +1,83 @@
+"""How alike two translations of the same frames are: the measure, and the classes it falls into.
+
+Measured in grey levels of 8 bits, against torch FP32 (or the file in FP32 where there is no
+checkpoint), on natural frames at the size the model was trained at.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .frames import Pixels
+
+ParityClass = Literal["exact", "half", "near", "coarse", "none"]
+
+CLASSES: tuple[ParityClass, ...] = ("exact", "half", "near", "coarse", "none")
+"""The classes, the closest first."""
+
+OF_PRECISION: dict[str, ParityClass] = {
+    "fp32": "exact",
+    "fp16": "half",
+    "tf32": "half",
+    "bf16": "near",
+    "int8": "coarse",
+}
+"""The class that a precision must reach to be accepted."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What was measured."""
+
+    psnr: float
+    """Decibels; infinite where nothing differs."""
+    max: float
+    """Largest difference in grey levels."""
+    within2: float
+    """Share of the values, 0..1, that differ by at most two grey levels."""
+    cls: ParityClass
+    """The closest class that holds; ``none`` below them all, or with NaN."""
+
+    def reaches(self, needed: ParityClass) -> bool:
+        """Tell whether this is ``needed`` or closer."""
+        return CLASSES.index(self.cls) <= CLASSES.index(needed)
+
+    def __str__(self) -> str:
+        """Return it as a card says it."""
+        return (
+            f"{self.cls}: {self.psnr:.1f} dB, {self.within2:.2%} within 2 levels, "
+            f"largest {self.max:.3g}"
+        )
+
+
+def parity(found: Pixels, reference: Pixels) -> Parity:
+    """Compare two arrays of one shape: uint8, or float16 in [0, 1], each in its own type."""
+    if found.shape != reference.shape:
+        raise ValueError(f"{found.shape = } and {reference.shape = } are to be alike")
+    difference = np.abs(_grey_levels(found) - _grey_levels(reference))
+    if np.isnan(difference).any():
+        return Parity(math.nan, math.nan, 0.0, "none")
+    mean_square = float(np.mean(np.square(difference)))
+    psnr = 10 * math.log10(255.0**2 / mean_square) if mean_square else math.inf
+    largest = float(difference.max())
+    within2 = float(np.mean(difference <= 2.0))
+    return Parity(psnr, largest, within2, _class(psnr, largest, within2))
+
+
+def _class(psnr: float, largest: float, within2: float) -> ParityClass:
+    if largest <= 1.0:
+        return "exact"
+    if psnr >= 50.0 and within2 >= 0.999:
+        return "half"
+    if psnr >= 45.0 and within2 >= 0.99:
+        return "near"
+    return "coarse" if psnr >= 35.0 else "none"
+
+
+def _grey_levels(pixels: Pixels) -> Pixels:
+    scale = 1.0 if pixels.dtype == np.uint8 else 255.0
+    return pixels.astype(np.float64) * scale

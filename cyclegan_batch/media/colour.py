@@ -328,7 +328,8 @@ def _table_from_uint16(pixel_type: PixelType, white: int) -> npt.NDArray[Any]:
 
 @cache
 def _table_from_uint8(white: int) -> npt.NDArray[Any]:
-    return np.rint(np.arange(256) * (white / 255)).astype(np.uint16)
+    table: npt.NDArray[Any] = np.rint(np.arange(256) * (white / 255)).astype(np.uint16)
+    return table
 
 
 @cache

@@ -1,0 +1,1196 @@
+"""One video in, one video out: decoded, converted and encoded in this process.
+
+`plan_video` decides everything before the first frame, and opens the encoder for real to do so.
+`VideoSource` reads the frames of one stretch, upright and in presentation order; `VideoSink`
+encodes them into a stretch of their own and lets `assemble` join it with the rest of the source.
+Pipes (y4m) and numbered pictures are videos too.
+
+The time of a frame is the source's presentation time stamp, in ticks of its time base, where there
+is one. Frames without one follow the last by the average rate; a time stamp that does not ascend is
+moved to one tick after the last, so that no frame is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import io
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.container
+import av.error
+import cv2
+import numpy as np
+from av.filter import Graph
+
+from ..errors import CycleganBatchError, InputError, OutputError
+from ..files import output_error, printable, publish, temporary_path
+from ..frames import Frame, Geometry, Pixels, PixelType, Size
+from ..options import TranslateOptions
+from . import Dropped
+from .assemble import StreamPlan, Stretch, assemble, plan_streams
+from .colour import ColourPlan, FromRGB, ToRGB, bits_of, output_tags, resolve
+from .containers import MediaInfo, StreamInfo, media_info, open_container, probe
+
+PIPE = Path("-")
+"""Standard input or output, as y4m."""
+
+_PATTERN = re.compile(r"%0?\d*d")
+_Y4M = ".y4m"
+
+
+# The plan
+
+
+@dataclass(frozen=True)
+class EncoderPlan:
+    """An encoder that was opened with these very settings."""
+
+    name: str
+    pix_fmt: str
+    options: tuple[tuple[str, str], ...]
+    """For FFmpeg, all of them known to the encoder."""
+    threads: int
+    """Part of the plan: the bits that x264 writes depend on it."""
+    time_base: Fraction
+    """The source's, or one over the rate for encoders that count frames."""
+    counts_frames: bool
+    """Time stamps are frame numbers (MPEG-2 and its like); the real ones come back later."""
+    rate: Fraction
+    format: str
+    """The muxer of the stretch."""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """Everything that was decided about one video."""
+
+    path: Path
+    """The file, a pattern of pictures (``f_%06d.png``), or ``-``."""
+    output: Path
+    info: MediaInfo
+    stream: StreamInfo
+    colour: ColourPlan
+    pixel_type: PixelType
+    size: Size
+    """Height and width of the upright frames that the source gives."""
+    output_size: Size
+    """Height and width of the frames that the sink takes."""
+    sample_aspect_ratio: Fraction | None
+    """Of the upright output."""
+    encoder: EncoderPlan
+    streams: StreamPlan | None
+    """What else goes into the output; None for y4m, which holds nothing else."""
+    options: TranslateOptions
+    frames_expected: int | None
+    """By the header, or by duration and rate; None where neither is known."""
+    notes: tuple[str, ...]
+    """What the user is told once."""
+    opened: av.container.InputContainer | None = field(default=None, repr=False, compare=False)
+    """A pipe, which cannot be opened twice."""
+
+    @property
+    def name(self) -> str:
+        """What messages call the input."""
+        return "standard input" if self.path == PIPE else printable(self.path)
+
+    @property
+    def picture_rate(self) -> Fraction | None:
+        """Frames per second of a pattern of pictures, else None."""
+        return _picture_rate(self.path, self.options)
+
+    @property
+    def disk_bytes(self) -> int:
+        """A guess at the room needed: the stretch and the file, each as large as the input."""
+        try:
+            return 2 * self.path.stat().st_size
+        except OSError:
+            return 0
+
+
+def plan_video(
+    path: Path,
+    output: Path,
+    options: TranslateOptions,
+    *,
+    pixel_type: PixelType,
+    output_size: Callable[[Size], Size] = lambda size: size,
+) -> VideoPlan:
+    """Decide how the video at ``path`` becomes ``output``, before the first frame.
+
+    ``output_size`` maps the upright size (height, width) of the source to that of the pictures
+    which the sink will get. ``-`` is standard input or output as y4m; a pattern of pictures needs
+    ``fps``.
+
+    Raises InputError where ``path`` is no video or is HDR, OutputError where it cannot be encoded
+    as asked.
+    """
+    if _PATTERN.search(output.name):
+        raise OutputError(
+            f"cannot write {printable(output)}: numbered pictures are no output here; "
+            "name a video, and let FFmpeg take it apart: ffmpeg -i VIDEO out_%06d.png"
+        )
+    opened = _open_pipe() if path == PIPE else None
+    if opened is not None:
+        info = media_info(opened, path)
+    else:
+        info = probe(path, image_pattern_rate=_picture_rate(path, options))
+    stream = info.best_video(options.stream)
+    if stream.size is None or not all(stream.size) or stream.pix_fmt is None:
+        raise InputError(
+            f"{_name(path)}: stream {stream.index} ({stream.label}) cannot be decoded; "
+            "convert it to a common format first"
+        )
+    name = _name(path)
+    colour = resolve(stream, options.color, name=name)
+    size = stream.displayed_size or stream.size
+    target = output_size(size)
+    aspect = _output_aspect(stream, size, target)
+    to_y4m = output == PIPE or output.suffix.lower() == _Y4M
+    encoder = (
+        _plan_y4m(stream, options)
+        if to_y4m
+        else _plan_encoder(stream, colour, target, aspect, options)
+    )
+    streams = None
+    if not to_y4m:
+        streams = plan_streams(
+            info,
+            stream,
+            output,
+            options,
+            encoder=encoder.name,
+            pix_fmt=encoder.pix_fmt,
+            size=target,
+        )
+    notes = [*colour.notes, *(f"{name}: {note}" for note in encoder.notes)]
+    if stream.bits > 8 and pixel_type == "uint8":
+        notes.append(
+            f"{name}: of its {stream.bits} bits, 8 pass the network (the model takes uint8); "
+            "a model exported with --io float16 keeps them"
+        )
+    if stream.interlaced and not options.deinterlace:
+        notes.append(f"{name}: the video is interlaced; --deinterlace makes whole frames of it")
+    if streams is not None:
+        notes += streams.notes
+    if to_y4m and stream.constant_rate is False:
+        notes.append(
+            f"{name}: y4m has one frame rate, so the variable times of the source are lost"
+        )
+    return VideoPlan(
+        path=path,
+        output=output,
+        info=info,
+        stream=stream,
+        colour=colour,
+        pixel_type=pixel_type,
+        size=size,
+        output_size=target,
+        sample_aspect_ratio=aspect,
+        encoder=encoder,
+        streams=streams,
+        options=options,
+        frames_expected=_frames_expected(info, stream, options),
+        notes=tuple(dict.fromkeys(notes)),
+        opened=opened,
+    )
+
+
+def _name(path: Path) -> str:
+    return "standard input" if path == PIPE else printable(path)
+
+
+def _picture_rate(path: Path, options: TranslateOptions) -> Fraction | None:
+    """Return the rate of a pattern of pictures, or None for any other input. Raises InputError."""
+    if path == PIPE or not _PATTERN.search(path.name) or path.exists():
+        return None
+    if options.fps is None:
+        raise InputError(
+            f"{printable(path)} is a pattern of pictures, which have no frame rate; say it, "
+            "e.g. --fps 25 or --fps 30000/1001"
+        )
+    try:
+        rate = Fraction(options.fps)
+    except (ValueError, ZeroDivisionError) as error:
+        rate = Fraction(0)
+        cause: Exception | None = error
+    else:
+        cause = None
+    if rate <= 0:
+        raise InputError(
+            f"--fps {options.fps} is no frame rate; expected a number such as 25 or 30000/1001"
+        ) from cause
+    return rate
+
+
+def _open_pipe() -> av.container.InputContainer:
+    """Open standard input as y4m; nothing in y4m refers to another file. Raises InputError."""
+    try:
+        return av.open(sys.stdin.buffer, "r", format="yuv4mpegpipe")
+    except (av.error.FFmpegError, OSError) as error:
+        raise InputError(
+            f"standard input is not y4m ({_reason(error)}); pipe it like this: "
+            "ffmpeg -i VIDEO -f yuv4mpegpipe - | cyclegan-batch translate - OUTPUT …"
+        ) from error
+
+
+def _frames_expected(info: MediaInfo, stream: StreamInfo, options: TranslateOptions) -> int | None:
+    """Return how many frames the stretch has, as far as the header tells."""
+    rate = stream.average_rate
+    whole = stream.frames_counted or stream.frames_claimed
+    seconds = info.duration
+    if stream.duration is not None:
+        seconds = stream.duration * stream.time_base
+    if whole is None and rate and seconds:
+        whole = round(seconds * rate)
+    if whole is not None and rate and (options.ss is not None or options.to is not None):
+        start = math.ceil(Fraction(options.ss or 0).limit_denominator(10**6) * rate)
+        end = whole
+        if options.to is not None:
+            end = min(end, math.ceil(Fraction(options.to).limit_denominator(10**6) * rate))
+        whole = max(0, end - start)
+    if whole is None:
+        return options.frames
+    return whole if options.frames is None else min(whole, options.frames)
+
+
+def _output_aspect(stream: StreamInfo, size: Size, target: Size) -> Fraction | None:
+    """Return the sample aspect ratio with which the output has the source's shape."""
+    aspect = stream.sample_aspect_ratio
+    if stream.rotation % 180 and aspect:
+        aspect = 1 / aspect
+    stretch = Fraction(size[1] * target[0], size[0] * target[1])
+    # Rounding to whole pixels is no change of shape.
+    if abs(stretch - 1) > Fraction(1, 100):
+        aspect = ((aspect or Fraction(1)) * stretch).limit_denominator(1000)
+    return aspect
+
+
+# The encoder
+
+_HARDWARE = ("_nvenc", "_qsv", "_amf", "_vaapi", "_videotoolbox", "_vulkan", "_mf", "_v4l2m2m")
+
+_QUALITY = {
+    "libx264": ("crf", "18"),
+    "libx264rgb": ("crf", "18"),
+    "libx265": ("crf", "20"),
+    "libsvtav1": ("crf", "24"),
+    "libaom-av1": ("crf", "22"),
+    "libvpx-vp9": ("crf", "24"),
+    "libvpx": ("crf", "8"),
+    "h264_nvenc": ("cq", "19"),
+    "hevc_nvenc": ("cq", "21"),
+    "av1_nvenc": ("cq", "25"),
+}
+"""The option that ``--crf`` is for an encoder, and its value for about the quality of x264's 18."""
+
+_WITH_QUALITY = {
+    # Without a bit rate of 0 libvpx takes the value as a lower bound of its own 200 kb/s.
+    "libvpx-vp9": {"b": "0"},
+    "libaom-av1": {"b": "0"},
+    # VP8 has no such mode: here the rate is a bound that is not reached.
+    "libvpx": {"b": "100M"},
+    "h264_nvenc": {"rc": "vbr", "b": "0"},
+    "hevc_nvenc": {"rc": "vbr", "b": "0"},
+    "av1_nvenc": {"rc": "vbr", "b": "0"},
+}
+
+_OWN_RATE_CONTROL = frozenset({"b", "qp", "crf", "cq", "global_quality", "q", "qscale", "rc"})
+"""Whoever passes one of these by ``--encoder-opt`` decides about the rate alone."""
+
+_QSCALE = {"mpeg4": 2, "mpeg2video": 2, "mpeg1video": 2, "mjpeg": 2}
+"""Encoders with a fixed quantiser instead, 1..31; FFmpeg's own default is 200 kb/s."""
+_FF_QP2LAMBDA = 118
+
+_ENCODER_THREADS = 16
+"""Beyond this x264 gains little and loses quality; FFmpeg's own bound."""
+
+
+def _plan_encoder(
+    stream: StreamInfo,
+    colour: ColourPlan,
+    size: Size,
+    aspect: Fraction | None,
+    options: TranslateOptions,
+) -> EncoderPlan:
+    """Choose the encoder and its pixel format by opening them. Raises OutputError."""
+    try:
+        return _open_first(options.codec, stream, colour, size, aspect, options)
+    except OutputError as error:
+        if not options.codec.endswith(_HARDWARE):
+            raise
+        # Its presets and options mean nothing to x264.
+        software = replace(options, codec="libx264", preset=None, encoder_opt={})
+        plan = _open_first("libx264", stream, colour, size, aspect, software)
+        note = f"{options.codec} does not open here ({_reason(error.__cause__)}), libx264 encodes"
+        return replace(plan, notes=(note, *plan.notes))
+
+
+def _open_first(
+    name: str,
+    stream: StreamInfo,
+    colour: ColourPlan,
+    size: Size,
+    aspect: Fraction | None,
+    options: TranslateOptions,
+) -> EncoderPlan:
+    """Return the first of the sensible settings that opens. Raises OutputError."""
+    try:
+        codec = av.Codec(name, "w")
+    except (ValueError, LookupError) as error:
+        raise OutputError(
+            f"--codec {name} is no encoder of this FFmpeg; choose one such as libx264, libx265, "
+            "libsvtav1, libvpx-vp9 or h264_nvenc (doctor lists those that open)"
+        ) from error
+    if codec.type != "video":
+        raise OutputError(f"--codec {name} encodes {codec.type}; choose a video encoder")
+    formats = [each.name for each in codec.video_formats or ()]
+    if options.pix_fmt is not None and formats and options.pix_fmt not in formats:
+        raise OutputError(
+            f"{name} does not take --pix-fmt {options.pix_fmt}; choose one of {', '.join(formats)}"
+        )
+    wanted = options.pix_fmt or choose_pix_fmt(stream.pix_fmt or "yuv420p", formats)
+    encoder_options = _encoder_options(codec.name, options)
+    rate = stream.average_rate or Fraction(25)
+    draft = EncoderPlan(
+        name=codec.name,
+        pix_fmt=wanted,
+        options=tuple(encoder_options.items()),
+        threads=_encoder_threads(codec.name),
+        time_base=stream.time_base,
+        counts_frames=False,
+        rate=rate,
+        format=_stretch_format(codec.name),
+    )
+    refused: Exception | None = None
+    for plan in _variants(draft, size, formats, explicit=options.pix_fmt is not None):
+        try:
+            context = _context(plan, colour, size, aspect)
+            context.open()
+        except (av.error.FFmpegError, ValueError, OSError) as failure:
+            refused = refused or failure
+            continue
+        _refuse_unknown(plan.name, context.options)
+        return plan
+    height, width = size
+    if _is_odd_for(wanted, size):
+        full = [each for each in formats if each.startswith("yuv") and not _is_odd_for(each, size)]
+        choices = " or ".join(f"--pix-fmt {each}" for each in full) or "another --codec"
+        raise OutputError(
+            f"{name} cannot encode {width}×{height} as {wanted}, whose sides must be even "
+            f"({_reason(refused)}); choose {choices}, or an encoder such as libvpx-vp9"
+        ) from refused
+    raise OutputError(
+        f"{name} does not open for {width}×{height} {wanted} "
+        f"with {_as_text(encoder_options)}: {_reason(refused)}; "
+        "change --codec, --pix-fmt, --preset, --crf or --encoder-opt"
+    ) from refused
+
+
+def _variants(
+    draft: EncoderPlan, size: Size, formats: list[str], *, explicit: bool
+) -> Iterator[EncoderPlan]:
+    """Yield what to try to open: as drafted, counting frames, and then with full chroma."""
+    counting = replace(draft, time_base=1 / draft.rate, counts_frames=True)
+    yield draft
+    yield counting
+    if explicit or not _is_odd_for(draft.pix_fmt, size):
+        return
+    bits = bits_of(draft.pix_fmt)
+    full = [each for each in formats if each.startswith("yuv444") and bits_of(each) == bits]
+    height, width = size
+    note = f"{draft.name} takes no {width}×{height} in {draft.pix_fmt}, so it encodes "
+    for each in full:
+        yield replace(draft, pix_fmt=each, notes=(*draft.notes, note + each))
+        yield replace(counting, pix_fmt=each, notes=(*draft.notes, note + each))
+
+
+def _context(plan: EncoderPlan, colour: ColourPlan, size: Size, aspect: Fraction | None) -> Any:
+    """Return the encoder's context, not yet open."""
+    context: Any = av.CodecContext.create(plan.name, "w")
+    _set_up(context, plan, colour, size, aspect)
+    return context
+
+
+def _set_up(
+    context: Any, plan: EncoderPlan, colour: ColourPlan, size: Size, aspect: Fraction | None
+) -> None:
+    if plan.name == "libsvtav1":
+        # It writes 20 lines to standard error by itself; 1 is "errors only".
+        os.environ.setdefault("SVT_LOG", "1")
+    context.height, context.width = size
+    context.pix_fmt = plan.pix_fmt
+    context.time_base, context.framerate = plan.time_base, plan.rate
+    context.thread_count = plan.threads
+    if aspect:
+        context.sample_aspect_ratio = aspect
+    tags = output_tags(colour, plan.pix_fmt)
+    context.colorspace, context.color_range = tags.matrix, tags.range
+    context.color_primaries, context.color_trc = tags.primaries, tags.transfer
+    options = dict(plan.options)
+    if tags.chroma_location > 1:
+        # To the left is what decoders assume anyway.
+        options.setdefault("chroma_sample_location", str(tags.chroma_location))
+    if plan.name in _QSCALE and not _OWN_RATE_CONTROL & options.keys():
+        context.qscale = True
+        context.global_quality = _QSCALE[plan.name] * _FF_QP2LAMBDA
+    context.options = options
+
+
+def _encoder_options(name: str, options: TranslateOptions) -> dict[str, str]:
+    """Return ``--crf``, ``--preset`` and ``--encoder-opt`` in the encoder's own words."""
+    chosen: dict[str, str] = {}
+    quality = _QUALITY.get(name)
+    if options.crf is not None and quality is None:
+        raise OutputError(f"{name} has no --crf; set its rate by --encoder-opt, e.g. b=8M")
+    if quality is not None and not _OWN_RATE_CONTROL & options.encoder_opt.keys():
+        word, value = quality
+        chosen[word] = value if options.crf is None else f"{options.crf:g}"
+        chosen |= _WITH_QUALITY.get(name, {})
+    elif options.crf is not None and quality is not None:
+        chosen[quality[0]] = f"{options.crf:g}"
+    if options.preset is not None:
+        chosen["preset"] = options.preset
+    if name == "libx265" and "x265-params" not in options.encoder_opt:
+        # It writes to standard error by itself.
+        chosen["x265-params"] = "log-level=error"
+    return chosen | options.encoder_opt
+
+
+def _refuse_unknown(name: str, left: dict[str, str]) -> None:
+    """Raise OutputError for options that the opened encoder did not take."""
+    unknown = [key for key in left if key != "chroma_sample_location"]
+    if "preset" in unknown:
+        raise OutputError(f"{name} has no --preset; leave it out")
+    if unknown:
+        raise OutputError(
+            f"{name} has no option {', '.join(unknown)}; "
+            f"ffmpeg -h encoder={name} lists what --encoder-opt can set"
+        )
+
+
+def _encoder_threads(name: str) -> int:
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    if name == "libx265":
+        # Frames in parallel, beside its own pool of threads; x265's own rule.
+        return 1 if cores < 4 else 2 if cores < 8 else 3
+    # x264's own rule; frame threads wait for each other half of the time.
+    return max(1, min(cores * 3 // 2, _ENCODER_THREADS))
+
+
+def _stretch_format(name: str) -> str:
+    """Return the muxer of the stretch: MP4, or MKV where MP4 cannot hold the codec."""
+    for muxer in ("mp4", "matroska"):
+        with contextlib.suppress(ValueError, av.error.FFmpegError):
+            trial = av.open(io.BytesIO(), "w", format=muxer)
+            trial.add_stream(name)
+            return muxer
+    raise OutputError(f"--codec {name} fits neither MP4 nor MKV; choose another one")
+
+
+def choose_pix_fmt(source: str, formats: list[str]) -> str:
+    """Return which of an encoder's ``formats`` loses least of ``source``, and adds least to it.
+
+    RGB and grey count as 4:2:0: that is what players play. An encoder that lists none takes any.
+    """
+    plain = re.sub(r"^yuvj", "yuv", source)
+    if not formats:
+        return plain
+    x, y, bits = _sampling(plain)
+    if not plain.startswith(("yuv", "nv", "p0", "p2")):
+        x, y = 2, 2
+    candidates = [each for each in formats if re.match(r"yuv4\d\dp(\d+le)?$|nv12$|p010le$", each)]
+
+    def loss(each: str) -> tuple[bool, int, int, int, bool]:
+        across, down, deep = _sampling(each)
+        return (
+            across > x or down > y,
+            max(0, bits - deep),
+            (x - across) + (y - down),
+            max(0, deep - bits),
+            not each.startswith("yuv"),
+        )
+
+    return min(candidates, key=loss, default=formats[0])
+
+
+def _sampling(pix_fmt: str) -> tuple[int, int, int]:
+    """Return luma samples per chroma sample across and down, and the bits of a pixel format."""
+    components = av.VideoFormat(pix_fmt, 16, 16).components
+    chroma = components[1] if len(components) > 1 else components[0]
+    return 16 // chroma.width, 16 // chroma.height, bits_of(pix_fmt)
+
+
+def _is_odd_for(pix_fmt: str, size: Size) -> bool:
+    """Say whether a side is no multiple of the pixel format's chroma."""
+    across, down, _ = _sampling(pix_fmt)
+    return bool(size[0] % down or size[1] % across)
+
+
+def _as_text(options: dict[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in options.items()) or "no options"
+
+
+def _reason(error: BaseException | None) -> str:
+    """Return what FFmpeg logged about an error, else what it is called."""
+    log = getattr(error, "log", None)
+    if log and log[2].strip():
+        return str(log[2]).strip().rstrip(".")
+    return getattr(error, "strerror", None) or str(error)
+
+
+_Y4M_FORMATS = [
+    "gray",
+    *(f"yuv{chroma}p{deep}" for deep in ("", "10le", "12le") for chroma in (420, 422, 444)),
+]
+
+
+def _plan_y4m(stream: StreamInfo, options: TranslateOptions) -> EncoderPlan:
+    """Plan a y4m stream: pictures as they are; more than 8 bits are FFmpeg's extension of it."""
+    if options.pix_fmt is not None and options.pix_fmt not in _Y4M_FORMATS:
+        raise OutputError(
+            f"y4m does not hold --pix-fmt {options.pix_fmt}; "
+            f"choose one of {', '.join(_Y4M_FORMATS)}"
+        )
+    rate = stream.average_rate or Fraction(25)
+    return EncoderPlan(
+        name="rawvideo",
+        pix_fmt=options.pix_fmt or choose_pix_fmt(stream.pix_fmt or "yuv420p", _Y4M_FORMATS),
+        options=(),
+        threads=1,
+        time_base=1 / rate,
+        counts_frames=True,
+        rate=rate,
+        format="yuv4mpegpipe",
+    )
+
+
+# The source
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a frame is shown; what the sink gets back with the translated picture."""
+
+    pts: int
+    """In ticks of the source's time base."""
+    duration: int | None
+    """In ticks, where the source says it."""
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A frame on its way to the converter."""
+
+    index: int
+    timing: Timing
+    picture: av.VideoFrame
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """A frame that could not be decoded."""
+
+    pts: int | None
+    cause: str
+
+
+class _UncertainError(Exception):
+    """Something could not be decoded, and with several threads it is not certain what."""
+
+
+_FAR = 20
+"""Seconds from which on it is worth seeking to the start of a stretch."""
+_MARGIN = 5
+"""Seconds before it from which on everything is decoded."""
+
+
+class VideoSource:
+    """The frames of one stretch of a video, in presentation order."""
+
+    def __init__(self, plan: VideoPlan) -> None:
+        self._plan = plan
+        self._container: av.container.InputContainer | None = None
+        self._first: int | None = None
+        self._packets = 0
+        """Of the video stream; what its header counts."""
+        self._ends: dict[int, Fraction] = {}
+        """Seconds at which each stream ended so far."""
+        self._broken: str | None = None
+        """Why the file could not be read to its end."""
+        self._sought = False
+        base = plan.stream.time_base
+        self._step = max(1, round(1 / ((plan.stream.average_rate or Fraction(25)) * base)))
+        self._from = _ticks(plan.options.ss, base)
+        self._to = _ticks(plan.options.to, base)
+
+    def read(self) -> Iterator[_Decoded | Dropped]:
+        """Yield decoded frames, and `Dropped` for each that cannot be and for a file cut short."""
+        plan = self._plan
+        index = 0
+        for item in self._cut(self._timed(self._deinterlaced(self._pictures()))):
+            if isinstance(item, _Lost):
+                yield self._dropped(index, item)
+            else:
+                timing, picture = item
+                if picture.is_corrupt:
+                    cause = "its data is damaged"
+                    yield self._dropped(index, _Lost(timing.pts, cause))
+                else:
+                    yield _Decoded(index, timing, picture)
+            index += 1
+            if index == plan.options.frames:
+                return
+        if index == 0:
+            raise self._nothing()
+        if self._to is None and (error := self._cut_short()):
+            yield Dropped(plan.name, error)
+
+    def converter(self) -> Callable[[_Decoded], Frame | Dropped]:
+        """Return a function from a decoded frame to an upright RGB one, one for each worker."""
+        plan = self._plan
+        to_rgb = ToRGB(plan.colour, plan.pixel_type)
+
+        def convert(item: _Decoded) -> Frame | Dropped:
+            try:
+                stored = to_rgb(item.picture)
+            except av.error.FFmpegError as error:
+                return self._dropped(item.index, _Lost(item.timing.pts, _reason(error)))
+            pixels = upright(stored, plan.stream.rotation, mirrored=plan.stream.mirrored)
+            if pixels.shape[:2] != plan.size:
+                # A stream that changes its size: an encoder cannot, so all get the first one's.
+                size = (pixels.shape[0], pixels.shape[1])
+                pixels = Geometry(size, plan.size, plan.size).into_network(pixels)
+            return Frame(item.index, pixels, item.timing)
+
+        return convert
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    # Decoding
+
+    def _open(self) -> av.container.InputContainer:
+        plan = self._plan
+        if plan.opened is not None:
+            return plan.opened
+        return open_container(plan.path, image_pattern_rate=plan.picture_rate)
+
+    def _pictures(self) -> Iterator[av.VideoFrame | _Lost]:
+        """Yield frames as they are shown, with several threads as long as nothing is lost.
+
+        FFmpeg's threads report a broken packet late, and drop good frames beside it at the end of
+        the file. At the first sign of that one thread reads everything again, up to where it was.
+        """
+        given = 0
+        try:
+            for item in self._decode(careful=False):
+                yield item
+                given += 1
+        except _UncertainError:
+            if self._plan.opened is not None:
+                raise InputError(f"{self._plan.name}: a frame of it cannot be decoded") from None
+            self._packets, self._ends, self._broken = 0, {}, None
+            for number, item in enumerate(self._decode(careful=True)):
+                if number >= given:
+                    yield item
+
+    def _decode(self, *, careful: bool) -> Iterator[av.VideoFrame | _Lost]:
+        self.close()
+        container = self._container = self._open()
+        stream = container.streams.video[0]
+        for each in container.streams.video:
+            if each.index == self._plan.stream.index:
+                stream = each
+        stream.thread_type = "AUTO"
+        if careful:
+            stream.codec_context.thread_count = 1
+        shown = _Shown(careful=careful)
+        packets = self._demux(container)
+        seeking = self._from is not None and not careful and self._may_seek()
+        for packet in packets:
+            # The flushing packet's own stream_index is 0 in any case (PyAV 18.1).
+            if packet.stream.index != stream.index:
+                continue
+            shown.expect(packet)
+            try:
+                frames = packet.decode()
+            except av.error.EOFError:
+                continue
+            except av.error.FFmpegError as error:
+                shown.fail(packet, _reason(error))
+                continue
+            for frame in frames:
+                yield from shown.before(frame)
+                yield frame
+                if seeking:
+                    seeking = False
+                    self._seek(container, stream, frame)
+                    shown = _Shown(careful=careful)
+            if not packet.size:
+                break
+        yield from shown.rest()
+
+    def _demux(self, container: av.container.InputContainer) -> Iterator[av.Packet[Any]]:
+        """Yield all packets and note how far each stream goes; the flushing one comes last."""
+        video = self._plan.stream.index
+        packets = container.demux()
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.error.FFmpegError, OSError) as error:
+                self._broken = _reason(error)
+                break
+            if packet is None:
+                return
+            if packet.size:
+                time = packet.pts if packet.pts is not None else packet.dts
+                if time is not None:
+                    end = (time + (packet.duration or 0)) * packet.time_base
+                    index = packet.stream_index
+                    self._ends[index] = max(end, self._ends.get(index, end))
+                self._packets += packet.stream_index == video
+            yield packet
+        # The demuxer broke off, and what the decoder still holds is good.
+        flush: av.Packet[Any] = av.Packet()
+        flush.stream = container.streams[video]
+        yield flush
+
+    def _may_seek(self) -> bool:
+        """Say whether the container's index leads exactly to frames (not MPEG-TS, PS and AVI)."""
+        plan = self._plan
+        indexed = plan.info.format.startswith(("mov", "matroska"))
+        return indexed and not plan.options.deinterlace and plan.opened is None
+
+    def _seek(
+        self, container: av.container.InputContainer, stream: Any, first: av.VideoFrame
+    ) -> None:
+        """Go near the start of the stretch, once the time of the first frame is known."""
+        base = self._plan.stream.time_base
+        if first.pts is None or self._from is None or self._from * base < _FAR:
+            return
+        container.seek(
+            first.pts + math.floor(self._from - _MARGIN / base), stream=stream, backward=True
+        )
+        self._sought = True
+
+    # Order, time, stretch
+
+    def _deinterlaced(
+        self, items: Iterator[av.VideoFrame | _Lost]
+    ) -> Iterator[av.VideoFrame | _Lost]:
+        """Make whole frames of fields, one of each frame (bwdif), so that count and times stay."""
+        if not self._plan.options.deinterlace:
+            yield from items
+            return
+        waiting: list[av.VideoFrame | _Lost] = []
+        deinterlacer: _Deinterlacer | None = None
+        for item in items:
+            if isinstance(item, _Lost):
+                waiting.append(item)
+                continue
+            if deinterlacer is None or not deinterlacer.takes(item):
+                if deinterlacer is not None:
+                    yield from _with_times(deinterlacer.flush(), waiting)
+                deinterlacer = _Deinterlacer(item)
+            waiting.append(item)
+            yield from _with_times(deinterlacer.take(item), waiting)
+        if deinterlacer is not None:
+            yield from _with_times(deinterlacer.flush(), waiting)
+        yield from waiting
+
+    def _timed(
+        self, items: Iterator[av.VideoFrame | _Lost]
+    ) -> Iterator[tuple[Timing, av.VideoFrame] | _Lost]:
+        last: int | None = None
+        for item in items:
+            if isinstance(item, _Lost):
+                yield item
+                continue
+            pts = item.pts
+            if pts is None:
+                pts = 0 if last is None else last + self._step
+            if last is not None and pts <= last:
+                pts = last + 1
+            last = pts
+            if self._first is None:
+                self._first = pts
+            yield Timing(pts, item.duration or None), item
+
+    def _cut(
+        self, items: Iterator[tuple[Timing, av.VideoFrame] | _Lost]
+    ) -> Iterator[tuple[Timing, av.VideoFrame] | _Lost]:
+        """Leave out what is before ``--ss`` and from ``--to`` on, counted from the first frame."""
+        for item in items:
+            pts = item.pts if isinstance(item, _Lost) else item[0].pts
+            since = None if pts is None or self._first is None else pts - self._first
+            if self._to is not None and since is not None and since >= self._to:
+                return
+            if self._from is None or (since is not None and since >= self._from):
+                yield item
+
+    # What is wrong
+
+    def _dropped(self, index: int, lost: _Lost) -> Dropped:
+        plan = self._plan
+        where = f"{plan.name}, frame {index}"
+        if lost.pts is not None:
+            seconds = (lost.pts - (self._first or 0)) * plan.stream.time_base
+            where += f" ({float(seconds):.3f} s)"
+        return Dropped(
+            where,
+            InputError(
+                f"{where}: cannot be decoded ({lost.cause}); "
+                "repair the file, or pass --on-error skip to leave such frames out"
+            ),
+        )
+
+    def _nothing(self) -> CycleganBatchError:
+        plan = self._plan
+        if self._first is not None:
+            end = (
+                max(self._ends.values(), default=Fraction(0)) - self._first * plan.stream.time_base
+            )
+            return InputError(
+                f"{plan.name}: no frame lies in the stretch asked for, the video ends at "
+                f"{float(end):.3f} s; change --ss or --to"
+            )
+        broken = f" ({self._broken})" if self._broken else ""
+        return InputError(f"{plan.name}: not one frame can be decoded{broken}; check the file")
+
+    def _cut_short(self) -> InputError | None:
+        """Compare what was read with what the header says; FFmpeg reports no error for it."""
+        plan, stream = self._plan, self._plan.stream
+        advice = "copy or record it again, or pass --on-error skip to take what there is"
+        if self._broken:
+            return InputError(f"{plan.name}: cannot be read to its end ({self._broken}); {advice}")
+        if (
+            self._sought
+            or plan.info.format.startswith(("mpegts", "mpeg"))
+            or plan.opened is not None
+        ):
+            # A transport stream cannot tell.
+            return None
+        claimed = stream.frames_claimed
+        if claimed is not None and not plan.info.format.startswith("avi"):
+            if self._packets >= claimed - 1:
+                return None
+            return InputError(
+                f"{plan.name}: is cut short: its header says {claimed} frames, "
+                f"{self._packets} are there; {advice}"
+            )
+        found = max(self._ends.values(), default=Fraction(0))
+        said = self._said_end()
+        if said is None or found + self._step * stream.time_base + _ROUNDING >= said:
+            return None
+        return InputError(
+            f"{plan.name}: is cut short: its header says {float(said):.3f} s, "
+            f"{float(found):.3f} s are there; {advice}"
+        )
+
+    def _said_end(self) -> Fraction | None:
+        """Return where the header says that the longest stream ends, in seconds."""
+        info = self._plan.info
+        if info.duration is None or self._plan.picture_rate is not None:
+            return None
+        starts = [s.start_pts * s.time_base for s in info.streams if s.start_pts is not None]
+        # Matroska counts from 0; where a stream starts earlier, so does the duration.
+        start = (
+            min([Fraction(0), *starts])
+            if info.format.startswith("matroska")
+            else min(starts, default=Fraction(0))
+        )
+        return start + info.duration
+
+
+_ROUNDING = Fraction(2, 1000)
+"""Containers write durations in milliseconds."""
+
+
+def _ticks(seconds: float | None, base: Fraction) -> Fraction | None:
+    """Return ``seconds`` in ticks, half a tick early so that a rounded decimal meets its frame."""
+    if seconds is None:
+        return None
+    return Fraction(seconds).limit_denominator(10**6) / base - Fraction(1, 2)
+
+
+class _Shown:
+    """Which packets became frames: a decoder does not say which frame a broken packet was."""
+
+    def __init__(self, *, careful: bool) -> None:
+        self._careful = careful
+        self._waiting: list[int] = []
+        self._failed = False
+        self._cause = ""
+
+    def expect(self, packet: av.Packet[Any]) -> None:
+        if packet.size and packet.pts is not None and not packet.is_discard:
+            heapq.heappush(self._waiting, packet.pts)
+
+    def fail(self, packet: av.Packet[Any], cause: str) -> None:
+        """Note a packet that cannot be decoded. Raises _UncertainError unless ``careful``."""
+        if not self._careful:
+            raise _UncertainError
+        self._failed, self._cause = True, cause
+        if packet.pts is None and packet.size:
+            # Nameless, it is the next one to be reported.
+            heapq.heappush(self._waiting, self._waiting[0] if self._waiting else 0)
+
+    def before(self, frame: av.VideoFrame) -> Iterator[_Lost]:
+        """Yield what should have been shown before ``frame``."""
+        if frame.pts is None:
+            return
+        while self._waiting and self._waiting[0] < frame.pts:
+            pts = heapq.heappop(self._waiting)
+            if not self._careful:
+                raise _UncertainError
+            # Some packets are never shown (VP8's hidden frames): only after an error it counts.
+            if self._failed:
+                yield _Lost(pts, self._cause)
+        if self._waiting and self._waiting[0] == frame.pts:
+            heapq.heappop(self._waiting)
+
+    def rest(self) -> Iterator[_Lost]:
+        """Yield what should have been shown at the end."""
+        if self._waiting and not self._careful:
+            raise _UncertainError
+        if self._failed:
+            yield from (_Lost(pts, self._cause) for pts in sorted(self._waiting))
+
+
+class _Deinterlacer:
+    """FFmpeg's bwdif, one frame out for each frame in."""
+
+    def __init__(self, frame: av.VideoFrame) -> None:
+        self._shape = frame.width, frame.height, frame.format.name
+        graph = self._graph = Graph()
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+        )
+        graph.link_nodes(source, graph.add("bwdif", "mode=send_frame"), graph.add("buffersink"))
+        graph.configure()
+        self._count = 0
+
+    def takes(self, frame: av.VideoFrame) -> bool:
+        return (frame.width, frame.height, frame.format.name) == self._shape
+
+    def take(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
+        # Its own clock: what matters is the order, and time stamps may be missing.
+        kept = frame.pts, frame.time_base
+        frame.pts, frame.time_base = self._count, Fraction(1, 1000)
+        self._count += 1
+        self._graph.push(frame)
+        frame.pts = kept[0]
+        if kept[1] is not None:
+            frame.time_base = kept[1]
+        return self._pull()
+
+    def flush(self) -> list[av.VideoFrame]:
+        self._graph.push(None)
+        return self._pull()
+
+    def _pull(self) -> list[av.VideoFrame]:
+        frames: list[av.VideoFrame] = []
+        with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):
+            while True:
+                pulled = self._graph.pull()
+                assert isinstance(pulled, av.VideoFrame)
+                frames.append(pulled)
+        return frames
+
+
+def _with_times(
+    frames: list[av.VideoFrame], waiting: list[av.VideoFrame | _Lost]
+) -> Iterator[av.VideoFrame | _Lost]:
+    """Yield filtered ``frames`` with the times of those that went in, and the lost in between."""
+    for frame in frames:
+        while isinstance(waiting[0], _Lost):
+            yield waiting.pop(0)
+        before = waiting.pop(0)
+        assert isinstance(before, av.VideoFrame)
+        frame.pts, frame.duration = before.pts, before.duration
+        yield frame
+
+
+_TURNS = {
+    90: cv2.ROTATE_90_COUNTERCLOCKWISE,
+    180: cv2.ROTATE_180,
+    270: cv2.ROTATE_90_CLOCKWISE,
+}
+
+
+def upright(stored: Pixels, rotation: int, *, mirrored: bool) -> Pixels:
+    """Return the stored picture as it is to be seen: mirrored, then turned counter-clockwise."""
+    # OpenCV turns no half floats; their bits it does.
+    turned: Any = stored if stored.dtype == np.uint8 else stored.view(np.uint16)
+    if mirrored:
+        turned = cv2.flip(turned, 1)
+    if rotation:
+        turned = cv2.rotate(turned, _TURNS[rotation])
+    result: Pixels = np.asarray(turned).view(stored.dtype)
+    return result
+
+
+# The sink
+
+
+class VideoSink:
+    """Encode one stretch, and make the final file of it."""
+
+    def __init__(self, plan: VideoPlan) -> None:
+        self._plan = plan
+        self._piped = plan.output == PIPE
+        self._partial = temporary_path(plan.output)
+        self._stretch = self._partial.with_name(f"{self._partial.stem}-0.partial")
+        if plan.streams is None:
+            # y4m is final as it is.
+            self._stretch = self._partial
+        self._container: av.container.OutputContainer | None = None
+        self._stream: Any = None
+        self._times: list[int] = []
+        self._last_duration: int | None = None
+        self._written: list[Path] = []
+        self.notes: tuple[str, ...] = ()
+        """What the user is told once the file is written."""
+
+    @property
+    def written(self) -> list[Path]:
+        """The final names that are whole so far."""
+        return self._written
+
+    def converter(self) -> Callable[[Frame], tuple[Timing, av.VideoFrame]]:
+        """Return a function from a translated frame to one for the encoder; each worker its own."""
+        plan = self._plan
+        from_rgb = FromRGB(plan.colour, plan.encoder.pix_fmt)
+
+        def convert(frame: Frame) -> tuple[Timing, av.VideoFrame]:
+            try:
+                return frame.tag, from_rgb(frame.pixels)
+            except av.error.FFmpegError as error:
+                raise self._failed(error) from error
+
+        return convert
+
+    def write(self, item: tuple[Timing, av.VideoFrame]) -> None:
+        """Encode the next frame. Raises OutputError, BrokenPipeError where nobody reads."""
+        timing, frame = item
+        encoder = self._plan.encoder
+        with self._translated():
+            if self._container is None:
+                self._open()
+            frame.pts = (
+                len(self._times) if encoder.counts_frames else timing.pts - self._origin(timing)
+            )
+            frame.time_base = encoder.time_base
+            self._times.append(timing.pts)
+            self._last_duration = timing.duration
+            self._mux(self._stream.encode(frame))
+
+    def finish(self) -> None:
+        """Flush the encoder, join its stretch with the rest, publish. Raises OutputError."""
+        plan = self._plan
+        if self._container is None:
+            raise OutputError(
+                f"cannot write {printable(plan.output)}: no frame arrived; see the failures above"
+            )
+        with self._translated():
+            if plan.streams is not None:
+                self._mux(self._stream.encode(None))
+            container, self._container = self._container, None
+            container.close()
+            if self._piped:
+                sys.stdout.buffer.flush()
+                return
+        if plan.streams is not None:
+            stretch = Stretch(
+                self._stretch, plan.stream.time_base, tuple(self._times), self._last_duration
+            )
+            self.notes = assemble([stretch], plan.streams, self._partial)
+        publish(self._partial, plan.output, overwrite=plan.options.overwrite)
+        self._written.append(plan.output)
+        self.discard()
+
+    def discard(self) -> None:
+        """Close and remove what has only a temporary name."""
+        container, self._container = self._container, None
+        if container is not None:
+            # It may be closed because the disk is full or the pipe gone: that is known already.
+            with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
+                container.close()
+        if not self._piped:
+            for path in {self._stretch, self._partial}:
+                path.unlink(missing_ok=True)
+
+    def _origin(self, timing: Timing) -> int:
+        return self._times[0] if self._times else timing.pts
+
+    def _open(self) -> None:
+        plan = self._plan
+        encoder = plan.encoder
+        options = {"strict": "-1"} if plan.streams is None else {}
+        if encoder.format == "mp4":
+            # Room for time stamps of any source, so that the order is kept.
+            options["movie_timescale"] = str(min(encoder.time_base.denominator, 2**31 - 1))
+        target: Any = sys.stdout.buffer if self._piped else f"file:{self._stretch.absolute()}"
+        self._container = av.open(target, "w", format=encoder.format, container_options=options)
+        self._stream = self._container.add_stream(encoder.name, rate=encoder.rate)
+        _set_up(
+            self._stream.codec_context,
+            encoder,
+            plan.colour,
+            plan.output_size,
+            plan.sample_aspect_ratio,
+        )
+        self._stream.time_base = encoder.time_base
+
+    def _mux(self, packets: list[av.Packet[Any]]) -> None:
+        assert self._container is not None
+        for packet in packets:
+            self._container.mux_one(packet)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn what FFmpeg and the system say into an OutputError, except that a pipe is closed."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except (av.error.FFmpegError, OSError) as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> OutputError:
+        plan = self._plan
+        if isinstance(error, OSError) and error.errno:
+            return output_error(plan.output, error)
+        return OutputError(
+            f"cannot write {printable(plan.output)}: {plan.encoder.name} failed "
+            f"({_reason(error)}); choose another --codec"
+        )
+
+
+__all__ = [
+    "PIPE",
+    "EncoderPlan",
+    "Timing",
+    "VideoPlan",
+    "VideoSink",
+    "VideoSource",
+    "choose_pix_fmt",
+    "plan_video",
+    "upright",
+]

@@ -334,9 +334,8 @@ def _add_stream(
     if choice.way == "attach":
         name, kind = _cover_name(template)
         stream: Any = output.add_attachment(name, kind, cover)
-        stream.metadata.update(
-            _without(dict(template.metadata), _OF_THE_COPY | {"filename", "mimetype"})
-        )
+        tags = _without(dict(template.metadata), frozenset({"filename", "mimetype"}))
+        stream.metadata.update(_stream_tags(tags, output, encoded=False))
         return stream
     if choice.way == "transcode":
         stream = _add_audio_encoder(output, template, str(choice.encoder))
@@ -349,10 +348,8 @@ def _add_stream(
         stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
     else:
         stream = output.add_stream_from_template(template, opaque=True)
-    stream.metadata.update(_without(dict(template.metadata), _OF_THE_COPY))
-    if output.format.name not in ("mp4", "mov"):
-        for key in ("handler_name", "vendor_id"):
-            stream.metadata.pop(key, None)
+    encoded = choice.way == "transcode"
+    stream.metadata.update(_stream_tags(template.metadata, output, encoded=encoded))
     stream.disposition = template.disposition
     return stream
 
@@ -391,10 +388,26 @@ _OF_THE_FILE = frozenset(
     {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
 )
 """Tags that a muxer derives from its own file."""
-_OF_THE_COPY = frozenset({"duration"})
-_OF_THE_ENCODING = frozenset({"duration", "encoder", "rotate", "encoder_settings"})
-"""Tags that describe the packets of the source's video."""
-_STATISTICS = re.compile(r"(BPS|DURATION|NUMBER_OF_\w+|_STATISTICS_\w+)(-\w+)?$")
+_OF_THE_ENCODING = re.compile(
+    r"(encoder|encoder_settings|rotate|BPS|DURATION|NUMBER_OF_\w+|_STATISTICS_\w+)(-\w+)?",
+    re.IGNORECASE,
+)
+"""Tags that describe packets which are not copied."""
+
+
+def _stream_tags(
+    tags: dict[str, str], output: av.container.OutputContainer, *, encoded: bool
+) -> dict[str, str]:
+    """Return the tags of a source's stream as those of an output's stream."""
+    tags = _without(tags, frozenset({"duration"}))
+    if "name" in tags:
+        # MP4's reader says "name" where its writer wants "title".
+        tags.setdefault("title", tags.pop("name"))
+    if output.format.name not in ("mp4", "mov"):
+        tags = _without(tags, frozenset({"handler_name", "vendor_id"}))
+    if encoded:
+        tags = {k: v for k, v in tags.items() if not _OF_THE_ENCODING.fullmatch(k)}
+    return tags
 
 
 def _without(tags: dict[str, str], keys: frozenset[str]) -> dict[str, str]:
@@ -529,6 +542,9 @@ def _write(
     if container.muxer in ("mp4", "mov"):
         options["movie_timescale"] = str(_movie_timescale(plan, joined, source))
     covers = {} if source is None else _read_covers(plan, source)
+    if container.cover and not covers and any("." in key for key in plan.metadata):
+        # Tags such as com.apple.quicktime.model have a place of their own, which rules out a cover.
+        options["movflags"] = "use_metadata_tags"
     sent: Counter[int] = Counter()
     with (
         _as_output_error(plan.output),
@@ -588,10 +604,7 @@ def _add_translated(
         stream.codec_context.extradata = None
     if video.average_rate is not None:
         stream.codec_context.framerate = video.average_rate
-    tags = _without(video.metadata, _OF_THE_ENCODING)
-    if output.format.name not in ("mp4", "mov"):
-        tags = {k: v for k, v in tags.items() if k not in ("handler_name", "vendor_id")}
-    stream.metadata.update({k: v for k, v in tags.items() if not _STATISTICS.match(k)})
+    stream.metadata.update(_stream_tags(video.metadata, output, encoded=True))
     disposition = Disposition(0)
     for name in video.disposition:
         disposition |= Disposition[name]

@@ -74,7 +74,7 @@ class Geometry:
         return _reflect(_resize(pixels, self.content), self.network)
 
     def out_of_network(self, pixels: Pixels, *, keep_size: bool = False) -> Pixels:
-        """Return ``pixels`` (``network`` size) at ``source`` size, or ``content`` on ``keep_size``."""
+        """Return ``pixels`` (``network`` size) at ``source`` size, or at ``content`` size."""
         height, width = self.content
         cropped = np.ascontiguousarray(pixels[:height, :width])
         return cropped if keep_size else _resize(cropped, self.source)
@@ -117,7 +117,8 @@ def to_uint8(pixels: Pixels) -> Pixels:
     if pixels.dtype == np.uint8:
         return pixels
     scaled = np.clip(pixels.astype(np.float32) * 255.0, 0.0, 255.0)
-    return np.floor(scaled + 0.5).astype(np.uint8)
+    rounded: Pixels = np.floor(scaled + 0.5).astype(np.uint8)
+    return rounded
 
 
 def stack(frames: Sequence[Pixels], batch_size: int) -> Pixels:

@@ -1,0 +1,157 @@
+"""What goes in at 1279×717 comes out at 1279×717, and nothing in between shows."""
+
+from __future__ import annotations
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+
+from cyclegan_batch.frames import (
+    Geometry,
+    Pixels,
+    SizeRequirements,
+    as_pixel_type,
+    geometry,
+    stack,
+    to_uint8,
+)
+from tests.synthesis.generators import natural
+
+SIZES = [(1, 1), (1, 7), (3, 2), (5, 64), (17, 13), (64, 64), (71, 128), (127, 131)]
+REQUIREMENTS = [
+    SizeRequirements(),
+    SizeRequirements(multiple_of=4, minimum=8),
+    SizeRequirements(multiple_of=32),
+    SizeRequirements(multiple_of=256, minimum=256),
+    SizeRequirements(multiple_of=4, minimum=10),
+]
+
+
+def picture(size: tuple[int, int], seed: int = 0) -> Pixels:
+    pixels: Pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    return pixels
+
+
+@pytest.mark.behaviour(9)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("requirements", REQUIREMENTS)
+def test_at_native_size_every_pixel_comes_back_untouched(
+    size: tuple[int, int], requirements: SizeRequirements
+) -> None:
+    real_A = picture(size)
+    shape = geometry(size, requirements)
+
+    inside = shape.into_network(real_A)
+    assert inside.shape == (*shape.network, 3)
+    assert np.array_equal(shape.out_of_network(inside), real_A)
+    assert np.array_equal(shape.out_of_network(inside, keep_size=True), real_A)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("requirements", REQUIREMENTS)
+def test_padding_is_the_least_that_the_network_accepts(
+    size: tuple[int, int], requirements: SizeRequirements
+) -> None:
+    def accepted(side: int) -> bool:
+        return side >= requirements.minimum and side % requirements.multiple_of == 0
+
+    network = geometry(size, requirements).network
+    for side, padded in zip(size, network, strict=True):
+        assert padded == next(n for n in itertools.count(side) if accepted(n))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_padding_is_opencvs_reflection_as_often_as_it_takes(size: tuple[int, int]) -> None:
+    real_A = picture(size)
+    network = (256, 384)
+    padded = Geometry(size, size, network).into_network(real_A)
+
+    height, width = size
+    expected = cv2.copyMakeBorder(
+        real_A, 0, network[0] - height, 0, network[1] - width, cv2.BORDER_REFLECT_101
+    )
+    assert np.array_equal(padded, expected)
+    assert padded.flags.c_contiguous
+
+
+@pytest.mark.parametrize("size", [(64, 64), (717, 1279), (1279, 717), (33, 1000)])
+@pytest.mark.parametrize("asked", [48, 256, 257, (100, 200), (200, 100)])
+@pytest.mark.parametrize("fit", ["pad", "stretch", None])
+@pytest.mark.parametrize("requirements", [*REQUIREMENTS[:2], SizeRequirements(fixed=(128, 96))])
+def test_whatever_size_the_network_sees_the_output_has_the_inputs(
+    size: tuple[int, int], asked: int | tuple[int, int], fit: str | None,
+    requirements: SizeRequirements,
+) -> None:  # fmt: skip
+    shape = geometry(size, requirements, size=asked, fit=fit)  # type: ignore[arg-type]
+
+    assert shape.source == size
+    assert requirements.smallest_fit(shape.network) == shape.network
+    assert all(inner <= outer for inner, outer in zip(shape.content, shape.network, strict=True))
+    inside = shape.into_network(np.full((*size, 3), 200, np.uint8))
+    assert inside.shape == (*shape.network, 3)
+    outside = shape.out_of_network(inside)
+    assert outside.shape == (*size, 3)
+    assert np.array_equal(outside, np.full((*size, 3), 200, np.uint8))
+    assert shape.out_of_network(inside, keep_size=True).shape == (*shape.content, 3)
+
+
+def test_a_number_is_the_shorter_sides_length_and_the_shape_is_kept() -> None:
+    shape = geometry((720, 1280), SizeRequirements(multiple_of=4), size=256)
+    assert shape.content == (256, 455)
+    assert shape.network == (256, 456)
+    assert geometry((1280, 720), SizeRequirements(), size=256).content == (455, 256)
+
+
+def test_a_box_holds_the_whole_picture_unless_it_is_stretched() -> None:
+    requirements = SizeRequirements(multiple_of=4)
+    padded = geometry((720, 1280), requirements, size=(256, 256))
+    stretched = geometry((720, 1280), requirements, size=(256, 256), fit="stretch")
+    assert (padded.content, padded.network) == ((144, 256), (256, 256))
+    assert (stretched.content, stretched.network) == ((256, 256), (256, 256))
+
+
+def test_a_model_of_fixed_size_is_stretched_to_unless_asked_to_pad() -> None:
+    fixed = SizeRequirements(fixed=(256, 256))
+    assert geometry((720, 1280), fixed).content == (256, 256)
+    assert geometry((720, 1280), fixed, fit="pad").content == (144, 256)
+    assert geometry((720, 1280), fixed, size=512).network == (256, 256)
+
+
+@pytest.mark.parametrize("pixel_type", ["uint8", "float16"])
+def test_a_way_through_a_smaller_network_keeps_the_brightness(pixel_type: str) -> None:
+    real_A = as_pixel_type(natural((120, 180))[0], pixel_type)  # type: ignore[arg-type]
+    shape = geometry((120, 180), SizeRequirements(multiple_of=4), size=48)
+
+    out = shape.out_of_network(shape.into_network(real_A))
+    assert out.dtype == real_A.dtype
+    assert out.min() >= 0
+    assert out.max() <= (255 if pixel_type == "uint8" else 1)
+    off = to_uint8(out).astype(float).mean() - to_uint8(real_A).astype(float).mean()
+    assert abs(off) < 0.5
+
+
+def test_every_8_bit_level_survives_float16_and_back() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)
+    assert np.array_equal(to_uint8(as_pixel_type(levels, "float16")), levels)
+    assert as_pixel_type(levels, "uint8") is levels
+
+
+def test_float16_is_rounded_half_up_and_clamped() -> None:
+    # 0.5 and 1.5 grey levels do not exist in float16; these are the nearest above and below.
+    half = np.nextafter(np.float16(0.5 / 255), np.float16(1))
+    below = np.nextafter(np.float16(0.5 / 255), np.float16(0))
+    values = np.array([-0.5, below, half, 0.5, 1.0, 2.0], np.float16)
+    assert to_uint8(values).tolist() == [0, 0, 1, 128, 255, 255]
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (1, 3), (2, 3), (3, 3), (3, 4)])
+def test_a_batch_is_filled_up_with_its_last_frame(count: int, batch_size: int) -> None:
+    frames = [picture((4, 5), seed) for seed in range(count)]
+    batch = stack(frames, batch_size)
+
+    assert batch.shape == (batch_size, 4, 5, 3)
+    assert batch.flags.c_contiguous
+    for row in range(batch_size):
+        assert np.array_equal(batch[row], frames[min(row, count - 1)])

@@ -220,8 +220,8 @@ def foreign(
 ) -> Path:
     """Write a float generator outside the contract, which inverts the picture in its own terms.
 
-    It gives ``low + high − x`` per channel, with the first channel (red, or blue for BGR) halved
-    towards ``low``, so that a wrong order, layout or range shows. ``end``: what the graph ends in
+    It gives ``low + high − x`` per channel, with the first channel (red, or blue for BGR) at
+    0.4 of that, so that a wrong order, layout or range shows. ``end``: what the graph ends in
     (None: a Clip to the range).
     """
     low, high = {"-1..1": (-1.0, 1.0), "0..1": (0.0, 1.0), "0..255": (0.0, 255.0)}[range]
@@ -231,7 +231,7 @@ def foreign(
     if layout == "nhwc":
         x = g.op("Transpose", x, perm=[0, 3, 1, 2])
     weight = np.zeros((channels, channels, 1, 1))
-    gains = [0.5, 1.0, 1.0][:channels]
+    gains = [0.4, 1.0, 1.0][:channels]
     for channel, gain in enumerate(gains):
         weight[channel, channel] = -gain
     bias = [low + gain * high for gain in gains]

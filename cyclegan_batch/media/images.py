@@ -1,0 +1,721 @@
+"""Pictures: decode them for the network, and write what comes back.
+
+OpenCV decodes and encodes JPEG, PNG and WebP, from and to bytes only (its own file access crashes
+on names that are not UTF-8); it releases the interpreter while it works, where Pillow holds it.
+Pillow decodes BMP, CMYK and TIFF (OpenCV those of 16 bits), and writes TIFF.
+
+What becomes of a picture:
+
+- EXIF orientation is applied once; the file that is written is upright and says nothing of it.
+  Title, camera, dates, GPS and other descriptive EXIF go along into JPEG, PNG, WebP and TIFF; the
+  thumbnail (it shows the old picture), maker notes, XMP and IPTC do not.
+- Grey, palette and 1-bit pictures become RGB, and are written as RGB. CMYK becomes sRGB by its
+  profile. An RGB profile is carried along, and the numbers stay as they are; a grey picture with a
+  grey profile becomes sRGB. PNG's own colour chunks are carried into PNG.
+- 16 bits become 8 by rounding, ``(v * 255 + 32767) // 65535``; only a model that takes float16 sees
+  them all (as far as float16 goes, 11 bits), and then a PNG is written with 16 bits.
+- Transparency does not reach the network. It is kept bit for bit in PNG, WebP and TIFF (with
+  ``--keep-size`` it is resized with the picture; 16 bits are rounded like the colours). JPEG and
+  BMP are written without it where it is opaque everywhere, and refused otherwise.
+- JPEG is written without chroma subsampling. JPEG and WebP have quality 95 unless told otherwise;
+  WebP is lossless at 100. BMP has no place for a profile or EXIF: it is written without.
+- Animations and files of several pages are refused: one picture in, one picture out.
+
+A JPEG whose data are damaged in the middle decodes, as in every program built on libjpeg; one that
+is cut off does not.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import BmpImagePlugin, Image, ImageCms, JpegImagePlugin, TiffImagePlugin
+
+from ..errors import InputError, OutputError
+from ..files import output_error, printable, publish, temporary_path
+from ..frames import Frame, PixelType, as_pixel_type, to_uint8
+from ..inputs import IMAGE_FORMATS, Entry, ImageFormat
+from ..options import TranslateOptions
+from . import Dropped
+from .headers import FORMAT_NAMES, Header, damaged, portable_exif, quiet_png, read_header
+
+# Both are settings of the whole process, so they are made once, where the module is loaded. The
+# pipeline runs one conversion per core already: threads inside each would only get in its way. And
+# what OpenCV has to say, it says as a result or an exception; its log goes to the terminal.
+cv2.setNumThreads(1)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+SHARD = 256
+"""Pictures in one unit of work."""
+
+DEFAULT_QUALITY = 95
+"""Of JPEG and WebP: beyond it files grow much faster than they get better."""
+
+_MOST_METADATA = 64 << 20
+"""Bytes beside its pixels that a picture may have before its file is not read into memory."""
+
+_LARGEST_SIDE: dict[ImageFormat, int] = {"jpg": 65535, "webp": 16383}
+"""The formats whose headers have few bits for a side (ITU-T T.81, RFC 9649)."""
+
+_WITHOUT_ALPHA = frozenset({"jpg", "bmp"})
+
+_EIGHT_BITS = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+"""The 8-bit sample of every 16-bit one, rounded."""
+
+Samples = npt.NDArray[Any]
+"""One picture of uint8 or uint16: ``(H, W)``, or ``(H, W, channels)``."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is written with the pixels of a picture."""
+
+    alpha: Samples | None = None
+    """``(H, W)``, uint8, or uint16 where ``bits`` is 16."""
+    bits: int = 8
+    """16 where the pixels (float16 then) tell more than 256 levels apart."""
+    icc: bytes | None = None
+    """An RGB profile."""
+    exif: bytes | None = None
+    """A TIFF structure without orientation and thumbnail."""
+    colour_chunks: tuple[tuple[bytes, bytes], ...] = ()
+    """PNG's cICP, sRGB, gAMA and cHRM: type and content."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, upright."""
+
+    pixels: Samples
+    """RGB ``(H, W, 3)``: uint8, or float16 in [0, 1]."""
+    extras: Extras
+    notes: tuple[str, ...] = ()
+    """What was done to it that its owner should know."""
+
+
+@dataclass(frozen=True)
+class PictureTag:
+    """What a Frame of an `ImageSource` carries for the `ImageSink`."""
+
+    output: Path
+    extras: Extras
+
+
+@dataclass(frozen=True)
+class ImageShard:
+    """Up to 256 pictures that are done or not done together."""
+
+    name: str
+    """What messages call it: the picture, or the folder and which of its pictures."""
+    entries: tuple[Entry, ...]
+    pixel_type: PixelType
+    quality: int | None
+    max_pixels: int
+    overwrite: bool
+    notes: tuple[str, ...] = ()
+    """What the user is told once."""
+
+
+def plan_images(
+    entries: Sequence[Entry], options: TranslateOptions, *, pixel_type: PixelType
+) -> tuple[ImageShard, ...]:
+    """Divide the pictures among ``entries`` into shards. Opens no file.
+
+    Raises OutputError for an option that cannot be meant.
+    """
+    pictures = [entry for entry in entries if entry.kind == "image"]
+    if options.quality is not None and not 1 <= options.quality <= 100:
+        raise OutputError(f"--quality {options.quality}: must be 1..100")
+    notes: tuple[str, ...] = ()
+    lossy = {"jpg", "webp"} & {_format_of(entry.output) for entry in pictures}
+    if options.quality is not None and pictures and not lossy:
+        notes = (f"--quality {options.quality}: no picture is written as jpg or webp",)
+    shards = []
+    for start in range(0, len(pictures), SHARD):
+        part = tuple(pictures[start : start + SHARD])
+        shards.append(
+            ImageShard(
+                name=_shard_name(part, start, len(pictures)),
+                entries=part,
+                pixel_type=pixel_type,
+                quality=options.quality,
+                max_pixels=options.max_pixels,
+                overwrite=options.overwrite,
+                notes=notes if not start else (),
+            )
+        )
+    return tuple(shards)
+
+
+def _shard_name(part: Sequence[Entry], start: int, total: int) -> str:
+    first = printable(part[0].source)
+    if total == 1:
+        return first
+    return f"{first} … {printable(Path(part[-1].source.name))} ({len(part)} of {total} pictures)"
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class _File:
+    """A picture's bytes on their way to a decoder."""
+
+    index: int
+    entry: Entry
+    data: bytes
+
+
+class ImageSource:
+    """The pictures of a shard, those of one size after each other, so that they share batches."""
+
+    def __init__(self, shard: ImageShard) -> None:
+        self.shard = shard
+        self._notes: dict[str, list[Path]] = {}
+
+    def read(self) -> Iterator[_File | Dropped]:
+        """Yield the bytes of each picture, or Dropped where a header or the system refuses it.
+
+        First the headers of the whole shard are read: batches hold one size, so pictures go in
+        groups of one displayed size, in the order in which each size comes first.
+        """
+        groups: dict[Any, list[Entry]] = {}
+        lost: dict[Path, InputError] = {}
+        for entry in self.shard.entries:
+            try:
+                size: Any = self._header(entry).displayed_size
+            except InputError as error:
+                size, lost[entry.source] = None, error
+            groups.setdefault(size, []).append(entry)
+        index = 0
+        for entry in (entry for group in groups.values() for entry in group):
+            name = printable(entry.source)
+            if entry.source in lost:
+                yield Dropped(name, lost[entry.source])
+                continue
+            try:
+                data = entry.source.read_bytes()
+            except OSError as error:
+                yield Dropped(name, _unreadable(entry.source, error))
+                continue
+            yield _File(index, entry, data)
+            index += 1
+
+    def _header(self, entry: Entry) -> Header:
+        name = printable(entry.source)
+        try:
+            with entry.source.open("rb") as file:
+                # Eight bytes hold a pixel of any format uncompressed; the rest is metadata.
+                most = 8 * self.shard.max_pixels + _MOST_METADATA
+                if (length := os.fstat(file.fileno()).st_size) > most:
+                    raise InputError(f"{name}: {length} bytes are too many for a picture; check it")
+                return read_header(file, name, max_pixels=self.shard.max_pixels)
+        except OSError as error:
+            raise _unreadable(entry.source, error) from error
+
+    def converter(self) -> Callable[[_File], Frame | Dropped]:
+        """Return the decoder; it holds no state."""
+        return self._decode
+
+    def _decode(self, file: _File) -> Frame | Dropped:
+        name = printable(file.entry.source)
+        try:
+            picture = decode_picture(
+                file.data,
+                name,
+                pixel_type=self.shard.pixel_type,
+                max_pixels=self.shard.max_pixels,
+            )
+            # Before the network has spent time on it.
+            _refuse_lost_alpha(picture.extras.alpha, name, _format_of(file.entry.output))
+        except InputError as error:
+            return Dropped(name, error)
+        for note in picture.notes:
+            self._notes.setdefault(note, []).append(file.entry.source)
+        return Frame(file.index, picture.pixels, PictureTag(file.entry.output, picture.extras))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to pictures so far that their owner should know, once for each reason."""
+        sentences = []
+        for found, names in sorted(self._notes.items()):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            sentences.append(f"{printable(min(names))}{more}: {found}")
+        return tuple(sentences)
+
+    def close(self) -> None:
+        """Release nothing: no file stays open."""
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{printable(path)}: cannot be read: {error.strerror or error}")
+
+
+def _refuse_lost_alpha(alpha: Samples | None, name: str, format_: ImageFormat) -> None:
+    if alpha is None or format_ not in _WITHOUT_ALPHA:
+        return
+    if int(alpha.min()) < np.iinfo(alpha.dtype).max:
+        raise InputError(
+            f"{name}: has transparency, and {FORMAT_NAMES[format_]} cannot hold it; "
+            "write it with --format png (or webp)"
+        )
+
+
+def decode_picture(
+    data: bytes, name: str, *, pixel_type: PixelType = "uint8", max_pixels: int = 2**28
+) -> Picture:
+    """Return the picture in ``data``, upright, as RGB of ``pixel_type``; ``name`` is for messages.
+
+    Safe to call from several threads. Raises InputError where ``data`` is no whole picture of a
+    known format, or a larger one than ``max_pixels``.
+    """
+    header = read_header(io.BytesIO(data), name, max_pixels=max_pixels)
+    if header.pages > 1:
+        raise InputError(
+            f"{name}: holds several pages and not one picture; split it into single pictures first"
+            if header.format == "tiff"
+            else f"{name}: is an animation; make a video of it, and translate that"
+        )
+    notes: list[str] = []
+    try:
+        samples, alpha, icc = _rgb(data, header, notes)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    # OpenCV and Pillow raise all kinds of things on a hostile file; it is the file that is wrong.
+    except Exception as error:
+        raise damaged(name, header.format, _reason(error)) from error
+    # Pillow turns a TIFF upright by itself; OpenCV was told not to.
+    if samples.shape[:2] == header.size and not _turned_by_pillow(header):
+        samples = _upright(samples, header.orientation)
+        alpha = None if alpha is None else _upright(alpha, header.orientation)
+    if samples.shape[:2] != header.displayed_size:
+        raise damaged(name, header.format, "its sizes contradict each other")
+    exif = portable_exif(header.exif) if header.exif else None
+    if exif and len(exif) > 65500:
+        notes.append("its EXIF data are more than a JPEG can hold (64 KiB), and were left out")
+        exif = None
+    deep = samples.dtype == np.uint16
+    if deep and pixel_type == "uint8":
+        notes.append("16 bits become 8 by rounding: the model takes 8")
+        samples = _EIGHT_BITS[samples]
+        alpha = None if alpha is None else _as_eight_bits(alpha)
+        deep = False
+    pixels = np.ascontiguousarray(samples)
+    return Picture(
+        pixels=(pixels / np.float32(65535)).astype(np.float16)
+        if deep
+        else as_pixel_type(pixels, pixel_type),
+        extras=Extras(
+            alpha=alpha,
+            bits=16 if deep else 8,
+            icc=icc,
+            exif=exif,
+            colour_chunks=header.png.colour_chunks if header.png and not icc else (),
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, cv2.error):
+        return "the decoder gave up"
+    return str(error) or type(error).__name__
+
+
+def _as_eight_bits(samples: Samples) -> Samples:
+    return _EIGHT_BITS[samples] if samples.dtype == np.uint16 else samples
+
+
+def _rgb(
+    data: bytes, header: Header, notes: list[str]
+) -> tuple[Samples, Samples | None, bytes | None]:
+    """Return RGB ``(H, W, 3)`` and alpha ``(H, W)``, uint8 or uint16, and the profile to carry."""
+    space = _profile_space(header.icc)
+    if header.mode == "CMYK":
+        return _rgb_from_cmyk(data, header, space, notes), None, None
+    samples, alpha = _samples(data, header)
+    if space in (None, b"RGB "):
+        return _three_channels(samples), alpha, header.icc
+    if space == b"GRAY" and samples.ndim == 2:
+        return _rgb_from_profiled_grey(samples, header.icc or b""), alpha, None
+    notes.append("its colour profile is broken or for other colours than its own; it was left out")
+    return _three_channels(samples), alpha, None
+
+
+def _profile_space(icc: bytes | None) -> bytes | None:
+    """Return the colour space of a profile (ICC.1:2022, 7.2); None without one, ``?`` if broken."""
+    if icc is None:
+        return None
+    return icc[16:20] if len(icc) >= 128 and icc[36:40] == b"acsp" else b"?"
+
+
+def _samples(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
+    """Return the stored samples, ``(H, W)`` for grey or RGB, and the alpha beside them."""
+    if header.format == "jpg":
+        # OpenCV does grey and YCbCr alike, with no copy.
+        return _opencv(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION), None
+    if header.format in ("png", "webp"):
+        raw = _opencv(quiet_png(data) if header.format == "png" else data, cv2.IMREAD_UNCHANGED)
+        samples, alpha = _split(raw)
+        if header.png is not None and header.png.transparent_grey is not None:
+            # OpenCV knows one transparent colour, but not one transparent grey.
+            opaque = np.iinfo(samples.dtype).max
+            alpha = np.where(samples == header.png.transparent_grey, 0, opaque)
+            alpha = alpha.astype(samples.dtype)
+        return samples, alpha
+    if header.format == "tiff" and header.bits == 16 and header.mode in ("RGB", "RGBA"):
+        if header.premultiplied:
+            raise InputError(
+                "16-bit colours multiplied by alpha are not supported; convert it to plain alpha"
+            )
+        # Pillow would cut these to 8 bits.
+        return _split(_opencv(data, cv2.IMREAD_UNCHANGED))
+    return _pillow(data, header)
+
+
+def _opencv(data: bytes, flags: int) -> Samples:
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    # Its type says otherwise, but this is how OpenCV reports a damaged file.
+    if decoded is None:
+        raise ValueError("the decoder gave up")
+    return decoded
+
+
+def _split(raw: Samples) -> tuple[Samples, Samples | None]:
+    """Split OpenCV's grey, BGR or BGRA into grey or RGB, and alpha."""
+    if raw.ndim == 2:
+        return raw, None
+    if raw.shape[2] == 3:
+        return cv2.cvtColor(raw, cv2.COLOR_BGR2RGB), None
+    return cv2.cvtColor(raw, cv2.COLOR_BGRA2RGB), np.ascontiguousarray(raw[..., 3])
+
+
+def _pillow(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
+    """Decode BMP, and TIFF but that of 16-bit RGB."""
+    image = _PILLOW[header.format](io.BytesIO(data))
+    image.load()
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L")), None
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16), None
+    if image.mode in ("P", "RGB", "RGBX", "YCbCr"):
+        return np.asarray(image.convert("RGB")), None
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        straight = image.convert("LA") if image.mode == "La" else image
+        rgba = np.asarray(straight.convert("RGBA"))
+        return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
+    raise InputError(f"colour mode {image.mode} is not supported; convert it to RGB")
+
+
+_PILLOW: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "jpg": JpegImagePlugin.JpegImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+}
+
+
+def _turned_by_pillow(header: Header) -> bool:
+    by_opencv = header.bits == 16 and header.mode in ("RGB", "RGBA")
+    return header.format == "tiff" and not by_opencv
+
+
+def _rgb_from_cmyk(data: bytes, header: Header, space: bytes | None, notes: list[str]) -> Samples:
+    image = _PILLOW[header.format](io.BytesIO(data))
+    image.load()
+    if space == b"CMYK":
+        converted = _to_srgb(image, header.icc or b"")
+        if converted is not None:
+            return converted
+    notes.append("CMYK without a usable profile became RGB by plain arithmetic: colours may be off")
+    return np.asarray(image.convert("RGB"))
+
+
+def _rgb_from_profiled_grey(samples: Samples, icc: bytes) -> Samples:
+    """Return sRGB from grey of 8 or 16 bits by its profile: a curve, so 256 points tell it all."""
+    ramp = _to_srgb(Image.fromarray(np.arange(256, dtype=np.uint8)[np.newaxis]), icc)
+    if ramp is None:
+        return _three_channels(samples)
+    curve: Samples = ramp[0]
+    if samples.dtype == np.uint16:
+        position = np.arange(65536) / 257.0
+        deep = [np.interp(position, np.arange(256), channel) * 257.0 for channel in curve.T]
+        curve = np.rint(np.stack(deep, axis=-1)).astype(np.uint16)
+    coloured: Samples = curve[samples]
+    return coloured
+
+
+def _to_srgb(image: Image.Image, icc: bytes) -> Samples | None:
+    """Return ``image`` as sRGB by its profile, or None where the profile cannot be used.
+
+    Every call opens profiles of its own: littleCMS shares nothing between them, so several threads
+    may do this at once.
+    """
+    try:
+        converted = ImageCms.profileToProfile(
+            image,
+            ImageCms.ImageCmsProfile(io.BytesIO(icc)),
+            ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
+            # As image editors do it: white stays white, and black is not crushed.
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+    return None if converted is None else np.asarray(converted)
+
+
+def _three_channels(samples: Samples) -> Samples:
+    return cv2.cvtColor(samples, cv2.COLOR_GRAY2RGB) if samples.ndim == 2 else samples
+
+
+def _upright(samples: Samples, orientation: int) -> Samples:
+    """Apply an EXIF orientation (EXIF 2.32, 4.6.4): where the first row and column belong."""
+    if orientation in (5, 6, 7, 8):
+        samples = samples.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    return np.ascontiguousarray(samples)
+
+
+# Writing
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A picture as it goes into its file."""
+
+    path: Path
+    data: bytes
+
+
+class ImageSink:
+    """The files of a shard: each is written under a temporary name, and gets its own when whole."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, shard: ImageShard) -> None:
+        self.shard = shard
+        self._written: list[Path] = []
+
+    def converter(self) -> Callable[[Frame], _Encoded | Dropped]:
+        """Return the encoder; it holds no state."""
+        return self._encode
+
+    def _encode(self, frame: Frame) -> _Encoded | Dropped:
+        tag: PictureTag = frame.tag
+        try:
+            data = encode_picture(
+                frame.pixels, _format_of(tag.output), quality=self.shard.quality, extras=tag.extras
+            )
+        except OutputError as error:
+            # Not raised: only this picture is lost, and it has a name of its own.
+            name = printable(tag.output)
+            problem = OutputError(f"cannot write {name}: {error}")
+            problem.__cause__ = error
+            return Dropped(name, problem)
+        return _Encoded(tag.output, data)
+
+    @property
+    def written(self) -> Sequence[Path]:
+        """The files that are whole so far."""
+        return tuple(self._written)
+
+    def write(self, item: _Encoded | Dropped) -> Dropped | None:
+        """Write one file; return Dropped where that fails: the pipeline knows what is final."""
+        if isinstance(item, Dropped):
+            return item
+        partial = temporary_path(item.path)
+        try:
+            try:
+                item.path.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(item.data)
+                publish(partial, item.path, overwrite=self.shard.overwrite)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            problem = output_error(item.path, error)
+            problem.__cause__ = error
+            return Dropped(printable(item.path), problem)
+        except OutputError as error:
+            return Dropped(printable(item.path), error)
+        self._written.append(item.path)
+        return None
+
+    def finish(self) -> None:
+        """Do nothing: every file was flushed and named by itself."""
+
+    def discard(self) -> None:
+        """Do nothing: no temporary file outlives `write`."""
+
+
+def encode_picture(
+    pixels: Samples,
+    format: ImageFormat,  # noqa: A002 - the option's own name
+    *,
+    quality: int | None = None,
+    extras: Extras = Extras(),
+) -> bytes:
+    """Return RGB ``pixels`` ``(H, W, 3)`` of either pixel type as a file of ``format``.
+
+    ``quality``: of jpg and webp, 95 by default; webp is lossless at 100. ``extras`` are written
+    where the format holds them; alpha is resized where the pixels have another size, and ``bits``
+    16 makes a PNG of 16 bits from float16 pixels. Safe to call from several threads.
+
+    Raises OutputError, with no file name.
+    """
+    height, width = pixels.shape[:2]
+    if max(height, width) > _LARGEST_SIDE.get(format, 2**31 - 1):
+        raise OutputError(
+            f"{width}×{height} is more than {FORMAT_NAMES[format]} can hold "
+            f"({_LARGEST_SIDE[format]} pixels a side); choose --format png"
+        )
+    deep = extras.bits == 16 and format == "png" and pixels.dtype == np.float16
+    colours = _sixteen_bits(pixels) if deep else to_uint8(pixels)
+    if extras.alpha is not None:
+        held = format not in _WITHOUT_ALPHA
+        alpha = _matching_alpha(extras.alpha, (height, width), deep) if held else None
+        extras = replace(extras, alpha=alpha)
+    try:
+        return _ENCODERS[format](colours, DEFAULT_QUALITY if quality is None else quality, extras)
+    except (cv2.error, OSError, ValueError, RuntimeError, MemoryError) as error:
+        raise OutputError(f"{FORMAT_NAMES[format]} encoder: {_reason(error)}") from error
+
+
+def _sixteen_bits(pixels: Samples) -> Samples:
+    scaled: Samples = np.clip(pixels.astype(np.float32) * 65535.0, 0.0, 65535.0)
+    return np.floor(scaled + 0.5).astype(np.uint16)
+
+
+def _matching_alpha(alpha: Samples, size: tuple[int, int], deep: bool) -> Samples:
+    if deep and alpha.dtype == np.uint8:
+        alpha = alpha.astype(np.uint16) * 257
+    elif not deep:
+        alpha = _as_eight_bits(alpha)
+    if alpha.shape != size:
+        shrinks = size[0] * size[1] < alpha.size
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        alpha = cv2.resize(alpha, size[::-1], interpolation=method)
+    return alpha
+
+
+def _bgr(colours: Samples, alpha: Samples | None) -> Samples:
+    """Return the channels in OpenCV's order."""
+    if alpha is None:
+        return cv2.cvtColor(colours, cv2.COLOR_RGB2BGR)
+    blue_green_red_alpha = cv2.cvtColor(colours, cv2.COLOR_RGB2BGRA)
+    blue_green_red_alpha[..., 3] = alpha
+    return blue_green_red_alpha
+
+
+def _imencode(suffix: str, samples: Samples, parameters: Sequence[int] = ()) -> bytes:
+    done, encoded = cv2.imencode(suffix, samples, list(parameters))
+    if not done:
+        raise ValueError("the encoder gave up")
+    return encoded.tobytes()
+
+
+def _encode_jpg(colours: Samples, quality: int, extras: Extras) -> bytes:
+    plain = _imencode(
+        ".jpg",
+        _bgr(colours, None),
+        (
+            *(cv2.IMWRITE_JPEG_QUALITY, quality),
+            *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+        ),
+    )
+    # The metadata are put in here, because OpenCV fails on a profile of more than 64 KiB: behind
+    # the start and the JFIF segment, which has to be the first. A profile is cut into numbered
+    # pieces (ICC.1:2022, B.4).
+    segments = b""
+    if extras.exif:
+        segments += _jpeg_segment(0xE1, b"Exif\0\0" + extras.exif)
+    if extras.icc:
+        pieces = [extras.icc[start : start + 65519] for start in range(0, len(extras.icc), 65519)]
+        for number, piece in enumerate(pieces, 1):
+            head = b"ICC_PROFILE\0" + bytes([number, len(pieces)])
+            segments += _jpeg_segment(0xE2, head + piece)
+    start = 4 + int.from_bytes(plain[4:6]) if plain[2:4] == b"\xff\xe0" else 2
+    return plain[:start] + segments + plain[start:]
+
+
+def _jpeg_segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def _encode_png(colours: Samples, quality: int, extras: Extras) -> bytes:
+    plain = _imencode(".png", _bgr(colours, extras.alpha))
+    # The metadata are put in here, because libpng refuses profiles that are slightly wrong, and
+    # says so on the terminal. They belong behind IHDR, which is 25 bytes and follows the signature.
+    chunks = b"".join(_png_chunk(kind, content) for kind, content in extras.colour_chunks)
+    if extras.icc:
+        chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(extras.icc))
+    if extras.exif:
+        chunks += _png_chunk(b"eXIf", extras.exif)
+    return plain[:33] + chunks + plain[33:]
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def _encode_webp(colours: Samples, quality: int, extras: Extras) -> bytes:
+    parameters = [cv2.IMWRITE_WEBP_QUALITY, quality]
+    if quality >= 100:
+        parameters = [cv2.IMWRITE_WEBP_LOSSLESS_MODE, cv2.IMWRITE_WEBP_LOSSLESS_PRESERVE_COLOR]
+    samples = _bgr(colours, extras.alpha)
+    blocks = [(cv2.IMAGE_METADATA_ICCP, extras.icc), (cv2.IMAGE_METADATA_EXIF, extras.exif)]
+    kept = [(kind, np.frombuffer(block, np.uint8)) for kind, block in blocks if block]
+    if not kept:
+        return _imencode(".webp", samples, parameters)
+    kinds, contents = zip(*kept, strict=True)
+    done, encoded = cv2.imencodeWithMetadata(".webp", samples, kinds, contents, parameters)
+    if not done:
+        raise ValueError("the encoder gave up")
+    return encoded.tobytes()
+
+
+def _encode_bmp(colours: Samples, quality: int, extras: Extras) -> bytes:
+    return _imencode(".bmp", _bgr(colours, None))
+
+
+def _encode_tiff(colours: Samples, quality: int, extras: Extras) -> bytes:
+    samples = colours if extras.alpha is None else np.dstack([colours, extras.alpha])
+    options: dict[str, Any] = {}
+    if extras.icc:
+        options["icc_profile"] = extras.icc
+    if extras.exif:
+        options["exif"] = extras.exif
+    else:
+        # Pillow writes the EXIF folders of a TIFF only without compression.
+        options["compression"] = "tiff_adobe_deflate"
+    file = io.BytesIO()
+    Image.fromarray(samples).save(file, "TIFF", **options)
+    return file.getvalue()
+
+
+_ENCODERS: dict[ImageFormat, Callable[..., bytes]] = {
+    "jpg": _encode_jpg,
+    "png": _encode_png,
+    "webp": _encode_webp,
+    "bmp": _encode_bmp,
+    "tiff": _encode_tiff,
+}
+
+
+def _format_of(path: Path) -> ImageFormat:
+    """Return the format that an output's name asks for; `find_inputs` has seen to its extension."""
+    return IMAGE_FORMATS[path.suffix.lower()]

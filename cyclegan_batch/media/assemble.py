@@ -108,7 +108,7 @@ _TS_CODECS = frozenset({
 _PASS_DISPOSITIONS = (("default_mode", "passthrough"),)
 
 _MP4 = _Container("mp4", "MP4", negative_start=True, chapters=True, cover=True)
-_MOV = _Container("mov", "MOV", negative_start=True, chapters=True, cover=True)
+_MOV = _Container("mov", "MOV", negative_start=True, chapters=True)
 _TS = _Container("mpegts", "MPEG-TS", codecs=_TS_CODECS)
 CONTAINERS = {
     ".mp4": _MP4,
@@ -405,9 +405,18 @@ def _stream_tags(
         tags.setdefault("title", tags.pop("name"))
     if output.format.name not in ("mp4", "mov"):
         tags = _without(tags, frozenset({"handler_name", "vendor_id"}))
+    if output.format.name == "mov" and "language" in tags:
+        tags["language"] = _MOV_LANGUAGES.get(tags["language"], tags["language"])
     if encoded:
         tags = {k: v for k, v in tags.items() if not _OF_THE_ENCODING.fullmatch(k)}
     return tags
+
+
+_MOV_LANGUAGES = {
+    "deu": "ger", "nld": "dut", "ell": "gre", "isl": "ice",
+    "zho": "chi", "sqi": "alb", "hye": "arm", "kat": "geo",
+}  # fmt: skip
+"""ISO 639-2/T to 639-2/B: FFmpeg's MOV writer knows Macintosh languages by the latter names."""
 
 
 def _without(tags: dict[str, str], keys: frozenset[str]) -> dict[str, str]:
@@ -542,7 +551,11 @@ def _write(
     if container.muxer in ("mp4", "mov"):
         options["movie_timescale"] = str(_movie_timescale(plan, joined, source))
     covers = {} if source is None else _read_covers(plan, source)
-    if container.cover and not covers and any("." in key for key in plan.metadata):
+    if (
+        container.muxer in ("mp4", "mov")
+        and not covers
+        and any("." in key for key in plan.metadata)
+    ):
         # Tags such as com.apple.quicktime.model have a place of their own, which rules out a cover.
         options["movflags"] = "use_metadata_tags"
     sent: Counter[int] = Counter()
@@ -585,7 +598,8 @@ def _write(
             # The one muxer that neither takes length-prefixed units nor converts them itself.
             pictures = _with_start_codes(pictures, first.streams.video[0])
         for packet in _by_time(_of_stream(pictures, video), others):
-            sent[packet.stream_index] += 1
+            # FLAC's encoder ends with a packet of nothing but its final header.
+            sent[packet.stream_index] += packet.size > 0
             output.mux_one(packet)
     return sent
 
@@ -688,6 +702,9 @@ class _Way:
             yield from self._transcoded(packet, start, end, shift)
             return
         if not packet.size or (packet.pts is None and packet.dts is None):
+            return
+        if self.template.name == "mov_text" and bytes(packet)[:2] == b"\0\0":
+            # A gap between two lines: muxers that need gaps make them.
             return
         base = packet.time_base
         if packet.pts is None:

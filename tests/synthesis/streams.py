@@ -265,7 +265,9 @@ def _audio(
 
 def _audio_packets(stream: Any, seconds: float, tone: float) -> list[Any]:
     count = round(seconds * SAMPLE_RATE)
-    wave = np.sin(np.arange(count) * (2 * np.pi * tone / SAMPLE_RATE)) * 8000
+    seconds_in = np.arange(count) / SAMPLE_RATE
+    # Rising, so that no two moments sound alike and a shift can be measured.
+    wave = np.sin(2 * np.pi * (tone + 200 * seconds_in) * seconds_in) * 8000
     samples = np.repeat(wave.astype(np.int16), 2)[np.newaxis]
     frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="stereo")
     frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)

@@ -28,7 +28,7 @@ _INSTALL = (
 )
 
 _OUT_OF_MEMORY = (
-    "failed to allocate memory",
+    "failed to allocate",
     "bad_alloc",
     "bad allocation",
     "bfcarena",

@@ -56,12 +56,12 @@ class OpenVinoBackend:
         try:
             if self._cancelled.is_set():
                 raise BackendError("openvino: cut off")
-            results = self._request.infer({INPUT: frames}, share_inputs=True)
+            (out,) = _run(self._request, frames, OUTPUT)
         except RuntimeError as error:
             if self._cancelled.is_set():
                 raise BackendError("openvino: cut off") from error
             raise _translated(error, self.card, frames) from error
-        return checked(results[OUTPUT], frames, self.card)
+        return checked(out, frames, self.card)
 
 
 def open_openvino(
@@ -99,14 +99,26 @@ def open_openvino(
 
     def run(frames: Pixels) -> tuple[Pixels, Pixels]:
         try:
-            results = with_values.create_infer_request().infer({INPUT: frames})
+            out, values = _run(with_values.create_infer_request(), frames, OUTPUT, VALUES)
         except RuntimeError as error:
             raise _translated(error, model.card, frames) from error
-        return results[OUTPUT], results[VALUES]
+        return out, values
 
     verify(model.card, run)
     arithmetic = "bf16" if bf16 else "int8" if model.card.precision == "int8" else "fp32"
     return OpenVinoBackend(model.card, compiled, arithmetic)
+
+
+def _run(request: Any, frames: Pixels, *names: str) -> list[Pixels]:
+    """Return the outputs of ``request`` on ``frames`` that have these names, as own arrays.
+
+    Not `request.infer`: where an allocation fails it raises nothing and leaves the output of the
+    run before, which would be the wrong picture. Raises RuntimeError.
+    """
+    request.start_async({INPUT: frames}, share_inputs=True)
+    request.wait()
+    # Copied: the next run writes into the same memory.
+    return [request.get_tensor(name).data.copy() for name in names]
 
 
 def _compiled(core: Any, card: ModelCard, graph: bytes, settings: dict[str, Any]) -> Any:
@@ -118,8 +130,15 @@ def _compiled(core: Any, card: ModelCard, graph: bytes, settings: dict[str, Any]
                 f"openvino: no memory for the weights of {card.path}; close other programs"
             ) from error
         raise BackendError(
-            f"openvino does not open {card.path}: {error}; try --backend onnxruntime"
+            f"openvino does not open {card.path}: {_reason(error)}; try --backend onnxruntime"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what OpenVINO says without the places in its source where it was said."""
+    lines = [line.removeprefix("Caught exception: ").strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith("Exception from")]
+    return " ".join(told) or type(error).__name__
 
 
 def _translated(error: Exception, card: ModelCard, frames: Pixels) -> Exception:
@@ -127,6 +146,6 @@ def _translated(error: Exception, card: ModelCard, frames: Pixels) -> Exception:
     if says_out_of_memory(error):
         return OutOfMemoryError(f"openvino: no memory for a batch of {shape}")
     return BackendError(
-        f"openvino: {card.path} fails on frames of {shape}: {error}; the network may need other "
+        f"openvino: {card.path} fails on frames of {shape}: {_reason(error)}; the network may need other "
         "sizes: try --size"
     )

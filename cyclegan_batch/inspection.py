@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .files import printable
+from .options import TranslateOptions
 
 
 def inspect_file(
@@ -15,21 +17,42 @@ def inspect_file(
 
     Raises InputError or ModelError.
     """
-    from .inputs import IMAGE_SUFFIXES
+    from .inputs import IMAGE_FORMATS
 
     suffix = path.suffix.lower()
     if not path.is_file():
-        raise InputError(f"{path}: no such file; inspect describes a model, a clip or a picture")
+        raise InputError(
+            f"{printable(path)}: no such file; inspect describes a model, a clip or a picture"
+        )
     if suffix in {".onnx", ".pth", ".pt", ".safetensors", ".engine"}:
         from . import model
 
         return {"kind": "model"} | model.describe(model.open_model(path, model_io=model_io).card)
-    if suffix in IMAGE_SUFFIXES:
-        from .media import images
-
-        return {"kind": "image"} | images.describe(path)
+    if suffix in IMAGE_FORMATS:
+        return {"kind": "image"} | _describe_picture(path)
     from .media import containers
 
-    return {"kind": "media"} | containers.describe(
+    described: dict[str, Any] = containers.describe(
         containers.probe(path, count_frames=count_frames)
     )
+    return {"kind": "media"} | described
+
+
+def _describe_picture(path: Path) -> dict[str, Any]:
+    from .media.headers import read_header
+
+    with path.open("rb") as file:
+        header = read_header(file, printable(path), max_pixels=TranslateOptions().max_pixels)
+    (height, width), (shown_height, shown_width) = header.size, header.displayed_size
+    return {
+        "path": printable(path),
+        "format": header.format,
+        "size": f"{width}×{height}",
+        "displayed_size": f"{shown_width}×{shown_height}",
+        "mode": header.mode,
+        "bits": header.bits,
+        "orientation": header.orientation,
+        "pages": header.pages,
+        "icc_profile_bytes": len(header.icc or b""),
+        "exif_bytes": len(header.exif or b""),
+    }

@@ -619,6 +619,7 @@ class _Run:
         at.source.close()
         if not keep:
             at.sink.discard()
+        self.counters.notes.extend([*at.source.notes, *at.sink.notes])
 
 
 def _hopeless(error: CycleganBatchError) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, OutputError
+from .files import printable
 from .frames import Geometry, Size
 from .frames import geometry as frame_geometry
 from .options import TranslateOptions
@@ -132,17 +133,19 @@ def plan_job(
         except (InputError, OutputError) as error:
             if not skip_errors:
                 raise
-            failures.append(Failure(str(entry.source), str(error)))
+            failures.append(Failure(printable(entry.source), str(error)))
         else:
             units.append(planned.unit)
             notes += planned.notes
             sizes += [planned.size]
     images = [entry for entry in work if entry.kind == "image"]
     if images:
-        planned_images = _image_units(images, generator.card, options)
-        units += [planned.unit for planned in planned_images]
-        for planned in planned_images:
-            notes += planned.notes
+        from .media.images import ImageSink, ImageSource, plan_images
+
+        for shard in plan_images(images, options, pixel_type=generator.card.pixel_type):
+            source, sink = partial(ImageSource, shard), partial(ImageSink, shard)
+            units.append(Unit(shard.name, source, sink, frames=len(shard.entries)))
+            notes += shard.notes
     if work and not units and failures:
         raise InputError(
             "\n".join(
@@ -162,7 +165,9 @@ def plan_job(
         others=tuple(entry for entry in tree.entries if entry.kind == "other"),
         skipped=skipped,
         failures=tuple(failures),
-        notes=tuple(dict.fromkeys([*_sight(generator.card, options, sizes), *notes])),
+        notes=tuple(
+            dict.fromkeys([*_sight(generator.card, options, sizes), *backend.notes, *notes])
+        ),
         skip_errors=skip_errors,
         largest=max(sizes, key=lambda size: size[0] * size[1], default=None),
     )
@@ -223,44 +228,18 @@ def _video_unit(entry: Entry, card: ModelCard, options: TranslateOptions) -> _Pl
         output_size=output_size,
     )
     unit = Unit(
-        name=str(entry.source),
-        open_source=partial(VideoSource, plan),
-        open_sink=partial(VideoSink, plan),
-        frames=plan.frames_expected,
+        plan.name, partial(VideoSource, plan), partial(VideoSink, plan), frames=plan.frames_expected
     )
     return _Planned(unit, plan.size, plan.notes)
 
 
-def _image_units(
-    entries: Sequence[Entry], card: ModelCard, options: TranslateOptions
-) -> list[_Planned]:
-    """Plan the images as shards."""
-    from .media.images import ImageSink, ImageSource, plan_images
-
-    return [
-        _Planned(
-            Unit(
-                name=shard.name,
-                open_source=partial(ImageSource, shard),
-                open_sink=partial(ImageSink, shard),
-                frames=len(shard.entries),
-            ),
-            (0, 0),
-            shard.notes,
-        )
-        for shard in plan_images(entries, options, pixel_type=card.pixel_type)
-    ]
-
-
 def _open_backend(model: Model, options: TranslateOptions) -> tuple[Backend, Schedule]:
     """Open the backend that the options ask for, and lay out the run around it."""
-    from .backends import default_contexts, open_backend
+    from .backends import cpu_threads, default_contexts, open_backend
 
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = cpu_threads()
     threads = options.threads or cores
-    contexts = default_contexts(options.device, threads)
+    contexts = default_contexts("cpu", threads)
     backend = open_backend(
         model,
         backend=options.backend,
@@ -269,6 +248,8 @@ def _open_backend(model: Model, options: TranslateOptions) -> tuple[Backend, Sch
         threads=threads,
         contexts=contexts,
     )
+    if backend.device != "cpu":
+        contexts = default_contexts(backend.device, threads)
     # On a CPU a batch gains nothing (its frames are computed one after the other) and costs memory.
     batch_size = options.batch_size or (1 if backend.device == "cpu" else 4)
     if model.card.batch is not None:

@@ -44,7 +44,7 @@ def write_preview(plan: JobPlan, count: int) -> Path:
             pixels = _picture(plan, plan.entries[int(place)], place - int(place))
             result = generator(pixels[np.newaxis])[0]
             columns.append(np.vstack([_shrunk(pixels), _gap(_shrunk(pixels)), _shrunk(result)]))
-    encoded = encode_picture(_side_by_side(columns), ".png")
+    encoded = encode_picture(_side_by_side(columns), "png")
     partial = temporary_path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial.write_bytes(encoded)

@@ -181,7 +181,8 @@ def test_nothing_is_overwritten_unasked(model: Path, pictures: Path, tmp_path: P
 
     run = cyclegan_batch("translate", pictures, out, "-m", model, "-y")
     assert run.returncode == 0, run.stderr
-    assert Image.open(out / "1.png").size == (32, 24)
+    with Image.open(out / "1.png") as image:
+        assert image.size == (32, 24)
 
 
 @pytest.mark.behaviour(29)
@@ -201,7 +202,8 @@ def test_a_preview_shows_frames_below_their_source(model: Path, clip: Path, tmp_
     assert run.returncode == 0, run.stderr
     assert left_in(tmp_path) == {"out.mp4.preview.png"}
     assert run.stdout.strip() == str(tmp_path / "out.mp4.preview.png")
-    sheet = np.asarray(Image.open(tmp_path / "out.mp4.preview.png").convert("RGB")).astype(int)
+    with Image.open(tmp_path / "out.mp4.preview.png") as image:
+        sheet = np.asarray(image.convert("RGB")).astype(int)
     assert sheet.shape == (48 + 8 + 48, 64 + 8 + 64 + 8 + 64, 3)
     # The identity model: every result equals the source above it, and the grey counts upwards.
     greys = [sheet[20, column].mean() for column in (20, 92, 164)]

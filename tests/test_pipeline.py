@@ -25,6 +25,8 @@ class TroubleError(Exception):
 
 
 class FakeSource:
+    notes: tuple[str, ...] = ()
+
     def __init__(self, numbers: list[int], size: Size = (4, 6)) -> None:
         self.numbers, self.size = numbers, size
         self.closed = False
@@ -47,6 +49,8 @@ class FakeSource:
 
 
 class FakeSink:
+    notes: tuple[str, ...] = ()
+
     def __init__(self) -> None:
         self.got: list[tuple[int, int]] = []
         self.finished = self.discarded = False

@@ -43,6 +43,11 @@ class Source(Protocol):
         It may return Dropped, or raise InputError, where this picture cannot be read.
         """
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was found on the way that the user is told once."""
+        ...
+
     def close(self) -> None:
         """Release the input. May be called at any time after `read` has stopped; twice is fine."""
 
@@ -59,6 +64,11 @@ class Sink(Protocol):
     @property
     def written(self) -> Sequence[Path]:
         """The final names that are whole so far."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was found on the way that the user is told once."""
         ...
 
     def write(self, item: Any) -> Dropped | None:

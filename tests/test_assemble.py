@@ -632,3 +632,52 @@ def test_names_that_are_not_utf8_work_in_and_out(tmp_path: Path) -> None:
     _, notes = translate(source, output)
     assert notes[0].encode().count(b"\\xfd.mkv") == 1
     assert columns(output) == columns(source)
+
+
+def test_sound_whose_times_stand_still_in_a_broken_source_still_gets_in(tmp_path: Path) -> None:
+    whole, source = streams.plain(tmp_path / "a.mp4"), tmp_path / "b.mkv"
+    with av.open(str(whole)) as container, av.open(str(source), "w") as broken:
+        copies = [broken.add_stream_from_template(s, opaque=True) for s in container.streams]
+        for packet in container.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream_index]
+                if packet.stream.type == "audio" and 4 <= (packet.pts or 0) // 1024 < 7:
+                    packet.pts = packet.dts = 4 * 1024
+                broken.mux(packet)
+    output = tmp_path / "out.mp4"
+    translate(source, output)
+    assert [h for _, h in packets(output, "a:0")] == [h for _, h in packets(source, "a:0")]
+
+
+@pytest.mark.behaviour(4)
+def test_a_time_code_comes_back_by_itself(tmp_path: Path) -> None:
+    whole, source, output = (
+        streams.plain(tmp_path / "a.mp4"),
+        tmp_path / "b.mov",
+        tmp_path / "o.mov",
+    )
+    with av.open(str(whole)) as container, av.open(str(source), "w") as timed:
+        timed.metadata["timecode"] = "01:02:03:04"
+        copies = [timed.add_stream_from_template(s, opaque=True) for s in container.streams]
+        copies[0].codec_context.framerate = Fraction(25)
+        for packet in container.demux():
+            if packet.size:
+                packet.stream = copies[packet.stream_index]
+                timed.mux(packet)
+    assert [s.kind for s in probe(source).streams] == ["video", "audio", "data"]
+    plan, _ = translate(source, output)
+
+    assert plan.notes == ()
+    after = probe(output).streams
+    assert [s.kind for s in after] == ["video", "audio", "data"]
+    assert after[2].metadata["timecode"] == "01:02:03:04"
+
+
+@pytest.mark.behaviour(3)
+def test_sound_that_does_not_fit_is_offered_in_another_form(tmp_path: Path) -> None:
+    info = probe(streams.mkv(tmp_path / "a.mkv", frames=5))
+    plan = plan_streams(
+        info, info.best_video(), tmp_path / "o.ts", TranslateOptions(),
+        encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
+    )  # fmt: skip
+    assert "stream 1 (audio flac, eng): MPEG-TS cannot hold it; --audio aac keeps" in plan.notes[0]

@@ -24,6 +24,7 @@ import av.container
 import av.error
 import av.stream
 from av.stream import Disposition
+from av.video.stream import VideoStream
 
 from ..errors import OutputError
 from ..files import output_error, printable
@@ -195,8 +196,10 @@ def plan_streams(
             else:
                 if choices and choices[-1].way == "transcode":
                     _refuse_audio_encoder(stream, container, output, str(choices[-1].encoder))
+                remedy = "; --audio aac keeps its sound" if stream.kind == "audio" else ""
                 lost.append(
-                    f"stream {stream.index} ({stream.label}): {container.label} cannot hold it"
+                    f"stream {stream.index} ({stream.label}): "
+                    f"{container.label} cannot hold it{remedy}"
                 )
         # Tracks first: attachments and covers get the last places, whatever their order here.
         carried.sort(key=lambda choice: _place(info.streams[choice.index]))
@@ -348,6 +351,9 @@ def _add_stream(
         stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
     else:
         stream = output.add_stream_from_template(template, opaque=True)
+        if isinstance(template, VideoStream) and template.average_rate:
+            # Not part of what a template copies.
+            stream.codec_context.framerate = template.average_rate
     encoded = choice.way == "transcode"
     stream.metadata.update(_stream_tags(template.metadata, output, encoded=encoded))
     stream.disposition = template.disposition
@@ -690,6 +696,7 @@ class _Way:
         self.template = template
         self.stream = stream
         self._started = template.type != "video"
+        self._last: int | None = None
         if choice.way == "transcode":
             context = stream.codec_context
             self._resampler = av.AudioResampler(context.format, context.layout, context.sample_rate)
@@ -732,6 +739,11 @@ class _Way:
             ticks = round(shift / out.time_base)
             out.pts = (out.pts or 0) - ticks
             out.dts = (out.dts or 0) - ticks
+            if self._last is not None and out.dts <= self._last:
+                # A broken source; muxers refuse what does not ascend. ffmpeg does the same.
+                out.dts = self._last + 1
+                out.pts = max(out.pts, out.dts)
+            self._last = out.dts
             out.stream = self.stream
             yield out
 

@@ -469,8 +469,10 @@ def _evenly_spaced(times: Sequence[int]) -> bool | None:
     """Say whether ``times`` (ticks, ascending) lie within one tick of an even grid."""
     if len(times) < 2:
         return None
-    first, step = times[0], Fraction(times[-1] - times[0], len(times) - 1)
-    return all(abs(first + step * i - time) <= 1 for i, time in enumerate(times))
+    steps, first = len(times) - 1, times[0]
+    span = times[-1] - first
+    # In integers, since an index may have a million entries: first + span·i/steps against time.
+    return all(abs(span * i - (time - first) * steps) <= steps for i, time in enumerate(times))
 
 
 def _orientation(frame: VideoFrame) -> tuple[int, bool]:

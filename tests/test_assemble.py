@@ -342,6 +342,20 @@ def test_h264_in_avi_decodes(tmp_path: Path) -> None:
     assert columns(output) == columns(source)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".m2ts"])
+def test_streams_lie_beside_each_other_in_the_file(tmp_path: Path, suffix: str) -> None:
+    source, output = streams.plain(tmp_path / "a.mp4", frames=75), tmp_path / f"out{suffix}"
+    translate(source, output)
+    latest = 0.0
+    with av.open(str(output)) as container:
+        found = [p for p in container.demux() if p.size and p.dts is not None]
+        for packet in sorted(found, key=lambda p: p.pos or 0):
+            time = float(packet.dts * packet.time_base)
+            assert time > latest - 1.2
+            latest = max(latest, time)
+    assert latest > 2.8
+
+
 # What the container cannot hold
 
 
@@ -389,6 +403,21 @@ def test_each_loss_is_one_warning_and_an_error_when_strict_errors(
         assert (f"stream {what} (" if isinstance(what, int) else what) in note
     with pytest.raises(OutputError, match="leave out --strict"):
         plan(strict=True)
+
+
+@pytest.mark.behaviour(5)
+@pytest.mark.parametrize(
+    ("known", "unknown", "index"), [(b"A_FLAC", b"A_XLAC", 1), (b"S_TEXT/ASS", b"S_TEXT/AXS", 4)]
+)
+def test_a_stream_of_an_unknown_codec_is_named_and_left_out(
+    tmp_path: Path, known: bytes, unknown: bytes, index: int
+) -> None:
+    source, output = streams.mkv(tmp_path / "a.mkv", frames=5), tmp_path / "out.mkv"
+    source.write_bytes(source.read_bytes().replace(known, unknown))
+    plan, _ = translate(source, output)
+    assert len(plan.notes) == 1
+    assert f"stream {index} ({probe(source).streams[index].kind} unknown" in plan.notes[0]
+    assert columns(output) == columns(source)
 
 
 @pytest.mark.behaviour(5)

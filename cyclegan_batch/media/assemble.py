@@ -111,6 +111,7 @@ _PASS_DISPOSITIONS = (("default_mode", "passthrough"),)
 _MP4 = _Container("mp4", "MP4", negative_start=True, chapters=True, cover=True)
 _MOV = _Container("mov", "MOV", negative_start=True, chapters=True)
 _TS = _Container("mpegts", "MPEG-TS", codecs=_TS_CODECS)
+_M2TS = _Container("mpegts", "MPEG-TS", codecs=_TS_CODECS, options=(("mpegts_m2ts_mode", "1"),))
 CONTAINERS = {
     ".mp4": _MP4,
     ".m4v": _MP4,
@@ -121,7 +122,7 @@ CONTAINERS = {
     ".webm": _Container("webm", "WebM", chapters=True, options=_PASS_DISPOSITIONS),
     ".avi": _Container("avi", "AVI"),
     ".ts": _TS,
-    ".m2ts": _TS,
+    ".m2ts": _M2TS,
     ".nut": _Container("nut", "NUT", chapters=True),
 }
 """Containers that can be written, by the extension of the output's name."""
@@ -340,6 +341,8 @@ def _add_stream(
         tags = _without(dict(template.metadata), frozenset({"filename", "mimetype"}))
         stream.metadata.update(_stream_tags(tags, output, encoded=False))
         return stream
+    if choice.way in ("transcode", "convert") and template.codec_context is None:
+        raise ValueError("there is no decoder for it")
     if choice.way == "transcode":
         stream = _add_audio_encoder(output, template, str(choice.encoder))
     elif choice.way == "convert":

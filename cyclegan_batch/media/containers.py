@@ -310,7 +310,8 @@ def _codec_name(stream: av.stream.Stream) -> str:
         return str(stream.codec_context.codec.canonical_name)
     if stream.type == "attachment":
         return stream.metadata.get("mimetype", "unknown")
-    return stream.name or "unknown"
+    # Streams of a codec that FFmpeg does not know have no such attribute.
+    return getattr(stream, "name", None) or "unknown"
 
 
 def _is_attached(stream: av.stream.Stream) -> bool:
@@ -456,10 +457,13 @@ def _look_into(
     """Read packets until every look is satisfied, or all of them."""
     for look in looks.values():
         look.stream.thread_type = "AUTO" if whole else "SLICE"
+    size = 0
     for packet in container.demux([look.stream for look in looks.values()]):
         look = looks[packet.stream.index]
+        size += packet.size
         if not whole and look.satisfied:
-            if all(other.satisfied for other in looks.values()):
+            # The size is for a stream that begins late or never: no pass over it all for that.
+            if size > 4 * _LOOKAHEAD_BYTES or all(other.satisfied for other in looks.values()):
                 return
             continue
         look.take(packet, whole=whole)

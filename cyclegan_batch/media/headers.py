@@ -209,7 +209,10 @@ def _read_png(file: BinaryIO) -> Header:
             if end - start > _LARGEST_METADATA:
                 raise ValueError(f"{_chunk_name(kind)} of {end - start} bytes")
             file.seek(start + 8)
-            chunks.setdefault(kind, file.read(end - start - 12))
+            content, check = file.read(end - start - 12), file.read(4)
+            if zlib.crc32(kind + content) != int.from_bytes(check):
+                raise ValueError(f"wrong checksum of chunk {_chunk_name(kind)}")
+            chunks.setdefault(kind, content)
         elif kind == b"IDAT":
             chunks.setdefault(kind, b"")
     if b"IDAT" not in chunks:
@@ -324,6 +327,35 @@ def _from_24_bits(value: bytes) -> int:
     return int.from_bytes(value, "little") + 1
 
 
+def unturned_tiff(data: bytes) -> bytes:
+    """Return a TIFF whose first page says nothing of its orientation.
+
+    OpenCV applies some orientations to a TIFF whatever it is told, and others not.
+    """
+    order = "<" if data[:1] == b"I" else ">"
+    (magic,) = struct.unpack_from(order + "H", data, 2)
+    big = magic == 43  # BigTIFF: eight bytes where TIFF has four
+    (offset,) = struct.unpack_from(order + ("8xQ" if big else "4xI"), data)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, offset)
+    record, value = (20, 12) if big else (12, 8)
+    for index in range(count):
+        position = offset + (8 if big else 2) + index * record
+        if struct.unpack_from(order + "H", data, position) == (_ORIENTATION,):
+            upright = struct.pack(order + "H", 1)
+            return data[: position + value] + upright + data[position + value + 2 :]
+    return data
+
+
+class TiffFile(TiffImagePlugin.TiffImageFile):
+    """Pillow's reader of TIFF without its own limit of pixels; `read_header` has one."""
+
+    def load_prepare(self) -> None:
+        """Take the memory for the pixels."""
+        if self._im is None:
+            self.im = Image.new(self.mode, self._tile_size).im
+        super().load_prepare()
+
+
 # JPEG, BMP, TIFF. Their classes are called and not Image.open, which tries every format it knows
 # and has a limit of its own on the number of pixels.
 
@@ -347,7 +379,7 @@ def _read_bmp(file: BinaryIO) -> Header:
 
 
 def _read_tiff(file: BinaryIO) -> Header:
-    image = TiffImagePlugin.TiffImageFile(file)
+    image = TiffFile(file)
     pages = 0
     for page in range(image.n_frames):
         image.seek(page)

@@ -39,7 +39,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import BmpImagePlugin, Image, ImageCms, JpegImagePlugin, TiffImagePlugin
+from PIL import BmpImagePlugin, Image, ImageCms, JpegImagePlugin
 
 from ..errors import InputError, OutputError
 from ..files import output_error, printable, publish, temporary_path
@@ -47,7 +47,16 @@ from ..frames import Frame, PixelType, as_pixel_type, to_uint8
 from ..inputs import IMAGE_FORMATS, Entry, ImageFormat
 from ..options import TranslateOptions
 from . import Dropped
-from .headers import FORMAT_NAMES, Header, damaged, portable_exif, quiet_png, read_header
+from .headers import (
+    FORMAT_NAMES,
+    Header,
+    TiffFile,
+    damaged,
+    portable_exif,
+    quiet_png,
+    read_header,
+    unturned_tiff,
+)
 
 # Both are settings of the whole process, so they are made once, where the module is loaded. The
 # pipeline runs one conversion per core already: threads inside each would only get in its way. And
@@ -379,7 +388,7 @@ def _samples(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
                 "16-bit colours multiplied by alpha are not supported; convert it to plain alpha"
             )
         # Pillow would cut these to 8 bits.
-        return _split(_opencv(data, cv2.IMREAD_UNCHANGED))
+        return _split(_opencv(unturned_tiff(data), cv2.IMREAD_UNCHANGED))
     return _pillow(data, header)
 
 
@@ -420,7 +429,7 @@ def _pillow(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
 _PILLOW: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "jpg": JpegImagePlugin.JpegImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
-    "tiff": TiffImagePlugin.TiffImageFile,
+    "tiff": TiffFile,
 }
 
 
@@ -442,7 +451,12 @@ def _rgb_from_cmyk(data: bytes, header: Header, space: bytes | None, notes: list
 
 def _rgb_from_profiled_grey(samples: Samples, icc: bytes) -> Samples:
     """Return sRGB from grey of 8 or 16 bits by its profile: a curve, so 256 points tell it all."""
-    ramp = _to_srgb(Image.fromarray(np.arange(256, dtype=np.uint8)[np.newaxis]), icc)
+    ramp = _to_srgb(
+        Image.fromarray(np.arange(256, dtype=np.uint8)[np.newaxis]),
+        icc,
+        # Without this littleCMS takes the curve at fewer points, and is 10 levels off in the dark.
+        ImageCms.Flags.NOOPTIMIZE,
+    )
     if ramp is None:
         return _three_channels(samples)
     curve: Samples = ramp[0]
@@ -454,7 +468,9 @@ def _rgb_from_profiled_grey(samples: Samples, icc: bytes) -> Samples:
     return coloured
 
 
-def _to_srgb(image: Image.Image, icc: bytes) -> Samples | None:
+def _to_srgb(
+    image: Image.Image, icc: bytes, flags: ImageCms.Flags = ImageCms.Flags.NONE
+) -> Samples | None:
     """Return ``image`` as sRGB by its profile, or None where the profile cannot be used.
 
     Every call opens profiles of its own: littleCMS shares nothing between them, so several threads
@@ -468,7 +484,7 @@ def _to_srgb(image: Image.Image, icc: bytes) -> Samples | None:
             # As image editors do it: white stays white, and black is not crushed.
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             outputMode="RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            flags=flags | ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None

@@ -1,0 +1,786 @@
+"""Pictures: what the network sees of them, and what is written back."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, JpegImagePlugin
+
+from cyclegan_batch import frames
+from cyclegan_batch.errors import InputError, OutputError
+from cyclegan_batch.frames import SizeRequirements
+from cyclegan_batch.inputs import Entry, find_inputs
+from cyclegan_batch.media import Dropped
+from cyclegan_batch.media.images import (
+    Extras,
+    ImageShard,
+    ImageSink,
+    ImageSource,
+    PictureTag,
+    decode_picture,
+    encode_picture,
+    plan_images,
+)
+from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.pipeline import Schedule, Unit, run
+from tests.synthesis import pictures
+from tests.test_inputs import NAMES
+
+LOSSLESS = ("png", "bmp", "tiff")
+
+
+def entries_in(folder: Path, output: Path, **options: Any) -> tuple[Entry, ...]:
+    return find_inputs([folder], output, **options).entries
+
+
+def unchanged(pixels: Any) -> Any:
+    return pixels
+
+
+def translate(
+    entries: tuple[Entry, ...],
+    change: Callable[[Any], Any] = unchanged,
+    *,
+    pixel_type: frames.PixelType = "uint8",
+    **options: Any,
+) -> tuple[list[Path], list[Dropped], tuple[str, ...]]:
+    """Run the pictures through source and sink; return what was written, dropped and said."""
+    written: list[Path] = []
+    dropped: list[Dropped] = []
+    notes: tuple[str, ...] = ()
+    for shard in plan_images(entries, TranslateOptions(**options), pixel_type=pixel_type):
+        source, sink = ImageSource(shard), ImageSink(shard)
+        decode, encode = source.converter(), sink.converter()
+        for item in source.read():
+            frame = item if isinstance(item, Dropped) else decode(item)
+            if not isinstance(frame, Dropped):
+                frame = encode(replace(frame, pixels=change(frame.pixels)))
+                frame = sink.write(frame)
+            if frame is not None:
+                dropped.append(frame)
+        sink.finish()
+        source.close()
+        written += sink.written
+        notes += source.notes
+    return written, dropped, notes
+
+
+def one(
+    tmp_path: Path,
+    name: str,
+    data: bytes,
+    output: str,
+    change: Callable[[Any], Any] = unchanged,
+    **options: Any,
+) -> Image.Image:
+    """Translate one picture and return the result, opened by Pillow."""
+    source = tmp_path / name
+    source.write_bytes(data)
+    entry = Entry("image", source, tmp_path / "out" / output)
+    written, dropped, _ = translate((entry,), change, **options)
+    assert dropped == []
+    image = Image.open(io.BytesIO(written[0].read_bytes()))
+    image.load()
+    return image
+
+
+# What the network sees
+
+
+@pytest.mark.behaviour(15)
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_grey_of_any_depth_becomes_rgb_over_the_full_range(depth: int) -> None:
+    grey = (np.arange(64) % 2**depth).astype(np.uint8).reshape(4, 16)
+    seen = decode_picture(pictures.png(grey, depth=depth), "g.png")
+    expected = grey.astype(int) * 255 // (2**depth - 1)
+    assert seen.pixels.dtype == np.uint8
+    np.testing.assert_array_equal(seen.pixels, np.stack([expected] * 3, axis=-1))
+    assert seen.extras == Extras()
+
+
+@pytest.mark.behaviour(15)
+@pytest.mark.parametrize("shape", [(256, 256), (256, 256, 3), (256, 256, 2), (256, 256, 4)])
+@pytest.mark.parametrize("format_", ["png", "tiff"])
+def test_sixteen_bits_become_eight_by_rounding(shape: tuple[int, ...], format_: str) -> None:
+    deep = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    deep = np.stack([deep, deep.T, deep[::-1], deep[:, ::-1]], axis=-1)
+    deep = deep[..., 0] if len(shape) == 2 else deep[..., : shape[2]]
+    if format_ == "png":
+        data = pictures.png(deep)
+    elif shape[-1] == 2:
+        pytest.skip("Pillow and OpenCV write no such TIFF")
+    else:
+        reordered = deep if deep.ndim == 2 else deep[..., [2, 1, 0, 3][: shape[2]]]
+        data = cv2.imencode(".tiff", reordered)[1].tobytes()
+    seen = decode_picture(data, "deep")
+    # Exact, in floating point: no tie exists, since 65535 is odd.
+    rounded = np.rint(deep.astype(np.float64) / 257.0).astype(np.uint8)
+    if rounded.ndim == 3 and shape[2] in (2, 4):
+        np.testing.assert_array_equal(seen.extras.alpha, rounded[..., -1])
+        rounded = rounded[..., 0] if shape[2] == 2 else rounded[..., :3]
+    if rounded.ndim == 2:
+        rounded = np.stack([rounded] * 3, axis=-1)
+    np.testing.assert_array_equal(seen.pixels, rounded)
+    assert seen.notes == ("16 bits become 8 by rounding: the model takes 8",)
+
+
+@pytest.mark.behaviour(15)
+@pytest.mark.parametrize("format_", ["PNG", "BMP", "TIFF"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_palette_and_one_bit_pictures_look_as_pillow_shows_them(format_: str, mode: str) -> None:
+    data = pictures.pillow(pictures.photo(), format_, mode)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode_picture(data, "p").pixels, expected)
+
+
+@pytest.mark.behaviour(15)
+@pytest.mark.parametrize("depth", [2, 8, 16])
+def test_the_one_transparent_grey_of_a_png_becomes_alpha(depth: int) -> None:
+    kind = np.uint16 if depth == 16 else np.uint8
+    grey = (np.arange(64) % 2**depth).astype(kind).reshape(8, 8)
+    data = pictures.png(grey, (b"tRNS", struct.pack(">H", 3)), depth=depth)
+    alpha = decode_picture(data, "g.png").extras.alpha
+    np.testing.assert_array_equal(alpha, np.where(grey == 3, 0, 255))
+
+
+def test_float16_models_see_more_than_256_levels_and_write_sixteen_bits(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 4096).astype(np.uint16)
+    deep = np.stack([np.tile(ramp, (4, 1))] * 3 + [np.full((4, 4096), 1234, np.uint16)], axis=-1)
+    result = one(tmp_path, "a.png", pictures.png(deep), "b.png", pixel_type="float16")
+    assert result.mode == "RGBA"
+    raw = cv2.imdecode(np.fromfile(tmp_path / "out" / "b.png", np.uint8), cv2.IMREAD_UNCHANGED)
+    assert raw.dtype == np.uint16
+    # float16 has 11 bits: half a step of 2**-11 below one.
+    assert np.abs(raw[..., 0].astype(int) - deep[..., 0]).max() <= 16
+    assert len(np.unique(raw[..., 0])) > 2000
+    np.testing.assert_array_equal(raw[..., 3], deep[..., 3])
+    seen = decode_picture(pictures.png(deep), "a.png", pixel_type="float16")
+    assert (seen.pixels.dtype, seen.notes) == (np.float16, ())
+
+
+def test_eight_bits_through_a_float16_model_come_back_as_they_were(tmp_path: Path) -> None:
+    photo = pictures.photo()
+    data = pictures.png(np.dstack([photo, pictures.alpha()]))
+    result = one(tmp_path, "a.png", data, "b.png", pixel_type="float16")
+    np.testing.assert_array_equal(
+        np.asarray(result), np.dstack([photo, pictures.alpha()]), strict=True
+    )
+
+
+# Orientation
+
+
+@pytest.mark.behaviour(16)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format_", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_orientation_is_applied_once_and_not_written(
+    tmp_path: Path, format_: str, orientation: int
+) -> None:
+    upright = pictures.photo(32, 48)
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}
+    data = pictures.pillow(
+        pictures.turned(upright, orientation),
+        format_,
+        exif=pictures.exif(orientation, artist="A"),
+        **options.get(format_, {}),
+    )
+    suffix = format_.lower()
+    result = one(tmp_path, f"a.{suffix}", data, f"b.{suffix}", quality=100)
+    assert result.getexif().get(0x0112, 1) == 1
+    assert result.getexif()[0x013B] == "A"
+    difference = np.abs(np.asarray(result).astype(int) - upright)
+    assert difference.max() <= (8 if format_ == "JPEG" else 0)
+
+
+@pytest.mark.behaviour(16)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_sixteen_bit_tiff_is_turned_once_too(orientation: int) -> None:
+    upright = pictures.photo(6, 9).astype(np.uint16) * 257
+    stored = pictures.turned(upright, orientation)[..., ::-1]
+    data = cv2.imencode(".tiff", stored, [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes()
+    seen = decode_picture(_with_tiff_tag(data, 0x0112, orientation), "a.tif")
+    np.testing.assert_array_equal(seen.pixels, upright // 257)
+
+
+def _with_tiff_tag(data: bytes, tag: int, value: int) -> bytes:
+    """Return a little-endian TIFF with one more SHORT tag, in a new directory at its end."""
+    offset, *_ = struct.unpack_from("<4xI", data)
+    (count,) = struct.unpack_from("<H", data, offset)
+    records = [data[offset + 2 + 12 * i : offset + 14 + 12 * i] for i in range(count)]
+    records = sorted([*records, struct.pack("<HHIHH", tag, 3, 1, value, 0)], key=_tag_number)
+    body = data + bytes(len(data) % 2)
+    directory = struct.pack("<H", len(records)) + b"".join(records) + bytes(4)
+    return body[:4] + struct.pack("<I", len(body)) + body[8:] + directory
+
+
+def _tag_number(record: bytes) -> int:
+    return int.from_bytes(record[:2], "little")
+
+
+# What is written with the pixels
+
+
+@pytest.mark.parametrize("output", ["png", "bmp", "tiff", "tif", "webp"])
+def test_lossless_formats_keep_every_pixel(tmp_path: Path, output: str) -> None:
+    photo = pictures.photo(33, 47)
+    result = one(tmp_path, "a.png", pictures.png(photo), f"b.{output}", quality=100)
+    assert result.format == {"tif": "TIFF"}.get(output, output.upper())
+    np.testing.assert_array_equal(np.asarray(result), photo)
+
+
+@pytest.mark.parametrize("output", ["jpg", "webp"])
+def test_lossy_formats_have_quality_95_unless_told_otherwise(tmp_path: Path, output: str) -> None:
+    photo = pictures.photo(128, 128)
+    sizes = {}
+    for quality in (None, 95, 30):
+        result = one(tmp_path, "a.png", pictures.png(photo), f"{quality}.{output}", quality=quality)
+        sizes[quality] = (tmp_path / "out" / f"{quality}.{output}").stat().st_size
+        if quality != 30:
+            # WebP halves the chroma of whatever it compresses with loss.
+            limit = 3 if output == "webp" else 2
+            assert np.abs(np.asarray(result).astype(int) - photo).mean() < limit
+        if output == "jpg":
+            assert JpegImagePlugin.get_sampling(result) == 0
+    assert sizes[None] == sizes[95] > 1.5 * sizes[30]
+
+
+@pytest.mark.behaviour(15)
+@pytest.mark.parametrize("output", ["png", "webp", "tiff"])
+@pytest.mark.parametrize("quality", [None, 100])
+def test_alpha_is_kept_bit_for_bit(tmp_path: Path, output: str, quality: int | None) -> None:
+    alpha = pictures.alpha()
+    data = pictures.png(np.dstack([pictures.photo(), alpha]))
+    result = one(tmp_path, "a.png", data, f"b.{output}", lambda p: 255 - p, quality=quality)
+    assert result.mode == "RGBA"
+    np.testing.assert_array_equal(np.asarray(result)[..., 3], alpha)
+    if output != "webp" or quality == 100:
+        np.testing.assert_array_equal(np.asarray(result)[..., :3], 255 - pictures.photo())
+
+
+@pytest.mark.behaviour(15)
+@pytest.mark.parametrize("source", ["LA", "P", "webp", "tiff"])
+def test_alpha_of_every_kind_of_source_reaches_the_output(tmp_path: Path, source: str) -> None:
+    photo, alpha = pictures.photo(), pictures.alpha()
+    rgba = np.dstack([photo, alpha])
+    if source == "LA":
+        data = pictures.png(np.dstack([photo[..., 0], alpha]))
+    elif source == "P":
+        palette = [(b"PLTE", photo[0].tobytes()), (b"tRNS", bytes(range(64)))]
+        indices = np.tile(np.arange(64, dtype=np.uint8), (48, 1))
+        data, alpha = pictures.png(indices, *palette, colour=3), indices
+    elif source == "webp":
+        data = pictures.pillow(rgba, "WEBP", lossless=True, exact=True)
+    else:
+        data = pictures.pillow(rgba, "TIFF")
+    result = one(tmp_path, "a.x", data, "b.png")
+    np.testing.assert_array_equal(np.asarray(result)[..., 3], alpha)
+
+
+@pytest.mark.behaviour(15)
+@pytest.mark.parametrize("output", ["jpg", "bmp"])
+def test_alpha_into_a_format_without_it_names_the_choice_errors(
+    tmp_path: Path, output: str
+) -> None:
+    rgba = np.dstack([pictures.photo(), pictures.alpha()])
+    source = tmp_path / "a.png"
+    source.write_bytes(pictures.png(rgba))
+    entry = Entry("image", source, tmp_path / f"b.{output}")
+    written, dropped, _ = translate((entry,))
+    assert written == []
+    assert dropped[0].name == str(source)
+    with pytest.raises(InputError, match=r"a\.png: has transparency, and .* --format png"):
+        raise dropped[0].error
+    # Alpha that is opaque everywhere says nothing, so nothing is lost without it.
+    rgba[..., 3] = 255
+    result = one(tmp_path, "c.png", pictures.png(rgba), f"c.{output}")
+    assert result.mode == "RGB"
+
+
+@pytest.mark.behaviour(15)
+def test_alpha_is_resized_with_a_picture_that_keeps_the_networks_size(tmp_path: Path) -> None:
+    alpha = np.zeros((40, 60), np.uint8)
+    alpha[:, 30:] = 255
+    data = pictures.png(np.dstack([pictures.photo(40, 60), alpha]))
+    for size in ((20, 30), (80, 120)):
+        result = one(tmp_path, "a.png", data, f"{size}.png", partial(_resized, size=size))
+        assert result.size == size[::-1]
+        shown = np.asarray(result)[..., 3]
+        half = size[1] // 2
+        assert (shown[:, : half - 1] == 0).all()
+        assert (shown[:, half + 1 :] == 255).all()
+
+
+def _resized(pixels: Any, *, size: tuple[int, int]) -> Any:
+    return cv2.resize(pixels, size[::-1])
+
+
+@pytest.mark.behaviour(16)
+@pytest.mark.parametrize("output", ["png", "jpg", "webp", "tiff"])
+@pytest.mark.parametrize("extra", [0, 200_000])
+def test_an_rgb_profile_is_carried_and_the_numbers_stay(
+    tmp_path: Path, output: str, extra: int
+) -> None:
+    profile = pictures.srgb_profile() + bytes(extra)
+    photo = pictures.photo()
+    data = pictures.pillow(photo, "PNG", icc_profile=profile)
+    result = one(tmp_path, "a.png", data, f"b.{output}", quality=100)
+    assert result.info["icc_profile"] == profile
+    assert np.abs(np.asarray(result).astype(int) - photo).mean() < 2
+
+
+@pytest.mark.behaviour(16)
+@pytest.mark.parametrize("source", ["JPEG", "WEBP", "TIFF", "BMP"])
+def test_profiles_are_read_from_every_format_that_has_them(tmp_path: Path, source: str) -> None:
+    profile = pictures.srgb_profile()
+    data = pictures.pillow(pictures.photo(), source, icc_profile=profile)
+    result = one(tmp_path, "a.x", data, "b.png")
+    assert result.info.get("icc_profile") == (None if source == "BMP" else profile)
+
+
+@pytest.mark.behaviour(16)
+def test_a_profile_that_cannot_be_meant_is_left_out_and_said(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, profile in (("broken", b"x" * 200), ("inks", pictures.cmyk_profile())):
+        data = pictures.pillow(pictures.photo(), "PNG", icc_profile=profile)
+        (tmp_path / "in" / f"{name}.png").write_bytes(data)
+    written, dropped, notes = translate(entries_in(tmp_path / "in", tmp_path / "out"))
+    assert (len(written), dropped) == (2, [])
+    assert len(notes) == 1
+    assert "broken.png and 1 more: its colour profile is broken or for other colours" in notes[0]
+    assert all("icc_profile" not in Image.open(path).info for path in written)
+
+
+@pytest.mark.behaviour(16)
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+def test_grey_with_a_grey_profile_becomes_srgb(depth: type) -> None:
+    ramp = np.linspace(0, np.iinfo(depth).max, 256).astype(depth)
+    profile = pictures.grey_profile(1.0)
+    chunk = (b"iCCP", b"grey\0\0" + zlib.compress(profile))
+    seen = decode_picture(pictures.png(np.tile(ramp, (4, 1)), chunk), "g.png")
+    linear = np.arange(256) / 255
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    assert np.abs(seen.pixels[0].astype(int) - 255 * encoded[:, np.newaxis]).max() <= 1
+    assert seen.extras.icc is None
+
+
+@pytest.mark.behaviour(16)
+@pytest.mark.parametrize("format_", ["JPEG", "TIFF"])
+def test_cmyk_becomes_srgb_by_its_profile(format_: str) -> None:
+    for corner in range(16):
+        inks = [(corner >> shift) & 1 for shift in (3, 2, 1, 0)]
+        flat = np.full((16, 16, 4), np.array(inks) * 255, np.uint8)
+        data = pictures.cmyk(flat, format_, icc_profile=pictures.cmyk_profile())
+        seen = decode_picture(data, "c")
+        assert seen.notes == ()
+        assert seen.extras.icc is None
+        expected = _srgb_from_lab(*pictures.ink_lab(*inks), black=10.0)
+        assert np.abs(seen.pixels.astype(int) - expected).max() <= 2, inks
+
+
+def _srgb_from_lab(lightness: float, a: float, b: float, *, black: float) -> Any:
+    """Return sRGB by the published formulas (CIE 15, IEC 61966-2-1), ``black`` moved to zero."""
+
+    def xyz_share(root: float) -> float:
+        return root**3 if root > 6 / 29 else 3 * (6 / 29) ** 2 * (root - 4 / 29)
+
+    y = (lightness + 16) / 116
+    shares = np.array([xyz_share(y + a / 500), xyz_share(y), xyz_share(y - b / 200)])
+    darkest = xyz_share((black + 16) / 116)
+    xyz = (shares - darkest) / (1 - darkest) * [0.9642, 1.0, 0.8249]
+    matrix = [
+        [3.1338561, -1.6168667, -0.4906146],
+        [-0.9787684, 1.9161415, 0.0334540],
+        [0.0719453, -0.2289914, 1.4052427],
+    ]
+    linear = np.clip(np.array(matrix) @ xyz, 0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.behaviour(15, 16)
+def test_cmyk_without_a_profile_is_converted_and_said(tmp_path: Path) -> None:
+    flat = np.full((16, 16, 4), (255, 0, 0, 0), np.uint8)
+    source = tmp_path / "c.jpg"
+    source.write_bytes(pictures.cmyk(flat, "JPEG"))
+    written, _, notes = translate((Entry("image", source, tmp_path / "b.png"),))
+    assert np.asarray(Image.open(written[0]))[0, 0].tolist() == [0, 255, 255]
+    assert len(notes) == 1
+    assert "c.jpg: CMYK without a usable profile became RGB by plain arithmetic" in notes[0]
+
+
+@pytest.mark.parametrize("output", ["png", "jpg", "webp", "tiff"])
+def test_descriptive_exif_goes_along_and_what_is_no_longer_true_does_not(
+    tmp_path: Path, output: str
+) -> None:
+    block = pictures.exif(6, make="Maker", taken="2020:02:03 04:05:06", latitude=(46.0, 30.0, 15.0))
+    data = pictures.pillow(pictures.photo(), "JPEG", exif=block)
+    found = one(tmp_path, "a.jpg", data, f"b.{output}").getexif()
+    assert found[0x010F] == "Maker"
+    assert dict(found.get_ifd(0x8769)) == {0x9003: "2020:02:03 04:05:06"}
+    assert found.get_ifd(0x8825)[2] == (46.0, 30.0, 15.0)
+    assert 0x0112 not in found
+
+
+# As `warnings` are set outside of tests, where Pillow only warns and is not listened to.
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+def test_broken_exif_costs_nothing_but_itself(tmp_path: Path) -> None:
+    data = pictures.pillow(pictures.photo(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" * 3)
+    assert not one(tmp_path, "a.jpg", data, "b.jpg").getexif()
+
+
+def test_png_colour_chunks_are_carried_into_png(tmp_path: Path) -> None:
+    gamma = (b"gAMA", struct.pack(">I", 100_000))
+    data = pictures.png(pictures.photo(), gamma, (b"tEXt", b"k\0v"))
+    result = one(tmp_path, "a.png", data, "b.png")
+    assert result.info == {"gamma": 1.0}
+
+
+# What is refused
+
+
+WHOLE = {
+    "jpg": pictures.pillow(pictures.photo(), "JPEG"),
+    "progressive.jpg": pictures.pillow(pictures.photo(), "JPEG", progressive=True),
+    "cmyk.jpg": pictures.cmyk(np.dstack([pictures.photo(), pictures.alpha()]), "JPEG"),
+    "png": pictures.png(pictures.photo()),
+    "webp": pictures.pillow(pictures.photo(), "WEBP"),
+    "lossless.webp": pictures.pillow(pictures.photo(), "WEBP", lossless=True),
+    "bmp": pictures.pillow(pictures.photo(), "BMP"),
+    "tiff": pictures.pillow(pictures.photo(), "TIFF"),
+    "lzw.tiff": pictures.pillow(pictures.photo(), "TIFF", compression="tiff_lzw"),
+}
+
+
+@pytest.mark.behaviour(14)
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_picture_that_is_cut_off_anywhere_errors(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = WHOLE[name]
+    assert decode_picture(data, name).pixels.shape == (48, 64, 3)
+    cuts = {*range(0, len(data), max(len(data) // 97, 1)), len(data) - 1, len(data) - 2, 1, 15}
+    for length in sorted(cuts):
+        with pytest.raises(InputError, match=r"cannot be read as|not a picture|sizes contradict"):
+            decode_picture(data[:length], name)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.behaviour(14)
+def test_a_png_with_one_bit_wrong_anywhere_errors(capfd: pytest.CaptureFixture[str]) -> None:
+    data = pictures.png(pictures.photo(8, 8), (b"tEXt", b"k\0v"))
+    for position in range(len(data)):
+        broken = bytearray(data)
+        broken[position] ^= 4
+        with pytest.raises(InputError, match=r"cannot be read as|not a picture"):
+            decode_picture(bytes(broken), "a.png")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.behaviour(14)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"the file is empty; convert it to JPEG"),
+        (b"just text", r"its content is none of them"),
+        (b"GIF89a" + bytes(20), r"its content is GIF"),
+        (b"\0\0\0\x18ftypisom" + bytes(20), r"its content is an MP4-like container"),
+        (b"\0\0\0\x18ftypheic" + bytes(20), r"its content is HEIC"),
+        (b"<!DOCTYPE html><html>404</html>", r"its content is a web page"),
+    ],
+)
+def test_what_is_no_picture_is_named_errors(content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=r"a\.png: not a picture of a known format: " + message):
+        decode_picture(content, "a.png")
+
+
+def test_the_format_is_known_by_content_whatever_the_name_says(tmp_path: Path) -> None:
+    result = one(tmp_path, "a.jpg", pictures.png(pictures.photo()), "a.jpg")
+    assert result.format == "JPEG"
+
+
+def _bombs(side: int) -> dict[str, bytes]:
+    jpeg = bytearray(pictures.pillow(np.zeros((8, 8, 3), np.uint8), "JPEG"))
+    start = jpeg.index(b"\xff\xc0")
+    jpeg[start + 5 : start + 9] = struct.pack(">HH", min(side, 65535), min(side, 65535))
+    png = bytearray(pictures.png(np.zeros((8, 8, 3), np.uint8)))
+    png[8:33] = pictures.png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    bmp = bytearray(pictures.pillow(np.zeros((8, 8, 3), np.uint8), "BMP"))
+    bmp[18:26] = struct.pack("<ii", side, side)
+    tiff = bytearray(pictures.pillow(np.zeros((8, 8, 3), np.uint8), "TIFF"))
+    for tag in (256, 257):
+        at = tiff.index(struct.pack("<HHI", tag, 4, 1)) + 8
+        tiff[at : at + 4] = struct.pack("<I", side)
+    extended = b"VP8X" + struct.pack("<II", 10, 0) + struct.pack("<I", side - 1)[:3] * 2
+    tiny = pictures.pillow(np.zeros((8, 8, 3), np.uint8), "WEBP")[12:]
+    webp = b"RIFF" + struct.pack("<I", 4 + len(extended + tiny)) + b"WEBP" + extended + tiny
+    return {"jpg": bytes(jpeg), "png": bytes(png), "bmp": bytes(bmp), "tiff": bytes(tiff)} | {
+        "webp": webp
+    }
+
+
+@pytest.mark.behaviour(46)
+@pytest.mark.parametrize("name", ["jpg", "png", "bmp", "tiff", "webp"])
+def test_a_decompression_bomb_is_refused_by_its_header_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def taken(*_: object, **__: object) -> None:
+        raise AssertionError("a bomb reached a decoder")
+
+    bomb = _bombs(50_000)[name]
+    monkeypatch.setattr(cv2, "imdecode", taken)
+    monkeypatch.setattr(Image.Image, "load", taken)
+    monkeypatch.setattr(Path, "read_bytes", taken)
+    expected = r"cannot be read as WebP" if name == "webp" else r"50000×50000 is more than --max-"
+    with pytest.raises(InputError, match=expected):
+        decode_picture(bomb, name)
+    source = tmp_path / f"bomb.{name}"
+    source.write_bytes(bomb)
+    _, dropped, _ = translate((Entry("image", source, tmp_path / "b.png"),))
+    with pytest.raises(InputError, match=rf"bomb\.{name}: {expected}"):
+        raise dropped[0].error
+
+
+@pytest.mark.behaviour(46)
+def test_the_limit_is_ours_and_not_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    for name, data in WHOLE.items():
+        assert decode_picture(data, name, max_pixels=48 * 64).pixels.shape == (48, 64, 3)
+        with pytest.raises(InputError, match="64×48 is more than --max-pixels 3071 allows"):
+            decode_picture(data, name, max_pixels=48 * 64 - 1)
+
+
+@pytest.mark.behaviour(46)
+def test_a_file_too_large_to_be_a_picture_is_not_read_errors(tmp_path: Path) -> None:
+    source = tmp_path / "a.png"
+    source.write_bytes(pictures.png(pictures.photo()))
+    os.truncate(source, 1 << 33)
+    _, dropped, _ = translate((Entry("image", source, tmp_path / "b.png"),))
+    with pytest.raises(InputError, match="8589934592 bytes are too many for a picture"):
+        raise dropped[0].error
+
+
+def test_animations_and_pages_errors() -> None:
+    stills = [Image.fromarray(pictures.photo(seed=seed)) for seed in (0, 1)]
+    for format_ in ("PNG", "WEBP"):
+        file = io.BytesIO()
+        stills[0].save(file, format_, save_all=True, append_images=stills[1:])
+        with pytest.raises(InputError, match="a: is an animation; make a video of it"):
+            decode_picture(file.getvalue(), "a")
+    file = io.BytesIO()
+    stills[0].save(file, "TIFF", save_all=True, append_images=stills[1:])
+    with pytest.raises(InputError, match="a: holds several pages"):
+        decode_picture(file.getvalue(), "a")
+
+
+def test_a_thumbnail_beside_the_picture_of_a_tiff_is_no_second_page() -> None:
+    file = io.BytesIO()
+    small = Image.fromarray(pictures.photo(8, 8))
+    small.encoderinfo = {"tiffinfo": {254: 1}}
+    Image.fromarray(pictures.photo()).save(file, "TIFF", save_all=True, append_images=[small])
+    assert decode_picture(file.getvalue(), "a").pixels.shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "LAB"])
+def test_colour_modes_without_a_meaning_for_us_errors(mode: str) -> None:
+    file = io.BytesIO()
+    Image.new(mode, (4, 4)).save(file, "TIFF")
+    with pytest.raises(InputError, match=rf"a\.tif: colour mode {mode} is not supported; convert"):
+        decode_picture(file.getvalue(), "a.tif")
+
+
+@pytest.mark.parametrize(("format_", "side"), [("jpg", 65536), ("webp", 16384)])
+def test_a_picture_too_large_for_its_format_errors(format_: Any, side: int) -> None:
+    wide = np.zeros((1, side, 3), np.uint8)
+    with pytest.raises(OutputError, match=rf"{side}×1 is more than .* can hold .*--format png"):
+        encode_picture(wide, format_)
+
+
+# Shards, order, files
+
+
+def test_pictures_are_planned_in_shards_of_256() -> None:
+    entries = tuple(
+        Entry("image", Path(f"in/{number}.png"), Path(f"out/{number}.png")) for number in range(600)
+    )
+    video = Entry("video", Path("in/a.mp4"), Path("out/a.mp4"))
+    shards = plan_images((video, *entries), TranslateOptions(quality=80), pixel_type="uint8")
+    assert [len(shard.entries) for shard in shards] == [256, 256, 88]
+    assert sum((shard.entries for shard in shards), ()) == entries
+    assert shards[2].name == "in/512.png … 599.png (88 of 600 pictures)"
+    assert [len(shard.notes) for shard in shards] == [1, 0, 0]
+    assert "--quality 80: no picture is written as jpg or webp" in shards[0].notes[0]
+    assert plan_images((video,), TranslateOptions(), pixel_type="uint8") == ()
+
+
+@pytest.mark.parametrize("quality", [0, 101])
+def test_a_quality_out_of_range_errors(quality: int) -> None:
+    with pytest.raises(OutputError, match=rf"--quality {quality}: must be 1\.\.100"):
+        plan_images((), TranslateOptions(quality=quality), pixel_type="uint8")
+
+
+def test_pictures_of_one_displayed_size_follow_each_other(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    tall, wide = pictures.photo(16, 8), pictures.photo(8, 16)
+    (folder / "1.png").write_bytes(pictures.png(tall))
+    (folder / "2.png").write_bytes(pictures.png(wide))
+    (folder / "3.png").write_bytes(b"broken")
+    # Stored wide, displayed tall.
+    (folder / "4.jpg").write_bytes(pictures.pillow(wide, "JPEG", exif=pictures.exif(6)))
+    (folder / "5.png").write_bytes(pictures.png(wide))
+    shard = _shard(entries_in(folder, tmp_path / "out"))
+    source = ImageSource(shard)
+    decode = source.converter()
+    order = []
+    for item in source.read():
+        if isinstance(item, Dropped):
+            order.append((Path(item.name).name, None))
+        else:
+            frame = decode(item)
+            assert not isinstance(frame, Dropped)
+            tag: PictureTag = frame.tag
+            order.append((tag.output.name, frame.index))
+    assert order == [("1.png", 0), ("4.jpg", 1), ("2.png", 2), ("5.png", 3), ("3.png", None)]
+
+
+def _shard(entries: tuple[Entry, ...], **options: Any) -> ImageShard:
+    return plan_images(entries, TranslateOptions(**options), pixel_type="uint8")[0]
+
+
+@pytest.mark.behaviour(17)
+def test_every_name_is_read_and_written(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    photo = pictures.photo(8, 8)
+    for name in NAMES:
+        (tmp_path / "in" / os.fsdecode(name)).write_bytes(pictures.png(photo))
+    written, dropped, _ = translate(entries_in(tmp_path / "in", tmp_path / "out"))
+    assert dropped == []
+    assert {os.fsencode(path.name) for path in (tmp_path / "out").iterdir()} == set(NAMES)
+    assert len(written) == len(NAMES)
+    for name in NAMES:
+        (tmp_path / "in" / os.fsdecode(name)).write_bytes(b"broken")
+    _, dropped, _ = translate(entries_in(tmp_path / "in", tmp_path / "out2"))
+    assert len(dropped) == len(NAMES)
+    for loss in dropped:
+        (loss.name + str(loss.error)).encode("utf-8")
+
+
+class _Inverting:
+    """A backend that inverts."""
+
+    name, device, precision = "fake", "cpu", "fp32"
+
+    def infer(self, pixels: Any) -> Any:
+        return 255 - pixels
+
+    def fork(self) -> _Inverting:
+        return self
+
+    def cancel(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.behaviour(13, 14, 15)
+def test_one_corrupt_file_among_many_costs_only_itself(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    (root / "sub").mkdir(parents=True)
+    rgba = np.dstack([pictures.photo(), pictures.alpha()])
+    for number in range(30):
+        (root / "sub" / f"{number}.png").write_bytes(pictures.png(rgba))
+    (root / "sub" / "17.png").write_bytes(pictures.png(rgba)[:-20])
+    (root / "clip.jpg").write_bytes(WHOLE["jpg"])
+    shard = _shard(entries_in(root, tmp_path / "out"))
+    unit = Unit("in", partial(ImageSource, shard), partial(ImageSink, shard), len(shard.entries))
+    counters = run(
+        [unit],
+        _Inverting(),  # type: ignore[arg-type]
+        Schedule(batch_size=4, contexts=2, converters=3),
+        geometry=partial(frames.geometry, requirements=SizeRequirements(multiple_of=4)),
+        skip_errors=True,
+    )
+    assert counters.frames_done == 30
+    assert [failure.name for failure in counters.failures] == [str(root / "sub" / "17.png")]
+    assert "17.png: cannot be read as PNG" in counters.failures[0].cause
+    names = sorted(str(p.relative_to(tmp_path / "out")) for p in counters.written)
+    kept = {"clip.jpg", *(f"sub/{number}.png" for number in range(30) if number != 17)}
+    assert set(names) == kept
+    expected = np.dstack([255 - pictures.photo(), pictures.alpha()])
+    for number in (0, 29):
+        result = np.asarray(Image.open(tmp_path / "out" / "sub" / f"{number}.png"))
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.behaviour(23)
+def test_an_existing_output_is_not_replaced_unasked_errors(tmp_path: Path) -> None:
+    source, output = tmp_path / "a.png", tmp_path / "b.png"
+    source.write_bytes(WHOLE["png"])
+    output.write_bytes(b"old")
+    written, dropped, _ = translate((Entry("image", source, output),))
+    assert written == []
+    with pytest.raises(OutputError, match=r"b\.png: it exists already; pass -y"):
+        raise dropped[0].error
+    assert output.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+    assert translate((Entry("image", source, output),), overwrite=True)[0] == [output]
+
+
+@pytest.mark.behaviour(25)
+def test_a_full_disk_leaves_nothing_behind_and_is_final_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(WHOLE["png"])
+    monkeypatch.setattr(Path, "write_bytes", full)
+    _, dropped, _ = translate(entries_in(tmp_path / "in", tmp_path / "out"))
+    with pytest.raises(OutputError, match=r"a\.png: the disk is full"):
+        raise dropped[0].error
+    # This is how the pipeline knows that no other picture would fare better.
+    cause = dropped[0].error.__cause__
+    assert isinstance(cause, OSError)
+    assert cause.errno == errno.ENOSPC
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_that_goes_away_is_named_errors(tmp_path: Path) -> None:
+    source = tmp_path / "gone.png"
+    _, dropped, _ = translate((Entry("image", source, tmp_path / "b.png"),))
+    with pytest.raises(InputError, match=r"gone\.png: cannot be read: No such file"):
+        raise dropped[0].error
+
+
+def test_many_threads_decode_and_encode_alike(capfd: pytest.CaptureFixture[str]) -> None:
+    inks = pictures.cmyk(
+        np.dstack([pictures.photo(), pictures.alpha()]),
+        "TIFF",
+        icc_profile=pictures.cmyk_profile(),
+    )
+    sources = [*WHOLE.values(), inks] * 4
+    extras = Extras(alpha=pictures.alpha(), icc=pictures.srgb_profile())
+
+    def both(data: bytes) -> bytes:
+        pixels = decode_picture(data, "a").pixels
+        formats: tuple[Any, ...] = ("png", "jpg", "webp", "tiff", "bmp")
+        return b"".join(encode_picture(pixels, format_, extras=extras) for format_ in formats)
+
+    expected = [both(data) for data in sources]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(both, sources)) == expected
+    assert capfd.readouterr() == ("", "")

@@ -110,11 +110,12 @@ def open_backend(
             missing.append(error)
             continue
         # A runtime that is not installed is no news; one that is and does not work, is.
-        broken = [e for e in missing if not isinstance(e, BackendUnavailableError)]
+        broken = [e for e in missing if not isinstance(e.__cause__, ImportError)]
         opened.notes += tuple(f"{error}; going on with {name}" for error in broken)
         return opened
-    if len(missing) == 1 or any(not isinstance(e, BackendUnavailableError) for e in missing):
-        raise missing[-1]
+    for error in missing:
+        if len(missing) == 1 or not isinstance(error.__cause__, ImportError):
+            raise error
     raise BackendUnavailableError(
         f"no runtime for {device if device != 'auto' else 'this machine'} is installed; {_INSTALL}"
     ) from missing[-1]

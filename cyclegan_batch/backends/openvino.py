@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
@@ -16,17 +17,43 @@ _KEPT_KERNELS = 64
 end over a folder of many sizes (tried: 270 MB in 450 shapes, against 50)."""
 
 
+class _Network:
+    """The compiled model that several contexts share, compiled anew after a failure.
+
+    A stream in which an allocation failed is lost: it fails on every later frame, of any size, and
+    takes the process down in the end (tried: 2026.4).
+    """
+
+    def __init__(self, compile_anew: Callable[[], Any]) -> None:
+        self._compile, self._lock = compile_anew, threading.Lock()
+        self._compiled: Any = compile_anew()
+
+    def compiled(self) -> Any:
+        """Return the model that works. Raises BackendError where it cannot be compiled again."""
+        with self._lock:
+            if self._compiled is None:
+                self._compiled = self._compile()
+            return self._compiled
+
+    def give_up(self, failed: Any) -> None:
+        """Let nobody use ``failed`` again."""
+        with self._lock:
+            if self._compiled is failed:
+                self._compiled = None
+
+
 class OpenVinoBackend:
     """A request of a compiled model; several share its weights and its streams."""
 
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, card: ModelCard, compiled: Any, precision: str) -> None:
+    def __init__(self, card: ModelCard, network: _Network, precision: str) -> None:
         self.card, self.precision = card, precision
         self.notes: tuple[str, ...] = ()
-        self._compiled: Any = compiled
-        self._request = compiled.create_infer_request()
+        self._network: _Network | None = network
+        self._compiled = network.compiled()
+        self._request = self._compiled.create_infer_request()
         self._cancelled = threading.Event()
 
     def infer(self, frames: Pixels) -> Pixels:
@@ -44,15 +71,19 @@ class OpenVinoBackend:
 
     def close(self) -> None:
         """Release the context; twice is fine."""
+        self._network = None
         self._compiled = None
 
-    def _opened(self) -> Any:
-        if self._compiled is None:
+    def _opened(self) -> _Network:
+        if self._network is None:
             raise BackendError("openvino: this context is closed; open another")
-        return self._compiled
+        return self._network
 
     def _run(self, frames: Pixels) -> Pixels:
-        self._opened()
+        network = self._opened()
+        compiled = network.compiled()
+        if compiled is not self._compiled:
+            self._compiled, self._request = compiled, compiled.create_infer_request()
         try:
             if self._cancelled.is_set():
                 raise BackendError("openvino: cut off")
@@ -60,6 +91,7 @@ class OpenVinoBackend:
         except RuntimeError as error:
             if self._cancelled.is_set():
                 raise BackendError("openvino: cut off") from error
+            network.give_up(compiled)
             raise _translated(error, self.card, frames) from error
         return checked(out, frames, self.card)
 
@@ -94,7 +126,7 @@ def open_openvino(
         "ENABLE_CPU_PINNING": False,
         "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS,
     }
-    compiled = _compiled(core, model.card, model.graph, settings)
+    network = _Network(lambda: _compiled(core, model.card, model.graph, settings))
     with_values = _compiled(core, model.card, graph_with_values(model), settings)
 
     def run(frames: Pixels) -> tuple[Pixels, Pixels]:
@@ -106,7 +138,7 @@ def open_openvino(
 
     verify(model.card, run)
     arithmetic = "bf16" if bf16 else "int8" if model.card.precision == "int8" else "fp32"
-    return OpenVinoBackend(model.card, compiled, arithmetic)
+    return OpenVinoBackend(model.card, network, arithmetic)
 
 
 def _run(request: Any, frames: Pixels, *names: str) -> list[Pixels]:
@@ -146,6 +178,6 @@ def _translated(error: Exception, card: ModelCard, frames: Pixels) -> Exception:
     if says_out_of_memory(error):
         return OutOfMemoryError(f"openvino: no memory for a batch of {shape}")
     return BackendError(
-        f"openvino: {card.path} fails on frames of {shape}: {_reason(error)}; the network may need other "
-        "sizes: try --size"
+        f"openvino: {card.path} fails on frames of {shape}: {_reason(error)}; the network may "
+        "need other sizes: try --size"
     )

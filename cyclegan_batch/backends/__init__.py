@@ -113,9 +113,9 @@ def open_backend(
         broken = [e for e in missing if not isinstance(e.__cause__, ImportError)]
         opened.notes += tuple(f"{error}; going on with {name}" for error in broken)
         return opened
-    for error in missing:
-        if len(missing) == 1 or not isinstance(error.__cause__, ImportError):
-            raise error
+    for reason in missing:
+        if len(missing) == 1 or not isinstance(reason.__cause__, ImportError):
+            raise reason
     raise BackendUnavailableError(
         f"no runtime for {device if device != 'auto' else 'this machine'} is installed; {_INSTALL}"
     ) from missing[-1]

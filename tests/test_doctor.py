@@ -1,0 +1,171 @@
+"""`doctor` says what is there by trying it, and nothing else reaches the terminal."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cyclegan_batch import backends, doctor
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    """Let exactly these distributions be installed; ``_`` stands for ``-``."""
+    names = {name.replace("_", "-"): version for name, version in versions.items()}
+
+    def version(name: str) -> str:
+        if name not in names:
+            raise metadata.PackageNotFoundError(name)
+        return names[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+
+
+@pytest.mark.behaviour(36)
+def test_the_report_holds_every_part_and_is_plain_values(tmp_path: Path) -> None:
+    report = json.loads(json.dumps(doctor.examine(tmp_path)))
+
+    assert set(report) == {
+        "version", "system", "gpus", "packages", "runtimes", "ffmpeg", "encoders", "cache",
+        "warnings",
+    }  # fmt: skip
+    assert report["system"]["threads"] >= 1
+    assert report["packages"]["av"] == metadata.version("av")
+    assert report["ffmpeg"]["libraries"]["libavcodec"].count(".") == 2
+    assert set(report["encoders"]) == set(doctor.ENCODERS)
+    assert report["cache"] == {"path": str(tmp_path), "bytes": 0}
+
+
+@pytest.mark.behaviour(36)
+def test_every_part_has_its_line(tmp_path: Path) -> None:
+    report = doctor.examine(tmp_path)
+    said = "\n".join(doctor.lines(report))
+
+    assert f"cyclegan-batch {report['version']}" in said
+    assert f"Python {report['system']['python']}" in said
+    assert f"av {metadata.version('av')}" in said
+    for name, error in report["encoders"].items():
+        assert (f"{name}: opens" if error is None else f"{name}: no ({error})") in said
+    assert f"{tmp_path}, 0.0 MiB" in said
+
+
+@pytest.mark.behaviour(12, 36)
+def test_an_encoder_opens_only_if_it_encodes_a_picture() -> None:
+    assert doctor.encoder_error("libx264") is None
+    assert doctor.encoder_error("libx265") is None
+    assert doctor.encoder_error("mpeg4") is None
+    assert doctor.encoder_error("no_such_encoder") is not None
+    # A GPU's encoder is compiled in everywhere and opens only with its driver.
+    error = doctor.encoder_error("h264_nvenc")
+    assert (error is None) == bool(backends.nvidia_gpus()), error
+
+
+@pytest.mark.behaviour(36)
+def test_trying_the_encoders_writes_nothing_and_leaves_the_environment(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SVT_LOG", raising=False)
+    for name in doctor.ENCODERS:
+        doctor.encoder_error(name)
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+    assert "SVT_LOG" not in os.environ
+    monkeypatch.setenv("SVT_LOG", "2")
+    doctor.encoder_error("libsvtav1")
+    assert os.environ["SVT_LOG"] == "2"
+
+
+def test_a_runtime_that_does_not_load_is_reported_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed(monkeypatch, onnxruntime="1.0", openvino="2.0")
+    really = importlib.import_module
+
+    def import_module(name: str, package: str | None = None) -> Any:
+        if name == "onnxruntime":
+            return SimpleNamespace(get_available_providers=lambda: ["CPUExecutionProvider"])
+        if name == "openvino":
+            raise ImportError("libtbb.so.12: cannot open shared object file\nmore")
+        return really(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    report = doctor.examine()
+    assert report["runtimes"] == {
+        "onnxruntime": {"version": "1.0", "offers": ["CPUExecutionProvider"], "error": None},
+        "openvino": {
+            "version": "2.0",
+            "offers": None,
+            "error": "libtbb.so.12: cannot open shared object file",
+        },
+    }
+    said = "\n".join(doctor.lines(report))
+    assert "onnxruntime 1.0: CPUExecutionProvider" in said
+    assert "openvino 2.0: cannot be loaded, libtbb.so.12" in said
+
+
+def test_no_runtime_at_all_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch)
+    said = "\n".join(doctor.lines(doctor.examine()))
+    assert 'none: pip install "cyclegan-batch[cpu]"' in said
+
+
+@pytest.mark.parametrize(
+    ("pair", "match"),
+    [
+        (("onnxruntime", "onnxruntime_gpu"), "onnxruntime and onnxruntime-gpu are both"),
+        (("opencv_python", "opencv_python_headless"), "opencv-python and opencv-python-headless"),
+    ],
+)
+def test_two_wheels_that_overwrite_each_other_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, pair: tuple[str, str], match: str
+) -> None:
+    for one in pair:
+        installed(monkeypatch, **{one: "1.0"})
+        assert doctor.examine()["warnings"] == []
+    installed(monkeypatch, **dict.fromkeys(pair, "1.0"))
+    (warning,) = doctor.examine()["warnings"]
+    assert match in warning
+    assert "uninstall both" in warning
+
+
+def test_the_cache_lies_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert doctor.default_cache_dir() == tmp_path / "cyclegan-batch"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for said in ("", "relative/folder"):
+        monkeypatch.setenv("XDG_CACHE_HOME", said)
+        assert doctor.default_cache_dir() == tmp_path / "home" / ".cache" / "cyclegan-batch"
+
+
+def test_the_caches_size_is_that_of_its_files(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    assert doctor.examine(cache)["cache"]["bytes"] is None
+    (cache / "deep").mkdir(parents=True)
+    (cache / "one").write_bytes(b"x" * 1000)
+    (cache / "deep" / "two").write_bytes(b"x" * 500)
+    (cache / "loop").symlink_to(cache)
+    assert doctor.examine(cache)["cache"]["bytes"] == 1500
+
+
+@pytest.mark.behaviour(36)
+def test_gpus_come_from_the_driver_or_from_its_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = SimpleNamespace(stdout="NVIDIA H200\nNVIDIA L4\n")
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
+    monkeypatch.setattr(backends.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
+    assert backends.nvidia_gpus() == ("NVIDIA H200", "NVIDIA L4")
+
+    def fails(*_: object, **__: object) -> None:
+        raise subprocess.CalledProcessError(9, "nvidia-smi")
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    assert backends.nvidia_gpus() == ()
+    monkeypatch.setattr(backends.shutil, "which", lambda _: None)
+    assert backends.nvidia_gpus() == ()

@@ -468,22 +468,27 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 
 class _Places:
-    """Where paths really lie, with each folder looked up once."""
+    """Where paths really lie, with each folder looked up once. Text: a job may have a million."""
 
     def __init__(self) -> None:
-        self._folders: dict[Path, Path] = {}
+        self._folders: dict[str, str] = {}
 
-    def of(self, path: Path) -> Path:
+    def folder_of(self, path: Path) -> str:
+        """Return where the folder of ``path`` really lies."""
+        folder = os.path.dirname(path)  # noqa: PTH120 - text
+        real = self._folders.get(folder)
+        if real is None:
+            real = self._folders[folder] = os.path.realpath(folder)
+        return real
+
+    def of(self, path: Path) -> str:
         """Return where ``path`` itself lies: the links of its folder followed, its own not."""
-        folder = self._folders.get(path.parent)
-        if folder is None:
-            folder = self._folders[path.parent] = Path(os.path.realpath(path.parent))
-        return folder / path.name
+        return os.path.join(self.folder_of(path), path.name)  # noqa: PTH118 - text
 
 
 def _refuse_collisions(entries: Iterable[Entry], places: _Places) -> None:
     """Refuse two inputs that would become one output. Raises InputError."""
-    taken: dict[Path, Path] = {}
+    taken: dict[str, Path] = {}
     for entry in entries:
         other = taken.setdefault(places.of(entry.output), entry.source)
         if other is not entry.source:
@@ -497,12 +502,13 @@ def _refuse_touching_inputs(
     entries: Sequence[Entry], sources: Sequence[Path], places: _Places
 ) -> None:
     """Refuse outputs that are inputs or lie inside an input folder. Raises OutputError."""
-    inputs: dict[Path, Path] = {}
+    inputs: dict[str, Path] = {}
     for entry in entries:
         inputs[places.of(entry.source)] = entry.source
         if entry.source.is_symlink():
-            inputs[Path(os.path.realpath(entry.source))] = entry.source
+            inputs[os.path.realpath(entry.source)] = entry.source
     folders = {Path(os.path.realpath(each)): each for each in sources if each.is_dir()}
+    looked_at: set[str] = set()
     for entry in entries:
         target = places.of(entry.output)
         if target in inputs:
@@ -510,7 +516,11 @@ def _refuse_touching_inputs(
                 f"{printable(entry.output)}: the output would replace the input "
                 f"{printable(inputs[target])}; choose another output name or folder"
             )
-        for folder in target.parents:
+        home = places.folder_of(entry.output)
+        if home in looked_at:
+            continue
+        looked_at.add(home)
+        for folder in (Path(home), *Path(home).parents):
             if folder in folders:
                 raise OutputError(
                     f"{printable(entry.output)}: the output lies inside the input folder "

@@ -327,16 +327,17 @@ def _mirrored(
 ) -> InputTree:
     """Mirror folders (and files beside them) into the folder ``root``."""
     if root.exists() and not root.is_dir():
-        wanted = "a folder" if len(sources) == 1 else "several inputs"
+        wanted = "a folder needs" if len(sources) == 1 else "several inputs need"
         raise OutputError(
-            f"{printable(root)}: is a file, and {wanted} needs a folder as output; "
-            "choose another name"
+            f"{printable(root)}: is a file, and {wanted} a folder as output; choose another name"
         )
     entries: list[Entry] = []
     notes: list[str] = []
     for source in sources:
         if not source.is_dir():
             kind = _kind_of_named_file(source)
+            if copy_others and kind == "video" and _kind_by_suffix(source.name) == "other":
+                kind = "other"
             entries.append(Entry(kind, source, root / _output_name(source, kind, format)))
             continue
         # Listing what is being written would never end well; say so before looking at other things.

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, JpegImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin
 
 from cyclegan_batch import frames
 from cyclegan_batch.errors import InputError, OutputError
@@ -203,6 +203,22 @@ def test_orientation_is_applied_once_and_not_written(
     assert result.getexif()[0x013B] == "A"
     difference = np.abs(np.asarray(result).astype(int) - upright)
     assert difference.max() <= (8 if format_ == "JPEG" else 0)
+
+
+@pytest.mark.behaviour(16)
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "jpeg"])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_cmyk_tiff_is_turned_once_too(compression: str, orientation: int) -> None:
+    inks = np.zeros((16, 32, 4), np.uint8)
+    inks[:8, :16] = 255
+    stored = pictures.turned(inks, orientation)
+    block = pictures.exif(orientation)
+    data = pictures.cmyk(stored, "TIFF", compression=compression, exif=block[6:])
+    seen = decode_picture(data, "a.tif").pixels
+    assert seen.shape == (16, 32, 3)
+    assert (seen[:8, :16] < 9).all()
+    assert (seen[8:] > 246).all()
+    assert (seen[:, 16:] > 246).all()
 
 
 @pytest.mark.behaviour(16)
@@ -432,6 +448,19 @@ def test_descriptive_exif_goes_along_and_what_is_no_longer_true_does_not(
     assert dict(found.get_ifd(0x8769)) == {0x9003: "2020:02:03 04:05:06"}
     assert found.get_ifd(0x8825)[2] == (46.0, 30.0, 15.0)
     assert 0x0112 not in found
+
+
+def test_the_thumbnail_of_the_old_picture_does_not_go_along(tmp_path: Path) -> None:
+    small = pictures.pillow(pictures.photo(8, 8), "JPEG")
+    # One directory with the artist, and one with the thumbnail: where it starts, and its length.
+    first = struct.pack("<H HHI4s I", 1, 0x013B, 2, 4, b"me!\0", 26)
+    second = struct.pack("<H HHII HHII I", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(small), 0)
+    block = b"Exif\0\0II*\0\x08\0\0\0" + first + second + small
+    data = pictures.pillow(pictures.photo(), "JPEG", exif=block)
+    assert Image.open(io.BytesIO(data)).getexif().get_ifd(ExifTags.IFD.IFD1)[0x0202] == len(small)
+    result = one(tmp_path, "a.jpg", data, "b.jpg")
+    assert dict(result.getexif()) == {0x013B: "me!"}
+    assert result.getexif().get_ifd(ExifTags.IFD.IFD1) == {}
 
 
 # As `warnings` are set outside of tests, where Pillow only warns and is not listened to.

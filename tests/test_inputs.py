@@ -293,7 +293,7 @@ def test_a_file_where_a_folder_is_needed_errors(tmp_path: Path) -> None:
     taken = touch(tmp_path / "out.png")
     with pytest.raises(OutputError, match=r"out\.png: is a file, and a folder needs a folder"):
         find_inputs([tmp_path / "in"], taken)
-    with pytest.raises(OutputError, match=r"is a file, and several inputs needs a folder"):
+    with pytest.raises(OutputError, match=r"is a file, and several inputs need a folder"):
         find_inputs([tmp_path / "in", tmp_path / "b.png"], taken)
     with pytest.raises(OutputError, match=r"is a file and was named as a folder"):
         find_inputs([tmp_path / "b.png"], f"{taken}/")
@@ -400,6 +400,17 @@ def test_labels_are_copied_byte_for_byte_and_keep_names_and_times(tmp_path: Path
     assert copied.read_bytes() == labels.read_bytes()
     assert copied.stat().st_mtime_ns == 1_500_000_000_123_456_789
     assert [path.name for path in copied.parent.iterdir()] == ["a.json"]
+
+
+@pytest.mark.behaviour(18)
+def test_labels_that_are_named_beside_pictures_are_copied_on_request(tmp_path: Path) -> None:
+    inputs = [touch(tmp_path / "a.png"), touch(tmp_path / "a.json", b"{}")]
+    tree = find_inputs(inputs, tmp_path / "out", copy_others=True)
+    assert [entry.kind for entry in tree.entries] == ["image", "other"]
+    # Without the request they were named to be translated, and whoever opens them says that they
+    # are no video.
+    tree = find_inputs(inputs, tmp_path / "out")
+    assert [entry.kind for entry in tree.entries] == ["image", "video"]
 
 
 @pytest.mark.behaviour(18)

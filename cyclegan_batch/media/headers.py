@@ -330,7 +330,8 @@ def _from_24_bits(value: bytes) -> int:
 def unturned_tiff(data: bytes) -> bytes:
     """Return a TIFF whose first page says nothing of its orientation.
 
-    OpenCV applies some orientations to a TIFF whatever it is told, and others not.
+    OpenCV applies some orientations to a TIFF whatever it is told, and others not; Pillow applies
+    them all.
     """
     order = "<" if data[:1] == b"I" else ">"
     (magic,) = struct.unpack_from(order + "H", data, 2)
@@ -347,13 +348,16 @@ def unturned_tiff(data: bytes) -> bytes:
 
 
 class TiffFile(TiffImagePlugin.TiffImageFile):
-    """Pillow's reader of TIFF without its own limit of pixels; `read_header` has one."""
+    """Pillow's reader of TIFF, without two things that it would decide by itself."""
 
     def load_prepare(self) -> None:
-        """Take the memory for the pixels."""
+        """Take the memory for the pixels, however many: `read_header` has our limit."""
         if self._im is None:
             self.im = Image.new(self.mode, self._tile_size).im
         super().load_prepare()
+
+    def load_end(self) -> None:
+        """Leave the picture as it is stored: orientation is applied once, by us."""
 
 
 # JPEG, BMP, TIFF. Their classes are called and not Image.open, which tries every format it knows

@@ -303,12 +303,10 @@ def decode_picture(
     # OpenCV and Pillow raise all kinds of things on a hostile file; it is the file that is wrong.
     except Exception as error:
         raise damaged(name, header.format, _reason(error)) from error
-    # Pillow turns a TIFF upright by itself; OpenCV was told not to.
-    if samples.shape[:2] == header.size and not _turned_by_pillow(header):
-        samples = _upright(samples, header.orientation)
-        alpha = None if alpha is None else _upright(alpha, header.orientation)
-    if samples.shape[:2] != header.displayed_size:
+    if samples.shape[:2] != header.size:
         raise damaged(name, header.format, "its sizes contradict each other")
+    samples = _upright(samples, header.orientation)
+    alpha = None if alpha is None else _upright(alpha, header.orientation)
     exif = portable_exif(header.exif) if header.exif else None
     if exif and len(exif) > 65500:
         notes.append("its EXIF data are more than a JPEG can hold (64 KiB), and were left out")
@@ -411,8 +409,7 @@ def _split(raw: Samples) -> tuple[Samples, Samples | None]:
 
 def _pillow(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
     """Decode BMP, and TIFF but that of 16-bit RGB."""
-    image = _PILLOW[header.format](io.BytesIO(data))
-    image.load()
+    image = _loaded(data, header)
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L")), None
     if image.mode.startswith("I;16"):
@@ -426,6 +423,13 @@ def _pillow(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
     raise InputError(f"colour mode {image.mode} is not supported; convert it to RGB")
 
 
+def _loaded(data: bytes, header: Header) -> Image.Image:
+    file = io.BytesIO(unturned_tiff(data) if header.format == "tiff" else data)
+    image = _PILLOW[header.format](file)
+    image.load()
+    return image
+
+
 _PILLOW: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "jpg": JpegImagePlugin.JpegImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
@@ -433,14 +437,8 @@ _PILLOW: dict[str, Callable[[io.BytesIO], Image.Image]] = {
 }
 
 
-def _turned_by_pillow(header: Header) -> bool:
-    by_opencv = header.bits == 16 and header.mode in ("RGB", "RGBA")
-    return header.format == "tiff" and not by_opencv
-
-
 def _rgb_from_cmyk(data: bytes, header: Header, space: bytes | None, notes: list[str]) -> Samples:
-    image = _PILLOW[header.format](io.BytesIO(data))
-    image.load()
+    image = _loaded(data, header)
     if space == b"CMYK":
         converted = _to_srgb(image, header.icc or b"")
         if converted is not None:

@@ -710,3 +710,30 @@ def test_sound_that_does_not_fit_is_offered_in_another_form(tmp_path: Path) -> N
         encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
     )  # fmt: skip
     assert "stream 1 (audio flac, eng): MPEG-TS cannot hold it; --audio aac keeps" in plan.notes[0]
+
+
+def _broken_sound(tmp_path: Path) -> Path:
+    """An MPEG-TS with one ADTS header overwritten, as a bad reception leaves it."""
+    path = streams.plain(tmp_path / "broken.ts")
+    content = path.read_bytes()
+    place = -1
+    for _ in range(10):
+        place = content.index(b"\xff\xf1\x4c", place + 1)
+    path.write_bytes(content[:place] + b"\0\0\0" + content[place + 3 :])
+    return path
+
+
+def test_a_packet_of_sound_that_cannot_be_copied_errors(tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    words = r"stream 1 \(audio aac, eng\) .* has a packet that cannot be copied.*--audio aac"
+    with pytest.raises(OutputError, match=words):
+        translate(_broken_sound(tmp_path), output)
+    assert not output.exists()
+
+
+def test_sound_with_a_broken_packet_can_be_encoded_anew(tmp_path: Path) -> None:
+    source, output = _broken_sound(tmp_path), tmp_path / "out.mp4"
+    translate(source, output, audio="aac")
+    # What follows the gap that players hear there is not pulled forward into it.
+    assert packets(output, "a:0")[-1][0] == pytest.approx(packets(source, "a:0")[-1][0], abs=0.03)
+    assert columns(output) == columns(source)

@@ -8,13 +8,14 @@ from the source. What the target container cannot hold is found before the first
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import itertools
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +61,8 @@ class Carried:
     """``video`` is the translated one; ``attach`` turns a cover into an attachment."""
     encoder: str | None = None
     """For ``convert`` (subtitles) and ``transcode`` (audio)."""
+    label: str = ""
+    """The stream in a few words for messages."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ def plan_streams(
             choices = _choices(stream, container, options)
             for choice in choices:
                 if trial.failure(source, [Carried(video.index, "video"), choice]) is None:
-                    carried.append(choice)
+                    carried.append(replace(choice, label=stream.label))
                     break
             else:
                 if choices and choices[-1].way == "transcode":
@@ -609,8 +612,22 @@ def _write(
         for packet in _by_time(_of_stream(pictures, video), others):
             # FLAC's encoder ends with a packet of nothing but its final header.
             sent[packet.stream_index] += packet.size > 0
-            output.mux_one(packet)
+            try:
+                output.mux_one(packet)
+            except (av.error.InvalidDataError, av.error.ArgumentError) as error:
+                if packet.stream_index == video.index:
+                    raise
+                raise _uncopyable(plan, plan.carried[packet.stream_index], error) from error
     return sent
+
+
+def _uncopyable(plan: StreamPlan, choice: Carried, error: Exception) -> OutputError:
+    """Return the error for a packet of the source that the container's writer refuses."""
+    remedy = "pass --audio aac to encode it anew" if "audio" in choice.label else "choose .mkv"
+    return OutputError(
+        f"cannot write {printable(plan.output)}: stream {choice.index} ({choice.label}) of "
+        f"{printable(plan.source)} has a packet that cannot be copied ({error}); {remedy}"
+    )
 
 
 def _add_translated(
@@ -766,7 +783,7 @@ class _Way:
     ) -> Iterator[av.Packet[Any]]:
         try:
             frames: list[Any] = list(packet.decode())
-        except av.error.InvalidDataError:
+        except av.error.FFmpegError:
             # A broken packet costs its own sound, as in every player.
             frames = []
         for frame in frames:
@@ -907,13 +924,22 @@ def _not_whole(plan: StreamPlan, found: str) -> OutputError:
     )
 
 
+_OF_THE_DISK = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT,
+        errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO,
+    }
+)  # fmt: skip
+"""What the system says; FFmpeg also uses such numbers (EPERM, EINVAL) for opinions of its own."""
+
+
 @contextlib.contextmanager
 def _as_output_error(path: Path) -> Iterator[None]:
     """Turn what FFmpeg or the system says while writing ``path`` into an OutputError."""
     try:
         yield
     except (av.error.FFmpegError, OSError) as error:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             raise output_error(path, error) from error
         raise OutputError(
             f"cannot write {printable(path)}: {error}; choose another --codec or container"

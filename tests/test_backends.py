@@ -28,6 +28,7 @@ from cyclegan_batch.backends import (
     in_batches,
     nvidia_gpus,
     open_backend,
+    parity_of,
 )
 from cyclegan_batch.errors import (
     BackendError,
@@ -440,7 +441,7 @@ def test_auto_goes_on_where_a_runtime_does_not_work_and_says_so(
     opened = open_backend(resnet, device="cpu")
     assert opened.name == "onnxruntime"
     assert opened.notes == (
-        "openvino does not open it: an operator is missing; going on with onnxruntime",
+        "openvino does not open it: an operator is missing; going on with onnxruntime on cpu",
     )
     with pytest.raises(BackendError, match="an operator is missing"):
         open_backend(resnet, backend="openvino")
@@ -507,9 +508,23 @@ def test_bf16_runs_in_openvino_and_is_in_its_class(tmp_path: Path) -> None:
     frames = natural((96, 96), 2)
     found = parity(opened.infer(frames), reference(model, frames))
     assert (opened.name, opened.precision) == ("openvino", "bf16")
-    # A tiny network with random weights is rougher than a trained one, where it is near.
-    assert found.reaches("coarse")
+    assert found.reaches("near")
     assert found.cls != "exact"
+    (note,) = opened.notes
+    assert "in bf16 against fp32 is" in note
+
+
+@pytest.mark.behaviour(33)
+def test_a_reduced_precision_outside_its_class_errors(resnet: Model) -> None:
+    def off_by(levels: int) -> Any:
+        def infer(frames: Pixels) -> Pixels:
+            return np.where(frames < 128, frames, frames - np.uint8(levels))
+
+        return SimpleNamespace(card=resnet.card, precision="bf16", infer=infer)
+
+    assert parity_of(off_by(2), off_by(0)).cls == "near"
+    with pytest.raises(ModelError, match=r"in bf16 it is coarse: .* where near is expected \(45"):
+        parity_of(off_by(3), off_by(0))
 
 
 def test_contexts_are_as_many_as_threads_up_to_four_and_two_on_a_gpu() -> None:
@@ -600,6 +615,15 @@ def test_auto_says_that_the_gpu_could_not_be_used(
     assert opened.device == "cpu"
     assert len(opened.notes) == 1
     assert "asked for cuda:0 and uses CPUExecutionProvider" in opened.notes[0]
+
+
+def test_a_named_backend_on_any_device_goes_on_with_the_cpu_and_says_so(
+    resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeSession, "first", "CPUExecutionProvider")
+    opened = open_backend(resnet, backend="onnxruntime")
+    assert opened.device == "cpu"
+    assert "going on with onnxruntime on cpu" in opened.notes[0]
 
 
 def test_no_cuda_in_onnxruntime_errors(resnet: Model, monkeypatch: pytest.MonkeyPatch) -> None:

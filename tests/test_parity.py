@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.parity import OF_PRECISION, Parity, parity
+from cyclegan_batch.parity import OF_PRECISION, Parity, natural_frames, parity
 
 GREY = np.full((1, 100, 100, 3), 100, np.uint8)
 
@@ -82,3 +82,14 @@ def test_a_closer_class_reaches_a_further_one() -> None:
 def test_pictures_of_different_sizes_errors() -> None:
     with pytest.raises(ValueError, match="are to be alike"):
         parity(GREY, GREY[:, :50])
+
+
+def test_computed_frames_have_edges_and_flat_ground_and_are_always_the_same() -> None:
+    frames = natural_frames((96, 128), 2)
+    assert (frames.shape, frames.dtype) == ((2, 96, 128, 3), np.uint8)
+    assert np.array_equal(frames, natural_frames((96, 128), 2))
+    assert not np.array_equal(frames[0], frames[1])
+    steps = np.abs(np.diff(frames.astype(int), axis=2)).max(axis=3)
+    assert 0.4 < np.mean(steps <= 3) < 0.95
+    assert np.mean(steps > 30) > 0.02
+    assert natural_frames((1, 1), 1).shape == (1, 1, 1, 3)

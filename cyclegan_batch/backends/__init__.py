@@ -13,8 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import BackendError, BackendUnavailableError, ModelError
-from ..frames import Pixels
+from ..frames import Pixels, as_pixel_type
 from ..model import Model, ModelCard, sample_frames, writes_out_its_norm
+from ..parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
 
 BACKENDS = ("onnxruntime", "openvino")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -87,7 +88,8 @@ def open_backend(
     """Open ``model`` with a runtime, prove it on a sample, and return its first context.
 
     ``backend``: one of `BACKENDS` or ``auto``. ``device``: ``auto``, ``cpu`` or ``cuda[:N]``.
-    ``precision``: ``auto`` is the file's; ``bf16`` is a way of OpenVINO to run an FP32 file.
+    ``precision``: ``auto`` is the file's; ``bf16`` is a way of OpenVINO to run an FP32 file, taken
+    only where its parity is measured to be in its class.
     ``threads``: CPU threads for the network, of all contexts together (None: `cpu_threads`).
     ``contexts``: how many will run side by side; `Backend.fork` gives the others.
 
@@ -105,13 +107,11 @@ def open_backend(
         try:
             opened = _open(model, name, where, precision, threads, contexts)
         except BackendError as error:
-            if backend != "auto":
-                raise
             missing.append(error)
             continue
         # A runtime that is not installed is no news; one that is and does not work, is.
         broken = [e for e in missing if not isinstance(e.__cause__, ImportError)]
-        opened.notes += tuple(f"{error}; going on with {name}" for error in broken)
+        opened.notes += tuple(f"{error}; going on with {name} on {where}" for error in broken)
         return opened
     for reason in missing:
         if len(missing) == 1 or not isinstance(reason.__cause__, ImportError):
@@ -267,6 +267,25 @@ def verify(card: ModelCard, run: Callable[[Pixels], tuple[Pixels, Pixels]]) -> N
     if np.isnan(values).any():
         raise _not_a_number(card)
     checked(out, frames, card)
+
+
+def parity_of(reduced: Backend, exact: Backend) -> Parity:
+    """Return how close a reduced precision comes to fp32, on computed frames of the trained size.
+
+    Raises ModelError where it misses the class of its precision.
+    """
+    card = reduced.card
+    side = card.trained_size or 256
+    frames = natural_frames(card.sizes.smallest_fit((side, side)), 4)
+    frames = as_pixel_type(frames, card.pixel_type)
+    found = parity(reduced.infer(frames), exact.infer(frames))
+    needed = OF_PRECISION[reduced.precision]
+    if not found.reaches(needed):
+        raise ModelError(
+            f"{card.path}: in {reduced.precision} it is {found}, where {needed} is expected "
+            f"({LIMITS[needed]}); leave --precision out"
+        )
+    return found
 
 
 def says_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..frames import Pixels
 from ..model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
-from . import checked, in_batches, says_out_of_memory, verify
+from . import checked, in_batches, parity_of, says_out_of_memory, verify
 
 _KEPT_KERNELS = 64
 """Kernels that OpenVINO keeps for shapes seen before; its default of 5,000 grows without a visible
@@ -112,6 +112,7 @@ def open_openvino(
             f'openvino cannot be loaded ({error}); pip install "cyclegan-batch[openvino]"'
         ) from error
     core = openvino.Core()
+    note: tuple[str, ...] = ()
     bf16 = precision == "bf16"
     if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendUnavailableError(
@@ -137,8 +138,20 @@ def open_openvino(
         return out, values
 
     verify(model.card, run)
+    if bf16:
+        exact = _Network(
+            lambda: _compiled(
+                core, model.card, model.graph, settings | {"INFERENCE_PRECISION_HINT": "f32"}
+            )
+        )
+        found = parity_of(
+            OpenVinoBackend(model.card, network, "bf16"), OpenVinoBackend(model.card, exact, "fp32")
+        )
+        note = (f"{model.card.path} in bf16 against fp32 is {found}",)
     arithmetic = "bf16" if bf16 else "int8" if model.card.precision == "int8" else "fp32"
-    return OpenVinoBackend(model.card, network, arithmetic)
+    opened = OpenVinoBackend(model.card, network, arithmetic)
+    opened.notes = note
+    return opened
 
 
 def _run(request: Any, frames: Pixels, *names: str) -> list[Pixels]:

@@ -8,6 +8,7 @@ files whose end is missing, and libpng prints what it thinks of optional chunks 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -36,6 +37,7 @@ _TRANSPOSED = frozenset({5, 6, 7, 8})
 # TIFF tag numbers: TIFF 6.0 and its Technical Note 1 (SubIFD); EXIF 2.32, table 4.
 _ORIENTATION = 0x0112
 _NEW_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _EXTRA_SAMPLES = 254, 258, 262, 338
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _EXIF_IFD, _GPS_IFD = 0x8769, 0x8825
 
 _KEPT_TAGS = frozenset(
@@ -97,9 +99,10 @@ def read_header(file: BinaryIO, name: str, *, max_pixels: int) -> Header:
     file.seek(0)
     format_ = sniff_format(head)
     if format_ is None:
-        found = "the file is empty" if not head else _other_format(head)
+        if not head:
+            raise InputError(f"{name}: the file is empty; replace it with a whole copy")
         raise InputError(
-            f"{name}: not a picture of a known format: {found}; "
+            f"{name}: not a picture of a known format: {_other_format(head)}; "
             "convert it to JPEG, PNG, WebP, BMP or TIFF"
         )
     reader = _READERS[format_]
@@ -384,14 +387,20 @@ def _read_bmp(file: BinaryIO) -> Header:
 
 def _read_tiff(file: BinaryIO) -> Header:
     image = TiffFile(file)
-    pages = 0
-    for page in range(image.n_frames):
-        image.seek(page)
-        # Bit 0: a smaller copy of another page.
-        pages += not image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1
+    pages = index = 0
+    with contextlib.suppress(EOFError):
+        while pages < 2:
+            image.seek(index)
+            # Bit 0: a smaller copy of another page.
+            pages += not image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1
+            index += 1
     image.seek(0)
     orientation = image.tag_v2.get(_ORIENTATION, 1)
     height, width = image.tag_v2[257], image.tag_v2[256]
+    tile = image.tag_v2.get(_TILE_HEIGHT, 0) * image.tag_v2.get(_TILE_WIDTH, 0)
+    if tile > 16 * max(height * width, 1 << 16):
+        # Decoders take memory for a whole tile, whatever part of it shows.
+        raise ValueError("its tiles are far larger than the picture")
     bits = image.tag_v2.get(_BITS, (1,))
     extra = image.tag_v2.get(_EXTRA_SAMPLES, ())
     try:

@@ -10,7 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,7 +19,13 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import InputError
-from cyclegan_batch.media.containers import colour_names, describe, open_container, probe
+from cyclegan_batch.media.containers import (
+    colour_names,
+    demux,
+    describe,
+    open_container,
+    probe,
+)
 from tests.synthesis import streams
 
 ORIENTATIONS = [(degrees, mirrored) for degrees in (0, 90, 180, 270) for mirrored in (False, True)]
@@ -195,6 +201,17 @@ def test_tags_that_are_not_utf8_do_not_stop_the_reading(tmp_path: Path) -> None:
     info = probe(path)
     assert info.metadata["title"].encode(errors="surrogateescape") == b"A \xff\xfetle"
     assert json.dumps(describe(info)).encode()
+
+
+def test_a_stream_that_appears_on_the_way_does_not_break_the_end() -> None:
+    class Late:
+        """What PyAV 18.1 does at the end of an MPEG-TS whose streams grew in number."""
+
+        def demux(self, streams: list[int]) -> Iterator[int]:
+            yield from streams
+            raise IndexError("list index out of range")
+
+    assert list(demux(Late(), [1, 2])) == [1, 2]  # type: ignore[arg-type]
 
 
 # What is refused

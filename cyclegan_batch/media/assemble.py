@@ -31,7 +31,7 @@ from ..errors import OutputError
 from ..files import output_error, printable
 from ..frames import Size
 from ..options import TranslateOptions
-from .containers import MediaInfo, StreamInfo, input_error, open_container
+from .containers import MediaInfo, StreamInfo, demux, input_error, open_container
 
 
 @dataclass(frozen=True)
@@ -679,7 +679,7 @@ def _read_covers(plan: StreamPlan, source: av.container.InputContainer) -> dict[
     if wanted:
         with _as_input_error(plan.source):
             # Demuxers deliver them before everything else.
-            for packet in source.demux(wanted):
+            for packet in demux(source, wanted):
                 if packet.size:
                     covers.setdefault(packet.stream_index, bytes(packet))
                 if len(covers) == len(wanted):
@@ -810,7 +810,7 @@ def _carried_packets(
         return
     start = joined.source_start if plan.from_first_frame else None
     end = joined.source_end if plan.to_last_frame else None
-    packets = source.demux([way.template for way in ways.values()])
+    packets = demux(source, [way.template for way in ways.values()])
     while True:
         with _as_input_error(plan.source):
             packet = next(packets, None)
@@ -877,7 +877,7 @@ def _check(
         stream = container.streams[position]
         tick = stream.time_base or Fraction(1, av.time_base)
         timed = plan.format != "avi"
-        for packet in container.demux():
+        for packet in demux(container, list(container.streams)):
             if not packet.size:
                 continue
             found[packet.stream_index] += 1

@@ -11,7 +11,7 @@ import math
 import re
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -186,6 +186,21 @@ def open_container(
         )
     except (av.error.FFmpegError, OSError) as error:
         raise input_error(path, error) from error
+
+
+def demux(
+    container: av.container.InputContainer, streams: Sequence[av.stream.Stream]
+) -> Iterator[av.Packet[Any]]:
+    """Yield the packets of ``streams``, at the end an empty one for each of them.
+
+    An empty packet has a ``stream`` but no ``stream_index`` of its own.
+    """
+    try:
+        yield from container.demux(list(streams))
+    except IndexError:
+        # PyAV 18.1 trips at the end, over a stream that only appeared on the way (MPEG-TS); by
+        # then all of ours are done.
+        return
 
 
 def input_error(path: Path, error: Exception) -> InputError:
@@ -458,7 +473,7 @@ def _look_into(
     for look in looks.values():
         look.stream.thread_type = "AUTO" if whole else "SLICE"
     size = 0
-    for packet in container.demux([look.stream for look in looks.values()]):
+    for packet in demux(container, [look.stream for look in looks.values()]):
         look = looks[packet.stream.index]
         size += packet.size
         if not whole and look.satisfied:

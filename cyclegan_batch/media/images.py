@@ -249,7 +249,10 @@ class ImageSource:
             _refuse_lost_alpha(picture.extras.alpha, name, _format_of(file.entry.output))
         except InputError as error:
             return Dropped(name, error)
-        for note in picture.notes:
+        notes = list(picture.notes)
+        if picture.extras.bits == 16 and _format_of(file.entry.output) != "png":
+            notes.append("is written with 8 bits; --format png keeps 16")
+        for note in notes:
             self._notes.setdefault(note, []).append(file.entry.source)
         return Frame(file.index, picture.pixels, PictureTag(file.entry.output, picture.extras))
 
@@ -327,7 +330,7 @@ def decode_picture(
             bits=16 if deep else 8,
             icc=icc,
             exif=exif,
-            colour_chunks=header.png.colour_chunks if header.png and not icc else (),
+            colour_chunks=header.png.colour_chunks if header.png and not header.icc else (),
         ),
         notes=tuple(notes),
     )

@@ -200,7 +200,8 @@ def write_clip(path: Path) -> None:
     """Write four seconds of a moving landscape, H.264 and AAC."""
     landscape = Landscape(_CLIP_SIZE, seed=7)
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
-        video = container.add_stream("libx264", rate=_RATE, options={"crf": "15", "preset": "veryfast"})
+        quality = {"crf": "15", "preset": "veryfast"}
+        video = container.add_stream("libx264", rate=_RATE, options=quality)
         video.height, video.width = _CLIP_SIZE
         video.pix_fmt = "yuv420p"
         video.codec_context.colorspace = Colorspace.ITU709

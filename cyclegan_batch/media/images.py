@@ -550,6 +550,11 @@ class ImageSink:
         """The files that are whole so far."""
         return tuple(self._written)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing: what a format cannot hold, the source knows beforehand."""
+        return ()
+
     def write(self, item: _Encoded | Dropped) -> Dropped | None:
         """Write one file; return Dropped where that fails: the pipeline knows what is final."""
         if isinstance(item, Dropped):

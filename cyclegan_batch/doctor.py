@@ -20,6 +20,7 @@ from typing import Any
 
 from . import __version__
 from .backends import cpu_threads, nvidia_gpus
+from .files import printable
 
 ENCODERS = (
     "libx264",
@@ -205,7 +206,7 @@ def _cache(path: Path) -> dict[str, Any]:
         for file in path.rglob("*"):
             with contextlib.suppress(OSError):
                 size += file.lstat().st_size if file.is_file() else 0
-    return {"path": os.fsencode(path).decode("utf-8", "backslashreplace"), "bytes": size}
+    return {"path": printable(path), "bytes": size}
 
 
 def _warnings() -> list[str]:

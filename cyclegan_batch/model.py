@@ -9,7 +9,6 @@ range, its layout, its channel order, its own number type) happens inside the gr
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, compose, external_data_helper, helper, numpy_helper
 
 from .errors import ModelError
-from .files import publish, temporary_path
+from .files import output_error, printable, publish, temporary_path
 from .frames import Pixels, PixelType, Size, SizeRequirements, as_pixel_type
 
 CONTRACT_VERSION = 1
@@ -148,7 +147,7 @@ def describe(card: ModelCard) -> dict[str, Any]:
     fields = asdict(card)
     sizes = fields.pop("sizes")
     shown = {
-        "path": os.fsencode(card.path).decode("utf-8", "backslashreplace"),
+        "path": printable(card.path),
         "kind": "foreign ONNX, adopted" if card.adopted else "contract ONNX",
         "contract_version": fields.pop("contract_version") or None,
     }
@@ -283,8 +282,6 @@ def write_model(
         partial.write_bytes(content)
         publish(partial, path, overwrite=True)
     except OSError as error:
-        from .files import output_error
-
         raise output_error(path, error) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -371,7 +368,7 @@ class _Nodes:
 
 def _read(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
     """Return the ONNX at ``path`` as bytes and parsed, all weights inside, and its digest."""
-    name = _printable(path)
+    name = printable(path)
     try:
         content = path.read_bytes()
     except IsADirectoryError as error:
@@ -404,7 +401,7 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
             content = proto.SerializeToString()
         onnx.checker.check_model(proto)
     except FileNotFoundError as error:
-        missing = _printable(Path(error.filename or ""))
+        missing = printable(Path(error.filename or ""))
         raise ModelError(
             f"{name}: its weights file {missing} is missing; keep the two side by side"
         ) from error
@@ -449,7 +446,7 @@ def _external_files(path: Path, proto: onnx.ModelProto) -> list[Path]:
         target = (folder / location).resolve()
         if not location or not target.is_relative_to(folder):
             raise ModelError(
-                f"{_printable(path)}: wants weights from {location!r}, outside its own folder; "
+                f"{printable(path)}: wants weights from {location!r}, outside its own folder; "
                 "they are not read: keep the model and its weights in one folder"
             )
         found[target] = None
@@ -488,7 +485,7 @@ def _check_weights(path: Path, proto: onnx.ModelProto) -> None:
             values = numpy_helper.to_array(tensor)
             if np.isnan(values).any():
                 raise ModelError(
-                    f"{_printable(path)}: the weight {tensor.name!r} holds NaN where numbers are "
+                    f"{printable(path)}: the weight {tensor.name!r} holds NaN where numbers are "
                     "expected: its training diverged, or the file is damaged; take another "
                     "checkpoint"
                 )
@@ -522,7 +519,7 @@ def _card_of_contract(
     path: Path, proto: onnx.ModelProto, said: dict[str, str], digest: str
 ) -> ModelCard:
     """Return the card of a contract file, checked against the graph. Raises ModelError."""
-    name = _printable(path)
+    name = printable(path)
 
     def number(key: str, default: int | None) -> int | None:
         if key not in said:
@@ -657,7 +654,7 @@ def _adopt(
     path: Path, proto: onnx.ModelProto, said: _Said, digest: str
 ) -> tuple[onnx.ModelProto, ModelCard]:
     """Return a foreign float generator inside the contract, and its card. Raises ModelError."""
-    name = _printable(path)
+    name = printable(path)
     entry, leave = _ends(path, proto)
     if _dimensions(leave) is None:
         # Some exporters leave the output's shape to whoever reads the file.
@@ -713,7 +710,7 @@ def _adopt(
             f"{last.op_type if last else 'its input'} where Tanh, Sigmoid or Clip would say); "
             "pass --model-io 0..255, --model-io 0..1 or --model-io=-1..1"
         )
-    note = f"{name} is a foreign model, adopted as {io}"
+    note = f"{printable(Path(path.name))} is a foreign model, adopted as {io}"
     if said.takes is None:
         note += "; the range is read from its graph, --model-io says otherwise"
     card = ModelCard(
@@ -763,7 +760,7 @@ def _layout(
         layout = otherwise
     else:
         raise ModelError(
-            f"{_printable(path)}: has {_say(value)}, which does not show where the channels are; "
+            f"{printable(path)}: has {_say(value)}, which does not show where the channels are; "
             "pass --model-io nchw or --model-io nhwc"
         )
     axis = value.type.tensor_type.shape.dim[_channel_axis(layout)]
@@ -1124,13 +1121,9 @@ def _say(value: onnx.ValueInfoProto) -> str:
 
 def _refuse(path: Path, found: str) -> NoReturn:
     raise ModelError(
-        f"{_printable(path)}: {found}; it is no generator that this tool can translate with: one "
+        f"{printable(path)}: {found}; it is no generator that this tool can translate with: one "
         "picture in, one of the same size out, 1 or 3 channels"
     )
-
-
-def _printable(path: Path) -> str:
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _first_line(error: BaseException) -> str:

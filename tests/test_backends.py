@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 import threading
@@ -292,6 +293,28 @@ def test_a_model_that_gives_nan_errors(
     model = open_model(generators.not_a_number(tmp_path / "a.onnx", io))
     with pytest.raises(ModelError, match=r"a\.onnx: gives NaN"):
         open_backend(model, backend=backend)
+
+
+def test_a_name_that_is_not_utf_8_can_be_said_errors(tmp_path: Path, backend: str) -> None:
+    name = os.fsdecode(b"\xff.onnx")
+    with pytest.raises(ModelError, match=r"xff\.onnx: gives NaN") as caught:
+        open_backend(open_model(generators.not_a_number(tmp_path / name)), backend=backend)
+    str(caught.value).encode()
+
+
+@pytest.mark.behaviour(33)
+def test_a_norm_that_divides_by_nothing_on_a_black_frame_errors(
+    tmp_path: Path, backend: str
+) -> None:
+    g = generators.Graph()
+    x = g.op("Sub", "image", g.op("ReduceMean", "image", axes=[2, 3]))
+    deviation = g.op("ReduceMean", g.op("Mul", x, x), axes=[2, 3])
+    g.op("Tanh", g.op("Div", x, g.op("Sqrt", deviation)), out="picture")
+    shape = ("N", 3, "H", "W")
+    kind = onnx.TensorProto.FLOAT
+    g.save(tmp_path / "a.onnx", [("image", kind, shape)], [("picture", kind, shape)])
+    with pytest.raises(ModelError, match="gives NaN"):
+        open_backend(open_model(tmp_path / "a.onnx"), backend=backend)
 
 
 def test_a_model_that_changes_the_size_only_when_it_runs_errors(

@@ -380,6 +380,27 @@ def test_a_u_net_needs_the_multiple_of_its_depth(tmp_path: Path, levels: int) ->
     assert found == SizeRequirements(multiple_of=multiple, minimum=multiple)
 
 
+def test_sizes_that_the_graph_computes_from_its_input_are_followed(tmp_path: Path) -> None:
+    """As torch writes ``interpolate(x, size=y.shape[2:])``."""
+    g = Graph()
+    kernel = g.constant(np.full((3, 3, 4, 4), 0.1))
+    x = "image"
+    for _ in range(2):
+        x = g.op("Conv", x, kernel, strides=[2, 2], pads=[1, 1, 1, 1])
+    shape_of_x = g.op("Shape", x)
+    start, middle, end = (g.constant([n], np.int64) for n in (0, 2, 4))
+    sides = g.op("Mul", g.op("Slice", shape_of_x, middle, end), g.constant([4, 4], np.int64))
+    sizes = g.op("Concat", g.op("Slice", shape_of_x, start, middle), sides, axis=0)
+    g.op("Tanh", g.op("Resize", x, "", "", sizes), out="picture")
+    shape = ("N", 3, "H", "W")
+    g.save(
+        tmp_path / "a.onnx",
+        [("image", TensorProto.FLOAT, shape)], [("picture", TensorProto.FLOAT, shape)],
+    )  # fmt: skip
+    found = open_model(tmp_path / "a.onnx").card.sizes
+    assert found == SizeRequirements(multiple_of=4, minimum=4)
+
+
 def test_where_shapes_cannot_be_inferred_the_strides_say_the_multiple(tmp_path: Path) -> None:
     g = Graph()
     kernel = g.constant(np.full((3, 3, 4, 4), 0.1))

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import BackendError, BackendUnavailableError, ModelError
+from ..files import printable
 from ..frames import Pixels, as_pixel_type
 from ..model import Model, ModelCard, sample_frames, writes_out_its_norm
 from ..parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
@@ -203,14 +204,15 @@ def _check_precision(card: ModelCard, precision: str, backend: str) -> None:
         )
     if precision in ("auto", card.precision):
         return
+    name = printable(card.path)
     if precision != "bf16":
         raise BackendError(
-            f"{card.path}: is {card.precision} and {precision} was asked for; the precision is the "
+            f"{name}: is {card.precision} and {precision} was asked for; the precision is the "
             f"file's, so export the generator again: cyclegan-batch export --precision {precision}"
         )
     if card.precision != "fp32":
         raise BackendError(
-            f"{card.path}: is {card.precision}, and bf16 is a way to run an fp32 file; leave "
+            f"{name}: is {card.precision}, and bf16 is a way to run an fp32 file; leave "
             "--precision out"
         )
     if backend == "onnxruntime":
@@ -229,8 +231,8 @@ def checked(out: Pixels, frames: Pixels, card: ModelCard) -> Pixels:
     """
     if out.shape != frames.shape or out.dtype != frames.dtype:
         raise ModelError(
-            f"{card.path}: gives {out.shape} {out.dtype} for {frames.shape} {frames.dtype} where a "
-            "generator keeps size and type; it cannot translate pictures"
+            f"{printable(card.path)}: gives {out.shape} {out.dtype} for {frames.shape} "
+            f"{frames.dtype} where a generator keeps size and type; it cannot translate pictures"
         )
     if out.dtype != np.uint8 and np.isnan(out).any():
         raise _not_a_number(card)
@@ -282,8 +284,8 @@ def parity_of(reduced: Backend, exact: Backend) -> Parity:
     needed = OF_PRECISION[reduced.precision]
     if not found.reaches(needed):
         raise ModelError(
-            f"{card.path}: in {reduced.precision} it is {found}, where {needed} is expected "
-            f"({LIMITS[needed]}); leave --precision out"
+            f"{printable(card.path)}: in {reduced.precision} it is {found}, where {needed} is "
+            f"expected ({LIMITS[needed]}); leave --precision out"
         )
     return found
 
@@ -296,6 +298,6 @@ def says_out_of_memory(error: BaseException) -> bool:
 
 def _not_a_number(card: ModelCard) -> ModelError:
     return ModelError(
-        f"{card.path}: gives NaN where numbers are expected; its training diverged, or "
+        f"{printable(card.path)}: gives NaN where numbers are expected; its training diverged, or "
         f"{card.precision} is too coarse for it; take another checkpoint, or export it in fp32"
     )

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
+from ..files import printable
 from ..frames import Pixels
 from ..model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
 from . import checked, in_batches, nvidia_gpus, says_out_of_memory, verify
@@ -146,12 +147,12 @@ def _session(graph: bytes, card: ModelCard, device: str, precision: str, pool: i
     except Exception as error:
         if says_out_of_memory(error):
             raise OutOfMemoryError(
-                f"onnxruntime: no memory on {device} for the weights of {card.path}; "
+                f"onnxruntime: no memory on {device} for the weights of {printable(card.path)}; "
                 "use another device"
             ) from error
         raise BackendError(
-            f"onnxruntime {onnxruntime.__version__} does not open {card.path}: {error}; try "
-            "--backend openvino, or export the model with a lower opset"
+            f"onnxruntime {onnxruntime.__version__} does not open {printable(card.path)}: {error}; "
+            "try --backend openvino, or export the model with a lower opset"
         ) from error
     # Where a provider cannot start, onnxruntime goes on with the CPU and only logs it.
     first = session.get_providers()[0]
@@ -188,6 +189,6 @@ def _translated(error: Exception, card: ModelCard, device: str, frames: Pixels) 
     if says_out_of_memory(error):
         return OutOfMemoryError(f"onnxruntime: no memory on {device} for a batch of {shape}")
     return BackendError(
-        f"onnxruntime: {card.path} fails on frames of {shape}: {error}; the network may need other "
-        "sizes: try --size"
+        f"onnxruntime: {printable(card.path)} fails on frames of {shape}: {error}; the network "
+        "may need other sizes: try --size"
     )

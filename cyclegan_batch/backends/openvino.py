@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
+from ..files import printable
 from ..frames import Pixels
 from ..model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
 from . import checked, in_batches, parity_of, says_out_of_memory, verify
@@ -147,7 +149,7 @@ def open_openvino(
         found = parity_of(
             OpenVinoBackend(model.card, network, "bf16"), OpenVinoBackend(model.card, exact, "fp32")
         )
-        note = (f"{model.card.path} in bf16 against fp32 is {found}",)
+        note = (f"{printable(Path(model.card.path.name))} in bf16 against fp32 is {found}",)
     arithmetic = "bf16" if bf16 else "int8" if model.card.precision == "int8" else "fp32"
     opened = OpenVinoBackend(model.card, network, arithmetic)
     opened.notes = note
@@ -172,10 +174,12 @@ def _compiled(core: Any, card: ModelCard, graph: bytes, settings: dict[str, Any]
     except RuntimeError as error:
         if says_out_of_memory(error):
             raise OutOfMemoryError(
-                f"openvino: no memory for the weights of {card.path}; close other programs"
+                f"openvino: no memory for the weights of {printable(card.path)}; close other "
+                "programs"
             ) from error
         raise BackendError(
-            f"openvino does not open {card.path}: {_reason(error)}; try --backend onnxruntime"
+            f"openvino does not open {printable(card.path)}: {_reason(error)}; try "
+            "--backend onnxruntime"
         ) from error
 
 
@@ -191,6 +195,6 @@ def _translated(error: Exception, card: ModelCard, frames: Pixels) -> Exception:
     if says_out_of_memory(error):
         return OutOfMemoryError(f"openvino: no memory for a batch of {shape}")
     return BackendError(
-        f"openvino: {card.path} fails on frames of {shape}: {_reason(error)}; the network may "
-        "need other sizes: try --size"
+        f"openvino: {printable(card.path)} fails on frames of {shape}: {_reason(error)}; the "
+        "network may need other sizes: try --size"
     )

@@ -415,8 +415,8 @@ class _Listing:
             suffixes = sorted({path.suffix for path in self.others if path.suffix})[:5]
             shown = f" ({printable(Path(', '.join(suffixes)))})" if suffixes else ""
             yield (
-                f"{printable(folder)}: {len(self.others)} files{shown} are neither pictures nor "
-                "videos and are left out; --copy-others copies them"
+                f"{printable(folder)}: left out, as neither pictures nor videos: "
+                f"{len(self.others)} of its files{shown}; --copy-others copies them"
             )
 
 

@@ -172,7 +172,7 @@ def test_a_folder_is_mirrored_with_its_tree_names_and_formats(tmp_path: Path) ->
     )
     assert tree.root == tmp_path / "out"
     assert len(tree.notes) == 1
-    assert re.search(r"in: 2 files \(\.gif, \.json\) are neither pictures", tree.notes[0])
+    assert re.search(r"in: left out, .*: 2 of its files \(\.gif, \.json\); --copy", tree.notes[0])
     assert not (tmp_path / "out").exists()
 
 

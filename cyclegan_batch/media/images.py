@@ -522,6 +522,7 @@ class ImageSink:
     """The files of a shard: each is written under a temporary name, and gets its own when whole."""
 
     notes: tuple[str, ...] = ()
+    """None: what a format cannot hold, the source knows beforehand."""
 
     def __init__(self, shard: ImageShard) -> None:
         self.shard = shard
@@ -549,11 +550,6 @@ class ImageSink:
     def written(self) -> Sequence[Path]:
         """The files that are whole so far."""
         return tuple(self._written)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Nothing: what a format cannot hold, the source knows beforehand."""
-        return ()
 
     def write(self, item: _Encoded | Dropped) -> Dropped | None:
         """Write one file; return Dropped where that fails: the pipeline knows what is final."""

@@ -130,7 +130,9 @@ def open_openvino(
         "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS,
     }
     network = _Network(lambda: _compiled(core, model.card, model.graph, settings))
-    with_values = _compiled(core, model.card, graph_with_values(model), settings)
+    with_values = _compiled(
+        core, model.card, graph_with_values(model), settings | {"NUM_STREAMS": 1}
+    )
 
     def run(frames: Pixels) -> tuple[Pixels, Pixels]:
         try:

@@ -383,8 +383,9 @@ def doctor(as_json: bool) -> None:
 def demo(folder: Path) -> None:
     """Translate a clip and pictures made on the spot into FOLDER, with a sheet to look at."""
     from .demo import run_demo
+    from .progress import printable
 
-    run_demo(folder)
+    run_demo(folder, say=lambda sentence: print(printable(sentence), file=sys.stderr))
 
 
 def _print_description(described: Any, *, as_json: bool) -> None:

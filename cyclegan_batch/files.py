@@ -42,8 +42,13 @@ def publish(partial: Path, final: Path, *, overwrite: bool) -> None:
 
 
 def printable(path: Path) -> str:
-    """Return ``path`` as text for messages: bytes that are not UTF-8 are spelled as hexadecimal."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """Return ``path`` as text for messages: what is not printable text is spelled as an escape.
+
+    Bytes that are not UTF-8 would stop a print, line ends would break a message in two, and control
+    characters would reach the terminal.
+    """
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

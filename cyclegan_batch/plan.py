@@ -264,8 +264,15 @@ def _sight(card: ModelCard, options: TranslateOptions, sizes: Sequence[Size]) ->
     if not sizes:
         return []
     shape = geometry_from_options(card, options)
-    seen = dict.fromkeys(shape(size).network for size in sizes)
+    seen = list(dict.fromkeys(_way(shape(size)) for size in sizes))
     trained = f"trained at {card.trained_size}, " if card.trained_size else ""
-    shown = ", ".join(f"{width}×{height}" for height, width in list(seen)[:3])
     more = f" and {len(seen) - 3} other sizes" if len(seen) > 3 else ""
-    return [f"{card.path.name}: {trained}sees {shown}{more}"]
+    return [f"{printable(Path(card.path.name))}: {trained}sees {', '.join(seen[:3])}{more}"]
+
+
+def _way(shape: Geometry) -> str:
+    """Return the network's size in words, and how a picture comes to it where that shows."""
+    source, content, network = (f"{w}×{h}" for h, w in (shape.source, shape.content, shape.network))
+    if shape.content == shape.source:
+        return network
+    return f"{source} resized to {content}" + (f" in {network}" if content != network else "")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cyclegan_batch.errors import OutputError
-from cyclegan_batch.files import output_error, publish, temporary_path
+from cyclegan_batch.files import output_error, printable, publish, temporary_path
 
 
 @pytest.mark.behaviour(17)
@@ -91,3 +91,9 @@ def test_a_folder_in_the_place_of_the_output_errors(tmp_path: Path) -> None:
 
 def _no_hard_links(*_: object) -> None:
     raise OSError(errno.EOPNOTSUPP, "not supported")
+
+
+@pytest.mark.behaviour(17)
+def test_a_name_with_control_characters_stays_on_its_line() -> None:
+    assert printable(Path("new\nline\x1b[31m\u2028.png")) == r"new\nline\x1b[31m\u2028.png"
+    assert printable(Path("été 🐎 [a] 100%.png")) == "été 🐎 [a] 100%.png"

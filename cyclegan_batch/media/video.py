@@ -28,6 +28,7 @@ from typing import Any
 import av
 import av.container
 import av.error
+import av.logging
 import cv2
 import numpy as np
 from av.filter import Graph
@@ -145,6 +146,8 @@ def plan_video(
         info = media_info(opened, path)
     else:
         info = probe(path, image_pattern_rate=_picture_rate(path, options))
+        if info.format == "image2":
+            _refuse_gaps(path)
     stream = info.best_video(options.stream)
     if stream.size is None or not all(stream.size) or stream.pix_fmt is None:
         raise InputError(
@@ -233,6 +236,24 @@ def _picture_rate(path: Path, options: TranslateOptions) -> Fraction | None:
     return rate
 
 
+def _refuse_gaps(pattern: Path) -> None:
+    """Raise InputError where a number is missing: FFmpeg would take the gap for the end."""
+    match = _PATTERN.search(pattern.name)
+    assert match is not None
+    before, after = pattern.name[: match.start()], pattern.name[match.end() :]
+    before, after = before.replace("%%", "%"), after.replace("%%", "%")
+    name = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+    numbers = {int(m[1]) for each in pattern.parent.iterdir() if (m := name.fullmatch(each.name))}
+    first, last = min(numbers), max(numbers)
+    missing = next((n for n in range(first, last) if n not in numbers), None)
+    if missing is not None:
+        gap = pattern.with_name(before + (match[0] % missing) + after)
+        raise InputError(
+            f"{printable(gap)} is missing between numbers {first} and {last}; "
+            "number the pictures without gaps"
+        )
+
+
 def _open_pipe() -> av.container.InputContainer:
     """Open standard input as y4m; nothing in y4m refers to another file. Raises InputError."""
     try:
@@ -251,6 +272,9 @@ def _frames_expected(info: MediaInfo, stream: StreamInfo, options: TranslateOpti
     seconds = info.duration
     if stream.duration is not None:
         seconds = stream.duration * stream.time_base
+    elif seconds is not None and info.format.startswith("matroska"):
+        # Matroska counts from 0, not from its first frame.
+        seconds -= max(Fraction(0), (stream.start_pts or 0) * stream.time_base)
     if whole is None and rate and seconds:
         whole = round(seconds * rate)
     if whole is not None and rate and (options.ss is not None or options.to is not None):
@@ -376,7 +400,8 @@ def _open_first(
     for plan in _variants(draft, size, formats, explicit=options.pix_fmt is not None):
         try:
             context = _context(plan, colour, size, aspect)
-            context.open()
+            with _reasons():
+                context.open()
         except (av.error.FFmpegError, ValueError, OSError) as failure:
             refused = refused or failure
             continue
@@ -543,6 +568,22 @@ def _as_text(options: dict[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in options.items()) or "no options"
 
 
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Let errors of FFmpeg carry what it logged.
+
+    Never while a decoder is at work: the callback behind it takes the GIL in FFmpeg's threads, and
+    whoever closes the decoder holds the GIL while he waits for them (PyAV 18.1; seen as a hang).
+    """
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture():
+            yield
+    finally:
+        av.logging.set_level(level)
+
+
 def _reason(error: BaseException | None) -> str:
     """Return what FFmpeg logged about an error, else what it is called."""
     log = getattr(error, "log", None)
@@ -622,6 +663,8 @@ class VideoSource:
 
     def __init__(self, plan: VideoPlan) -> None:
         self._plan = plan
+        self.notes: tuple[str, ...] = ()
+        """What only reading shows, to be said once."""
         self._container: av.container.InputContainer | None = None
         self._first: int | None = None
         self._packets = 0
@@ -645,6 +688,7 @@ class VideoSource:
                 yield self._dropped(index, item)
             else:
                 timing, picture = item
+                self._look_at_size(index, picture)
                 if picture.is_corrupt:
                     cause = "its data is damaged"
                     yield self._dropped(index, _Lost(timing.pts, cause))
@@ -737,6 +781,8 @@ class VideoSource:
                 continue
             for frame in frames:
                 yield from shown.before(frame)
+                if shown.is_late(frame):
+                    continue
                 yield frame
                 if seeking:
                     seeking = False
@@ -846,6 +892,15 @@ class VideoSource:
 
     # What is wrong
 
+    def _look_at_size(self, index: int, picture: av.VideoFrame) -> None:
+        plan = self._plan
+        if not self.notes and (picture.height, picture.width) != plan.stream.size:
+            height, width = plan.size
+            self.notes = (
+                f"{plan.name}: the video changes its size (frame {index} is "
+                f"{picture.width}×{picture.height}); all frames become {width}×{height}",
+            )
+
     def _dropped(self, index: int, lost: _Lost) -> Dropped:
         plan = self._plan
         where = f"{plan.name}, frame {index}"
@@ -894,8 +949,7 @@ class VideoSource:
                 f"{plan.name}: is cut short: its header says {claimed} frames, "
                 f"{self._packets} are there; {advice}"
             )
-        found = max(self._ends.values(), default=Fraction(0))
-        said = self._said_end()
+        found, said = self._found_and_said_end()
         if said is None or found + self._step * stream.time_base + _ROUNDING >= said:
             return None
         return InputError(
@@ -903,19 +957,26 @@ class VideoSource:
             f"{float(found):.3f} s are there; {advice}"
         )
 
-    def _said_end(self) -> Fraction | None:
-        """Return where the header says that the longest stream ends, in seconds."""
-        info = self._plan.info
-        if info.duration is None or self._plan.picture_rate is not None:
-            return None
+    def _found_and_said_end(self) -> tuple[Fraction, Fraction | None]:
+        """Return where the video ends, and where by the header it should, in seconds.
+
+        Where only the whole file's duration is known, both are of the longest stream.
+        """
+        info, stream = self._plan.info, self._plan.stream
+        nothing = Fraction(0)
+        if self._plan.picture_rate is not None:
+            return nothing, None
+        if stream.duration is not None:
+            start = (stream.start_pts or 0) * stream.time_base
+            return self._ends.get(stream.index, nothing), start + stream.duration * stream.time_base
+        found = max(self._ends.values(), default=nothing)
+        if info.duration is None:
+            return found, None
         starts = [s.start_pts * s.time_base for s in info.streams if s.start_pts is not None]
-        # Matroska counts from 0; where a stream starts earlier, so does the duration.
-        start = (
-            min([Fraction(0), *starts])
-            if info.format.startswith("matroska")
-            else min(starts, default=Fraction(0))
-        )
-        return start + info.duration
+        start = min(starts, default=nothing)
+        # Matroska counts from 0, but from an earlier start where there is one.
+        start = min(nothing, start) if info.format.startswith("matroska") else start
+        return found, start + info.duration
 
 
 _ROUNDING = Fraction(2, 1000)
@@ -937,6 +998,7 @@ class _Shown:
         self._waiting: list[int] = []
         self._failed = False
         self._cause = ""
+        self._reported: set[int] = set()
 
     def expect(self, packet: av.Packet[Any]) -> None:
         if packet.size and packet.pts is not None and not packet.is_discard:
@@ -961,9 +1023,14 @@ class _Shown:
                 raise _UncertainError
             # Some packets are never shown (VP8's hidden frames): only after an error it counts.
             if self._failed:
+                self._reported.add(pts)
                 yield _Lost(pts, self._cause)
         if self._waiting and self._waiting[0] == frame.pts:
             heapq.heappop(self._waiting)
+
+    def is_late(self, frame: av.VideoFrame) -> bool:
+        """Say whether ``frame`` was given up: without its references it comes after later ones."""
+        return frame.pts in self._reported
 
     def rest(self) -> Iterator[_Lost]:
         """Yield what should have been shown at the end."""
@@ -1134,7 +1201,9 @@ class VideoSink:
                 container.close()
         if not self._piped:
             for path in {self._stretch, self._partial}:
-                path.unlink(missing_ok=True)
+                # Where not even the folder exists, there is nothing to remove.
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def _origin(self, timing: Timing) -> int:
         return self._times[0] if self._times else timing.pts
@@ -1146,6 +1215,8 @@ class VideoSink:
         if encoder.format == "mp4":
             # Room for time stamps of any source, so that the order is kept.
             options["movie_timescale"] = str(min(encoder.time_base.denominator, 2**31 - 1))
+        if not self._piped:
+            plan.output.parent.mkdir(parents=True, exist_ok=True)
         target: Any = sys.stdout.buffer if self._piped else f"file:{self._stretch.absolute()}"
         self._container = av.open(target, "w", format=encoder.format, container_options=options)
         self._stream = self._container.add_stream(encoder.name, rate=encoder.rate)

@@ -40,7 +40,7 @@ from ..options import TranslateOptions
 from . import Dropped
 from .assemble import StreamPlan, Stretch, assemble, plan_streams
 from .colour import ColourPlan, FromRGB, ToRGB, bits_of, output_tags, resolve
-from .containers import MediaInfo, StreamInfo, media_info, open_container, probe
+from .containers import MediaInfo, StreamInfo, demux, media_info, open_container, probe
 
 PIPE = Path("-")
 """Standard input or output, as y4m."""
@@ -795,7 +795,7 @@ class VideoSource:
     def _demux(self, container: av.container.InputContainer) -> Iterator[av.Packet[Any]]:
         """Yield all packets and note how far each stream goes; the flushing one comes last."""
         video = self._plan.stream.index
-        packets = container.demux()
+        packets = demux(container, list(container.streams))
         while True:
             try:
                 packet = next(packets, None)

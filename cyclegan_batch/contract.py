@@ -1,0 +1,406 @@
+"""The contract, version 1, as a graph: what it is, and how it comes around a generator.
+
+One input ``frames`` and one output ``translated``, both RGB ``(N, H, W, 3)`` of one size, and both
+uint8 or both float16 in [0, 1]. Whatever the network wants besides (its range, its layout, its
+channel order, its own number type) happens inside the graph, in the nodes that
+`contract_from_generator` puts around it: for the files of others, and for an exporter too.
+
+Here is also what is read off any graph before that: its two ends, its axes, its constants, and
+whether it keeps the size. No file is read here, and nothing is known of the card; a ``path`` is
+taken only to be named in a refusal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+import onnx
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from .errors import ModelError
+from .files import printable
+from .frames import PixelType, Size
+
+CONTRACT_VERSION = 1
+INPUT, OUTPUT = "frames", "translated"
+
+_ELEMENTS: dict[PixelType, int] = {"uint8": TensorProto.UINT8, "float16": TensorProto.FLOAT16}
+
+_OLDEST_OPSET = 7
+"""The nodes around a generator broadcast as numpy does, which ONNX does since opset 7."""
+
+CONVERTED_OPSET = 13
+"""What an older file is converted to."""
+
+_BT601 = (0.299, 0.587, 0.114)
+"""Luma from gamma-coded RGB, ITU-R BT.601-7, 2.5.1."""
+
+Layout = Literal["nchw", "nhwc"]
+Order = Literal["rgb", "bgr"]
+Range = tuple[float, float]
+"""The values of black and of white."""
+
+RANGES: dict[str, Range] = {"0..255": (0.0, 255.0), "0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0)}
+"""The ranges that have a name in ``--model-io``."""
+
+
+@dataclass(frozen=True)
+class GeneratorIO:
+    """How a generator sees pictures: what the contract's nodes bring it to and back from."""
+
+    layout: Layout = "nchw"
+    order: Order = "rgb"
+    takes: Range = (-1.0, 1.0)
+    """The values of black and white that it is fed."""
+    gives: Range = (-1.0, 1.0)
+    """The values that become black and white."""
+    gives_layout: Layout | None = None
+    """None: the layout that it takes."""
+
+    def __str__(self) -> str:
+        """Return it in the grammar of ``--model-io``."""
+        words = [self.layout, self.order, _range_name(self.takes)]
+        if self.gives != self.takes:
+            words += ["->", _range_name(self.gives)]
+        return " ".join(words)
+
+
+# Around a generator
+
+
+def contract_from_generator(
+    generator: onnx.ModelProto, io: GeneratorIO, *, pixel_type: PixelType = "uint8"
+) -> onnx.ModelProto:
+    """Put the contract's nodes around a generator of one input and one output.
+
+    The generator takes and gives ``(N, C, H, W)`` or ``(N, H, W, C)``, C = 1 or 3, of one float
+    type or uint8. Its weights and nodes are kept as they are, under the prefix ``generator/``; the
+    nodes around them work in float32. The first node is the Cast from the pixel type and the last
+    the Cast to it, since TensorRT takes uint8 nowhere else. Rounding is half up (floor of
+    x + 0.5): ONNX's own Round goes to even. Where the generator has one channel it is fed BT.601
+    luma, and its output is repeated. ``generator`` itself is not changed. Raises ModelError.
+    """
+    if _opset(generator) < _OLDEST_OPSET:
+        generator = onnx.version_converter.convert_version(generator, CONVERTED_OPSET)
+    inner = compose.add_prefix(generator, "generator/")
+    graph = inner.graph
+    weights = {weight.name for weight in graph.initializer}
+    (entry,) = (value for value in graph.input if value.name not in weights)
+    (leave,) = graph.output
+    batch, height, width = picture_axes(entry, io.layout)
+    nodes = _Nodes(_opset(inner))
+
+    x = nodes.add("Cast", [INPUT], to=TensorProto.FLOAT)
+    top = 255.0 if pixel_type == "uint8" else 1.0
+    low, high = io.takes
+    x = nodes.affine(x, (high - low) / top, low)
+    if _channels(entry, io.layout) == 1:
+        # The order does not matter to luma once the picture is RGB: it is taken from RGB.
+        x = nodes.add("MatMul", [x, nodes.constant(np.array(_BT601)[:, np.newaxis])])
+    elif io.order == "bgr":
+        x = nodes.add("Gather", [x, nodes.constant([2, 1, 0], np.int64)], axis=3)
+    if io.layout == "nchw":
+        x = nodes.add("Transpose", [x], perm=[0, 3, 1, 2])
+    x = nodes.cast(x, entry.type.tensor_type.elem_type)
+    before = nodes.take()
+    # The generator reads its input from the last node before it.
+    before[-1].output[0] = entry.name
+
+    gives_layout = io.gives_layout or io.layout
+    x = nodes.cast(leave.name, TensorProto.FLOAT, source=leave.type.tensor_type.elem_type)
+    if gives_layout == "nchw":
+        x = nodes.add("Transpose", [x], perm=[0, 2, 3, 1])
+    if _channels(leave, gives_layout) == 1:
+        x = nodes.add("Concat", [x, x, x], axis=3)
+    elif io.order == "bgr":
+        x = nodes.add("Gather", [x, nodes.constant([2, 1, 0], np.int64)], axis=3)
+    low, high = io.gives
+    gain = top / (high - low)
+    if pixel_type == "uint8":
+        x = nodes.affine(x, gain, 0.5 - low * gain)
+        x = nodes.add("Floor", [x])
+    else:
+        x = nodes.affine(x, gain, -low * gain)
+    x = nodes.clip(x, 0.0, top)
+    nodes.add("Cast", [x], out=OUTPUT, to=_ELEMENTS[pixel_type])
+    after = nodes.take()
+
+    shape = [batch or "N", height or "H", width or "W", 3]
+    kind = _ELEMENTS[pixel_type]
+    contract = onnx.ModelProto()
+    contract.CopyFrom(inner)
+    # Below IR 4 every weight must be an input too, and no runtime may then fold it.
+    contract.ir_version = max(inner.ir_version, 4)
+    del contract.graph.input[:], contract.graph.output[:], contract.graph.node[:]
+    # What was inferred for the old shapes is not needed, and may be wrong.
+    del contract.graph.value_info[:]
+    contract.graph.input.append(helper.make_tensor_value_info(INPUT, kind, shape))
+    contract.graph.output.append(helper.make_tensor_value_info(OUTPUT, kind, shape))
+    contract.graph.node.extend([*before, *graph.node, *after])
+    contract.graph.initializer.extend(nodes.weights)
+    return contract
+
+
+class _Nodes:
+    """The contract's nodes as they are made; every name begins with ``contract/``."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.weights: list[TensorProto] = []
+        self._nodes: list[onnx.NodeProto] = []
+        self._count = 0
+
+    def add(self, kind: str, inputs: list[str], out: str | None = None, **attributes: Any) -> str:
+        self._count += 1
+        name = f"contract/{self._count}_{kind}"
+        out = out or name
+        self._nodes.append(helper.make_node(kind, inputs, [out], name, **attributes))
+        return out
+
+    def constant(self, values: Any, dtype: Any = np.float32) -> str:
+        name = f"contract/constant_{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.asarray(values, dtype=dtype), name))
+        return name
+
+    def affine(self, x: str, gain: float, offset: float) -> str:
+        """Append ``gain·x + offset``, or what of it does anything: each is one more pass."""
+        if gain != 1.0:
+            x = self.add("Mul", [x, self.constant(gain)])
+        if offset != 0.0:
+            x = self.add("Add", [x, self.constant(offset)])
+        return x
+
+    def clip(self, x: str, low: float, high: float) -> str:
+        if self.opset < 11:
+            return self.add("Clip", [x], min=low, max=high)
+        return self.add("Clip", [x, self.constant(low), self.constant(high)])
+
+    def cast(self, x: str, to: int, source: int = TensorProto.FLOAT) -> str:
+        return x if to == source else self.add("Cast", [x], to=to)
+
+    def take(self) -> list[onnx.NodeProto]:
+        nodes, self._nodes = self._nodes, []
+        return nodes
+
+
+# What a graph says of itself
+
+
+def ends(path: Path, proto: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
+    """Return the one picture input and the one picture output. Raises ModelError."""
+    weights = {weight.name for weight in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in weights]
+    outputs = list(proto.graph.output)
+    for values, word in ((inputs, "inputs"), (outputs, "outputs")):
+        if len(values) != 1:
+            names = ", ".join(f"{value.name!r}" for value in values)
+            refuse_generator(path, f"has {len(values)} {word} ({names}) where a generator has one")
+    for value, word in ((inputs[0], "input"), (outputs[0], "output")):
+        if not value.type.HasField("tensor_type"):
+            refuse_generator(path, f"its {word} {value.name!r} is no tensor")
+    return inputs[0], outputs[0]
+
+
+def pixel_type_of(entry: onnx.ValueInfoProto, leave: onnx.ValueInfoProto) -> PixelType | None:
+    """Return the pixel type of a graph that is inside the contract, None for one outside it."""
+    element = entry.type.tensor_type.elem_type
+    for value, name in ((entry, INPUT), (leave, OUTPUT)):
+        axes = dimensions_of(value) or []
+        if value.name != name or value.type.tensor_type.elem_type != element:
+            return None
+        if len(axes) != 4 or axes[3] != 3:
+            return None
+    return next((kind for kind, known in _ELEMENTS.items() if known == element), None)
+
+
+def fixed_size(path: Path, height: int | None, width: int | None) -> Size | None:
+    """Return the only size a graph takes, None where both axes are free. Raises ModelError."""
+    if height is not None and width is not None:
+        return height, width
+    if height is not None or width is not None:
+        refuse_generator(
+            path,
+            f"fixes its height to {height or 'any'} and its width to {width or 'any'} where both "
+            "or neither are fixed",
+        )
+    return None
+
+
+def _opset(proto: onnx.ModelProto) -> int:
+    return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def dimensions_of(value: onnx.ValueInfoProto) -> list[int | None] | None:
+    """Return the length of every axis, None for a free one; None where the rank is not known."""
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return None
+    return [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+
+
+def picture_axes(
+    value: onnx.ValueInfoProto, layout: Layout
+) -> tuple[int | None, int | None, int | None]:
+    """Return batch, height and width, each None where it is free."""
+    batch, *rest = dimensions_of(value) or []
+    height, width = rest[1:] if layout == "nchw" else rest[:2]
+    # Some exporters write a free axis as 0 or −1.
+    return tuple(n if n is not None and n > 0 else None for n in (batch, height, width))  # type: ignore[return-value]
+
+
+def channel_axis(layout: Layout) -> int:
+    """Return which of the four axes holds the channels."""
+    return 1 if layout == "nchw" else 3
+
+
+def _channels(value: onnx.ValueInfoProto, layout: Layout) -> int | None:
+    dimensions = dimensions_of(value)
+    return dimensions[channel_axis(layout)] if dimensions else None
+
+
+def _range_name(found: Range) -> str:
+    return next(name for name, known in RANGES.items() if known == found)
+
+
+def say(value: onnx.ValueInfoProto) -> str:
+    """Return a value in words: ``'image' (1, 3, H, W) float32``."""
+    tensor = value.type.tensor_type
+    kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "?"
+    if not tensor.HasField("shape"):
+        return f"{value.name!r} of {kind} and unknown shape"
+    axes = (str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?"
+            for d in tensor.shape.dim)  # fmt: skip
+    return f"{value.name!r} ({', '.join(axes)}) {kind}"
+
+
+class Constants:
+    """The values in a graph that its input does not change."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self._made = {out: node for node in proto.graph.node for out in node.output}
+        self._weights = {weight.name: weight for weight in proto.graph.initializer}
+
+    def value(self, name: str) -> np.ndarray[Any, Any] | None:
+        """Return the value of a weight or of a Constant node, or None."""
+        if name in self._weights:
+            return numpy_helper.to_array(self._weights[name])
+        node = self._made.get(name)
+        if node is None or node.op_type != "Constant":
+            return None
+        for attribute in node.attribute:
+            if attribute.name == "value":
+                return numpy_helper.to_array(attribute.t)
+            if attribute.name in ("value_float", "value_int"):
+                return np.asarray(helper.get_attribute_value(attribute))
+        return None
+
+
+# Whether the size is kept
+
+
+class Shapes:
+    """What shape inference says of a contract graph at a given size; the weights stay behind."""
+
+    _LARGE = 256
+    """Weights of more elements cannot be shapes: they are left out, which makes inference quick."""
+
+    def __init__(self, contract: onnx.ModelProto) -> None:
+        graph = onnx.GraphProto()
+        graph.name = contract.graph.name
+        graph.node.extend(contract.graph.node)
+        graph.input.extend(contract.graph.input)
+        graph.output.extend(contract.graph.output)
+        known = {value.name for value in graph.input}
+        for weight in contract.graph.initializer:
+            if int(np.prod(weight.dims)) <= self._LARGE:
+                graph.initializer.append(weight)
+            elif weight.name not in known:
+                graph.input.append(
+                    helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+                )
+        self._proto = onnx.ModelProto()
+        self._proto.ir_version = max(contract.ir_version, 4)
+        self._proto.opset_import.extend(contract.opset_import)
+        self._proto.functions.extend(contract.functions)
+        self._proto.graph.CopyFrom(graph)
+        constants = Constants(self._proto)
+        self._reflections = [
+            (node.input[0], pads)
+            for node in graph.node
+            if node.op_type == "Pad" and (pads := _reflection(node, constants)) is not None
+        ]
+
+    def output_size(self, size: Size) -> Size | Literal["unknown", "invalid"]:
+        """Return the size of ``translated`` for ``frames`` of ``size``."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self._proto)
+        frames = next(value for value in proto.graph.input if value.name == INPUT)
+        axes = frames.type.tensor_type.shape.dim
+        for axis, length in zip(axes, (axes[0].dim_value or 1, *size, 3), strict=True):
+            axis.dim_value = length
+        # Whatever the file declares of its output is not to be believed here.
+        del proto.graph.output[0].type.tensor_type.shape.dim[1:3]
+        proto.graph.output[0].type.tensor_type.ClearField("shape")
+        try:
+            inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        except onnx.shape_inference.InferenceError:
+            return "invalid"
+        values = {value.name: dimensions_of(value) for value in inferred.graph.value_info}
+        values[INPUT] = [*(axes[i].dim_value for i in range(4))]
+        for dimensions in values.values():
+            if dimensions and any(length is not None and length < 1 for length in dimensions):
+                return "invalid"
+        for name, pads in self._reflections:
+            shape = values.get(name)
+            for side, pad in zip(shape or [], pads, strict=False):
+                if side is not None and pad >= side:
+                    return "invalid"
+        found = dimensions_of(inferred.graph.output[0])
+        if found is None or len(found) != 4 or found[1] is None or found[2] is None:
+            return "unknown"
+        return found[1], found[2]
+
+
+def _reflection(node: onnx.NodeProto, constants: Constants) -> list[int] | None:
+    """Return the widest reflection on each axis of a Pad, or None if it does not reflect."""
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if attributes.get("mode", b"constant") != b"reflect":
+        return None
+    pads = attributes.get("pads")
+    if pads is None:
+        constant = constants.value(node.input[1])
+        if constant is None:
+            return None
+        pads = constant.tolist()
+    half = len(pads) // 2
+    return [max(begin, end) for begin, end in zip(pads[:half], pads[half:], strict=True)]
+
+
+def check_output_size(path: Path, shapes: Shapes, size: Size) -> None:
+    """Refuse a model that is known to change the size. Raises ModelError."""
+    found = shapes.output_size(size)
+    if isinstance(found, tuple) and found != size:
+        refuse_generator(
+            path,
+            f"gives {found[0]}×{found[1]} for {size[0]}×{size[1]} (height × width) where a "
+            "generator keeps the size",
+        )
+
+
+# Refusals
+
+
+def refuse_generator(path: Path, found: str) -> NoReturn:
+    """Refuse a graph that is no generator, by what was ``found`` in it. Raises ModelError."""
+    raise ModelError(
+        f"{printable(path)}: {found}; it is no generator that this tool can translate with: one "
+        "picture in, one of the same size out, 1 or 3 channels"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an onnx error, whose others are for its makers."""
+    return str(error).strip().partition("\n")[0]

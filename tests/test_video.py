@@ -827,8 +827,13 @@ def test_standard_input_that_is_no_y4m_errors(tmp_path, monkeypatch):
 @needs_ffprobe
 @pytest.mark.behaviour(11)
 def test_y4m_can_be_a_file_too(tmp_path):
-    source = moving(tmp_path / "in.mkv", frames=5)
+    source = streams.plain(
+        tmp_path / "in.mp4", frames=5, audio=None, sample_aspect_ratio=Fraction(4, 3)
+    )
     run(plan(source, tmp_path / "a.y4m"))
+    header = (tmp_path / "a.y4m").read_bytes().split(b"\n")[0].split()
+    assert header[:6] == [b"YUV4MPEG2", b"W64", b"H48", b"F25:1", b"Ip", b"A4:3"]
+    assert header[6] == b"C420mpeg2"
     run(plan(tmp_path / "a.y4m", tmp_path / "b.mp4"))
     assert len(times(tmp_path / "b.mp4")) == 5
 

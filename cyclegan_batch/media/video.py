@@ -47,6 +47,7 @@ PIPE = Path("-")
 
 _PATTERN = re.compile(r"%0?\d*d")
 _Y4M = ".y4m"
+_Y4M_MUXER = "yuv4mpegpipe"
 
 
 # The plan
@@ -257,7 +258,7 @@ def _refuse_gaps(pattern: Path) -> None:
 def _open_pipe() -> av.container.InputContainer:
     """Open standard input as y4m; nothing in y4m refers to another file. Raises InputError."""
     try:
-        return av.open(sys.stdin.buffer, "r", format="yuv4mpegpipe")
+        return av.open(sys.stdin.buffer, "r", format=_Y4M_MUXER)
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(
             f"standard input is not y4m ({_reason(error)}); pipe it like this: "
@@ -466,6 +467,9 @@ def _set_up(
     if tags.chroma_location > 1:
         # To the left is what decoders assume anyway.
         options.setdefault("chroma_sample_location", str(tags.chroma_location))
+    if plan.format == _Y4M_MUXER:
+        # In y4m it is never left unsaid: without this the header claims JPEG's.
+        options["chroma_sample_location"] = colour.chroma_location
     if plan.name in _QSCALE and not _OWN_RATE_CONTROL & options.keys():
         context.qscale = True
         context.global_quality = _QSCALE[plan.name] * _FF_QP2LAMBDA
@@ -614,7 +618,7 @@ def _plan_y4m(stream: StreamInfo, options: TranslateOptions) -> EncoderPlan:
         time_base=1 / rate,
         counts_frames=True,
         rate=rate,
-        format="yuv4mpegpipe",
+        format=_Y4M_MUXER,
     )
 
 
@@ -1116,6 +1120,24 @@ def upright(stored: Pixels, rotation: int, *, mirrored: bool) -> Pixels:
 # The sink
 
 
+class _Y4MFile:
+    """A file of y4m whose header says the sample aspect ratio: PyAV cannot set it on a stream."""
+
+    def __init__(self, file: Any, aspect: Fraction | None) -> None:
+        self._file = file
+        self._aspect = aspect
+
+    def write(self, data: bytes) -> int:
+        """Write ``data``, which is the header first."""
+        if self._aspect is not None:
+            ratio = f" A{self._aspect.numerator}:{self._aspect.denominator}".encode()
+            self._file.write(bytes(data).replace(b" A0:0", ratio, 1))
+            self._aspect = None
+        else:
+            self._file.write(data)
+        return len(data)
+
+
 class VideoSink:
     """Encode one stretch, and make the final file of it."""
 
@@ -1129,6 +1151,8 @@ class VideoSink:
             self._stretch = self._partial
         self._container: av.container.OutputContainer | None = None
         self._stream: Any = None
+        self._file: Any = None
+        """What y4m is written to."""
         self._times: list[int] = []
         self._last_duration: int | None = None
         self._written: list[Path] = []
@@ -1180,8 +1204,8 @@ class VideoSink:
                 self._mux(self._stream.encode(None))
             container, self._container = self._container, None
             container.close()
+            self._close_file()
             if self._piped:
-                sys.stdout.buffer.flush()
                 return
         if plan.streams is not None:
             stretch = Stretch(
@@ -1199,11 +1223,20 @@ class VideoSink:
             # It may be closed because the disk is full or the pipe gone: that is known already.
             with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
                 container.close()
+        with contextlib.suppress(OSError):
+            self._close_file()
         if not self._piped:
             for path in {self._stretch, self._partial}:
                 # Where not even the folder exists, there is nothing to remove.
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
+
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.flush()
+            if not self._piped:
+                file.close()
 
     def _origin(self, timing: Timing) -> int:
         return self._times[0] if self._times else timing.pts
@@ -1217,7 +1250,10 @@ class VideoSink:
             options["movie_timescale"] = str(min(encoder.time_base.denominator, 2**31 - 1))
         if not self._piped:
             plan.output.parent.mkdir(parents=True, exist_ok=True)
-        target: Any = sys.stdout.buffer if self._piped else f"file:{self._stretch.absolute()}"
+        target: Any = f"file:{self._stretch.absolute()}"
+        if plan.streams is None:
+            self._file = sys.stdout.buffer if self._piped else self._stretch.open("wb")
+            target = _Y4MFile(self._file, plan.sample_aspect_ratio)
         self._container = av.open(target, "w", format=encoder.format, container_options=options)
         self._stream = self._container.add_stream(encoder.name, rate=encoder.rate)
         _set_up(

@@ -64,6 +64,9 @@ VALUES = "contract/values"
 _PREFIX = "cyclegan_batch."
 """What the keys of the card begin with in ``metadata_props``."""
 
+_WITHOUT_CARD = "take the ONNX that it was made from: one without a card is adopted"
+"""What to do with a wrong card: this release has no command that writes a new one."""
+
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -117,8 +120,8 @@ def open_model(path: Path, *, model_io: str | None = None) -> Model:
     if "contract_version" in card:
         if model_io is not None:
             raise ModelError(
-                f"{path}: --model-io was given, but this file says itself what it takes; "
-                "leave the option out"
+                f"{printable(path)}: --model-io was given, but this file says itself what it "
+                "takes; leave the option out"
             )
         described = _card_of_contract(path, proto, card, digest)
         return Model(described, content)
@@ -353,8 +356,8 @@ def _check_weights(path: Path, proto: onnx.ModelProto) -> None:
             if np.isnan(values).any():
                 raise ModelError(
                     f"{printable(path)}: the weight {tensor.name!r} holds NaN where numbers are "
-                    "expected: its training diverged, or the file is damaged; take another "
-                    "checkpoint"
+                    "expected: its training diverged, or the file is damaged; use a file of "
+                    "another checkpoint"
                 )
 
 
@@ -382,7 +385,7 @@ def _card_of_contract(
         if not re.fullmatch(r"[1-9][0-9]{0,5}", said[key]):
             raise ModelError(
                 f"{name}: its card says {key} = {said[key]!r} where a number of at least 1 is "
-                "expected; export it again"
+                f"expected; {_WITHOUT_CARD}"
             )
         return int(said[key])
 
@@ -399,13 +402,13 @@ def _card_of_contract(
         raise ModelError(
             f"{name}: its card names the contract, but the graph takes {say(entry)} and gives "
             f"{say(leave)} where 'frames' and 'translated', (N, H, W, 3) of uint8 or float16, "
-            "are expected; export it again"
+            f"are expected; {_WITHOUT_CARD}"
         )
     precision = _weight_precision(proto)
     if said.get("precision", precision) != precision:
         raise ModelError(
             f"{name}: its card says {said['precision']}, but its weights are {precision}; "
-            "export it again"
+            f"{_WITHOUT_CARD}"
         )
     batch, height, width = picture_axes(entry, "nhwc")
     sizes = SizeRequirements(
@@ -417,7 +420,7 @@ def _card_of_contract(
     if said.get("direction") not in (None, "AtoB", "BtoA"):
         raise ModelError(
             f"{name}: its card says direction = {said['direction']!r} where AtoB or BtoA is "
-            "expected; export it again"
+            f"expected; {_WITHOUT_CARD}"
         )
     return ModelCard(
         path=path,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 PixelType = Literal["uint8", "float16"]
 Shape = Sequence[int | str | None]
@@ -356,3 +357,10 @@ def natural(size: tuple[int, int], count: int = 1, seed: int = 0) -> np.ndarray[
     picture = np.fft.irfft2(mixed, s=size).transpose(0, 2, 3, 1)
     picture = (picture - picture.mean()) / (picture.std() or 1.0)
     return np.clip(picture * 55 + 120, 0, 255).astype(np.uint8)
+
+
+def run(graph: onnx.ModelProto | bytes, frames: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Run a contract graph with numpy alone."""
+    proto = onnx.ModelProto.FromString(graph) if isinstance(graph, bytes) else graph
+    out: np.ndarray[Any, Any] = ReferenceEvaluator(proto).run(None, {"frames": frames})[0]
+    return out

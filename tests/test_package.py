@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import re
@@ -226,6 +227,23 @@ def test_the_readme_names_every_extra_and_no_other():
     section = _readme().split("| extra |")[1].split("\n\n")[0]
     named = re.findall(r"`([a-z]+)`", " ".join(re.findall(r"^\| (`.*?) \|", section, re.M)))
     assert set(named) == set(extras["optional-dependencies"])
+
+
+def test_every_command_and_option_that_a_message_names_is_there():
+    options = {"--help", "--query-gpu"}  # the second is nvidia-smi's
+    for command in cli.main.commands.values():
+        options |= {name for option in command.params for name in option.opts}
+        options |= {name for option in command.params for name in option.secondary_opts}
+    named = 0
+    for path in _modules("cyclegan_batch"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                commands = set(re.findall(r"\bcyclegan-batch ([a-z]+)", node.value))
+                said = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", node.value))
+                assert commands <= set(cli.main.commands), f"{path}:{node.lineno}"
+                assert said <= options, f"{path}:{node.lineno}"
+                named += len(commands) + len(said)
+    assert named > 50
 
 
 def test_the_core_never_imports_its_wings():

@@ -440,7 +440,7 @@ def test_a_uint8_network_says_once_that_8_bits_pass(tmp_path):
     made = plan(gradient(tmp_path / "in.mkv"), tmp_path / "out.mkv")
     assert [note for note in made.notes if "pass the network" in note] == [
         f"{tmp_path}/in.mkv: of its 10 bits, 8 pass the network (the model takes uint8); "
-        "a model exported with --io float16 keeps them"
+        "a model file that takes float16 keeps them"
     ]
     assert made.encoder.pix_fmt == "yuv420p10le"
 

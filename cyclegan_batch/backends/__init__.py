@@ -208,7 +208,7 @@ def _check_precision(card: ModelCard, precision: str, backend: str) -> None:
     if precision != "bf16":
         raise BackendError(
             f"{name}: is {card.precision} and {precision} was asked for; the precision is the "
-            f"file's, so export the generator again: cyclegan-batch export --precision {precision}"
+            f"file's: use a file that was exported in {precision}, or leave --precision out"
         )
     if card.precision != "fp32":
         raise BackendError(
@@ -299,5 +299,5 @@ def says_out_of_memory(error: BaseException) -> bool:
 def _not_a_number(card: ModelCard) -> ModelError:
     return ModelError(
         f"{printable(card.path)}: gives NaN where numbers are expected; its training diverged, or "
-        f"{card.precision} is too coarse for it; take another checkpoint, or export it in fp32"
+        f"{card.precision} is too coarse for it; use a file of another checkpoint, or one in fp32"
     )

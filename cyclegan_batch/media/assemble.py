@@ -516,7 +516,7 @@ class _JoinedVideo:
         if len(extradata) > 1:
             raise OutputError(
                 f"cannot write {printable(self._output)}: its stretches were encoded with "
-                "different settings; start again without the unfinished parts (--no-resume)"
+                "different settings; translate the whole of it again"
             )
         return ranks
 

@@ -181,7 +181,7 @@ def plan_video(
     if stream.bits > 8 and pixel_type == "uint8":
         notes.append(
             f"{name}: of its {stream.bits} bits, 8 pass the network (the model takes uint8); "
-            "a model exported with --io float16 keeps them"
+            "a model file that takes float16 keeps them"
         )
     if stream.interlaced and not options.deinterlace:
         notes.append(f"{name}: the video is interlaced; --deinterlace makes whole frames of it")

@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,68 +104,66 @@ def against_ffmpeg(clip: Path, *, pairs: int = 5, loops: int = 4) -> list[float]
     return ratios
 
 
-def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the CPU seconds that ``work`` took in all threads of this process, and its result."""
-    begin = time.process_time()
-    result = work()
-    return time.process_time() - begin, result
+def stages_alone(
+    clip: Path, model: Path, frames: int, folder: Path, options: dict[str, Any]
+) -> dict[str, float]:
+    """Return every stage's CPU seconds per frame, one frame at a time and no stage beside another.
 
-
-def stages_alone(clip: Path, model: Path, frames: int, folder: Path) -> dict[str, float]:
-    """Return every stage's CPU seconds per frame, each measured alone, one frame at a time."""
+    The reader is measured in a pass of its own, since its threads read ahead. The encoder's threads
+    lag behind: what it takes is the rest of the whole.
+    """
     plan = plan_translation(
-        clip, folder / "alone.mp4", model=model, frames=frames, threads=1, preset="veryfast"
+        clip, folder / "alone.mp4", model=model, frames=frames, threads=1, **options
     )
     unit = plan.units[0]
-    spent: dict[str, float] = {}
-    source, sink = unit.open_source(), unit.open_sink()
-    spent["read"], raw = cpu_seconds(lambda: list(source.read()))
-    count = len(raw)
-    into, out = source.converter(), sink.converter()
-
-    def to_rgb() -> list[Any]:
-        made = []
-        for item in raw:
-            frame = into(item)
-            shape = plan.geometry(frame.pixels.shape[:2])
-            made.append((frame, shape, stack([shape.into_network(frame.pixels)], 1)))
-        return made
-
-    spent["to rgb"], pictures = cpu_seconds(to_rgb)
-    plan.backend.infer(pictures[0][2])
-    spent["network"], rows = cpu_seconds(
-        lambda: [plan.backend.infer(pixels)[0] for _, _, pixels in pictures]
-    )
-
-    def from_rgb() -> list[Any]:
-        from dataclasses import replace
-
-        return [
-            out(replace(frame, pixels=shape.out_of_network(row)))
-            for (frame, shape, _), row in zip(pictures, rows, strict=True)
-        ]
-
-    spent["from rgb"], encoded = cpu_seconds(from_rgb)
-
-    def write() -> None:
-        for item in encoded:
-            sink.write(item)
-        sink.finish()
-
-    spent["write"], _ = cpu_seconds(write)
+    begin = time.process_time()
+    source = unit.open_source()
+    count = sum(1 for _ in source.read())
     source.close()
+    spent = {"read": time.process_time() - begin, "to rgb": 0.0, "network": 0.0, "from rgb": 0.0}
+
+    def measured(stage: str, work: Callable[[], Any]) -> Any:
+        # The converters and a network of one thread work in the thread that calls them.
+        begin = time.thread_time()
+        result = work()
+        spent[stage] += time.thread_time() - begin
+        return result
+
+    begin = time.process_time()
+    source, sink = unit.open_source(), unit.open_sink()
+    into, out = source.converter(), sink.converter()
+    for item in source.read():
+        frame = measured("to rgb", partial(into, item))
+        shape = plan.geometry(frame.pixels.shape[:2])
+        pixels = measured("to rgb", lambda f=frame, s=shape: stack([s.into_network(f.pixels)], 1))
+        rows = measured("network", partial(plan.backend.infer, pixels))
+        back = measured("from rgb", partial(shape.out_of_network, rows[0]))
+        sink.write(measured("from rgb", partial(out, replace(frame, pixels=back))))
+    sink.finish()
+    source.close()
+    spent["write"] = time.process_time() - begin - sum(spent.values())
     plan.backend.close()
     return {name: seconds / count for name, seconds in spent.items()}
 
 
-def against_cores(clip: Path, model: Path, *, pairs: int = 5, frames: int = 120) -> list[float]:
+def against_cores(
+    clip: Path,
+    model: Path,
+    *,
+    pairs: int = 5,
+    frames: int = 400,
+    loops: int = 4,
+    options: dict[str, Any] | None = None,
+) -> list[float]:
     """Return the pipeline's rate over the limit: cores ÷ the sum of the stages' CPU seconds."""
+    options = {"preset": "veryfast"} | (options or {})
     cores = len(os.sched_getaffinity(0))
     ratios = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        clip = looped(clip, loops, folder)
         for number in range(pairs):
-            alone = stages_alone(clip, model, frames, folder / f"{number}")
+            alone = stages_alone(clip, model, frames, folder / f"{number}", options)
             limit = cores / sum(alone.values())
             report = run_plan(
                 plan_translation(
@@ -171,7 +171,7 @@ def against_cores(clip: Path, model: Path, *, pairs: int = 5, frames: int = 120)
                     folder / f"{number}" / "out.mp4",
                     model=model,
                     frames=frames,
-                    preset="veryfast",
+                    **options,
                 )
             )
             ratios.append(report.rate / limit)
@@ -195,8 +195,9 @@ def main() -> None:
     parser.add_argument("clip", type=Path)
     parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--loops", type=int, default=4, help="ffmpeg: the clip, so many times")
-    parser.add_argument("--frames", type=int, default=120, help="cores: frames of the clip")
+    parser.add_argument("--loops", type=int, default=4, help="the clip, so many times")
+    parser.add_argument("--model-io", help="cores: how a foreign MODEL is fed")
+    parser.add_argument("--frames", type=int, default=400, help="cores: frames of the clip")
     given = parser.parse_args()
     if given.what == "ffmpeg":
         print(
@@ -206,7 +207,15 @@ def main() -> None:
     else:
         if given.model is None:
             parser.error("cores needs a MODEL")
-        ratios = against_cores(given.clip, given.model, pairs=given.pairs, frames=given.frames)
+        options = {"model_io": given.model_io} if given.model_io else {}
+        ratios = against_cores(
+            given.clip,
+            given.model,
+            pairs=given.pairs,
+            frames=given.frames,
+            loops=given.loops,
+            options=options,
+        )
         print("rate over the limit of the cores,", spread(ratios))
 
 

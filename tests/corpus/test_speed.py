@@ -1,4 +1,4 @@
-"""The rate of the pipeline, measured side by side; fair only on a machine with nothing else to do."""
+"""The rate of the pipeline, side by side; fair only on a machine with nothing else to do."""
 
 from __future__ import annotations
 

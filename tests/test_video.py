@@ -185,6 +185,15 @@ def test_no_encoder_drops_or_doubles_a_frame(tmp_path, codec, more):
     assert np.abs(pictures(output).astype(int) - pictures(source)).mean() < 6
 
 
+@pytest.mark.behaviour(1)
+@pytest.mark.parametrize("frames", [1, 2])
+def test_x265_encodes_a_clip_shorter_than_its_delay(tmp_path, capfd, frames):
+    source = streams.plain(tmp_path / "in.mp4", audio=None, frames=frames)
+    run(plan(source, tmp_path / "out.mp4", TranslateOptions(codec="libx265")))
+    assert len(pictures(tmp_path / "out.mp4")) == frames
+    assert capfd.readouterr().err == ""
+
+
 @needs_ffprobe
 @pytest.mark.behaviour(2)
 def test_a_late_start_stays_late(tmp_path):
@@ -648,12 +657,17 @@ def test_quality_is_said_in_the_words_of_each_encoder(tmp_path):
     [
         ({"codec": "libx999"}, "--codec libx999 is no encoder of this FFmpeg; choose one such as"),
         ({"codec": "aac"}, "--codec aac encodes audio; choose a video encoder"),
-        ({"encoder_opt": {"speed": "1"}}, "libx264 has no option speed; ffmpeg -h encoder=libx264"),
+        ({"encoder_opt": {"speed": "1"}}, "libx264 does not take speed; ffmpeg -h encoder=libx264"),
         ({"preset": "warp"}, "libx264 does not open for 64×48.*preset=warp.*change"),
         ({"codec": "ffv1", "preset": "fast"}, "ffv1 has no --preset; leave it out"),
         ({"codec": "ffv1", "crf": 20}, "ffv1 has no --crf"),
         ({"pix_fmt": "rgb565"}, "libx264 does not take --pix-fmt rgb565; choose one of yuv420p"),
         ({"codec": "prores_ks"}, "WebM cannot hold prores_ks"),
+        ({"encoder_opt": {"x264-params": "speed=1"}}, "libx264 does not take speed = 1; "),
+        (
+            {"codec": "libx265", "encoder_opt": {"x265-params": "speed=1:bframes=x"}},
+            "libx265 does not take speed, bframes: x; ",
+        ),
     ],
 )
 def test_an_encoder_that_cannot_do_it_errors(tmp_path, options, match):

@@ -326,9 +326,11 @@ class _Trial:
         stream: Any = output.add_stream(encoder, rate=25)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.time_base = Fraction(1, 25)
+        # Opening is all that is wanted, and look-ahead buffers are most of its cost.
         if encoder == "libx264":
-            # Opening is all that is wanted, and look-ahead buffers are most of its cost.
             stream.options = {"preset": "ultrafast"}
+        elif encoder == "libx265":
+            stream.options = {"preset": "ultrafast", "x265-params": "log-level=none"}
 
 
 def _add_stream(

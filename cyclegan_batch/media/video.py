@@ -400,13 +400,11 @@ def _open_first(
     refused: Exception | None = None
     for plan in _variants(draft, size, formats, explicit=options.pix_fmt is not None):
         try:
-            context = _context(plan, colour, size, aspect)
-            with _reasons():
-                context.open()
+            unknown = _opened(plan, colour, size, aspect)
         except (av.error.FFmpegError, ValueError, OSError) as failure:
             refused = refused or failure
             continue
-        _refuse_unknown(plan.name, context.options)
+        _refuse_unknown(plan.name, unknown)
         return plan
     height, width = size
     if _is_odd_for(wanted, size):
@@ -441,11 +439,33 @@ def _variants(
         yield replace(counting, pix_fmt=each, notes=(*draft.notes, note + each))
 
 
-def _context(plan: EncoderPlan, colour: ColourPlan, size: Size, aspect: Fraction | None) -> Any:
-    """Return the encoder's context, not yet open."""
-    context: Any = av.CodecContext.create(plan.name, "w")
-    _set_up(context, plan, colour, size, aspect)
-    return context
+def _opened(
+    plan: EncoderPlan, colour: ColourPlan, size: Size, aspect: Fraction | None
+) -> list[str]:
+    """Open the encoder and let go of it; return the options that it did not take.
+
+    Raises FFmpegError, with what the encoder said about it.
+    """
+
+    def opened() -> list[str]:
+        context: Any = av.CodecContext.create(plan.name, "w")
+        _set_up(context, plan, colour, size, aspect)
+        context.open()
+        return [key for key in context.options if key != "chroma_sample_location"]
+
+    # FFmpeg only warns of what it does not know inside x264-params and its like.
+    if not any(key.endswith("-params") for key, _ in plan.options):
+        with contextlib.suppress(av.error.FFmpegError):
+            return opened()
+    with _logged() as logs:
+        unknown = opened()
+    return unknown + [found[1] for *_, text in logs if (found := _PARAMETER_REFUSED.match(text))]
+
+
+_PARAMETER_REFUSED = re.compile(
+    r"(?:Error parsing option|Unknown option:|Invalid value for) '?(.+?)'?\.?\s*$"
+)
+"""What libx264, libx265 and libsvtav1 say of one of their own parameters."""
 
 
 def _set_up(
@@ -464,6 +484,10 @@ def _set_up(
     context.colorspace, context.color_range = tags.matrix, tags.range
     context.color_primaries, context.color_trc = tags.primaries, tags.transfer
     options = dict(plan.options)
+    if plan.name == "libx265":
+        # It writes to standard error by itself, unless the user wants to see it.
+        said = options.get("x265-params")
+        options["x265-params"] = ":".join(filter(None, ["log-level=error", said]))
     if tags.chroma_location > 1:
         # To the left is what decoders assume anyway.
         options.setdefault("chroma_sample_location", str(tags.chroma_location))
@@ -490,20 +514,16 @@ def _encoder_options(name: str, options: TranslateOptions) -> dict[str, str]:
         chosen[quality[0]] = f"{options.crf:g}"
     if options.preset is not None:
         chosen["preset"] = options.preset
-    if name == "libx265" and "x265-params" not in options.encoder_opt:
-        # It writes to standard error by itself.
-        chosen["x265-params"] = "log-level=error"
     return chosen | options.encoder_opt
 
 
-def _refuse_unknown(name: str, left: dict[str, str]) -> None:
+def _refuse_unknown(name: str, unknown: list[str]) -> None:
     """Raise OutputError for options that the opened encoder did not take."""
-    unknown = [key for key in left if key != "chroma_sample_location"]
     if "preset" in unknown:
         raise OutputError(f"{name} has no --preset; leave it out")
     if unknown:
         raise OutputError(
-            f"{name} has no option {', '.join(unknown)}; "
+            f"{name} does not take {', '.join(unknown)}; "
             f"ffmpeg -h encoder={name} lists what --encoder-opt can set"
         )
 
@@ -573,19 +593,23 @@ def _as_text(options: dict[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def _reasons() -> Iterator[None]:
-    """Let errors of FFmpeg carry what it logged.
+def _logged() -> Iterator[list[tuple[int, str, str]]]:
+    """Give what FFmpeg logs as (level, who, text), and let its errors carry it.
 
-    Never while a decoder is at work: the callback behind it takes the GIL in FFmpeg's threads, and
-    whoever closes the decoder holds the GIL while he waits for them (PyAV 18.1; seen as a hang).
+    Never while a decoder is at work, and so only where something went wrong or has to be known: the
+    callback behind it takes the GIL in FFmpeg's threads, and whoever closes the decoder holds the
+    GIL while he waits for them (PyAV 18.1; seen as a hang).
     """
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.ERROR)
+    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.WARNING)
+    # The next file of a folder has the same complaint.
+    av.logging.set_skip_repeated(False)
     try:
-        with av.logging.Capture():
-            yield
+        with av.logging.Capture() as logs:
+            yield logs
     finally:
         av.logging.set_level(level)
+        av.logging.set_skip_repeated(skip)
 
 
 def _reason(error: BaseException | None) -> str:
@@ -1201,7 +1225,7 @@ class VideoSink:
             )
         with self._translated():
             if plan.streams is not None:
-                self._mux(self._stream.encode(None))
+                self._mux(self._last_packets())
             container, self._container = self._container, None
             container.close()
             self._close_file()
@@ -1230,6 +1254,15 @@ class VideoSink:
                 # Where not even the folder exists, there is nothing to remove.
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
+
+    def _last_packets(self) -> list[av.Packet[Any]]:
+        packets: list[av.Packet[Any]] = self._stream.encode(None)
+        if len(self._times) <= 2 and packets and packets[0].pts == 0:
+            # x265 4.2 knows its delay from the third frame on; until then it returns what happens
+            # to be in memory. All that counts here is that it ascends and comes before 0.
+            for number, packet in enumerate(packets):
+                packet.dts = number - len(packets)
+        return packets
 
     def _close_file(self) -> None:
         file, self._file = self._file, None

@@ -185,6 +185,22 @@ def test_no_encoder_drops_or_doubles_a_frame(tmp_path, codec, more):
     assert np.abs(pictures(output).astype(int) - pictures(source)).mean() < 6
 
 
+@needs_ffprobe
+@pytest.mark.parametrize(
+    ("codec", "more", "suffix"),
+    [
+        ("dnxhd", {"profile": "dnxhr_sq"}, ".mov"),
+        ("qtrle", {}, ".mov"),
+        ("mjpeg", {"strict": "unofficial"}, ".avi"),
+    ],
+)
+def test_an_encoder_gets_its_options_and_its_container(tmp_path, codec, more, suffix):
+    source = streams.plain(tmp_path / "in.mp4", audio=None, frames=5, size=(128, 256))
+    output = tmp_path / f"out{suffix}"
+    run(plan(source, output, TranslateOptions(codec=codec, encoder_opt=more)))
+    assert np.abs(pictures(output).astype(int) - pictures(source)).mean() < 2
+
+
 @pytest.mark.behaviour(1)
 @pytest.mark.parametrize("frames", [1, 2])
 def test_x265_encodes_a_clip_shorter_than_its_delay(tmp_path, capfd, frames):

@@ -14,10 +14,11 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import av
@@ -39,7 +40,10 @@ class Stretch:
     """One unit of video as its encoder left it: a video-only file, and the times of its frames."""
 
     path: Path
-    """MP4, or MKV where MP4 cannot; its time stamps say only which frame comes before which."""
+    """MP4, or what can hold the codec where MP4 cannot.
+
+    Its time stamps say only which frame comes before which.
+    """
     time_base: Fraction
     """The source stream's."""
     times: tuple[int, ...]
@@ -159,16 +163,17 @@ def plan_streams(
     encoder: str,
     pix_fmt: str,
     size: Size,
+    encoder_options: Mapping[str, str] = MappingProxyType({}),
 ) -> StreamPlan:
     """Decide for every stream of ``info`` how it gets into ``output``, before the first frame.
 
-    ``encoder``, ``pix_fmt`` and ``size`` (height, width) are those of the translated video. Headers
-    are written to memory with what is planned; what makes one fail is left out, with a note each,
-    or with ``options.strict`` an OutputError. Raises OutputError where the container cannot hold
+    ``encoder``, ``pix_fmt``, ``size`` (height, width) and ``encoder_options`` (FFmpeg's) are those
+    of the translated video. Headers are written to memory with what is planned; what makes one fail
+    is left out, with a note each, or with ``options.strict`` an OutputError. Raises OutputError where the container cannot hold
     the translated video itself.
     """
     container = _container(output)
-    trial = _Trial(container, encoder, pix_fmt, size)
+    trial = _Trial(container, encoder, pix_fmt, size, encoder_options)
     if error := trial.failure(None, [Carried(video.index, "video")]):
         raise OutputError(
             f"cannot write {printable(output)}: {container.label} cannot hold {encoder} video in "
@@ -288,9 +293,21 @@ def _refuse_audio_encoder(
 class _Trial:
     """Headers written to memory, to learn what a container takes."""
 
-    def __init__(self, container: _Container, encoder: str, pix_fmt: str, size: Size) -> None:
+    def __init__(
+        self,
+        container: _Container,
+        encoder: str,
+        pix_fmt: str,
+        size: Size,
+        encoder_options: Mapping[str, str],
+    ) -> None:
         self._container = container
         self._video = (encoder, pix_fmt, size)
+        # Opening is all that is wanted, and look-ahead buffers are most of its cost.
+        self._options = {
+            "libx264": {"preset": "ultrafast"},
+            "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"},
+        }.get(encoder, dict(encoder_options))
 
     def failure(
         self, source: av.container.InputContainer | None, carried: Sequence[Carried]
@@ -326,11 +343,7 @@ class _Trial:
         stream: Any = output.add_stream(encoder, rate=25)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.codec_context.time_base = Fraction(1, 25)
-        # Opening is all that is wanted, and look-ahead buffers are most of its cost.
-        if encoder == "libx264":
-            stream.options = {"preset": "ultrafast"}
-        elif encoder == "libx265":
-            stream.options = {"preset": "ultrafast", "x265-params": "log-level=none"}
+        stream.options = self._options
 
 
 def _add_stream(

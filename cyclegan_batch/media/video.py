@@ -174,6 +174,7 @@ def plan_video(
             output,
             options,
             encoder=encoder.name,
+            encoder_options=dict(encoder.options),
             pix_fmt=encoder.pix_fmt,
             size=target,
         )
@@ -540,13 +541,13 @@ def _encoder_threads(name: str) -> int:
 
 
 def _stretch_format(name: str) -> str:
-    """Return the muxer of the stretch: MP4, or MKV where MP4 cannot hold the codec."""
-    for muxer in ("mp4", "matroska"):
+    """Return the muxer of the stretch: MP4, else MKV, else MOV, whichever can hold the codec."""
+    for muxer in ("mp4", "matroska", "mov"):
         with contextlib.suppress(ValueError, av.error.FFmpegError):
             trial = av.open(io.BytesIO(), "w", format=muxer)
             trial.add_stream(name)
             return muxer
-    raise OutputError(f"--codec {name} fits neither MP4 nor MKV; choose another one")
+    raise OutputError(f"--codec {name} fits neither MP4, MKV nor MOV; choose another one")
 
 
 def choose_pix_fmt(source: str, formats: list[str]) -> str:
@@ -1278,7 +1279,7 @@ class VideoSink:
         plan = self._plan
         encoder = plan.encoder
         options = {"strict": "-1"} if plan.streams is None else {}
-        if encoder.format == "mp4":
+        if encoder.format in ("mp4", "mov"):
             # Room for time stamps of any source, so that the order is kept.
             options["movie_timescale"] = str(min(encoder.time_base.denominator, 2**31 - 1))
         if not self._piped:

@@ -232,6 +232,28 @@ def test_frames_without_times_follow_each_other_by_the_rate(tmp_path):
 
 @needs_ffprobe
 @pytest.mark.behaviour(1)
+def test_a_recording_that_begins_between_key_frames_is_read_once(tmp_path, monkeypatch):
+    """What comes before the first key frame is shown by no player, and is no damage."""
+    whole = moving(tmp_path / "whole.ts", frames=60, options={"g": "20"})
+    source = tmp_path / "in.ts"
+    content = whole.read_bytes()
+    source.write_bytes(content[len(content) // 4 // 188 * 188 :])
+    passes = []
+    decode = VideoSource._decode
+
+    def counted(self: VideoSource, *, careful: bool) -> Any:
+        passes.append(careful)
+        return decode(self, careful=careful)
+
+    monkeypatch.setattr(VideoSource, "_decode", counted)
+    items = seen(plan(source, tmp_path / "out.mkv"))
+    assert not any(isinstance(item, Dropped) for item in items)
+    assert len(items) == len(pictures(source)) == 40
+    assert passes == [False]
+
+
+@needs_ffprobe
+@pytest.mark.behaviour(1)
 def test_a_stream_that_changes_its_size_comes_out_in_one(tmp_path):
     first = elementary_stream(tmp_path / "a.h264", frames=5, size=(48, 64)).read_bytes()
     second = elementary_stream(tmp_path / "b.h264", frames=5, size=(96, 80)).read_bytes()
@@ -302,6 +324,21 @@ def test_a_stretch_reached_by_seeking_equals_one_decoded_from_the_start(
     for one, other in zip(fast, slow, strict=True):
         assert one.tag == other.tag
         assert np.array_equal(one.pixels, other.pixels)
+
+
+@pytest.mark.behaviour(10, 22)
+def test_a_broken_frame_behind_a_seek_costs_itself_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "_FAR", 1)
+    monkeypatch.setattr(video, "_MARGIN", 0.5)
+    whole = moving(tmp_path / "whole.mkv", frames=100, options={"g": "10", "bf": "0"})
+    source = damaged(tmp_path / "in.mkv", whole, [87])
+    items = seen(plan(source, tmp_path / "out.mkv", replace(FAST, ss=3.0)))
+    lost = [number for number, item in enumerate(items) if isinstance(item, Dropped)]
+    assert 12 in lost
+    assert lost == list(range(12, 12 + len(lost)))
+    assert len(items) == 25
+    got = [item.tag.pts for item in items if not isinstance(item, Dropped)]
+    assert got == [40 * n for n in range(75, 100) if n - 75 not in lost]
 
 
 def test_a_stretch_behind_the_end_errors(tmp_path):

@@ -169,8 +169,8 @@ def plan_streams(
 
     ``encoder``, ``pix_fmt``, ``size`` (height, width) and ``encoder_options`` (FFmpeg's) are those
     of the translated video. Headers are written to memory with what is planned; what makes one fail
-    is left out, with a note each, or with ``options.strict`` an OutputError. Raises OutputError where the container cannot hold
-    the translated video itself.
+    is left out, with a note each, or with ``options.strict`` an OutputError. Raises OutputError
+    where the container cannot hold the translated video itself.
     """
     container = _container(output)
     trial = _Trial(container, encoder, pix_fmt, size, encoder_options)

@@ -779,8 +779,11 @@ class VideoSource:
             if self._plan.opened is not None:
                 raise InputError(f"{self._plan.name}: a frame of it cannot be decoded") from None
             self._packets, self._ends, self._broken = 0, {}, None
-            for number, item in enumerate(self._decode(careful=True)):
-                if number >= given:
+            for item in self._decode(careful=True):
+                # What is lost was not among what was given.
+                if given and not isinstance(item, _Lost):
+                    given -= 1
+                else:
                     yield item
 
     def _decode(self, *, careful: bool) -> Iterator[av.VideoFrame | _Lost]:
@@ -795,7 +798,7 @@ class VideoSource:
             stream.codec_context.thread_count = 1
         shown = _Shown(careful=careful)
         packets = self._demux(container)
-        seeking = self._from is not None and not careful and self._may_seek()
+        seeking = self._from is not None and self._may_seek()
         for packet in packets:
             # The flushing packet's own stream_index is 0 in any case (PyAV 18.1).
             if packet.stream.index != stream.index:
@@ -1025,6 +1028,7 @@ class _Shown:
     def __init__(self, *, careful: bool) -> None:
         self._careful = careful
         self._waiting: list[int] = []
+        self._first: int | None = None
         self._failed = False
         self._cause = ""
         self._reported: set[int] = set()
@@ -1046,9 +1050,12 @@ class _Shown:
         """Yield what should have been shown before ``frame``."""
         if frame.pts is None:
             return
+        if self._first is None:
+            self._first = frame.pts
         while self._waiting and self._waiting[0] < frame.pts:
             pts = heapq.heappop(self._waiting)
-            if not self._careful:
+            # What comes before the first key frame, or after it by its own references, is no loss.
+            if not self._careful and pts > self._first:
                 raise _UncertainError
             # Some packets are never shown (VP8's hidden frames): only after an error it counts.
             if self._failed:

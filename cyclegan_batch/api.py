@@ -18,10 +18,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from .backends import Backend, open_backend
+from .errors import InputError, OutputError
+from .files import printable
 from .frames import Pixels, as_pixel_type, geometry, to_uint8
 from .model import ModelCard, open_model
 from .options import TranslateOptions
-from .pipeline import Counters, run
+from .pipeline import Counters, Failure, is_hopeless, run
 from .plan import JobPlan, plan_job
 from .report import Report, report_from_counters, versions
 
@@ -64,10 +66,12 @@ def run_plan(
     counters: Counters | None = None,
     watch: Callable[[Counters], None] | None = None,
 ) -> Report:
-    """Carry out a plan; ``watch`` is called about ten times a second with the state of the run."""
+    """Carry out a plan; ``watch`` is called about ten times a second with the state of the run.
+
+    Raises as `translate` does; ``counters`` then tell how far it came (`report_run`).
+    """
     counters = counters or Counters()
     counters.failures += plan.failures
-    notes = list(plan.notes)
     try:
         run(
             plan.units,
@@ -82,12 +86,25 @@ def run_plan(
         )
         if not counters.interrupted:
             _copy_others(plan, counters)
+    except KeyboardInterrupt:  # while files were copied along
+        counters.interrupted = True
     finally:
         plan.backend.close()
+    return report_run(plan, counters)
+
+
+def report_run(plan: JobPlan, counters: Counters, *, error: Exception | None = None) -> Report:
+    """Sum up a run of ``plan`` that came as far as ``counters`` say, and ended with ``error``."""
+    from .inputs import PIPE
+
     return report_from_counters(
         counters,
+        planned=sum(entry.output != PIPE for entry in plan.entries) + len(plan.others),
+        expected_frames=plan.frames,
         skipped=plan.skipped,
-        notes=tuple(notes),
+        overwrite=plan.options.overwrite,
+        notes=tuple(dict.fromkeys([*plan.notes, *counters.notes])),
+        error=None if error is None else str(error),
         record=plan.describe() | {"card": asdict(plan.model.card), "versions": versions()},
     )
 
@@ -96,8 +113,14 @@ def _copy_others(plan: JobPlan, counters: Counters) -> None:
     from .inputs import copy_file
 
     for entry in plan.others:
-        copy_file(entry, overwrite=plan.options.overwrite)
-        counters.written.append(entry.output)
+        try:
+            copy_file(entry, overwrite=plan.options.overwrite)
+        except (InputError, OutputError) as error:
+            counters.failures.append(Failure(printable(entry.source), str(error)))
+            if not plan.skip_errors or is_hopeless(error):
+                raise
+        else:
+            counters.written.append(entry.output)
 
 
 class Generator:

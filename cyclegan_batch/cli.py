@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from . import __version__
-from .errors import CycleganBatchError
+from .errors import CycleganBatchError, OutputError
 
 if TYPE_CHECKING:
     from .plan import JobPlan
+    from .progress import Reporter
     from .report import Report
 
 _PATH = click.Path(path_type=Path)
@@ -27,17 +30,86 @@ class _Commands(click.Group):
     """Prints an error that the user can act on without a traceback, and exits 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        _claim_standard_streams()
+        _STOPS.listen()
         try:
             return super().invoke(ctx)
         except CycleganBatchError as error:
-            from .progress import printable
+            from .progress import Reporter
 
-            print(f"Error: {printable(str(error))}", file=sys.stderr)
+            Reporter("plain").insist(f"Error: {error}")
             sys.exit(1)
         except KeyboardInterrupt:
             # Planning and probing write nothing: there is nothing to clean up.
-            print("Interrupted.", file=sys.stderr)
+            print("Interrupted: nothing was written", file=sys.stderr)
             sys.exit(130)
+
+
+class _Stops:
+    """Ctrl-C, SIGTERM and a closed terminal: once is a request to stop, twice ends the process.
+
+    An exception that a signal handler raises can get lost in foreign code (a callback, an import
+    hook): so the request is remembered, too, and `check` repeats it.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def listen(self) -> None:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # What whoever started us wants ignored (nohup, a job in the background) stays ignored.
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                # Not the main thread, where a program calls the command: its handlers are its own.
+                with contextlib.suppress(ValueError):
+                    signal.signal(number, self._stop)
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if a stop was asked for."""
+        if self.requested:
+            raise KeyboardInterrupt
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(130)
+        self.requested = True
+        raise KeyboardInterrupt
+
+
+_STOPS = _Stops()
+
+
+def _claim_standard_streams() -> None:
+    """Put /dev/null where a standard stream is closed.
+
+    A file opened next would get its number, and what libraries print would end up in that file.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for good
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A name that is not text goes out as the bytes it has on the disk.
+            stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else None)
+
+
+def _out(text: str) -> None:
+    """Print what was asked for; whoever closes the pipe has enough. Raises OutputError."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is left in the buffer would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):
+            sys.exit(0)
+        raise OutputError(
+            f"cannot write to standard output: {error.strerror}; send it somewhere else"
+        ) from error
 
 
 class _Seconds(click.ParamType[float]):
@@ -263,96 +335,122 @@ def translate(
     from .progress import Reporter
 
     reporter = Reporter(progress, quiet=quiet)
-    plan = api.plan_translation(inputs, output, model=model, **options)
-    if dry_run:
-        _print_plan(plan)
-        return
-    for note in plan.notes:
-        reporter.say(note)
-    if options["preview"]:
-        from .preview import write_preview
+    try:
+        plan = api.plan_translation(inputs, output, model=model, **options)
+        _STOPS.check()
+        if dry_run:
+            _print_plan(plan, as_json=progress == "json")
+            plan.backend.close()
+            sys.exit(3 if plan.failures else 0)
+        if report:
+            _check_report(report, plan)
+        for note in plan.notes:
+            reporter.say(note)
+        if options["preview"]:
+            from .preview import write_preview
 
-        print(write_preview(plan, options["preview"]))
-        return
-    reporter.total = plan.frames
-    done = _run(plan, reporter)
-    if report:
-        report.write_text(done.to_json() + "\n")
+            _out(str(write_preview(plan, options["preview"])))
+            return
+        done = _run(plan, reporter)
+        if report:
+            _write_report(report, done)
+    except CycleganBatchError as error:
+        if progress != "json":
+            raise
+        reporter.insist(str(error))  # every line is JSON, this one too
+        sys.exit(1)
     if progress == "json":
         print(json.dumps({"event": "end"} | json.loads(done.to_json())), file=sys.stderr)
-    elif not quiet or done.failures:
+    else:
         _print_outcome(done, reporter, verbose=verbose)
     sys.exit(done.exit_code)
 
 
-def _run(plan: JobPlan, reporter: Any) -> Report:
-    """Run with Ctrl-C and SIGTERM as a stop, and a second one as an end."""
+def _run(plan: JobPlan, reporter: Reporter) -> Report:
+    """Run, so that a stop or an error leaves a report, too."""
     from . import api
+    from .pipeline import Counters
 
-    stops = 0
+    counters = Counters()
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stops
-        stops += 1
-        if stops > 1:
-            os._exit(130)
-        raise KeyboardInterrupt
+    def watch(counters: Counters) -> None:
+        _STOPS.check()
+        reporter.watch(counters)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    reporter.total = plan.frames
     try:
-        return api.run_plan(plan, watch=reporter.watch)
+        return api.run_plan(plan, counters=counters, watch=watch)
+    except CycleganBatchError as error:
+        return api.report_run(plan, counters, error=error)
     finally:
         reporter.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
-def _print_plan(plan: JobPlan) -> None:
+def _check_report(report: Path, plan: JobPlan) -> None:
+    """Refuse a name for the report that cannot be meant, before the work. Raises OutputError."""
+    from .files import printable
+
+    name = printable(report)
+    if report.is_dir():
+        raise OutputError(f"cannot write the report {name}: it is a folder; name a file in it")
+    if not report.parent.is_dir():
+        raise OutputError(
+            f"cannot write the report {name}: its folder does not exist; create it first"
+        )
+    if not os.access(report if report.exists() else report.parent, os.W_OK):
+        raise OutputError(
+            f"cannot write the report {name}: permission denied; choose a folder that you may "
+            "write to"
+        )
+    used = {
+        plan.model.card.path.resolve(),
+        *(each.source.resolve() for each in (*plan.entries, *plan.others)),
+        *(each.output.resolve() for each in (*plan.entries, *plan.others)),
+    }
+    if report.resolve() in used:
+        raise OutputError(
+            f"cannot write the report {name}: it is a file of the job itself; choose another name"
+        )
+
+
+def _write_report(report: Path, done: Report) -> None:
+    """Write the report under its name when it is whole. Raises OutputError."""
+    from .files import output_error, publish, temporary_path
+
+    text = done.to_json() + "\n"
+    try:
+        if report.exists() and not stat.S_ISREG(report.stat().st_mode):
+            report.write_text(text)  # a pipe or a device takes no other name
+            return
+        partial = temporary_path(report)
+        try:
+            partial.write_text(text)
+            publish(partial, report, overwrite=True)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(report, error) from error
+
+
+def _print_plan(plan: JobPlan, *, as_json: bool) -> None:
     """Print a plan to stdout: it is what the command was asked for."""
     from .progress import printable
 
-    for note in plan.notes:
-        print(printable(note))
-    memory = plan.memory
-    for key, value in plan.describe().items():
-        if key == "memory_bytes":
-            each = f"{plan.schedule.frames_in_flight} frames in flight"
-            shown = "unknown size" if memory is None else f"at most {memory / 2**20:.0f} MiB"
-            print(f"memory: {shown} of pictures ({each})")
-        elif key != "frames_in_flight":
-            print(printable(f"{key}: {value}"))
-    for unit in plan.units:
-        frames = "?" if unit.frames is None else unit.frames
-        print(printable(f"would translate {unit.name} ({frames} frames)"))
+    _out(json.dumps(plan.describe(), indent=2) if as_json else printable("\n".join(plan.lines())))
 
 
-def _print_outcome(report: Report, reporter: Any, *, verbose: bool) -> None:
-    from .progress import clock
-
-    for failure in report.failures:
-        reporter.say(f"failed: {failure.cause}")
-    verb = {
-        "whole": "Done",
-        "partial": "Partial",
-        "failed": "Failed",
-        "interrupted": "Interrupted",
-    }[report.status]
-    told = f"{verb}: {report.frames} frames in {clock(report.seconds)}, {report.rate:.1f} frames/s"
-    if report.limiting_stage:
-        told += f", limited by {report.limiting_stage}"
-    if report.failures:
-        told += f"; {len(report.failures)} failed"
-    if report.skipped:
-        told += f"; {report.skipped} existed already"
-    if len(report.outputs) == 1:
-        told += f"; {report.outputs[0]}"
-    elif report.outputs:
-        told += f"; {len(report.outputs)} files"
-    reporter.say(told)
+def _print_outcome(report: Report, reporter: Reporter, *, verbose: bool) -> None:
+    """Say what is missing, also to those who asked for quiet, and how it went; the last line."""
+    tell = reporter.say if report.status == "whole" else reporter.insist
+    if len(report.failures) > 1:
+        for failure in report.failures:
+            if failure.cause != report.error:
+                tell(f"failed: {failure.cause}")
     if verbose:
         for name, stage in report.stages.items():
             share = stage.busy_seconds / max(report.seconds, 1e-9) / stage.workers
             reporter.say(f"  {name} ×{stage.workers}: busy {stage.busy_seconds:.2f} s, {share:.0%}")
+    tell(report.summary)
 
 
 @main.command()
@@ -375,7 +473,7 @@ def doctor(as_json: bool) -> None:
     from .doctor import examine, lines
 
     report = examine()
-    print(json.dumps(report, indent=2) if as_json else "\n".join(lines(report)))
+    _out(json.dumps(report, indent=2) if as_json else "\n".join(lines(report)))
 
 
 @main.command()
@@ -392,22 +490,24 @@ def _print_description(described: Any, *, as_json: bool) -> None:
     from .progress import printable
 
     if as_json:
-        print(json.dumps(described, indent=2, default=str))
+        _out(json.dumps(described, indent=2, default=str))
         return
+    lines: list[str] = []
 
     def show(value: Any, indent: str) -> None:
         for key, item in value.items():
             if isinstance(item, dict):
-                print(printable(f"{indent}{key}:"))
+                lines.append(f"{indent}{key}:")
                 show(item, indent + "  ")
             elif isinstance(item, (list, tuple)) and item and isinstance(item[0], dict):
                 for number, one in enumerate(item):
-                    print(printable(f"{indent}{key} {number}:"))
+                    lines.append(f"{indent}{key} {number}:")
                     show(one, indent + "  ")
             elif item not in (None, "", [], (), {}):
-                print(printable(f"{indent}{key}: {item}"))
+                lines.append(f"{indent}{key}: {item}")
 
     show(described, "")
+    _out(printable("\n".join(lines)))
 
 
 if __name__ == "__main__":

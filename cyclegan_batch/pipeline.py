@@ -18,7 +18,7 @@ import errno
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -85,8 +85,8 @@ class Counters:
     unit: str = ""
     """The unit that is being written."""
     failures: list[Failure] = field(default_factory=list)
-    notes: deque[str] = field(default_factory=deque)
-    """Sentences to be said once; the reporter takes them out."""
+    notes: list[str] = field(default_factory=list)
+    """Sentences to be said once, in the order in which they came up."""
     written: list[Path] = field(default_factory=list)
     stages: dict[str, Stage] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
@@ -168,7 +168,22 @@ class _Open:
 
     def __init__(self, unit: Unit, source: Source, sink: Sink) -> None:
         self.unit, self.source, self.sink = unit, source, sink
+        self.given_up = False
+        """Nothing more of it will be written: the reader may stop."""
+        self._users = 2
+        self._lock = threading.Lock()
         self._own = threading.local()
+
+    def leave(self) -> None:
+        """Close the source once both have left, its reader and its writer; each leaves once.
+
+        The reader may be in the middle of it when the writer gives up.
+        """
+        with self._lock:
+            self._users -= 1
+            last = not self._users
+        if last:
+            self.source.close()
 
     def from_raw(self) -> Callable[[Any], Frame | Dropped]:
         """Return the calling thread's own converter of the source."""
@@ -329,6 +344,10 @@ class _Run:
         self.lock = threading.Lock()
         self.open: set[_Open] = set()
         self.threads: list[threading.Thread] = []
+        self.running: set[threading.Thread] = set()
+        """Those of them that have not ended."""
+        self.ended = threading.Event()
+        """One of them has."""
 
         workers = (1, schedule.converters, schedule.contexts, schedule.converters, 1)
         counters.stages = {name: Stage(workers=n) for name, n in zip(STAGES, workers, strict=True)}
@@ -341,6 +360,26 @@ class _Run:
     # The life of a run
 
     def execute(self, units: Iterable[Unit], watch: Callable[[Counters], None] | None) -> Counters:
+        try:
+            self._start(units)
+            while self.running:
+                # Not `Thread.join`: before Python 3.13 an interrupt in it makes a thread that still
+                # works count as ended (gh-90882).
+                self.ended.wait(_WATCH)
+                self.ended.clear()
+                if watch:
+                    watch(self.counters)
+        except KeyboardInterrupt:
+            self.counters.interrupted = True
+        finally:
+            self._end()
+        if self.error is not None and not self.counters.interrupted:
+            raise self.error
+        if watch and not self.counters.interrupted:
+            watch(self.counters)
+        return self.counters
+
+    def _start(self, units: Iterable[Unit]) -> None:
         converters = self.schedule.converters
         self._thread("read", lambda: self._read(units))
         self._stage("to rgb", converters, self.raw.get, lambda: self._to_rgb, self.pictures)
@@ -356,35 +395,23 @@ class _Run:
             "from rgb", converters, self.translated.get, lambda: self._from_rgb, self.encoded
         )
         self._thread("write", self._write)
-        try:
-            while running := [thread for thread in self.threads if thread.is_alive()]:
-                running[-1].join(_WATCH)
-                if watch:
-                    watch(self.counters)
-        except KeyboardInterrupt:
-            self.counters.interrupted = True
-        finally:
-            self._end()
-        if self.error is not None and not self.counters.interrupted:
-            raise self.error
-        if watch and not self.counters.interrupted:
-            watch(self.counters)
-        return self.counters
-
-    def _alive(self) -> bool:
-        return any(thread.is_alive() for thread in self.threads)
 
     def _end(self) -> None:
         """Stop what still runs, and remove what is not whole."""
-        if self._alive():
+        if self.running:
             self._halt()
             # What a thread is doing in native code may take a moment to be cut off.
             deadline = time.monotonic() + _PATIENCE
+            while self.running and time.monotonic() < deadline:
+                self.ended.wait(_WATCH)
+        # A writer that is still at work cannot be cleaned up after: what it leaves has a temporary
+        # name, which the next run uses again.
+        if not any(thread.name == "write" for thread in self.running):
+            for at in list(self.open):
+                self._close(at, keep=False)
+        if not self.running:
             for thread in self.threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
-        for at in list(self.open):
-            self._close(at, keep=False)
-        if not self._alive():
+                thread.join()
             # The first one is the caller's.
             for backend in self.backends[1:]:
                 backend.close()
@@ -410,10 +437,20 @@ class _Run:
                 pass
             except BaseException as error:
                 self._fail(error)
+            finally:
+                with self.lock:
+                    self.running.discard(thread)
+                self.ended.set()
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
+        with self.lock:
+            self.running.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # the system gives no more threads
+            self.running.discard(thread)
+            raise
         self.threads.append(thread)
-        thread.start()
 
     def _stage(
         self,
@@ -478,18 +515,24 @@ class _Run:
             except (InputError, OutputError) as error:
                 self.raw.put(_End(None, unit.name, error))
                 continue
+            end = _End(at, unit.name)
             try:
-                items = at.source.read()
-                while True:
-                    with self._busy("read"):
-                        item = next(items, _END_OF_UNIT)
-                    if item is _END_OF_UNIT:
-                        break
-                    self.raw.put(_Lost(at, item) if isinstance(item, Dropped) else _Item(at, item))
-                self.raw.put(_End(at, unit.name))
+                self._read_unit(at)
             except InputError as error:
-                self.raw.put(_End(at, unit.name, error))
+                end = replace(end, error=error)
+            finally:
+                at.leave()
+            self.raw.put(end)
         self.raw.close()
+
+    def _read_unit(self, at: _Open) -> None:
+        with contextlib.closing(_closable(at.source.read())) as items:
+            while not at.given_up:
+                with self._busy("read"):
+                    item = next(items, _END_OF_UNIT)
+                if item is _END_OF_UNIT:
+                    break
+                self.raw.put(_Lost(at, item) if isinstance(item, Dropped) else _Item(at, item))
 
     def _open(self, unit: Unit) -> _Open:
         source = unit.open_source()
@@ -526,15 +569,17 @@ class _Run:
             try:
                 rows = backend.infer(stack([picture.pixels for picture in part], size))
             except OutOfMemoryError as error:
-                self._halve_batch(size, part[0], error)
+                if size == 1:
+                    raise _at(part[0], error) from error
+                self._halve_batch(size, part[0])
                 continue
+            except CycleganBatchError as error:
+                raise _at(part[0], error) from error
             results += [replace(p, pixels=row) for p, row in zip(part, rows, strict=False)]
         return results
 
-    def _halve_batch(self, size: int, picture: _Picture, error: OutOfMemoryError) -> None:
+    def _halve_batch(self, size: int, picture: _Picture) -> None:
         with self.lock:
-            if size == 1:
-                raise error
             if self.batcher.batch_size == size:
                 self.batcher.batch_size = size // 2
                 self.counters.notes.append(
@@ -604,25 +649,40 @@ class _Run:
 
     def _record(self, name: str, error: CycleganBatchError) -> None:
         """Note a failure; end the run where the plan says so, or no other unit could do better."""
-        if not self.skip_errors or _hopeless(error):
-            raise error
         self.counters.failures.append(Failure(name, str(error)))
+        if not self.skip_errors or is_hopeless(error):
+            raise error
         if self.max_failures is not None and len(self.counters.failures) > self.max_failures:
             raise type(error)(
-                f"{error}\n{len(self.counters.failures)} failures are more than "
-                f"--max-failures {self.max_failures} allows"
+                too_many_failures(len(self.counters.failures), self.max_failures, str(error))
             ) from error
 
     def _close(self, at: _Open, *, keep: bool) -> None:
         with self.lock:
             self.open.discard(at)
-        at.source.close()
+        at.given_up = not keep
+        at.leave()
         if not keep:
             at.sink.discard()
         self.counters.notes.extend([*at.source.notes, *at.sink.notes])
 
 
-def _hopeless(error: CycleganBatchError) -> bool:
+def _closable(items: Iterator[Any]) -> Generator[Any, None, None]:
+    """Return ``items`` as a generator: closing it closes them, if they are one."""
+    yield from items
+
+
+def _at(picture: _Picture, error: CycleganBatchError) -> CycleganBatchError:
+    """Return ``error`` with the file and the frame at which the network met it."""
+    return type(error)(f"{picture.at.unit.name}, frame {picture.frame.index}: {error}")
+
+
+def too_many_failures(count: int, allowed: int, last: str) -> str:
+    """Return why a job that met ``count`` failures was given up."""
+    return f"gave up, as {count} failures are more than --max-failures {allowed} allows; {last}"
+
+
+def is_hopeless(error: CycleganBatchError) -> bool:
     """Tell whether an output error will meet every other unit too: no space, no permission."""
     cause = error.__cause__
     return (

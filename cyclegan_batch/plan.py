@@ -6,6 +6,7 @@ schedule; ``--dry-run`` prints it. What cannot work is refused here, before a fi
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,15 +19,20 @@ from .files import printable
 from .frames import Geometry, Size
 from .frames import geometry as frame_geometry
 from .options import TranslateOptions
-from .pipeline import Failure, Schedule, Unit
+from .pipeline import Failure, Schedule, Unit, too_many_failures
 
 if TYPE_CHECKING:
     from .backends import Backend
     from .inputs import Entry, InputTree
+    from .media.images import ImageShard
+    from .media.video import VideoPlan
     from .model import Model, ModelCard
 
 _MOST_CONVERTERS = 8
 """Beyond this a conversion no longer limits: one worker does about 150 frames/s at 1280×720."""
+
+_LOOKED_AT = 32
+"""Pictures whose headers are read for the plan: enough to know what the network will see."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,10 @@ class JobPlan:
     """The same as pieces of work, in the order in which they are done."""
     others: tuple[Entry, ...]
     """Files that are copied along (``--copy-others``)."""
+    videos: tuple[VideoPlan, ...]
+    """How each video is read and written (a pipe and a pattern of images are videos too)."""
+    shards: tuple[ImageShard, ...]
+    """How the pictures are divided."""
     skipped: int
     """Outputs that exist and stay as they are (``--skip-existing``)."""
     failures: tuple[Failure, ...]
@@ -53,8 +63,8 @@ class JobPlan:
     notes: tuple[str, ...]
     """What the user is told once, before the first frame."""
     skip_errors: bool
-    largest: Size | None
-    """Height and width of the largest picture that is known beforehand."""
+    sizes: tuple[Size, ...]
+    """Every (height, width) that is known beforehand: of all videos, and of some pictures."""
 
     def geometry(self, size: Size) -> Geometry:
         """Return how a picture of ``size`` (height, width) goes through the network."""
@@ -67,17 +77,28 @@ class JobPlan:
         return None if None in counts else sum(count or 0 for count in counts)
 
     @property
+    def largest(self) -> Size | None:
+        """The size (height, width) whose way through the network takes most, of those known."""
+        return max(self.sizes, key=self._frame_bytes, default=None)
+
+    @property
     def memory(self) -> int | None:
-        """Bytes of pictures that are in memory at once, at most: frames in flight × one frame."""
+        """Bytes of pictures that are in memory at once, at most: frames in flight × one frame.
+
+        None where no size is known beforehand.
+        """
         if self.largest is None:
             return None
-        shape = self.geometry(self.largest)
+        return self.schedule.frames_in_flight * self._frame_bytes(self.largest)
+
+    def _frame_bytes(self, size: Size) -> int:
+        """Return the bytes of a frame of ``size`` where it is largest on its way."""
+        shape = self.geometry(size)
         samples = max(h * w for h, w in (shape.source, shape.content, shape.network)) * 3
-        depth = 1 if self.model.card.pixel_type == "uint8" else 2
-        return self.schedule.frames_in_flight * samples * depth
+        return samples * (1 if self.model.card.pixel_type == "uint8" else 2)
 
     def describe(self) -> dict[str, Any]:
-        """Return the plan in words and numbers, as ``--dry-run`` and the report show it."""
+        """Return the plan as JSON-able values, as the report holds it."""
         card = self.model.card
         options = asdict(self.options)
         defaults = asdict(TranslateOptions())
@@ -97,8 +118,59 @@ class JobPlan:
             "skipped": self.skipped,
             "frames_in_flight": self.schedule.frames_in_flight,
             "memory_bytes": self.memory,
+            "videos": [_video_described(video) for video in self.videos],
+            "failures": [asdict(failure) for failure in self.failures],
             "options": {key: value for key, value in options.items() if value != defaults[key]},
         }
+
+    def lines(self) -> list[str]:
+        """Return the plan for people, as ``--dry-run`` prints it: what becomes what, and how."""
+        card, schedule = self.model.card, self.schedule
+        calls = f"{schedule.contexts} at once" if schedule.contexts > 1 else "one at a time"
+        found = [
+            f"model    {printable(card.path)} ({card.architecture}, sha256 {card.digest[:12]})",
+            f"runs on  {self.backend.name}, {self.backend.device}, {self.backend.precision}; "
+            f"{_counted(schedule.batch_size, 'frame')} per call, {calls}",
+            f"memory   {self._memory_words()}",
+        ]
+        found += [f"note     {note}" for note in self.notes]
+        for video in self.videos:
+            found += _video_lines(video)
+        for shard in self.shards:
+            folders = {entry.output.parent for entry in shard.entries}
+            if len(shard.entries) == 1:
+                where = printable(shard.entries[0].output)
+            else:
+                where = printable(Path(os.path.commonpath(folders))) + "/"
+            found.append(f"{shard.name} → {where}")
+        found += [
+            f"{printable(each.source)} → {printable(each.output)} (copied)" for each in self.others
+        ]
+        found += [f"FAILS    {failure.cause}" for failure in self.failures]
+        frames = (
+            "an unknown number of frames" if self.frames is None else _counted(self.frames, "frame")
+        )
+        files = len(self.entries) - len(self.failures) + len(self.others)
+        told = f"would write {_counted(files, 'file')}, {frames}"
+        if self.skipped:
+            stay = "exists already and stays" if self.skipped == 1 else "exist already and stay"
+            told += f"; {self.skipped} {stay}"
+        if self.failures:
+            told += f"; {len(self.failures)} cannot be translated"
+        return [*found, told]
+
+    def _memory_words(self) -> str:
+        flight = f"{self.schedule.frames_in_flight} frames in flight"
+        if self.largest is None or self.memory is None:
+            return f"{flight} × the size of a picture, which is not known yet"
+        each = f"{self._frame_bytes(self.largest) / 2**20:.1f} MiB"
+        height, width = self.largest
+        # Of many pictures only some were looked at.
+        known = "of the pictures looked at, the largest" if self.shards else "RGB"
+        return (
+            f"{flight} × {each} ({width}×{height}, {known}) = "
+            f"{self.memory / 2**20:.0f} MiB of pictures at most"
+        )
 
 
 def plan_job(
@@ -113,6 +185,7 @@ def plan_job(
     from .model import open_model
 
     # Cheap refusals first: a typing error should not wait for a model to load.
+    _check_stretch(options)
     tree = find_inputs(inputs, output, copy_others=options.copy_others, format=options.format)
     generator = open_model(model, model_io=options.model_io)
     notes = [*generator.card.notes, *tree.notes]
@@ -122,30 +195,27 @@ def plan_job(
         options.on_error is None and len(work) + skipped > 1
     )
 
-    units: list[Unit] = []
+    videos: list[VideoPlan] = []
     failures: list[Failure] = []
-    sizes: list[Size] = []
     for entry in work:
         if entry.kind == "image":
             continue
         try:
-            planned = _video_unit(entry, generator.card, options)
+            videos.append(_plan_video(entry, generator.card, options))
         except (InputError, OutputError) as error:
             if not skip_errors:
                 raise
             failures.append(Failure(printable(entry.source), str(error)))
-        else:
-            units.append(planned.unit)
-            notes += planned.notes
-            sizes += [planned.size]
+            most = options.max_failures
+            if most is not None and len(failures) > most:
+                raise type(error)(too_many_failures(len(failures), most, str(error))) from error
     images = [entry for entry in work if entry.kind == "image"]
-    if images:
-        from .media.images import ImageSink, ImageSource, plan_images
-
-        for shard in plan_images(images, options, pixel_type=generator.card.pixel_type):
-            source, sink = partial(ImageSource, shard), partial(ImageSink, shard)
-            units.append(Unit(shard.name, source, sink, frames=len(shard.entries)))
-            notes += shard.notes
+    shards = _plan_shards(images, generator.card, options)
+    units = [*map(_video_unit, videos), *map(_image_unit, shards)]
+    notes += [note for video in videos for note in video.notes]
+    notes += [note for shard in shards for note in shard.notes]
+    notes += _without_effect(options, {entry.kind for entry in work})
+    sizes = [video.size for video in videos] + _some_sizes(images, options)
     if work and not units and failures:
         raise InputError(
             "\n".join(
@@ -163,28 +233,24 @@ def plan_job(
         entries=tuple(work),
         units=tuple(units),
         others=tuple(entry for entry in tree.entries if entry.kind == "other"),
+        videos=tuple(videos),
+        shards=tuple(shards),
         skipped=skipped,
         failures=tuple(failures),
         notes=tuple(
-            dict.fromkeys([*_sight(generator.card, options, sizes), *backend.notes, *notes])
+            _said_once(
+                [*_sight(generator.card, options, sizes), *backend.notes, *notes],
+                [video.name for video in videos],
+            )
         ),
         skip_errors=skip_errors,
-        largest=max(sizes, key=lambda size: size[0] * size[1], default=None),
+        sizes=tuple(dict.fromkeys(sizes)),
     )
 
 
 def geometry_from_options(card: ModelCard, options: TranslateOptions) -> partial[Geometry]:
     """Return the function from a picture's size to its way through the network."""
     return partial(frame_geometry, requirements=card.sizes, size=options.size, fit=options.fit)
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """A unit, and what was found out about it."""
-
-    unit: Unit
-    size: Size
-    notes: tuple[str, ...]
 
 
 def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[InputTree, int]:
@@ -203,7 +269,7 @@ def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[Input
         first = existing[0].output
         among = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise OutputError(
-            f"{first}{among}: exists already, and nothing is overwritten unasked; "
+            f"{printable(first)}{among}: exists already, and nothing is overwritten unasked; "
             "-y overwrites, -n leaves what exists and does the rest"
         )
     left = set(existing)
@@ -211,26 +277,108 @@ def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[Input
     return replace(tree, entries=kept), len(existing)
 
 
-def _video_unit(entry: Entry, card: ModelCard, options: TranslateOptions) -> _Planned:
-    """Plan one video as one unit (a pipe and a pattern of images are videos too)."""
-    from .media.video import VideoSink, VideoSource, plan_video
+def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> VideoPlan:
+    """Plan one video. Raises InputError, OutputError."""
+    from .media.video import plan_video
 
     shape = geometry_from_options(card, options)
 
     def output_size(size: Size) -> Size:
         return shape(size).content if options.keep_size else size
 
-    plan = plan_video(
-        entry.source,
-        entry.output,
-        options,
-        pixel_type=card.pixel_type,
-        output_size=output_size,
+    return plan_video(
+        entry.source, entry.output, options, pixel_type=card.pixel_type, output_size=output_size
     )
-    unit = Unit(
-        plan.name, partial(VideoSource, plan), partial(VideoSink, plan), frames=plan.frames_expected
-    )
-    return _Planned(unit, plan.size, plan.notes)
+
+
+def _video_unit(plan: VideoPlan) -> Unit:
+    from .media.video import VideoSink, VideoSource
+
+    source, sink = partial(VideoSource, plan), partial(VideoSink, plan)
+    return Unit(plan.name, source, sink, frames=plan.frames_expected)
+
+
+def _plan_shards(
+    images: Sequence[Entry], card: ModelCard, options: TranslateOptions
+) -> tuple[ImageShard, ...]:
+    if not images:
+        return ()
+    from .media.images import plan_images
+
+    return plan_images(images, options, pixel_type=card.pixel_type)
+
+
+def _image_unit(shard: ImageShard) -> Unit:
+    from .media.images import ImageSink, ImageSource
+
+    source, sink = partial(ImageSource, shard), partial(ImageSink, shard)
+    return Unit(shard.name, source, sink, frames=len(shard.entries))
+
+
+def _some_sizes(images: Sequence[Entry], options: TranslateOptions) -> list[Size]:
+    """Return the sizes (height, width) that the headers of some pictures tell, evenly spread."""
+    if not images:
+        return []
+    from .media.headers import read_header
+
+    sizes = []
+    step = -(-len(images) // _LOOKED_AT)
+    for entry in images[::step]:
+        # What is wrong with a picture is told when its turn comes.
+        with contextlib.suppress(InputError, OSError), entry.source.open("rb") as file:
+            header = read_header(file, printable(entry.source), max_pixels=options.max_pixels)
+            sizes.append(header.displayed_size)
+    return sizes
+
+
+def _check_stretch(options: TranslateOptions) -> None:
+    """Refuse a stretch that holds nothing. Raises InputError."""
+    if options.to is not None and options.to <= (options.ss or 0.0):
+        raise InputError(
+            f"--to {options.to:g} s is not after the start, {options.ss or 0.0:g} s, so nothing "
+            "lies between them; both count from the first frame"
+        )
+
+
+_OF_VIDEOS = {"codec", "crf", "preset", "pix_fmt", "encoder_opt", "audio", "stream", "color"} | {
+    "deinterlace", "ss", "to", "frames"
+}  # fmt: skip
+_OF_IMAGES = {"format", "quality"}
+
+
+def _without_effect(options: TranslateOptions, kinds: set[str]) -> list[str]:
+    """Say which of the options given mean nothing to what is translated."""
+    defaults = asdict(TranslateOptions())
+    given = [name for name, value in asdict(options).items() if value != defaults[name]]
+    found = []
+    for what, names, there in (
+        ("video", _OF_VIDEOS, bool(kinds - {"image"})),
+        ("picture", _OF_IMAGES, "image" in kinds),
+        ("pattern of pictures", {"fps"}, "pattern" in kinds),
+    ):
+        useless = [f"--{name.replace('_', '-')}" for name in given if name in names]
+        if kinds and useless and not there:
+            found.append(f"{', '.join(useless)}: no effect, as no {what} is among the inputs")
+    return found
+
+
+def _said_once(notes: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return ``notes``, with those that say the same of several files put into one sentence.
+
+    ``names``: the files; a note about one of them begins with its name and a colon.
+    """
+    known = set(names)
+    whose: dict[str, list[str]] = {}
+    for note in dict.fromkeys(notes):
+        # The longest name that fits: a name may hold a colon.
+        ends = [at for at in range(len(note)) if note.startswith(": ", at) and note[:at] in known]
+        name, text = (note[: ends[-1]], note[ends[-1] :]) if ends else ("", note)
+        whose.setdefault(text, []).append(name)
+    found = []
+    for text, names_of in whose.items():
+        more = f" and {len(names_of) - 1} more" if len(names_of) > 1 else ""
+        found.append(f"{names_of[0]}{more}{text}")
+    return found
 
 
 def _open_backend(model: Model, options: TranslateOptions) -> tuple[Backend, Schedule]:
@@ -276,3 +424,62 @@ def _way(shape: Geometry) -> str:
     if shape.content == shape.source:
         return network
     return f"{source} resized to {content}" + (f" in {network}" if content != network else "")
+
+
+def _video_described(video: VideoPlan) -> dict[str, Any]:
+    encoder = video.encoder
+    return {
+        "input": str(video.path),
+        "output": str(video.output),
+        "frames": video.frames_expected,
+        "size": list(video.size),
+        "output_size": list(video.output_size),
+        "encoder": encoder.name,
+        "pix_fmt": encoder.pix_fmt,
+        "encoder_options": dict(encoder.options),
+        "encoder_threads": encoder.threads,
+        "matrix": video.colour.matrix,
+        "full_range": video.colour.full_range,
+        "streams": [
+            {"index": each.index, "way": each.way, "encoder": each.encoder, "what": each.label}
+            for each in (video.streams.carried if video.streams else ())
+        ],
+    }
+
+
+def _video_lines(video: VideoPlan) -> list[str]:
+    """Return what a video becomes, and beneath it how."""
+    frames = "?" if video.frames_expected is None else video.frames_expected
+    (height, width), stream, encoder = video.size, video.stream, video.encoder
+    rate = f", {float(stream.average_rate):.6g}/s" if stream.average_rate else ""
+    read = f"{frames} frames, {width}×{height}{rate}, {stream.codec} {stream.pix_fmt}"
+    settings = " ".join(f"{key}={value}" for key, value in encoder.options)
+    height, width = video.output_size
+    written = f"{encoder.name} {encoder.pix_fmt} {width}×{height} {settings}".rstrip()
+    colour = f"{video.colour.matrix} {'full' if video.colour.full_range else 'limited'} range"
+    found = [
+        f"{video.name} → {printable(video.output)}",
+        f"         {read} → {written}; {colour}{', a guess' if video.colour.guessed else ''}",
+    ]
+    others = [
+        each for each in (video.streams.carried if video.streams else ()) if each.way != "video"
+    ]
+    if others:
+        words = [
+            f"{each.label} {_WAYS[each.way]}" + (f" to {each.encoder}" if each.encoder else "")
+            for each in others
+        ]
+        found.append(f"         {'; '.join(words)}")
+    return found
+
+
+_WAYS = {
+    "copy": "copied",
+    "convert": "converted",
+    "transcode": "encoded",
+    "attach": "attached",
+}
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")

@@ -10,12 +10,12 @@ import numpy as np
 
 from .api import Generator
 from .errors import InputError, OutputError
-from .files import publish, temporary_path
+from .files import output_error, printable, publish, temporary_path
 from .frames import Pixels, to_uint8
-from .inputs import Entry
+from .inputs import PIPE, Entry
 from .media import Dropped, Source
 from .media.images import ImageSource, encode_picture, plan_images
-from .media.video import VideoPlan, VideoSource, plan_video
+from .media.video import VideoPlan, VideoSource
 from .plan import JobPlan
 
 _COLUMN = 480
@@ -23,8 +23,16 @@ _COLUMN = 480
 _GAP = 8
 
 
-def preview_path(output: Path) -> Path:
-    """Return where the preview of a job that writes ``output`` goes."""
+def preview_path(plan: JobPlan) -> Path:
+    """Return where the preview of a job goes: beside its only output, or beside its folder.
+
+    Raises OutputError where the output is a pipe.
+    """
+    output = plan.entries[0].output if len(plan.entries) == 1 else plan.output
+    if output == PIPE:
+        raise OutputError("-: a preview is a picture and needs a name: name a file as OUTPUT")
+    if output.name in ("", ".."):
+        output = output.resolve()
     return output.with_name(output.name + ".preview.png")
 
 
@@ -34,39 +42,42 @@ def write_preview(plan: JobPlan, count: int) -> Path:
     Source above, result below, a column for each. Returns the picture's name. Raises as the job
     itself would.
     """
-    target = preview_path(plan.output)
+    target = preview_path(plan)
     if target.exists() and not plan.options.overwrite:
-        raise OutputError(f"{target}: exists already; -y overwrites it")
+        raise OutputError(f"{printable(target)}: exists already; -y overwrites it")
+    sources: list[VideoPlan | Entry] = list(plan.videos)
+    sources += [entry for shard in plan.shards for entry in shard.entries]
+    if not sources:
+        raise InputError("nothing among the inputs can be previewed: none of them is translated")
     columns = []
     with Generator(plan.backend, size=plan.options.size, fit=plan.options.fit) as generator:
         for number in range(count):
-            place = (number + 0.5) / count * len(plan.entries)
-            pixels = _picture(plan, plan.entries[int(place)], place - int(place))
+            place = (number + 0.5) / count * len(sources)
+            pixels = _picture(plan, sources[int(place)], place - int(place))
             result = generator(pixels[np.newaxis])[0]
             columns.append(np.vstack([_shrunk(pixels), _gap(_shrunk(pixels)), _shrunk(result)]))
     encoded = encode_picture(_side_by_side(columns), "png")
     partial = temporary_path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(encoded)
-    publish(partial, target, overwrite=plan.options.overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(encoded)
+            publish(partial, target, overwrite=plan.options.overwrite)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(target, error) from error
     return target
 
 
-def _picture(plan: JobPlan, entry: Entry, place: float) -> Pixels:
+def _picture(plan: JobPlan, source: VideoPlan | Entry, place: float) -> Pixels:
     """Return the picture at ``place`` (0 the beginning, 1 the end) of an input, (H, W, 3)."""
-    if entry.kind == "image":
-        shard = plan_images([entry], plan.options, pixel_type=plan.model.card.pixel_type)[0]
-        return _first(ImageSource(shard), str(entry.source))
-    if entry.kind == "pipe":
+    if isinstance(source, Entry):
+        shard = plan_images([source], plan.options, pixel_type=plan.model.card.pixel_type)[0]
+        return _first(ImageSource(shard), printable(source.source))
+    if source.path == PIPE:
         raise InputError("-: a pipe cannot be previewed, since it is read only once; name a file")
-    video = plan_video(
-        entry.source,
-        entry.output,
-        plan.options,
-        pixel_type=plan.model.card.pixel_type,
-        output_size=lambda size: size,
-    )
-    return _first(VideoSource(_only_frame_at(video, place)), str(entry.source))
+    return _first(VideoSource(_only_frame_at(source, place)), source.name)
 
 
 def _only_frame_at(video: VideoPlan, place: float) -> VideoPlan:

@@ -2,65 +2,86 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from .pipeline import Counters
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+from .report import clock
 
 Mode = Literal["auto", "plain", "json", "none"]
 
 _PLAIN_EVERY = 5.0
 """Seconds between two lines where nobody watches live."""
 _JSON_EVERY = 1.0
+_BAR = 24
+"""Columns of the bar, at most; under half of that there is none."""
+_NAME = 32
+"""Columns of the file's name, at most."""
+_LEAST_NAME = 12
+"""Columns that the name needs to tell anything."""
 
 
 def printable(text: str) -> str:
     """Return ``text`` with bytes that are not UTF-8 written as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return (
+        "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
+        .encode("utf-8", "backslashreplace")
+        .decode("utf-8")
+    )
 
 
 class Reporter:
-    """Shows `Counters` while a run goes on, and says things once."""
+    """Shows `Counters` while a run goes on, and says things once.
+
+    The live line is drawn without hiding the cursor and by the calling thread only: whatever ends
+    the process leaves the terminal usable. Whoever stops reading what is said here does not stop
+    the run.
+    """
 
     def __init__(
         self, mode: Mode = "auto", *, total: int | None = None, quiet: bool = False
     ) -> None:
-        if mode == "auto":
-            mode = "plain"
-            self._live = sys.stderr.isatty() and not quiet
-        else:
-            self._live = False
-        self.mode, self.quiet, self.total = mode, quiet, total
-        self.said: list[str] = []
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-        self._next = time.monotonic() + (_JSON_EVERY if mode == "json" else _PLAIN_EVERY)
+        dumb = os.environ.get("TERM", "dumb") == "dumb"
+        self._live = mode == "auto" and not quiet and not dumb and sys.stderr.isatty()
+        self.mode: Mode = "plain" if mode == "auto" else mode
+        self.quiet, self.total = quiet, total
+        self.said: set[str] = set()
+        self._heard = 0
+        self._drawn = False
+        self._next = time.monotonic() + self._interval
 
     def say(self, text: str) -> None:
-        """Say a sentence once."""
+        """Say a sentence, once."""
         if text in self.said:
             return
-        self.said.append(text)
+        self.said.add(text)
         if self.mode == "json":
             self._line({"event": "note", "text": text})
         elif not self.quiet:
             self._print(text)
 
+    def insist(self, text: str) -> None:
+        """Say why something is missing: also to those who asked for quiet."""
+        if self.mode == "json":
+            self._line({"event": "error", "text": text})
+        else:
+            self._print(text)
+
     def watch(self, counters: Counters) -> None:
         """Show the state; called about ten times a second."""
-        while counters.notes:
-            self.say(counters.notes.popleft())
+        for note in counters.notes[self._heard :]:
+            self._heard += 1
+            self.say(note)
         if self.mode == "none" or (self.quiet and self.mode != "json"):
             return
         if self._live:
             self._draw(counters)
         elif time.monotonic() >= self._next:
-            self._next = time.monotonic() + (_JSON_EVERY if self.mode == "json" else _PLAIN_EVERY)
+            self._next = time.monotonic() + self._interval
             if self.mode == "json":
                 self._line({"event": "progress"} | _state(counters, self.total))
             else:
@@ -68,43 +89,61 @@ class Reporter:
 
     def close(self) -> None:
         """Leave the terminal as it was; twice is fine."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._drawn:
+            self._write("\r\x1b[K")
+            self._drawn = False
+
+    @property
+    def _interval(self) -> float:
+        return _JSON_EVERY if self.mode == "json" else _PLAIN_EVERY
 
     def _draw(self, counters: Counters) -> None:
-        from rich.console import Console
-        from rich.markup import escape
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[state]}"),
-                console=Console(stderr=True),
-                transient=True,
-                refresh_per_second=8,
-            )
-            self._task = self._progress.add_task("", total=self.total, state="")
-            self._progress.start()
-        assert self._task is not None
-        self._progress.update(
-            self._task,
-            description=escape(_shortened(printable(counters.unit))),
-            completed=counters.frames_done,
-            state=escape(_sentence(counters, self.total)),
-        )
+        # One column less than there are: a full line would wrap on some terminals.
+        line = live_line(counters, self.total, _columns() - 1)
+        self._write(f"\r{line}\x1b[K")
+        self._drawn = True
 
     def _print(self, text: str) -> None:
-        text = printable(text)
-        if self._progress is not None:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        self.close()
+        self._write(printable(text) + "\n")
 
     def _line(self, content: dict[str, Any]) -> None:
-        print(json.dumps(content), file=sys.stderr, flush=True)
+        self._write(json.dumps(content) + "\n")
+
+    def _write(self, text: str) -> None:
+        # A reader that has gone, or a log on a full disk, must not cost hours of work.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def live_line(counters: Counters, total: int | None, columns: int) -> str:
+    """Return the state in one line of at most ``columns`` columns: name, bar, numbers.
+
+    Where there is little room the bar goes first, then words, then the name.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    numbers = _sentence(counters, total)
+    if columns - cell_len(numbers) - 1 < _LEAST_NAME:
+        numbers = _sentence(counters, total, brief=True)
+    room = columns - cell_len(numbers) - 1
+    if room < _LEAST_NAME:
+        return set_cell_size(numbers, columns).rstrip() if cell_len(numbers) > columns else numbers
+    name = _shortened(printable(counters.unit), min(room, _NAME))
+    parts = [name] if name else []
+    bar = min(room - cell_len(name) - 1, _BAR)
+    if total and bar >= _BAR // 2:
+        full = round(bar * min(1.0, counters.frames_done / total))
+        parts.append("━" * full + "─" * (bar - full))
+    return " ".join([*parts, numbers])
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def _state(counters: Counters, total: int | None) -> dict[str, Any]:
@@ -121,25 +160,25 @@ def _state(counters: Counters, total: int | None) -> dict[str, Any]:
     }
 
 
-def _sentence(counters: Counters, total: int | None) -> str:
+def _sentence(counters: Counters, total: int | None, *, brief: bool = False) -> str:
     state = _state(counters, total)
-    parts = [f"{state['frames']}/{total} frames" if total else f"{state['frames']} frames"]
-    parts.append(f"{state['rate']:.1f} frames/s")
+    count = f"{state['frames']}/{total}" if total else f"{state['frames']}"
+    parts = [count if brief else f"{count} frames"]
+    parts.append(f"{state['rate']:.1f}/s" if brief else f"{state['rate']:.1f} frames/s")
     if state["seconds_left"] is not None:
         parts.append(f"{clock(state['seconds_left'])} left")
-    if state["limited_by"]:
-        parts.append(f"limited by {state['limited_by']}")
     if state["failures"]:
         parts.append(f"{state['failures']} failed")
+    if state["limited_by"]:
+        parts.append(state["limited_by"] if brief else f"limited by {state['limited_by']}")
     return ", ".join(parts)
 
 
-def clock(seconds: float) -> str:
-    """Return ``seconds`` as ``h:mm:ss``."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+def _shortened(name: str, columns: int) -> str:
+    """Return the file's name in at most ``columns`` columns; wide characters count twice."""
+    from rich.cells import cell_len, set_cell_size
 
-
-def _shortened(name: str, length: int = 32) -> str:
     name = name.rsplit("/", 1)[-1]
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    if cell_len(name) <= columns:
+        return name
+    return set_cell_size(name, columns - 1).rstrip() + "…"

@@ -9,11 +9,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from .files import printable
 from .pipeline import Counters, Failure, Stage
 
 Status = Literal["whole", "partial", "failed", "interrupted"]
 
 EXIT_CODES: dict[Status, int] = {"whole": 0, "failed": 1, "partial": 3, "interrupted": 130}
+
+_VERBS = {
+    "whole": "Done",
+    "partial": "Partial",
+    "failed": "Failed",
+    "interrupted": "Interrupted",
+}
 
 _RECORDED = (
     "cyclegan-batch",
@@ -37,14 +45,23 @@ class Report:
     """Files that are whole under their final names."""
     failures: tuple[Failure, ...]
     """Everything that is missing, with its reason."""
+    planned: int
+    """Files that were to be written; not those that existed and were skipped, nor a pipe."""
     skipped: int
     """Outputs that existed and were left alone (``--skip-existing``)."""
     frames: int
     """Pictures translated and written."""
+    expected_frames: int | None
+    """Pictures that were to be translated, where the inputs tell."""
     seconds: float
     stages: dict[str, Stage]
     limiting_stage: str | None
     """The stage that was busy for the largest share of the time."""
+    pipe_closed: bool
+    """Whoever read standard output had enough before its end."""
+    error: str | None
+    """What ended the run before its end."""
+    overwrite: bool
     notes: tuple[str, ...]
     """What was said once."""
     record: dict[str, Any]
@@ -60,6 +77,55 @@ class Report:
         """Frames per second of the whole run."""
         return self.frames / self.seconds if self.seconds else 0.0
 
+    @property
+    def summary(self) -> str:
+        """What happened, in one line: how much, what is missing and why, what is left to do."""
+        if self.error is not None:
+            # One input: the error says it all. Several: it also matters what there is already.
+            left = f"; {self._files}; {self._remedy}" if self.planned > 1 else ""
+            return f"Error: {self.error}{left}"
+        parts = [self._frames]
+        if self.frames and self.limiting_stage:
+            parts.append(f"{self.rate:.1f} frames/s, limited by {self.limiting_stage}")
+        told = [", ".join(parts)]
+        if self.skipped:
+            told.append(f"{self.skipped} existed already")
+        if self.outputs or (self.planned and self.status != "whole"):
+            told.append(self._files)
+        if self.pipe_closed:
+            told.append("whoever read standard output closed it before the end")
+        if self.failures:
+            count = len(self.failures)
+            many = f"{count} failures, listed above, the first: " if count > 1 else "failed: "
+            told.append(many + self.failures[0].cause)
+        if self.status != "whole" and not self.pipe_closed:
+            told.append(self._remedy)
+        return f"{_VERBS[self.status]}: " + "; ".join(told)
+
+    @property
+    def _frames(self) -> str:
+        done = str(self.frames)
+        if self.status != "whole" and self.expected_frames is not None:
+            done += f" of {self.expected_frames}"
+        return f"{done} frames in {clock(self.seconds)}"
+
+    @property
+    def _files(self) -> str:
+        if self.status == "whole" or (len(self.outputs) == self.planned and not self.error):
+            one = len(self.outputs) == 1
+            return printable(self.outputs[0]) if one else f"{len(self.outputs)} files"
+        return f"{len(self.outputs) or 'none'} of {_counted(self.planned, 'file')} written"
+
+    @property
+    def _remedy(self) -> str:
+        missing = self.planned - len(self.outputs)
+        if self.planned and not missing and self.failures:
+            return "frames are missing; with a mended input, -y writes it again"
+        if self.planned <= 1:
+            return "the same command does it again"
+        instead = " instead of -y" if self.overwrite else ""
+        return f"the same command with -n{instead} does what is left"
+
     def to_json(self) -> str:
         """Return the report as JSON; bytes of names that are not UTF-8 are lone surrogates."""
         content = asdict(self) | {"exit_code": self.exit_code, "rate": self.rate}
@@ -67,26 +133,57 @@ class Report:
 
 
 def report_from_counters(
-    counters: Counters, *, skipped: int, notes: tuple[str, ...], record: dict[str, Any]
+    counters: Counters,
+    *,
+    planned: int,
+    expected_frames: int | None,
+    skipped: int,
+    overwrite: bool,
+    notes: tuple[str, ...],
+    error: str | None,
+    record: dict[str, Any],
 ) -> Report:
     """Sum up a run."""
+    failures = list(counters.failures)
     status: Status = "whole"
     if counters.interrupted:
         status = "interrupted"
-    elif counters.failures or counters.pipe_closed:
-        status = "partial" if counters.frames_done else "failed"
+    elif error is not None:
+        status = "failed"
+        # What ended the run is on record, unless no input was to blame for it.
+        if not any(failure.cause in error for failure in failures):
+            failures.append(Failure(counters.unit, error))
+    elif counters.pipe_closed:
+        status = "partial"
+    elif failures:
+        status = "partial" if counters.units_done or counters.written or skipped else "failed"
     return Report(
         status=status,
         outputs=tuple(counters.written),
-        failures=tuple(counters.failures),
+        failures=tuple(failures),
+        planned=planned,
         skipped=skipped,
         frames=counters.frames_done,
+        expected_frames=expected_frames,
         seconds=counters.seconds,
         stages=counters.stages,
         limiting_stage=counters.limiting_stage(),
+        pipe_closed=counters.pipe_closed,
+        error=error,
+        overwrite=overwrite,
         notes=notes,
         record=record,
     )
+
+
+def clock(seconds: float) -> str:
+    """Return ``seconds`` as ``h:mm:ss``."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def versions() -> dict[str, str]:

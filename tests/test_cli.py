@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -127,9 +128,40 @@ def test_a_dry_run_prints_the_plan_to_stdout_and_writes_nothing(
 ) -> None:
     run = cyclegan_batch("translate", clip, tmp_path / "out.mp4", "-m", model, "--dry-run")
     assert run.returncode == 0, run.stderr
-    assert "frames: 12" in run.stdout
-    assert "MiB of pictures" in run.stdout
+    assert f"{clip} → {tmp_path / 'out.mp4'}\n" in run.stdout
+    assert "12 frames, 64×48, 25/s, h264 yuv420p → libx264 yuv420p 64×48 crf=18" in run.stdout
+    assert "frames in flight × 0.0 MiB (64×48, RGB) = 0 MiB of pictures at most" in run.stdout
+    assert run.stdout.splitlines()[-1] == "would write 1 file, 12 frames"
+    assert run.stderr == ""
     assert left_in(tmp_path) == set()
+
+
+@pytest.mark.behaviour(17)
+def test_a_dry_run_shows_sound_copies_what_exists_and_what_would_fail(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    streams.plain(pictures / "film.mp4", frames=3)
+    (pictures / "text.mp4").write_text("Dear diary")
+    (pictures / "label.txt").write_text("horse")
+    (pictures / "0.png").rename(os.fsdecode(os.fsencode(pictures) + b"/\xff[a].png"))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "1.png").touch()
+    arguments = ["translate", pictures, out, "-m", model, "-n", "--copy-others", "--dry-run"]
+    run = cyclegan_batch(*arguments)
+    assert run.returncode == 3, run.stderr
+    assert "audio aac, eng copied" in run.stdout
+    assert f"{pictures / 'label.txt'} → {out / 'label.txt'} (copied)" in run.stdout
+    assert "\\xff[a].png (2 of 2 pictures)" in run.stdout
+    (failure,) = (line for line in run.stdout.splitlines() if line.startswith("FAILS"))
+    assert "text.mp4" in failure
+    assert run.stdout.splitlines()[-1] == (
+        "would write 4 files, 5 frames; 1 exists already and stays; 1 cannot be translated"
+    )
+    run = cyclegan_batch(*arguments, "--progress", "json")
+    told = json.loads(run.stdout)
+    assert [Path(video["output"]).name for video in told["videos"]] == ["film.mp4"]
+    assert told["frames_in_flight"] * 64 * 48 * 3 == told["memory_bytes"]
 
 
 @pytest.mark.behaviour(14, 22)
@@ -283,7 +315,259 @@ def test_ctrl_c_ends_the_run_within_five_seconds_and_leaves_nothing(
     assert left_in(out) == set()
 
 
+@pytest.mark.behaviour(24)
+def test_a_second_ctrl_c_ends_at_once_and_the_next_run_replaces_what_it_left(
+    model: Path, clip: Path, tmp_path: Path
+) -> None:
+    # A final join that does not come back: the first Ctrl-C waits for it, for some seconds.
+    code = (
+        "import time\n"
+        "from cyclegan_batch.cli import main\n"
+        "from cyclegan_batch.media import video\n"
+        "def stuck(*arguments):\n"
+        "    print('stuck', flush=True)\n"
+        "    time.sleep(60)\n"
+        "video.assemble = stuck\n"
+        "main()\n"
+    )
+    out = tmp_path / "out"
+    arguments = ["translate", str(clip), str(out / "clip.mp4"), "-m", str(model)]
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert run.stdout is not None
+    assert run.stdout.readline() == b"stuck\n"
+    run.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert run.poll() is None
+    begin = time.monotonic()
+    run.send_signal(signal.SIGINT)
+    assert run.wait(10) == 130
+    assert time.monotonic() - begin < 1
+    _, said = run.communicate()
+    assert b"Traceback" not in said
+    left = left_in(out)
+    assert left
+    assert all(name.startswith(".") and name.endswith(".partial") for name in left)
+
+    again = cyclegan_batch(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert left_in(out) == {"clip.mp4"}
+
+
+@pytest.mark.behaviour(24)
+def test_a_ctrl_c_that_foreign_code_swallows_is_not_lost() -> None:
+    stops = cli._Stops()
+    with contextlib.suppress(KeyboardInterrupt):  # what a callback in C does with an exception
+        stops._stop(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        stops.check()
+
+
+@pytest.mark.behaviour(24)
+def test_an_interrupted_job_says_what_is_left_to_do(model: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    write_clip(folder / "1.mp4", frames=3)
+    write_clip(folder / "2.mp4", frames=2000, size=(240, 320))
+    run = subprocess.Popen(
+        [*COMMAND, "translate", str(folder), str(out), "-m", str(model)], stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 30
+    while not (out / "1.mp4").exists():
+        assert time.monotonic() < deadline
+        assert run.poll() is None
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 130
+    last = said.decode().splitlines()[-1]
+    assert last.startswith("Interrupted: ")
+    assert " of 2003 frames" in last
+    assert last.endswith("1 of 2 files written; the same command with -n does what is left")
+
+
+@pytest.mark.behaviour(22)
+def test_a_partial_run_ends_with_what_is_missing_and_why_also_for_the_quiet(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    for name in ("0.png", "1.png"):
+        (pictures / name).write_bytes((pictures / name).read_bytes()[:60])
+    run = cyclegan_batch("translate", pictures, tmp_path / "out", "-m", model, "-q")
+    assert run.returncode == 3
+    *listed, last = run.stderr.splitlines()
+    assert [Path(line.split(":")[1]).name for line in listed] == ["0.png", "1.png"]
+    assert last.startswith("Partial: 1 of 3 frames")
+    assert "1 of 3 files written; 2 failures, listed above, the first: " in last
+    assert str(pictures / "0.png") in last
+    assert last.endswith("; the same command with -n does what is left")
+
+
+@pytest.mark.behaviour(22, 29)
+def test_a_run_that_is_given_up_leaves_a_report_and_says_what_there_is(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    for name in ("1.png", "2.png"):
+        (pictures / name).write_bytes((pictures / name).read_bytes()[:60])
+    report = tmp_path / "report.json"
+    arguments = ["translate", pictures, tmp_path / "out", "-m", model, "--report", report]
+    arguments += ["--max-failures", "1", "-y"]
+    run = cyclegan_batch(*arguments)
+    assert_one_clear_line(run, "--max-failures 1", "2.png", "with -n instead of -y")
+    told = json.loads(report.read_text())
+    assert (told["status"], told["exit_code"]) == ("failed", 1)
+    assert [Path(each["name"]).name for each in told["failures"]] == ["1.png", "2.png"]
+    run = cyclegan_batch(*arguments, "--progress", "json")
+    assert run.returncode == 1
+    events = [json.loads(line) for line in run.stderr.splitlines()]
+    assert events[-1]["event"] == "end"
+    assert "2.png" in events[-1]["error"]
+
+
+def test_an_error_is_json_where_progress_is(model: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "no.mp4"
+    run = cyclegan_batch(
+        "translate", missing, tmp_path / "out.mp4", "-m", model, "--progress", "json"
+    )
+    assert run.returncode == 1
+    (event,) = [json.loads(line) for line in run.stderr.splitlines()]
+    assert event["event"] == "error"
+    assert "no.mp4" in event["text"]
+
+
+@pytest.mark.behaviour(10)
+def test_a_preview_goes_beside_the_file_that_the_job_would_write(
+    model: Path, clip: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    run = cyclegan_batch("translate", clip, out, "-m", model, "--preview", "1")
+    assert run.returncode == 0, run.stderr
+    assert left_in(out) == {"clip.mp4.preview.png"}
+    run = cyclegan_batch("translate", pictures, ".", "-m", model, "--preview", "1", cwd=out)
+    assert run.returncode == 0, run.stderr
+    assert left_in(tmp_path) - left_in(pictures.parent) == set()
+    assert (tmp_path / "out.preview.png").exists()
+
+
+def test_a_preview_looks_only_at_what_can_be_translated(
+    model: Path, clip: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("Dear diary")
+    run = cyclegan_batch("translate", text, clip, tmp_path / "out", "-m", model, "--preview", "2")
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "out.preview.png").exists()
+
+
+@pytest.mark.behaviour(11)
+def test_a_pipe_closed_before_the_first_frame_ends_the_run_cleanly(
+    model: Path, tmp_path: Path
+) -> None:
+    # One frame is larger than a pipe holds.
+    wide = write_clip(tmp_path / "wide.mp4", frames=5, size=(480, 640))
+    run = subprocess.Popen(
+        [*COMMAND, "translate", str(wide), "-", "-m", str(model)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert run.stdout is not None
+    assert run.stderr is not None
+    run.stdout.read(10)
+    run.stdout.close()
+    last = run.stderr.read().decode().splitlines()[-1]
+    run.stderr.close()
+    assert run.wait(30) == 3
+    assert last.startswith("Partial: 0 of 5 frames")
+    assert "standard output" in last
+
+
+@pytest.mark.behaviour(11)
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full"])
+def test_a_log_that_cannot_be_written_neither_stops_a_run_nor_spoils_its_data(
+    model: Path, clip: Path, closed: str
+) -> None:
+    run = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *COMMAND, "translate", clip, "-", "-m", model],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0
+    frame = len(b"FRAME\n") + 64 * 48 * 3 // 2
+    header, data = run.stdout.split(b"\n", 1)
+    assert header.startswith(b"YUV4MPEG2 W64 H48")
+    assert len(data) == 12 * frame
+
+
+@pytest.mark.behaviour(17)
+def test_a_name_that_is_not_utf8_is_told_as_it_is_typed(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    source = os.fsdecode(os.fsencode(pictures) + b"/\xff.png")
+    (pictures / "0.png").rename(source)
+    target = os.fsdecode(os.fsencode(tmp_path) + b"/\xfe.png")
+    run = cyclegan_batch("translate", source, target, "-m", model)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.rstrip().endswith("\\xfe.png")
+    # Data keeps its bytes, whatever the locale says about them.
+    run = subprocess.run(
+        [*COMMAND, "translate", source, target, "-m", model, "--preview", "1"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.endswith(b"\xfe.png.preview.png\n")
+
+
 # What it refuses
+
+
+def test_a_report_that_could_not_be_written_errors_before_the_work(
+    model: Path, clip: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.mp4"
+    for report, word in (
+        (tmp_path / "nowhere" / "report.json", "its folder does not exist"),
+        (tmp_path, "it is a folder"),
+        (out, "a file of the job itself"),
+        (model, "a file of the job itself"),
+    ):
+        run = cyclegan_batch("translate", clip, out, "-m", model, "--report", report)
+        assert_one_clear_line(run, str(report), word)
+    assert left_in(tmp_path) == set()
+
+
+def test_a_preview_into_a_pipe_errors(model: Path, clip: Path, tmp_path: Path) -> None:
+    run = cyclegan_batch("translate", clip, "-", "-m", model, "--preview", "1", cwd=tmp_path)
+    assert_one_clear_line(run, "preview", "name a file")
+    assert left_in(tmp_path) == set()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_standard_output_that_is_full_errors(model: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [*COMMAND, "inspect", model],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert run.returncode == 1
+    assert run.stderr.startswith("Error: cannot write to standard output: No space left")
+    assert len(run.stderr.splitlines()) == 1
+
+
+def test_a_stretch_that_ends_before_it_begins_errors(
+    model: Path, clip: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.mp4"
+    run = cyclegan_batch("translate", clip, out, "-m", model, "--ss", "3", "--to", "0:02")
+    assert_one_clear_line(run, "--to 2 s is not after the start, 3 s")
 
 
 def test_a_missing_file_errors(model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import random
 import threading
 import time
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cyclegan_batch.errors import InputError, OutOfMemoryError, OutputError
+from cyclegan_batch.errors import BackendError, InputError, OutOfMemoryError, OutputError
 from cyclegan_batch.frames import Frame, Geometry, Pixels, Size, SizeRequirements, geometry
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.pipeline import Counters, Schedule, Unit, run
@@ -329,7 +331,7 @@ def test_a_dropped_picture_ends_a_run_that_does_not_skip_errors() -> None:
 def test_more_failures_than_allowed_errors() -> None:
     source, sink = FakeSource(list(range(10))), FakeSink()
     source.on_read = lambda number: Dropped(f"frame {number}", InputError(f"bad {number}"))
-    with pytest.raises(InputError, match=r"bad 2\n3 failures are more than --max-failures 2"):
+    with pytest.raises(InputError, match=r"3 failures .* --max-failures 2 allows; bad 2$"):
         run(
             [unit(source, sink)],
             FakeBackend(),
@@ -385,6 +387,69 @@ def test_an_interrupt_ends_the_run_within_five_seconds_and_leaves_no_output() ->
     assert sink.discarded
     assert not sink.finished
     assert source.closed
+
+
+@pytest.mark.behaviour(24)
+@pytest.mark.timeout(20)
+def test_an_interrupt_waits_for_the_writer_before_it_removes_what_he_writes() -> None:
+    source, sink = FakeSource(list(range(10))), FakeSink()
+    events: list[str] = []
+
+    def slow(item: Any) -> None:
+        if item[0] == 3:
+            _thread.interrupt_main()
+            time.sleep(1)
+            events.append("written")
+
+    sink.on_write = slow
+    sink.discard = lambda: events.append("discarded")  # type: ignore[method-assign]
+    counters = run([unit(source, sink)], FakeBackend(), PLAIN, geometry=as_it_is)
+    assert counters.interrupted
+    assert events == ["written", "discarded"]
+
+
+@pytest.mark.behaviour(22)
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("skip", [False, True], ids=["fail", "skip"])
+def test_a_source_is_not_closed_under_its_reader_where_the_writer_fails(skip: bool) -> None:
+    source, sink, reading = FakeSource(list(range(1000))), FakeSink(), threading.Event()
+    closed_while_reading: list[bool] = []
+
+    def slow_read(number: int) -> int:
+        reading.set()
+        time.sleep(0.01)
+        reading.clear()
+        return number
+
+    def fail(item: Any) -> None:
+        reading.wait(5)
+        raise OutputError("cannot write out")
+
+    source.on_read, sink.on_write = slow_read, fail
+    source.close = lambda: closed_while_reading.append(reading.is_set())  # type: ignore[method-assign]
+    read: list[int] = []
+    source.on_read = lambda number: (read.append(number), slow_read(number))[1]
+    with contextlib.suppress(OutputError):
+        run([unit(source, sink)], FakeBackend(), PLAIN, geometry=as_it_is, skip_errors=skip)
+    assert closed_while_reading == [False]
+    assert len(read) < 100
+    assert sink.discarded
+
+
+@pytest.mark.behaviour(22)
+def test_an_error_of_the_network_names_file_and_frame() -> None:
+    made, _, backend = inject("network", BackendError("the network gives NaN"))
+    with pytest.raises(BackendError, match=r"^clip, frame 7: the network gives NaN$"):
+        run([made], backend, PLAIN, geometry=as_it_is, skip_errors=True)
+
+
+@pytest.mark.behaviour(22)
+def test_what_ends_a_run_is_on_record_with_its_name() -> None:
+    source, sink, counters = FakeSource([1, 2]), FakeSink(), Counters()
+    source.on_read = lambda number: Dropped("clip, frame 1", InputError("bad"))
+    with pytest.raises(InputError, match="bad"):
+        run([unit(source, sink)], FakeBackend(), PLAIN, geometry=as_it_is, counters=counters)
+    assert [(each.name, each.cause) for each in counters.failures] == [("clip, frame 1", "bad")]
 
 
 @pytest.mark.behaviour(26)

@@ -561,18 +561,37 @@ def test_a_file_that_is_cut_short_is_told_and_what_there_is_comes_out(tmp_path, 
     assert all(number in str(last.error) for number in numbers)
 
 
+@pytest.mark.behaviour(1, 10)
+def test_a_stretch_ends_short_only_where_the_file_does_before(tmp_path):
+    whole = streams.plain(tmp_path / "whole.mkv", frames=100, audio=None)
+    source = streams.truncated(tmp_path / "in.mkv", whole, keep=0.7)
+
+    def dropped(to: float) -> list[str]:
+        items = seen(plan(source, tmp_path / "out.mkv", replace(FAST, to=to)))
+        return [str(item.error) for item in items if isinstance(item, Dropped)]
+
+    there = len(seen(plan(source, tmp_path / "out.mkv"))) - 1
+    assert 20 < there < 90
+    assert dropped(there / 25) == []
+    assert "is cut short" in dropped(3.9)[0]
+
+
 @pytest.mark.behaviour(1)
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts", ".mov", ".mpg", ".webm"])
+@pytest.mark.parametrize(
+    "suffix", [".mp4", ".mkv", ".avi", ".ts", ".mov", ".mpg", ".webm", ".flv", ".wmv", ".nut"]
+)
 def test_a_whole_file_is_not_called_short(tmp_path, suffix):
-    codec, audio = {".webm": ("libvpx", "libopus"), ".avi": ("libx264", "mp2")}.get(
-        suffix, ("libx264", "aac")
-    )
+    codec, audio = {
+        ".webm": ("libvpx", "libopus"),
+        ".avi": ("libx264", "mp2"),
+        ".wmv": ("wmv2", "libmp3lame"),
+    }.get(suffix, ("libx264", "aac"))
     source = tmp_path / f"in{suffix}"
     if suffix == ".mpg":
         frames = [av.VideoFrame(64, 48, "yuv420p") for _ in range(30)]
         encode(source, frames, "mpeg2video", {"bf": "2"})
     else:
-        streams.plain(source, frames=30, codec=codec, audio=audio)
+        streams.plain(source, frames=30, codec=codec, audio=audio, start=Fraction(1, 5))
     items = seen(plan(source, tmp_path / "out.mkv"))
     assert not [item for item in items if isinstance(item, Dropped)]
     assert len(items) == 30

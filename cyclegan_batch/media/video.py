@@ -696,6 +696,9 @@ class VideoSource:
         """What only reading shows, to be said once."""
         self._container: av.container.InputContainer | None = None
         self._first: int | None = None
+        """Time of the first frame in ticks."""
+        self._end = 0
+        """Where the last one ends."""
         self._packets = 0
         """Of the video stream; what its header counts."""
         self._ends: dict[int, Fraction] = {}
@@ -728,7 +731,7 @@ class VideoSource:
                 return
         if index == 0:
             raise self._nothing()
-        if self._to is None and (error := self._cut_short()):
+        if not self._reached_end_asked_for() and (error := self._cut_short()):
             yield Dropped(plan.name, error)
 
     def converter(self) -> Callable[[_Decoded], Frame | Dropped]:
@@ -908,6 +911,7 @@ class VideoSource:
             last = pts
             if self._first is None:
                 self._first = pts
+            self._end = pts + (item.duration or self._step)
             yield Timing(pts, item.duration or None), item
 
     def _cut(
@@ -960,6 +964,11 @@ class VideoSource:
         broken = f" ({self._broken})" if self._broken else ""
         return InputError(f"{plan.name}: not one frame can be decoded{broken}; check the file")
 
+    def _reached_end_asked_for(self) -> bool:
+        return (
+            self._to is not None and self._first is not None and self._end - self._first >= self._to
+        )
+
     def _cut_short(self) -> InputError | None:
         """Compare what was read with what the header says; FFmpeg reports no error for it."""
         plan, stream = self._plan, self._plan.stream
@@ -1005,10 +1014,10 @@ class VideoSource:
         if info.duration is None:
             return found, None
         starts = [s.start_pts * s.time_base for s in info.streams if s.start_pts is not None]
-        start = min(starts, default=nothing)
-        # Matroska counts from 0, but from an earlier start where there is one.
-        start = min(nothing, start) if info.format.startswith("matroska") else start
-        return found, start + info.duration
+        first = min(starts, default=nothing)
+        # Headers count from 0, or from an earlier start; FFmpeg's ASF adds a later one once more.
+        counted_more = first < 0 or info.format == "asf"
+        return found, info.duration - (abs(first) if counted_more else 0)
 
 
 _ROUNDING = Fraction(2, 1000)

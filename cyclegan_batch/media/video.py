@@ -1008,16 +1008,16 @@ class VideoSource:
         if self._plan.picture_rate is not None:
             return nothing, None
         if stream.duration is not None:
-            start = (stream.start_pts or 0) * stream.time_base
-            return self._ends.get(stream.index, nothing), start + stream.duration * stream.time_base
+            # ASF's is of the whole file, and that counts from 0.
+            start = 0 if info.format == "asf" else stream.start_pts or 0
+            said = (start + stream.duration) * stream.time_base
+            return self._ends.get(stream.index, nothing), said
         found = max(self._ends.values(), default=nothing)
         if info.duration is None:
             return found, None
+        # Headers count from 0, not from the first frame, but from an earlier start if there is one.
         starts = [s.start_pts * s.time_base for s in info.streams if s.start_pts is not None]
-        first = min(starts, default=nothing)
-        # Headers count from 0, or from an earlier start; FFmpeg's ASF adds a later one once more.
-        counted_more = first < 0 or info.format == "asf"
-        return found, info.duration - (abs(first) if counted_more else 0)
+        return found, info.duration + min([nothing, *starts])
 
 
 _ROUNDING = Fraction(2, 1000)

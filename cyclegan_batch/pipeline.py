@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -432,6 +434,8 @@ class _Run:
     def _thread(self, name: str, body: Callable[[], None]) -> None:
         def guarded() -> None:
             try:
+                if name != "write":
+                    _let_the_writer_go_first()
                 body()
             except _StoppedError:
                 pass

@@ -21,7 +21,7 @@ _BAR = 24
 """Columns of the bar, at most; under half of that there is none."""
 _NAME = 32
 """Columns of the file's name, at most."""
-_LEAST_NAME = 12
+_LEAST_NAME = 10
 """Columns that the name needs to tell anything."""
 
 

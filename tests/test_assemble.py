@@ -356,6 +356,19 @@ def test_streams_lie_beside_each_other_in_the_file(tmp_path: Path, suffix: str) 
     assert latest > 2.8
 
 
+@pytest.mark.behaviour(2, 4)
+@pytest.mark.parametrize("audio", ["copy", "aac", "libopus"])
+@pytest.mark.parametrize("suffix", [".mkv", ".nut"])
+def test_chapters_move_with_the_streams(tmp_path: Path, suffix: str, audio: str) -> None:
+    source, output = streams.mp4(tmp_path / "a.mp4"), tmp_path / f"out{suffix}"
+    translate(source, output, audio=audio)
+    moved = frame_times(output)[0]
+    if audio == "copy":
+        assert moved > 0.02
+    for ours, theirs in zip(_chapters(probe(output)), _chapters(probe(source)), strict=True):
+        assert ours[:2] == pytest.approx([t + moved for t in theirs[:2]], abs=0.0021)
+
+
 # What the container cannot hold
 
 
@@ -546,6 +559,7 @@ def test_sound_is_left_out_on_request(tmp_path: Path) -> None:
     [
         ("out.xyz", r"extension '\.xyz' names no container.*choose one of \.mp4"),
         ("out", "no extension"),
+        ("a/b.mpg", r"choose one of \.mp4.* this file by itself with an output such as b\.mkv"),
     ],
 )
 def test_an_unknown_extension_errors(name: str, words: str) -> None:

@@ -144,9 +144,11 @@ def _container(output: Path) -> _Container:
     found = CONTAINERS.get(output.suffix.lower())
     if found is None:
         suffix = f"extension {output.suffix!r}" if output.suffix else "no extension"
+        better = printable(output.with_suffix(".mkv").name) if output.name else ".mkv"
         raise OutputError(
             f"cannot write {printable(output)}: {suffix} names no container that is written here; "
-            f"choose one of {', '.join(CONTAINERS)}"
+            f"choose one of {', '.join(CONTAINERS)} and, where the name comes from a folder, give "
+            f"this file by itself with an output such as {better}"
         )
     return found
 
@@ -462,24 +464,27 @@ def assemble(
     cannot be read any more; ``output_partial`` is then removed.
     """
     try:
-        with contextlib.ExitStack() as stack:
-            source = None
-            if len(plan.carried) > 1:
-                source = stack.enter_context(open_container(plan.source))
-            first = stack.enter_context(open_container(stretches[0].path))
-            joined = _JoinedVideo(stretches, plan)
-            sent = _write(plan, joined, first, source, output_partial)
-        return _check(plan, joined, sent, output_partial)
+        joined = _JoinedVideo(stretches, plan)
+        moved = _written(plan, joined, output_partial)
+        if moved and plan.chapters:
+            # The muxer moves packets but no chapters, and its output alone tells how far.
+            _written(plan, joined, output_partial, chapters_later=moved)
     except BaseException:
         output_partial.unlink(missing_ok=True)
         raise
+    if not moved:
+        return ()
+    return (
+        f"{printable(plan.output)}: {_container(plan.output).label} cannot start below zero, so "
+        f"all streams start {float(moved):.3f} s later than in {printable(plan.source)}",
+    )
 
 
 class _JoinedVideo:
     """The packets of all stretches on one clock, with decoding times made anew."""
 
     def __init__(self, stretches: Sequence[Stretch], plan: StreamPlan) -> None:
-        self._stretches = stretches
+        self.stretches = stretches
         self._output = plan.output
         self.time_base = stretches[0].time_base
         times = [time for stretch in stretches for time in stretch.times]
@@ -513,7 +518,7 @@ class _JoinedVideo:
         """Return for each packet in decoding order its frame's position in presentation order."""
         ranks: list[int] = []
         extradata: set[bytes | None] = set()
-        for stretch in self._stretches:
+        for stretch in self.stretches:
             with open_container(stretch.path) as container:
                 stream = container.streams.video[0]
                 extradata.add(stream.codec_context.extradata)
@@ -538,7 +543,7 @@ class _JoinedVideo:
     def packets(self) -> Iterator[av.Packet[Any]]:
         """Yield every packet in decoding order, timed in `time_base`."""
         k = 0
-        for stretch in self._stretches:
+        for stretch in self.stretches:
             with open_container(stretch.path) as container:
                 for packet in container.demux(container.streams.video[0]):
                     if packet.size:
@@ -565,12 +570,30 @@ class _JoinedVideo:
         return self.times[k - self._delay] if early <= 0 else self.times[0] - early * self._step
 
 
+def _written(
+    plan: StreamPlan,
+    joined: _JoinedVideo,
+    partial: Path,
+    *,
+    chapters_later: Fraction = Fraction(0),
+) -> Fraction:
+    """Write the file and read it; return how far (seconds) its muxer moved everything."""
+    with contextlib.ExitStack() as stack:
+        source = None
+        if len(plan.carried) > 1:
+            source = stack.enter_context(open_container(plan.source))
+        first = stack.enter_context(open_container(joined.stretches[0].path))
+        sent = _write(plan, joined, first, source, partial, chapters_later)
+    return _check(plan, joined, sent, partial)
+
+
 def _write(
     plan: StreamPlan,
     joined: _JoinedVideo,
     first: av.container.InputContainer,
     source: av.container.InputContainer | None,
     partial: Path,
+    chapters_later: Fraction,
 ) -> Counter[int]:
     """Write the file; return the number of packets sent to each of its streams."""
     container = _container(plan.output)
@@ -607,7 +630,7 @@ def _write(
             stream = _add_stream(output, template, choice, covers.get(choice.index, b""))
             if choice.way != "attach" and template.type != "attachment":
                 ways[choice.index] = _Way(choice, template, stream)
-        output.set_chapters(_shifted_chapters(plan, joined))
+        output.set_chapters(_moved_chapters(plan, joined, chapters_later - joined.shift))
         output.start_encoding()
         for index, cover in covers.items():
             if index in ways:
@@ -703,8 +726,8 @@ def _read_covers(plan: StreamPlan, source: av.container.InputContainer) -> dict[
     return covers
 
 
-def _shifted_chapters(plan: StreamPlan, joined: _JoinedVideo) -> list[Any]:
-    """Return the chapters that overlap what is written, cut and moved with it."""
+def _moved_chapters(plan: StreamPlan, joined: _JoinedVideo, seconds: Fraction) -> list[Any]:
+    """Return the chapters that overlap what is written, cut, and moved by ``seconds``."""
     chapters = []
     for chapter in plan.chapters:
         base = chapter["time_base"]
@@ -714,13 +737,9 @@ def _shifted_chapters(plan: StreamPlan, joined: _JoinedVideo) -> list[Any]:
         if plan.to_last_frame:
             end = min(end, joined.source_end)
         if start < end or (start == end and chapter["start"] == chapter["end"]):
-            moved = {name: round((t - joined.shift) / base) for name, t in _ends(start, end)}
+            moved = {"start": round((start + seconds) / base), "end": round((end + seconds) / base)}
             chapters.append({**chapter, **moved})
     return chapters
-
-
-def _ends(start: Fraction, end: Fraction) -> tuple[tuple[str, Fraction], tuple[str, Fraction]]:
-    return ("start", start), ("end", end)
 
 
 class _Way:
@@ -878,12 +897,10 @@ def _time(packet: av.Packet[Any]) -> float:
 # Checking
 
 
-def _check(
-    plan: StreamPlan, joined: _JoinedVideo, sent: Counter[int], partial: Path
-) -> tuple[str, ...]:
+def _check(plan: StreamPlan, joined: _JoinedVideo, sent: Counter[int], partial: Path) -> Fraction:
     """Read the written file packet by packet. Raises OutputError unless all arrived, on time.
 
-    Returns a note where everything had to move because the container cannot start below zero.
+    Returns by how many seconds everything is later because the container cannot start below zero.
     """
     times: list[Fraction] = []
     found: Counter[int] = Counter()
@@ -912,7 +929,7 @@ def _check(
                 plan, f"stream {index} holds {found[index]} audio packets, {count} were sent"
             )
     if not timed:
-        return ()
+        return Fraction(0)
     times.sort()
     moved = times[0] - expected[0]
     if abs(moved) <= tick or _container(plan.output).negative_start:
@@ -923,13 +940,7 @@ def _check(
                 plan,
                 f"frame {number} is at {float(time):.6f} s, not {float(wanted + moved):.6f} s",
             )
-    if not moved:
-        return ()
-    label = _container(plan.output).label
-    return (
-        f"{printable(plan.output)}: {label} cannot start below zero, so all streams start "
-        f"{float(moved):.3f} s later than in {printable(plan.source)}",
-    )
+    return moved
 
 
 def _not_whole(plan: StreamPlan, found: str) -> OutputError:

@@ -692,3 +692,18 @@ def is_hopeless(error: CycleganBatchError) -> bool:
     return (
         isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno in _HOPELESS
     )
+
+
+def _let_the_writer_go_first() -> None:
+    """Lower the priority of the calling thread, and of the threads that it starts, within the run.
+
+    The threads of an encoder wait for one another, so that a converter which takes the core of one
+    holds up all of them, while whatever comes before the writer has queues to fill the gaps with
+    (tried on two cores, 1280×720 to x264 veryfast: 528 frames in 7.9 instead of 9.9 s). Only Linux
+    has a priority for each thread.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        # A process that may not change it runs as it is.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + 10)

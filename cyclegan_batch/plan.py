@@ -217,11 +217,10 @@ def plan_job(
     notes += _without_effect(options, {entry.kind for entry in work})
     sizes = [video.size for video in videos] + _some_sizes(images, options)
     if work and not units and failures:
-        raise InputError(
-            "\n".join(
-                ["none of the inputs can be translated:", *(failure.cause for failure in failures)]
-            )
-        )
+        if len(failures) == 1:
+            raise InputError(failures[0].cause)
+        causes = "\n".join(f"  {failure.cause}" for failure in failures)
+        raise InputError(f"none of the {len(failures)} inputs can be translated:\n{causes}")
     backend, schedule = _open_backend(generator, options)
     return JobPlan(
         inputs=tuple(inputs),

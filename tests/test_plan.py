@@ -1,0 +1,247 @@
+"""What is decided before the first frame: what is done, said, skipped, refused; the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cyclegan_batch import plan as planning
+from cyclegan_batch.api import plan_translation
+from cyclegan_batch.errors import InputError, OutputError
+from cyclegan_batch.plan import JobPlan
+from tests.synthesis import generators, streams
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generators.identity(tmp_path_factory.mktemp("model") / "identity.onnx")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return streams.plain(tmp_path_factory.mktemp("clip") / "clip.mp4", frames=5, size=(48, 64))
+
+
+def picture(path: Path, size: tuple[int, int] = (24, 32), **options: Any) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(path, **options)
+    return path
+
+
+def planned(*arguments: Any, **options: Any) -> JobPlan:
+    made = plan_translation(*arguments, **options)
+    made.backend.close()
+    return made
+
+
+# Memory
+
+
+@pytest.mark.behaviour(27)
+def test_memory_is_the_frames_in_flight_times_the_largest_frame(
+    model: Path, clip: Path, tmp_path: Path
+) -> None:
+    large = streams.plain(tmp_path / "large.mp4", frames=2, size=(96, 128))
+    made = planned([clip, large], tmp_path / "out", model=model)
+    assert made.largest == (96, 128)
+    assert made.memory == made.schedule.frames_in_flight * 96 * 128 * 3
+    (told,) = (line for line in made.lines() if line.startswith("memory"))
+    assert f"{made.schedule.frames_in_flight} frames in flight × 0.0 MiB (128×96" in told
+
+
+def test_memory_counts_what_the_network_sees_where_that_is_larger(
+    tmp_path: Path, model: Path, clip: Path
+) -> None:
+    half = generators.identity(tmp_path / "half.onnx", "float16")
+    made = planned(clip, tmp_path / "out.mp4", model=half, size=(480, 640))
+    # float16: two bytes for each of the three channels.
+    assert made.memory == made.schedule.frames_in_flight * 480 * 640 * 3 * 2
+    small = planned(clip, tmp_path / "out.mp4", model=model, size=8)
+    assert small.memory == small.schedule.frames_in_flight * 48 * 64 * 3
+
+
+def test_memory_of_pictures_is_told_from_their_headers(model: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "in" / "a.png", (24, 32))
+    picture(tmp_path / "in" / "b.png", (240, 320))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    picture(tmp_path / "in" / "c.jpg", (50, 60), exif=exif)
+    (tmp_path / "in" / "broken.png").write_text("no picture")
+    made = planned(tmp_path / "in", tmp_path / "out", model=model)
+    assert set(made.sizes) == {(24, 32), (240, 320), (60, 50)}
+    assert made.memory == made.schedule.frames_in_flight * 240 * 320 * 3
+    assert any("sees 32×24, 320×240, 50×60" in note for note in made.notes)
+
+
+def test_memory_that_nothing_tells_is_not_guessed(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("no picture")
+    made = planned(tmp_path / "broken.png", tmp_path / "out.png", model=model)
+    assert made.memory is None
+    assert any("which is not known yet" in line for line in made.lines())
+
+
+def test_only_some_of_many_pictures_are_looked_at(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_LOOKED_AT", 4)
+    for number in range(11):
+        picture(tmp_path / "in" / f"{number}.png", (10 + number, 8))
+    made = planned(tmp_path / "in", tmp_path / "out", model=model)
+    assert [height - 10 for height, _ in made.sizes] == [0, 3, 6, 9]
+
+
+# What is said
+
+
+def test_what_is_true_of_many_files_is_said_once(model: Path, tmp_path: Path) -> None:
+    for name in ("a: b.mp4", "c.mp4", "d.mp4"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        streams.plain(tmp_path / "in" / name, frames=2)
+    made = planned(tmp_path / "in", tmp_path / "out", model=model)
+    guesses = [note for note in made.notes if "colour matrix" in note]
+    assert len(guesses) == 1
+    assert guesses[0].startswith(f"{tmp_path / 'in' / 'a: b.mp4'} and 2 more: the video does not")
+    assert len(set(made.notes)) == len(made.notes)
+
+
+def test_what_the_network_sees_is_said_first(model: Path, clip: Path, tmp_path: Path) -> None:
+    trained = generators.tiny_resnet(tmp_path / "tiny.onnx")
+    made = planned(clip, tmp_path / "out.mp4", model=trained)
+    assert made.notes[0] == "tiny.onnx: trained at 64, sees 64×48"
+    fixed = generators.invert(tmp_path / "fixed.onnx", fixed=(32, 32))
+    made = planned(clip, tmp_path / "out.mp4", model=fixed)
+    assert made.notes[0] == "fixed.onnx: sees 64×48 resized to 32×32"
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        ({"fps": "25"}, "--fps: no effect, as no pattern of pictures is among the inputs"),
+        ({"quality": 3}, "--quality: no effect, as no picture is among the inputs"),
+        ({"crf": 3.0, "audio": "copy", "fit": "pad"}, None),
+    ],
+)
+def test_an_option_that_does_nothing_is_said(
+    options: dict[str, Any], note: str | None, model: Path, clip: Path, tmp_path: Path
+) -> None:
+    made = planned(clip, tmp_path / "out.mp4", model=model, **options)
+    assert [each for each in made.notes if "no effect" in each] == ([note] if note else [])
+
+
+def test_options_of_videos_do_nothing_to_pictures(model: Path, tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png")
+    made = planned(source, tmp_path / "b.png", model=model, ss=1.0, encoder_opt={"bf": "0"})
+    (note,) = (each for each in made.notes if "no effect" in each)
+    assert note == "--encoder-opt, --ss: no effect, as no video is among the inputs"
+
+
+# What exists already
+
+
+@pytest.mark.behaviour(23)
+def test_what_exists_is_refused_skipped_or_overwritten(model: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / "in" / f"{number}.png")
+    out = tmp_path / "out"
+    picture(out / "0.png")
+    # A link to nowhere is something, too.
+    (out / "1.png").symlink_to("nowhere")
+    with pytest.raises(OutputError, match=r"0\.png and 1 more: exists already.*-y .*-n "):
+        planned(tmp_path / "in", out, model=model)
+    made = planned(tmp_path / "in", out, model=model, skip_existing=True)
+    assert ([entry.output.name for entry in made.entries], made.skipped) == (["2.png"], 2)
+    made = planned(tmp_path / "in", out, model=model, overwrite=True)
+    assert (len(made.entries), made.skipped) == (3, 0)
+    # A preview writes none of them.
+    assert len(planned(tmp_path / "in", out, model=model, preview=1).entries) == 3
+
+
+def test_a_job_with_nothing_left_has_no_units(model: Path, tmp_path: Path) -> None:
+    source = picture(tmp_path / "a.png")
+    made = planned(source, picture(tmp_path / "b.png"), model=model, skip_existing=True)
+    assert (made.units, made.frames, made.skipped) == ((), 0, 1)
+    assert made.lines()[-1] == "would write 0 files, 0 frames; 1 exists already and stays"
+
+
+def test_what_is_left_of_many_is_still_many(model: Path, tmp_path: Path) -> None:
+    # Whether errors are skipped must not depend on how much a former run did.
+    for number in range(2):
+        picture(tmp_path / "in" / f"{number}.png")
+    picture(tmp_path / "out" / "0.png")
+    made = planned(tmp_path / "in", tmp_path / "out", model=model, skip_existing=True)
+    assert len(made.entries) == 1
+    assert made.skip_errors
+    assert not planned(tmp_path / "in" / "0.png", tmp_path / "x.png", model=model).skip_errors
+
+
+# What cannot be done
+
+
+def not_a_video(path: Path) -> Path:
+    path.write_text("Dear diary")
+    return path
+
+
+@pytest.mark.behaviour(14, 22)
+def test_a_video_that_cannot_be_planned_costs_only_itself(
+    model: Path, clip: Path, tmp_path: Path
+) -> None:
+    bad = not_a_video(tmp_path / "bad.mp4")
+    made = planned([bad, clip], tmp_path / "out", model=model)
+    assert [failure.name for failure in made.failures] == [str(bad)]
+    assert [video.path for video in made.videos] == [clip]
+    assert made.lines()[-1].endswith("would write 1 file, 5 frames; 1 cannot be translated")
+    with pytest.raises(InputError, match=r"bad\.mp4"):
+        planned([bad, clip], tmp_path / "out", model=model, on_error="fail")
+
+
+def test_nothing_that_can_be_planned_errors(model: Path, tmp_path: Path) -> None:
+    bad = [not_a_video(tmp_path / name) for name in ("a.mp4", "b.mp4")]
+    with pytest.raises(InputError, match=r"(?s)none of the 2 inputs.*a\.mp4.*b\.mp4"):
+        planned(bad, tmp_path / "out", model=model)
+
+
+def test_the_only_input_that_cannot_be_planned_errors_in_its_own_words(
+    model: Path, tmp_path: Path
+) -> None:
+    bad = not_a_video(tmp_path / "bad.mp4")
+    with pytest.raises(InputError, match=r"^cannot read .*bad\.mp4"):
+        planned(bad, tmp_path / "out.mp4", model=model, on_error="skip")
+
+
+def test_more_failures_than_allowed_while_planning_errors(
+    model: Path, clip: Path, tmp_path: Path
+) -> None:
+    bad = [not_a_video(tmp_path / name) for name in ("a.mp4", "b.mp4")]
+    with pytest.raises(InputError, match=r"2 failures .* --max-failures 1 allows; .*b\.mp4"):
+        planned([*bad, clip], tmp_path / "out", model=model, max_failures=1)
+    assert len(planned([*bad, clip], tmp_path / "out", model=model, max_failures=2).failures) == 2
+
+
+@pytest.mark.parametrize(("ss", "to"), [(3.0, 2.0), (2.0, 2.0), (None, 0.0)])
+def test_a_stretch_that_holds_nothing_errors(
+    ss: float | None, to: float, model: Path, clip: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=f"--to {to:g} s is not after the start, {ss or 0:g} s"):
+        planned(clip, tmp_path / "out.mp4", model=model, ss=ss, to=to)
+
+
+# The record
+
+
+@pytest.mark.behaviour(28)
+def test_the_record_holds_how_every_video_is_written(
+    model: Path, clip: Path, tmp_path: Path
+) -> None:
+    made = planned(clip, tmp_path / "out.mp4", model=model, crf=20.0, size=24, keep_size=True)
+    (video,) = made.describe()["videos"]
+    assert video["size"] == [48, 64]
+    assert video["output_size"] == [24, 32]
+    assert (video["encoder"], video["pix_fmt"]) == ("libx264", "yuv420p")
+    assert video["encoder_options"]["crf"] == "20"
+    assert [each["way"] for each in video["streams"]] == ["video", "copy"]
+    assert made.describe()["options"] == {"crf": 20.0, "keep_size": True, "size": 24}

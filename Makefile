@@ -1,5 +1,6 @@
 # make demo    a light environment, a synthesised clip and pictures, translated, in demo/
 # make test    the development environment and the test suite
+# make soak    the long runs: memory over 5,000 frames
 # make check   formatting, lint, types, and which promised behaviours have a test
 # make clean   remove what the above made
 #
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean
+.PHONY: help demo test soak check clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -37,6 +38,9 @@ demo: $(VENV)/.light
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow -rA $(PYTEST_ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

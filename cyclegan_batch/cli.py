@@ -302,9 +302,13 @@ _TELL = _options(
         show_default=True,
         help="Live on a terminal, lines elsewhere.",
     ),
-    click.option("-q", "--quiet", is_flag=True, help="Only errors."),
+    click.option("-q", "--quiet", is_flag=True, help="Only what is missing, and why."),
     click.option("-v", "--verbose", is_flag=True, help="Say where the time went."),
-    click.option("--dry-run", is_flag=True, help="Print the plan and stop."),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Print what becomes what, how, and in how much memory; stop.",
+    ),
     click.option("--report", type=_PATH, metavar="FILE", help="Write what was done, as JSON."),
 )
 

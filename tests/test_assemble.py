@@ -19,7 +19,7 @@ from av.stream import Disposition
 
 from cyclegan_batch.errors import OutputError
 from cyclegan_batch.media import assemble as assemble_module
-from cyclegan_batch.media.assemble import StreamPlan, Stretch, assemble, container_of, plan_streams
+from cyclegan_batch.media.assemble import StreamPlan, Stretch, assemble, plan_streams
 from cyclegan_batch.media.containers import MediaInfo, StreamInfo, open_container, probe
 from cyclegan_batch.options import TranslateOptions
 from tests.synthesis import streams
@@ -562,9 +562,13 @@ def test_sound_is_left_out_on_request(tmp_path: Path) -> None:
         ("a/b.mpg", r"choose one of \.mp4.* this file by itself with an output such as b\.mkv"),
     ],
 )
-def test_an_unknown_extension_errors(name: str, words: str) -> None:
+def test_an_unknown_extension_errors(tmp_path: Path, name: str, words: str) -> None:
+    info = probe(streams.plain(tmp_path / "a.mkv", frames=2, audio=None))
     with pytest.raises(OutputError, match=words):
-        container_of(Path(name))
+        plan_streams(
+            info, info.best_video(), Path(name), TranslateOptions(),
+            encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
+        )  # fmt: skip
 
 
 def test_what_cannot_be_written_at_all_errors_before_the_first_frame(tmp_path: Path) -> None:
@@ -751,3 +755,11 @@ def test_sound_with_a_broken_packet_can_be_encoded_anew(tmp_path: Path) -> None:
     # What follows the gap that players hear there is not pulled forward into it.
     assert packets(output, "a:0")[-1][0] == pytest.approx(packets(source, "a:0")[-1][0], abs=0.03)
     assert columns(output) == columns(source)
+
+
+@pytest.mark.behaviour(3)
+def test_the_last_packet_of_sound_stays_where_the_source_tells_no_durations(tmp_path: Path) -> None:
+    """MKV says none for ALAC, and an MP4 ends before a last packet that lasts no time."""
+    source, output = streams.plain(tmp_path / "a.mkv", audio="alac"), tmp_path / "out.mp4"
+    translate(source, output)
+    assert [h for _, h in packets(output, "a:0")] == [h for _, h in packets(source, "a:0")]

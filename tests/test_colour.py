@@ -32,7 +32,6 @@ def stream(
         metadata={},
         disposition=(),
         size=size,
-        displayed_size=size,
         pix_fmt=pix_fmt,
         bits=bits_of(pix_fmt),
         colour=tags,

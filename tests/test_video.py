@@ -762,6 +762,17 @@ def test_the_number_of_threads_is_part_of_the_plan(tmp_path):
     sink.discard()
 
 
+def test_what_the_encoder_refuses_is_not_blamed_on_the_folder_errors(tmp_path, monkeypatch):
+    made = plan(streams.plain(tmp_path / "in.mp4", frames=2, audio=None), tmp_path / "out.mp4")
+
+    def refuse(sink: VideoSink, packets: Any) -> None:
+        raise av.error.ArgumentError(22, "Invalid argument")
+
+    monkeypatch.setattr(VideoSink, "_mux", refuse)
+    with pytest.raises(OutputError, match=r"libx264 failed \(Invalid argument\); choose"):
+        run(made)
+
+
 def test_discard_leaves_nothing(tmp_path):
     source = streams.plain(tmp_path / "in.mp4", frames=10, audio=None)
     made = plan(source, tmp_path / "out.mp4")

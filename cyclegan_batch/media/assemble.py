@@ -135,16 +135,12 @@ CONTAINERS = {
 """Containers that can be written, by the extension of the output's name."""
 
 
-def container_of(output: Path) -> str:
-    """Return FFmpeg's name of the muxer for ``output``. Raises OutputError."""
-    return _container(output).muxer
-
-
 def _container(output: Path) -> _Container:
+    """Return what the extension of ``output`` names. Raises OutputError."""
     found = CONTAINERS.get(output.suffix.lower())
     if found is None:
         suffix = f"extension {output.suffix!r}" if output.suffix else "no extension"
-        better = printable(output.with_suffix(".mkv").name) if output.name else ".mkv"
+        better = printable(Path(output.stem + ".mkv"))
         raise OutputError(
             f"cannot write {printable(output)}: {suffix} names no container that is written here; "
             f"choose one of {', '.join(CONTAINERS)} and, where the name comes from a folder, give "
@@ -797,6 +793,9 @@ class _Way:
                 # A broken source; muxers refuse what does not ascend. ffmpeg does the same.
                 out.dts = self._last + 1
                 out.pts = max(out.pts, out.dts)
+            if not out.duration and self._last is not None and self.template.type == "audio":
+                # MP4 would end before a last packet that lasts no time.
+                out.duration = out.dts - self._last
             self._last = out.dts
             out.stream = self.stream
             yield out
@@ -950,7 +949,7 @@ def _not_whole(plan: StreamPlan, found: str) -> OutputError:
     )
 
 
-_OF_THE_DISK = frozenset(
+OF_THE_DISK = frozenset(
     {
         errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT,
         errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO,
@@ -965,7 +964,7 @@ def _as_output_error(path: Path) -> Iterator[None]:
     try:
         yield
     except (av.error.FFmpegError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             raise output_error(path, error) from error
         raise OutputError(
             f"cannot write {printable(path)}: {error}; choose another --codec or container"

@@ -63,9 +63,6 @@ _COLORSPACE = {
 }
 """swscale's names; where both sides are RGB it uses none."""
 
-_HDR = {16: "PQ", 18: "HLG"}
-"""ITU-T H.273 table 3: the transfer functions of high dynamic range."""
-
 _LOCATIONS = {1: "left", 2: "center", 3: "topleft", 4: "top", 5: "bottomleft", 6: "bottom"}
 """AVChromaLocation, in the words of FFmpeg's ``setparams``."""
 
@@ -112,10 +109,9 @@ def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") 
     """
     named = f"{name}: " if name else ""
     tags = stream.colour
-    hdr = stream.hdr or _HDR.get(tags.transfer)
-    if hdr:
+    if stream.hdr:
         raise InputError(
-            f"{named}the video is HDR ({hdr}), and generators are trained on SDR pictures; "
+            f"{named}the video is HDR ({stream.hdr}), and generators are trained on SDR pictures; "
             "tone-map it first, e.g. with FFmpeg: -vf zscale=t=linear:npl=100,tonemap=hable,"
             "zscale=p=bt709:t=bt709:m=bt709,format=yuv420p"
         )

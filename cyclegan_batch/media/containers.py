@@ -58,8 +58,6 @@ class StreamInfo:
     # Video only
     size: Size | None = None
     """Stored height and width."""
-    displayed_size: Size | None = None
-    """Height and width after rotation; sample aspect not applied."""
     sample_aspect_ratio: Fraction | None = None
     rotation: int = 0
     """Degrees counter-clockwise that bring the stored picture upright: 0, 90, 180, 270."""
@@ -79,8 +77,6 @@ class StreamInfo:
     pix_fmt: str | None = None
     bits: int = 8
     colour: ColourTags = ColourTags()
-    hdr: str | None = None
-    """``PQ``, ``HLG`` or None."""
     interlaced: bool | None = None
     """By the header's field order or the first frame; None where neither says."""
     attached_picture: bool = False
@@ -89,6 +85,16 @@ class StreamInfo:
     # Audio only
     sample_rate: int | None = None
     channels: int | None = None
+
+    @property
+    def displayed_size(self) -> Size | None:
+        """Height and width after rotation; sample aspect not applied."""
+        return self.size[::-1] if self.size and self.rotation % 180 else self.size
+
+    @property
+    def hdr(self) -> str | None:
+        """``PQ``, ``HLG`` or None."""
+        return _HDR.get(self.colour.transfer)
 
     @property
     def label(self) -> str:
@@ -172,7 +178,7 @@ def open_container(
         options["format_whitelist"] = "image2"
         options["framerate"] = str(image_pattern_rate)
         options["pattern_type"] = "sequence"
-        options["start_number"] = str(_first_number(path))
+        options["start_number"] = str(pattern_numbers(path)[0])
         folder = str(path.absolute().parent).replace("%", "%%")
         url, format_name = f"file:{folder}/{path.name}", "image2"
     try:
@@ -233,8 +239,11 @@ def _check_is_file(path: Path) -> None:
         raise InputError(f"{name} is empty (0 bytes); copy or record it again")
 
 
-def _first_number(pattern: Path) -> int:
-    """Return the lowest number of the files that ``pattern`` matches. Raises InputError."""
+def pattern_numbers(pattern: Path) -> list[int]:
+    """Return the numbers of the files that ``pattern`` matches, ascending. Raises InputError.
+
+    FFmpeg ends at a gap in them.
+    """
     found = re.search(r"%(0?)(\d*)d", pattern.name)
     if found is None:
         raise InputError(
@@ -249,12 +258,12 @@ def _first_number(pattern: Path) -> int:
         entries = [entry.name for entry in pattern.parent.iterdir()]
     except OSError as error:
         raise input_error(pattern, error) from error
-    numbers = [int(match[1]) for entry in entries if (match := name.fullmatch(entry))]
+    numbers = sorted(int(match[1]) for entry in entries if (match := name.fullmatch(entry)))
     if not numbers:
         raise InputError(
             f"no file matches {printable(pattern)}; check the name and the number of digits"
         )
-    return min(numbers)
+    return numbers
 
 
 def probe(
@@ -336,11 +345,9 @@ def _is_attached(stream: av.stream.Stream) -> bool:
 def _video_info(info: StreamInfo, stream: av.video.stream.VideoStream) -> StreamInfo:
     """Add what the header says of a video stream."""
     context = stream.codec_context
-    size = (context.height, context.width)
     return replace(
         info,
-        size=size,
-        displayed_size=size,
+        size=(context.height, context.width),
         sample_aspect_ratio=stream.sample_aspect_ratio or None,
         average_rate=stream.average_rate or stream.guessed_rate or None,
         frames_claimed=stream.frames or None,
@@ -352,7 +359,6 @@ def _video_info(info: StreamInfo, stream: av.video.stream.VideoStream) -> Stream
             transfer=context.color_trc,
             range=context.color_range,
         ),
-        hdr=_HDR.get(context.color_trc),
         interlaced={0: None, 1: False}.get(context.field_order, True),
         attached_picture=_is_attached(stream),
     )
@@ -447,13 +453,11 @@ class _Look:
         return replace(
             info,
             size=size,
-            displayed_size=size[::-1] if rotation % 180 else size,
             rotation=rotation,
             mirrored=mirrored,
             pix_fmt=info.pix_fmt or frame.format.name,
             bits=_bits(frame.format),
             colour=colour,
-            hdr=_HDR.get(colour.transfer),
             # A field order alone is a claim of the header; a frame flagged so is coded so.
             interlaced=bool(info.interlaced or frame.interlaced_frame),
         )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import io
+import itertools
 import math
 import os
 import re
@@ -38,9 +39,17 @@ from ..files import output_error, printable, publish, temporary_path
 from ..frames import Frame, Geometry, Pixels, PixelType, Size
 from ..options import TranslateOptions
 from . import Dropped
-from .assemble import StreamPlan, Stretch, assemble, plan_streams
+from .assemble import OF_THE_DISK, StreamPlan, Stretch, assemble, plan_streams
 from .colour import ColourPlan, FromRGB, ToRGB, bits_of, output_tags, resolve
-from .containers import MediaInfo, StreamInfo, demux, media_info, open_container, probe
+from .containers import (
+    MediaInfo,
+    StreamInfo,
+    demux,
+    media_info,
+    open_container,
+    pattern_numbers,
+    probe,
+)
 
 PIPE = Path("-")
 """Standard input or output, as y4m."""
@@ -240,18 +249,13 @@ def _picture_rate(path: Path, options: TranslateOptions) -> Fraction | None:
 
 def _refuse_gaps(pattern: Path) -> None:
     """Raise InputError where a number is missing: FFmpeg would take the gap for the end."""
-    match = _PATTERN.search(pattern.name)
-    assert match is not None
-    before, after = pattern.name[: match.start()], pattern.name[match.end() :]
-    before, after = before.replace("%%", "%"), after.replace("%%", "%")
-    name = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
-    numbers = {int(m[1]) for each in pattern.parent.iterdir() if (m := name.fullmatch(each.name))}
-    first, last = min(numbers), max(numbers)
-    missing = next((n for n in range(first, last) if n not in numbers), None)
+    numbers = pattern_numbers(pattern)
+    missing = next((n for n, m in zip(itertools.count(numbers[0]), numbers) if n != m), None)
     if missing is not None:
-        gap = pattern.with_name(before + (match[0] % missing) + after)
+        name = _PATTERN.sub(lambda match: match[0] % missing, pattern.name, count=1)
+        gap = pattern.with_name(name.replace("%%", "%"))
         raise InputError(
-            f"{printable(gap)} is missing between numbers {first} and {last}; "
+            f"{printable(gap)} is missing between numbers {numbers[0]} and {numbers[-1]}; "
             "number the pictures without gaps"
         )
 
@@ -1332,7 +1336,7 @@ class VideoSink:
 
     def _failed(self, error: Exception) -> OutputError:
         plan = self._plan
-        if isinstance(error, OSError) and error.errno:
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             return output_error(plan.output, error)
         return OutputError(
             f"cannot write {printable(plan.output)}: {plan.encoder.name} failed "

@@ -763,3 +763,38 @@ def test_the_last_packet_of_sound_stays_where_the_source_tells_no_durations(tmp_
     source, output = streams.plain(tmp_path / "a.mkv", audio="alac"), tmp_path / "out.mp4"
     translate(source, output)
     assert [h for _, h in packets(output, "a:0")] == [h for _, h in packets(source, "a:0")]
+
+
+@pytest.mark.behaviour(2, 3)
+@pytest.mark.parametrize("start", [Fraction(-2, 5), Fraction(7, 5), Fraction(90000)])
+def test_in_avi_which_has_no_clock_all_streams_begin_with_the_first(
+    tmp_path: Path, start: Fraction
+) -> None:
+    source = streams.plain(tmp_path / "a.nut", codec="mpeg4", audio="libmp3lame", start=start)
+    output = tmp_path / "out.avi"
+    translate(source, output, codec="mpeg4")
+    sound = packets(source, "a:0")[0][0]
+    late = round((frame_times(source)[0] - sound) * 25)
+    with av.open(str(output)) as container:
+        slots = [packet.dts for packet in container.demux(video=0) if packet.dts is not None]
+    # The first frame fills the time before it.
+    assert slots == [0, *range(late + 1, late + 25)]
+
+
+@pytest.mark.behaviour(5)
+def test_sound_that_begins_late_in_avi_is_a_loss(tmp_path: Path) -> None:
+    source = tmp_path / "a.mkv"
+    early, late = streams.plain(tmp_path / "v.mkv", audio=None), tmp_path / "s.mkv"
+    streams.plain(late, audio="libmp3lame", start=Fraction(1, 2))
+    with av.open(str(early)) as v, av.open(str(late)) as s, av.open(str(source), "w") as both:
+        picture = both.add_stream_from_template(v.streams.video[0], opaque=True)
+        sound = both.add_stream_from_template(s.streams.audio[0], opaque=True)
+        for container, kind, stream in ((v, "video", picture), (s, "audio", sound)):
+            for packet in container.demux(**{kind: 0}):
+                if packet.size:
+                    packet.stream = stream
+                    both.mux(packet)
+    plan, _ = translate(source, tmp_path / "out.avi")
+    assert len(plan.notes) == 1
+    assert "without the late start of stream 1 (audio mp3)" in plan.notes[0]
+    assert "AVI begins all sound at once" in plan.notes[0]

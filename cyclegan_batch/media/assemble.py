@@ -83,6 +83,8 @@ class StreamPlan:
     chapters: tuple[dict[str, Any], ...]
     from_first_frame: bool
     """Everything starts with the first translated frame, which moves to 0 (``--ss``)."""
+    beginning: Fraction
+    """Seconds of the source that become 0 where nothing is cut: 0, except that AVI has no clock."""
     to_last_frame: bool
     """Everything ends with the last translated frame (``--to``, ``--frames``)."""
     notes: tuple[str, ...]
@@ -216,6 +218,19 @@ def plan_streams(
                 f"cannot write {printable(output)}: {container.label} cannot hold these streams of "
                 f"{printable(info.path)} together ({error}); choose .mkv"
             )
+    beginning = Fraction(0)
+    if container.muxer == "avi":
+        kept = [info.streams[choice.index] for choice in carried]
+        starts = [(stream.start_pts or 0) * stream.time_base for stream in kept]
+        zero = beginning = min(starts)
+        if options.ss is not None:
+            zero = (video.start_pts or 0) * video.time_base + Fraction(options.ss)
+        lost += [
+            f"the late start of stream {stream.index} ({stream.label}): AVI begins all sound at "
+            f"once, here {float(start - zero):.3f} s too early"
+            for stream, start in zip(kept, starts, strict=True)
+            if stream.kind == "audio" and start - zero > _NOTICED
+        ]
     if video.closed_captions:
         lost.append(
             f"the closed captions inside stream {video.index} ({video.label}): "
@@ -235,9 +250,14 @@ def plan_streams(
         metadata=_without(info.metadata, _OF_THE_FILE),
         chapters=info.chapters if container.chapters else (),
         from_first_frame=options.ss is not None,
+        beginning=beginning,
         to_last_frame=options.to is not None or options.frames is not None,
         notes=notes,
     )
+
+
+_NOTICED = Fraction(1, 20)
+"""Seconds between sound and picture from which on people notice (ITU-R BT.1359: 0.045)."""
 
 
 def _place(stream: StreamInfo) -> int:
@@ -498,7 +518,9 @@ class _JoinedVideo:
         if plan.format == "avi":
             # AVI counts frames and has no other clock.
             rate = plan.video.average_rate or Fraction(25)
-            self.times = [round(time * self.time_base * rate) for time in self.times]
+            if not plan.from_first_frame:
+                self.shift = plan.beginning
+            self.times = [round((time * self.time_base - self.shift) * rate) for time in times]
             self.time_base, gaps, last = 1 / rate, [1] * len(gaps), 1
         self.end = self.times[-1] + last
         self._ranks = self._presentation_ranks()

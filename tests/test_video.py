@@ -164,6 +164,25 @@ def test_variable_frame_rate_keeps_every_time(tmp_path, suffix, codec):
 
 @needs_ffprobe
 @pytest.mark.behaviour(1, 2)
+@pytest.mark.parametrize("codec", ["mpeg2video", "mpeg4"])
+def test_a_rate_that_no_standard_knows_keeps_every_time(tmp_path, codec):
+    """Neither encoder takes this clock, nor the average of these times as a rate."""
+    source = tmp_path / "in.mp4"
+    with av.open(str(source), "w", options={"video_track_timescale": "90000"}) as file:
+        stream: Any = file.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 90000)
+        for number, pts in enumerate((0, 1, 2, 300, 301, 302, 9000)):
+            frame = av.VideoFrame.from_ndarray(streams.picture(number), "rgb24")
+            frame.pts, frame.time_base = pts, Fraction(1, 90000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    run(plan(source, tmp_path / "out.mp4", TranslateOptions(codec=codec)))
+    assert times(tmp_path / "out.mp4") == times(source)
+
+
+@needs_ffprobe
+@pytest.mark.behaviour(1, 2)
 @pytest.mark.parametrize(
     ("codec", "more"),
     [

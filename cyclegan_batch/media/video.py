@@ -430,9 +430,11 @@ def _variants(
     draft: EncoderPlan, size: Size, formats: list[str], *, explicit: bool
 ) -> Iterator[EncoderPlan]:
     """Yield what to try to open: as drafted, counting frames, and then with full chroma."""
-    counting = replace(draft, time_base=1 / draft.rate, counts_frames=True)
-    yield draft
-    yield counting
+    clocks = [draft]
+    # The real times come back later, so any rate will do where a standard does not know this one.
+    for rate in (draft.rate, Fraction(25)):
+        clocks.append(replace(draft, rate=rate, time_base=1 / rate, counts_frames=True))
+    yield from clocks
     if explicit or not _is_odd_for(draft.pix_fmt, size):
         return
     bits = bits_of(draft.pix_fmt)
@@ -440,8 +442,8 @@ def _variants(
     height, width = size
     note = f"{draft.name} takes no {width}×{height} in {draft.pix_fmt}, so it encodes "
     for each in full:
-        yield replace(draft, pix_fmt=each, notes=(*draft.notes, note + each))
-        yield replace(counting, pix_fmt=each, notes=(*draft.notes, note + each))
+        for clock in clocks:
+            yield replace(clock, pix_fmt=each, notes=(*draft.notes, note + each))
 
 
 def _opened(

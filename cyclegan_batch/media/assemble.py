@@ -488,7 +488,7 @@ def assemble(
     except BaseException:
         output_partial.unlink(missing_ok=True)
         raise
-    if not moved:
+    if moved < Fraction(1, 1000):
         return ()
     return (
         f"{printable(plan.output)}: {_container(plan.output).label} cannot start below zero, so "
@@ -923,7 +923,7 @@ def _check(plan: StreamPlan, joined: _JoinedVideo, sent: Counter[int], partial: 
 
     Returns by how many seconds everything is later because the container cannot start below zero.
     """
-    times: list[Fraction] = []
+    times: list[int] = []
     found: Counter[int] = Counter()
     with open_container(partial) as container, _as_output_error(plan.output):
         position = next(i for i, choice in enumerate(plan.carried) if choice.way == "video")
@@ -939,11 +939,10 @@ def _check(plan: StreamPlan, joined: _JoinedVideo, sent: Counter[int], partial: 
             if packet.is_discard:
                 raise _not_whole(plan, "one of its frames is marked to be left out")
             stamp = packet.pts if packet.pts is not None else packet.dts
-            times.append((stamp or 0) * tick)
+            times.append(stamp or 0)
         kinds = {s.index: s.type for s in container.streams}
-    expected = [time * joined.time_base for time in joined.times]
-    if len(times) != len(expected):
-        raise _not_whole(plan, f"it holds {len(times)} frames, {len(expected)} were sent")
+    if len(times) != len(joined.times):
+        raise _not_whole(plan, f"it holds {len(times)} frames, {len(joined.times)} were sent")
     for index, count in sent.items():
         if kinds.get(index) == "audio" and found[index] != count:
             raise _not_whole(
@@ -952,15 +951,17 @@ def _check(plan: StreamPlan, joined: _JoinedVideo, sent: Counter[int], partial: 
     if not timed:
         return Fraction(0)
     times.sort()
-    moved = times[0] - expected[0]
+    moved = times[0] * tick - joined.times[0] * joined.time_base
     if abs(moved) <= tick or _container(plan.output).negative_start:
         moved = Fraction(0)
-    for number, (time, wanted) in enumerate(zip(times, expected, strict=True)):
-        if abs(time - moved - wanted) > tick:
-            raise _not_whole(
-                plan,
-                f"frame {number} is at {float(time):.6f} s, not {float(wanted + moved):.6f} s",
-            )
+    # In whole numbers of a common unit: there may be a million frames.
+    unit = Fraction(1, math.lcm(*(x.denominator for x in (tick, joined.time_base, moved))))
+    ours, theirs, later = int(tick / unit), int(joined.time_base / unit), int(moved / unit)
+    for number, (time, sent_time) in enumerate(zip(times, joined.times, strict=True)):
+        wanted = sent_time * theirs + later
+        if abs(time * ours - wanted) > ours:
+            there, due = float(time * tick), float(wanted * unit)
+            raise _not_whole(plan, f"frame {number} is at {there:.6f} s, not {due:.6f} s")
     return moved
 
 

@@ -783,18 +783,38 @@ def test_in_avi_which_has_no_clock_all_streams_begin_with_the_first(
 
 @pytest.mark.behaviour(5)
 def test_sound_that_begins_late_in_avi_is_a_loss(tmp_path: Path) -> None:
-    source = tmp_path / "a.mkv"
-    early, late = streams.plain(tmp_path / "v.mkv", audio=None), tmp_path / "s.mkv"
-    streams.plain(late, audio="libmp3lame", start=Fraction(1, 2))
-    with av.open(str(early)) as v, av.open(str(late)) as s, av.open(str(source), "w") as both:
-        picture = both.add_stream_from_template(v.streams.video[0], opaque=True)
-        sound = both.add_stream_from_template(s.streams.audio[0], opaque=True)
-        for container, kind, stream in ((v, "video", picture), (s, "audio", sound)):
-            for packet in container.demux(**{kind: 0}):
-                if packet.size:
-                    packet.stream = stream
-                    both.mux(packet)
+    source = _apart(tmp_path, picture=Fraction(0), sound=Fraction(1, 2))
     plan, _ = translate(source, tmp_path / "out.avi")
-    assert len(plan.notes) == 1
-    assert "without the late start of stream 1 (audio mp3)" in plan.notes[0]
-    assert "AVI begins all sound at once" in plan.notes[0]
+    assert len(plan.notes) == 2
+    assert "attached picture" in plan.notes[0]
+    assert "without the late start of stream 1 (audio mp3)" in plan.notes[1]
+    assert "AVI begins all sound at once" in plan.notes[1]
+
+
+@pytest.mark.behaviour(3, 4)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_before_the_picture_survives_beside_a_cover(tmp_path: Path, suffix: str) -> None:
+    source = _apart(tmp_path, picture=Fraction(1), sound=Fraction(0))
+    output = tmp_path / f"out{suffix}"
+    translate(source, output)
+    assert any(stream.attached_picture for stream in probe(output).streams)
+    assert [h for _, h in packets(output, "a:0")] == [h for _, h in packets(source, "a:0")]
+
+
+def _apart(folder: Path, *, picture: Fraction, sound: Fraction) -> Path:
+    """An MKV with a cover, whose picture and sound begin at these seconds."""
+    video = streams.plain(folder / "v.mkv", audio=None, start=picture)
+    audio = streams.plain(folder / "s.mkv", audio="libmp3lame", start=sound)
+    path = folder / "apart.mkv"
+    with av.open(str(video)) as v, av.open(str(audio)) as s, av.open(str(path), "w") as both:
+        copies: list[Any] = [
+            both.add_stream_from_template(v.streams.video[0], opaque=True),
+            both.add_stream_from_template(s.streams.audio[0], opaque=True),
+        ]
+        both.add_attachment("cover.png", "image/png", streams.cover_picture())
+        for copy, packets_ in zip(copies, (v.demux(video=0), s.demux(audio=0)), strict=True):
+            for packet in packets_:
+                if packet.size:
+                    packet.stream = copy
+                    both.mux(packet)
+    return path

@@ -725,22 +725,22 @@ def _movie_timescale(
 
 def _read_covers(plan: StreamPlan, source: av.container.InputContainer) -> dict[int, bytes]:
     """Return the bytes of every attached picture that is carried, by index."""
-    wanted = [
-        source.streams[choice.index]
+    wanted = {
+        choice.index
         for choice in plan.carried
         if choice.way != "video"
         and source.streams[choice.index].disposition & Disposition.attached_pic
-    ]
+    }
     covers: dict[int, bytes] = {}
     if wanted:
-        with _as_input_error(plan.source):
+        # In a container of its own: there is no way back to what lies before the first picture.
+        with open_container(plan.source) as again, _as_input_error(plan.source):
             # Demuxers deliver them before everything else.
-            for packet in demux(source, wanted):
+            for packet in demux(again, [again.streams[index] for index in sorted(wanted)]):
                 if packet.size:
                     covers.setdefault(packet.stream_index, bytes(packet))
                 if len(covers) == len(wanted):
                     break
-            source.seek(0)
     return covers
 
 

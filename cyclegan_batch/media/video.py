@@ -1338,7 +1338,8 @@ class VideoSink:
 
     def _failed(self, error: Exception) -> OutputError:
         plan = self._plan
-        if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        from_system = not isinstance(error, av.error.FFmpegError)
+        if isinstance(error, OSError) and (from_system or error.errno in OF_THE_DISK):
             return output_error(plan.output, error)
         return OutputError(
             f"cannot write {printable(plan.output)}: {plan.encoder.name} failed "

@@ -235,7 +235,7 @@ _NETWORK = _options(
 
 _VIDEO = _options(
     click.option(
-        "-c", "--codec", default="libx264", show_default=True, help="Video encoder, FFmpeg's name."
+        "-c", "--codec", help="Video encoder, FFmpeg's name; libx264, and libvpx-vp9 in WebM."
     ),
     click.option("--crf", type=float, help="Quality; 18 for libx264, its like for others."),
     click.option("--preset", help="The encoder's preset."),

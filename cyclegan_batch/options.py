@@ -30,7 +30,8 @@ class TranslateOptions:
     keep_size: bool = False
     """Write the network's size instead of the source's."""
     # Video
-    codec: str = "libx264"
+    codec: str | None = None
+    """The encoder, by FFmpeg's name; None: libx264, and libvpx-vp9 in WebM (it holds no H.264)."""
     crf: float | None = None
     """None: 18 for libx264, and its like for other encoders."""
     preset: str | None = None

@@ -245,3 +245,14 @@ def test_the_record_holds_how_every_video_is_written(
     assert video["encoder_options"]["crf"] == "20"
     assert [each["way"] for each in video["streams"]] == ["video", "copy"]
     assert made.describe()["options"] == {"crf": 20.0, "keep_size": True, "size": 24}
+
+
+@pytest.mark.behaviour(13)
+@pytest.mark.parametrize(
+    ("name", "encoder"), [("a.webm", "libvpx-vp9"), ("a.mkv", "libx264"), ("a.mp4", "libx264")]
+)
+def test_the_encoder_follows_the_container(
+    tmp_path: Path, model: Path, clip: Path, name: str, encoder: str
+) -> None:
+    made = planned(clip, tmp_path / name, model=model, audio="none")
+    assert any(f" {encoder} " in line for line in made.lines()), made.lines()

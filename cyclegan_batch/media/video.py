@@ -173,7 +173,9 @@ def plan_video(
     encoder = (
         _plan_y4m(stream, options)
         if to_y4m
-        else _plan_encoder(stream, colour, target, aspect, options)
+        else _plan_encoder(
+            options.codec or _default_codec(output), stream, colour, target, aspect, options
+        )
     )
     streams = None
     if not to_y4m:
@@ -346,7 +348,12 @@ _ENCODER_THREADS = 16
 """Beyond this x264 gains little and loses quality; FFmpeg's own bound."""
 
 
+def _default_codec(output: Path) -> str:
+    return "libvpx-vp9" if output.suffix.lower() == ".webm" else "libx264"
+
+
 def _plan_encoder(
+    codec: str,
     stream: StreamInfo,
     colour: ColourPlan,
     size: Size,
@@ -355,14 +362,14 @@ def _plan_encoder(
 ) -> EncoderPlan:
     """Choose the encoder and its pixel format by opening them. Raises OutputError."""
     try:
-        return _open_first(options.codec, stream, colour, size, aspect, options)
+        return _open_first(codec, stream, colour, size, aspect, options)
     except OutputError as error:
-        if not options.codec.endswith(_HARDWARE):
+        if not codec.endswith(_HARDWARE):
             raise
         # Its presets and options mean nothing to x264.
-        software = replace(options, codec="libx264", preset=None, encoder_opt={})
+        software = replace(options, preset=None, encoder_opt={})
         plan = _open_first("libx264", stream, colour, size, aspect, software)
-        note = f"{options.codec} does not open here ({_reason(error.__cause__)}), libx264 encodes"
+        note = f"{codec} does not open here ({_reason(error.__cause__)}), libx264 encodes"
         return replace(plan, notes=(note, *plan.notes))
 
 

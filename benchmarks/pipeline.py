@@ -83,7 +83,7 @@ def wall_seconds(command: list[str]) -> float:
     return time.perf_counter() - begin
 
 
-def against_ffmpeg(clip: Path, *, pairs: int = 5, loops: int = 4) -> list[float]:
+def against_ffmpeg(clip: Path, *, pairs: int = 5, loops: int = 10) -> list[float]:
     """Return our rate over ffmpeg's for alternating whole runs, process start and all."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -152,7 +152,7 @@ def against_cores(
     *,
     pairs: int = 5,
     frames: int = 400,
-    loops: int = 4,
+    loops: int = 10,
     options: dict[str, Any] | None = None,
 ) -> list[float]:
     """Return the pipeline's rate over the limit: cores ÷ the sum of the stages' CPU seconds."""
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("clip", type=Path)
     parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--loops", type=int, default=4, help="the clip, so many times")
+    parser.add_argument("--loops", type=int, default=10, help="the clip, so many times")
     parser.add_argument("--model-io", help="cores: how a foreign MODEL is fed")
     parser.add_argument("--frames", type=int, default=400, help="cores: frames of the clip")
     given = parser.parse_args()

@@ -26,7 +26,7 @@ from cyclegan_batch.media.containers import (
     open_container,
     probe,
 )
-from tests.synthesis import streams
+from tests.synthesis import pictures, streams
 
 ORIENTATIONS = [(degrees, mirrored) for degrees in (0, 90, 180, 270) for mirrored in (False, True)]
 
@@ -354,3 +354,20 @@ def test_a_pattern_that_matches_nothing_errors(tmp_path: Path, name: str, words:
     (tmp_path / "f_007.png").write_bytes(streams.cover_picture())
     with pytest.raises(InputError, match=words):
         probe(tmp_path / name, image_pattern_rate=Fraction(25))
+
+
+@pytest.mark.behaviour(16)
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_pattern_of_pictures_is_turned_by_their_exif(
+    tmp_path: Path, suffix: str, turn: int
+) -> None:
+    upright = pictures.photo()
+    stored = pictures.turned(upright, turn)
+    format_ = {"jpg": "JPEG", "png": "PNG"}[suffix]
+    data = pictures.pillow(stored, format_, "RGB", exif=pictures.exif(turn, artist="A"))
+    (tmp_path / f"f_1.{suffix}").write_bytes(data)
+    video = probe(tmp_path / f"f_%d.{suffix}", image_pattern_rate=Fraction(25)).best_video()
+    assert video.displayed_size == (48, 64)
+    turned = np.rot90(np.fliplr(stored) if video.mirrored else stored, video.rotation // 90)
+    assert np.array_equal(turned, upright)

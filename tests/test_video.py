@@ -32,6 +32,7 @@ from cyclegan_batch.media.video import (
 )
 from cyclegan_batch.options import TranslateOptions
 from tests.synthesis import colours, streams
+from tests.synthesis import pictures as photos
 
 needs_ffprobe = pytest.mark.skipif(
     shutil.which("ffprobe") is None or shutil.which("ffmpeg") is None,
@@ -846,6 +847,22 @@ def test_a_pattern_of_pictures_becomes_a_video(tmp_path):
     assert probe(output, "stream=color_space,color_range")["streams"] == [
         {"color_space": "smpte170m", "color_range": "tv"}
     ]
+
+
+@pytest.mark.behaviour(16)
+def test_every_picture_of_a_pattern_is_turned_by_its_own_exif(tmp_path):
+    upright = photos.photo()
+    for number, turn in enumerate((6, 1, 4)):
+        stored = photos.turned(upright, turn)
+        data = photos.pillow(stored, "PNG", "RGB", exif=photos.exif(turn, artist="A"))
+        (tmp_path / f"f_{number}.png").write_bytes(data)
+    made = plan(tmp_path / "f_%d.png", tmp_path / "out.mp4", replace(FAST, fps="25"))
+    assert made.size == (48, 64)
+    source = VideoSource(made)
+    convert = source.converter()
+    assert all(np.array_equal(convert(item).pixels, upright) for item in source.read())
+    assert source.notes == ()
+    source.close()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import av.container
 import av.error
 import av.stream
 import av.video.stream
+from av.filter import Graph
 from av.video.frame import VideoFrame
 
 from ..errors import InputError
@@ -440,7 +441,7 @@ class _Look:
         frame = self.first
         if frame is None:
             return info
-        rotation, mirrored = _orientation(frame)
+        rotation, mirrored = orientation(frame)
         size = info.size if info.size and all(info.size) else (frame.height, frame.width)
         # The bitstream is closer to the pixels than the container (tried: PQ in a BT.709 box).
         tags = info.colour
@@ -498,21 +499,58 @@ def _evenly_spaced(times: Sequence[int]) -> bool | None:
     return all(abs(span * i - (time - first) * steps) <= steps for i, time in enumerate(times))
 
 
-def _orientation(frame: VideoFrame) -> tuple[int, bool]:
+def orientation(frame: VideoFrame) -> tuple[int, bool]:
     """Return the rotation (degrees counter-clockwise) and mirroring of the display matrix.
 
     It maps stored coordinates to displayed ones, y downwards: x' = a·x + c·y, y' = b·x + d·y
-    (ISO/IEC 14496-12, 8.3.2). Angles between the right ones are taken to the nearest.
+    (ISO/IEC 14496-12, 8.3.2). Angles between the right ones are taken to the nearest. FFmpeg makes
+    one of a picture's EXIF orientation too.
     """
-    side_data: Any = frame.side_data.get("DISPLAYMATRIX")
+    side_data = _side_data(frame, "DISPLAYMATRIX")
     if side_data is None:
         return 0, False
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side_data)[:36])
+    a, b, _, c, d, *_ = struct.unpack("=9i", side_data[:36])
     mirrored = a * d - b * c < 0
     if mirrored:
         # Undo the mirroring, which comes first: what is left is a rotation.
         a, b = -a, -b
     return round(math.degrees(math.atan2(-b, a)) / 90) * 90 % 360, mirrored
+
+
+def _side_data(frame: VideoFrame, kind: str) -> bytes | None:
+    """Return one kind of a frame's side data, by the name that PyAV has for it.
+
+    PyAV 18.1 lists none at all where there is a kind that it does not know (FFmpeg 8 has EXIF, 31),
+    so whatever it trips over is taken off a second reference to the frame.
+    """
+    while True:
+        try:
+            found: Any = frame.side_data.get(kind)
+        except ValueError as error:
+            unknown = _UNKNOWN_SIDE_DATA.match(str(error))
+            if unknown is None:
+                raise
+            frame = _without_side_data(frame, unknown[1])
+        else:
+            return None if found is None else bytes(found)
+
+
+_UNKNOWN_SIDE_DATA = re.compile(r"(\d+) is not a valid Type")
+
+
+def _without_side_data(frame: VideoFrame, number: str) -> VideoFrame:
+    """Return ``frame``, sharing its picture, without one AVFrameSideDataType (its number)."""
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+    )
+    removed = graph.add("sidedata", f"mode=delete:type={number}")
+    graph.link_nodes(source, removed, graph.add("buffersink"))
+    graph.configure()
+    graph.push(frame)
+    pulled = graph.pull()
+    assert isinstance(pulled, VideoFrame)
+    return pulled
 
 
 def describe(info: MediaInfo) -> dict[str, Any]:

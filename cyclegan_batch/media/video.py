@@ -47,6 +47,7 @@ from .containers import (
     demux,
     media_info,
     open_container,
+    orientation,
     pattern_numbers,
     probe,
 )
@@ -119,14 +120,6 @@ class VideoPlan:
     def picture_rate(self) -> Fraction | None:
         """Frames per second of a pattern of pictures, else None."""
         return _picture_rate(self.path, self.options)
-
-    @property
-    def disk_bytes(self) -> int:
-        """A guess at the room needed: the stretch and the file, each as large as the input."""
-        try:
-            return 2 * self.path.stat().st_size
-        except OSError:
-            return 0
 
 
 def plan_video(
@@ -680,6 +673,8 @@ class _Decoded:
     index: int
     timing: Timing
     picture: av.VideoFrame
+    turn: tuple[int, bool]
+    """Rotation and mirroring, as `upright` takes them."""
 
 
 @dataclass(frozen=True)
@@ -733,12 +728,13 @@ class VideoSource:
                 yield self._dropped(index, item)
             else:
                 timing, picture = item
-                self._look_at_size(index, picture)
+                turn = self._turn(picture)
+                self._look_at_size(index, picture, turn)
                 if picture.is_corrupt:
                     cause = "its data is damaged"
                     yield self._dropped(index, _Lost(timing.pts, cause))
                 else:
-                    yield _Decoded(index, timing, picture)
+                    yield _Decoded(index, timing, picture, turn)
             index += 1
             if index == plan.options.frames:
                 return
@@ -757,7 +753,8 @@ class VideoSource:
                 stored = to_rgb(item.picture)
             except av.error.FFmpegError as error:
                 return self._dropped(item.index, _Lost(item.timing.pts, _reason(error)))
-            pixels = upright(stored, plan.stream.rotation, mirrored=plan.stream.mirrored)
+            rotation, mirrored = item.turn
+            pixels = upright(stored, rotation, mirrored=mirrored)
             if pixels.shape[:2] != plan.size:
                 # A stream that changes its size: an encoder cannot, so all get the first one's.
                 size = (pixels.shape[0], pixels.shape[1])
@@ -941,13 +938,23 @@ class VideoSource:
 
     # What is wrong
 
-    def _look_at_size(self, index: int, picture: av.VideoFrame) -> None:
+    def _turn(self, picture: av.VideoFrame) -> tuple[int, bool]:
+        """Return how a frame becomes upright: a photo by its own EXIF, a video by its matrix."""
+        stream = self._plan.stream
+        if self._plan.picture_rate is not None:
+            return orientation(picture)
+        return stream.rotation, stream.mirrored
+
+    def _look_at_size(self, index: int, picture: av.VideoFrame, turn: tuple[int, bool]) -> None:
         plan = self._plan
-        if not self.notes and (picture.height, picture.width) != plan.stream.size:
+        shown = picture.height, picture.width
+        if turn[0] % 180:
+            shown = shown[::-1]
+        if not self.notes and shown != plan.size:
             height, width = plan.size
             self.notes = (
                 f"{plan.name}: the video changes its size (frame {index} is "
-                f"{picture.width}×{picture.height}); all frames become {width}×{height}",
+                f"{shown[1]}×{shown[0]}); all frames become {width}×{height}",
             )
 
     def _dropped(self, index: int, lost: _Lost) -> Dropped:

@@ -319,6 +319,13 @@ _QUALITY = {
 }
 """The option that ``--crf`` is for an encoder, and its value for about the quality of x264's 18."""
 
+_WORST_QUALITY = {
+    **dict.fromkeys(("libsvtav1", "libaom-av1", "libvpx-vp9", "libvpx"), 63),
+    **dict.fromkeys(("libx264", "libx264rgb", "libx265", "h264_nvenc", "hevc_nvenc"), 51),
+    "av1_nvenc": 63,
+}
+"""The largest ``--crf``; the least is 0. libx264 would take any number as the nearest it knows."""
+
 _WITH_QUALITY = {
     # Without a bit rate of 0 libvpx takes the value as a lower bound of its own 200 kb/s.
     "libvpx-vp9": {"b": "0"},
@@ -391,6 +398,12 @@ def _open_first(
         )
     wanted = options.pix_fmt or choose_pix_fmt(stream.pix_fmt or "yuv420p", formats)
     encoder_options = _encoder_options(codec.name, options)
+    worst = _WORST_QUALITY.get(codec.name)
+    if options.crf is not None and worst is not None and not 0 <= options.crf <= worst:
+        raise OutputError(
+            f"{codec.name} has no --crf {options.crf:g}; choose one from 0 to {worst}, "
+            f"smaller is better ({_QUALITY[codec.name][1]} if none is said)"
+        )
     rate = stream.average_rate or Fraction(25)
     draft = EncoderPlan(
         name=codec.name,

@@ -151,7 +151,7 @@ def against_cores(
     model: Path,
     *,
     pairs: int = 5,
-    frames: int = 400,
+    frames: int = 528,
     loops: int = 10,
     options: dict[str, Any] | None = None,
 ) -> list[float]:
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--loops", type=int, default=10, help="the clip, so many times")
     parser.add_argument("--model-io", help="cores: how a foreign MODEL is fed")
-    parser.add_argument("--frames", type=int, default=400, help="cores: frames of the clip")
+    parser.add_argument("--frames", type=int, default=528, help="cores: frames of the clip")
     given = parser.parse_args()
     if given.what == "ffmpeg":
         print(

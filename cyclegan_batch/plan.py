@@ -201,7 +201,9 @@ def plan_job(
         if entry.kind == "image":
             continue
         try:
-            videos.append(_plan_video(entry, generator.card, options))
+            # Resolved, so that nobody is advised to skip what is skipped anyway.
+            resolved = replace(options, on_error="skip" if skip_errors else "fail")
+            videos.append(_plan_video(entry, generator.card, resolved))
         except (InputError, OutputError) as error:
             if not skip_errors:
                 raise

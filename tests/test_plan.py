@@ -195,6 +195,8 @@ def test_a_video_that_cannot_be_planned_costs_only_itself(
     assert [failure.name for failure in made.failures] == [str(bad)]
     assert [video.path for video in made.videos] == [clip]
     assert made.lines()[-1].endswith("would write 1 file, 5 frames; 1 cannot be translated")
+    # What is skipped by default is not advised to be skipped.
+    assert made.videos[0].options.on_error == "skip"
     with pytest.raises(InputError, match=r"bad\.mp4"):
         planned([bad, clip], tmp_path / "out", model=model, on_error="fail")
 

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -581,6 +582,50 @@ def test_a_file_that_is_cut_short_is_told_and_what_there_is_comes_out(tmp_path, 
     assert all(number in str(last.error) for number in numbers)
 
 
+@needs_ffprobe
+@pytest.mark.behaviour(1, 22)
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_what_is_missing_from_a_damaged_transport_stream_is_counted(tmp_path, on_error):
+    """Of a frame whose packet is lost as a whole, FFmpeg says nothing; its time stays empty."""
+    whole = moving(tmp_path / "whole.ts", frames=75, options={"bf": "2", "g": "12"})
+    content = bytearray(whole.read_bytes())
+    starts = pes_starts(content)
+    assert len(starts) == 75
+    for number in (30, 40, 41):
+        # A lost TS packet at a frame's start: the rest of the frame belongs to nothing.
+        content[starts[number]] ^= 0xFF
+    damage = slice(starts[48] + 188 + 20, starts[48] + 188 + 180)
+    content[damage] = bytes(byte ^ 0xFF for byte in content[damage])
+    source = tmp_path / "in.ts"
+    source.write_bytes(content)
+    dropped, _ = run(plan(source, tmp_path / "out.mkv", replace(FAST, on_error=on_error)))
+    written = len(times(tmp_path / "out.mkv"))
+    counted = [each for each in dropped if "are missing" in str(each.error)]
+    assert len(dropped) > len(counted) == 1
+    missing = re.search(r"in\.ts: (\d+) more frames are missing from ", str(counted[0].error))
+    assert missing is not None
+    assert written + (len(dropped) - 1) + int(missing[1]) == 75
+    assert all(("--on-error skip" in str(each.error)) == (on_error == "fail") for each in dropped)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "told"),
+    [
+        ([40 * i for i in range(60) if i not in (20, 31, 32)], "3 frames are missing from 0.800 s"),
+        ([40 * i for i in range(60)], None),
+        (list(streams.VFR_TIMES), None),
+    ],
+)
+def test_gaps_of_an_undamaged_transport_stream_are_a_note(tmp_path, milliseconds, told):
+    source = streams.variable_rate(tmp_path / "in.ts", milliseconds)
+    reader = VideoSource(plan(source, tmp_path / "out.mkv"))
+    items = list(reader.read())
+    reader.close()
+    assert len(items) == len(milliseconds)
+    assert not [item for item in items if isinstance(item, Dropped)]
+    assert [told in note for note in reader.notes] == ([] if told is None else [True])
+
+
 @pytest.mark.behaviour(1, 10)
 def test_a_stretch_ends_short_only_where_the_file_does_before(tmp_path):
     whole = streams.plain(tmp_path / "whole.mkv", frames=100, audio=None)
@@ -976,6 +1021,36 @@ def test_y4m_can_be_a_file_too(tmp_path):
     assert len(times(tmp_path / "b.mp4")) == 5
 
 
+@pytest.mark.behaviour(1, 11, 22)
+@pytest.mark.parametrize("missing", [1, 1000, 4608 + len("ME\n")])
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_cut_short_y4m_is_told(tmp_path, monkeypatch, missing, piped):
+    run(plan(streams.plain(tmp_path / "in.mkv", frames=10, audio=None), tmp_path / "whole.y4m"))
+    source = tmp_path / "a.y4m"
+    source.write_bytes((tmp_path / "whole.y4m").read_bytes()[:-missing])
+    there = 4608 + len("FRAME\n") - missing
+    with source.open("rb") as stdin:
+        monkeypatch.setattr(sys, "stdin", Standard(stdin))
+        *frames, last = seen(plan(PIPE if piped else source, tmp_path / "out.mkv"))
+    assert len(frames) == 9
+    assert isinstance(last, Dropped)
+    assert f"is cut short: behind 9 whole frames there are {there} bytes" in str(last.error)
+    assert last.name == ("standard input" if piped else str(source))
+
+
+@pytest.mark.behaviour(11)
+def test_a_whole_y4m_is_not_called_short(tmp_path, monkeypatch):
+    run(plan(moving(tmp_path / "in.mkv", frames=10), tmp_path / "a.y4m"))
+    # Every frame may have a header of its own length.
+    content = (tmp_path / "a.y4m").read_bytes().replace(b"FRAME\n", b"FRAME Ip\n", 1)
+    (tmp_path / "b.y4m").write_bytes(content)
+    for options, count in ((FAST, 10), (replace(FAST, to=0.2), 5), (replace(FAST, frames=3), 3)):
+        assert len(seen(plan(tmp_path / "b.y4m", tmp_path / "out.mkv", options))) == count
+        with (tmp_path / "b.y4m").open("rb") as stdin:
+            monkeypatch.setattr(sys, "stdin", Standard(stdin))
+            assert len(seen(plan(PIPE, tmp_path / "out.mkv", options))) == count
+
+
 def write_all(sink: VideoSink, encoded: Sequence[Any]) -> None:
     for item in encoded:
         sink.write(item)
@@ -1088,6 +1163,17 @@ def damaged(path: Path, whole: Path, broken: Sequence[int], *, half: bool = Fals
             output.mux(copy)
             number += 1
     return path
+
+
+def pes_starts(content: bytes) -> list[int]:
+    """Return the offsets of the TS packets in which a video frame begins (ISO/IEC 13818-1, 2.4)."""
+    starts = []
+    for offset in range(0, len(content), 188):
+        packet = content[offset : offset + 188]
+        payload = 4 + (1 + packet[4] if packet[3] & 0x20 else 0)
+        if packet[1] & 0x40 and packet[payload : payload + 4] == b"\x00\x00\x01\xe0":
+            starts.append(offset)
+    return starts
 
 
 def single_threaded_times(path: Path) -> list[float]:

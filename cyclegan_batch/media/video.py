@@ -255,10 +255,24 @@ def _refuse_gaps(pattern: Path) -> None:
         )
 
 
+class _Counted:
+    """A pipe that knows how much was read of it."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.count = 0
+
+    def read(self, size: int) -> bytes:
+        """Return at most ``size`` bytes, none at the end."""
+        data: bytes = self._file.read(size)
+        self.count += len(data)
+        return data
+
+
 def _open_pipe() -> av.container.InputContainer:
     """Open standard input as y4m; nothing in y4m refers to another file. Raises InputError."""
     try:
-        return av.open(sys.stdin.buffer, "r", format=_Y4M_MUXER)
+        return av.open(_Counted(sys.stdin.buffer), "r", format=_Y4M_MUXER)
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(
             f"standard input is not y4m ({_reason(error)}); pipe it like this: "
@@ -724,6 +738,10 @@ class VideoSource:
         """Of the video stream; what its header counts."""
         self._ends: dict[int, Fraction] = {}
         """Seconds at which each stream ended so far."""
+        self._read = 0
+        """Where the last packet ends, in bytes, in a file that is read from front to back."""
+        self._marked = False
+        """The demuxer marked a packet of the video as damaged."""
         self._broken: str | None = None
         """Why the file could not be read to its end."""
         self._sought = False
@@ -735,25 +753,31 @@ class VideoSource:
     def read(self) -> Iterator[_Decoded | Dropped]:
         """Yield decoded frames, and `Dropped` for each that cannot be and for a file cut short."""
         plan = self._plan
-        index = 0
+        index, dropped = 0, False
+        gaps = _Gaps(self._step, round(_LONGEST_GAP / plan.stream.time_base))
         for item in self._cut(self._timed(self._deinterlaced(self._pictures()))):
-            if isinstance(item, _Lost):
-                yield self._dropped(index, item)
-            else:
+            lost = item if isinstance(item, _Lost) else None
+            if not isinstance(item, _Lost):
                 timing, picture = item
                 turn = self._turn(picture)
                 self._look_at_size(index, picture, turn)
                 if picture.is_corrupt:
-                    cause = "its data is damaged"
-                    yield self._dropped(index, _Lost(timing.pts, cause))
+                    lost = _Lost(timing.pts, "its data is damaged")
                 else:
                     yield _Decoded(index, timing, picture, turn)
+            gaps.take(item.pts if isinstance(item, _Lost) else item[0].pts)
+            if lost is not None:
+                dropped = True
+                yield self._dropped(index, lost)
             index += 1
             if index == plan.options.frames:
-                return
+                break
         if index == 0:
             raise self._nothing()
-        if not self._reached_end_asked_for() and (error := self._cut_short()):
+        if error := self._missing(gaps, dropped=dropped):
+            yield Dropped(plan.name, error)
+        limited = index == plan.options.frames or self._reached_end_asked_for()
+        if not limited and (error := self._cut_short()):
             yield Dropped(plan.name, error)
 
     def converter(self) -> Callable[[_Decoded], Frame | Dropped]:
@@ -804,7 +828,7 @@ class VideoSource:
         except _UncertainError:
             if self._plan.opened is not None:
                 raise InputError(f"{self._plan.name}: a frame of it cannot be decoded") from None
-            self._packets, self._ends, self._broken = 0, {}, None
+            self._packets, self._ends, self._broken, self._marked = 0, {}, None, False
             for item in self._decode(careful=True):
                 # What is lost was not among what was given.
                 if given and not isinstance(item, _Lost):
@@ -868,7 +892,10 @@ class VideoSource:
                     end = (time + (packet.duration or 0)) * packet.time_base
                     index = packet.stream_index
                     self._ends[index] = max(end, self._ends.get(index, end))
-                self._packets += packet.stream_index == video
+                if packet.stream_index == video:
+                    self._packets += 1
+                    self._read = (packet.pos or 0) + packet.size
+                    self._marked = self._marked or packet.is_corrupt
             yield packet
         # The demuxer broke off, and what the decoder still holds is good.
         flush: av.Packet[Any] = av.Packet()
@@ -980,7 +1007,7 @@ class VideoSource:
             where,
             InputError(
                 f"{where}: cannot be decoded ({lost.cause}); "
-                "repair the file, or pass --on-error skip to leave such frames out"
+                "repair the file" + self._or_skip("leave such frames out")
             ),
         )
 
@@ -1005,15 +1032,19 @@ class VideoSource:
     def _cut_short(self) -> InputError | None:
         """Compare what was read with what the header says; FFmpeg reports no error for it."""
         plan, stream = self._plan, self._plan.stream
-        advice = "copy or record it again, or pass --on-error skip to take what there is"
+        advice = "copy or record it again" + self._or_skip("take what there is")
         if self._broken:
             return InputError(f"{plan.name}: cannot be read to its end ({self._broken}); {advice}")
-        if (
-            self._sought
-            or plan.info.format.startswith(("mpegts", "mpeg"))
-            or plan.opened is not None
-        ):
-            # A transport stream cannot tell.
+        if plan.info.format == _Y4M_MUXER:
+            # FFmpeg drops a part of a frame without a word.
+            rest = self._size() - self._read
+            if rest <= 0:
+                return None
+            return InputError(
+                f"{plan.name}: is cut short: behind {self._packets} whole frames there are "
+                f"{rest} bytes that are none; {advice}"
+            )
+        if self._sought or plan.info.format.startswith(_UNCOUNTED):
             return None
         claimed = stream.frames_claimed
         if claimed is not None and not plan.info.format.startswith("avi"):
@@ -1030,6 +1061,38 @@ class VideoSource:
             f"{plan.name}: is cut short: its header says {float(said):.3f} s, "
             f"{float(found):.3f} s are there; {advice}"
         )
+
+    def _size(self) -> int:
+        """Return how many bytes the file has, or came out of the pipe."""
+        if self._plan.opened is None:
+            return self._plan.path.stat().st_size
+        pipe: Any = self._plan.opened.file
+        counted: int = pipe.file.count
+        return counted
+
+    def _or_skip(self, purpose: str) -> str:
+        """Return the advice to skip, unless the user has done so."""
+        if self._plan.options.on_error == "skip":
+            return ""
+        return f", or pass --on-error skip to {purpose}"
+
+    def _missing(self, gaps: _Gaps, *, dropped: bool) -> InputError | None:
+        """Return what to say of frames that never arrived, an error where there was damage.
+
+        A recording may leave out frames at will: without damage they are no more than a note.
+        """
+        plan = self._plan
+        if gaps.first is None or not plan.info.format.startswith(_UNCOUNTED):
+            return None
+        seconds = float((gaps.first - (self._first or 0)) * plan.stream.time_base)
+        frames = f"{gaps.missing}{' more' if dropped else ''} frame"
+        frames += " is" if gaps.missing == 1 else "s are"
+        told = f"{plan.name}: {frames} missing from {seconds:.3f} s on"
+        if not dropped and not self._marked:
+            self.notes = (*self.notes, f"{told}; the source gives no damage as the reason")
+            return None
+        advice = "repair the file" + self._or_skip("do without")
+        return InputError(f"{told}: the damaged file gives nothing to decode there; {advice}")
 
     def _found_and_said_end(self) -> tuple[Fraction, Fraction | None]:
         """Return where the video ends, and where by the header it should, in seconds.
@@ -1051,6 +1114,50 @@ class VideoSource:
         # Headers count from 0, not from the first frame, but from an earlier start if there is one.
         starts = [s.start_pts * s.time_base for s in info.streams if s.start_pts is not None]
         return found, info.duration + min([nothing, *starts])
+
+
+_UNCOUNTED = ("mpegts", "mpeg")
+"""Containers that do not say how much they hold."""
+_LONGEST_GAP = 10
+"""Seconds; what is longer is another clock."""
+
+
+class _Gaps:
+    """Frames that an even rate leaves out, where a container does not say what it should hold."""
+
+    def __init__(self, step: int, longest: int) -> None:
+        self._step, self._longest = step, longest
+        self._last: int | None = None
+        self._even = self._uneven = self._found = 0
+        self._where: int | None = None
+
+    def take(self, pts: int | None) -> None:
+        """Take the time of the next frame, or of one known to be lost, in ticks."""
+        if pts is None:
+            return
+        last = self._last
+        self._last = pts if last is None else max(last, pts)
+        if last is None:
+            return
+        steps = round((pts - last) / self._step)
+        if abs(pts - last - steps * self._step) > max(1, self._step // 8):
+            self._uneven += 1
+        elif steps == 1:
+            self._even += 1
+        elif steps > 1 and pts - last <= self._longest:
+            self._found += steps - 1
+            if self._where is None:
+                self._where = last + self._step
+
+    @property
+    def missing(self) -> int:
+        """How many; none where the rate is not even."""
+        return self._found if self._even > 9 * self._uneven else 0
+
+    @property
+    def first(self) -> int | None:
+        """When the first of them was due, in ticks, or None."""
+        return self._where if self.missing else None
 
 
 _ROUNDING = Fraction(2, 1000)

@@ -1,0 +1,374 @@
+"""The generator networks, in the reference CycleGAN's module structure, so that its weights fit.
+
+A `GeneratorConfig` says which network, `generator_from_config` builds it, and `init_weights` gives
+it the weights that training begins with. Every generator takes and gives ``(N, C, H, W)`` in
+[-1, 1]; which H and W it takes is `GeneratorConfig.sizes`. The names of the parameters are the
+reference's (``model.10.conv_block.1.weight``), and so is their order: the same seed gives the same
+weights. What has no parameters is free: statistics of InstanceNorm are always taken in float32.
+
+This module imports torch; nothing that a translation by another runtime needs imports this one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
+from torch.nn import init
+
+from .frames import SizeRequirements
+
+Norm: TypeAlias = Literal["instance", "batch", "syncbatch", "none"]
+Upsample: TypeAlias = Literal["deconv", "resize"]
+InitType: TypeAlias = Literal["normal", "xavier", "kaiming", "orthogonal"]
+Family: TypeAlias = Literal["resnet", "mobile_resnet", "unet"]
+
+_NET_G = re.compile(
+    r"(?P<family>resnet|mobile_resnet)_(?P<n_blocks>\d{1,3})blocks|unet_(?P<side>\d+)"
+)
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Which generator: all that its weights' names and shapes follow from.
+
+    Raises ValueError for one that cannot be built.
+    """
+
+    netG: str = "resnet_9blocks"  # noqa: N815 (the reference's word)
+    """``resnet_<n>blocks``, ``mobile_resnet_<n>blocks``; ``unet_<side>``, a power of 2 from 32."""
+    input_nc: int = 3
+    output_nc: int = 3
+    ngf: int = 64
+    """Channels of the first convolution."""
+    norm: Norm = "instance"
+    """``instance`` has no affine and no running statistics; ``none`` leaves the norm out."""
+    dropout: bool = False
+    """Dropout of ½ in the blocks while training."""
+    upsample: Upsample = "deconv"
+    """``resize``: nearest neighbour and a convolution, which draws no checkerboard."""
+    widths: tuple[int, ...] | None = None
+    """Channels in a mobile ResNet: stem, after each stride of 2 down (the second is the trunk),
+    inside each block, after each stride of 2 up. None: ngf × (1, 2, 4, 4…, 2, 1)."""
+
+    def __post_init__(self) -> None:
+        found = _NET_G.fullmatch(self.netG)
+        if found is None:
+            raise ValueError(
+                f"{self.netG = !r} is no generator: it is resnet_<n>blocks, "
+                "mobile_resnet_<n>blocks or unet_<side>"
+            )
+        side = int(found["side"] or 32)
+        if side < 32 or side & (side - 1):
+            raise ValueError(f"{self.netG = !r}: the side of a U-Net is a power of 2 from 32")
+        for name in ("input_nc", "output_nc", "ngf"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} is to be 1 or more")
+        for name, known in (("norm", get_args(Norm)), ("upsample", get_args(Upsample))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is none of {', '.join(known)}")
+        if self.widths is not None:
+            if self.family != "mobile_resnet":
+                raise ValueError(
+                    f"{self.widths = } are for a mobile ResNet, and this is {self.netG}"
+                )
+            if len(self.widths) != self.n_blocks + 5 or min(self.widths) < 1:
+                raise ValueError(
+                    f"{self.widths = }: {self.netG} has {self.n_blocks + 5} widths of 1 or more"
+                )
+            if self.widths[0] != self.ngf:
+                raise ValueError(f"{self.widths = } begin with the stem's, which is {self.ngf = }")
+
+    @property
+    def family(self) -> Family:
+        """The kind of network."""
+        found = _NET_G.fullmatch(self.netG)
+        assert found is not None
+        return found["family"] or "unet"  # type: ignore[return-value]
+
+    @property
+    def n_blocks(self) -> int:
+        """Residual blocks; 0 for a U-Net."""
+        found = _NET_G.fullmatch(self.netG)
+        assert found is not None
+        return int(found["n_blocks"] or 0)
+
+    @property
+    def num_downs(self) -> int:
+        """Strides of 2 on the way down."""
+        return int(self.netG.partition("_")[2]).bit_length() - 1 if self.family == "unet" else 2
+
+    @property
+    def all_widths(self) -> tuple[int, ...]:
+        """``widths``, or what they are when they are not given."""
+        ngf = self.ngf
+        return self.widths or (ngf, 2 * ngf, *[4 * ngf] * (self.n_blocks + 1), 2 * ngf, ngf)
+
+    @property
+    def sizes(self) -> SizeRequirements:
+        """The heights and widths that it takes, and gives back unchanged."""
+        side = 2**self.num_downs
+        # A ResNet's blocks reflect one pixel of the trunk, and there must be another one for it.
+        return SizeRequirements(side, side if self.family == "unet" else 2 * side)
+
+
+def generator_from_config(config: GeneratorConfig) -> nn.Module:
+    """Build the network, with torch's own initial weights (see `init_weights`)."""
+    if config.family == "unet":
+        return UnetGenerator(config)
+    return ResnetGenerator(config)
+
+
+def init_weights(
+    network: nn.Module, init_type: InitType = "normal", init_gain: float = 0.02
+) -> None:
+    """Set the weights that training begins with, in place, from torch's global random state.
+
+    Convolutions: N(0, gain), or Xavier, Kaiming (which has no gain) or orthogonal; biases 0.
+    BatchNorm: N(1, gain), bias 0. The draws come in the reference's order.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            if init_type == "normal":
+                init.normal_(module.weight, 0.0, init_gain)
+            elif init_type == "xavier":
+                init.xavier_normal_(module.weight, gain=init_gain)
+            elif init_type == "kaiming":
+                init.kaiming_normal_(module.weight, a=0, mode="fan_in")
+            elif init_type == "orthogonal":
+                init.orthogonal_(module.weight, gain=init_gain)
+            else:
+                known = ", ".join(get_args(InitType))
+                raise ValueError(f"{init_type = } is none of {known}")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
+            init.normal_(module.weight, 1.0, init_gain)
+            init.zeros_(module.bias)
+
+
+def without_halves(x: Tensor) -> Tensor:
+    """Return halves as float32, and anything wider as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    """InstanceNorm without affine or running statistics, which are float32 in every precision.
+
+    Half-precision pictures come back in their own type.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=False, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each channel of each picture: ``(N, C, H, W)``, more than one pixel."""
+        out = F.instance_norm(without_halves(x), eps=self.eps)
+        if out.requires_grad and not torch.compiler.is_compiling():
+            # Tried (torch 2.15, CPU): its backward reads a channels_last gradient as if it lay
+            # plainly, and gives a wrong one without a word.
+            out.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
+        return out.to(x.dtype)
+
+
+def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
+    """Return what makes a norm of so many channels."""
+    layers: dict[Norm, Callable[[int], nn.Module]] = {
+        "instance": InstanceNorm,
+        "batch": nn.BatchNorm2d,
+        "syncbatch": nn.SyncBatchNorm,
+        "none": lambda channels: nn.Identity(),
+    }
+    return layers[norm]
+
+
+def convolutions_have_bias(norm: Norm) -> bool:
+    """Return whether convolutions before a norm have a bias: only with instance.
+
+    That one is without effect, since InstanceNorm takes the mean away; the reference's files have
+    it. A network without norm has none there either, as in the reference.
+    """
+    return norm == "instance"
+
+
+class ResnetGenerator(nn.Module):
+    """7×7 stem, two strides of 2 down, residual blocks, two up, 7×7 head, tanh.
+
+    Plain or mobile: a mobile one has separable convolutions in its blocks, and free widths.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        norm, bias = norm_layer(config.norm), convolutions_have_bias(config.norm)
+        stem, middle, trunk, *inner, outer, last = config.all_widths
+        block = MobileResnetBlock if config.family == "mobile_resnet" else ResnetBlock
+        layers: list[nn.Module] = [
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(config.input_nc, stem, 7, bias=bias),
+            norm(stem),
+            nn.ReLU(inplace=True),
+        ]
+        for into, out in ((stem, middle), (middle, trunk)):
+            layers += [
+                nn.Conv2d(into, out, 3, stride=2, padding=1, bias=bias),
+                norm(out),
+                nn.ReLU(inplace=True),
+            ]
+        layers += [block(trunk, width, config.norm, config.dropout) for width in inner]
+        for into, out in ((trunk, outer), (outer, last)):
+            if config.upsample == "deconv":
+                up: nn.Module = nn.ConvTranspose2d(
+                    into, out, 3, stride=2, padding=1, output_padding=1, bias=bias
+                )
+            else:
+                up = ResizeConvolution(into, out, bias)
+            layers += [up, norm(out), nn.ReLU(inplace=True)]
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(last, config.output_nc, 7), nn.Tanh()]
+        self.model = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Translate ``(N, C, H, W)`` in [-1, 1]."""
+        out: Tensor = self.model(x)
+        return out
+
+
+class ResnetBlock(nn.Module):
+    """Two 3×3 convolutions beside the identity."""
+
+    def __init__(self, channels: int, inner: int, norm: Norm, dropout: bool) -> None:
+        super().__init__()
+        bias = convolutions_have_bias(norm)
+        self.conv_block = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(channels, inner, 3, bias=bias),
+            norm_layer(norm)(inner),
+            nn.ReLU(inplace=True),
+            *([nn.Dropout(0.5)] if dropout else []),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(inner, channels, 3, bias=bias),
+            norm_layer(norm)(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` and what the convolutions make of it."""
+        out: Tensor = x + self.conv_block(x)
+        return out
+
+
+class MobileResnetBlock(nn.Module):
+    """Two separable 3×3 convolutions beside the identity (GAN compression, Li et al. 2020)."""
+
+    def __init__(self, channels: int, inner: int, norm: Norm, dropout: bool) -> None:
+        super().__init__()
+        self.conv_block = nn.Sequential(
+            nn.ReflectionPad2d(1),
+            SeparableConvolution(channels, inner),
+            norm_layer(norm)(inner),
+            nn.ReLU(inplace=True),
+            # Always there, as in the files that exist: the second convolution is number 6.
+            nn.Dropout(0.5 if dropout else 0.0),
+            nn.ReflectionPad2d(1),
+            SeparableConvolution(inner, channels),
+            norm_layer(norm)(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` and what the convolutions make of it."""
+        out: Tensor = x + self.conv_block(x)
+        return out
+
+
+class SeparableConvolution(nn.Module):
+    """3×3 within each channel, InstanceNorm whatever the norm around it is, 1×1 across channels."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(into, into, 3, groups=into),
+            InstanceNorm(into),
+            nn.Conv2d(into, out, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, out, H - 2, W - 2)``."""
+        out: Tensor = self.conv(x)
+        return out
+
+
+class ResizeConvolution(nn.Sequential):
+    """Twice the size by nearest neighbour, then a 3×3 convolution (Odena et al. 2016).
+
+    A module of its own, so that its weight (``model.19.2.weight``) is never taken for a transposed
+    convolution's (``model.19.weight``), nor for that of a network which resizes in another way.
+    """
+
+    def __init__(self, into: int, out: int, bias: bool) -> None:
+        super().__init__(
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            nn.ReflectionPad2d(1),
+            nn.Conv2d(into, out, 3, bias=bias),
+        )
+
+
+class UnetGenerator(nn.Module):
+    """Strides of 2 down to one pixel and up again, each level joined to the one across."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        ngf = config.ngf
+        # Made from the innermost outwards, which is the order of the reference's random draws.
+        block = _UnetBlock(config, 8 * ngf, 8 * ngf, None)
+        for _ in range(config.num_downs - 5):
+            block = _UnetBlock(config, 8 * ngf, 8 * ngf, block, dropout=config.dropout)
+        for outer in (4 * ngf, 2 * ngf, ngf):
+            block = _UnetBlock(config, outer, 2 * outer, block)
+        self.model = _UnetBlock(config, config.output_nc, ngf, block, input_nc=config.input_nc)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Translate ``(N, C, H, W)`` in [-1, 1]."""
+        out: Tensor = self.model(x)
+        return out
+
+
+class _UnetBlock(nn.Module):
+    """One level of a U-Net around the next; the outermost one has ``input_nc``."""
+
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        outer: int,
+        inner: int,
+        submodule: nn.Module | None,
+        *,
+        input_nc: int | None = None,
+        dropout: bool = False,
+    ) -> None:
+        super().__init__()
+        norm, bias = norm_layer(config.norm), convolutions_have_bias(config.norm)
+        self.outermost = input_nc is not None
+        below = inner if submodule is None else 2 * inner
+        # Not in place: ``x`` is read again by the skip connection.
+        down: list[nn.Module] = [] if self.outermost else [nn.LeakyReLU(0.2)]
+        down.append(nn.Conv2d(input_nc or outer, inner, 4, stride=2, padding=1, bias=bias))
+        if not self.outermost and submodule is not None:
+            down.append(norm(inner))
+        up_bias = bias or self.outermost
+        up: list[nn.Module] = [nn.ReLU(inplace=True)]
+        if config.upsample == "deconv":
+            up.append(nn.ConvTranspose2d(below, outer, 4, stride=2, padding=1, bias=up_bias))
+        else:
+            up.append(ResizeConvolution(below, outer, up_bias))
+        up.append(nn.Tanh() if self.outermost else norm(outer))
+        if dropout:
+            up.append(nn.Dropout(0.5))
+        self.model = nn.Sequential(*down, *([] if submodule is None else [submodule]), *up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what comes up from below, behind ``x`` itself except at the outermost level."""
+        out: Tensor = self.model(x)
+        return out if self.outermost else torch.cat([x, out], 1)

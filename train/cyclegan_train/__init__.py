@@ -1,5 +1,38 @@
 """Train the generators that `cyclegan_batch` runs: the full CycleGAN, on unpaired images.
 
-Nothing of it is written yet (see train/README.md). It may import `cyclegan_batch`, never
-`cyclegan_export`, and is loaded only by the commands that need it.
+    from cyclegan_train import CycleGAN, TrainConfig
+
+    model = CycleGAN(TrainConfig(netG="resnet_6blocks", device="cpu"))
+    losses = model.optimize_parameters(real_A, real_B)  # (N, C, H, W) in [-1, 1]
+
+What is here is one optimisation step and everything in it; there is no ``train`` command yet (see
+train/README.md). The package may import `cyclegan_batch`, never `cyclegan_export`. What a name
+needs is loaded when it is first used, torch first of all.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+    from .cyclegan import CycleGAN
+
+__all__ = ["CycleGAN", "TrainConfig"]
+
+_HOMES = {"CycleGAN": ".cyclegan", "TrainConfig": ".config"}
+"""The module that each public name comes from."""
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562), and keep it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,569 @@
+"""The training step against a straight-line transcription of its formulas, and all around it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+
+import pytest
+import torch
+from cyclegan_train import CycleGAN, TrainConfig
+from cyclegan_train.config import GanMode
+from cyclegan_train.cyclegan import learning_rate_factor
+from cyclegan_train.losses import GANLoss, gradient_penalty
+from cyclegan_train.networks import NLayerDiscriminator, PixelDiscriminator
+from cyclegan_train.pool import ImagePool
+from torch import nn
+
+from cyclegan_batch.errors import BackendUnavailableError
+from tests.synthesis import formulas
+
+NETS = ("netG_A", "netG_B", "netD_A", "netD_B")
+LOSSES = ["D_A", "G_A", "cycle_A", "idt_A", "D_B", "G_B", "cycle_B", "idt_B"]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+    random.seed(0)
+
+
+def tiny(**changes) -> TrainConfig:
+    defaults = {"netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "device": "cpu"}
+    return TrainConfig(**(defaults | changes))
+
+
+def pictures(step: int, batch: int = 1, side: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    draws = torch.Generator().manual_seed(step)
+    A, B = torch.rand(2, batch, 3, side, side, generator=draws) * 2 - 1
+    return A, B * 0.5
+
+
+def weights_of(model: CycleGAN) -> dict[str, dict[str, torch.Tensor]]:
+    return {net: dict(getattr(model, net).named_parameters()) for net in NETS}
+
+
+def without_effect(net: str, name: str) -> bool:
+    """Return whether a weight is a bias before an InstanceNorm.
+
+    The norm takes it away again: its gradient is 0 on paper and rounding noise in practice, which
+    Adam blows up to full steps.
+    """
+    last = {"netG": "model.18.bias", "netD": "model.11.bias"}[net[:4]]
+    first = {"netG": "", "netD": "model.0.bias"}[net[:4]]
+    return name.endswith("bias") and name not in (first, last)
+
+
+def assert_same_weights(model: CycleGAN, wanted, atol: float) -> None:
+    for net, named in weights_of(model).items():
+        for name, weight in named.items():
+            if not without_effect(net, name):
+                assert (weight - wanted[net][name]).abs().max() <= atol, (net, name)
+
+
+def transcription(model: CycleGAN, seed: int = 0, **changes) -> formulas.Step:
+    return formulas.Step(weights_of(model), n_blocks=1, draws=random.Random(seed), **changes)
+
+
+# The step
+
+
+@pytest.mark.behaviour(41)
+@pytest.mark.parametrize("gan_mode", ["lsgan", "vanilla", "wgangp"])
+def test_one_step_has_the_losses_gradients_and_weights_of_the_formulas(gan_mode):
+    model = CycleGAN(tiny(gan_mode=gan_mode, lambda_A=8.0, lambda_B=12.0))
+    step = transcription(model, gan_mode=gan_mode, lambda_A=8.0, lambda_B=12.0)
+    A, B = pictures(0)
+    torch.manual_seed(5)
+    wanted = step(A, B)
+    torch.manual_seed(5)
+    losses = model.optimize_parameters(A, B)
+    assert list(losses) == LOSSES
+    assert losses == pytest.approx(wanted, rel=1e-5)
+    gradients = iter([*step.gradients_G, *step.gradients_D])
+    for net, named in weights_of(model).items():
+        for name, weight in named.items():
+            gradient = next(gradients)
+            if not without_effect(net, name):
+                scale = gradient.abs().max().item()
+                # Wasserstein scores count by their difference: what D adds to both is free.
+                assert scale > 1e-6 or (gan_mode, name) == ("wgangp", "model.11.bias"), (net, name)
+                torch.testing.assert_close(weight.grad, gradient, rtol=0, atol=1e-4 * scale)
+    # A rounding that flips a tiny gradient's sign moves that weight by 2 × lr, and no further.
+    assert_same_weights(model, step.w, atol=2e-6)
+
+
+@pytest.mark.behaviour(41)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"pool_size": 2}, {"gan_mode": "vanilla", "pool_size": 3}, {"gan_mode": "wgangp"}],
+    ids=str,
+)
+def test_twenty_steps_end_at_the_weights_of_the_formulas(changes):
+    """In float64, where no rounding is so large that it turns a step of Adam around."""
+    model = CycleGAN(tiny(**changes))
+    for net in NETS:
+        getattr(model, net).double()
+    step = transcription(model, **changes)
+    begin = {net: {n: w.clone() for n, w in named.items()} for net, named in step.w.items()}
+    for number in range(20):
+        A, B = (picture.double() for picture in pictures(number))
+        torch.manual_seed(number)
+        wanted = step(A, B)
+        torch.manual_seed(number)
+        assert model.optimize_parameters(A, B) == pytest.approx(wanted, rel=1e-8)
+    assert_same_weights(model, step.w, atol=1e-10)
+    for net, named in weights_of(model).items():
+        for name, weight in named.items():
+            if name.endswith("weight"):
+                # Five full steps of Adam, which is ten million times more.
+                assert (weight - begin[net][name]).abs().max() > 1e-3, (net, name)
+
+
+@pytest.mark.behaviour(41)
+def test_the_pool_for_the_first_discriminator_is_asked_first():
+    model = CycleGAN(tiny(pool_size=1))
+    asked = []
+    for name in ("fake_A_pool", "fake_B_pool"):
+        pool = getattr(model, name)
+        query = pool.query
+        pool.query = lambda x, name=name, query=query: asked.append(name) or query(x)
+    for number in range(3):
+        model.optimize_parameters(*pictures(number))
+    assert asked == ["fake_B_pool", "fake_A_pool"] * 3
+
+
+@pytest.mark.behaviour(41)
+@pytest.mark.parametrize("netD", ["basic", "pixel"])
+def test_both_discriminators_move(netD):
+    model = CycleGAN(tiny(netD=netD))
+    before = {
+        net: [weight.clone() for weight in named.values()]
+        for net, named in weights_of(model).items()
+    }
+    model.optimize_parameters(*pictures(0))
+    for net, named in weights_of(model).items():
+        for (name, weight), old in zip(named.items(), before[net], strict=True):
+            if name.endswith("weight"):
+                assert not torch.equal(weight, old), (net, name)
+
+
+@pytest.mark.behaviour(41)
+def test_the_generators_step_leaves_no_gradient_in_the_discriminators():
+    model = CycleGAN(tiny())
+    seen = []
+    model.optimizer_G.register_step_pre_hook(
+        lambda *_: seen.append([w.grad for net in ("netD_A", "netD_B")
+                                for w in getattr(model, net).parameters()])
+    )  # fmt: skip
+    model.optimize_parameters(*pictures(0))
+    assert seen[0]
+    assert all(gradient is None for gradient in seen[0])
+    assert all(w.requires_grad for w in model.netD_A.parameters())
+
+
+@pytest.mark.parametrize("lambda_identity", [0.0, 0.5])
+def test_without_identity_loss_its_forwards_are_left_out(lambda_identity):
+    model = CycleGAN(tiny(lambda_identity=lambda_identity))
+    calls = Counter()
+    for net in ("netG_A", "netG_B"):
+        getattr(model, net).register_forward_hook(lambda *_, net=net: calls.update([net]))
+    losses = model.optimize_parameters(*pictures(0))
+    assert calls == Counter(netG_A=3 if lambda_identity else 2, netG_B=3 if lambda_identity else 2)
+    assert (losses["idt_A"] == 0) == (lambda_identity == 0)
+    assert (losses["idt_B"] == 0) == (lambda_identity == 0)
+
+
+@pytest.mark.behaviour(41)
+@pytest.mark.parametrize(
+    "changes",
+    [{"joint_identity": True}, {"channels_last": True}, {"fused_adam": True}],
+    ids=str,
+)
+def test_what_makes_it_faster_changes_nothing_but_rounding(changes):
+    plain, fast = CycleGAN(tiny()), CycleGAN(tiny(**changes))
+    for net in NETS:
+        getattr(fast, net).load_state_dict(getattr(plain, net).state_dict())
+    for number in range(3):
+        wanted = plain.optimize_parameters(*pictures(number, batch=2))
+        assert fast.optimize_parameters(*pictures(number, batch=2)) == pytest.approx(
+            wanted, rel=1e-4
+        )
+    assert_same_weights(fast, weights_of(plain), atol=5e-6)
+
+
+def test_the_joint_forward_is_one_call():
+    model = CycleGAN(tiny(joint_identity=True))
+    calls = []
+    model.netG_A.register_forward_hook(lambda net, inputs, out: calls.append(len(out)))
+    model.optimize_parameters(*pictures(0))
+    assert calls == [2, 1]
+
+
+@pytest.mark.parametrize("changes", [{"norm": "batch"}, {"dropout": True}], ids=str)
+def test_the_joint_forward_is_left_out_where_it_would_change_the_result(changes):
+    model = CycleGAN(tiny(joint_identity=True, **changes))
+    calls = []
+    model.netG_A.register_forward_hook(lambda net, inputs, out: calls.append(len(out)))
+    model.optimize_parameters(*pictures(0))
+    assert calls == [1, 1, 1]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_stays_near(precision):
+    exact, half = (CycleGAN(tiny(precision=p)) for p in ("fp32", precision))
+    for net in NETS:
+        getattr(half, net).load_state_dict(getattr(exact, net).state_dict())
+    dtypes = set()
+    half.netG_A.model[1].register_forward_hook(lambda net, inputs, out: dtypes.add(out.dtype))
+    wanted = exact.optimize_parameters(*pictures(0))
+    found = half.optimize_parameters(*pictures(0))
+    assert dtypes == {{"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
+    assert found == pytest.approx(wanted, rel=0.02, abs=0.01)
+    assert found != wanted
+    assert all(weight.dtype == torch.float32 for weight in half.netG_A.parameters())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"netG": "unet_32", "ngf": 2},
+        {"netG": "mobile_resnet_2blocks"},
+        {"upsample": "resize"},
+        {"norm": "batch"},
+        {"norm": "none", "netD": "n_layers", "n_layers_D": 1},
+        {"dropout": True},
+        {"init_type": "orthogonal"},
+        {"input_nc": 1, "output_nc": 2, "lambda_identity": 0.0},
+    ],
+    ids=str,
+)
+def test_every_kind_of_network_learns(changes):
+    """That the cycles close better after ten steps on one pair is the least."""
+    model = CycleGAN(tiny(**changes))
+    A, B = pictures(0)
+    A, B = A[:, : model.config.input_nc], B[:, : model.config.output_nc]
+    cycles = []
+    for _ in range(10):
+        losses = model.optimize_parameters(A, B)
+        assert all(math.isfinite(loss) for loss in losses.values())
+        cycles.append(losses["cycle_A"] + losses["cycle_B"])
+    assert cycles[-1] < cycles[0]
+
+
+# Discriminators
+
+
+def test_the_70_pixel_discriminator_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        network = NLayerDiscriminator(3)
+    assert sum(weight.numel() for weight in network.parameters()) == 2_764_737
+    names = [f"model.{n}.{kind}" for n in (0, 2, 5, 8, 11) for kind in ("weight", "bias")]
+    assert list(network.state_dict()) == names
+
+
+@pytest.mark.parametrize(("n_layers", "field"), [(1, 16), (2, 34), (3, 70), (4, 142), (5, 286)])
+def test_a_score_sees_a_patch_of_the_published_size(n_layers, field):
+    # Without a norm, which sees the whole picture.
+    network = NLayerDiscriminator(1, 2, n_layers, norm="none")
+    side = field + 3 * 2**n_layers
+    side += -side % 2**n_layers
+    x = torch.rand(1, 1, side, side, requires_grad=True)
+    scores = network(x)
+    middle = scores.shape[2] // 2
+    scores[0, 0, middle, middle].backward()
+    rows = x.grad[0, 0].abs().sum(1).nonzero().flatten()
+    assert rows[-1] - rows[0] + 1 == field
+
+
+def test_a_patchgan_computes_the_published_formula():
+    for n_layers in (1, 3, 4):
+        network = NLayerDiscriminator(3, 4, n_layers)
+        x = torch.rand(2, 3, 64, 64)
+        wanted = formulas.patchgan(dict(network.named_parameters()), x, n_layers)
+        torch.testing.assert_close(network(x), wanted, rtol=0, atol=1e-6)
+
+
+def test_a_pixel_discriminator_sees_one_pixel():
+    network = PixelDiscriminator(1, 4, norm="none")
+    x = torch.rand(1, 1, 8, 8, requires_grad=True)
+    network(x)[0, 0, 3, 5].backward()
+    assert x.grad[0, 0].nonzero().tolist() == [[3, 5]]
+    assert list(PixelDiscriminator(3).state_dict()) == [
+        f"net.{n}.{kind}" for n in (0, 2, 5) for kind in ("weight", "bias")
+    ]
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_without_instance_norm_only_first_and_last_convolution_have_a_bias(norm):
+    network = NLayerDiscriminator(3, 4, 3, norm)
+    biases = [n for n, m in enumerate(network.model)
+              if isinstance(m, nn.Conv2d) and m.bias is not None]  # fmt: skip
+    assert biases == [0, 11]
+
+
+# Losses
+
+
+@pytest.mark.parametrize("gan_mode", ["lsgan", "vanilla", "wgangp"])
+@pytest.mark.parametrize("real", [True, False])
+def test_adversarial_losses_follow_their_formulas(gan_mode: GanMode, real):
+    scores = torch.randn(2, 1, 5, 7)
+    wanted = formulas.adversarial(scores.double(), real, gan_mode)
+    found = GANLoss(gan_mode)(scores, real)
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert GANLoss(gan_mode)(scores.bfloat16(), real).dtype == torch.float32
+
+
+def test_the_gradient_penalty_of_a_plane_is_that_of_its_slope():
+    class Plane(nn.Module):
+        def forward(self, x):
+            return (x * 0.5).sum((1, 2, 3))
+
+    # The gradient is ½ everywhere: its length over 3 × 4 × 4 values is ½ √48.
+    wanted = 10 * (0.5 * math.sqrt(48) - 1) ** 2
+    found = gradient_penalty(Plane(), torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4), 10.0)
+    assert found.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_gradient_penalty_is_float32_in_every_precision():
+    network, (A, B) = NLayerDiscriminator(3, 4), pictures(0)
+    torch.manual_seed(5)
+    wanted = gradient_penalty(network, A, B, 10.0)
+    torch.manual_seed(5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradient_penalty(network, A, B, 10.0)
+    assert found.dtype == torch.float32
+    assert found.item() == wanted.item()
+
+
+def test_a_penalty_between_two_sizes_errors():
+    with pytest.raises(ValueError, match=r"one size, and they are .*; crop to one size"):
+        gradient_penalty(nn.Identity(), torch.rand(1, 3, 4, 4), torch.rand(1, 3, 4, 8), 10.0)
+
+
+# The pool
+
+
+def number_of(picture: torch.Tensor) -> int:
+    return int(picture.flatten()[0])
+
+
+def numbered(*numbers: int) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+
+
+def test_a_pool_fills_and_then_returns_an_old_picture_every_other_time():
+    pool = ImagePool(50)
+    for number in range(50):
+        assert number_of(pool.query(numbered(number))) == number
+    old, stored, draws = 0, set(range(50)), 4000
+    ages = Counter()
+    for number in range(50, 50 + draws):
+        found = number_of(pool.query(numbered(number)))
+        if found != number:
+            old += 1
+            assert found in stored
+            stored = stored - {found} | {number}
+            ages[found < 50] += 1
+        assert {number_of(image) for image in pool.images} == stored
+    # Four standard deviations of 4000 coins.
+    assert abs(old - draws / 2) < 4 * math.sqrt(draws) / 2
+    assert len(pool.images) == 50
+
+
+def test_a_pool_chooses_every_place_alike():
+    pool = ImagePool(4)
+    pool.query(numbered(0, 1, 2, 3))
+    places = Counter()
+    for number in range(4, 4004):
+        before = [number_of(image) for image in pool.images]
+        found = number_of(pool.query(numbered(number)))
+        if found != number:
+            places[before.index(found)] += 1
+    mean = sum(places.values()) / 4
+    assert all(abs(times - mean) < 4 * math.sqrt(mean) for times in places.values())
+
+
+def test_the_pictures_of_a_batch_are_drawn_one_by_one():
+    pool = ImagePool(2)
+    assert [number_of(x) for x in pool.query(numbered(1, 2, 3, 4)).split(1)][:2] == [1, 2]
+    assert len(pool.images) == 2
+
+
+def test_a_pool_of_none_gives_back_what_came_without_a_graph():
+    x = torch.rand(1, 3, 2, 2, requires_grad=True)
+    found = ImagePool(0).query(x)
+    assert torch.equal(found, x)
+    assert not found.requires_grad
+
+
+def test_a_pool_keeps_its_own_copy():
+    pool = ImagePool(1)
+    x = torch.zeros(1, 3, 2, 2)
+    pool.query(x)
+    x.fill_(9)
+    assert not pool.images[0].any()
+
+
+def test_too_many_stored_pictures_errors():
+    with pytest.raises(ValueError, match="3 stored pictures for a pool of 2"):
+        ImagePool(2).load_state_dict([numbered(0)] * 3, torch.device("cpu"))
+
+
+# The schedules
+
+
+def rates(config: TrainConfig, epochs: int) -> list[float]:
+    """Return the learning rate in each epoch, as the optimisers have it."""
+    model = CycleGAN(config)
+    found = [model.optimizer_G.param_groups[0]["lr"]]
+    for _ in range(epochs - 1):
+        found.append(model.update_learning_rate())
+        for optimizer in (model.optimizer_G, model.optimizer_D):
+            assert [group["lr"] for group in optimizer.param_groups] == [found[-1]]
+    return found
+
+
+def test_the_linear_schedule_factor_by_factor():
+    found = rates(tiny(), 200)
+    for k, rate in enumerate(found, 1):
+        assert rate == pytest.approx(2e-4 * (1 - max(0, k - 100) / 101), rel=1e-12)
+    assert found[99] == 2e-4
+    assert found[100] == pytest.approx(2e-4 * 100 / 101)
+    assert found[199] == pytest.approx(2e-4 / 101)
+
+
+def test_the_step_schedule_factor_by_factor():
+    found = rates(tiny(lr_policy="step", lr_decay_iters=3, lr=1.0), 8)
+    assert found == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_the_cosine_schedule_factor_by_factor():
+    config = tiny(lr_policy="cosine", n_epochs=3, n_epochs_decay=1, lr=1.0)
+    root = math.sqrt(0.5)
+    assert rates(config, 6) == pytest.approx(
+        [1, (1 + root) / 2, 0.5, (1 - root) / 2, 0, 0], abs=1e-12
+    )
+
+
+def test_the_plateau_schedule_waits_for_five_epochs_without_gain():
+    model = CycleGAN(tiny(lr_policy="plateau", lr=1.0))
+    found = [model.update_learning_rate(metric) for metric in (2.0, 1.0, *[1.0] * 12)]
+    # The best is the second; five more may pass, the sixth is one too many.
+    assert found == pytest.approx([*[1.0] * 7, *[0.2] * 6, 0.04])
+    assert model.optimizer_D.param_groups[0]["lr"] == found[-1]
+
+
+def test_a_plateau_without_a_metric_errors():
+    config = tiny(lr_policy="plateau")
+    with pytest.raises(ValueError, match="watches a metric, and none was given"):
+        CycleGAN(config).update_learning_rate()
+    with pytest.raises(ValueError, match="follows from what was measured"):
+        learning_rate_factor(config, 1)
+
+
+# The moving average, the state, the config
+
+
+def test_the_average_follows_the_weights():
+    model = CycleGAN(tiny(ema=0.5))
+    name = "model.18.weight"
+    average = model.netG_A.get_parameter(name).detach().clone()
+    for n in range(1, 15):
+        model.optimize_parameters(*pictures(n))
+        decay = min(0.5, n / (9 + n))
+        average = decay * average + (1 - decay) * model.netG_A.get_parameter(name).detach()
+        torch.testing.assert_close(model.ema_A.get_parameter(name), average, rtol=0, atol=1e-7)
+    assert not model.ema_A.training
+    assert not any(weight.requires_grad for weight in model.ema_A.parameters())
+    assert CycleGAN(tiny()).ema_A is None
+
+
+@pytest.mark.behaviour(40)
+@pytest.mark.parametrize(
+    "changes",
+    [{"ema": 0.9}, {"lr_policy": "plateau"}, {"norm": "batch", "dropout": True}],
+    ids=str,
+)
+def test_a_step_after_a_restored_state_equals_one_without_it_bit_for_bit(tmp_path, changes):
+    config = tiny(pool_size=2, **changes)
+
+    def go_on(model: CycleGAN, numbers: range) -> list[dict[str, float]]:
+        found = []
+        for number in numbers:
+            found.append(model.optimize_parameters(*pictures(number)))
+            model.update_learning_rate(float(number % 3))
+        return found
+
+    model = CycleGAN(config)
+    go_on(model, range(5))
+    path = tmp_path / "state.pth"
+    torch.save({"model": model.state_dict(), "torch": torch.get_rng_state()}, path)
+    python = random.getstate()
+    wanted = go_on(model, range(5, 12))
+
+    torch.manual_seed(99)
+    other = CycleGAN(config)
+    saved = torch.load(path, weights_only=True)
+    other.load_state_dict(saved["model"])
+    torch.set_rng_state(saved["torch"])
+    random.setstate(python)
+    assert go_on(other, range(5, 12)) == wanted
+    one, two = model.state_dict(), other.state_dict()
+    for net, weights in one["networks"].items():
+        for name, weight in weights.items():
+            assert torch.equal(weight, two["networks"][net][name]), (net, name)
+    assert all(map(torch.equal, one["fake_A_pool"], two["fake_A_pool"]))
+    assert (one["epoch"], one["steps"]) == (two["epoch"], two["steps"]) == (13, 12)
+
+
+def test_the_same_seed_gives_the_same_networks():
+    torch.manual_seed(3)
+    one = CycleGAN(tiny())
+    torch.manual_seed(3)
+    two = CycleGAN(tiny())
+    assert_same_weights(one, weights_of(two), atol=0)
+
+
+def test_the_networks_have_the_channels_of_their_domains():
+    model = CycleGAN(tiny(input_nc=1, output_nc=2, lambda_identity=0.0))
+    assert model.netG_A.model[1].in_channels == model.netD_B.model[0].in_channels == 1
+    assert model.netG_B.model[1].in_channels == model.netD_A.model[0].in_channels == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gan_mode": "hinge"}, "gan_mode = 'hinge' is none of lsgan, vanilla, wgangp"),
+        ({"norm": "layer"}, "norm = 'layer' is none of"),
+        ({"precision": "int8"}, "precision = 'int8' is none of fp32, bf16, fp16"),
+        ({"n_layers_D": 6}, "n_layers_D = 6 is to be from 1 to 5"),
+        ({"n_layers_D": 0}, "n_layers_D = 0 is to be 1 or more"),
+        ({"lr": math.nan}, "lr = nan is to be 0 or more"),
+        ({"ema": 1.0}, "ema = 1.0 is to be from 0 to below 1"),
+        ({"pool_size": -1}, "pool_size = -1 is to be 0 or more"),
+        ({"input_nc": 1}, "has 1 channels where B has 3; set it to 0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_trained_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**changes)
+
+
+def test_an_unknown_generator_errors():
+    with pytest.raises(ValueError, match="is no generator: it is resnet_<n>blocks"):
+        CycleGAN(tiny(netG="resnet"))
+
+
+def test_an_unknown_device_errors():
+    for name in ("gpu", "meta"):
+        with pytest.raises(ValueError, match=f"device = '{name}' is none of auto, cpu, cuda"):
+            CycleGAN(tiny(device=name))
+
+
+def test_a_device_that_is_not_there_errors():
+    with pytest.raises(BackendUnavailableError, match="cannot train on 'cuda:99': torch sees"):
+        CycleGAN(tiny(device="cuda:99"))

@@ -1,0 +1,329 @@
+"""The CycleGAN: four networks, two optimisers, and one optimisation step.
+
+The mathematics is that of Zhu et al. 2017 as the reference implementation does it, operation by
+operation: tests hold it to a transcription of the formulas, in losses and in weights. A and B are
+two domains of pictures; G_A makes B out of A and G_B makes A out of B; D_A judges pictures of B
+and D_B pictures of A, since each is named after the generator that it teaches.
+
+CUDA works through the same lines, and is experimental: the tests run on the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from cyclegan_batch.errors import BackendUnavailableError
+from cyclegan_batch.generators import (
+    GeneratorConfig,
+    generator_from_config,
+    init_weights,
+    without_halves,
+)
+
+from .config import TrainConfig
+from .losses import GANLoss, gradient_penalty
+from .networks import discriminator_from_config
+from .pool import ImagePool
+
+_NETWORKS = ("netG_A", "netG_B", "netD_A", "netD_B")
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+LOSSES = ("D_A", "G_A", "cycle_A", "idt_A", "D_B", "G_B", "cycle_B", "idt_B")
+"""What a step reports, weighted."""
+
+
+class CycleGAN:
+    """Both directions of a translation between two domains, and how they learn.
+
+    The initial weights come from torch's global random state, network by network in the
+    reference's order; the draws of the pools from Python's. Seed both for a run that repeats.
+    Raises ValueError for a config that cannot be built, BackendUnavailableError for a device that
+    is not there.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.device = _device(config.device)
+        self.netG_A = self._place(generator_from_config(generator_config(config, "AtoB")))
+        self.netG_B = self._place(generator_from_config(generator_config(config, "BtoA")))
+        self.netD_A = self._place(discriminator_from_config(config, config.output_nc))
+        self.netD_B = self._place(discriminator_from_config(config, config.input_nc))
+        self.optimizer_G = self._adam(self.netG_A, self.netG_B)
+        self.optimizer_D = self._adam(self.netD_A, self.netD_B)
+        self.criterion_gan = GANLoss(config.gan_mode)
+        self.fake_A_pool = ImagePool(config.pool_size)
+        self.fake_B_pool = ImagePool(config.pool_size)
+        self.epoch = 1
+        """The epoch in progress, counted from 1."""
+        self.steps = 0
+        self.ema_A = _average_of(self.netG_A) if config.ema else None
+        """The moving average of ``netG_A``, in eval mode; None without ``ema``."""
+        self.ema_B = _average_of(self.netG_B) if config.ema else None
+        # Only fp16 underflows; otherwise every call of it passes through.
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self._plateaus = (
+            [
+                ReduceLROnPlateau(optimizer, factor=0.2, threshold=0.01, patience=5)
+                for optimizer in (self.optimizer_G, self.optimizer_D)
+            ]
+            if config.lr_policy == "plateau"
+            else []
+        )
+        # BatchNorm would mix the statistics of the two domains.
+        self._joint = (
+            config.joint_identity
+            and config.lambda_identity > 0
+            and config.norm in ("instance", "none")
+            and not config.dropout
+        )
+
+    # The step
+
+    def optimize_parameters(self, real_A: Tensor, real_B: Tensor) -> dict[str, float]:
+        """Do one optimisation step and return its losses (`LOSSES`), each as it was weighted.
+
+        ``real_A`` and ``real_B`` are ``(N, C, H, W)`` in [-1, 1] on any device.
+        """
+        return {name: float(loss) for name, loss in self.step(real_A, real_B).items()}
+
+    def step(self, real_A: Tensor, real_B: Tensor) -> dict[str, Tensor]:
+        """Do what `optimize_parameters` does; the losses stay on the device, as scalars.
+
+        So a loop that does not look at every loss does not wait for the device at every step.
+        """
+        real_A, real_B = self._to_device(real_A), self._to_device(real_B)
+        losses, fake_A, fake_B = self._step_generators(real_A, real_B)
+        self.optimizer_D.zero_grad()
+        # D_A's gradient stays while D_B's is made: one zeroing before, one step after both.
+        losses["D_A"] = self._teach_discriminator(
+            self.netD_A, real_B, self.fake_B_pool.query(fake_B)
+        )
+        losses["D_B"] = self._teach_discriminator(
+            self.netD_B, real_A, self.fake_A_pool.query(fake_A)
+        )
+        self._scaler.step(self.optimizer_D)
+        self._scaler.update()
+        self.steps += 1
+        self._update_averages()
+        return {name: losses[name].detach() for name in LOSSES}
+
+    def _step_generators(
+        self, real_A: Tensor, real_B: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Step both generators; return their losses, and the fakes made before the step."""
+        config = self.config
+        with self._autocast():
+            fake_B, idt_A = self._fake_and_identity(self.netG_A, real_A, real_B)
+            rec_A = self.netG_B(fake_B)
+            fake_A, idt_B = self._fake_and_identity(self.netG_B, real_B, real_A)
+            rec_B = self.netG_A(fake_A)
+        # The discriminators pass gradients on and take none: theirs would be work for nothing.
+        self.netD_A.requires_grad_(False)
+        self.netD_B.requires_grad_(False)
+        with self._autocast():
+            score_A, score_B = self.netD_A(fake_B), self.netD_B(fake_A)
+        losses = {
+            "G_A": self.criterion_gan(score_A, True),
+            "G_B": self.criterion_gan(score_B, True),
+            "cycle_A": config.lambda_A * _l1(rec_A, real_A),
+            "cycle_B": config.lambda_B * _l1(rec_B, real_B),
+            # G_A's identity is of domain B, and weighted as B's cycle is.
+            "idt_A": _weighted_l1(config.lambda_B * config.lambda_identity, idt_A, real_B),
+            "idt_B": _weighted_l1(config.lambda_A * config.lambda_identity, idt_B, real_A),
+        }
+        self.optimizer_G.zero_grad()
+        total = torch.stack(list(losses.values())).sum()
+        torch.autograd.backward(self._scaler.scale(total))
+        self._scaler.step(self.optimizer_G)
+        self.netD_A.requires_grad_(True)
+        self.netD_B.requires_grad_(True)
+        return losses, fake_A, fake_B
+
+    def _fake_and_identity(
+        self, netG: nn.Module, source: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what ``netG`` makes of its source, and of what already is its target (or None)."""
+        if self._joint and source.shape[1:] == target.shape[1:]:
+            fake, idt = netG(torch.cat([source, target])).split([len(source), len(target)])
+            return fake, idt
+        return netG(source), netG(target) if self.config.lambda_identity > 0 else None
+
+    def _teach_discriminator(self, netD: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+        """Add one discriminator's gradients, and return its loss."""
+        with self._autocast():
+            score_real, score_fake = netD(real), netD(fake)
+        loss = (self.criterion_gan(score_real, True) + self.criterion_gan(score_fake, False)) * 0.5
+        if self.config.gan_mode == "wgangp":
+            loss = loss + gradient_penalty(netD, real, fake, self.config.lambda_gp)
+        torch.autograd.backward(self._scaler.scale(loss))
+        return loss
+
+    def _update_averages(self) -> None:
+        """Move the averages towards the weights.
+
+        By 1 − decay; faster in the first steps (9/(9 + n) in the n-th, as in TensorFlow's
+        ExponentialMovingAverage), or a short run's average would still be its random beginning.
+        """
+        decay = min(self.config.ema, self.steps / (9 + self.steps))
+        for average, network in ((self.ema_A, self.netG_A), (self.ema_B, self.netG_B)):
+            if average is None:
+                continue
+            with torch.no_grad():
+                for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
+                    mean.lerp_(weight, 1 - decay)
+                for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
+                    kept.copy_(buffer)
+
+    # The schedule
+
+    def update_learning_rate(self, metric: float | None = None) -> float:
+        """End an epoch: set both learning rates for the next one, and return it.
+
+        ``metric`` is what ``plateau`` watches, smaller being better. Raises ValueError where it
+        is missing there.
+        """
+        self.epoch += 1
+        if self.config.lr_policy == "plateau":
+            if metric is None:
+                raise ValueError("lr_policy = 'plateau' watches a metric, and none was given")
+            for plateau in self._plateaus:
+                plateau.step(metric)
+        else:
+            lr = self.config.lr * learning_rate_factor(self.config, self.epoch)
+            for optimizer in (self.optimizer_G, self.optimizer_D):
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+        return float(self.optimizer_G.param_groups[0]["lr"])
+
+    # The state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next step depends on but the random states of torch and Python.
+
+        Tensors and plain values only, so that ``torch.load(weights_only=True)`` reads it back.
+        """
+        return {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "networks": {name: getattr(self, name).state_dict() for name in self._stateful()},
+            "optimizer_G": self.optimizer_G.state_dict(),
+            "optimizer_D": self.optimizer_D.state_dict(),
+            "plateaus": [plateau.state_dict() for plateau in self._plateaus],
+            "scaler": self._scaler.state_dict(),
+            "fake_A_pool": self.fake_A_pool.state_dict(),
+            "fake_B_pool": self.fake_B_pool.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to where `state_dict` was taken. Raises where it is of another config."""
+        self.epoch, self.steps = state["epoch"], state["steps"]
+        for name in self._stateful():
+            getattr(self, name).load_state_dict(state["networks"][name])
+        # A copy: the optimiser would go on to write into tensors that it was given.
+        self.optimizer_G.load_state_dict(copy.deepcopy(state["optimizer_G"]))
+        self.optimizer_D.load_state_dict(copy.deepcopy(state["optimizer_D"]))
+        for plateau, saved in zip(self._plateaus, state["plateaus"], strict=True):
+            plateau.load_state_dict(saved)
+        self._scaler.load_state_dict(state["scaler"])
+        self.fake_A_pool.load_state_dict(state["fake_A_pool"], self.device)
+        self.fake_B_pool.load_state_dict(state["fake_B_pool"], self.device)
+
+    def _stateful(self) -> tuple[str, ...]:
+        return (*_NETWORKS, "ema_A", "ema_B") if self.config.ema else _NETWORKS
+
+    # The machine
+
+    def _place(self, network: nn.Module) -> nn.Module:
+        """Initialise a network on the CPU, where a seed means the same everywhere, and move it."""
+        init_weights(network, self.config.init_type, self.config.init_gain)
+        if self.config.channels_last:
+            network = network.to(memory_format=torch.channels_last)
+        return network.to(self.device)
+
+    def _to_device(self, pictures: Tensor) -> Tensor:
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        dtype = next(self.netG_A.parameters()).dtype
+        return pictures.to(self.device, dtype, non_blocking=True, memory_format=layout)
+
+    def _adam(self, *networks: nn.Module) -> torch.optim.Adam:
+        weights = itertools.chain.from_iterable(network.parameters() for network in networks)
+        betas = (self.config.beta1, 0.999)
+        fused = self.config.fused_adam or None
+        return torch.optim.Adam(weights, lr=self.config.lr, betas=betas, fused=fused)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        half = _HALF.get(self.config.precision)
+        return contextlib.nullcontext() if half is None else torch.autocast(self.device.type, half)
+
+
+def generator_config(config: TrainConfig, direction: str) -> GeneratorConfig:
+    """Return which generator a training has for ``AtoB`` or ``BtoA``."""
+    channels = (config.input_nc, config.output_nc)
+    input_nc, output_nc = channels if direction == "AtoB" else channels[::-1]
+    return GeneratorConfig(
+        config.netG,
+        input_nc,
+        output_nc,
+        config.ngf,
+        norm=config.norm,
+        dropout=config.dropout,
+        upsample=config.upsample,
+    )
+
+
+def learning_rate_factor(config: TrainConfig, epoch: int) -> float:
+    """Return what the learning rate is multiplied by in an epoch, counted from 1.
+
+    ``linear``: 1 for ``n_epochs``, then down in ``n_epochs_decay`` + 1 steps, of which the last,
+    to 0, is not made. ``step``: a tenth after every ``lr_decay_iters``. ``cosine``: half a wave
+    over the whole run (the reference's is over ``n_epochs``, and rises again in the epochs after
+    them). Raises ValueError for ``plateau``, which follows from no number.
+    """
+    if config.lr_policy == "linear":
+        return 1.0 - max(0, epoch - config.n_epochs) / (config.n_epochs_decay + 1)
+    if config.lr_policy == "step":
+        return float(0.1 ** ((epoch - 1) // config.lr_decay_iters))
+    if config.lr_policy == "cosine":
+        whole = max(1, config.n_epochs + config.n_epochs_decay)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (epoch - 1) / whole)))
+    raise ValueError("the learning rate of lr_policy = 'plateau' follows from what was measured")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device = {name!r} is none of auto, cpu, cuda[:N]") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device = {name!r} is none of auto, cpu, cuda[:N]")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BackendUnavailableError(
+            f"cannot train on {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; "
+            "check nvidia-smi and that torch is built for CUDA, or say cpu"
+        )
+    return device
+
+
+def _average_of(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).eval().requires_grad_(False)
+
+
+def _l1(found: Tensor, expected: Tensor) -> Tensor:
+    return F.l1_loss(without_halves(found), expected)
+
+
+def _weighted_l1(weight: float, found: Tensor | None, expected: Tensor) -> Tensor:
+    """Return the weighted difference; 0 where nothing was made to compare."""
+    return expected.new_zeros(()) if found is None else weight * _l1(found, expected)

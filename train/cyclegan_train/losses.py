@@ -1,0 +1,61 @@
+"""What the networks are told by: adversarial losses, and the penalty that WGAN-GP needs.
+
+Computed in float32 where the scores come in halves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
+
+from cyclegan_batch.generators import without_halves
+
+from .config import GanMode
+
+
+class GANLoss:
+    """How far the scores of a discriminator are from those of real (1) or of fake (0) pictures.
+
+    ``lsgan``: mean squared difference. ``vanilla``: cross-entropy, with the scores as logits.
+    ``wgangp``: the mean score, negative for real; a score has no bound, so see `gradient_penalty`.
+    """
+
+    def __init__(self, gan_mode: GanMode) -> None:
+        self.gan_mode = gan_mode
+
+    def __call__(self, prediction: Tensor, target_is_real: bool) -> Tensor:
+        """Return the loss, a scalar, for scores of any shape."""
+        prediction = without_halves(prediction)
+        if self.gan_mode == "wgangp":
+            return -prediction.mean() if target_is_real else prediction.mean()
+        target = torch.full_like(prediction, 1.0 if target_is_real else 0.0)
+        if self.gan_mode == "lsgan":
+            return F.mse_loss(prediction, target)
+        return F.binary_cross_entropy_with_logits(prediction, target)
+
+
+def gradient_penalty(netD: nn.Module, real: Tensor, fake: Tensor, lambda_gp: float) -> Tensor:
+    """Return λ · mean (‖∇D(x)‖₂ − 1)², at x between a real and a fake picture (WGAN-GP).
+
+    One random point on the line between the two per picture of the batch, from torch's global
+    random state; the norm is over all values of a picture. ``real`` and ``fake`` are
+    ``(N, C, H, W)``; the result is a scalar with a graph to D's weights. Raises ValueError
+    where the two have different shapes.
+    """
+    if real.shape != fake.shape:
+        raise ValueError(
+            f"wgangp mixes real and fake pictures of one size, and they are {tuple(real.shape)} "
+            f"and {tuple(fake.shape)}; crop to one size, or use lsgan"
+        )
+    # A half-precision gradient of a gradient has no digits left.
+    with torch.autocast(real.device.type, enabled=False):
+        alpha = torch.rand(len(real), 1, 1, 1, device=real.device).to(real.dtype)
+        mixed = alpha * real.detach() + (1 - alpha) * without_halves(fake.detach())
+        mixed.requires_grad_()
+        scores = netD(mixed)
+        (gradient,) = torch.autograd.grad(scores.sum(), mixed, create_graph=True)
+        # The root has no slope at 0.
+        lengths = (gradient.flatten(1) + 1e-16).norm(2, dim=1)
+        penalty: Tensor = lambda_gp * ((lengths - 1) ** 2).mean()
+        return penalty

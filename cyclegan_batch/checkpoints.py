@@ -17,6 +17,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,6 +113,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> object:
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                packed = [entry for entry in archive.infolist() if entry.compress_type]
+            if packed:
+                # Torch never does; a small file that unpacks to all the memory there is would.
+                what = f"holds {packed[0].filename!r} compressed, where torch stores plainly"
+                _refuse(path, what, _AGAIN)
         # It warns of pickles that were not written by torch; those are refused just below.
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -125,6 +133,8 @@ def _read_pickle(path: Path) -> object:
             f"where it comes from, {_AGAIN}",
             error,
         )
+    except ModelError:
+        raise
     # What torch raises at a damaged file is of many kinds: RuntimeError from its zip reader,
     # EOFError and struct.error from the old format, AttributeError from a foreign zip.
     except Exception as error:
@@ -161,6 +171,9 @@ def _adopt(path: Path, state: dict[str, Tensor]) -> tuple[GeneratorConfig, dict[
         if not value.is_floating_point() or value.layout != torch.strided:
             what = f"{value.dtype} ({value.layout})"
             _refuse(path, f"its {name!r} is {what} where weights are dense floating point", _AGAIN)
+        if value.nbytes > value.untyped_storage().nbytes():
+            what = f"its {name!r} says to be larger ({tuple(value.shape)}) than what it holds"
+            _refuse(path, what, _AGAIN)
         state[name] = value.float()
         if not state[name].isfinite().all():
             _refuse(path, f"its {name!r} holds NaN or infinity where weights are finite",

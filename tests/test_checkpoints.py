@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import os
 import pickle
+import random
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -258,6 +259,54 @@ def test_a_zip_of_something_else_errors(tmp_path):
         archive.writestr("readme.txt", "nothing here")
     with pytest.raises(ModelError, match=r"is no whole PyTorch checkpoint"):
         load_generator(path)
+
+
+def test_a_compressed_archive_errors(tmp_path):
+    torch.save(small(), tmp_path / "plain.pth")
+    path = tmp_path / "g.pth"
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    with pytest.raises(
+        ModelError, match=r"data\.pkl' compressed, where torch stores plainly; save"
+    ):
+        load_generator(path)
+
+
+def test_a_weight_that_repeats_what_it_holds_errors(tmp_path):
+    state = small() | {"model.4.bias": torch.zeros(1).expand(2**40)}
+    with pytest.raises(
+        ModelError, match=r"'model\.4\.bias' says to be larger \(\(1099511627776,\)"
+    ):
+        load_generator(saved(tmp_path / "g.pth", state))
+
+
+@pytest.mark.behaviour(43)
+@pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
+def test_whatever_bytes_change_it_is_a_generator_or_a_clear_refusal(tmp_path, kind):
+    path = tmp_path / "g.pth"
+    state = generator_from_config(GeneratorConfig("resnet_0blocks", ngf=1)).state_dict()
+    if kind == "safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    content, draws = path.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(60):
+        changed = bytearray(content)
+        # The head and the tail are where the structure is.
+        for _ in range(draws.randint(1, 4)):
+            where = draws.choice((min(2000, len(content)), len(content)))
+            changed[draws.randrange(where)] = draws.randrange(256)
+        path.write_bytes(changed)
+        try:
+            load_generator(path)
+        except ModelError:
+            refused += 1
+    assert refused > 10
 
 
 @pytest.mark.parametrize(

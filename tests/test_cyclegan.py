@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -17,8 +20,10 @@ from cyclegan_train.pool import ImagePool
 from torch import nn
 
 from cyclegan_batch.errors import BackendUnavailableError
+from tests.conftest import REPOSITORY
 from tests.synthesis import formulas
 
+TRAIN = REPOSITORY / "train"
 NETS = ("netG_A", "netG_B", "netD_A", "netD_B")
 LOSSES = ["D_A", "G_A", "cycle_A", "idt_A", "D_B", "G_B", "cycle_B", "idt_B"]
 
@@ -64,6 +69,13 @@ def assert_same_weights(model: CycleGAN, wanted, atol: float) -> None:
 
 def transcription(model: CycleGAN, seed: int = 0, **changes) -> formulas.Step:
     return formulas.Step(weights_of(model), n_blocks=1, draws=random.Random(seed), **changes)
+
+
+def test_importing_the_package_loads_no_torch():
+    code = "import cyclegan_train, sys; assert cyclegan_train.TrainConfig().ngf == 64; "
+    code += "assert 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TRAIN, TRAIN.parent)))}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 # The step

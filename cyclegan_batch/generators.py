@@ -170,8 +170,8 @@ class InstanceNorm(nn.InstanceNorm2d):
         """Normalise each channel of each picture: ``(N, C, H, W)``, more than one pixel."""
         out = F.instance_norm(without_halves(x), eps=self.eps)
         if out.requires_grad and not torch.compiler.is_compiling():
-            # Tried (torch 2.15, CPU): its backward reads a channels_last gradient as if it lay
-            # plainly, and gives a wrong one without a word.
+            # Tried (torch 2.15, CPU, batch 1): its backward reads a channels_last gradient as if
+            # it lay plainly, and gives a wrong one without a word.
             out.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
         return out.to(x.dtype)
 

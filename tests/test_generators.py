@@ -185,9 +185,13 @@ def test_dropout_is_for_training_only(netG):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("gradients", [torch.contiguous_format, torch.channels_last])
-def test_instance_norm_and_its_gradient_follow_the_formula_in_every_layout(layout, gradients):
-    x = (torch.randn(2, 6, 8, 12) * 3 + 1).contiguous(memory_format=layout).requires_grad_()
-    slope = torch.randn(2, 6, 8, 12).contiguous(memory_format=gradients)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_instance_norm_and_its_gradient_follow_the_formula_in_every_layout(
+    layout, gradients, batch
+):
+    shape = (batch, 6, 8, 12)
+    x = (torch.randn(shape) * 3 + 1).contiguous(memory_format=layout).requires_grad_()
+    slope = torch.randn(shape).contiguous(memory_format=gradients)
     y = InstanceNorm(6)(x)
     y.backward(slope)
     exact = x.detach().double().requires_grad_()

@@ -493,7 +493,6 @@ def test_the_average_follows_the_weights():
     assert CycleGAN(tiny()).ema_A is None
 
 
-@pytest.mark.behaviour(40)
 @pytest.mark.parametrize(
     "changes",
     [{"ema": 0.9}, {"lr_policy": "plateau"}, {"norm": "batch", "dropout": True}],

@@ -1,0 +1,292 @@
+"""Every key of a training run: where it is declared, read, checked, and written as TOML.
+
+A run has three groups of keys (`TrainConfig` the step, `DataConfig` the pictures, `RunConfig` the
+rest), and one flat list of names: no two groups share a word, so a recipe, ``--set`` and the
+options of the command line are one language. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from .config import TrainConfig
+
+Value = bool | int | float | str | None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How the pictures of both folders become batches. Raises ValueError."""
+
+    preprocess: Literal[
+        "resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"
+    ] = "resize_and_crop"
+    """Resize to load_size × load_size and cut crop_size out (resize_and_crop); only cut (crop);
+    make load_size wide (scale_width), and cut (scale_width_and_crop); neither (none)."""
+    load_size: int = 286
+    """Pixels that a picture is resized to before the cut."""
+    crop_size: int = 256
+    """Pixels of the square that is cut out at random."""
+    flip: bool = True
+    """Mirror every other picture left to right."""
+    batch_size: int = 1
+    """Pictures of each domain in a step; 1 gives the best pictures."""
+    memory_gb: float = 4.0
+    """Pictures of both domains are decoded once and kept in memory as uint8 up to so many GB;
+    beyond, they are decoded when they are needed, by workers."""
+    workers: int = 2
+    """Threads that decode."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, load_size=1, crop_size=1, batch_size=1, memory_gb=0, workers=1)
+        if self.preprocess.startswith("resize") and self.load_size < self.crop_size:
+            raise ValueError(
+                f"load_size = {self.load_size} is less than crop_size = {self.crop_size}, which is "
+                "cut out of it"
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run writes, and when. Raises ValueError."""
+
+    seed: int = 0
+    """Of the weights, the order of the pictures, their cuts and the pools."""
+    log_every: int = 50
+    """Steps that a line of the log is the mean of."""
+    save_every_steps: int = 5000
+    """Save the state also within an epoch, after so many steps; 0 never does."""
+    save_every_epochs: int = 5
+    """Keep a checkpoint of its own of every so many epochs."""
+    keep_last: int = 3
+    """Numbered checkpoints that stay; 0 keeps all."""
+    samples: int = 4
+    """Pictures of each domain in the sheet that every epoch draws; 0 draws none."""
+    reference_names: bool = False
+    """Also write latest_net_G_A.pth and its like, as the reference implementation does."""
+    tensorboard: bool = True
+    """Write for TensorBoard, too, where it is installed."""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves them to torch."""
+
+    def __post_init__(self) -> None:
+        _at_least(
+            self,
+            log_every=1,
+            save_every_steps=0,
+            save_every_epochs=1,
+            keep_last=0,
+            samples=0,
+            threads=0,
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All keys of a run."""
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def flat(self) -> dict[str, Value]:
+        """Return every key and its value."""
+        return {
+            key.name: getattr(group, key.name)
+            for group, keys in zip((self.train, self.data, self.run), _groups(), strict=True)
+            for key in keys
+        }
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run."""
+        return self.train.n_epochs + self.train.n_epochs_decay
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key, described."""
+
+    name: str
+    kind: type
+    """bool, int, float or str."""
+    default: Value
+    choices: tuple[str, ...]
+    """What a str may be; empty for any."""
+    help: str
+
+
+FREE_ON_RESUME = frozenset(
+    {"n_epochs", "n_epochs_decay", "device", "memory_gb", "workers", "threads", "tensorboard"}
+    | {"save_every_steps", "save_every_epochs", "keep_last", "samples", "reference_names"}
+)
+"""What may be given anew when a run goes on; everything else is the run's own."""
+
+
+@functools.cache
+def keys() -> dict[str, Key]:
+    """Return every key by its name, in order."""
+    return {key.name: key for group in _groups() for key in group}
+
+
+def settings_from(values: Mapping[str, object]) -> Settings:
+    """Return the settings with ``values`` in place of the defaults.
+
+    Raises ValueError, naming the key, for one that is unknown or of the wrong kind.
+    """
+    checked = {name: _checked(name, value) for name, value in values.items()}
+    train, data, run = (
+        {key.name: checked[key.name] for key in group if key.name in checked} for group in _groups()
+    )
+    made: Any = (TrainConfig(**train), DataConfig(**data), RunConfig(**run))  # type: ignore[arg-type]
+    return Settings(*made)
+
+
+def values_from_toml(path: Path) -> dict[str, Value]:
+    """Return the keys of a TOML file. Raises ValueError for what is no flat list of our keys.
+
+    Raises OSError where it cannot be read.
+    """
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except ValueError as error:  # TOML's own error, and text that is not UTF-8
+        raise ValueError(f"{path}: is no TOML: {error}") from error
+    try:
+        return {name: _checked(name, value) for name, value in found.items()}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def value_from_text(name: str, text: str) -> Value:
+    """Return the value of a key as it is written after ``--set name=``. Raises ValueError."""
+    kind = _key(name).kind
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if kind is bool and text.lower() in words:
+        return words[text.lower()]
+    if kind in (int, float):
+        try:
+            return _checked(name, kind(text))
+        except ValueError as error:
+            if kind(0) == 0 and _is_number(text):
+                raise ValueError(f"{name} = {text} is to be a whole number") from error
+    return _checked(name, text)
+
+
+def toml_from(settings: Settings) -> str:
+    """Return the settings as TOML, with what every key means."""
+    lines = []
+    flat = settings.flat()
+    for title, group in zip(("The step", "The pictures", "The run"), _groups(), strict=True):
+        lines += ["", f"# {title}", ""]
+        for key in group:
+            text = key.help + (f" One of: {', '.join(key.choices)}." if key.choices else "")
+            lines += [f"# {line}" for line in textwrap.wrap(text, 96)] if text else []
+            lines.append(f"{key.name} = {_toml_value(flat[key.name])}")
+    return "\n".join(lines[1:]) + "\n"
+
+
+RECIPES = Path(__file__).parent / "recipes"
+"""The recipes that come with the package, one TOML file each."""
+
+
+def recipe(name: str) -> Path:
+    """Return the file of a recipe: one of ours by name, or a file. Raises ValueError."""
+    own = RECIPES / f"{name}.toml"
+    if own.is_file():
+        return own
+    if Path(name).is_file():
+        return Path(name)
+    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
+    raise ValueError(f"{name!r} is neither a file nor one of the recipes {known}")
+
+
+def _at_least(config: object, **least: float) -> None:
+    for name, least_value in least.items():
+        # Written so that NaN is refused.
+        if not getattr(config, name) >= least_value:
+            raise ValueError(f"{name} = {getattr(config, name)} is to be {least_value} or more")
+
+
+@functools.cache
+def _groups() -> tuple[tuple[Key, ...], ...]:
+    return tuple(tuple(_keys_of(group)) for group in (TrainConfig, DataConfig, RunConfig))
+
+
+def _keys_of(group: type) -> Iterable[Key]:
+    hints, told = typing.get_type_hints(group), _told(group)
+    for each in fields(group):
+        hint = hints[each.name]
+        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+        kind = str if choices else hint
+        # A group that grows a key of another kind is to be taught here, not misread.
+        if kind not in (bool, int, float, str) or isinstance(hint, types.UnionType):
+            raise TypeError(f"{group.__name__}.{each.name}: {hint} is no kind of a key")
+        assert each.default is not MISSING
+        yield Key(each.name, kind, each.default, choices, told.get(each.name, ""))
+
+
+def _told(group: type) -> dict[str, str]:
+    """Return the docstrings below the fields of a class, each in one line, without markup."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(group))).body
+    assert isinstance(body, ast.ClassDef)
+    told = {}
+    for before, after in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(before, ast.AnnAssign)
+            and isinstance(before.target, ast.Name)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
+            told[before.target.id] = " ".join(str(after.value.value).replace("``", "").split())
+    return told
+
+
+def _key(name: str) -> Key:
+    if name not in keys():
+        import difflib
+
+        near = difflib.get_close_matches(name, keys(), 1)
+        hint = f"; do you mean {near[0]}?" if near else ""
+        raise ValueError(f"{name!r} is no key of a training{hint}")
+    return keys()[name]
+
+
+def _checked(name: str, value: object) -> Value:
+    """Return ``value`` as the kind that the key is of."""
+    key = _key(name)
+    if key.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not key.kind:
+        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        raise ValueError(f"{name} = {value!r} is to be {kinds[key.kind]}")
+    if key.choices and value not in key.choices:
+        raise ValueError(f"{name} = {value!r} is none of {', '.join(key.choices)}")
+    assert isinstance(value, bool | int | float | str)
+    return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _toml_value(value: Value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return repr(value)

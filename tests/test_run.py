@@ -1,0 +1,464 @@
+"""A training run in its folder: what it leaves, and that stopping it anywhere changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+
+import safetensors  # noqa: E402 (after the check for torch)
+from cyclegan_train import charts, health, run  # noqa: E402
+from cyclegan_train.cyclegan import LOSSES, CycleGAN  # noqa: E402
+from cyclegan_train.settings import settings_from, values_from_toml  # noqa: E402
+
+from cyclegan_batch.checkpoints import load_generator  # noqa: E402
+from cyclegan_batch.errors import InputError, ModelError, OutputError  # noqa: E402
+
+TINY: dict[str, Any] = {
+    "netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "n_layers_D": 1, "netD": "n_layers",
+    "n_epochs": 2, "n_epochs_decay": 1, "pool_size": 3, "load_size": 36, "crop_size": 32,
+    "log_every": 2, "samples": 2, "tensorboard": False, "device": "cpu", "threads": 1,
+}  # fmt: skip
+STEPS = 5
+"""Of an epoch of `data`."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def fill(folder: Path, numbers: range) -> None:
+    folder.mkdir(parents=True)
+    for number in numbers:
+        noise = np.random.default_rng(number).integers(0, 256, (5, 5, 3), np.uint8)
+        Image.fromarray(noise).resize((40, 40), Image.BICUBIC).save(folder / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    fill(folder / "trainA", range(STEPS))
+    fill(folder / "trainB", range(10, 13))
+    fill(folder / "testB", range(20, 23))
+    return folder
+
+
+def train(data: Path, folder: Path, *, steps: int | None = None, resume=False, say=None, **changes):
+    """Train in ``folder``; stop after ``steps`` of this call."""
+    values = changes if resume else TINY | changes
+    settings = run.settings_for(folder, values, resume=resume)
+    asked = iter(range(10**6))
+    return run.train(
+        data, folder, settings,
+        stop=lambda: steps is not None and next(asked) >= steps,
+        say=say or (lambda sentence: None),
+    )  # fmt: skip
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoints" / "state.pt", weights_only=True)
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in event.items() if k != "seconds"} for event in events]
+
+
+def assert_same(one: Any, other: Any, where: str = "state") -> None:
+    """Compare two states, bit for bit."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+        assert one.dtype == other.dtype, where
+    elif isinstance(one, dict):
+        assert list(one) == list(other), where
+        for key in one:
+            if key not in ("seconds", "log_bytes"):
+                assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for number, (mine, others) in enumerate(zip(one, other, strict=True)):
+            assert_same(mine, others, f"{where}[{number}]")
+    else:
+        assert one == other, where
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Path:
+    """Return the folder of a run that was never stopped."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    outcome = train(data, folder, ema=0.9, save_every_epochs=1, keep_last=2, reference_names=True)
+    assert outcome.finished
+    assert (outcome.epoch, outcome.step) == (3, 3 * STEPS)
+    return folder
+
+
+# Going on
+
+
+@pytest.mark.behaviour(40)
+@pytest.mark.parametrize("stops", [(0,), (1,), (4,), (5,), (7, 1, 3), (14,)])
+def test_a_run_stopped_anywhere_and_resumed_equals_one_never_stopped(data, whole, tmp_path, stops):
+    folder = tmp_path / "run"
+    options = {"ema": 0.9, "save_every_epochs": 1, "keep_last": 2, "reference_names": True}
+    for number, steps in enumerate(stops):
+        outcome = train(data, folder, steps=steps, resume=number > 0, **({} if number else options))
+        assert not outcome.finished
+        # What another program drew in between is not the run's.
+        random.seed(number)
+        torch.manual_seed(number)
+    assert outcome.step == sum(stops)
+    assert train(data, folder, resume=True).finished
+    assert_same(state_of(folder), state_of(whole))
+    assert log_of(folder) == log_of(whole)
+    for name in ("config.toml", "samples/epoch_0003.png", "losses.png"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    ours, theirs = (
+        {p.relative_to(f) for p in f.rglob("*") if p.is_file()} for f in (folder, whole)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.behaviour(40)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_policy": "plateau"},
+        {"netG": "unet_32", "dropout": True, "norm": "batch", "crop_size": 32},
+        {"batch_size": 2, "memory_gb": 0.0, "gan_mode": "wgangp", "precision": "bf16"},
+    ],
+)
+def test_every_kind_of_run_goes_on_bit_for_bit(data, tmp_path, changes):
+    changes |= {"samples": 0, "n_epochs_decay": 0}
+    train(data, tmp_path / "whole", **changes)
+    train(data, tmp_path / "run", steps=1, **changes)
+    train(data, tmp_path / "run", resume=True)
+    assert_same(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
+
+
+@pytest.mark.behaviour(40)
+def test_a_killed_run_goes_on_from_its_last_state(data, whole, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    real = run.CycleGAN.step
+
+    def killed(self, *pictures):
+        if self.steps == 8:
+            raise SystemExit
+        return real(self, *pictures)
+
+    monkeypatch.setattr(run.CycleGAN, "step", killed)
+    options = {"ema": 0.9, "save_every_epochs": 1, "keep_last": 2, "reference_names": True}
+    with pytest.raises(SystemExit):
+        train(data, folder, **options)
+    assert log_of(folder)[-1]["step"] == 7  # after the last state, which is that of step 5
+    assert state_of(folder)["model"]["steps"] == 5
+    monkeypatch.undo()
+    assert train(data, folder, resume=True).finished
+    assert_same(state_of(folder), state_of(whole))
+    assert log_of(folder) == log_of(whole)
+
+
+def test_a_state_is_saved_within_an_epoch_too(data, tmp_path, monkeypatch):
+    real = CycleGAN.step
+
+    def killed(self, *pictures):
+        if self.steps == 4:
+            raise SystemExit
+        return real(self, *pictures)
+
+    monkeypatch.setattr(CycleGAN, "step", killed)
+    with pytest.raises(SystemExit):
+        train(data, tmp_path / "run", save_every_steps=3, samples=0)
+    assert state_of(tmp_path / "run")["model"]["steps"] == 3
+
+
+def test_a_run_can_be_made_longer(data, tmp_path):
+    folder = tmp_path / "run"
+    train(data, folder, n_epochs=1, n_epochs_decay=0, samples=0)
+    assert train(data, folder, resume=True, n_epochs=2).step == 2 * STEPS
+    assert values_from_toml(folder / "config.toml")["n_epochs"] == 2
+
+
+def test_a_run_that_has_ended_stays_as_it_is(data, whole):
+    before = (whole / "log.jsonl").read_bytes()
+    assert train(data, whole, resume=True).finished
+    assert (whole / "log.jsonl").read_bytes() == before
+
+
+def test_another_network_on_the_way_errors(data, whole):
+    with pytest.raises(ValueError, match=r"ngf = 8: the run in .* began with 4, and keeps it"):
+        train(data, whole, resume=True, ngf=8)
+
+
+def test_a_run_in_the_way_errors(data, whole):
+    with pytest.raises(OutputError, match="holds a run already; --resume goes on with it"):
+        train(data, whole)
+
+
+def test_a_folder_of_other_things_errors(data, tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(OutputError, match="holds other things than a run"):
+        train(data, tmp_path)
+
+
+def test_other_pictures_on_the_way_error(data, tmp_path):
+    fill(tmp_path / "data" / "trainA", range(2))
+    fill(tmp_path / "data" / "trainB", range(10, 12))
+    train(tmp_path / "data", tmp_path / "run", steps=1)
+    (tmp_path / "data" / "trainB" / "11.png").unlink()
+    with pytest.raises(InputError, match="trainB: holds other pictures than when the run in"):
+        train(tmp_path / "data", tmp_path / "run", resume=True)
+
+
+@pytest.mark.behaviour(43)
+def test_a_state_that_would_run_code_errors(data, tmp_path):
+    train(data, tmp_path / "run", steps=0)
+
+    class Code:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"version": 1, "model": Code()}, tmp_path / "run" / "checkpoints" / "state.pt")
+    with pytest.raises(InputError, match=r"state\.pt: is no whole state of a run"):
+        train(data, tmp_path / "run", resume=True)
+    assert not (tmp_path / "ran").exists()
+
+
+# What a run leaves
+
+
+@pytest.mark.behaviour(42)
+def test_the_folder_says_what_it_is(data, whole):
+    names = {str(p.relative_to(whole)) for p in whole.rglob("*") if p.is_file()}
+    nets = {f"{net}{ema}.safetensors" for net in ("netG_A", "netG_B") for ema in ("", "_ema")}
+    assert names == {
+        "config.toml", "run.json", "log.jsonl", "losses.png", "checkpoints/state.pt",
+        *(f"samples/epoch_000{epoch}.png" for epoch in (1, 2, 3)),
+        *(f"checkpoints/{name}/{file}"
+          for name in ("latest", "best", "epoch_0002", "epoch_0003")
+          for file in (*nets, "checkpoint.json")),
+        *(f"checkpoints/latest_net_{net}.pth" for net in ("G_A", "G_B", "D_A", "D_B")),
+    }  # fmt: skip
+    kept = values_from_toml(whole / "config.toml")
+    assert kept == settings_from(TINY | {"ema": 0.9}).flat() | {
+        "save_every_epochs": 1, "keep_last": 2, "reference_names": True,
+    }  # fmt: skip
+    described = json.loads((whole / "run.json").read_text())
+    assert described["versions"]["torch"] == torch.__version__
+    assert described["data"]["A"]["pictures"] == STEPS
+    assert len(described["data"]["A"]["digest"]) == 64
+    assert described["steps_per_epoch"] == STEPS
+
+
+@pytest.mark.behaviour(42)
+def test_the_log_has_every_loss_as_its_mean(data, tmp_path, monkeypatch):
+    seen = []
+    real = CycleGAN.step
+
+    def step(self, *pictures):
+        seen.append(real(self, *pictures))
+        return seen[-1]
+
+    monkeypatch.setattr(CycleGAN, "step", step)
+    train(data, tmp_path / "run", samples=0)
+    events = [event for event in log_of(tmp_path / "run") if event["event"] == "losses"]
+    assert [event["step"] for event in events] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
+    starts = [0, *[event["step"] for event in events]]
+    for start, event in zip(starts, events, strict=False):
+        for name in LOSSES:
+            values = [float(losses[name]) for losses in seen[start : event["step"]]]
+            assert event[name] == pytest.approx(np.mean(values), rel=1e-6)
+    epochs = [event for event in log_of(tmp_path / "run") if event["event"] == "epoch"]
+    assert epochs[1]["cycle_A"] == pytest.approx(
+        np.mean([float(losses["cycle_A"]) for losses in seen[5:10]]), rel=1e-6
+    )
+    assert [event["lr"] for event in events] == [2e-4] * 6 + [1e-4] * 3
+
+
+@pytest.mark.behaviour(42)
+def test_a_checkpoint_loads_and_says_what_it_is(whole):
+    state = state_of(whole)["model"]["networks"]
+    for file, key in (("netG_A", "netG_A"), ("netG_B_ema", "ema_B")):
+        loaded = load_generator(whole / "checkpoints" / "latest" / f"{file}.safetensors")
+        for name, weight in loaded.network.state_dict().items():
+            assert torch.equal(weight, state[key][name])
+        assert json.loads(loaded.metadata["generator"]) == dataclasses.asdict(loaded.config)
+        assert loaded.metadata["direction"] == ("AtoB" if "_A" in file else "BtoA")
+        assert loaded.metadata["weights"] == ("ema" if "ema" in file else "raw")
+        assert loaded.metadata["trained_size"] == "32"
+        assert loaded.metadata["step"] == "15"
+    with safetensors.safe_open(
+        whole / "checkpoints" / "epoch_0002" / "netG_A.safetensors", framework="pt"
+    ) as early:
+        assert early.metadata()["epoch"] == "2"
+        assert not torch.equal(
+            early.get_tensor("model.1.weight"), state["netG_A"]["model.1.weight"]
+        )
+
+
+def test_the_reference_names_hold_the_same_weights(whole):
+    state = state_of(whole)["model"]["networks"]
+    for net in ("G_A", "G_B", "D_A", "D_B"):
+        path = whole / "checkpoints" / f"latest_net_{net}.pth"
+        weights = torch.load(path, weights_only=True)
+        assert_same(dict(weights), dict(state[f"net{net}"]))
+    load_generator(whole / "checkpoints" / "latest_net_G_B.pth")
+
+
+def test_best_is_the_epoch_of_the_least_cycle_and_identity_loss(whole):
+    epochs = [event for event in log_of(whole) if event["event"] == "epoch"]
+    least = min(epochs, key=lambda e: e["cycle_A"] + e["cycle_B"] + e["idt_A"] + e["idt_B"])
+    card = json.loads((whole / "checkpoints" / "best" / "checkpoint.json").read_text())
+    assert card["netG_A.safetensors"]["epoch"] == least["epoch"]
+
+
+def test_the_sheet_shows_what_the_generators_make_of_the_pictures(data, whole):
+    sheet = np.asarray(Image.open(whole / "samples" / "epoch_0003.png"))
+    generators = [
+        load_generator(whole / "checkpoints" / "latest" / f"netG_{x}_ema.safetensors").network
+        for x in "AB"
+    ]
+    real = np.asarray(Image.open(data / "testB" / "20.png").resize((36, 36), Image.BICUBIC))
+    real = torch.from_numpy(real[2:34, 2:34].copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        fake = generators[1](real)
+        row = [real, fake, generators[0](fake), generators[0](real)]
+    # Two pictures of A first; every 32-pixel picture is shown four times as large.
+    top = 18 + 2 * (128 + 4) + 18
+    for number, picture in enumerate(row):
+        shown = sheet[top : top + 128 : 4, 4 + 132 * number : 132 * (number + 1) : 4]
+        levels = ((picture[0] + 1) * 127.5).permute(1, 2, 0).numpy()
+        assert np.abs(shown - levels).max() < 3
+
+
+def test_what_is_skipped_is_said_and_recorded(tmp_path):
+    fill(tmp_path / "data" / "trainA", range(2))
+    fill(tmp_path / "data" / "trainB", range(10, 12))
+    (tmp_path / "data" / "trainA" / "bad.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    said: list[str] = []
+    train(tmp_path / "data", tmp_path / "run", steps=0, say=said.append)
+    assert any("bad.jpg" in sentence for sentence in said)
+    assert "A: 1 pictures skipped" in said
+    described = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "bad.jpg" in described["data"]["A"]["skipped"][0]
+
+
+def test_tensorboard_gets_the_losses(data, tmp_path):
+    pytest.importorskip("tensorboard")
+    train(data, tmp_path / "run", steps=2, samples=0, tensorboard=True)
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"loss/cycle_A" in events.read_bytes()
+
+
+# What stops a run
+
+
+@pytest.mark.parametrize("in_loss", [True, False])
+def test_a_loss_that_is_no_number_stops_with_the_last_good_state_errors(
+    data, tmp_path, monkeypatch, in_loss
+):
+    real = CycleGAN.step
+
+    def step(self, *pictures):
+        losses = real(self, *pictures)
+        if self.steps == 8:
+            if in_loss:
+                losses["cycle_A"] = losses["cycle_A"] * float("nan")
+            else:
+                next(self.netD_B.parameters()).data.fill_(float("inf"))
+        return losses
+
+    monkeypatch.setattr(CycleGAN, "step", step)
+    # With one log line per epoch, the weights are the first to tell.
+    with pytest.raises(run.DivergedError, match="the last good state and checkpoints stay in"):
+        train(data, tmp_path / "run", log_every=2 if in_loss else 100, samples=0)
+    state = state_of(tmp_path / "run")
+    assert state["model"]["steps"] == 5
+    for weights in state["model"]["networks"].values():
+        assert all(weight.isfinite().all() for weight in weights.values())
+    assert log_of(tmp_path / "run")[-1]["event"] == "diverged"
+    monkeypatch.undo()
+    assert train(data, tmp_path / "run", resume=True).finished
+    assert {event["event"] for event in log_of(tmp_path / "run")} <= {"losses", "epoch", "health"}
+
+
+def test_networks_that_cannot_be_built_error(data, tmp_path):
+    with pytest.raises(ModelError, match=r"cannot build the networks: .*resnet_many"):
+        train(data, tmp_path / "run", netG="resnet_many")
+    assert not (tmp_path / "run").exists()
+
+
+# Health
+
+
+def noise(seed: int, side: int = 16) -> torch.Tensor:
+    return torch.rand(3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def signs(sources: list, fakes: list) -> str:
+    return "; ".join(health.signs_in_samples("G_A", sources, fakes))
+
+
+def test_a_generator_that_returns_its_input_is_named():
+    assert "returns its input" in signs([noise(1)], [noise(1) + 0.01])
+    assert not signs([noise(1), noise(2)], [noise(3), noise(4)])
+
+
+def test_a_generator_that_inverts_light_and_dark_is_named():
+    found = signs([noise(1)], [-noise(1) * 0.8])
+    assert "G_A inverts light and dark" in found
+    assert "-1.00" in found
+
+
+def test_a_generator_that_ignores_its_input_is_named():
+    assert "ignores its input" in signs([noise(1), noise(2)], [noise(3), noise(3)])
+
+
+def test_a_discriminator_that_has_won_is_named():
+    fine = dict.fromkeys(LOSSES, 0.25)
+    assert not list(health.signs_in_losses(fine, "lsgan"))
+    (sign,) = health.signs_in_losses(fine | {"D_B": 0.004}, "lsgan")
+    assert sign.startswith("D_B is near zero (0.0040)")
+    assert not list(health.signs_in_losses(fine | {"D_B": -3.0}, "wgangp"))
+
+
+@pytest.mark.behaviour(42)
+def test_signs_of_bad_health_are_said_and_logged(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "signs_in_losses", lambda losses, mode: iter(["D_A is near zero"]))
+    said: list[str] = []
+    train(data, tmp_path / "run", n_epochs=1, n_epochs_decay=0, say=said.append)
+    assert "epoch 1: D_A is near zero" in said
+    (event,) = [
+        e for e in log_of(tmp_path / "run") if e["event"] == "health" and "D_A" in e["sign"]
+    ]
+    assert (event["epoch"], event["step"]) == (1, 5)
+
+
+# The chart
+
+
+def test_the_chart_draws_every_loss_in_its_colour():
+    steps = list(range(50, 5001, 50))
+    losses = {name: [1 + number * 0.3] * len(steps) for number, name in enumerate(LOSSES)}
+    picture = np.asarray(Image.open(io.BytesIO(charts.losses_png(steps, losses))))
+    for name in LOSSES:
+        assert (np.abs(picture - np.array(charts._COLOURS[name])).max(2) < 8).sum() > 300, name
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.0, 0.0], [-3.0, 2.0], [1.0, float("nan")]])
+def test_a_chart_of_little_is_drawn(values):
+    charts.losses_png(list(range(1, len(values) + 1)), dict.fromkeys(LOSSES, values))
+    charts.losses_png([], {name: [] for name in LOSSES})

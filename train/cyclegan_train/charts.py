@@ -1,0 +1,161 @@
+"""What a person looks at: sheets of samples and the curves of the losses, as PNG, by Pillow."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+_LARGEST = 256
+"""Pixels of the longer side of a picture in a sheet."""
+_GAP = 4
+_HEAD = 18
+"""Pixels above the pictures, for the names of the columns."""
+
+_PANELS = (
+    ("adversarial", ("G_A", "G_B", "D_A", "D_B")),
+    ("cycle and identity", ("cycle_A", "cycle_B", "idt_A", "idt_B")),
+)
+_COLOURS = {
+    "G_A": (214, 39, 40), "G_B": (255, 127, 14), "D_A": (31, 119, 180), "D_B": (23, 190, 207),
+    "cycle_A": (44, 160, 44), "cycle_B": (148, 103, 189), "idt_A": (140, 86, 75),
+    "idt_B": (127, 127, 127),
+}  # fmt: skip
+_POINTS = 300
+"""Points of a curve, at most: each is then the mean of several lines of the log."""
+_OVER = 2
+"""Lines are drawn larger by this and scaled down, since Pillow draws them jagged."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def sheet_png(rows: Sequence[Sequence[tuple[str, Pixels]]]) -> bytes:
+    """Return rows of named pictures, uint8 ``(H, W, 1 or 3)``, as one PNG.
+
+    Every row has its own names above it only where they differ from those of the row before.
+    """
+    bands = []
+    before: list[str] = []
+    for row in rows:
+        names = [name for name, _ in row]
+        tiles = [_tile(pixels) for _, pixels in row]
+        height = max(tile.height for tile in tiles)
+        head = 0 if names == before else _HEAD
+        band = Image.new(
+            "RGB", (sum(t.width + _GAP for t in tiles) + _GAP, head + height + _GAP), "white"
+        )
+        draw, left = ImageDraw.Draw(band), _GAP
+        for name, tile in zip(names, tiles, strict=True):
+            if head:
+                draw.text((left, 3), name, fill="black", font=_font(11))
+            band.paste(tile, (left, head))
+            left += tile.width + _GAP
+        bands.append(band)
+        before = names
+    sheet = Image.new("RGB", (max(b.width for b in bands), sum(b.height for b in bands)), "white")
+    top = 0
+    for band in bands:
+        sheet.paste(band, (0, top))
+        top += band.height
+    return _png(sheet)
+
+
+def losses_png(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> bytes:
+    """Return the curves of the losses against the steps, in two panels, as one PNG."""
+    width, height = 520, 360
+    chart = Image.new("RGB", (len(_PANELS) * width * _OVER, height * _OVER), "white")
+    for number, (title, names) in enumerate(_PANELS):
+        curves = {name: _thinned(steps, losses[name]) for name in names if name in losses}
+        _panel(chart, (number * width, 0, width, height), title, curves)
+    return _png(chart.resize((chart.width // _OVER, chart.height // _OVER), Image.Resampling.BOX))
+
+
+def _panel(
+    chart: Image.Image,
+    place: tuple[int, int, int, int],
+    title: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+) -> None:
+    draw = ImageDraw.Draw(chart)
+    x, y, width, height = (side * _OVER for side in place)
+    left, right, top, bottom = x + 90, x + width - 24, y + 88, y + height - 56
+    small, large = _font(11 * _OVER), _font(13 * _OVER)
+    points = [point for curve in curves.values() for point in curve]
+    last = max([step for step, _ in points], default=1) or 1
+    # One wild beginning must not press everything after it flat.
+    values = sorted(value for _, value in points)
+    most = values[min(len(values) - 1, int(len(values) * 0.995))] * 1.1 if values else 1.0
+    least = min(0.0, values[0]) if values else 0.0
+    most = most if most > least else least + 1.0
+
+    def at(step: float, value: float) -> tuple[float, float]:
+        share = min(1.0, (value - least) / (most - least))
+        return left + (right - left) * step / last, bottom - (bottom - top) * share
+
+    draw.text((left, y + 14), title, fill="black", font=large)
+    for value in _ticks(least, most):
+        _, level = at(0, value)
+        draw.line([(left, level), (right, level)], fill=(228, 228, 228), width=1)
+        draw.text((left - 10, level), f"{value:g}", fill="black", font=small, anchor="rm")
+    for step in _ticks(0, last):
+        across, _ = at(step, 0)
+        draw.line([(across, bottom), (across, bottom + 8)], fill="black", width=_OVER)
+        draw.text((across, bottom + 12), _short(step), fill="black", font=small, anchor="ma")
+    draw.line([(left, top), (left, bottom), (right, bottom)], fill="black", width=_OVER)
+    across = left
+    for name, curve in curves.items():
+        colour = _COLOURS.get(name, (0, 0, 0))
+        draw.line([(across, y + 66), (across + 36, y + 66)], fill=colour, width=3 * _OVER)
+        draw.text((across + 44, y + 66), name, fill="black", font=small, anchor="lm")
+        across += 64 + int(draw.textlength(name, font=small))
+        if len(curve) == 1:
+            cx, cy = at(*curve[0])
+            draw.ellipse([cx - 5, cy - 5, cx + 5, cy + 5], fill=colour)
+        else:
+            draw.line([at(*point) for point in curve], fill=colour, width=_OVER + 1)
+
+
+def _thinned(steps: Sequence[int], values: Sequence[float]) -> list[tuple[float, float]]:
+    found = [(s, v) for s, v in zip(steps, values, strict=True) if np.isfinite(v)]
+    group = -(-len(found) // _POINTS) or 1
+    parts = [found[start : start + group] for start in range(0, len(found), group)]
+    return [(part[-1][0], sum(v for _, v in part) / len(part)) for part in parts]
+
+
+def _ticks(least: float, most: float) -> list[float]:
+    """Return four to ten round numbers from ``least`` to ``most``."""
+    rough = (most - least) / 4
+    power = 10 ** np.floor(np.log10(rough))
+    step = next(power * k for k in (5, 2, 1) if power * k <= rough)
+    return [float(step * k) for k in range(int(np.ceil(least / step)), int(most / step) + 1)]
+
+
+def _short(step: float) -> str:
+    return f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"
+
+
+def _tile(pixels: Pixels) -> Image.Image:
+    three = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
+    tile = Image.fromarray(np.ascontiguousarray(three))
+    longer = max(tile.size)
+    if longer > _LARGEST:
+        size = [max(1, side * _LARGEST // longer) for side in tile.size]
+        tile = tile.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+    elif longer <= _LARGEST // 2:
+        # Small ones by whole pixels, so that what the network drew can be seen.
+        times = _LARGEST // 2 // longer
+        tile = tile.resize((tile.width * times, tile.height * times), Image.Resampling.NEAREST)
+    return tile
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "png")
+    return buffer.getvalue()

@@ -19,7 +19,7 @@ pytest.importorskip("torchvision")
 import safetensors  # noqa: E402 (after the check for torch)
 from cyclegan_train import charts, health, run  # noqa: E402
 from cyclegan_train.cyclegan import LOSSES, CycleGAN  # noqa: E402
-from cyclegan_train.settings import settings_from, values_from_toml  # noqa: E402
+from cyclegan_train.settings import settings_for, settings_from, values_from_toml  # noqa: E402
 
 from cyclegan_batch.checkpoints import load_generator  # noqa: E402
 from cyclegan_batch.errors import InputError, ModelError, OutputError  # noqa: E402
@@ -57,7 +57,7 @@ def data(tmp_path_factory) -> Path:
 def train(data: Path, folder: Path, *, steps: int | None = None, resume=False, say=None, **changes):
     """Train in ``folder``; stop after ``steps`` of this call."""
     values = changes if resume else TINY | changes
-    settings = run.settings_for(folder, values, resume=resume)
+    settings = settings_for(folder, values, resume=resume)
     asked = iter(range(10**6))
     return run.train(
         data, folder, settings,

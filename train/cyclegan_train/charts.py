@@ -16,8 +16,8 @@ _HEAD = 18
 """Pixels above the pictures, for the names of the columns."""
 
 _PANELS = (
-    ("adversarial", ("G_A", "G_B", "D_A", "D_B")),
-    ("cycle and identity", ("cycle_A", "cycle_B", "idt_A", "idt_B")),
+    ("adversarial losses by step", ("G_A", "G_B", "D_A", "D_B")),
+    ("cycle and identity losses by step", ("cycle_A", "cycle_B", "idt_A", "idt_B")),
 )
 _COLOURS = {
     "G_A": (214, 39, 40), "G_B": (255, 127, 14), "D_A": (31, 119, 180), "D_B": (23, 190, 207),

@@ -60,7 +60,7 @@ from .charts import losses_png, sheet_png
 from .cyclegan import LOSSES, CycleGAN, generator_config
 from .data import Domain, Feed, Sampler, find_folders, load_domains
 from .health import signs_in_losses, signs_in_samples
-from .settings import FREE_ON_RESUME, Settings, settings_from, toml_from, values_from_toml
+from .settings import Settings, toml_from
 
 _STATE_VERSION = 1
 _SCORED = ("cycle_A", "cycle_B", "idt_A", "idt_B")
@@ -100,31 +100,6 @@ class Outcome:
     epoch: int
     """The last one that was begun."""
     step: int
-
-
-def settings_for(run: Path, values: Mapping[str, object], *, resume: bool) -> Settings:
-    """Return the settings of a run: ``values`` over the defaults, or over those it began with.
-
-    Raises ValueError for a key that is wrong, or that a run cannot change on the way; OutputError
-    where ``run`` holds a run and is not to be resumed.
-    """
-    if not (run / "checkpoints" / "state.pt").exists():
-        _refuse_foreign(run)
-        return settings_from(values)
-    if not resume:
-        raise OutputError(
-            f"{printable(run)}: holds a run already; --resume goes on with it, and another folder "
-            "begins another"
-        )
-    own = values_from_toml(run / "config.toml")
-    given = settings_from(values).flat()
-    changed = {name for name in values if given[name] != own.get(name, given[name])}
-    for name in sorted(changed - FREE_ON_RESUME):
-        raise ValueError(
-            f"{name} = {given[name]!r}: the run in {printable(run)} began with {own[name]!r}, and "
-            "keeps it; leave it out, or begin another run"
-        )
-    return settings_from(own | {name: given[name] for name in changed})
 
 
 def train(
@@ -638,16 +613,6 @@ class _Log:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _refuse_foreign(run: Path) -> None:
-    """Refuse a folder that holds something else than a run. Raises OutputError."""
-    if run.exists() and not run.is_dir():
-        raise OutputError(f"{printable(run)}: is a file; name a folder for the run")
-    if run.is_dir() and any(run.iterdir()) and not (run / "run.json").exists():
-        raise OutputError(
-            f"{printable(run)}: holds other things than a run; name a new folder for the run"
-        )
 
 
 def _lr(model: CycleGAN) -> float:

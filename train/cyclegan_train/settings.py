@@ -19,6 +19,9 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from cyclegan_batch.errors import OutputError
+from cyclegan_batch.files import printable
+
 from .config import TrainConfig
 
 Value = bool | int | float | str | None
@@ -152,6 +155,31 @@ def settings_from(values: Mapping[str, object]) -> Settings:
     return Settings(*made)
 
 
+def settings_for(run: Path, values: Mapping[str, object], *, resume: bool) -> Settings:
+    """Return the settings of a run: ``values`` over the defaults, or over those it began with.
+
+    Raises ValueError for a key that is wrong, or that a run cannot change on the way; OutputError
+    where ``run`` holds a run and is not to be resumed.
+    """
+    if not (run / "checkpoints" / "state.pt").exists():
+        _refuse_foreign(run)
+        return settings_from(values)
+    if not resume:
+        raise OutputError(
+            f"{printable(run)}: holds a run already; --resume goes on with it, and another folder "
+            "begins another"
+        )
+    own = values_from_toml(run / "config.toml")
+    given = settings_from(values).flat()
+    changed = {name for name in values if given[name] != own.get(name, given[name])}
+    for name in sorted(changed - FREE_ON_RESUME):
+        raise ValueError(
+            f"{name} = {given[name]!r}: the run in {printable(run)} began with {own[name]!r}, and "
+            "keeps it; leave it out, or begin another run"
+        )
+    return settings_from(own | {name: given[name] for name in changed})
+
+
 def values_from_toml(path: Path) -> dict[str, Value]:
     """Return the keys of a TOML file. Raises ValueError for what is no flat list of our keys.
 
@@ -208,6 +236,16 @@ def recipe(name: str) -> Path:
         return Path(name)
     known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
     raise ValueError(f"{name!r} is neither a file nor one of the recipes {known}")
+
+
+def _refuse_foreign(run: Path) -> None:
+    """Refuse a folder that holds something else than a run. Raises OutputError."""
+    if run.exists() and not run.is_dir():
+        raise OutputError(f"{printable(run)}: is a file; name a folder for the run")
+    if run.is_dir() and any(run.iterdir()) and not (run / "run.json").exists():
+        raise OutputError(
+            f"{printable(run)}: holds other things than a run; name a new folder for the run"
+        )
 
 
 def _at_least(config: object, **least: float) -> None:

@@ -1,0 +1,51 @@
+"""Say in one line where a training is: step, epoch, rate, time left, losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cyclegan_batch.report import clock
+
+from .run import Progress
+
+_BAR = 24
+"""Columns of the bar."""
+
+
+def line(progress: Progress, columns: int) -> str:
+    """Return a bar and `sentence`, in at most ``columns`` columns; the bar goes first."""
+    words = sentence(progress)
+    if len(words) + _BAR + 1 <= columns:
+        full = _BAR * progress.step // max(1, progress.steps)
+        return f"{'━' * full}{'─' * (_BAR - full)} {words}"
+    return words[:columns]
+
+
+def sentence(progress: Progress) -> str:
+    """Return where a training is, for people."""
+    parts = [
+        f"epoch {progress.epoch}/{progress.epochs}",
+        f"step {progress.step}/{progress.steps}",
+    ]
+    if progress.rate:
+        parts.append(f"{progress.rate:.2f} it/s")
+    if progress.seconds_left is not None:
+        parts.append(f"{clock(progress.seconds_left)} left")
+    if progress.losses:
+        shown = ("G_A", "G_B", "D_A", "D_B", "cycle_A", "cycle_B")
+        parts.append(" ".join(f"{name} {progress.losses[name]:.2f}" for name in shown))
+    return ", ".join(parts)
+
+
+def state(progress: Progress) -> dict[str, Any]:
+    """Return where a training is, for scripts."""
+    left = progress.seconds_left
+    return {
+        "epoch": progress.epoch,
+        "epochs": progress.epochs,
+        "step": progress.step,
+        "steps": progress.steps,
+        "rate": round(progress.rate, 3),
+        "seconds_left": None if left is None else round(left, 1),
+        "losses": dict(progress.losses),
+    }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +20,9 @@ from . import __version__
 from .errors import CycleganBatchError, OutputError
 
 if TYPE_CHECKING:
+    from cyclegan_train.run import Outcome, Progress
+    from cyclegan_train.settings import Settings
+
     from .plan import JobPlan
     from .progress import Reporter
     from .report import Report
@@ -54,6 +58,16 @@ class _Stops:
 
     def __init__(self) -> None:
         self.requested = False
+        self._deferred = False
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let a request wait until `requested` is looked at: for work that stops between steps."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
 
     def listen(self) -> None:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -73,7 +87,8 @@ class _Stops:
         if self.requested:
             os._exit(130)
         self.requested = True
-        raise KeyboardInterrupt
+        if not self._deferred:
+            raise KeyboardInterrupt
 
 
 _STOPS = _Stops()
@@ -455,6 +470,148 @@ def _print_outcome(report: Report, reporter: Reporter, *, verbose: bool) -> None
             share = stage.busy_seconds / max(report.seconds, 1e-9) / stage.workers
             reporter.say(f"  {name} ×{stage.workers}: busy {stage.busy_seconds:.2f} s, {share:.0%}")
     tell(report.summary)
+
+
+class _TrainCommand(click.Command):
+    """Has an option for every key of a training, found out when the command is parsed."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the options; the keys come before --help, which is the last."""
+        own = super().get_params(ctx)
+        return [*own[:-1], *_train_keys(), own[-1]]
+
+
+@functools.cache
+def _train_keys() -> tuple[click.Option, ...]:
+    from cyclegan_train.settings import keys
+
+    options = []
+    for key in keys().values():
+        # The reference implementation's spelling works as well.
+        words = dict.fromkeys((key.name.replace("_", "-"), key.name))
+        names = [f"--{word}" for word in words]
+        if key.kind is bool:
+            names = [f"--{word}/--no-{word}" for word in words]
+            names += [f" /--no_{key.name}"]
+        default = str(key.default).lower() if key.kind is bool else str(key.default)
+        options.append(
+            click.Option(
+                [key.name, *names],
+                type=click.Choice(key.choices) if key.choices else key.kind,
+                default=None,
+                help=f"{key.help or 'As in the reference.'}  [default: {default}]",
+            )
+        )
+    return tuple(options)
+
+
+@main.command(cls=_TrainCommand)
+@click.argument("places", nargs=-1, type=_PATH, metavar="[DATA] RUN")
+@click.option("--data-a", type=_PATH, metavar="FOLDER", help="Pictures of A, in place of DATA.")
+@click.option("--data-b", type=_PATH, metavar="FOLDER", help="Pictures of B, in place of DATA.")
+@click.option(
+    "--recipe", metavar="NAME|FILE", help="Keys from a TOML file; those of ours by their names."
+)
+@click.option(
+    "--set", "pairs", multiple=True, callback=_pairs, metavar="KEY=VALUE", help="Any key."
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in RUN, if there is one.")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "plain", "json", "none"]),
+    default="auto",
+    show_default=True,
+    help="Live on a terminal, lines elsewhere.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Only what goes wrong.")
+def train(
+    places: tuple[Path, ...],
+    data_a: Path | None,
+    data_b: Path | None,
+    recipe: str | None,
+    pairs: dict[str, str],
+    resume: bool,
+    progress: Literal["auto", "plain", "json", "none"],
+    quiet: bool,
+    **keys: Any,
+) -> None:
+    """Train a CycleGAN in the folder RUN, on DATA/trainA and DATA/trainB.
+
+    A recipe comes first, then --set, then the options below, each over the one before.
+    """
+    if len(places) not in (1, 2):
+        raise click.UsageError("give DATA and RUN, or --data-a, --data-b and RUN.")
+    data, run = (None, places[0]) if len(places) == 1 else places
+    from cyclegan_train import settings as known
+
+    from .progress import Reporter
+
+    try:
+        values = {} if recipe is None else dict(known.values_from_toml(known.recipe(recipe)))
+        values |= {name: known.value_from_text(name, text) for name, text in pairs.items()}
+        values |= {name: value for name, value in keys.items() if value is not None}
+        settings = known.settings_for(run, values, resume=resume)
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
+    reporter = Reporter(progress, quiet=quiet)
+    try:
+        outcome = _train(data, data_a, data_b, run, settings, reporter)
+    except CycleganBatchError as error:
+        if progress != "json":
+            raise
+        reporter.insist(str(error))  # every line is JSON, this one too
+        sys.exit(1)
+    finally:
+        reporter.close()
+    if not outcome.finished:
+        reporter.insist(
+            f"stopped in epoch {outcome.epoch} after {outcome.step} steps; the same command with "
+            "--resume goes on"
+        )
+        sys.exit(130)
+    from .files import printable
+
+    reporter.say(f"trained for {outcome.step} steps: {printable(run / 'checkpoints' / 'latest')}")
+
+
+def _train(
+    data: Path | None,
+    data_a: Path | None,
+    data_b: Path | None,
+    run: Path,
+    settings: Settings,
+    reporter: Reporter,
+) -> Outcome:
+    try:
+        from cyclegan_train.progress import line, sentence, state
+        from cyclegan_train.run import train as begin
+    except ImportError as error:
+        from .errors import BackendUnavailableError
+
+        raise BackendUnavailableError(
+            f"cannot train: {error.name or error} is not installed; "
+            "pip install 'cyclegan-batch[train]' brings it"
+        ) from error
+
+    def watch(progress: Progress) -> None:
+        reporter.show(
+            lambda columns: line(progress, columns),
+            lambda: sentence(progress),
+            lambda: state(progress),
+        )
+
+    # A step that is cut short could not be repeated: it is ended first.
+    with _STOPS.deferred():
+        return begin(
+            data,
+            run,
+            settings,
+            data_a=data_a,
+            data_b=data_b,
+            stop=lambda: _STOPS.requested,
+            say=reporter.say,
+            watch=watch,
+        )
 
 
 @main.command()

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 from .pipeline import Counters
@@ -76,16 +77,36 @@ class Reporter:
         for note in counters.notes[self._heard :]:
             self._heard += 1
             self.say(note)
+        total = self.total
+        self.show(
+            lambda columns: live_line(counters, total, columns),
+            lambda: _sentence(counters, total),
+            lambda: _state(counters, total),
+        )
+
+    def show(
+        self,
+        line: Callable[[int], str],
+        sentence: Callable[[], str],
+        state: Callable[[], dict[str, Any]],
+    ) -> None:
+        """Show a state of any kind, in the way and as often as the mode asks for.
+
+        It is a ``line`` of at most so many columns, a ``sentence``, or a ``state`` for JSON; only
+        the one that is shown is asked for.
+        """
         if self.mode == "none" or (self.quiet and self.mode != "json"):
             return
         if self._live:
-            self._draw(counters)
+            # One column less than there are: a full line would wrap on some terminals.
+            self._write(f"\r{line(_columns() - 1)}\x1b[K")
+            self._drawn = True
         elif time.monotonic() >= self._next:
             self._next = time.monotonic() + self._interval
             if self.mode == "json":
-                self._line({"event": "progress"} | _state(counters, self.total))
+                self._line({"event": "progress"} | state())
             else:
-                self._print(_sentence(counters, self.total))
+                self._print(sentence())
 
     def close(self) -> None:
         """Leave the terminal as it was; twice is fine."""
@@ -96,12 +117,6 @@ class Reporter:
     @property
     def _interval(self) -> float:
         return _JSON_EVERY if self.mode == "json" else _PLAIN_EVERY
-
-    def _draw(self, counters: Counters) -> None:
-        # One column less than there are: a full line would wrap on some terminals.
-        line = live_line(counters, self.total, _columns() - 1)
-        self._write(f"\r{line}\x1b[K")
-        self._drawn = True
 
     def _print(self, text: str) -> None:
         self.close()

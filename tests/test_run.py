@@ -58,12 +58,18 @@ def train(data: Path, folder: Path, *, steps: int | None = None, resume=False, s
     """Train in ``folder``; stop after ``steps`` of this call."""
     values = changes if resume else TINY | changes
     settings = settings_for(folder, values, resume=resume)
+    told: list[str] = []
     asked = iter(range(10**6))
-    return run.train(
-        data, folder, settings,
-        stop=lambda: steps is not None and next(asked) >= steps,
-        say=say or (lambda sentence: None),
-    )  # fmt: skip
+
+    def tell(sentence: str) -> None:
+        told.append(sentence)
+        (say or told.append)(sentence)
+
+    def stop() -> bool:
+        # The first sentences come when the pictures are read.
+        return steps is not None and bool(told) and next(asked) >= steps
+
+    return run.train(data, folder, settings, stop=stop, say=tell)
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -183,6 +189,12 @@ def test_a_state_is_saved_within_an_epoch_too(data, tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         train(data, tmp_path / "run", save_every_steps=3, samples=0)
     assert state_of(tmp_path / "run")["model"]["steps"] == 3
+
+
+def test_a_run_stopped_while_its_pictures_are_read_has_written_nothing(data, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run.train(data, tmp_path / "run", settings_from(TINY), stop=lambda: True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_can_be_made_longer(data, tmp_path):

@@ -116,15 +116,16 @@ def train(
     """Train in the folder ``run``, from its state if it has one, to the last epoch.
 
     ``data`` holds trainA and trainB (and testA, testB for the samples), or ``data_a`` and
-    ``data_b`` are the two. ``stop`` is asked after every step: where it says so, the state is
-    saved and the call returns. ``say`` is told sentences, ``watch`` where the run is.
+    ``data_b`` are the two. ``stop`` is asked before every step: where it says so, the state is
+    saved and the call returns; while the pictures are read nothing is written yet, and it raises
+    KeyboardInterrupt. ``say`` is told sentences, ``watch`` where the run is.
 
     Raises InputError, ModelError, OutputError, OutOfMemoryError, BackendUnavailableError,
     and DivergedError.
     """
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
-    begun = _Run(data, data_a, data_b, run, settings, say)
+    begun = _Run(data, data_a, data_b, run, settings, stop, say)
     try:
         return begun.go(stop, watch)
     except torch.OutOfMemoryError as error:
@@ -147,6 +148,7 @@ class _Run:
         data_b: Path | None,
         folder: Path,
         settings: Settings,
+        stop: Callable[[], bool],
         say: Callable[[str], None],
     ) -> None:
         self.folder, self.settings, self.say = folder, settings, say
@@ -161,8 +163,13 @@ class _Run:
         except ValueError as error:
             raise ModelError(f"cannot build the networks: {error}") from error
         channels = (config.input_nc, config.output_nc)
+
+        def watch(read: int, count: int) -> None:
+            if stop():
+                raise KeyboardInterrupt
+
         self.a, self.b = load_domains(
-            (folder_a, folder_b), settings.data, channels=channels, sizes=sizes
+            (folder_a, folder_b), settings.data, channels=channels, sizes=sizes, watch=watch
         )
         self._tell_data()
         self.samples = self._read_samples(tests, channels, sizes)

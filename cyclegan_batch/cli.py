@@ -481,6 +481,10 @@ class _TrainCommand(click.Command):
         return [*own[:-1], *_train_keys(), own[-1]]
 
 
+_NO = ("no-", "no_")
+"""What negates a key, in our spelling and in the reference implementation's."""
+
+
 @functools.cache
 def _train_keys() -> tuple[click.Option, ...]:
     from cyclegan_train.settings import keys
@@ -488,11 +492,10 @@ def _train_keys() -> tuple[click.Option, ...]:
     options = []
     for key in keys().values():
         # The reference implementation's spelling works as well.
-        words = dict.fromkeys((key.name.replace("_", "-"), key.name))
-        names = [f"--{word}" for word in words]
+        names = [f"--{word}" for word in dict.fromkeys((key.name.replace("_", "-"), key.name))]
         if key.kind is bool:
-            names = [f"--{word}/--no-{word}" for word in words]
-            names += [f" /--no_{key.name}"]
+            names = [f"{name}/--{no}{name[2:]}" for name, no in zip(names, _NO, strict=False)]
+            names += [f" /--{_NO[1]}{key.name}"]
         default = str(key.default).lower() if key.kind is bool else str(key.default)
         options.append(
             click.Option(

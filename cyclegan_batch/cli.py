@@ -495,7 +495,8 @@ def _train_keys() -> tuple[click.Option, ...]:
         names = [f"--{word}" for word in dict.fromkeys((key.name.replace("_", "-"), key.name))]
         if key.kind is bool:
             names = [f"{name}/--{no}{name[2:]}" for name, no in zip(names, _NO, strict=False)]
-            names += [f" /--{_NO[1]}{key.name}"]
+            if "_" not in key.name:
+                names.append(f" /--{_NO[1]}{key.name}")
         default = str(key.default).lower() if key.kind is bool else str(key.default)
         options.append(
             click.Option(

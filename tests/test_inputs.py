@@ -198,16 +198,16 @@ def test_dots_in_an_input_never_lead_out_of_the_output(
 ) -> None:
     touch(tmp_path / "data" / "x" / "1.png")
     touch(tmp_path / "other" / "2.png")
-    (tmp_path / "data" / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "data" / "work")
+    (tmp_path / "data" / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "data" / "here")
     assert pairs(["../x", "../../other/../other", "../../other/2.png"], "out") == {
         "image ../x/1.png": "out/x/1.png",
         "image ../../other/../other/2.png": "out/other/2.png",
         "image ../../other/2.png": "out/2.png",
     }
-    (tmp_path / "data" / "work" / "here.png").touch()
+    (tmp_path / "data" / "here" / "here.png").touch()
     assert list(pairs([".", "../x"], "../out").values()) == [
-        "../out/work/here.png",
+        "../out/here/here.png",
         "../out/x/1.png",
     ]
 

@@ -406,6 +406,7 @@ class _Run:
             deadline = time.monotonic() + _PATIENCE
             while self.running and time.monotonic() < deadline:
                 self.ended.wait(_WATCH)
+                self.ended.clear()
         # A writer that is still at work cannot be cleaned up after: what it leaves has a temporary
         # name, which the next run uses again.
         if not any(thread.name == "write" for thread in self.running):

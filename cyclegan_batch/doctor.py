@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .backends import cpu_threads, nvidia_gpus
 from .files import printable
+from .machine import cpu_threads, nvidia_gpus
 
 ENCODERS = (
     "libx264",

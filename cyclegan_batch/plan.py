@@ -384,7 +384,8 @@ def _said_once(notes: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def _open_backend(model: Model, options: TranslateOptions) -> tuple[Backend, Schedule]:
     """Open the backend that the options ask for, and lay out the run around it."""
-    from .backends import cpu_threads, default_contexts, open_backend
+    from .backends import default_contexts, open_backend
+    from .machine import cpu_threads
 
     cores = cpu_threads()
     threads = options.threads or cores

@@ -21,13 +21,11 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from cyclegan_batch import backends
 from cyclegan_batch.backends import (
     BACKENDS,
     Backend,
     default_contexts,
     in_batches,
-    nvidia_gpus,
     open_backend,
     parity_of,
 )
@@ -38,6 +36,7 @@ from cyclegan_batch.errors import (
     OutOfMemoryError,
 )
 from cyclegan_batch.frames import Pixels, as_pixel_type
+from cyclegan_batch.machine import nvidia_gpus
 from cyclegan_batch.model import Model, open_model
 from cyclegan_batch.parity import parity
 from tests.synthesis import generators
@@ -434,7 +433,7 @@ def test_auto_takes_openvino_then_onnxruntime(
 ) -> None:
     pytest.importorskip("openvino")
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(backends, "nvidia_gpus", lambda: ())
+    monkeypatch.setattr("cyclegan_batch.backends.onnxruntime.nvidia_gpus", lambda: ())
     assert open_backend(resnet).name == "openvino"
     without(monkeypatch, "openvino")
     opened = open_backend(resnet)

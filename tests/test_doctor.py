@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cyclegan_batch import backends, doctor
+from cyclegan_batch import doctor, machine
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
@@ -65,7 +65,7 @@ def test_an_encoder_opens_only_if_it_encodes_a_picture() -> None:
     assert doctor.encoder_error("no_such_encoder") is not None
     # A GPU's encoder is compiled in everywhere and opens only with its driver.
     error = doctor.encoder_error("h264_nvenc")
-    assert (error is None) == bool(backends.nvidia_gpus()), error
+    assert (error is None) == bool(machine.nvidia_gpus()), error
 
 
 @pytest.mark.behaviour(36)
@@ -170,14 +170,14 @@ def test_the_caches_size_is_that_of_its_files(tmp_path: Path) -> None:
 def test_gpus_come_from_the_driver_or_from_its_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     said = SimpleNamespace(stdout="NVIDIA H200\nNVIDIA L4\n")
     monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
-    monkeypatch.setattr(backends.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(machine.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
-    assert backends.nvidia_gpus() == ("NVIDIA H200", "NVIDIA L4")
+    assert machine.nvidia_gpus() == ("NVIDIA H200", "NVIDIA L4")
 
     def fails(*_: object, **__: object) -> None:
         raise subprocess.CalledProcessError(9, "nvidia-smi")
 
     monkeypatch.setattr(subprocess, "run", fails)
-    assert backends.nvidia_gpus() == ()
-    monkeypatch.setattr(backends.shutil, "which", lambda _: None)
-    assert backends.nvidia_gpus() == ()
+    assert machine.nvidia_gpus() == ()
+    monkeypatch.setattr(machine.shutil, "which", lambda _: None)
+    assert machine.nvidia_gpus() == ()

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +11,7 @@ import numpy as np
 from ..errors import BackendError, BackendUnavailableError, ModelError
 from ..files import printable
 from ..frames import Pixels, as_pixel_type
+from ..machine import cpu_threads
 from ..model import Model, ModelCard, sample_frames, writes_out_its_norm
 from ..parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
 
@@ -132,29 +129,6 @@ def default_contexts(device: str, threads: int) -> int:
     if device == "cpu":
         return max(1, min(threads, _MOST_CPU_CONTEXTS))
     return 2
-
-
-def cpu_threads() -> int:
-    """Return how many threads this process may run at once."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def nvidia_gpus() -> tuple[str, ...]:
-    """Return the names of the NVIDIA GPUs that the driver shows, in its order."""
-    listed = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    names = [re.search(r"Model:\s*(.+)", file.read_text()) for file in listed]
-    if names:
-        return tuple(found[1].strip() if found else "NVIDIA GPU" for found in names)
-    # Under WSL the driver has no folder there.
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    query = [tool, "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(line.strip() for line in answer.stdout.splitlines() if line.strip())
 
 
 def _candidates(model: Model, backend: str, device: str, precision: str) -> list[tuple[str, str]]:

@@ -11,8 +11,9 @@ from typing import Any
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..files import printable
 from ..frames import Pixels
+from ..machine import nvidia_gpus
 from ..model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
-from . import checked, in_batches, nvidia_gpus, says_out_of_memory, verify
+from . import checked, in_batches, says_out_of_memory, verify
 
 _FATAL_ONLY = 4
 """onnxruntime's log severity: everything that matters comes as an exception too."""

@@ -37,6 +37,7 @@ from av.filter import Graph
 from ..errors import CycleganBatchError, InputError, OutputError
 from ..files import output_error, printable, publish, temporary_path
 from ..frames import Frame, Geometry, Pixels, PixelType, Size
+from ..machine import cpu_threads
 from ..options import TranslateOptions
 from . import Dropped
 from .assemble import OF_THE_DISK, StreamPlan, Stretch, assemble, plan_streams
@@ -563,9 +564,7 @@ def _refuse_unknown(name: str, unknown: list[str]) -> None:
 
 
 def _encoder_threads(name: str) -> int:
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = cpu_threads()
     if name == "libx265":
         # Frames in parallel, beside its own pool of threads; x265's own rule.
         return 1 if cores < 4 else 2 if cores < 8 else 3

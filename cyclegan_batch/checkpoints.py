@@ -28,9 +28,18 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from .checkpoint_files import FoundCheckpoint, find_checkpoint
 from .errors import ModelError
 from .files import printable
 from .generators import GeneratorConfig, Norm, generator_from_config
+
+__all__ = [
+    "FoundCheckpoint",
+    "LoadedGenerator",
+    "find_checkpoint",
+    "load_generator",
+    "load_state",
+]
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile put before every name."""
@@ -56,6 +65,27 @@ class LoadedGenerator:
     config: GeneratorConfig
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What a safetensors file says of itself."""
+
+    @property
+    def trained_size(self) -> int | None:
+        """The side of the squares it was trained on, where the file says it."""
+        said = self.metadata.get("trained_size", "")
+        return int(said) if re.fullmatch(r"[1-9][0-9]{0,5}", said) else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should be told once: where other tools would draw another picture."""
+        what = []
+        if self.config.norm == "batch":
+            what.append("BatchNorm takes the statistics of its training")
+        if self.config.dropout:
+            what.append("dropout is off")
+        if not what:
+            return ()
+        return (
+            f"{printable(Path(self.path.name))}: {' and '.join(what)}; the reference "
+            "implementation's test script does so only when it is told to evaluate",
+        )
 
 
 def load_generator(path: Path) -> LoadedGenerator:

@@ -212,6 +212,11 @@ def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 _NETWORK = _options(
     click.option("-m", "--model", type=_PATH, required=True, help="Generator (ONNX)."),
     click.option(
+        "--direction",
+        type=click.Choice(["AtoB", "BtoA"]),
+        help="Which way it goes; one that says it goes the other way is refused.",
+    ),
+    click.option(
         "--model-io",
         metavar="SPEC",
         help='How a foreign ONNX is fed, e.g. "nchw rgb 0..255"; found out where possible.',

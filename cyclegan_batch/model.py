@@ -107,11 +107,12 @@ class Model:
     """The serialised ONNX, inside the contract."""
 
 
-def open_model(path: Path, *, model_io: str | None = None) -> Model:
+def open_model(path: Path, *, model_io: str | None = None, direction: str | None = None) -> Model:
     """Read, check and where needed adopt the ONNX at ``path``.
 
     ``model_io`` says how a foreign file is to be understood (`MODEL_IO_GRAMMAR`); what it
-    leaves out is read from the graph. Raises ModelError.
+    leaves out is read from the graph. ``direction`` (``AtoB``, ``BtoA``) is the way it must go,
+    where the file says which. Raises ModelError.
     """
     said = parse_model_io(model_io)
     content, proto, digest = _read(path)
@@ -124,6 +125,11 @@ def open_model(path: Path, *, model_io: str | None = None) -> Model:
                 "takes; leave the option out"
             )
         described = _card_of_contract(path, proto, card, digest)
+        if direction is not None and described.direction not in (None, direction):
+            raise ModelError(
+                f"{printable(path)}: goes {described.direction}, as its card says, and {direction} "
+                "was asked for; give the file of the other generator, or leave --direction out"
+            )
         return Model(described, content)
     adoption = adopt(path, proto, said)
     described = _card_of_adopted(path, proto, adoption, digest)

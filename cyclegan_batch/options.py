@@ -14,6 +14,8 @@ class TranslateOptions:
     """Every option of ``translate``; None means that the tool decides."""
 
     # The network
+    direction: Literal["AtoB", "BtoA"] | None = None
+    """Which way it must go; a file that says it goes the other way is refused."""
     model_io: str | None = None
     """How a foreign ONNX is to be understood, e.g. ``nchw rgb 0..255``."""
     backend: Literal["auto", "onnxruntime", "openvino"] = "auto"

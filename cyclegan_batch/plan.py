@@ -187,7 +187,7 @@ def plan_job(
     # Cheap refusals first: a typing error should not wait for a model to load.
     _check_stretch(options)
     tree = find_inputs(inputs, output, copy_others=options.copy_others, format=options.format)
-    generator = open_model(model, model_io=options.model_io)
+    generator = open_model(model, model_io=options.model_io, direction=options.direction)
     notes = [*generator.card.notes, *tree.notes]
     tree, skipped = _without_existing(tree, options)
     work = [entry for entry in tree.entries if entry.kind != "other"]

@@ -136,6 +136,20 @@ def test_batch_norms_from_before_batches_were_counted_are_read(tmp_path):
     assert torch.equal(loaded(x), network(x))
 
 
+def test_what_a_file_says_of_its_training_is_read(tmp_path):
+    path = tmp_path / "g.safetensors"
+    for said, size in (("256", 256), ("null", None), ("", None)):
+        safetensors.torch.save_file(small(), path, {"trained_size": said})
+        assert load_generator(path).trained_size == size
+
+
+def test_where_the_reference_would_draw_another_picture_is_said(tmp_path):
+    assert load_generator(saved(tmp_path / "g.pth", small())).notes == ()
+    state = small(norm="batch", dropout=True)
+    (note,) = load_generator(saved(tmp_path / "g.pth", state)).notes
+    assert note.startswith("g.pth: BatchNorm takes the statistics of its training and dropout is o")
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_both_formats_of_torch_are_read(tmp_path, zipped):
     path = tmp_path / "g.pth"

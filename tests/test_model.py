@@ -125,6 +125,14 @@ def test_a_card_that_is_wrong_errors(tmp_path: Path, changes: dict[str, str], ma
     assert str(path) in str(caught.value)
 
 
+def test_a_direction_is_accepted_where_the_card_says_it_or_nothing(tmp_path: Path) -> None:
+    path = generators.identity(tmp_path / "m.onnx", direction="BtoA")
+    assert open_model(path, direction="BtoA").card.direction == "BtoA"
+    open_model(generators.identity(tmp_path / "n.onnx"), direction="AtoB")
+    with pytest.raises(ModelError, match=r"m\.onnx: goes BtoA, as its card says, and AtoB was as"):
+        open_model(path, direction="AtoB")
+
+
 def test_a_card_on_a_graph_outside_the_contract_errors(tmp_path: Path) -> None:
     proto = onnx.load(generators.foreign_resnet(tmp_path / "a.onnx"))
     helper.set_model_props(proto, {f"cyclegan_batch.{k}": v for k, v in card().items()})

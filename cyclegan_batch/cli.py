@@ -623,6 +623,92 @@ def _train(
         )
 
 
+class _Shape(click.ParamType[tuple[int, int, int]]):
+    """``N,H,W``: the only batch, height and width that a file will take."""
+
+    name = "N,H,W"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int, int]:
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+            self.fail(f"{value!r} is not N,H,W: three whole numbers from 1", param, ctx)
+        batch, height, width = map(int, parts)
+        return batch, height, width
+
+
+_EXPORT = _options(
+    click.option(
+        "--direction",
+        type=click.Choice(["AtoB", "BtoA"]),
+        help="Which generator of a run folder; what the file says of itself.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "fp16"]),
+        default="fp32",
+        show_default=True,
+        help="Of weights and convolutions; the norm's statistics are always fp32.",
+    ),
+    click.option(
+        "--io",
+        type=click.Choice(["uint8", "float16"]),
+        default="uint8",
+        show_default=True,
+        help="Pixels in and out; float16 for sources of more than 8 bits.",
+    ),
+    click.option(
+        "--shape", type=_Shape(), help="The only batch, height and width; free unless given."
+    ),
+    click.option(
+        "--model-io",
+        metavar="SPEC",
+        help='How a foreign ONNX is fed, e.g. "nchw rgb 0..255"; found out where possible.',
+    ),
+    click.option(
+        "--samples",
+        type=_PATH,
+        metavar="FOLDER|FILE",
+        help="Pictures or a video to measure on; the run's own, or computed ones.",
+    ),
+    click.option(
+        "--verify/--no-verify",
+        default=True,
+        show_default=True,
+        help="Measure the file, and write it only if it draws the same picture.",
+    ),
+    click.option("-y", "--overwrite", is_flag=True, help="Overwrite what exists."),
+    click.option("-q", "--quiet", is_flag=True, help="Only what goes wrong."),
+)
+
+
+@main.command()
+@click.argument("checkpoint", type=_PATH)
+@click.argument("output", type=_PATH)
+@_EXPORT
+def export(checkpoint: Path, output: Path, quiet: bool, **options: Any) -> None:
+    """Write a generator as one ONNX file that every backend runs, and prove it.
+
+    CHECKPOINT is a .pth or .safetensors file, the folder of a run, or a foreign ONNX; OUTPUT ends
+    in .onnx.
+    """
+    from .progress import Reporter
+
+    try:
+        from cyclegan_export.onnx_export import export_onnx
+    except ImportError as error:
+        from .errors import BackendUnavailableError
+
+        raise BackendUnavailableError(
+            f"cannot export: {error.name or error} is not installed; "
+            "pip install 'cyclegan-batch[export]' brings it"
+        ) from error
+    export_onnx(checkpoint, output, say=Reporter("plain", quiet=quiet).say, **options)
+
+
 @main.command()
 @click.argument("file", type=_PATH)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")

@@ -9,8 +9,9 @@ weights that lie beside the file, what is no ONNX, and the card's form in ``meta
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,7 @@ __all__ = [
     "contract_from_generator",
     "describe",
     "graph_with_values",
+    "model_from_contract",
     "open_model",
     "sample_frames",
     "write_model",
@@ -64,8 +66,10 @@ VALUES = "contract/values"
 _PREFIX = "cyclegan_batch."
 """What the keys of the card begin with in ``metadata_props``."""
 
-_WITHOUT_CARD = "take the ONNX that it was made from: one without a card is adopted"
-"""What to do with a wrong card: this release has no command that writes a new one."""
+_WITHOUT_CARD = (
+    "export the checkpoint again (cyclegan-batch export), or take the ONNX that it was made from"
+)
+"""What to do with a wrong card."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class ModelCard:
     tool_version: str | None
     parity: str | None
     """Measured parity, in words."""
+    generator: dict[str, Any] | None = None
+    """The fields of `generators.GeneratorConfig`, where it was exported from a checkpoint."""
     adopted: str | None = None
     """How a foreign file was understood (``nchw rgb 0..255``), or None."""
     notes: tuple[str, ...] = ()
@@ -105,6 +111,8 @@ class Model:
     card: ModelCard
     graph: bytes
     """The serialised ONNX, inside the contract."""
+    io: GeneratorIO | None = None
+    """How the pictures of a foreign file are fed to it; None for a file of the contract."""
 
 
 def open_model(path: Path, *, model_io: str | None = None, direction: str | None = None) -> Model:
@@ -133,7 +141,7 @@ def open_model(path: Path, *, model_io: str | None = None, direction: str | None
         return Model(described, content)
     adoption = adopt(path, proto, said)
     described = _card_of_adopted(path, proto, adoption, digest)
-    return Model(described, adoption.contract.SerializeToString())
+    return Model(described, adoption.contract.SerializeToString(), adoption.io)
 
 
 def describe(card: ModelCard) -> dict[str, Any]:
@@ -158,7 +166,7 @@ def describe(card: ModelCard) -> dict[str, Any]:
     return shown
 
 
-def write_model(
+def model_from_contract(
     path: Path,
     contract: onnx.ModelProto,
     *,
@@ -169,10 +177,11 @@ def write_model(
     direction: Literal["AtoB", "BtoA"] | None = None,
     source_digest: str | None = None,
     parity: str | None = None,
-) -> ModelCard:
-    """Write a contract graph with its card to ``path``, replacing what is there; return the card.
+    generator: Mapping[str, Any] | None = None,
+) -> Model:
+    """Give a contract graph its card, in place, and return both as they will be read at ``path``.
 
-    Raises ModelError where what is written is no contract file, OutputError.
+    Raises ModelError where that is no contract file.
     """
     from . import __version__
 
@@ -187,23 +196,43 @@ def write_model(
         "source_digest": source_digest,
         "tool_version": __version__,
         "parity": parity,
+        "generator": None if generator is None else json.dumps(generator),
     }
-    kept = {prop.key: prop.value for prop in contract.metadata_props}
+    kept = {
+        prop.key: prop.value for prop in contract.metadata_props if not prop.key.startswith(_PREFIX)
+    }
     said = {f"{_PREFIX}{key}": str(value) for key, value in fields.items() if value is not None}
     helper.set_model_props(contract, kept | said)
     content = contract.SerializeToString()
-    card = _card_of_contract(
-        path, contract, _metadata(contract), hashlib.sha256(content).hexdigest()
-    )
+    try:
+        onnx.checker.check_model(contract, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(
+            f"{printable(path)}: what would be written is not valid ONNX: {first_line(error)}; "
+            "give another file of the same network"
+        ) from error
+    digest = hashlib.sha256(content).hexdigest()
+    return Model(_card_of_contract(path, contract, _metadata(contract), digest), content)
+
+
+def write_model(
+    path: Path, contract: onnx.ModelProto, *, overwrite: bool = True, **card: Any
+) -> ModelCard:
+    """Write a contract graph with its card to ``path``; return the card.
+
+    ``card``: what `model_from_contract` takes. Raises ModelError where what is written is no
+    contract file, OutputError also where ``path`` exists and ``overwrite`` is false.
+    """
+    model = model_from_contract(path, contract, **card)
     partial = temporary_path(path)
     try:
-        partial.write_bytes(content)
-        publish(partial, path, overwrite=True)
+        partial.write_bytes(model.graph)
+        publish(partial, path, overwrite=overwrite)
     except OSError as error:
         raise output_error(path, error) from error
     finally:
         partial.unlink(missing_ok=True)
-    return card
+    return model.card
 
 
 def graph_with_values(model: Model) -> bytes:
@@ -442,7 +471,23 @@ def _card_of_contract(
         source_digest=said.get("source_digest"),
         tool_version=said.get("tool_version"),
         parity=said.get("parity"),
+        generator=_generator(name, said),
     )
+
+
+def _generator(name: str, said: dict[str, str]) -> dict[str, Any] | None:
+    if "generator" not in said:
+        return None
+    try:
+        found = json.loads(said["generator"])
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ModelError(
+            f"{name}: its card says generator = {said['generator'][:80]!r} where a JSON object is "
+            f"expected; {_WITHOUT_CARD}"
+        )
+    return found
 
 
 def _card_of_adopted(

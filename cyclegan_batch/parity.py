@@ -45,6 +45,8 @@ class Parity:
     """Decibels; infinite where nothing differs."""
     max: float
     """Largest difference in grey levels."""
+    p999: float
+    """The difference in grey levels that 99.9 % of the values stay within."""
     within2: float
     """Share of the values, 0..1, that differ by at most two grey levels."""
     cls: ParityClass
@@ -58,7 +60,7 @@ class Parity:
         """Return it as a card says it."""
         return (
             f"{self.cls}: {self.psnr:.1f} dB, {self.within2:.2%} within 2 levels, "
-            f"largest {self.max:.3g}"
+            f"99.9 % within {self.p999:.3g}, largest {self.max:.3g}"
         )
 
 
@@ -68,12 +70,14 @@ def parity(found: Pixels, reference: Pixels) -> Parity:
         raise ValueError(f"{found.shape = } and {reference.shape = } are to be alike")
     difference = np.abs(_grey_levels(found) - _grey_levels(reference))
     if np.isnan(difference).any():
-        return Parity(math.nan, math.nan, 0.0, "none")
+        return Parity(math.nan, math.nan, math.nan, 0.0, "none")
     mean_square = float(np.mean(np.square(difference)))
     psnr = 10 * math.log10(255.0**2 / mean_square) if mean_square else math.inf
     largest = float(difference.max())
+    rank = difference.size - 1 - difference.size // 1000
+    p999 = float(np.partition(difference, rank, axis=None)[rank])
     within2 = float(np.mean(difference <= 2.0))
-    return Parity(psnr, largest, within2, _class(psnr, largest, within2))
+    return Parity(psnr, largest, p999, within2, _class(psnr, largest, within2))
 
 
 def natural_frames(size: Size, count: int) -> Pixels:

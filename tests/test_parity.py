@@ -24,7 +24,7 @@ def moved(*levels_and_counts: tuple[int, int]) -> Pixels:
 
 
 def test_nothing_differs_is_exact() -> None:
-    assert parity(GREY, GREY) == Parity(math.inf, 0.0, 1.0, "exact")
+    assert parity(GREY, GREY) == Parity(math.inf, 0.0, 0.0, 1.0, "exact")
 
 
 @pytest.mark.behaviour(33)
@@ -50,10 +50,12 @@ def test_the_classes_end_where_the_contract_says(found: Pixels, expected: str) -
 
 def test_the_numbers_are_grey_levels_decibels_and_shares() -> None:
     found = parity(moved((4, 3_000)), GREY)
-    assert found.max == 4.0
+    assert found.max == found.p999 == 4.0
+    assert parity(moved((4, 30)), GREY).p999 == 0.0
+    assert parity(moved((4, 31)), GREY).p999 == 4.0
     assert found.within2 == pytest.approx(0.9)
     assert found.psnr == pytest.approx(20 * math.log10(255 / math.sqrt(1.6)))
-    assert str(found) == "coarse: 46.1 dB, 90.00% within 2 levels, largest 4"
+    assert str(found) == "coarse: 46.1 dB, 90.00% within 2 levels, 99.9 % within 4, largest 4"
 
 
 def test_float16_is_measured_in_grey_levels_too() -> None:

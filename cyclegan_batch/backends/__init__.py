@@ -182,7 +182,8 @@ def _check_precision(card: ModelCard, precision: str, backend: str) -> None:
     if precision != "bf16":
         raise BackendError(
             f"{name}: is {card.precision} and {precision} was asked for; the precision is the "
-            f"file's: use a file that was exported in {precision}, or leave --precision out"
+            f"file's: use a file that was exported in {precision} (cyclegan-batch export), or "
+            "leave --precision out"
         )
     if card.precision != "fp32":
         raise BackendError(

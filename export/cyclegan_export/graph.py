@@ -1,0 +1,124 @@
+"""A torch generator becomes an ONNX graph: which nodes, which number types, which axes are free.
+
+What is to be different from the network that was trained is changed in torch, before the exporter
+sees it (`deployable`, and half precision in `graph_from_network`): what torch computes then is what
+the file holds, and both can be compared. Nothing is known here of files or of the card.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+from torch.export import Dim
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from cyclegan_batch.errors import BackendError
+from cyclegan_batch.frames import SizeRequirements
+from cyclegan_batch.generators import InstanceNorm
+
+OPSET = 20
+"""The newest that TensorRT 10.3 reads, which is JetPack 6's."""
+
+Shape = tuple[int, int, int]
+"""N, H, W."""
+
+
+def deployable(network: nn.Module) -> nn.Module:
+    """Return a copy of ``network`` that computes the same with fewer layers, in eval mode.
+
+    BatchNorm goes into the convolution before it. The bias of a convolution before an InstanceNorm
+    goes: the norm takes every constant away again, and half precision is spared its size.
+    """
+    copied = copy.deepcopy(network).eval()
+    for (name, module), (next_name, following) in pairwise(list(_layers(copied))):
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            continue
+        if isinstance(following, InstanceNorm):
+            module.bias = None
+        elif isinstance(following, nn.BatchNorm2d | nn.SyncBatchNorm):
+            turned = isinstance(module, nn.ConvTranspose2d)
+            copied.set_submodule(name, fuse_conv_bn_eval(module, following, transpose=turned))
+            copied.set_submodule(next_name, nn.Identity())
+    return copied
+
+
+def graph_from_network(
+    network: nn.Module,
+    sizes: SizeRequirements,
+    *,
+    channels: int,
+    half: bool = False,
+    shape: Shape | None = None,
+) -> onnx.ModelProto:
+    """Export a `deployable` network: one input ``image``, one output ``picture``, NCHW in [-1, 1].
+
+    ``half``: weights, convolutions, input and output are float16; InstanceNorm stays float32, with
+    a Cast before and behind it. ``shape`` fixes all axes; None leaves N free, and H and W free as
+    multiples of what ``sizes`` say. Nothing of the machine it was made on is left in the graph, and
+    the same network gives the same bytes. Raises BackendError.
+    """
+    if half:
+        network = copy.deepcopy(network).half()
+    example: Shape = shape or (2, *_two_sides(sizes))
+    image = torch.zeros(example[0], channels, *example[1:], dtype=torch.half if half else None)
+    free = None
+    if shape is None:
+        step = sizes.multiple_of
+        least = sizes.minimum // step
+        height, width = (step * Dim(name, min=least) for name in ("height", "width"))
+        free = ({0: Dim("batch"), 2: height, 3: width},)
+    try:
+        program = torch.onnx.export(
+            network,
+            (image,),
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=["image"],
+            output_names=["picture"],
+            dynamic_shapes=free,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise BackendError(
+            f"torch {torch.__version__} does not export this network: "
+            f"{str(error).strip().partition(chr(10))[0]}; install the versions of constraints.txt"
+        ) from error
+    assert program is not None
+    proto: onnx.ModelProto = program.model_proto
+    _strip(proto)
+    return proto
+
+
+def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that compute, in the order in which they do."""
+    for name, module in network.named_modules():
+        if not any(True for _ in module.children()):
+            yield name, module
+
+
+def _two_sides(sizes: SizeRequirements) -> tuple[int, int]:
+    """Return two sides that differ, above the minimum: the exporter takes equal ones for one."""
+    step = sizes.multiple_of
+    first = (sizes.minimum // step + 1) * step
+    return first, first + step
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Remove what the exporter says of itself: names of source files, lines and stack traces."""
+    from cyclegan_batch import __version__
+
+    graph = proto.graph
+    proto.producer_name, proto.producer_version = "cyclegan-batch", __version__
+    proto.doc_string = graph.doc_string = ""
+    parts: tuple[Any, ...] = (*graph.node, *graph.initializer, *graph.input, *graph.output)
+    for part in (proto, graph, *parts):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    del graph.value_info[:]

@@ -573,14 +573,17 @@ def train(
     finally:
         reporter.close()
     if not outcome.finished:
-        reporter.insist(
-            f"stopped in epoch {outcome.epoch} after {outcome.step} steps; the same command with "
-            "--resume goes on"
-        )
+        if outcome.first:
+            reporter.insist(
+                f"stopped in epoch {outcome.epoch} after {outcome.step} steps; the same command "
+                "with --resume goes on"
+            )
         sys.exit(130)
     from .files import printable
 
-    reporter.say(f"trained for {outcome.step} steps: {printable(run / 'checkpoints' / 'latest')}")
+    if outcome.first:
+        latest = printable(run / "checkpoints" / "latest")
+        reporter.say(f"trained for {outcome.step} steps: {latest}")
 
 
 def _train(

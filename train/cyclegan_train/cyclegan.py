@@ -31,6 +31,7 @@ from cyclegan_batch.generators import (
 )
 
 from .config import TrainConfig
+from .distributed import ALONE, Ranks
 from .losses import GANLoss, gradient_penalty
 from .networks import discriminator_from_config
 from .pool import ImagePool
@@ -46,14 +47,20 @@ class CycleGAN:
     """Both directions of a translation between two domains, and how they learn.
 
     The initial weights come from torch's global random state, network by network in the
-    reference's order; the draws of the pools from Python's. Seed both for a run that repeats.
-    Raises ValueError for a config that cannot be built, BackendUnavailableError for a device that
-    is not there.
+    reference's order; the draws of the pools from Python's. Seed both for a run that repeats, and
+    alike in several processes (``ranks``), whose gradients are averaged. Raises ValueError for a
+    config that cannot be built, BackendUnavailableError for a device that is not there.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, ranks: Ranks = ALONE) -> None:
         self.config = config
-        self.device = _device(config.device)
+        self.device = _device(config.device, ranks)
+        self._ranks = ranks
+        if config.norm == "syncbatch" and ranks.size > 1 and self.device.type == "cpu":
+            raise ValueError(
+                "norm = 'syncbatch' is for several GPUs, and these processes are on the CPU; use "
+                "batch or instance"
+            )
         self.netG_A = self._place(generator_from_config(generator_config(config, "AtoB")))
         self.netG_B = self._place(generator_from_config(generator_config(config, "BtoA")))
         self.netD_A = self._place(discriminator_from_config(config, config.output_nc))
@@ -111,6 +118,7 @@ class CycleGAN:
         losses["D_B"] = self._teach_discriminator(
             self.netD_B, real_A, self.fake_A_pool.query(fake_A)
         )
+        self._ranks.average_gradients(self.optimizer_D)
         self._scaler.step(self.optimizer_D)
         self._scaler.update()
         self.steps += 1
@@ -144,6 +152,7 @@ class CycleGAN:
         self.optimizer_G.zero_grad()
         total = torch.stack(list(losses.values())).sum()
         torch.autograd.backward(self._scaler.scale(total))
+        self._ranks.average_gradients(self.optimizer_G)
         self._scaler.step(self.optimizer_G)
         self.netD_A.requires_grad_(True)
         self.netD_B.requires_grad_(True)
@@ -299,9 +308,13 @@ def learning_rate_factor(config: TrainConfig, epoch: int) -> float:
     raise ValueError("the learning rate of lr_policy = 'plateau' follows from what was measured")
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, ranks: Ranks) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.size > 1 and name == "cuda":
+        name = f"cuda:{ranks.local}"
+    elif ranks.size > 1 and name.startswith("cuda"):
+        raise ValueError(f"device = {name!r} is one GPU for {ranks.size} processes; say cuda")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -350,10 +350,24 @@ class Draw:
 
 
 class Sampler:
-    """Says which pictures come next. Its state is the epoch and the place in it."""
+    """Says which pictures come next. Its state is the epoch and the place in it.
 
-    def __init__(self, n_a: int, n_b: int, *, batch_size: int = 1, seed: int = 0) -> None:
+    Several processes share the pictures of an epoch: ``size`` of them, this one being ``rank``,
+    together have what one of ``size`` times the batch size would have, in the same steps.
+    """
+
+    def __init__(
+        self,
+        n_a: int,
+        n_b: int,
+        *,
+        batch_size: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
         self._n_a, self._n_b, self._batch_size, self._seed = n_a, n_b, batch_size, seed
+        self._rank, self._size = rank, size
         self.epoch = 1
         """The epoch of the next batch, counted from 1."""
         self.position = 0
@@ -362,7 +376,7 @@ class Sampler:
     @property
     def batches(self) -> int:
         """Batches in an epoch; pictures that fill no batch are left out of it."""
-        return max(1, max(self._n_a, self._n_b) // self._batch_size)
+        return max(1, max(self._n_a, self._n_b) // (self._batch_size * self._size))
 
     def advance(self) -> None:
         """Step on to the next batch, and behind the last one to the next epoch."""
@@ -377,7 +391,8 @@ class Sampler:
         """Return the samples of a batch, wherever the sampler stands."""
         order = _order(max(self._n_a, self._n_b), f"{self._seed} {epoch}")
         draws = []
-        for place in range(position * self._batch_size, (position + 1) * self._batch_size):
+        begin = (position * self._size + self._rank) * self._batch_size
+        for place in range(begin, begin + self._batch_size):
             number = order[place % len(order)]
             seed = f"{self._seed} {epoch} {place}"
             draws.append(Draw(number % self._n_a, random.Random(seed).randrange(self._n_b), seed))

@@ -18,6 +18,9 @@ written after it. So a run that was stopped anywhere, or killed, ends with the w
 optimisers and the log of one that never was, bit for bit on the CPU with the same number of
 threads; only the seconds in the log differ.
 
+Of several processes (distributed.py) the first alone writes and speaks; the state holds what each
+of them has of its own.
+
 *Best* is the epoch whose mean cycle and identity losses were least. That is what can be measured
 without a truth, it says nothing of how real the pictures look, and a generator that does nothing
 would win it: look at the samples.
@@ -59,6 +62,7 @@ from cyclegan_batch.frames import SizeRequirements
 from .charts import losses_png, sheet_png
 from .cyclegan import LOSSES, CycleGAN, generator_config
 from .data import Domain, Feed, Sampler, find_folders, load_domains
+from .distributed import Ranks, joined_ranks
 from .health import signs_in_losses, signs_in_samples
 from .settings import Settings, toml_from
 
@@ -100,6 +104,8 @@ class Outcome:
     epoch: int
     """The last one that was begun."""
     step: int
+    first: bool = True
+    """Whether this process is the one that speaks, of several."""
 
 
 def train(
@@ -118,24 +124,28 @@ def train(
     ``data`` holds trainA and trainB (and testA, testB for the samples), or ``data_a`` and
     ``data_b`` are the two. ``stop`` is asked before every step: where it says so, the state is
     saved and the call returns; while the pictures are read nothing is written yet, and it raises
-    KeyboardInterrupt. ``say`` is told sentences, ``watch`` where the run is.
+    KeyboardInterrupt. ``say`` is told sentences, ``watch`` where the run is. In one of several
+    processes of torchrun it trains with the others, and only the first tells anything.
 
-    Raises InputError, ModelError, OutputError, OutOfMemoryError, BackendUnavailableError,
-    and DivergedError.
+    Raises InputError, ModelError, OutputError, OutOfMemoryError, BackendError (also for another
+    process that has ended), BackendUnavailableError, and DivergedError.
     """
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
-    begun = _Run(data, data_a, data_b, run, settings, stop, say)
-    try:
-        return begun.go(stop, watch)
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"no room for a step of {settings.data.batch_size} pictures of each domain at "
-            f"crop_size = {settings.data.crop_size}; use a smaller batch_size or crop_size, or "
-            "precision = bf16"
-        ) from error
-    finally:
-        begun.close()
+    with joined_ranks(settings.train.device) as ranks:
+        if not ranks.first:
+            say, watch = (lambda sentence: None), (lambda progress: None)
+        begun = _Run(data, data_a, data_b, run, settings, stop, say, ranks)
+        try:
+            return begun.go(stop, watch)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"no room for a step of {settings.data.batch_size} pictures of each domain at "
+                f"crop_size = {settings.data.crop_size}; use a smaller batch_size or crop_size, or "
+                "precision = bf16"
+            ) from error
+        finally:
+            begun.close()
 
 
 class _Run:
@@ -150,8 +160,9 @@ class _Run:
         settings: Settings,
         stop: Callable[[], bool],
         say: Callable[[str], None],
+        ranks: Ranks,
     ) -> None:
-        self.folder, self.settings, self.say = folder, settings, say
+        self.folder, self.settings, self.say, self.ranks = folder, settings, say, ranks
         self.checkpoints = folder / "checkpoints"
         config = settings.train
         folder_a, folder_b, *tests = find_folders(data, data_a, data_b)
@@ -159,9 +170,13 @@ class _Run:
         torch.manual_seed(settings.run.seed)
         try:
             sizes = generator_config(config, "AtoB").sizes
-            self.model = CycleGAN(config)
+            self.model = CycleGAN(config, ranks)
         except ValueError as error:
             raise ModelError(f"cannot build the networks: {error}") from error
+        if not ranks.first:
+            # The networks are the same everywhere; what is drawn from now on is one's own.
+            random.seed(f"{settings.run.seed} {ranks.rank}")
+            torch.manual_seed(random.getrandbits(63))
         channels = (config.input_nc, config.output_nc)
 
         def watch(read: int, count: int) -> None:
@@ -180,6 +195,8 @@ class _Run:
             len(self.b),
             batch_size=settings.data.batch_size,
             seed=settings.run.seed,
+            rank=ranks.rank,
+            size=ranks.size,
         )
         self.feed = Feed(self.a, self.b, self.sampler, workers=settings.data.workers)
         self.window = _Mean(self.model.device)
@@ -190,19 +207,27 @@ class _Run:
         self.last: dict[str, float] = {}
         self._since = time.monotonic()
         self._ticks: deque[float] = deque(maxlen=50)
+        self.log: _Log | None = None
+        """None where another process writes it, as the board."""
+        self.board: Any = None
         state = self.checkpoints / "state.pt"
-        with _writing(folder):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            (folder / "samples").mkdir(exist_ok=True)
-        if state.exists():
-            self._restore(state)
-        else:
-            self.log = _Log(folder / "log.jsonl", 0)
-            _write(folder / "run.json", _json(self._description()))
+        # Asked of all before one of them writes it.
+        resumes = ranks.any(state.exists())
+        if ranks.first:
+            with _writing(folder):
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                (folder / "samples").mkdir(exist_ok=True)
+        log_bytes = self._restore(state) if resumes else 0
+        if ranks.first:
+            self.log = _Log(folder / "log.jsonl", log_bytes)
+            if not resumes:
+                _write(folder / "run.json", _json(self._description()))
+        if not resumes:
             self._save()
-        # After the state is known to fit: a resumed run may have been given other keys.
-        _write(folder / "config.toml", toml_from(settings).encode())
-        self.board = self._open_board()
+        if ranks.first:
+            # After the state is known to fit: a resumed run may have been given other keys.
+            _write(folder / "config.toml", toml_from(settings).encode())
+            self.board = self._open_board()
 
     # The loop
 
@@ -210,9 +235,9 @@ class _Run:
         """Train until the last epoch ends or ``stop`` says so."""
         model, settings = self.model, self.settings
         while model.epoch <= settings.epochs:
-            if stop():
+            if self.ranks.any(stop()):
                 self._save()
-                return Outcome(False, model.epoch, model.steps)
+                return Outcome(False, model.epoch, model.steps, self.ranks.first)
             losses = model.step(*self.feed.next())
             values = torch.stack([losses[name] for name in LOSSES]).double()
             self.window.add(values)
@@ -227,21 +252,24 @@ class _Run:
                 self._save()
             self._ticks.append(time.monotonic())
             watch(self._progress())
-        return Outcome(True, settings.epochs, model.steps)
+        return Outcome(True, settings.epochs, model.steps, self.ranks.first)
 
     def close(self) -> None:
         """Release threads and files."""
         self.feed.close()
-        self.log.close()
+        if self.log is not None:
+            self.log.close()
         if self.board is not None:
             self.board.close()
 
     def _log_losses(self) -> None:
-        mean = self.window.taken()
+        mean = self.window.taken(self.ranks)
         for name, value in mean.items():
             if not math.isfinite(value):
                 self._diverged(f"{name} is {value}")
         self.last = mean
+        if self.log is None:
+            return
         self.log.write(
             {
                 "event": "losses",
@@ -259,30 +287,35 @@ class _Run:
 
     def _end_epoch(self) -> None:
         model, epoch = self.model, self.model.epoch
-        mean = self.whole_epoch.taken()
+        mean = self.whole_epoch.taken(self.ranks)
         score = sum(mean[name] for name in _SCORED)
         improved = score < self.best
         self.best = min(score, self.best)
-        self.log.write(
-            {"event": "epoch", "epoch": epoch, "step": model.steps, "score": score, **mean}
-        )
+        if self.log is not None:
+            self._tell_epoch(self.log, epoch, score, mean)
+        model.update_learning_rate(score)
+        self._check_weights()
+        if self.ranks.first:
+            if improved:
+                self._write_weights("best", epoch)
+            if epoch % self.settings.run.save_every_epochs == 0 or epoch == self.settings.epochs:
+                self._write_weights(f"epoch_{epoch:04d}", epoch)
+                self._forget_old_checkpoints()
+        self._save(ended=epoch)
+
+    def _tell_epoch(self, log: _Log, epoch: int, score: float, mean: dict[str, float]) -> None:
+        """Write how an epoch was: for the log, and for the eye."""
+        step = self.model.steps
+        log.write({"event": "epoch", "epoch": epoch, "step": step, "score": score, **mean})
         signs = list(signs_in_losses(mean, self.settings.train.gan_mode))
         if self.samples is not None:
             signs += self._draw_samples(epoch)
         for sign in signs:
-            self.log.write({"event": "health", "epoch": epoch, "step": model.steps, "sign": sign})
+            log.write({"event": "health", "epoch": epoch, "step": step, "sign": sign})
             self.say(f"epoch {epoch}: {sign}")
-        self._draw_losses()
+        self._draw_losses(log)
         if self.board is not None:
             self.board.flush()
-        model.update_learning_rate(score)
-        self._check_weights()
-        if improved:
-            self._write_weights("best", epoch)
-        if epoch % self.settings.run.save_every_epochs == 0 or epoch == self.settings.epochs:
-            self._write_weights(f"epoch_{epoch:04d}", epoch)
-            self._forget_old_checkpoints()
-        self._save(ended=epoch)
 
     def _progress(self) -> Progress:
         ticks = self._ticks
@@ -304,28 +337,44 @@ class _Run:
     def _save(self, *, ended: int | None = None) -> None:
         """Write the state, and the weights of ``latest``; in an epoch that ``ended`` or within."""
         self._check_weights()
+        model = self.model.state_dict()
+        pools = {
+            name: [image.cpu() for image in model[name]] for name in ("fake_A_pool", "fake_B_pool")
+        }
+        everyone = self.ranks.gathered((self._own_state(), pools))
+        if everyone is None or self.log is None:
+            return
         self.log.flush()
         state = {
             "version": _STATE_VERSION,
-            "model": self.model.state_dict(),
+            "model": model,
             "sampler": self.sampler.state_dict(),
-            "window": self.window.state_dict(),
-            "epoch": self.whole_epoch.state_dict(),
+            **everyone[0][0],
+            "others": everyone[1:],
             "best": self.best,
             "last": self.last,
             "log_bytes": self.log.size,
             "seconds": self._seconds(),
             "data": [self.a.digest, self.b.digest],
-            "random": random.getstate(),
-            "torch_random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
         if self.model.steps:
             self._write_weights("latest", self.model.epoch if ended is None else ended)
         # Last: until it is there, the run is where it was before.
         _write_through(self.checkpoints / "state.pt", lambda path: torch.save(state, path))
 
-    def _restore(self, path: Path) -> None:
+    def _own_state(self) -> dict[str, Any]:
+        """Return what is another one in every process, as the pools are."""
+        device = self.model.device
+        return {
+            "window": self.window.state_dict(),
+            "epoch": self.whole_epoch.state_dict(),
+            "random": random.getstate(),
+            "torch_random": torch.get_rng_state(),
+            "cuda_random": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
+        }
+
+    def _restore(self, path: Path) -> int:
+        """Go back to where `_save` was called; return the length that the log had."""
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             version = state["version"]
@@ -340,6 +389,14 @@ class _Run:
                 f"{printable(path)}: is of version {version} where this release reads "
                 f"{_STATE_VERSION}; go on with the release that wrote it"
             )
+        began = 1 + len(others := state.get("others", []))
+        if began != self.ranks.size:
+            raise InputError(
+                f"{printable(path)}: is of {began} processes, each with pools and random states "
+                f"of its own, and {self.ranks.size} would go on; start {began}, with torchrun "
+                "--nproc-per-node where they are several"
+            )
+        own, pools = (state, {}) if self.ranks.first else others[self.ranks.rank - 1]
         for digest, domain in zip(state["data"], (self.a, self.b), strict=True):
             if digest != domain.digest:
                 raise InputError(
@@ -347,27 +404,27 @@ class _Run:
                     f"{printable(self.folder)} began; restore them, or begin another run"
                 )
         try:
-            self.model.load_state_dict(state["model"])
+            self.model.load_state_dict(state["model"] | pools)
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"{printable(path)}: is of other networks than config.toml names; restore the "
                 "config.toml that the run began with"
             ) from error
         self.sampler.load_state_dict(state["sampler"])
-        self.window.load_state_dict(state["window"])
-        self.whole_epoch.load_state_dict(state["epoch"])
+        self.window.load_state_dict(own["window"])
+        self.whole_epoch.load_state_dict(own["epoch"])
         self.best, self.last, self.seconds = state["best"], state["last"], state["seconds"]
-        self.log = _Log(self.folder / "log.jsonl", state["log_bytes"])
-        random.setstate(state["random"])
-        torch.set_rng_state(state["torch_random"])
-        if len(state["cuda_random"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda_random"])
-        began = json.loads((self.folder / "run.json").read_text())["machine"]["threads"]
-        if began != torch.get_num_threads():
+        random.setstate(own["random"])
+        torch.set_rng_state(own["torch_random"])
+        if self.model.device.type == "cuda" and len(own["cuda_random"]) == 1:
+            torch.cuda.set_rng_state(own["cuda_random"][0], self.model.device)
+        threads = json.loads((self.folder / "run.json").read_text())["machine"]["threads"]
+        if threads != torch.get_num_threads():
             self.say(
-                f"the run began on {began} CPU threads and goes on on {torch.get_num_threads()}: "
+                f"the run began on {threads} CPU threads and goes on on {torch.get_num_threads()}: "
                 "the last bits of its weights can differ from those of an uninterrupted one"
             )
+        return int(state["log_bytes"])
 
     def _check_weights(self) -> None:
         for name in ("netG_A", "netG_B", "netD_A", "netD_B"):
@@ -378,8 +435,10 @@ class _Run:
 
     def _diverged(self, what: str) -> None:
         step = self.model.steps
-        self.log.write({"event": "diverged", "epoch": self.model.epoch, "step": step, "what": what})
-        self.log.flush()
+        if self.log is not None:
+            epoch = self.model.epoch
+            self.log.write({"event": "diverged", "epoch": epoch, "step": step, "what": what})
+            self.log.flush()
         raise DivergedError(
             f"the training broke at step {step}: {what}; the last good state and checkpoints stay "
             f"in {printable(self.checkpoints)}, and a lower lr or precision = fp32 may go further"
@@ -470,11 +529,11 @@ class _Run:
         _write(self.folder / "samples" / f"epoch_{epoch:04d}.png", sheet_png(rows))
         return iter(signs)
 
-    def _draw_losses(self) -> None:
+    def _draw_losses(self, log: _Log) -> None:
         steps: list[int] = []
         losses: dict[str, list[float]] = {name: [] for name in LOSSES}
-        self.log.flush()
-        for event in self.log.read():
+        log.flush()
+        for event in log.read():
             if event["event"] == "losses":
                 steps.append(int(event["step"]))
                 for name in LOSSES:
@@ -556,6 +615,7 @@ class _Run:
                 "system": platform.platform(),
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
                 "threads": torch.get_num_threads(),
+                "processes": self.ranks.size,
             },
             "data": {"A": described(self.a), "B": described(self.b)},
             "epochs": self.settings.epochs,
@@ -574,15 +634,15 @@ class _Mean:
         self._sum += values
         self.count += 1
 
-    def taken(self) -> dict[str, float]:
-        """Return the mean, and begin anew."""
-        values = (self._sum / max(1, self.count)).tolist()
+    def taken(self, ranks: Ranks) -> dict[str, float]:
+        """Return the mean, that of all processes, and begin anew."""
+        values = (ranks.mean(self._sum) / max(1, self.count)).tolist()
         self._sum.zero_()
         self.count = 0
         return dict(zip(LOSSES, values, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sum": self._sum, "count": self.count}
+        return {"sum": self._sum.cpu(), "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._sum.copy_(state["sum"])

@@ -1,0 +1,363 @@
+"""Several processes train one model: two of them, over gloo, against one with both pictures.
+
+Both processes are started once and do one piece of work after the other; each leaves what the tests
+read in a file.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+
+from cyclegan_train import run  # noqa: E402 (after the check for torch)
+from cyclegan_train.config import TrainConfig  # noqa: E402
+from cyclegan_train.cyclegan import CycleGAN  # noqa: E402
+from cyclegan_train.data import Sampler  # noqa: E402
+from cyclegan_train.distributed import ALONE, Ranks, joined_ranks  # noqa: E402
+from cyclegan_train.settings import settings_for  # noqa: E402
+
+from cyclegan_batch.errors import BackendError, CycleganBatchError, InputError  # noqa: E402
+from tests.test_cyclegan import NETS, pictures, tiny, weights_of, without_effect  # noqa: E402
+from tests.test_run import TINY, assert_same, fill, log_of, state_of  # noqa: E402
+from tests.test_train_command import ENVIRONMENT, SMALL  # noqa: E402
+
+STEPS = 3
+"""Of an epoch of the runs: seven pictures by two processes."""
+MODES = ("lsgan", "vanilla")
+
+
+def model_of(gan_mode: str, ranks: Ranks = ALONE, *, double: bool) -> CycleGAN:
+    torch.manual_seed(0)
+    config: TrainConfig = tiny(gan_mode=gan_mode, pool_size=0)
+    model = CycleGAN(config, ranks)
+    for net in NETS:
+        getattr(model, net).to(torch.float64 if double else torch.float32)
+    return model
+
+
+def gradients_of(model: CycleGAN) -> dict[str, dict[str, torch.Tensor]]:
+    return {n: {k: w.grad for k, w in named.items()} for n, named in weights_of(model).items()}
+
+
+# What the processes do
+
+
+def take_steps(ranks: Ranks) -> dict[str, Any]:
+    """Return the gradients of the first step, and the weights after five in float64."""
+    found: dict[str, Any] = {}
+    for mode in MODES:
+        model = model_of(mode, ranks, double=False)
+        model.step(*(both[ranks.rank : ranks.rank + 1] for both in pictures(0, batch=2)))
+        found[f"{mode} gradients"] = gradients_of(model)
+        model = model_of(mode, ranks, double=True)
+        for number in range(5):
+            A, B = (both[ranks.rank : ranks.rank + 1] for both in pictures(number, batch=2))
+            model.step(A.double(), B.double())
+        found[f"{mode} weights"] = weights_of(model)
+    return found
+
+
+def train(folder: Path, name: str, *, stop=lambda: False, resume=False, **changes):
+    settings = settings_for(folder / name, {} if resume else TINY | changes, resume=resume)
+    told: list[str] = []
+    outcome = run.train(folder / "data", folder / name, settings, stop=stop, say=told.append)
+    return outcome, told
+
+
+def after(steps: int):
+    asked = iter(range(10**6))
+    return lambda: next(asked) >= steps
+
+
+def whole_run(folder: Path, rank: int) -> Any:
+    return train(folder, "whole", dropout=True)
+
+
+def stopped_run(folder: Path, rank: int) -> Any:
+    # Pictures are counted too while they are read: 7 + 4, and 2 + 2 for the samples of no test.
+    stop = after(11 + 4) if rank == 1 else (lambda: False)
+    return train(folder, "stopped", dropout=True, stop=stop)
+
+
+def resumed_run(folder: Path, rank: int) -> Any:
+    return train(folder, "stopped", resume=True)
+
+
+def broken_run(folder: Path, rank: int) -> str:
+    real = CycleGAN.step
+
+    def step(self, *pictures):
+        losses = real(self, *pictures)
+        if rank == 1 and self.steps == 2:
+            losses["cycle_A"] = losses["cycle_A"] * float("nan")
+        return losses
+
+    CycleGAN.step = step  # type: ignore[method-assign]
+    try:
+        train(folder, "broken", samples=0)
+    except CycleganBatchError as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        CycleGAN.step = real  # type: ignore[method-assign]
+    return ""
+
+
+def failed_run(folder: Path, rank: int) -> str:
+    real = run.Feed.next
+
+    def next_(self):
+        if rank == 1 and self.sampler.position == 1:
+            raise InputError("3.png: could be read when the run began")
+        return real(self)
+
+    run.Feed.next = next_  # type: ignore[method-assign]
+    try:
+        train(folder, "failed", samples=0)
+    except CycleganBatchError as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        run.Feed.next = real  # type: ignore[method-assign]
+    return ""
+
+
+RUNS = (whole_run, stopped_run, resumed_run, broken_run, failed_run)
+
+
+def work(rank: int, folder: Path, ports: list[int]) -> None:
+    """Be one of two processes; begins with an import of this module."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+
+    def meet() -> None:
+        os.environ["MASTER_PORT"] = str(ports.pop())
+
+    meet()
+    with joined_ranks("cpu") as ranks:
+        found = take_steps(ranks)
+        found["any"] = [ranks.any(rank == 1), ranks.any(False)]
+    for each in RUNS:
+        meet()
+        begin = time.monotonic()
+        found[each.__name__] = each(folder, rank)
+        found[f"{each.__name__} seconds"] = time.monotonic() - begin
+        random.seed(rank + 99)
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    fill(folder / "data" / "trainA", range(7))
+    fill(folder / "data" / "trainB", range(10, 14))
+    spawn = multiprocessing.get_context("spawn")
+    ports = free_ports(1 + len(RUNS))
+    processes = [spawn.Process(target=work, args=(rank, folder, ports)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+# One step
+
+
+@pytest.mark.behaviour(41)
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_have_the_gradients_of_one_with_both_pictures(found, mode):
+    model = model_of(mode, double=False)
+    model.step(*pictures(0, batch=2))
+    wanted = gradients_of(model)
+    for mine in found:
+        for net, named in mine[f"{mode} gradients"].items():
+            for name, gradient in named.items():
+                if not without_effect(net, name):
+                    scale = wanted[net][name].abs().max().item()
+                    assert scale > 1e-6
+                    torch.testing.assert_close(
+                        gradient, wanted[net][name], rtol=0, atol=1e-4 * scale
+                    )
+
+
+@pytest.mark.behaviour(41)
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_end_at_the_weights_of_one_with_both_pictures(found, mode):
+    model = model_of(mode, double=True)
+    for number in range(5):
+        model.step(*(both.double() for both in pictures(number, batch=2)))
+    for mine in found:
+        for net, named in weights_of(model).items():
+            for name, weight in named.items():
+                if not without_effect(net, name):
+                    other = mine[f"{mode} weights"][net][name]
+                    assert (weight - other).abs().max() <= 1e-10, (net, name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_both_processes_have_the_same_bits(found, mode):
+    one, other = (mine[f"{mode} weights"] for mine in found)
+    assert_same(one, other)
+
+
+def test_what_one_process_finds_all_know(found):
+    assert [mine["any"] for mine in found] == [[True, False]] * 2
+
+
+# The pictures
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_processes_share_the_pictures_of_an_epoch(batch_size):
+    together = Sampler(24, 7, batch_size=3 * batch_size, seed=5)
+    parts = [Sampler(24, 7, batch_size=batch_size, seed=5, rank=r, size=3) for r in range(3)]
+    for epoch in (1, 2):
+        seen = []
+        for position in range(together.batches):
+            drawn = [draw for part in parts for draw in part.batch(epoch, position)]
+            assert drawn == together.batch(epoch, position)
+            seen += [draw.a for draw in drawn]
+        assert sorted(seen) == list(range(24))
+    assert {part.batches for part in parts} == {together.batches}
+
+
+# A run
+
+
+@pytest.mark.behaviour(40)
+def test_a_run_of_two_processes_that_one_stopped_goes_on_bit_for_bit(folder, found):
+    for mine in found:
+        outcome, _ = mine["stopped_run"]
+        assert (outcome.finished, outcome.epoch, outcome.step) == (False, 2, 4)
+        assert mine["resumed_run"][0].finished
+    assert_same(state_of(folder / "stopped"), state_of(folder / "whole"))
+    assert log_of(folder / "stopped") == log_of(folder / "whole")
+    ((own, pools),) = state_of(folder / "whole")["others"]
+    assert own["random"] != state_of(folder / "whole")["random"]
+    assert [len(pool) for pool in pools.values()] == [3, 3]
+
+
+@pytest.mark.behaviour(42)
+def test_only_the_first_process_writes_and_speaks(folder, found):
+    assert [mine["whole_run"][0].first for mine in found] == [True, False]
+    assert [mine["whole_run"][0].step for mine in found] == [3 * STEPS] * 2
+    assert found[0]["whole_run"][1]
+    assert not found[1]["whole_run"][1]
+    events = log_of(folder / "whole")
+    assert [e["step"] for e in events if e["event"] == "losses"] == [2, 3, 5, 6, 8, 9]
+
+
+def test_a_loss_that_is_no_number_in_one_process_stops_both_errors(folder, found):
+    for mine in found:
+        assert mine["broken_run"].startswith("DivergedError: the training broke at step 2: cycle_A")
+    assert state_of(folder / "broken")["model"]["steps"] == 0
+
+
+def test_a_process_that_fails_leaves_no_other_waiting_errors(found):
+    assert found[1]["failed_run"] == "InputError: 3.png: could be read when the run began"
+    assert "BackendError: process 0 of 2 cannot go on: another one has" in found[0]["failed_run"]
+    assert found[0]["failed_run seconds"] < 60
+
+
+def test_another_number_of_processes_errors(folder, found):
+    with pytest.raises(InputError, match=r"is of 2 processes, .* and 1 would go on; start 2"):
+        train(folder, "whole", resume=True)
+
+
+def test_torchrun_trains_by_the_command_line(folder, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "-m", "cyclegan_batch", "train"]
+    done = subprocess.run(
+        [*command, folder / "data", tmp_path / "run", *SMALL, "--n-epochs=1", "--samples=0"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("trained for 3 steps") == 1
+    assert len(state_of(tmp_path / "run")["others"]) == 1
+
+
+# What cannot be
+
+
+def test_processes_that_do_not_come_error(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with (
+        pytest.raises(BackendError, match=r"cannot join 2 processes .* start them with torchrun"),
+        joined_ranks("cpu"),
+    ):
+        pass
+
+
+def test_one_gpu_for_several_processes_errors():
+    with pytest.raises(ValueError, match="device = 'cuda:1' is one GPU for 2 processes; say cuda"):
+        CycleGAN(tiny(device="cuda:1"), Ranks(0, 2))
+
+
+def test_syncbatch_over_processes_on_the_cpu_errors():
+    with pytest.raises(ValueError, match="'syncbatch' is for several GPUs"):
+        CycleGAN(tiny(norm="syncbatch"), Ranks(0, 2))
+
+
+def sync_steps(device: str, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    norm = "syncbatch" if ranks.size > 1 else "batch"
+    model = CycleGAN(tiny(norm=norm, pool_size=0, device=device), ranks)
+    for net in NETS:
+        getattr(model, net).double()
+    for number in range(3):
+        A, B = (both.double() for both in pictures(number, batch=2))
+        own = slice(ranks.rank, ranks.rank + 1) if ranks.size > 1 else slice(2)
+        model.step(A[own], B[own])
+    return {n: {k: w.cpu() for k, w in named.items()} for n, named in weights_of(model).items()}
+
+
+def sync_work(rank: int, folder: Path, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with joined_ranks("cuda") as ranks:
+        torch.save(sync_steps("cuda", ranks), folder / f"{rank}.pt")
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs")
+def test_syncbatch_on_two_gpus_is_batchnorm_over_both_pictures(tmp_path):
+    (port,) = free_ports(1)
+    torch.multiprocessing.spawn(sync_work, (tmp_path, port), nprocs=2)
+    wanted = sync_steps("cuda:0", ALONE)
+    for rank in (0, 1):
+        for net, named in torch.load(tmp_path / f"{rank}.pt", weights_only=True).items():
+            for name, weight in named.items():
+                assert (weight - wanted[net][name]).abs().max() <= 1e-9, (net, name)

@@ -44,9 +44,17 @@ def translate(
 
 
 def plan_translation(
-    inputs: PathLike | Iterable[PathLike], output: PathLike, *, model: PathLike, **options: Any
+    inputs: PathLike | Iterable[PathLike],
+    output: PathLike,
+    *,
+    model: PathLike,
+    say: Callable[[str], None] = lambda sentence: None,
+    **options: Any,
 ) -> JobPlan:
-    """Decide everything that `translate` would do, and write nothing."""
+    """Decide everything that `translate` would do, and write nothing.
+
+    ``say`` is told of what takes minutes.
+    """
     unknown = set(options) - {item.name for item in fields(TranslateOptions)}
     if unknown:
         raise TypeError(f"translate() got an unexpected option: {', '.join(sorted(unknown))}")
@@ -57,6 +65,7 @@ def plan_translation(
         os.fspath(output),
         model=Path(model),
         options=TranslateOptions(**options),
+        say=say,
     )
 
 

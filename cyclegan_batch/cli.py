@@ -223,7 +223,7 @@ _NETWORK = _options(
     ),
     click.option(
         "--backend",
-        type=click.Choice(["auto", "onnxruntime", "openvino"]),
+        type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
         default="auto",
         show_default=True,
         help="Runtime of the network.",
@@ -242,6 +242,9 @@ _NETWORK = _options(
         "--batch-size", type=_Count(), default="auto", show_default=True, help="Frames per call."
     ),
     click.option("--threads", type=click.IntRange(min=1), help="CPU threads for the network."),
+    click.option(
+        "--trust-engine", is_flag=True, help="Load a TensorRT engine that was not built here."
+    ),
     click.option(
         "--size", type=_Size(), default="native", show_default=True, help="What the network sees."
     ),
@@ -360,7 +363,7 @@ def translate(
 
     reporter = Reporter(progress, quiet=quiet)
     try:
-        plan = api.plan_translation(inputs, output, model=model, **options)
+        plan = api.plan_translation(inputs, output, model=model, say=reporter.say, **options)
         _STOPS.check()
         if dry_run:
             _print_plan(plan, as_json=progress == "json")
@@ -627,7 +630,7 @@ def _train(
 
 
 class _Shape(click.ParamType[tuple[int, int, int]]):
-    """``N,H,W``: the only batch, height and width that a file will take."""
+    """``N,H,W``: a batch, a height and a width."""
 
     name = "N,H,W"
 
@@ -687,20 +690,64 @@ _EXPORT = _options(
     click.option("-q", "--quiet", is_flag=True, help="Only what goes wrong."),
 )
 
+_ENGINE = _options(
+    click.option("--min-shape", type=_Shape(), help="Engine: the smallest frames it will take."),
+    click.option("--opt-shape", type=_Shape(), help="Engine: the frames it is tuned for."),
+    click.option("--max-shape", type=_Shape(), help="Engine: the largest frames it will take."),
+    click.option(
+        "--builder-level",
+        type=click.IntRange(0, 5),
+        help="Engine: how long TensorRT looks for faster kernels; 3.",
+    ),
+    click.option(
+        "--workspace",
+        type=click.IntRange(min=1),
+        metavar="MIB",
+        help="Engine: GPU memory that kernels may use; all there is.",
+    ),
+    click.option(
+        "--hardware-compatible", is_flag=True, help="Engine: for every GPU from Ampere on, slower."
+    ),
+    click.option(
+        "--version-compatible", is_flag=True, help="Engine: for later TensorRT of the same major."
+    ),
+    click.option("--refit", is_flag=True, help="Engine: its weights can be exchanged later."),
+)
+
+_ENGINE_NAMES = (
+    "min_shape",
+    "opt_shape",
+    "max_shape",
+    "builder_level",
+    "workspace",
+    "hardware_compatible",
+    "version_compatible",
+    "refit",
+)
+
 
 @main.command()
 @click.argument("checkpoint", type=_PATH)
 @click.argument("output", type=_PATH)
 @_EXPORT
+@_ENGINE
 def export(checkpoint: Path, output: Path, quiet: bool, **options: Any) -> None:
     """Write a generator as one ONNX file that every backend runs, and prove it.
 
     CHECKPOINT is a .pth or .safetensors file, the folder of a run, or a foreign ONNX; OUTPUT ends
-    in .onnx.
+    in .onnx. Where it ends in .engine, a TensorRT engine for this machine's GPU is built besides
+    (experimental).
     """
     from .progress import Reporter
 
+    engine = {name: options.pop(name) for name in _ENGINE_NAMES}
+    engine = {name: value for name, value in engine.items() if value not in (None, False)}
+    wants_engine = output.suffix.lower() == ".engine"
+    if engine and not wants_engine:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in engine)
+        raise click.UsageError(f"{given}: for an engine only; let OUTPUT end in .engine.")
     try:
+        from cyclegan_export.engine_export import export_engine
         from cyclegan_export.onnx_export import export_onnx
     except ImportError as error:
         from .errors import BackendUnavailableError
@@ -709,7 +756,11 @@ def export(checkpoint: Path, output: Path, quiet: bool, **options: Any) -> None:
             f"cannot export: {error.name or error} is not installed; "
             "pip install 'cyclegan-batch[export]' brings it"
         ) from error
-    export_onnx(checkpoint, output, say=Reporter("plain", quiet=quiet).say, **options)
+    say = Reporter("plain", quiet=quiet).say
+    if wants_engine:
+        export_engine(checkpoint, output, say=say, **engine, **options)
+    else:
+        export_onnx(checkpoint, output, say=say, **options)
 
 
 @main.command()

@@ -184,6 +184,10 @@ def _runtimes() -> dict[str, dict[str, Any]]:
                 core = importlib.import_module("openvino").Core()
                 offers = [f"{d} ({core.get_property(d, 'FULL_DEVICE_NAME')})"
                           for d in core.available_devices]  # fmt: skip
+            elif name.startswith("tensorrt"):
+                importlib.import_module("tensorrt")
+                importlib.import_module("cuda.bindings.runtime")
+                offers = [f"experimental, with cuda-bindings {metadata.version('cuda-bindings')}"]
         except Exception as failure:
             # Whatever a broken installation raises belongs into the report.
             error = str(failure).partition("\n")[0] or type(failure).__name__

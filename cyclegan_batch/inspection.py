@@ -24,10 +24,12 @@ def inspect_file(
         raise InputError(
             f"{printable(path)}: no such file; inspect describes a model, a clip or a picture"
         )
-    if suffix in {".onnx", ".pth", ".pt", ".safetensors", ".engine"}:
-        from . import model
+    if suffix in {".onnx", ".pth", ".pt", ".safetensors", ".engine", ".plan", ".trt"}:
+        from . import engines, model
 
-        return {"kind": "model"} | model.describe(model.open_model(path, model_io=model_io).card)
+        opened = model.open_model(path, model_io=model_io)
+        of_engine = engines.describe_engine(opened.engine) if opened.engine else {}
+        return {"kind": "model"} | model.describe(opened.card) | of_engine
     if suffix in IMAGE_FORMATS:
         return {"kind": "image"} | _describe_picture(path)
     from .media import containers

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -41,6 +41,9 @@ from .errors import ModelError
 from .files import output_error, printable, publish, temporary_path
 from .frames import Pixels, PixelType, SizeRequirements, as_pixel_type
 
+if TYPE_CHECKING:
+    from .engines import EngineCard
+
 __all__ = [
     "CONTRACT_VERSION",
     "INPUT",
@@ -59,6 +62,9 @@ __all__ = [
     "write_model",
     "writes_out_its_norm",
 ]
+
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+"""How TensorRT's engines are named; one of ours has its card beside it (engines.py)."""
 
 VALUES = "contract/values"
 """What `graph_with_values` gives besides: the pixels before they are clamped and rounded."""
@@ -110,9 +116,11 @@ class Model:
 
     card: ModelCard
     graph: bytes
-    """The serialised ONNX, inside the contract."""
+    """The serialised ONNX, inside the contract; empty for an engine."""
     io: GeneratorIO | None = None
     """How the pictures of a foreign file are fed to it; None for a file of the contract."""
+    engine: EngineCard | None = None
+    """What an engine says of itself besides."""
 
 
 def open_model(path: Path, *, model_io: str | None = None, direction: str | None = None) -> Model:
@@ -120,28 +128,41 @@ def open_model(path: Path, *, model_io: str | None = None, direction: str | None
 
     ``model_io`` says how a foreign file is to be understood (`MODEL_IO_GRAMMAR`); what it
     leaves out is read from the graph. ``direction`` (``AtoB``, ``BtoA``) is the way it must go,
-    where the file says which. Raises ModelError.
+    where the file says which. Of a TensorRT engine the card is read, and nothing else yet. Raises
+    ModelError.
     """
+    if path.suffix.lower() in ENGINE_SUFFIXES:
+        from .engines import model_of_engine
+
+        engine = model_of_engine(path)
+        _check_said_by_itself(engine.card, model_io, direction)
+        return engine
     said = parse_model_io(model_io)
     content, proto, digest = _read(path)
     _check_weights(path, proto)
     card = _metadata(proto)
     if "contract_version" in card:
-        if model_io is not None:
-            raise ModelError(
-                f"{printable(path)}: --model-io was given, but this file says itself what it "
-                "takes; leave the option out"
-            )
         described = _card_of_contract(path, proto, card, digest)
-        if direction is not None and described.direction not in (None, direction):
-            raise ModelError(
-                f"{printable(path)}: goes {described.direction}, as its card says, and {direction} "
-                "was asked for; give the file of the other generator, or leave --direction out"
-            )
+        _check_said_by_itself(described, model_io, direction)
         return Model(described, content)
     adoption = adopt(path, proto, said)
     described = _card_of_adopted(path, proto, adoption, digest)
     return Model(described, adoption.contract.SerializeToString(), adoption.io)
+
+
+def _check_said_by_itself(card: ModelCard, model_io: str | None, direction: str | None) -> None:
+    """Refuse to be told what a file with a card says otherwise. Raises ModelError."""
+    name = printable(card.path)
+    if model_io is not None:
+        raise ModelError(
+            f"{name}: --model-io was given, but this file says itself what it takes; leave the "
+            "option out"
+        )
+    if direction is not None and card.direction not in (None, direction):
+        raise ModelError(
+            f"{name}: goes {card.direction}, as its card says, and {direction} was asked for; give "
+            "the file of the other generator, or leave --direction out"
+        )
 
 
 def describe(card: ModelCard) -> dict[str, Any]:
@@ -327,8 +348,6 @@ def _refuse_other_kinds(name: str, path: Path, content: bytes) -> None:
         kind = "a safetensors checkpoint"
     elif content[:2] == b"PK" or content[:1] == b"\x80" or suffix in (".pth", ".pt", ".ckpt"):
         kind = "a PyTorch checkpoint"
-    elif suffix in (".engine", ".plan", ".trt"):
-        kind = "a TensorRT engine"
     if kind:
         raise ModelError(
             f"{name}: is {kind}; this version translates with ONNX files only, so export the "

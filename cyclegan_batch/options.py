@@ -18,13 +18,15 @@ class TranslateOptions:
     """Which way it must go; a file that says it goes the other way is refused."""
     model_io: str | None = None
     """How a foreign ONNX is to be understood, e.g. ``nchw rgb 0..255``."""
-    backend: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = "auto"
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda[:N]``."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = "auto"
     batch_size: int | None = None
     threads: int | None = None
     """CPU threads for the network."""
+    trust_engine: bool = False
+    """Load a TensorRT engine that was not built here: it is a program that runs with our rights."""
     # The size
     size: Literal["native"] | int | tuple[int, int] = "native"
     """The size the network sees: native, the shorter side, or (height, width)."""

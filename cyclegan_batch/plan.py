@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _MOST_CONVERTERS = 8
 """Beyond this a conversion no longer limits: one worker does about 150 frames/s at 1280×720."""
+
+_GPU_BATCH = 4
 
 _LOOKED_AT = 32
 """Pictures whose headers are read for the plan: enough to know what the network will see."""
@@ -174,12 +176,18 @@ class JobPlan:
 
 
 def plan_job(
-    inputs: Sequence[Path], output: Path | str, *, model: Path, options: TranslateOptions
+    inputs: Sequence[Path],
+    output: Path | str,
+    *,
+    model: Path,
+    options: TranslateOptions,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> JobPlan:
     """Decide everything about translating ``inputs`` to ``output`` with the generator ``model``.
 
     An ``output`` that ends in a separator is a folder; a Path keeps no such end, a string does.
-    Raises InputError, ModelError, BackendError, OutputError.
+    ``say`` is told of what takes minutes: the building of an engine. Raises InputError, ModelError,
+    BackendError, OutputError.
     """
     from .inputs import find_inputs
     from .model import open_model
@@ -223,7 +231,7 @@ def plan_job(
             raise InputError(failures[0].cause)
         causes = "\n".join(f"  {failure.cause}" for failure in failures)
         raise InputError(f"none of the {len(failures)} inputs can be translated:\n{causes}")
-    backend, schedule = _open_backend(generator, options)
+    backend, schedule = _open_backend(generator, options, sizes, say)
     return JobPlan(
         inputs=tuple(inputs),
         output=Path(output),
@@ -382,7 +390,9 @@ def _said_once(notes: Sequence[str], names: Sequence[str]) -> list[str]:
     return found
 
 
-def _open_backend(model: Model, options: TranslateOptions) -> tuple[Backend, Schedule]:
+def _open_backend(
+    model: Model, options: TranslateOptions, sizes: Sequence[Size], say: Callable[[str], None]
+) -> tuple[Backend, Schedule]:
     """Open the backend that the options ask for, and lay out the run around it."""
     from .backends import default_contexts, open_backend
     from .machine import cpu_threads
@@ -390,6 +400,8 @@ def _open_backend(model: Model, options: TranslateOptions) -> tuple[Backend, Sch
     cores = cpu_threads()
     threads = options.threads or cores
     contexts = default_contexts("cpu", threads)
+    shape = geometry_from_options(model.card, options)
+    on_gpu = options.batch_size or model.card.batch or _GPU_BATCH
     backend = open_backend(
         model,
         backend=options.backend,
@@ -397,11 +409,14 @@ def _open_backend(model: Model, options: TranslateOptions) -> tuple[Backend, Sch
         precision=options.precision,
         threads=threads,
         contexts=contexts,
+        shapes=[(on_gpu, *network) for network in dict.fromkeys(shape(s).network for s in sizes)],
+        trust_engine=options.trust_engine,
+        say=say,
     )
     if backend.device != "cpu":
         contexts = default_contexts(backend.device, threads)
     # On a CPU a batch gains nothing (its frames are computed one after the other) and costs memory.
-    batch_size = options.batch_size or (1 if backend.device == "cpu" else 4)
+    batch_size = options.batch_size or (1 if backend.device == "cpu" else _GPU_BATCH)
     if model.card.batch is not None:
         batch_size = options.batch_size or model.card.batch
     return backend, Schedule(

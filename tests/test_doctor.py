@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cyclegan_batch import doctor, machine
+from tests.synthesis import fake_tensorrt
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
@@ -181,3 +182,13 @@ def test_gpus_come_from_the_driver_or_from_its_tool(monkeypatch: pytest.MonkeyPa
     assert machine.nvidia_gpus() == ()
     monkeypatch.setattr(machine.shutil, "which", lambda _: None)
     assert machine.nvidia_gpus() == ()
+
+
+def test_tensorrt_is_reported_with_what_it_needs_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, tensorrt_cu13="11.4", cuda_bindings="13.5")
+    fake_tensorrt.install(monkeypatch)
+    assert "tensorrt-cu13 11.4: experimental, with cuda-bindings 13.5" in "\n".join(
+        doctor.lines(doctor.examine())
+    )
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    assert "tensorrt-cu13 11.4: cannot be loaded" in "\n".join(doctor.lines(doctor.examine()))

@@ -184,7 +184,7 @@ def test_the_sample_is_small_and_has_a_black_frame(tmp_path: Path) -> None:
         ("a.onnx", b"PK\x03\x04" + b"\0" * 40, "is a PyTorch checkpoint.*export the generator"),
         ("latest_net_G.pth", b"\x80\x02}q\x00.", "is a PyTorch checkpoint.*torch.onnx.export"),
         ("g.safetensors", b"\x10\0\0\0\0\0\0\0{}", "is a safetensors checkpoint"),
-        ("g.engine", b"ftrt" * 10, "is a TensorRT engine"),
+        ("g.engine", b"ftrt" * 10, "has no card beside it"),
     ],
 )
 def test_a_file_that_is_no_onnx_errors(

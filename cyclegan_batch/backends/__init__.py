@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..machine import cpu_threads
 from ..model import Model, ModelCard, sample_frames, writes_out_its_norm
 from ..parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
 
-BACKENDS = ("onnxruntime", "openvino")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 _MOST_CPU_CONTEXTS = 4
@@ -82,6 +83,10 @@ def open_backend(
     precision: str = "auto",
     threads: int | None = None,
     contexts: int = 1,
+    shapes: Sequence[tuple[int, int, int]] = (),
+    cache_dir: Path | None = None,
+    trust_engine: bool = False,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Backend:
     """Open ``model`` with a runtime, prove it on a sample, and return its first context.
 
@@ -90,6 +95,9 @@ def open_backend(
     only where its parity is measured to be in its class.
     ``threads``: CPU threads for the network, of all contexts together (None: `cpu_threads`).
     ``contexts``: how many will run side by side; `Backend.fork` gives the others.
+    ``shapes``: the frames (N, H, W) that will come, where known: what is built is built for them,
+    kept in ``cache_dir`` and told to ``say``, since it takes minutes. ``trust_engine``: load an
+    engine that was not built here.
 
     ``auto`` depends on what is installed and on the file, never on a measurement, so that the same
     command gives the same pixels twice. Raises BackendUnavailableError, BackendError, ModelError.
@@ -99,11 +107,21 @@ def open_backend(
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
         raise BackendError(f"no device {device!r}: it is auto, cpu or cuda[:N]")
     _check_precision(model.card, precision, backend)
+    if model.engine is not None and backend not in ("auto", "tensorrt"):
+        raise BackendError(
+            f"{printable(model.card.path)}: is an engine, which only TensorRT runs, and {backend} "
+            "was asked for; leave --backend out, or use the ONNX that it was built from"
+        )
     threads = threads or cpu_threads()
     missing: list[BackendError] = []
     for name, where in _candidates(model, backend, device, precision):
         try:
-            opened = _open(model, name, where, precision, threads, contexts)
+            if name == "tensorrt":
+                opened = _open_tensorrt(
+                    model, where, precision, shapes, cache_dir, trust_engine, say
+                )
+            else:
+                opened = _open(model, name, where, precision, threads, contexts)
         except BackendError as error:
             missing.append(error)
             continue
@@ -133,6 +151,9 @@ def default_contexts(device: str, threads: int) -> int:
 
 def _candidates(model: Model, backend: str, device: str, precision: str) -> list[tuple[str, str]]:
     """Return what may be tried, the best first."""
+    # Only when named: it has not yet run on a GPU.
+    if model.engine is not None or backend == "tensorrt":
+        return [("tensorrt", device)]
     if precision == "bf16":
         return [("openvino", "cpu")]
     if backend == "openvino":
@@ -171,6 +192,28 @@ def _open(
     )
 
 
+def _open_tensorrt(
+    model: Model,
+    device: str,
+    precision: str,
+    shapes: Sequence[tuple[int, int, int]],
+    cache_dir: Path | None,
+    trust_engine: bool,
+    say: Callable[[str], None],
+) -> Backend:
+    from .tensorrt import open_tensorrt
+
+    return open_tensorrt(
+        model,
+        device=device,
+        precision=precision,
+        shapes=shapes,
+        cache_dir=cache_dir,
+        trust_engine=trust_engine,
+        say=say,
+    )
+
+
 def _check_precision(card: ModelCard, precision: str, backend: str) -> None:
     if precision not in ("auto", *PRECISIONS):
         raise BackendError(
@@ -190,9 +233,9 @@ def _check_precision(card: ModelCard, precision: str, backend: str) -> None:
             f"{name}: is {card.precision}, and bf16 is a way to run an fp32 file; leave "
             "--precision out"
         )
-    if backend == "onnxruntime":
+    if backend in ("onnxruntime", "tensorrt"):
         raise BackendError(
-            "onnxruntime cannot compute in bf16; pass --backend openvino, or leave --precision out"
+            f"{backend} cannot compute in bf16; pass --backend openvino, or leave --precision out"
         )
 
 

@@ -15,11 +15,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .engine_export import export_engine
     from .onnx_export import Exported, export_onnx
 
-__all__ = ["Exported", "export_onnx"]
+__all__ = ["Exported", "export_engine", "export_onnx"]
 
-_HOMES = {"Exported": ".onnx_export", "export_onnx": ".onnx_export"}
+_HOMES = {
+    "Exported": ".onnx_export",
+    "export_engine": ".engine_export",
+    "export_onnx": ".onnx_export",
+}
 """The module that each public name comes from."""
 
 

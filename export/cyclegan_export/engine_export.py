@@ -1,0 +1,89 @@
+"""Write a generator as a TensorRT engine for the GPU of this machine. Experimental.
+
+The ONNX comes first, beside the engine and under its name: an engine fits one kind of GPU and one
+version of TensorRT, and for another it is built again from there. Building itself is
+`cyclegan_batch.backends.tensorrt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cyclegan_batch.backends.tensorrt import check_tensorrt, write_engine
+from cyclegan_batch.engines import Build, EngineCard, Shape, card_path, profile_for
+from cyclegan_batch.errors import ModelError, OutputError
+from cyclegan_batch.files import printable
+from cyclegan_batch.model import Model, open_model
+
+from .onnx_export import export_onnx
+
+
+def export_engine(
+    source: Path,
+    output: Path,
+    *,
+    min_shape: Shape | None = None,
+    opt_shape: Shape | None = None,
+    max_shape: Shape | None = None,
+    builder_level: int = 3,
+    workspace: int | None = None,
+    hardware_compatible: bool = False,
+    version_compatible: bool = False,
+    refit: bool = False,
+    cache_dir: Path | None = None,
+    verify: bool = True,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda sentence: None,
+    **onnx_options: Any,
+) -> EngineCard:
+    """Write the generator at ``source`` to ``output`` as an engine, its card beside it.
+
+    ``source`` is what `export_onnx` takes, which is told ``onnx_options``, or an ONNX that is
+    inside the contract already. The shapes (N, H, W) are the frames that the engine will take; see
+    `cyclegan_batch.engines.profile_for`, and `Build` for what the others mean. An FP32 engine
+    computes without TF32. Raises ModelError, BackendError, BackendUnavailableError, OutputError.
+    """
+    for path in (output, card_path(output)):
+        if path.exists() and not overwrite:
+            raise OutputError(
+                f"cannot write {printable(path)}: it exists already; pass -y to overwrite it"
+            )
+    check_tensorrt()
+    model = _contract_file(source)
+    if model is None:
+        if not (min_shape or opt_shape or max_shape or onnx_options.get("shape")):
+            raise ModelError(
+                f"{printable(output)}: an engine is built for frames of certain shapes; pass "
+                "--opt-shape N,H,W (and --min-shape, --max-shape for a range)"
+            )
+        beside = output.with_suffix(".onnx")
+        export_onnx(source, beside, verify=verify, overwrite=overwrite, say=say, **onnx_options)
+        model = open_model(beside)
+    build = Build(
+        profile_for(model.card, min_shape, opt_shape, max_shape),
+        builder_level=builder_level,
+        workspace=workspace,
+        hardware_compatible=hardware_compatible,
+        version_compatible=version_compatible,
+        refit=refit,
+    )
+    card, notes = write_engine(model, output, build, cache_dir=cache_dir, verify=verify, say=say)
+    for note in notes:
+        say(note)
+    size = output.stat().st_size / 1e6
+    parity = card.parity or "unverified"
+    say(f"{printable(output)}: {card.model.precision}, {size:.1f} MB, {parity} against its ONNX")
+    return card
+
+
+def _contract_file(source: Path) -> Model | None:
+    """Return the model of an ONNX that is inside the contract, None for everything else."""
+    if source.suffix.lower() != ".onnx":
+        return None
+    try:
+        model = open_model(source)
+    except ModelError:
+        return None  # the exporter says what is wrong with it
+    return model if model.io is None else None

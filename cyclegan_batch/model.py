@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, Unpack
 
 import numpy as np
 import onnx
@@ -50,6 +50,7 @@ __all__ = [
     "MODEL_IO_GRAMMAR",
     "OUTPUT",
     "VALUES",
+    "CardFields",
     "GeneratorIO",
     "Model",
     "ModelCard",
@@ -95,8 +96,8 @@ class ModelCard:
     trained_size: int | None
     direction: str | None
     """``AtoB`` or ``BtoA``."""
-    precision: str
-    """``fp32``, ``fp16`` or ``int8``: the type of the file's weights."""
+    precision: Literal["fp32", "fp16", "int8"]
+    """The type of the file's weights."""
     source_digest: str | None
     """SHA-256 of the checkpoint it was exported from."""
     tool_version: str | None
@@ -187,36 +188,38 @@ def describe(card: ModelCard) -> dict[str, Any]:
     return shown
 
 
-def model_from_contract(
-    path: Path,
-    contract: onnx.ModelProto,
-    *,
-    architecture: str,
-    sizes: SizeRequirements,
-    precision: Literal["fp32", "fp16", "int8"] = "fp32",
-    trained_size: int | None = None,
-    direction: Literal["AtoB", "BtoA"] | None = None,
-    source_digest: str | None = None,
-    parity: str | None = None,
-    generator: Mapping[str, Any] | None = None,
-) -> Model:
+class CardFields(TypedDict, total=False):
+    """What `model_from_contract` is told of a graph; the rest of a `ModelCard` it finds itself."""
+
+    architecture: Required[str]
+    sizes: Required[SizeRequirements]
+    precision: Literal["fp32", "fp16", "int8"]
+    trained_size: int | None
+    direction: Literal["AtoB", "BtoA"] | None
+    source_digest: str | None
+    parity: str | None
+    generator: dict[str, Any] | None
+
+
+def model_from_contract(path: Path, contract: onnx.ModelProto, **card: Unpack[CardFields]) -> Model:
     """Give a contract graph its card, in place, and return both as they will be read at ``path``.
 
     Raises ModelError where that is no contract file.
     """
     from . import __version__
 
+    sizes, generator = card["sizes"], card.get("generator")
     fields = {
         "contract_version": CONTRACT_VERSION,
-        "architecture": architecture,
+        "architecture": card["architecture"],
         "multiple_of": sizes.multiple_of,
         "minimum": sizes.minimum,
-        "trained_size": trained_size,
-        "direction": direction,
-        "precision": precision,
-        "source_digest": source_digest,
+        "trained_size": card.get("trained_size"),
+        "direction": card.get("direction"),
+        "precision": card.get("precision", "fp32"),
+        "source_digest": card.get("source_digest"),
         "tool_version": __version__,
-        "parity": parity,
+        "parity": card.get("parity"),
         "generator": None if generator is None else json.dumps(generator),
     }
     kept = {
@@ -237,11 +240,15 @@ def model_from_contract(
 
 
 def write_model(
-    path: Path, contract: onnx.ModelProto, *, overwrite: bool = True, **card: Any
+    path: Path,
+    contract: onnx.ModelProto,
+    *,
+    overwrite: bool = True,
+    **card: Unpack[CardFields],
 ) -> ModelCard:
     """Write a contract graph with its card to ``path``; return the card.
 
-    ``card``: what `model_from_contract` takes. Raises ModelError where what is written is no
+    Raises ModelError where what is written is no
     contract file, OutputError also where ``path`` exists and ``overwrite`` is false.
     """
     model = model_from_contract(path, contract, **card)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -69,16 +70,16 @@ def pass_gate(path: Path, model: Model, frames: Pixels, reference: Pixels, again
 
 
 def pass_half_gate(
-    path: Path, network: nn.Module, frames: Pixels, *, channels: int
+    path: Path, frames: Pixels, *, network: nn.Module, channels: int
 ) -> HalfArithmetic:
     """Return what half precision does to the arithmetic of ``network`` on ``frames``.
 
     ``path`` is the name that messages say, ``channels`` what the network takes. Raises ModelError
     where a layer leaves the range of half precision, or the result its class.
     """
-    reference = translated_by_torch(network, frames, "uint8", channels=channels)
+    reference = translated_by_torch(network, frames, channels=channels)
     half, largest = _rounding_to_half(network)
-    found = translated_by_torch(half, frames, "uint8", channels=channels, allow_nan=True)
+    found = translated_by_torch(half, frames, channels=channels, allow_nan=True)
     layer, value = max(largest.items(), key=lambda each: each[1])
     beyond = next(((name, each) for name, each in largest.items() if each > LARGEST_HALF), None)
     if beyond is not None:
@@ -101,9 +102,9 @@ def pass_half_gate(
 def translated_by_torch(
     network: nn.Module,
     frames: Pixels,
-    pixel_type: PixelType,
     *,
     channels: int,
+    pixel_type: PixelType = "uint8",
     allow_nan: bool = False,
 ) -> Pixels:
     """Return what ``network`` makes of ``frames`` (uint8) in float32, as the contract gives it.
@@ -130,11 +131,11 @@ def translated_by_torch(
     return np.stack(out)
 
 
-def translated_by_file(content: bytes, io: GeneratorIO, frames: Pixels) -> Pixels:
-    """Return what a foreign ONNX makes of ``frames`` (uint8), fed as ``io`` says, by onnxruntime.
+def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
+    """Return what the foreign ONNX at ``path`` makes of ``frames`` (uint8), fed as ``io`` says.
 
-    The pictures are brought to its range and back by numpy, so that this holds the nodes that the
-    contract puts around it. Raises BackendError.
+    onnxruntime runs it as it is; its range is met, and left again, by numpy, so that this holds the
+    nodes that the contract puts around it. Raises BackendError.
     """
     try:
         onnxruntime = importlib.import_module("onnxruntime")
@@ -143,6 +144,8 @@ def translated_by_file(content: bytes, io: GeneratorIO, frames: Pixels) -> Pixel
             "cannot measure the file: onnxruntime is not installed; "
             "pip install 'cyclegan-batch[export]' brings it"
         ) from error
+    # Loaded and not named: what lies beside the file has been looked at by open_model already.
+    content = onnx.load(path).SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0]
     kind = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8}

@@ -11,8 +11,9 @@ import dataclasses
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import onnx
 
@@ -21,12 +22,13 @@ from cyclegan_batch.checkpoints import LoadedGenerator, load_generator
 from cyclegan_batch.contract import GeneratorIO, contract_from_generator
 from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
 from cyclegan_batch.files import printable
-from cyclegan_batch.frames import PixelType, Size, SizeRequirements
-from cyclegan_batch.model import ModelCard, model_from_contract, open_model, write_model
+from cyclegan_batch.frames import Pixels, PixelType, Size, SizeRequirements
+from cyclegan_batch.model import CardFields, ModelCard, model_from_contract, open_model, write_model
 from cyclegan_batch.parity import Parity
 
 from .gate import (
     LARGEST_HALF,
+    HalfArithmetic,
     pass_gate,
     pass_half_gate,
     translated_by_file,
@@ -85,37 +87,34 @@ def export_onnx(
     then), BackendUnavailableError, InputError, OutputError.
     """
     _check_output(source, output, overwrite=overwrite)
-    foreign = not is_checkpoint(source)
-    if foreign:
-        made = _from_foreign(source, model_io, direction, precision, io, shape)
+    if is_checkpoint(source):
+        made = _from_checkpoint(source, model_io, direction, precision, io, shape)
     else:
-        made = _from_checkpoint(source, model_io, direction, precision, io, shape, say)
+        made = _from_foreign(source, model_io, direction, precision, io, shape)
     for note in made.notes:
         say(note)
-    measured, words = None, UNVERIFIED
-    if verify:
-        measured, words = made.measure(output, samples, say)
-    card = write_model(
-        output,
-        made.contract,
-        overwrite=overwrite,
-        parity=words,
-        **made.card,
-    )
+    measured, words = _measured(made, output, samples, say) if verify else (None, UNVERIFIED)
+    described: CardFields = {**made.card, "parity": words}
+    card = write_model(output, made.contract, overwrite=overwrite, **described)
     say(f"{printable(output)}: {card.precision}, {output.stat().st_size / 1e6:.1f} MB, {words}")
     return Exported(output, card, measured, made.notes)
 
 
 @dataclass(frozen=True)
 class _Made:
-    """A contract graph on its way to a file."""
+    """A contract graph on its way to a file, and what it is to draw."""
 
     contract: onnx.ModelProto
-    card: dict[str, Any]
-    """What `write_model` is told of it."""
-    measure: Callable[[Path, Path | None, Callable[[str], None]], tuple[Parity, str]]
-    """Given the output's name, the samples and who is told: the parity, also in words."""
+    card: CardFields
+    source: Path
+    """The file that it was made from."""
+    reference: Callable[[Pixels], Pixels]
+    """Frames (uint8) to their translations in the pixel type of the contract graph."""
+    against: str
+    """What the reference is, in words."""
     notes: tuple[str, ...]
+    half: Callable[[Path, Pixels], HalfArithmetic] | None = None
+    """Given the output's name and frames: what half precision does. None for other precisions."""
 
 
 def _from_checkpoint(
@@ -125,7 +124,6 @@ def _from_checkpoint(
     precision: Precision,
     io: PixelType,
     shape: Shape | None,
-    say: Callable[[str], None],
 ) -> _Made:
     if model_io is not None:
         raise ModelError(
@@ -135,45 +133,29 @@ def _from_checkpoint(
     _check_exporter()
     found = find_checkpoint(source, direction)
     loaded = load_generator(found.path)
-    config = loaded.config
+    config, half = loaded.config, precision == "fp16"
     sizes = _sizes(loaded, shape)
-    say(f"exporting {printable(found.path)}: {config.netG}, ngf {config.ngf}, {precision}")
     network = deployable(loaded.network)
     graph = graph_from_network(
-        network, config.sizes, channels=config.input_nc, half=precision == "fp16", shape=shape
+        network, config.sizes, channels=config.input_nc, half=half, shape=shape
     )
-    contract = contract_from_generator(graph, GeneratorIO(), pixel_type=io)
-    card: dict[str, Any] = {
-        "architecture": config.netG,
-        "sizes": sizes,
-        "precision": precision,
-        "trained_size": loaded.trained_size,
-        "direction": found.direction,
-        "source_digest": loaded.digest,
-        "generator": dataclasses.asdict(config),
-    }
-
-    def measure(
-        output: Path, samples: Path | None, say: Callable[[str], None]
-    ) -> tuple[Parity, str]:
-        side = loaded.trained_size or _USUAL_SIZE
-        shown = samples_for(samples, found.path, sizes.smallest_fit((side, side)), _FRAMES)
-        say(f"measuring it against torch in fp32 on {_words(shown.said, shown.frames.shape)}")
-        model = model_from_contract(output, contract, **card)
-        reference = translated_by_torch(loaded.network, shown.frames, io, channels=config.input_nc)
-        parity = pass_gate(output, model, shown.frames, reference, "torch in fp32")
-        words = f"{parity} against torch in fp32 on {_words(shown.said, shown.frames.shape)}"
-        if precision == "fp16":
-            half = pass_half_gate(output, network, shown.frames, channels=config.input_nc)
-            words += f"; with every layer rounded to half: {half.parity}"
-            say(
-                "onnxruntime's CPU computes an fp16 file in fp32, which shows its graph and its "
-                f"weights; with every layer rounded to half it is {half.parity}, and the largest "
-                f"value is {half.largest:.3g} ({half.layer}) of {LARGEST_HALF:.0f}"
-            )
-        return parity, words
-
-    return _Made(contract, card, measure, (*found.notes, *loaded.notes))
+    return _Made(
+        contract_from_generator(graph, GeneratorIO(), pixel_type=io),
+        {
+            "architecture": config.netG,
+            "sizes": sizes,
+            "precision": precision,
+            "trained_size": loaded.trained_size,
+            "direction": found.direction,
+            "source_digest": loaded.digest,
+            "generator": dataclasses.asdict(config),
+        },
+        found.path,
+        partial(translated_by_torch, loaded.network, pixel_type=io, channels=config.input_nc),
+        "torch in fp32",
+        (*found.notes, *loaded.notes),
+        partial(pass_half_gate, network=network, channels=config.input_nc) if half else None,
+    )
 
 
 def _from_foreign(
@@ -186,50 +168,65 @@ def _from_foreign(
 ) -> _Made:
     name = printable(source)
     model = open_model(source, model_io=model_io)
+    given = model.card
     if model.io is None:
         raise ModelError(
             f"{name}: is inside the contract already; copy it, or give the checkpoint that it was "
             "exported from"
         )
-    asked = [
-        option
-        for option, changes in (
-            (f"--precision {precision}", precision != model.card.precision),
-            (f"--io {io}", io != "uint8"),
-            ("--shape", shape is not None),
-        )
-        if changes
-    ]
-    if asked:
-        raise ModelError(
-            f"{name}: is a foreign ONNX in {model.card.precision}, which is adopted as it is, and "
-            f"{asked[0]} was asked for; export it so where it was trained"
-        )
-    card: dict[str, Any] = {
-        "architecture": model.card.architecture,
-        "sizes": model.card.sizes,
-        "precision": model.card.precision,
-        "trained_size": model.card.trained_size,
-        "direction": direction,
-        "source_digest": model.card.digest,
-    }
-    contract = onnx.ModelProto.FromString(model.graph)
-    fed = model.io
+    for option, changes in (
+        (f"--precision {precision}", precision not in ("fp32", given.precision)),
+        (f"--io {io}", io != "uint8"),
+        ("--shape", shape is not None),
+    ):
+        if changes:
+            raise ModelError(
+                f"{name}: is a foreign ONNX in {given.precision}, which is adopted as it is, and "
+                f"{option} was asked for; export it so where it was trained"
+            )
+    return _Made(
+        onnx.ModelProto.FromString(model.graph),
+        {
+            "architecture": given.architecture,
+            "sizes": given.sizes,
+            "precision": given.precision,
+            "trained_size": given.trained_size,
+            "direction": direction,
+            "source_digest": given.digest,
+        },
+        source,
+        partial(translated_by_file, source, model.io),
+        "the file that was given",
+        given.notes if given.precision == precision else (
+            *given.notes, f"{name}: is {given.precision}, and stays so"
+        ),
+    )  # fmt: skip
 
-    def measure(
-        output: Path, samples: Path | None, say: Callable[[str], None]
-    ) -> tuple[Parity, str]:
-        side = model.card.trained_size or _USUAL_SIZE
-        size = model.card.sizes.smallest_fit((side, side))
-        shown = samples_for(samples, source, size, _FRAMES)
-        against = "the file that was given"
-        reference = translated_by_file(source.read_bytes(), fed, shown.frames)
-        parity = pass_gate(
-            output, model_from_contract(output, contract, **card), shown.frames, reference, against
-        )
-        return parity, f"{parity} against {against} on {_words(shown.said, shown.frames.shape)}"
 
-    return _Made(contract, card, measure, model.card.notes)
+def _measured(
+    made: _Made, output: Path, samples: Path | None, say: Callable[[str], None]
+) -> tuple[Parity, str]:
+    """Return the parity of what is to be written to ``output``, and how the card says it.
+
+    Raises ModelError where it misses the class of its precision.
+    """
+    side = made.card.get("trained_size") or _USUAL_SIZE
+    size = made.card["sizes"].smallest_fit((side, side))
+    shown = samples_for(samples, made.source, size, _FRAMES)
+    how = f"against {made.against} on {shown.said} at {size[1]}×{size[0]}"
+    say(f"measuring it {how}")
+    model = model_from_contract(output, made.contract, **made.card)
+    found = pass_gate(output, model, shown.frames, made.reference(shown.frames), made.against)
+    words = f"{found} {how}"
+    if made.half is not None:
+        half = made.half(output, shown.frames)
+        words += f"; with every layer rounded to half: {half.parity}"
+        say(
+            "onnxruntime's CPU computes an fp16 file in fp32, which shows its graph and its "
+            f"weights; with every layer rounded to half it is {half.parity}, and the largest "
+            f"value is {half.largest:.3g} ({half.layer}) of {LARGEST_HALF:.0f}"
+        )
+    return found, words
 
 
 def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
@@ -268,7 +265,3 @@ def _sizes(loaded: LoadedGenerator, shape: Shape | None) -> SizeRequirements:
             f"multiples of {sizes.multiple_of} from {sizes.minimum} on; choose such ones"
         )
     return dataclasses.replace(sizes, fixed=size)
-
-
-def _words(said: str, shape: tuple[int, ...]) -> str:
-    return f"{said} at {shape[2]}×{shape[1]}"

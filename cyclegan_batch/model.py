@@ -96,8 +96,8 @@ class ModelCard:
     trained_size: int | None
     direction: str | None
     """``AtoB`` or ``BtoA``."""
-    precision: Literal["fp32", "fp16", "int8"]
-    """The type of the file's weights."""
+    precision: str
+    """``fp32``, ``fp16`` or ``int8``: the type of the file's weights."""
     source_digest: str | None
     """SHA-256 of the checkpoint it was exported from."""
     tool_version: str | None
@@ -193,7 +193,7 @@ class CardFields(TypedDict, total=False):
 
     architecture: Required[str]
     sizes: Required[SizeRequirements]
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: str
     trained_size: int | None
     direction: Literal["AtoB", "BtoA"] | None
     source_digest: str | None

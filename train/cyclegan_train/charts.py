@@ -30,6 +30,7 @@ _OVER = 2
 """Lines are drawn larger by this and scaled down, since Pillow draws them jagged."""
 
 Pixels = npt.NDArray[np.uint8]
+Panels = Sequence[tuple[str, Sequence[str]]]
 
 
 def sheet_png(rows: Sequence[Sequence[tuple[str, Pixels]]]) -> bytes:
@@ -65,11 +66,18 @@ def sheet_png(rows: Sequence[Sequence[tuple[str, Pixels]]]) -> bytes:
 
 def losses_png(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> bytes:
     """Return the curves of the losses against the steps, in two panels, as one PNG."""
+    return curves_png(steps, losses, _PANELS)
+
+
+def curves_png(
+    steps: Sequence[int], curves: Mapping[str, Sequence[float]], panels: Panels
+) -> bytes:
+    """Return ``curves`` against the steps as one PNG; ``panels``: titles and names."""
     width, height = 520, 360
-    chart = Image.new("RGB", (len(_PANELS) * width * _OVER, height * _OVER), "white")
-    for number, (title, names) in enumerate(_PANELS):
-        curves = {name: _thinned(steps, losses[name]) for name in names if name in losses}
-        _panel(chart, (number * width, 0, width, height), title, curves)
+    chart = Image.new("RGB", (len(panels) * width * _OVER, height * _OVER), "white")
+    for number, (title, names) in enumerate(panels):
+        drawn = {name: _thinned(steps, curves[name]) for name in names if name in curves}
+        _panel(chart, (number * width, 0, width, height), title, drawn)
     return _png(chart.resize((chart.width // _OVER, chart.height // _OVER), Image.Resampling.BOX))
 
 
@@ -106,8 +114,8 @@ def _panel(
         draw.text((across, bottom + 12), _short(step), fill="black", font=small, anchor="ma")
     draw.line([(left, top), (left, bottom), (right, bottom)], fill="black", width=_OVER)
     across = left
-    for name, curve in curves.items():
-        colour = _COLOURS.get(name, (0, 0, 0))
+    for others, (name, curve) in enumerate(curves.items()):
+        colour = _COLOURS.get(name) or list(_COLOURS.values())[others % len(_COLOURS)]
         draw.line([(across, y + 66), (across + 36, y + 66)], fill=colour, width=3 * _OVER)
         draw.text((across + 44, y + 66), name, fill="black", font=small, anchor="lm")
         across += 64 + int(draw.textlength(name, font=small))

@@ -35,7 +35,7 @@ from torchvision.transforms.v2 import functional as tv  # type: ignore[import-un
 
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.files import printable
-from cyclegan_batch.frames import SizeRequirements
+from cyclegan_batch.frames import Pixels, SizeRequirements
 from cyclegan_batch.inputs import IMAGE_FORMATS, natural_key
 from cyclegan_batch.media.headers import read_header
 from cyclegan_batch.media.images import decode_picture
@@ -140,7 +140,7 @@ class Domain:
         """Pictures that were laid on white."""
         digest = hashlib.sha256()
         contents = hashlib.sha256()
-        found = _pictures_in(folder)
+        found = pictures_in(folder)
         if most is not None and len(found) > most:
             found = [found[number * len(found) // most] for number in range(most)]
         for number, (path, result) in enumerate(_in_parallel(self._load, found, config.workers)):
@@ -218,22 +218,10 @@ class Domain:
 
     def _load(self, path: Path) -> tuple[Tensor, bytes, bool] | InputError:
         """Return a prepared picture, the digest of its file, and whether it was transparent."""
-        name = printable(path)
         try:
-            with path.open("rb") as file:
-                read_header(file, name, max_pixels=_MAX_PIXELS)
-                file.seek(0)
-                data = file.read()
-            picture = decode_picture(data, name, max_pixels=_MAX_PIXELS)
-        except OSError as error:
-            return InputError(f"{name}: cannot be read: {error.strerror or error}")
+            pixels, data, transparent = read_picture(path)
         except InputError as error:
             return error
-        pixels, alpha = picture.pixels, picture.extras.alpha
-        transparent = alpha is not None and int(alpha.min()) < 255
-        if transparent:
-            share = np.asarray(alpha, np.float32)[..., None] / 255
-            pixels = np.rint(pixels * share + 255 * (1 - share)).astype(np.uint8)
         if self._channels == 1:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
         tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
@@ -259,6 +247,28 @@ class Domain:
             max(least, round(height / multiple) * multiple),
             max(least, round(width / multiple) * multiple),
         )
+
+
+def read_picture(path: Path) -> tuple[Pixels, bytes, bool]:
+    """Return a picture, the bytes of its file, and whether it was transparent.
+
+    RGB uint8 ``(H, W, 3)``, upright, what is transparent laid on white. Raises InputError.
+    """
+    name = printable(path)
+    try:
+        with path.open("rb") as file:
+            read_header(file, name, max_pixels=_MAX_PIXELS)
+            file.seek(0)
+            data = file.read()
+        picture = decode_picture(data, name, max_pixels=_MAX_PIXELS)
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
+    pixels, alpha = picture.pixels, picture.extras.alpha
+    transparent = alpha is not None and int(alpha.min()) < 255
+    if transparent:
+        share = np.asarray(alpha, np.float32)[..., None] / 255
+        pixels = np.rint(pixels * share + 255 * (1 - share)).astype(np.uint8)
+    return pixels, data, transparent
 
 
 def load_domains(
@@ -295,8 +305,11 @@ def _normalized(picture: Tensor) -> Tensor:
     return normalized
 
 
-def _pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures in ``folder`` and beneath it, by their names; hidden ones are none."""
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the pictures in ``folder`` and beneath it, by their names; hidden ones are none.
+
+    Raises InputError where there are none, or the folder cannot be read.
+    """
 
     def refuse(error: OSError) -> None:
         raise InputError(

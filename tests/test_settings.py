@@ -129,7 +129,7 @@ def test_a_recipe_may_be_a_file(tmp_path):
 
 
 def test_an_unknown_recipe_errors():
-    with pytest.raises(ValueError, match="'horses' is neither a file nor one of the recipes cpu, "):
+    with pytest.raises(ValueError, match="'horses' is neither a file nor one of the recipes city"):
         settings.recipe("horses")
 
 

@@ -5,9 +5,8 @@
     model = CycleGAN(TrainConfig(netG="resnet_6blocks", device="cpu"))
     losses = model.optimize_parameters(real_A, real_B)  # (N, C, H, W) in [-1, 1]
 
-What is here is one optimisation step and everything in it; there is no ``train`` command yet (see
-train/README.md). The package may import `cyclegan_batch`, never `cyclegan_export`. What a name
-needs is loaded when it is first used, torch first of all.
+The package may import `cyclegan_batch`, never `cyclegan_export`. What a name needs is loaded when
+it is first used, torch first of all.
 """
 
 from __future__ import annotations
@@ -18,10 +17,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import TrainConfig
     from .cyclegan import CycleGAN
+    from .evaluation import (
+        evaluate_labels,
+        evaluate_pictures,
+        evaluate_sets,
+        inception_features,
+        palette_from,
+    )
 
-__all__ = ["CycleGAN", "TrainConfig"]
+__all__ = [
+    "CycleGAN",
+    "TrainConfig",
+    "evaluate_labels",
+    "evaluate_pictures",
+    "evaluate_sets",
+    "inception_features",
+    "palette_from",
+]
 
-_HOMES = {"CycleGAN": ".cyclegan", "TrainConfig": ".config"}
+_HOMES = {
+    "CycleGAN": ".cyclegan",
+    "TrainConfig": ".config",
+    "evaluate_labels": ".evaluation",
+    "evaluate_pictures": ".evaluation",
+    "evaluate_sets": ".evaluation",
+    "inception_features": ".evaluation",
+    "palette_from": ".evaluation",
+}
 """The module that each public name comes from."""
 
 

@@ -655,9 +655,8 @@ _EXPORT = _options(
     click.option(
         "--precision",
         type=click.Choice(["fp32", "fp16"]),
-        default="fp32",
-        show_default=True,
-        help="Of weights and convolutions; the norm's statistics are always fp32.",
+        help="Of weights and convolutions, the norm's statistics are always fp32; fp32, and fp16 "
+        "for a bundle.",
     ),
     click.option(
         "--io",
@@ -691,6 +690,11 @@ _EXPORT = _options(
 )
 
 _ENGINE = _options(
+    click.option(
+        "--bundle",
+        type=click.Choice(["jetson-orin", "jetson-thor", "generic"]),
+        help="OUTPUT is a folder from which such a device makes its own engine, and proves it.",
+    ),
     click.option("--min-shape", type=_Shape(), help="Engine: the smallest frames it will take."),
     click.option("--opt-shape", type=_Shape(), help="Engine: the frames it is tuned for."),
     click.option("--max-shape", type=_Shape(), help="Engine: the largest frames it will take."),
@@ -736,17 +740,26 @@ def export(checkpoint: Path, output: Path, quiet: bool, **options: Any) -> None:
 
     CHECKPOINT is a .pth or .safetensors file, the folder of a run, or a foreign ONNX; OUTPUT ends
     in .onnx. Where it ends in .engine, a TensorRT engine for this machine's GPU is built besides
-    (experimental).
+    (experimental); with --bundle it is a folder for an edge device.
     """
     from .progress import Reporter
 
     engine = {name: options.pop(name) for name in _ENGINE_NAMES}
     engine = {name: value for name, value in engine.items() if value not in (None, False)}
-    wants_engine = output.suffix.lower() == ".engine"
-    if engine and not wants_engine:
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in engine)
-        raise click.UsageError(f"{given}: for an engine only; let OUTPUT end in .engine.")
+    bundle = options.pop("bundle")
+    wants_engine = bundle is None and output.suffix.lower() == ".engine"
+    options["precision"] = options["precision"] or ("fp16" if bundle else "fp32")
+    useless = [
+        f"--{name.replace('_', '-')}"
+        for name in engine
+        if not wants_engine and not (bundle and name.endswith("_shape"))
+    ]
+    if useless:
+        raise click.UsageError(
+            f"{', '.join(useless)}: for an engine only; let OUTPUT end in .engine."
+        )
     try:
+        from cyclegan_export.bundle import export_bundle
         from cyclegan_export.engine_export import export_engine
         from cyclegan_export.onnx_export import export_onnx
     except ImportError as error:
@@ -757,7 +770,9 @@ def export(checkpoint: Path, output: Path, quiet: bool, **options: Any) -> None:
             "pip install 'cyclegan-batch[export]' brings it"
         ) from error
     say = Reporter("plain", quiet=quiet).say
-    if wants_engine:
+    if bundle:
+        export_bundle(checkpoint, output, target=bundle, say=say, **engine, **options)
+    elif wants_engine:
         export_engine(checkpoint, output, say=say, **engine, **options)
     else:
         export_onnx(checkpoint, output, say=say, **options)

@@ -15,13 +15,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bundle import export_bundle
     from .engine_export import export_engine
     from .onnx_export import Exported, export_onnx
 
-__all__ = ["Exported", "export_engine", "export_onnx"]
+__all__ = ["Exported", "export_bundle", "export_engine", "export_onnx"]
 
 _HOMES = {
     "Exported": ".onnx_export",
+    "export_bundle": ".bundle",
     "export_engine": ".engine_export",
     "export_onnx": ".onnx_export",
 }

@@ -51,7 +51,7 @@ def export_engine(
                 f"cannot write {printable(path)}: it exists already; pass -y to overwrite it"
             )
     check_tensorrt()
-    model = _contract_file(source)
+    model = contract_file(source)
     if model is None:
         if not (min_shape or opt_shape or max_shape or onnx_options.get("shape")):
             raise ModelError(
@@ -78,7 +78,7 @@ def export_engine(
     return card
 
 
-def _contract_file(source: Path) -> Model | None:
+def contract_file(source: Path) -> Model | None:
     """Return the model of an ONNX that is inside the contract, None for everything else."""
     if source.suffix.lower() != ".onnx":
         return None

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -347,6 +348,18 @@ def test_a_long_build_says_how_far_it_is_and_ctrl_c_ends_it_errors(
         deadline -= 1
         threading.Event().wait(0.1)
     assert not gpu.builds, "the monitor said no, and TensorRT gave nothing"
+
+
+def test_cancel_ends_a_build_in_the_middle_of_a_run_errors(
+    tmp_path: Path, gpu: Gpu, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_on(gpu, model, tmp_path)
+    gpu.building = lambda: opened.cancel() or threading.Event().wait(0.5)
+    begun = time.monotonic()
+    with pytest.raises(BackendError, match="cut off"):
+        opened.infer(frames(2, 32, 32))
+    assert time.monotonic() - begun < 5
+    assert len(gpu.builds) == 1
 
 
 # What TensorRT refuses

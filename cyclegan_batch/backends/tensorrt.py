@@ -57,6 +57,9 @@ Say = Callable[[str], None]
 _SPOKEN = 10.0
 """Seconds between two lines about a build that goes on."""
 
+_STOPPING = 3.0
+"""Seconds that a build gets to hear that it is not wanted any more."""
+
 _STEP = 512
 """An engine that must be built anew for larger frames takes sides up to the next multiple: so a
 folder of many sizes needs few engines."""
@@ -110,7 +113,7 @@ class TensorRtBackend:
         engines = self._opened()
         if self._cancelled.is_set():
             raise BackendError("tensorrt: cut off")
-        engine = engines.covering(_shape(frames))
+        engine = engines.covering(_shape(frames), self._cancelled.is_set)
         # A thread has a current device of its own, and any thread may call.
         engines.cuda.use()
         if self._context is None or self._context.engine is not engine:
@@ -179,8 +182,8 @@ def write_engine(
     """
     trt, cuda = _import(), _Cuda(device)
     builder = _Builder(trt, cuda, cuda.machine(trt), cache_dir or _default_cache_dir(), say)
-    made = builder.build(model, build, verify=verify)
-    card = write_engine_file(replace(made.card, path=path), made.content, builder.cache_dir)
+    made, content = builder.build(model, build, verify=verify)
+    card = write_engine_file(replace(made.card, path=path), content, builder.cache_dir)
     return card, tuple(builder.notes)
 
 
@@ -200,7 +203,6 @@ class _Engine:
     engine: Any
     runtime: Any
     """Must outlive the engine."""
-    content: bytes
     card: EngineCard
 
     @property
@@ -241,8 +243,11 @@ class _Engines:
         with self._lock:
             self._engine = self._make(profile)
 
-    def covering(self, shape: Shape) -> _Engine:
-        """Return an engine that takes frames of ``shape``. Raises BackendError, ModelError."""
+    def covering(self, shape: Shape, stopped: Callable[[], bool]) -> _Engine:
+        """Return an engine that takes frames of ``shape``; ``stopped`` ends its building.
+
+        Raises BackendError, ModelError.
+        """
         with self._lock:
             if self._engine is not None and self._engine.profile.covers(shape):
                 return self._engine
@@ -253,7 +258,7 @@ class _Engines:
                     f"{self._engine.profile} (N,H,W) and {_words(shape)} came; choose a --size "
                     "within, or build an engine with another --min-shape and --max-shape"
                 )
-            self._engine = self._make(self._widened(shape))
+            self._engine = self._make(self._widened(shape), stopped)
             return self._engine
 
     def _widened(self, shape: Shape) -> Profile:
@@ -268,9 +273,9 @@ class _Engines:
         wide = _holding(_holding(known, (shape[0], *rounded)), (least, *smallest))
         return replace(wide, opt=shape)
 
-    def _make(self, profile: Profile) -> _Engine:
+    def _make(self, profile: Profile, stopped: Callable[[], bool] = lambda: False) -> _Engine:
         build = self._build or Build(profile, tf32=self._tf32 and self.card.precision == "fp32")
-        return self._builder.cached(self._model, replace(build, profile=profile))
+        return self._builder.cached(self._model, replace(build, profile=profile), stopped)
 
 
 def _profile_of(card: ModelCard, shapes: Sequence[Shape]) -> Profile | None:
@@ -347,7 +352,9 @@ class _Builder:
         """What the user should be told once."""
         self._trt, self._say = trt, say
 
-    def cached(self, model: Model, build: Build) -> _Engine:
+    def cached(
+        self, model: Model, build: Build, stopped: Callable[[], bool] = lambda: False
+    ) -> _Engine:
         """Return the engine of the cache, or build it. Raises BackendError, ModelError."""
         digest = hashlib.sha256(model.graph).hexdigest()
         wanted = hashlib.sha256(repr((digest, self.machine, build)).encode()).hexdigest()
@@ -355,16 +362,26 @@ class _Builder:
         found = self._from_cache(path, digest, build)
         if found is not None:
             return found
-        made = self.build(model, build)
+        made, content = self.build(model, build, stopped=stopped)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_engine_file(replace(made.card, path=path), made.content, self.cache_dir)
+            write_engine_file(replace(made.card, path=path), content, self.cache_dir)
         except (OutputError, OSError) as error:
             self.notes.append(f"the engine cannot be kept, the next run builds it again: {error}")
         return made
 
-    def build(self, model: Model, build: Build, *, verify: bool = True) -> _Engine:
-        """Build and open an engine, and accept it. Raises BackendError, ModelError."""
+    def build(
+        self,
+        model: Model,
+        build: Build,
+        *,
+        verify: bool = True,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> tuple[_Engine, bytes]:
+        """Build and open an engine, and accept it; return it, and as a file.
+
+        Raises BackendError, ModelError.
+        """
         from .. import __version__
 
         name = printable(Path(model.card.path.name))
@@ -376,6 +393,7 @@ class _Builder:
             name=name,
             timing_cache=timing,
             prepare=self.cuda.use,
+            stopped=stopped,
             say=self._say,
         )
         card = EngineCard(
@@ -391,7 +409,7 @@ class _Builder:
         layers = self._inspected(made, name)
         found = self._measured(model, made) if verify else None
         measured = None if found is None else str(found)
-        return replace(made, card=replace(card, layers=layers, parity=measured))
+        return replace(made, card=replace(card, layers=layers, parity=measured)), content
 
     def opened(self, content: bytes, card: EngineCard) -> _Engine:
         """Open an engine that is trusted. Raises BackendError."""
@@ -407,7 +425,7 @@ class _Builder:
             f"tensorrt {trt.__version__} does not open {printable(card.path)}",
             log,
         )
-        return _Engine(engine, runtime, content, card)
+        return _Engine(engine, runtime, card)
 
     def _from_cache(self, path: Path, digest: str, build: Build) -> _Engine | None:
         """Return the engine at ``path`` if it is ours, whole and the one that is wanted."""
@@ -489,14 +507,15 @@ def engine_from_graph(
     name: str,
     timing_cache: Path | None = None,
     prepare: Callable[[], None] = lambda: None,
+    stopped: Callable[[], bool] = lambda: False,
     say: Say = _silent,
 ) -> bytes:
     """Build an engine of a contract graph and return it as bytes.
 
     ``name``: the file's, for messages. ``timing_cache``: what earlier builds measured; read and
     written. ``prepare`` is called in the thread that builds: the current device is a thread's own.
-    ``say`` is told how far it is, in the caller's thread. Raises BackendError, OutOfMemoryError;
-    KeyboardInterrupt ends the build.
+    ``stopped`` is asked whether it is still wanted, and ``say`` told how far it is, in the caller's
+    thread. Raises BackendError, OutOfMemoryError; KeyboardInterrupt ends the build.
     """
     trt, log = _import(), _log(_import())
     monitor = _monitor(trt)
@@ -517,12 +536,14 @@ def engine_from_graph(
         while thread.is_alive():
             thread.join(0.2)
             waited += 0.2
+            if stopped():
+                raise BackendError("tensorrt: cut off")
             if waited >= _SPOKEN and thread.is_alive():
                 waited = 0.0
                 say(f"building an engine of {name}: {monitor.phase}")
     except BaseException:
         monitor.stop = True
-        thread.join(_SPOKEN)
+        thread.join(_STOPPING)
         raise
     (found,) = outcome
     if isinstance(found, BaseException):
@@ -582,7 +603,7 @@ def _build(
         config.set_timing_cache(timing, False)
     content = builder.build_serialized_network(network, config)
     if monitor.stop:
-        raise KeyboardInterrupt
+        raise BackendError("tensorrt: cut off")
     if content is None:
         if says_out_of_memory(RuntimeError(log.words())):
             raise OutOfMemoryError(

@@ -10,6 +10,7 @@ import ctypes
 import enum
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
@@ -38,6 +39,8 @@ class Gpu:
     live: dict[int, Any] = field(default_factory=dict)
     """Memory by its address."""
     streams: int = 0
+    building: Callable[[], Any] = lambda: None
+    """Called in the middle of a build."""
     refuse: dict[str, str] = field(default_factory=dict)
     """What returns None or False, and what the logger hears then: parse, build, open, context,
     shape, enqueue."""
@@ -190,6 +193,7 @@ def _tensorrt(gpu: Gpu) -> Any:
 
         def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
             config.progress_monitor.phase_start("Building", None, 1)
+            gpu.building()
             going = config.progress_monitor.step_complete("Building", 0)
             config.progress_monitor.phase_finish("Building")
             if refuses("build", self.logger) or not going:

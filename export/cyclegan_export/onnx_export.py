@@ -87,6 +87,7 @@ def export_onnx(
     then), BackendUnavailableError, InputError, OutputError.
     """
     _check_output(source, output, overwrite=overwrite)
+    say(f"exporting {printable(source)}")
     if is_checkpoint(source):
         made = _from_checkpoint(source, model_io, direction, precision, io, shape)
     else:

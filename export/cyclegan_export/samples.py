@@ -38,7 +38,7 @@ def samples_for(named: Path | None, checkpoint: Path, size: Size, count: int) ->
     InputError where ``named`` holds no picture.
     """
     if named is not None:
-        return Samples(frames_from_files(named, size, count), f"{count} frames of --samples")
+        return Samples(frames_from_files(named, size, count), f"{count} given frames")
     folder = _folder_of_run(checkpoint)
     if folder is not None:
         # Moved or emptied since, it is not asked for.

@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -281,8 +282,8 @@ def _gpu_words(machine: Machine) -> str:
 
 def _is_later(here: str, built: str) -> bool:
     """Tell whether ``here`` is a later version of the same major number."""
-    numbers = [tuple(int(part) for part in text.split(".")) for text in (here, built)]
-    return numbers[0][0] == numbers[1][0] and numbers[0] >= numbers[1]
+    numbers = [[int(part) for part in re.findall(r"\d+", text)] for text in (here, built)]
+    return numbers[0][:1] == numbers[1][:1] and numbers[0] >= numbers[1]
 
 
 # The card as JSON

@@ -392,7 +392,7 @@ def test_no_memory_for_an_engine_errors(tmp_path: Path, gpu: Gpu, model: Model, 
         open_on(gpu, model, tmp_path)
 
 
-@pytest.mark.parametrize("what", ["shape", "enqueue"])
+@pytest.mark.parametrize("what", ["shape", "size", "enqueue"])
 def test_a_failing_call_says_why_errors(tmp_path: Path, gpu: Gpu, model: Model, what: str) -> None:
     opened = open_on(gpu, model, tmp_path)
     gpu.refuse[what] = "illegal address"

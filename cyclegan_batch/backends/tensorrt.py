@@ -748,8 +748,10 @@ class _Context:
                 f"{printable(self._card.path)}: gives {out} for {frames.shape} where a generator "
                 "keeps the size; it cannot translate pictures"
             )
+        work = int(context.update_device_memory_size_for_shapes())
+        if work == 0 and self._log.words():
+            raise self._failed(shape)
         try:
-            work = int(context.update_device_memory_size_for_shapes())
             # Zero is no size that CUDA gives memory for, and the context wants an address.
             context.set_device_memory(self._on_device(max(work, 1)), work)
             self._device_in = self._on_device(frames.nbytes)
@@ -897,14 +899,14 @@ def _monitor(trt: Any) -> Any:
         # Called from TensorRT's threads, where an exception would end the process: nothing here
         # can fail.
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            self.phase = f"{name}, {steps} steps"
+            self.phase = name
 
         def step_complete(self, name: str, step: int) -> bool:
             self.phase = f"{name}, step {step + 1}"
             return not self.stop
 
         def phase_finish(self, name: str) -> None:
-            self.phase = f"{name}, done"
+            pass  # its parent goes on and says so
 
     return Monitor()
 

@@ -43,7 +43,7 @@ class Gpu:
     """Called in the middle of a build."""
     refuse: dict[str, str] = field(default_factory=dict)
     """What returns None or False, and what the logger hears then: parse, build, open, context,
-    shape, enqueue."""
+    shape, size, enqueue."""
     layers: str = '{"Layers": [{"Name": "a", "Inputs": [{"Format/Datatype": "Half"}]}, {}]}'
     add: int = 0
     """Added to every pixel: a GPU that computes something else."""
@@ -254,7 +254,7 @@ def _tensorrt(gpu: Gpu) -> Any:
             return list(self.shape)
 
         def update_device_memory_size_for_shapes(self) -> int:
-            return 10 * int(np.prod(self.shape))
+            return 0 if refuses("size", self.engine.logger) else 10 * int(np.prod(self.shape))
 
         def set_device_memory(self, address: int, size: int) -> None:
             assert len(gpu.live[address]) >= size

@@ -8,12 +8,15 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
 from cyclegan_train import CycleGAN, TrainConfig
 from cyclegan_train.config import GanMode
 from cyclegan_train.cyclegan import learning_rate_factor
+from cyclegan_train.distributed import Ranks
+from cyclegan_train.graphs import DevicePool
 from cyclegan_train.losses import GANLoss, gradient_penalty
 from cyclegan_train.networks import NLayerDiscriminator, PixelDiscriminator
 from cyclegan_train.pool import ImagePool
@@ -65,6 +68,21 @@ def assert_same_weights(model: CycleGAN, wanted, atol: float) -> None:
         for name, weight in named.items():
             if not without_effect(net, name):
                 assert (weight - wanted[net][name]).abs().max() <= atol, (net, name)
+
+
+def assert_same_bits(one: Any, other: Any) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_same_bits(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for mine, others in zip(one, other, strict=True):
+            assert_same_bits(mine, others)
+    else:
+        assert one == other
 
 
 def transcription(model: CycleGAN, seed: int = 0, **changes) -> formulas.Step:
@@ -424,6 +442,129 @@ def test_too_many_stored_pictures_errors():
         ImagePool(2).load_state_dict([numbered(0)] * 3, torch.device("cpu"))
 
 
+# The step without the host
+
+
+def ten_steps(model: CycleGAN, batch: int = 1) -> list[dict[str, float]]:
+    return [model.optimize_parameters(*pictures(number, batch)) for number in range(10)]
+
+
+@pytest.mark.behaviour(41)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"precision": "bf16", "ema": 0.9}, {"gan_mode": "wgangp"}, {"pool_size": 0}],
+    ids=str,
+)
+def test_a_step_that_could_be_recorded_has_the_bits_of_the_plain_one(changes, batch):
+    plain = CycleGAN(tiny(**{"pool_size": 4} | changes))
+    ready = CycleGAN(tiny(cuda_graphs=True, **{"pool_size": 4} | changes))
+    ready.load_state_dict(plain.state_dict())
+    found = []
+    for model in (plain, ready):
+        random.seed(1)
+        torch.manual_seed(1)
+        found.append((ten_steps(model, batch), random.getstate()))
+    assert found[0] == found[1]
+    assert_same_bits(plain.state_dict(), ready.state_dict())
+
+
+def test_a_state_goes_from_one_kind_of_step_to_the_other():
+    kinds = [CycleGAN(tiny(pool_size=2, cuda_graphs=graphs)) for graphs in (False, True)]
+    ten_steps(kinds[0])
+    for source, target in (kinds, kinds[::-1]):
+        target.load_state_dict(source.state_dict())
+        found = []
+        for model in (source, target):
+            random.seed(2)
+            found.append(ten_steps(model))
+        assert found[0] == found[1]
+
+
+def test_a_pool_on_the_device_is_the_pool():
+    """Also where a picture takes the place of one that came in the same batch."""
+    plain, device = ImagePool(3), DevicePool(3, torch.device("cpu"))
+    found: list[list[int]] = [[], []]
+    for pool, numbers in zip((plain, device), found, strict=True):
+        random.seed(3)
+        for first in range(0, 400, 4):
+            if isinstance(pool, DevicePool):
+                pool.draw(4)
+            answer = pool.query(numbered(*range(first, first + 4)))
+            numbers += [number_of(image) for image in answer]
+    assert found[0] == found[1]
+    assert [*map(number_of, plain.images)] == [*map(number_of, device.state_dict())]
+    with pytest.raises(ValueError, match="4 stored pictures for a pool of 3"):
+        device.load_state_dict([numbered(0)] * 4, torch.device("cpu"))
+
+
+def test_a_learning_rate_that_a_recording_reads_is_set_where_it_is():
+    model = CycleGAN(tiny(n_epochs=1, n_epochs_decay=1))
+    lr = torch.tensor(2e-4)
+    model.optimizer_G.param_groups[0]["lr"] = lr
+    assert model.update_learning_rate() == pytest.approx(1e-4)
+    assert lr.item() == pytest.approx(1e-4)
+    assert model.optimizer_D.param_groups[0]["lr"] == 1e-4
+    # A state of the one kind, in an optimiser of the other.
+    model.load_state_dict(CycleGAN(tiny()).state_dict())
+    loaded = model.optimizer_G.param_groups[0]["lr"]
+    assert isinstance(loaded, torch.Tensor)
+    assert loaded.item() == pytest.approx(2e-4)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_a_recorded_step_is_the_plain_one_but_for_rounding():
+    """Never run: it needs a GPU. Two epochs, so that the rate changes after the recording."""
+    found = []
+    plain = CycleGAN(tiny(device="cuda", pool_size=3, n_epochs=1, n_epochs_decay=1))
+    graph = CycleGAN(
+        tiny(device="cuda", pool_size=3, n_epochs=1, n_epochs_decay=1, cuda_graphs=True)
+    )
+    graph.load_state_dict(plain.state_dict())
+    for model in (plain, graph):
+        random.seed(1)
+        losses = []
+        for _ in range(2):
+            losses += [model.optimize_parameters(*pictures(n)) for n in range(8)]
+            model.update_learning_rate()
+        found.append(losses)
+    for one, other in zip(*found, strict=True):
+        assert one == pytest.approx(other, rel=1e-2)
+    assert_same_weights(graph, weights_of(plain), atol=1e-3)
+
+
+def test_pictures_of_another_shape_than_the_recorded_ones_error():
+    model = CycleGAN(tiny(cuda_graphs=True))
+    model.step(*pictures(0))
+    with pytest.raises(ValueError, match=r"replays one shape, \(1, 3, 32, 32\), and was given"):
+        model.step(*pictures(0, side=64))
+
+
+def test_a_recorded_step_of_several_processes_errors():
+    with pytest.raises(ValueError, match="cuda_graphs records the step of one process"):
+        CycleGAN(tiny(cuda_graphs=True), Ranks(0, 2))
+
+
+@pytest.mark.behaviour(41)
+# torch's own look at a tensor while it compiles; it means to hide what that warns of.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_networks_change_nothing_but_rounding(monkeypatch):
+    """Without the C++ compiler's part, which is torch's own and takes minutes."""
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **given: compile_(self, **given, backend="aot_eager")
+    )
+    plain, fast = CycleGAN(tiny()), CycleGAN(tiny(compile=True, joint_identity=True, ema=0.5))
+    for net in NETS:
+        getattr(fast, net).load_state_dict(getattr(plain, net).state_dict())
+    for number in range(2):
+        wanted = plain.optimize_parameters(*pictures(number))
+        assert fast.optimize_parameters(*pictures(number)) == pytest.approx(wanted, rel=1e-4)
+    assert_same_weights(fast, weights_of(plain), atol=5e-6)
+    assert list(fast.netG_A.state_dict()) == list(plain.netG_A.state_dict())
+
+
 # The schedules
 
 
@@ -556,6 +697,7 @@ def test_the_networks_have_the_channels_of_their_domains():
         ({"ema": 1.0}, "ema = 1.0 is to be from 0 to below 1"),
         ({"pool_size": -1}, "pool_size = -1 is to be 0 or more"),
         ({"input_nc": 1}, "has 1 channels where B has 3; set it to 0"),
+        ({"cuda_graphs": True, "precision": "fp16"}, "cuda_graphs cannot record fp16"),
     ],
     ids=str,
 )

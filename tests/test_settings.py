@@ -71,6 +71,10 @@ def test_text_becomes_the_kind_of_its_key(name, text, value):
         ({"netD": "large"}, "netD = 'large' is none of basic, n_layers, pixel"),
         ({"load_size": 200}, "load_size = 200 is less than crop_size = 256"),
         ({"batch_size": 0}, "batch_size = 0 is to be 1 or more"),
+        (
+            {"cuda_graphs": True, "preprocess": "none"},
+            "cuda_graphs replays one shape, and preprocess = 'none' leaves pictures of many",
+        ),
         ({"memory_gb": float("nan")}, "memory_gb = nan is to be 0 or more"),
     ],
 )

@@ -76,6 +76,12 @@ class TrainConfig:
     joint_identity: bool = False
     """Run what a generator does with both domains (fake, identity) as one batch, where the norm
     treats every picture by itself (instance, none) and there is no dropout: one forward less."""
+    compile: bool = False
+    """Compile the networks with torch.compile: minutes before the first step, and a C++ compiler
+    has to be there."""
+    cuda_graphs: bool = False
+    """Record a whole step as a CUDA graph and replay it. Experimental: never run on a GPU. Other
+    devices compute the same without recording."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -94,6 +100,11 @@ class TrainConfig:
         for name in ("beta1", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} is to be from 0 to below 1")
+        if self.cuda_graphs and self.precision == "fp16":
+            raise ValueError(
+                "cuda_graphs cannot record fp16, which leaves out steps as its gradients are; use "
+                "bf16"
+            )
         if self.n_layers_D > 5:
             raise ValueError(f"{self.n_layers_D = } is to be from 1 to 5")
         if self.lambda_identity and self.input_nc != self.output_nc:

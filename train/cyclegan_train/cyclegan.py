@@ -32,6 +32,7 @@ from cyclegan_batch.generators import (
 
 from .config import TrainConfig
 from .distributed import ALONE, Ranks
+from .graphs import DevicePool, GraphedStep
 from .losses import GANLoss, gradient_penalty
 from .networks import discriminator_from_config
 from .pool import ImagePool
@@ -61,6 +62,11 @@ class CycleGAN:
                 "norm = 'syncbatch' is for several GPUs, and these processes are on the CPU; use "
                 "batch or instance"
             )
+        if config.cuda_graphs and ranks.size > 1:
+            raise ValueError(
+                f"cuda_graphs records the step of one process, and this is one of {ranks.size}; "
+                "leave it out"
+            )
         self.netG_A = self._place(generator_from_config(generator_config(config, "AtoB")))
         self.netG_B = self._place(generator_from_config(generator_config(config, "BtoA")))
         self.netD_A = self._place(discriminator_from_config(config, config.output_nc))
@@ -68,8 +74,19 @@ class CycleGAN:
         self.optimizer_G = self._adam(self.netG_A, self.netG_B)
         self.optimizer_D = self._adam(self.netD_A, self.netD_B)
         self.criterion_gan = GANLoss(config.gan_mode)
-        self.fake_A_pool = ImagePool(config.pool_size)
-        self.fake_B_pool = ImagePool(config.pool_size)
+        self.fake_A_pool: ImagePool | DevicePool
+        self.fake_B_pool: ImagePool | DevicePool
+        self._graphed: GraphedStep | None = None
+        if config.cuda_graphs:
+            pools = (
+                DevicePool(config.pool_size, self.device),
+                DevicePool(config.pool_size, self.device),
+            )
+            self.fake_B_pool, self.fake_A_pool = pools
+            self._graphed = GraphedStep(self._compute, pools, self.device)
+        else:
+            self.fake_A_pool = ImagePool(config.pool_size)
+            self.fake_B_pool = ImagePool(config.pool_size)
         self.epoch = 1
         """The epoch in progress, counted from 1."""
         self.steps = 0
@@ -109,6 +126,14 @@ class CycleGAN:
         So a loop that does not look at every loss does not wait for the device at every step.
         """
         real_A, real_B = self._to_device(real_A), self._to_device(real_B)
+        compute = self._compute if self._graphed is None else self._graphed
+        losses = compute(real_A, real_B)
+        self.steps += 1
+        self._update_averages()
+        return losses
+
+    def _compute(self, real_A: Tensor, real_B: Tensor) -> dict[str, Tensor]:
+        """Do what of a step is the device's."""
         losses, fake_A, fake_B = self._step_generators(real_A, real_B)
         self.optimizer_D.zero_grad()
         # D_A's gradient stays while D_B's is made: one zeroing before, one step after both.
@@ -121,8 +146,6 @@ class CycleGAN:
         self._ranks.average_gradients(self.optimizer_D)
         self._scaler.step(self.optimizer_D)
         self._scaler.update()
-        self.steps += 1
-        self._update_averages()
         return {name: losses[name].detach() for name in LOSSES}
 
     def _step_generators(
@@ -188,8 +211,9 @@ class CycleGAN:
             if average is None:
                 continue
             with torch.no_grad():
-                for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
-                    mean.lerp_(weight, 1 - decay)
+                means: list[Tensor] = list(average.parameters())
+                weights: list[Tensor] = list(network.parameters())
+                torch._foreach_lerp_(means, weights, 1 - decay)
                 for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
                     kept.copy_(buffer)
 
@@ -211,7 +235,10 @@ class CycleGAN:
             lr = self.config.lr * learning_rate_factor(self.config, self.epoch)
             for optimizer in (self.optimizer_G, self.optimizer_D):
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    if isinstance(group["lr"], Tensor):  # read from there by a recorded step
+                        group["lr"].fill_(lr)
+                    else:
+                        group["lr"] = lr
         return float(self.optimizer_G.param_groups[0]["lr"])
 
     # The state
@@ -238,14 +265,15 @@ class CycleGAN:
         self.epoch, self.steps = state["epoch"], state["steps"]
         for name in self._stateful():
             getattr(self, name).load_state_dict(state["networks"][name])
-        # A copy: the optimiser would go on to write into tensors that it was given.
-        self.optimizer_G.load_state_dict(copy.deepcopy(state["optimizer_G"]))
-        self.optimizer_D.load_state_dict(copy.deepcopy(state["optimizer_D"]))
+        _load_adam(self.optimizer_G, state["optimizer_G"])
+        _load_adam(self.optimizer_D, state["optimizer_D"])
         for plateau, saved in zip(self._plateaus, state["plateaus"], strict=True):
             plateau.load_state_dict(saved)
         self._scaler.load_state_dict(state["scaler"])
         self.fake_A_pool.load_state_dict(state["fake_A_pool"], self.device)
         self.fake_B_pool.load_state_dict(state["fake_B_pool"], self.device)
+        if self._graphed is not None:
+            self._graphed.reset()
 
     def _stateful(self) -> tuple[str, ...]:
         return (*_NETWORKS, "ema_A", "ema_B") if self.config.ema else _NETWORKS
@@ -257,7 +285,11 @@ class CycleGAN:
         init_weights(network, self.config.init_type, self.config.init_gain)
         if self.config.channels_last:
             network = network.to(memory_format=torch.channels_last)
-        return network.to(self.device)
+        network = network.to(self.device)
+        if self.config.compile:
+            # A graph for every shape that there is: batch 1, and 2 with joint_identity.
+            network.compile(dynamic=False)
+        return network
 
     def _to_device(self, pictures: Tensor) -> Tensor:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
@@ -268,7 +300,9 @@ class CycleGAN:
         weights = itertools.chain.from_iterable(network.parameters() for network in networks)
         betas = (self.config.beta1, 0.999)
         fused = self.config.fused_adam or None
-        return torch.optim.Adam(weights, lr=self.config.lr, betas=betas, fused=fused)
+        recorded = self.config.cuda_graphs and self.device.type == "cuda"
+        lr = torch.tensor(self.config.lr, device=self.device) if recorded else self.config.lr
+        return torch.optim.Adam(weights, lr=lr, betas=betas, fused=fused, capturable=recorded)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         half = _HALF.get(self.config.precision)
@@ -327,6 +361,17 @@ def _device(name: str, ranks: Ranks) -> torch.device:
             "check nvidia-smi and that torch is built for CUDA, or say cpu"
         )
     return device
+
+
+def _load_adam(optimizer: torch.optim.Adam, state: Mapping[str, Any]) -> None:
+    """Go back to a state; by which kernels it is computed stays this machine's affair."""
+    # A copy: the optimiser would go on to write into tensors that it was given.
+    copied = copy.deepcopy(dict(state))
+    for group, own in zip(copied["param_groups"], optimizer.param_groups, strict=True):
+        group |= {name: own[name] for name in ("fused", "foreach", "capturable")}
+        lr = float(group["lr"])
+        group["lr"] = torch.full_like(own["lr"], lr) if isinstance(own["lr"], Tensor) else lr
+    optimizer.load_state_dict(copied)
 
 
 def _average_of(network: nn.Module) -> nn.Module:

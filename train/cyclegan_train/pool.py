@@ -9,6 +9,18 @@ import torch
 from torch import Tensor
 
 
+def draw_place(filled: int, size: int) -> int | None:
+    """Return which place of a pool the next picture takes; None for one that is not kept.
+
+    While the pool fills it is the next empty place, without a draw. Then it is, with probability
+    ½, a random one, whose picture comes back in place of the new one.
+    """
+    if filled < size:
+        return filled
+    # The reference's two draws, in its order.
+    return random.randint(0, size - 1) if random.uniform(0, 1) > 0.5 else None
+
+
 class ImagePool:
     """Keeps up to ``size`` pictures and mixes them into what is asked of it (Shrivastava 2017).
 
@@ -32,10 +44,10 @@ class ImagePool:
             return images
         chosen = []
         for image in images.unsqueeze(1):
-            if len(self.images) < self.size:
+            place = draw_place(len(self.images), self.size)
+            if place == len(self.images):
                 self.images.append(image.clone())
-            elif random.uniform(0, 1) > 0.5:
-                place = random.randint(0, self.size - 1)
+            elif place is not None:
                 image, self.images[place] = self.images[place], image.clone()
             chosen.append(image)
         return torch.cat(chosen)

@@ -50,6 +50,7 @@ from torch import Tensor, nn
 
 from cyclegan_batch import __version__
 from cyclegan_batch.errors import (
+    BackendError,
     CycleganBatchError,
     InputError,
     ModelError,
@@ -143,6 +144,13 @@ def train(
                 f"no room for a step of {settings.data.batch_size} pictures of each domain at "
                 f"crop_size = {settings.data.crop_size}; use a smaller batch_size or crop_size, or "
                 "precision = bf16"
+            ) from error
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise BackendError(
+                f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); see "
+                "that a C++ compiler is installed, or leave compile out"
             ) from error
         finally:
             begun.close()

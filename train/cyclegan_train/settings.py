@@ -102,6 +102,13 @@ class Settings:
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        if self.train.cuda_graphs and "crop" not in self.data.preprocess:
+            raise ValueError(
+                f"cuda_graphs replays one shape, and preprocess = {self.data.preprocess!r} leaves "
+                "pictures of many; use one that crops"
+            )
+
     def flat(self) -> dict[str, Value]:
         """Return every key and its value."""
         return {

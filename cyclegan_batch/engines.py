@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .doctor import default_cache_dir
 from .errors import ModelError, OutputError
 from .files import output_error, printable, publish, temporary_path
 from .frames import SizeRequirements
@@ -29,6 +30,8 @@ CARD_VERSION = 1
 
 Shape = tuple[int, int, int]
 """N, H, W of the frames."""
+
+_KEY = "engine.key"
 
 _AMPERE = (8, 0)
 """Compute capability from which on a hardware-compatible engine runs."""
@@ -191,7 +194,7 @@ def write_engine_file(card: EngineCard, content: bytes, cache_dir: Path) -> Engi
 
     The engine comes first: whoever is stopped in between leaves a card that does not fit it.
     """
-    key = _key(cache_dir)
+    key = _made_key(cache_dir)
     sealed = replace(card, seal=None if key is None else _seal(card, key))
     text = json.dumps(_json_of(sealed), indent=2) + "\n"
     _write(card.path, content)
@@ -200,14 +203,15 @@ def write_engine_file(card: EngineCard, content: bytes, cache_dir: Path) -> Engi
 
 
 def is_ours(card: EngineCard, content: bytes, cache_dir: Path) -> bool:
-    """Tell whether ``content`` is the engine that this user's installation built with this card."""
-    key = _key(cache_dir)
-    return (
-        key is not None
-        and card.seal is not None
-        and hashlib.sha256(content).hexdigest() == card.engine_sha256
-        and hmac.compare_digest(card.seal, _seal(card, key))
-    )
+    """Tell whether ``content`` is the engine that this user built with this card.
+
+    The key is in ``cache_dir``, or where caches lie unless told otherwise.
+    """
+    if card.seal is None or hashlib.sha256(content).hexdigest() != card.engine_sha256:
+        return False
+    keys = [_key(folder) for folder in (cache_dir, default_cache_dir())]
+    seals = [_seal(card, key) for key in keys if key is not None]
+    return any(hmac.compare_digest(card.seal, seal) for seal in seals)
 
 
 def check_trust(card: EngineCard, content: bytes, cache_dir: Path, *, trusted: bool) -> None:
@@ -348,18 +352,22 @@ def _seal(card: EngineCard, key: bytes) -> str:
 
 
 def _key(cache_dir: Path) -> bytes | None:
-    """Return this user's key, made on first use; None where the cache folder cannot be written."""
-    path = cache_dir / "engine.key"
-    # Another process may make it at the same time: whichever comes first is the key.
-    with contextlib.suppress(OSError, OutputError):
-        if not path.exists():
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            _write(path, secrets.token_bytes(32), mode=0o600, overwrite=False)
+    """Return the key in ``cache_dir``, None where there is none."""
     try:
-        key = path.read_bytes()
+        key = (cache_dir / _KEY).read_bytes()
     except OSError:
         return None
     return key if len(key) == 32 else None
+
+
+def _made_key(cache_dir: Path) -> bytes | None:
+    """Return the key in ``cache_dir``, made on first use; None where it cannot be written."""
+    # Another process may make it at the same time: whichever comes first is the key.
+    with contextlib.suppress(OSError, OutputError):
+        if not (cache_dir / _KEY).exists():
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            _write(cache_dir / _KEY, secrets.token_bytes(32), mode=0o600, overwrite=False)
+    return _key(cache_dir)
 
 
 def _write(path: Path, content: bytes, *, mode: int = 0o666, overwrite: bool = True) -> None:

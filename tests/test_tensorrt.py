@@ -59,6 +59,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     return fake_tensorrt.install(monkeypatch)
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of caches, away from the user's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    return tmp_path / "caches"
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
     """Return a contract file that inverts."""
@@ -491,13 +498,27 @@ def test_an_engine_that_we_did_not_build_needs_trust_errors(
     tmp_path: Path, gpu: Gpu, engine: Path
 ) -> None:
     gpu.opened.clear()
-    elsewhere = tmp_path / "another user's cache"
+    elsewhere = tmp_path / "another folder"
     with pytest.raises(ModelError, match=r"was not built here.*--trust-engine"):
         open_on(gpu, open_model(engine), elsewhere)
     _exchange(engine)
     with pytest.raises(ModelError, match=r"was not built here.*--trust-engine"):
         open_on(gpu, open_model(engine), tmp_path / "cache")
     assert not gpu.opened, "TensorRT has not seen a byte of it"
+
+
+def test_an_engine_built_here_is_ours_whatever_cache_folder_is_named(
+    tmp_path: Path, gpu: Gpu, model: Model, home: Path
+) -> None:
+    path = tmp_path / "x.engine"
+    backend.write_engine(model, path, Build(SMALL))
+    key = home / "cyclegan-batch" / "engine.key"
+    assert key.stat().st_mode & 0o077 == 0, "nobody else reads it"
+    opened = open_on(gpu, open_model(path), tmp_path / "another folder")
+    assert opened.infer(frames(1, 8, 8)).shape == (1, 8, 8, 3)
+    key.write_bytes(bytes(32))
+    with pytest.raises(ModelError, match="was not built here"):
+        open_on(gpu, open_model(path), tmp_path / "another folder")
 
 
 @pytest.mark.behaviour(44)
@@ -632,13 +653,6 @@ def test_shapes_that_a_network_cannot_take_errors(tmp_path: Path, model: Model) 
 
 def run(*words: str | Path) -> Result:
     return CliRunner().invoke(cli.main, [str(word) for word in words])
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of caches, away from the user's own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    return tmp_path / "caches"
 
 
 def test_export_writes_an_engine_of_a_contract_file(

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from ..doctor import default_cache_dir
 from ..engines import (
     Build,
     EngineCard,
@@ -150,7 +151,7 @@ def open_tensorrt(
     """
     trt, cuda = _import(), _Cuda(device)
     machine = cuda.machine(trt)
-    builder = _Builder(trt, cuda, machine, cache_dir or _default_cache_dir(), say)
+    builder = _Builder(trt, cuda, machine, cache_dir or default_cache_dir(), say)
     engines = _open_file(model, builder, trust_engine) if model.engine else None
     if engines is None:
         source = model if model.engine is None else _onnx_beside(model.engine, machine)
@@ -181,7 +182,7 @@ def write_engine(
     BackendUnavailableError, BackendError, ModelError, OutputError.
     """
     trt, cuda = _import(), _Cuda(device)
-    builder = _Builder(trt, cuda, cuda.machine(trt), cache_dir or _default_cache_dir(), say)
+    builder = _Builder(trt, cuda, cuda.machine(trt), cache_dir or default_cache_dir(), say)
     made, content = builder.build(model, build, verify=verify)
     card = write_engine_file(replace(made.card, path=path), content, builder.cache_dir)
     return card, tuple(builder.notes)
@@ -909,12 +910,6 @@ def _monitor(trt: Any) -> Any:
             pass  # its parent goes on and says so
 
     return Monitor()
-
-
-def _default_cache_dir() -> Path:
-    from ..doctor import default_cache_dir
-
-    return default_cache_dir()
 
 
 def _shape(frames: Pixels) -> Shape:

@@ -327,6 +327,22 @@ def test_a_diverged_generator_is_named_errors():
         translated_by_torch(network, natural_frames((8, 8), 1), channels=3)
 
 
+@pytest.mark.parametrize(("direction", "letter"), [("BtoA", "B"), ("AtoB", "A"), (None, "A")])
+def test_a_run_gives_the_generator_of_the_direction(tmp_path, wrong, direction, letter):
+    place = tmp_path / "run" / "checkpoints" / "latest"
+    place.mkdir(parents=True)
+    for each, said in (("A", "AtoB"), ("B", "BtoA")):
+        torch.manual_seed(ord(each))
+        state = generator_from_config(RESNET).state_dict()
+        safetensors.torch.save_file(state, place / f"netG_{each}.safetensors", {"direction": said})
+    card = export_onnx(
+        tmp_path / "run", tmp_path / "a.onnx", direction=direction, verify=False
+    ).card
+    content = (place / f"netG_{letter}.safetensors").read_bytes()
+    assert card.source_digest == hashlib.sha256(content).hexdigest()
+    assert card.direction == {"A": "AtoB", "B": "BtoA"}[letter]
+
+
 # Samples
 
 

@@ -910,36 +910,49 @@ EXPORTED: dict[str, tuple[GeneratorConfig, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.needs_tensorrt
-@pytest.mark.parametrize("name", EXPORTED)
-def test_tensorrt_parses_and_builds_every_exported_variant(tmp_path: Path, name: str) -> None:
-    pytest.importorskip("tensorrt")
+def exported(folder: Path, name: str) -> Model:
+    """Return a variant, exported from a checkpoint."""
     pytest.importorskip("onnxscript")
     torch = pytest.importorskip("torch")
     from cyclegan_export import export_onnx
 
     config, options = EXPORTED[name]
-    torch.save(generator_from_config(config).state_dict(), tmp_path / "g.pth")
-    path = export_onnx(tmp_path / "g.pth", tmp_path / "g.onnx", verify=False, **options).path
-    model = open_model(path)
+    torch.save(generator_from_config(config).state_dict(), folder / "g.pth")
+    return open_model(
+        export_onnx(folder / "g.pth", folder / "g.onnx", verify=False, **options).path
+    )
+
+
+@pytest.mark.needs_tensorrt
+@pytest.mark.parametrize("name", EXPORTED)
+def test_tensorrt_parses_and_builds_every_exported_variant(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("tensorrt")
+    model = exported(tmp_path, name)
     given = (None, None, None) if "fixed" in name else ((1, 32, 32), (2, 64, 64), (4, 96, 64))
     profile = profile_for(model.card, *given)
     assert backend.engine_from_graph(model.graph, Build(profile), name="g.onnx")
 
 
 @pytest.mark.needs_tensorrt
-def test_tensorrt_reads_half_precision_as_such(tmp_path: Path) -> None:
+def test_tensorrt_convolves_an_fp16_export_in_half_and_normalises_it_in_float(
+    tmp_path: Path,
+) -> None:
     trt = pytest.importorskip("tensorrt")
+    graph = exported(tmp_path, "resnet fp16").graph
     logger = trt.Logger(trt.Logger.ERROR)
     network = trt.Builder(logger).create_network(
         1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     )
-    assert trt.OnnxParser(network, logger).parse(half(tmp_path / "half.onnx").read_bytes())
+    assert trt.OnnxParser(network, logger).parse(graph)
     layers = [network.get_layer(index) for index in range(network.num_layers)]
+
+    def types(*kinds: Any) -> list[Any]:
+        return [layer.get_output(0).dtype for layer in layers if layer.type in kinds]
+
+    # Two blocks of two, one at each end, two down and two up; the last is not normalised.
     kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
-    convolutions = [layer for layer in layers if layer.type in kinds]
-    assert len(convolutions) == 6
-    assert {layer.get_output(0).dtype for layer in convolutions} == {trt.DataType.HALF}
+    assert types(*kinds) == [trt.DataType.HALF] * 10
+    assert types(trt.LayerType.NORMALIZATION) == [trt.DataType.FLOAT] * 9
 
 
 @pytest.mark.needs_tensorrt

@@ -569,7 +569,7 @@ def _build(
     parser = _made(lambda: trt.OnnxParser(network, log), f"{version} makes no parser", log)
     if not parser.parse(graph):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        words = [f"{each.desc()} (node {each.node_name()!r})" for each in errors]
+        words = [f"{_told(each.desc())} (node {each.node_name()!r})" for each in errors]
         raise BackendError(
             f"{version} does not read {name}: {'; '.join(words) or log.words()}; try --backend "
             "onnxruntime, or export the model again"
@@ -881,11 +881,16 @@ def _log(trt: Any) -> Any:
             self._errors.clear()
 
         def words(self) -> str:
-            """Return the errors since `clear`, without the places in TensorRT's source."""
-            told = [re.sub(r"\[\S+\] |\(?In \S+ at \S+ ?", "", text) for text in self._errors]
-            return "; ".join(dict.fromkeys(" ".join(text.split())[:300] for text in told))
+            """Return the errors since `clear`."""
+            return "; ".join(dict.fromkeys(map(_told, self._errors)))
 
     return Log()
+
+
+def _told(text: str) -> str:
+    """Return a message of TensorRT in one line, without the places in its source."""
+    text = re.sub(r"\[\S+::\S+\] |\(?[Ii]n \S+ at \S+ ?", "", text)
+    return " ".join(text.split())[:300]
 
 
 def _monitor(trt: Any) -> Any:

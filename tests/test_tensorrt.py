@@ -533,6 +533,20 @@ def test_a_trusted_engine_is_loaded_if_it_is_the_one_of_its_card_errors(
         open_on(gpu, open_model(engine), elsewhere, trust_engine=True)
 
 
+@pytest.mark.behaviour(33)
+def test_a_trusted_engine_is_measured_against_the_onnx_beside_it_errors(
+    tmp_path: Path, gpu: Gpu, engine: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    assert not open_on(gpu, open_model(engine), elsewhere, trust_engine=True).notes
+    gpu.add = 9
+    with pytest.raises(ModelError, match="where exact is expected"):
+        open_on(gpu, open_model(engine), elsewhere, trust_engine=True)
+    (tmp_path / "invert.onnx").unlink()
+    (note,) = open_on(gpu, open_model(engine), elsewhere, trust_engine=True).notes
+    assert "compared with nothing; put invert.onnx beside it" in note
+
+
 @pytest.mark.behaviour(32)
 @pytest.mark.parametrize("other", OTHERS)
 def test_an_engine_of_another_machine_is_rebuilt_from_the_onnx_beside_it(
@@ -555,7 +569,7 @@ def test_an_engine_of_another_machine_without_its_onnx_errors(
     changed = fake_tensorrt.install(monkeypatch, Gpu(name=b"NVIDIA Fake 2"))
     beside = tmp_path / "invert.onnx"
     generators.identity(beside)
-    with pytest.raises(ModelError, match="not the ONNX that it was built from"):
+    with pytest.raises(ModelError, match=r"put the ONNX that it was built from beside it"):
         open_on(changed, open_model(engine), tmp_path / "cache")
     beside.unlink()
     with pytest.raises(ModelError, match=r"built for NVIDIA Fake 1.*this is NVIDIA Fake 2.*beside"):

@@ -318,25 +318,39 @@ def _open_file(model: Model, builder: _Builder, trust_engine: bool) -> _Engines 
             f"{printable(card.path)}: cannot be read: {error.strerror}; check the file"
         ) from error
     check_trust(card, content, builder.cache_dir, trusted=trust_engine)
-    return _Engines.of_file(model, builder, builder.opened(content, card))
+    opened = builder.opened(content, card)
+    if not is_ours(card, content, builder.cache_dir):
+        # Whoever built it may have measured it: that is not our measurement.
+        source = _source_beside(card)
+        if source is None:
+            builder.notes.append(
+                f"{printable(Path(card.path.name))}: is loaded on trust, and its pictures are "
+                f"compared with nothing; put {printable(Path(card.model.path.name))} beside it"
+            )
+        else:
+            builder.measure(source, opened)
+    return _Engines.of_file(model, builder, opened)
+
+
+def _source_beside(card: EngineCard) -> Model | None:
+    """Return the ONNX that an engine was built from, where it lies beside it. Raises ModelError."""
+    if not card.model.path.is_file():
+        return None
+    model = open_model(card.model.path, model_io=card.model.adopted)
+    same = hashlib.sha256(model.graph).hexdigest() == card.onnx_sha256
+    return model if same else None
 
 
 def _onnx_beside(card: EngineCard, machine: Machine) -> Model:
-    """Return the ONNX that an engine was built from, if it lies beside it. Raises ModelError."""
-    beside, why = card.model.path, "; ".join(card.misfits(machine))
-    remedy = (
-        f"build it on this machine with cyclegan-batch export, or put the ONNX that it was built "
-        f"from beside it ({printable(Path(beside.name))})"
-    )
-    if not beside.is_file():
-        raise ModelError(f"{printable(card.path)}: {why}; {remedy}")
-    model = open_model(beside, model_io=card.model.adopted)
-    if hashlib.sha256(model.graph).hexdigest() != card.onnx_sha256:
+    """Return what an engine for another machine is built from. Raises ModelError."""
+    source = _source_beside(card)
+    if source is None:
         raise ModelError(
-            f"{printable(card.path)}: {why}, and {printable(Path(beside.name))} beside it is not "
-            f"the ONNX that it was built from; {remedy}"
+            f"{printable(card.path)}: {'; '.join(card.misfits(machine))}; build it on this machine "
+            "with cyclegan-batch export, or put the ONNX that it was built from beside it "
+            f"({printable(Path(card.model.path.name))}, SHA-256 {card.onnx_sha256[:12]}…)"
         )
-    return model
+    return source
 
 
 # Building
@@ -408,7 +422,7 @@ class _Builder:
         )
         made = self.opened(content, card)
         layers = self._inspected(made, name)
-        found = self._measured(model, made) if verify else None
+        found = self.measure(model, made) if verify else None
         measured = None if found is None else str(found)
         return replace(made, card=replace(card, layers=layers, parity=measured)), content
 
@@ -462,8 +476,11 @@ class _Builder:
             )
         return f"{half} of {len(layers)} with half precision"
 
-    def _measured(self, model: Model, made: _Engine) -> Parity | None:
-        """Return the engine's parity with its file on the CPU. Raises ModelError."""
+    def measure(self, model: Model, made: _Engine) -> Parity | None:
+        """Return the engine's parity with its file on the CPU; None where nothing can run that.
+
+        Raises ModelError where it misses the class of its precision.
+        """
         from .onnxruntime import open_onnxruntime
 
         card, profile = model.card, made.profile

@@ -22,7 +22,7 @@ from cyclegan_train.cyclegan import LOSSES, CycleGAN  # noqa: E402
 from cyclegan_train.settings import settings_for, settings_from, values_from_toml  # noqa: E402
 
 from cyclegan_batch.checkpoints import load_generator  # noqa: E402
-from cyclegan_batch.errors import InputError, ModelError, OutputError  # noqa: E402
+from cyclegan_batch.errors import BackendError, InputError, ModelError, OutputError  # noqa: E402
 
 TINY: dict[str, Any] = {
     "netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "n_layers_D": 1, "netD": "n_layers",
@@ -411,6 +411,17 @@ def test_networks_that_cannot_be_built_error(data, tmp_path):
     with pytest.raises(ModelError, match=r"cannot build the networks: .*resnet_many"):
         train(data, tmp_path / "run", netG="resnet_many")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_failing_compiler_errors(data, tmp_path, monkeypatch):
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def step(self, *pictures):
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(CycleGAN, "step", step)
+    with pytest.raises(BackendError, match=r"compile failed .* C\+\+ compiler is installed, or"):
+        train(data, tmp_path / "run", samples=0)
 
 
 # Health

@@ -24,7 +24,7 @@ from .frames import Pixels, as_pixel_type, geometry, to_uint8
 from .model import ModelCard, open_model
 from .options import TranslateOptions
 from .pipeline import Counters, Failure, is_hopeless, run
-from .plan import JobPlan, plan_job
+from .plan import JobPlan, Opener, plan_job
 from .report import Report, report_from_counters, versions
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -35,8 +35,11 @@ def translate(
 ) -> Report:
     """Translate videos, images and folders of them through the generator ``model``.
 
-    ``options`` are the fields of `TranslateOptions`, by the words of the command line. Nothing is
-    printed. Raises CycleganBatchError where the job fails as a whole; where errors are skipped
+    ``options`` are the fields of `TranslateOptions`, by the words of the command line. A checkpoint
+    is run by torch as it is, where the command line exports it first; for more speed give the file
+    that `cyclegan_export.export_onnx` writes. Nothing is printed.
+
+    Raises CycleganBatchError where the job fails as a whole; where errors are skipped
     (``on_error``, the default for many inputs) the report lists them instead.
     """
     plan = plan_translation(inputs, output, model=model, **options)
@@ -48,13 +51,16 @@ def plan_translation(
     output: PathLike,
     *,
     model: PathLike,
+    opener: Opener | None = None,
     say: Callable[[str], None] = lambda sentence: None,
     **options: Any,
 ) -> JobPlan:
     """Decide everything that `translate` would do, and write nothing.
 
-    ``say`` is told of what takes minutes.
+    ``opener`` opens the model, None as `translate` does; ``say`` is told of what takes minutes.
     """
+    if options.get("cache_dir") is not None:
+        options["cache_dir"] = Path(options["cache_dir"])
     unknown = set(options) - {item.name for item in fields(TranslateOptions)}
     if unknown:
         raise TypeError(f"translate() got an unexpected option: {', '.join(sorted(unknown))}")
@@ -65,6 +71,7 @@ def plan_translation(
         os.fspath(output),
         model=Path(model),
         options=TranslateOptions(**options),
+        opener=opener,
         say=say,
     )
 
@@ -193,6 +200,7 @@ class Generator:
 def open_generator(
     model: PathLike,
     *,
+    direction: Literal["AtoB", "BtoA"] | None = None,
     model_io: str | None = None,
     backend: str = "auto",
     device: str = "auto",
@@ -201,9 +209,12 @@ def open_generator(
     size: Literal["native"] | int | tuple[int, int] = "native",
     fit: Literal["pad", "stretch"] | None = None,
 ) -> Generator:
-    """Open the generator at ``model`` for use on arrays. Raises ModelError, BackendError."""
+    """Open the generator at ``model`` for use on arrays; torch runs a checkpoint as it is.
+
+    Raises ModelError, BackendError.
+    """
     opened = open_backend(
-        open_model(Path(model), model_io=model_io),
+        open_model(Path(model), model_io=model_io, direction=direction),
         backend=backend,
         device=device,
         precision=precision,

@@ -61,11 +61,13 @@ def is_checkpoint(path: Path) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            start = file.read(9)
+            start, size = file.read(9), path.stat().st_size
     except OSError:
         return False
-    # A zip, a pickle, a safetensors header; an ONNX begins with 8.
-    return start[:2] == b"PK" or start[:1] == b"\x80" or start[8:9] == b"{"
+    # A zip, a pickle, or the length of a header and its brace.
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return True
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size
 
 
 def find_checkpoint(path: Path, direction: Direction | None = None) -> FoundCheckpoint:

@@ -210,11 +210,13 @@ def _options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 _NETWORK = _options(
-    click.option("-m", "--model", type=_PATH, required=True, help="Generator (ONNX)."),
+    click.option(
+        "-m", "--model", type=_PATH, required=True, help="Generator: an ONNX, checkpoint or run."
+    ),
     click.option(
         "--direction",
         type=click.Choice(["AtoB", "BtoA"]),
-        help="Which way it goes; one that says it goes the other way is refused.",
+        help="Which generator of a run; AtoB where there are two.",
     ),
     click.option(
         "--model-io",
@@ -223,7 +225,7 @@ _NETWORK = _options(
     ),
     click.option(
         "--backend",
-        type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt"]),
+        type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt", "torch"]),
         default="auto",
         show_default=True,
         help="Runtime of the network.",
@@ -315,6 +317,12 @@ _RUN = _options(
         help="Refuse larger pictures by their header.",
     ),
     click.option("--copy-others", is_flag=True, help="Copy labels and other files along."),
+    click.option(
+        "--cache-dir",
+        type=_PATH,
+        metavar="FOLDER",
+        help="Where exported checkpoints and engines are kept; see doctor.",
+    ),
 )
 
 _TELL = _options(
@@ -358,19 +366,24 @@ def translate(
     """Translate a video, an image, a folder of them, several of these, f_%06d.png, or - (y4m)."""
     if options["overwrite"] and options["skip_existing"]:
         raise click.UsageError("-y overwrites what exists, -n leaves it: choose one.")
+    from cyclegan_export.cache import open_exported
+
     from . import api
     from .progress import Reporter
 
     reporter = Reporter(progress, quiet=quiet)
     try:
-        plan = api.plan_translation(inputs, output, model=model, say=reporter.say, **options)
+        opener = functools.partial(open_exported, say=reporter.say)
+        plan = api.plan_translation(
+            inputs, output, model=model, opener=opener, say=reporter.say, **options
+        )
         _STOPS.check()
         if dry_run:
             _print_plan(plan, as_json=progress == "json")
             plan.backend.close()
             sys.exit(3 if plan.failures else 0)
         if report:
-            _check_report(report, plan)
+            _check_report(report, plan, model)
         for note in plan.notes:
             reporter.say(note)
         if options["preview"]:
@@ -413,7 +426,7 @@ def _run(plan: JobPlan, reporter: Reporter) -> Report:
         reporter.close()
 
 
-def _check_report(report: Path, plan: JobPlan) -> None:
+def _check_report(report: Path, plan: JobPlan, model: Path) -> None:
     """Refuse a name for the report that cannot be meant, before the work. Raises OutputError."""
     from .files import printable
 
@@ -430,6 +443,7 @@ def _check_report(report: Path, plan: JobPlan) -> None:
             "write to"
         )
     used = {
+        model.resolve(),
         plan.model.card.path.resolve(),
         *(each.source.resolve() for each in (*plan.entries, *plan.others)),
         *(each.output.resolve() for each in (*plan.entries, *plan.others)),
@@ -880,13 +894,22 @@ def evaluate(
 @main.command()
 @click.argument("file", type=_PATH)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--direction", type=click.Choice(["AtoB", "BtoA"]), help="Which generator of a run folder."
+)
 @click.option("--count", is_flag=True, help="Count the frames of a video by decoding it.")
 @click.option("--model-io", metavar="SPEC", help="How a foreign ONNX is fed.")
-def inspect(file: Path, as_json: bool, count: bool, model_io: str | None) -> None:
-    """Print what a model, a media file or an image says of itself."""
+def inspect(
+    file: Path,
+    as_json: bool,
+    direction: Literal["AtoB", "BtoA"] | None,
+    count: bool,
+    model_io: str | None,
+) -> None:
+    """Print what a model, a checkpoint, a run, a media file or an image says of itself."""
     from .inspection import inspect_file
 
-    described = inspect_file(file, count_frames=count, model_io=model_io)
+    described = inspect_file(file, count_frames=count, model_io=model_io, direction=direction)
     _print_description(described, as_json=as_json)
 
 

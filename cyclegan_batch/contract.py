@@ -35,7 +35,7 @@ _OLDEST_OPSET = 7
 CONVERTED_OPSET = 13
 """What an older file is converted to."""
 
-_BT601 = (0.299, 0.587, 0.114)
+BT601 = (0.299, 0.587, 0.114)
 """Luma from gamma-coded RGB, ITU-R BT.601-7, 2.5.1."""
 
 Layout = Literal["nchw", "nhwc"]
@@ -99,7 +99,7 @@ def contract_from_generator(
     x = nodes.affine(x, (high - low) / top, low)
     if _channels(entry, io.layout) == 1:
         # The order does not matter to luma once the picture is RGB: it is taken from RGB.
-        x = nodes.add("MatMul", [x, nodes.constant(np.array(_BT601)[:, np.newaxis])])
+        x = nodes.add("MatMul", [x, nodes.constant(np.array(BT601)[:, np.newaxis])])
     elif io.order == "bgr":
         x = nodes.add("Gather", [x, nodes.constant([2, 1, 0], np.int64)], axis=3)
     if io.layout == "nchw":

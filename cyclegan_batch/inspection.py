@@ -3,41 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .checkpoint_files import Direction, is_checkpoint
 from .errors import InputError
 from .files import printable
 from .options import TranslateOptions
 
+if TYPE_CHECKING:
+    from .checkpoints import LoadedGenerator
+
 
 def inspect_file(
-    path: Path, *, count_frames: bool = False, model_io: str | None = None
+    path: Path,
+    *,
+    count_frames: bool = False,
+    model_io: str | None = None,
+    direction: Direction | None = None,
 ) -> dict[str, Any]:
     """Describe the file at ``path`` by its name's ending, else by its content, as JSON-able values.
 
-    Raises InputError or ModelError.
+    Of a run, or another folder of generators, the one of ``direction`` is described. Raises
+    InputError, ModelError, and BackendUnavailableError where a checkpoint needs torch.
     """
     from .inputs import IMAGE_FORMATS
 
     suffix = path.suffix.lower()
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
             f"{printable(path)}: no such file; inspect describes a model, a clip or a picture"
         )
-    if suffix in {".onnx", ".pth", ".pt", ".safetensors", ".engine", ".plan", ".trt"}:
+    if suffix in {".onnx", ".engine", ".plan", ".trt"} or is_checkpoint(path):
         from . import engines, model
 
-        opened = model.open_model(path, model_io=model_io)
-        of_engine = engines.describe_engine(opened.engine) if opened.engine else {}
-        return {"kind": "model"} | model.describe(opened.card) | of_engine
+        opened = model.open_model(path, model_io=model_io, direction=direction)
+        described = {"kind": "model"} | model.describe(opened.card)
+        if opened.engine:
+            described |= engines.describe_engine(opened.engine)
+        if opened.checkpoint:
+            described |= _describe_generator(opened.checkpoint)
+        return described
     if suffix in IMAGE_FORMATS:
         return {"kind": "image"} | _describe_picture(path)
     from .media import containers
 
-    described: dict[str, Any] = containers.describe(
-        containers.probe(path, count_frames=count_frames)
-    )
-    return {"kind": "media"} | described
+    media: dict[str, Any] = containers.describe(containers.probe(path, count_frames=count_frames))
+    return {"kind": "media"} | media
+
+
+def _describe_generator(loaded: LoadedGenerator) -> dict[str, Any]:
+    """Return the size of a checkpoint's network, and what the file says of its training."""
+    parameters = sum(weight.numel() for weight in loaded.network.parameters())
+    return {"parameters": parameters, "metadata": dict(loaded.metadata)}
 
 
 def _describe_picture(path: Path) -> dict[str, Any]:

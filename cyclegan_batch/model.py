@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from .adoption import MODEL_IO_GRAMMAR, Adoption, adopt, parse_model_io
+from .checkpoint_files import Direction, find_checkpoint, is_checkpoint
 from .contract import (
     CONTRACT_VERSION,
     INPUT,
@@ -37,11 +38,12 @@ from .contract import (
     pixel_type_of,
     say,
 )
-from .errors import ModelError
+from .errors import BackendUnavailableError, ModelError
 from .files import output_error, printable, publish, temporary_path
 from .frames import Pixels, PixelType, SizeRequirements, as_pixel_type
 
 if TYPE_CHECKING:
+    from .checkpoints import LoadedGenerator
     from .engines import EngineCard
 
 __all__ = [
@@ -87,7 +89,7 @@ class ModelCard:
     digest: str
     """SHA-256 of the file and of the weights that lie beside it, hexadecimal."""
     contract_version: int
-    """0 for a foreign file that was adopted."""
+    """0 for a foreign file that was adopted, and for a checkpoint."""
     architecture: str
     pixel_type: PixelType
     sizes: SizeRequirements
@@ -117,20 +119,27 @@ class Model:
 
     card: ModelCard
     graph: bytes
-    """The serialised ONNX, inside the contract; empty for an engine."""
+    """The serialised ONNX, inside the contract; empty for an engine and for a checkpoint."""
     io: GeneratorIO | None = None
     """How the pictures of a foreign file are fed to it; None for a file of the contract."""
     engine: EngineCard | None = None
     """What an engine says of itself besides."""
+    checkpoint: LoadedGenerator | None = None
+    """The network of a checkpoint, which torch runs as it is."""
 
 
-def open_model(path: Path, *, model_io: str | None = None, direction: str | None = None) -> Model:
-    """Read, check and where needed adopt the ONNX at ``path``.
+def open_model(
+    path: Path, *, model_io: str | None = None, direction: Direction | None = None
+) -> Model:
+    """Read, check and where needed adopt the model at ``path``.
 
-    ``model_io`` says how a foreign file is to be understood (`MODEL_IO_GRAMMAR`); what it
-    leaves out is read from the graph. ``direction`` (``AtoB``, ``BtoA``) is the way it must go,
-    where the file says which. Of a TensorRT engine the card is read, and nothing else yet. Raises
-    ModelError.
+    ``path``: an ONNX; a TensorRT engine, of which the card is read and nothing else yet; a
+    checkpoint, or the folder of a run (`find_checkpoint`), which are opened with torch.
+    ``model_io`` says how a foreign ONNX is to be understood (`MODEL_IO_GRAMMAR`); what it leaves
+    out is read from the graph. ``direction`` is the way it must go, where the file says which, and
+    chooses between the two generators of a run.
+
+    Raises ModelError, BackendUnavailableError where a checkpoint needs torch and it is missing.
     """
     if path.suffix.lower() in ENGINE_SUFFIXES:
         from .engines import model_of_engine
@@ -139,6 +148,13 @@ def open_model(path: Path, *, model_io: str | None = None, direction: str | None
         _check_said_by_itself(engine.card, model_io, direction)
         return engine
     said = parse_model_io(model_io)
+    if is_checkpoint(path):
+        if model_io is not None:
+            raise ModelError(
+                f"{printable(path)}: --model-io says how a foreign ONNX is fed, and this is a "
+                "checkpoint; leave the option out"
+            )
+        return _model_of_checkpoint(path, direction)
     content, proto, digest = _read(path)
     _check_weights(path, proto)
     card = _metadata(proto)
@@ -166,13 +182,54 @@ def _check_said_by_itself(card: ModelCard, model_io: str | None, direction: str 
         )
 
 
+def _model_of_checkpoint(path: Path, direction: Direction | None) -> Model:
+    """Open a checkpoint, or a run's. Raises ModelError, BackendUnavailableError."""
+    found = find_checkpoint(path, direction)
+    try:
+        from .checkpoints import load_generator
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"{printable(path)}: is a checkpoint, and {error.name or error} is not installed to "
+            'read it; pip install "cyclegan-batch[export]"'
+        ) from error
+    loaded = load_generator(found.path)
+    config = loaded.config
+    for word, channels in (("takes", config.input_nc), ("gives", config.output_nc)):
+        if channels not in (1, 3):
+            raise ModelError(
+                f"{printable(found.path)}: {word} {channels} channels where a picture has 3, or 1; "
+                "it cannot translate pictures"
+            )
+    card = ModelCard(
+        path=found.path,
+        digest=loaded.digest,
+        contract_version=0,
+        architecture=config.netG,
+        pixel_type="uint8",
+        sizes=config.sizes,
+        batch=None,
+        trained_size=loaded.trained_size,
+        direction=found.direction,
+        precision="fp32",
+        source_digest=loaded.digest,
+        tool_version=loaded.metadata.get("tool_version"),
+        parity=None,
+        generator=asdict(config),
+        notes=(*found.notes, *loaded.notes),
+    )
+    return Model(card, b"", checkpoint=loaded)
+
+
 def describe(card: ModelCard) -> dict[str, Any]:
     """Return the card as plain values that JSON takes, in the order in which they are shown."""
     fields = asdict(card)
     sizes = fields.pop("sizes")
+    kind = "contract ONNX" if card.contract_version else "checkpoint"
+    if card.adopted:
+        kind = "foreign ONNX, adopted"
     shown = {
         "path": printable(card.path),
-        "kind": "foreign ONNX, adopted" if card.adopted else "contract ONNX",
+        "kind": kind,
         "contract_version": fields.pop("contract_version") or None,
     }
     del fields["path"]
@@ -304,15 +361,12 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
     name = printable(path)
     try:
         content = path.read_bytes()
-    except IsADirectoryError as error:
-        raise ModelError(
-            f"{name}: is a folder; this version translates with an ONNX file, so name one"
-        ) from error
     except FileNotFoundError as error:
         raise ModelError(f"{name}: no such model file; check the path") from error
     except OSError as error:
         raise ModelError(f"{name}: cannot be read: {error.strerror}; check the file") from error
-    _refuse_other_kinds(name, path, content)
+    if not content:
+        raise ModelError(f"{name}: the file is empty; download or export it again")
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(content)
@@ -344,22 +398,6 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
             f"{name}: is not valid ONNX: {first_line(error)}; export it again"
         ) from error
     return content, proto, digest.hexdigest()
-
-
-def _refuse_other_kinds(name: str, path: Path, content: bytes) -> None:
-    suffix = path.suffix.lower()
-    kind = None
-    if not content:
-        raise ModelError(f"{name}: the file is empty; download or export it again")
-    if suffix == ".safetensors":
-        kind = "a safetensors checkpoint"
-    elif content[:2] == b"PK" or content[:1] == b"\x80" or suffix in (".pth", ".pt", ".ckpt"):
-        kind = "a PyTorch checkpoint"
-    if kind:
-        raise ModelError(
-            f"{name}: is {kind}; this version translates with ONNX files only, so export the "
-            "generator to ONNX first (torch.onnx.export)"
-        )
 
 
 def _external_files(path: Path, proto: onnx.ModelProto) -> list[Path]:

@@ -6,6 +6,7 @@ A flag, its field here and its word in the README are the same word; a test hold
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 
@@ -15,10 +16,11 @@ class TranslateOptions:
 
     # The network
     direction: Literal["AtoB", "BtoA"] | None = None
-    """Which way it must go; a file that says it goes the other way is refused."""
+    """Which generator of a run; None: AtoB where there are two. A file that goes the other way is
+    refused."""
     model_io: str | None = None
     """How a foreign ONNX is to be understood, e.g. ``nchw rgb 0..255``."""
-    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = "auto"
+    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"] = "auto"
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda[:N]``."""
     precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = "auto"
@@ -72,3 +74,5 @@ class TranslateOptions:
     max_pixels: int = 2**28
     """A picture of more pixels is refused by its header."""
     copy_others: bool = False
+    cache_dir: Path | None = None
+    """Where exported checkpoints and built engines are kept; None: the usual place."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .errors import InputError, OutputError
 from .files import printable
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .media.images import ImageShard
     from .media.video import VideoPlan
     from .model import Model, ModelCard
+
+Opener: TypeAlias = "Callable[[Path, TranslateOptions], Model]"
+"""What opens the model of a job."""
 
 _MOST_CONVERTERS = 8
 """Beyond this a conversion no longer limits: one worker does about 150 frames/s at 1280×720."""
@@ -122,7 +125,11 @@ class JobPlan:
             "memory_bytes": self.memory,
             "videos": [_video_described(video) for video in self.videos],
             "failures": [asdict(failure) for failure in self.failures],
-            "options": {key: value for key, value in options.items() if value != defaults[key]},
+            "options": {
+                key: str(value) if isinstance(value, Path) else value
+                for key, value in options.items()
+                if value != defaults[key]
+            },
         }
 
     def lines(self) -> list[str]:
@@ -181,23 +188,24 @@ def plan_job(
     *,
     model: Path,
     options: TranslateOptions,
+    opener: Opener | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> JobPlan:
     """Decide everything about translating ``inputs`` to ``output`` with the generator ``model``.
 
     An ``output`` that ends in a separator is a folder; a Path keeps no such end, a string does.
+    ``opener`` opens the model; None opens the file as it is (`open_model`).
     ``say`` is told of what takes minutes: the building of an engine. Raises InputError, ModelError,
     BackendError, OutputError.
     """
     from .inputs import find_inputs
-    from .model import open_model
 
     # Cheap refusals first: a typing error should not wait for a model to load.
     _check_stretch(options)
     tree = find_inputs(inputs, output, copy_others=options.copy_others, format=options.format)
-    generator = open_model(model, model_io=options.model_io, direction=options.direction)
-    notes = [*generator.card.notes, *tree.notes]
     tree, skipped = _without_existing(tree, options)
+    generator = (opener or _open_as_it_is)(model, options)
+    notes = [*generator.card.notes, *tree.notes]
     work = [entry for entry in tree.entries if entry.kind != "other"]
     skip_errors = options.on_error == "skip" or (
         options.on_error is None and len(work) + skipped > 1
@@ -255,6 +263,12 @@ def plan_job(
         skip_errors=skip_errors,
         sizes=tuple(dict.fromkeys(sizes)),
     )
+
+
+def _open_as_it_is(path: Path, options: TranslateOptions) -> Model:
+    from .model import open_model
+
+    return open_model(path, model_io=options.model_io, direction=options.direction)
 
 
 def geometry_from_options(card: ModelCard, options: TranslateOptions) -> partial[Geometry]:
@@ -410,6 +424,7 @@ def _open_backend(
         threads=threads,
         contexts=contexts,
         shapes=[(on_gpu, *network) for network in dict.fromkeys(shape(s).network for s in sizes)],
+        cache_dir=options.cache_dir,
         trust_engine=options.trust_engine,
         say=say,
     )

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from cyclegan_batch.backends import (
-    BACKENDS,
+    OF_ONNX,
     Backend,
     default_contexts,
     in_batches,
@@ -43,7 +43,7 @@ from tests.synthesis import generators
 from tests.synthesis.generators import natural
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=OF_ONNX)
 def backend(request: pytest.FixtureRequest) -> str:
     """Return the name of each backend in turn; skip what is not installed."""
     name: str = request.param
@@ -471,11 +471,11 @@ def test_auto_goes_on_where_a_runtime_does_not_work_and_says_so(
         open_backend(resnet, backend="openvino")
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", OF_ONNX)
 def test_a_missing_package_names_its_extra_errors(
     resnet: Model, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    without(monkeypatch, *BACKENDS)
+    without(monkeypatch, *OF_ONNX)
     extra = {"onnxruntime": "cpu"}.get(name, name)
     with pytest.raises(BackendUnavailableError, match=rf'pip install "cyclegan-batch\[{extra}\]"'):
         open_backend(resnet, backend=name)
@@ -484,7 +484,7 @@ def test_a_missing_package_names_its_extra_errors(
 def test_no_runtime_at_all_names_every_extra_errors(
     resnet: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without(monkeypatch, *BACKENDS)
+    without(monkeypatch, *OF_ONNX)
     with pytest.raises(BackendUnavailableError, match=r"\[openvino\].*\[cpu\].*\[gpu\]"):
         open_backend(resnet)
 
@@ -499,6 +499,7 @@ def test_no_runtime_at_all_names_every_extra_errors(
         ({"precision": "fp16"}, "is fp32 and fp16 was asked for.*a file that was exported in fp16"),
         ({"precision": "int8"}, "is fp32 and int8 was asked for.*a file that was exported in int8"),
         ({"precision": "bf16", "backend": "onnxruntime"}, "cannot compute in bf16"),
+        ({"backend": "torch"}, "is no checkpoint, and torch runs nothing else"),
     ],
 )
 def test_what_no_backend_can_do_errors(resnet: Model, asked: dict[str, str], match: str) -> None:

@@ -129,7 +129,7 @@ def test_a_folder_without_a_generator_errors(tmp_path: Path) -> None:
 
 
 def test_what_looks_like_a_checkpoint_is_told_from_an_onnx(tmp_path: Path) -> None:
-    looks = {"a.pth": b"text", "b": b"PK\3\4", "c": b"\x80\2}", "d": b"\x10\0\0\0\0\0\0\0{}"}
+    looks = {"a.pth": b"text", "b": b"PK\3\4", "c": b"\x80\2}", "d": b"\x02\0\0\0\0\0\0\0{}"}
     for name, content in looks.items():
         (tmp_path / name).write_bytes(content)
         assert is_checkpoint(tmp_path / name)

@@ -181,9 +181,6 @@ def test_the_sample_is_small_and_has_a_black_frame(tmp_path: Path) -> None:
         ("a.onnx", b"", "is empty"),
         ("a.onnx", b"this is a text file\n" * 20, "is no ONNX file"),
         ("a.onnx", b"\x08\x08", "holds no ONNX graph"),
-        ("a.onnx", b"PK\x03\x04" + b"\0" * 40, "is a PyTorch checkpoint.*export the generator"),
-        ("latest_net_G.pth", b"\x80\x02}q\x00.", "is a PyTorch checkpoint.*torch.onnx.export"),
-        ("g.safetensors", b"\x10\0\0\0\0\0\0\0{}", "is a safetensors checkpoint"),
         ("g.engine", b"ftrt" * 10, "has no card beside it"),
     ],
 )
@@ -209,7 +206,7 @@ def test_a_truncated_file_errors(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model file"):
         open_model(tmp_path / "none.onnx")
-    with pytest.raises(ModelError, match="is a folder"):
+    with pytest.raises(ModelError, match="holds no generator under a name that is known"):
         open_model(tmp_path)
 
 
@@ -242,10 +239,13 @@ def test_no_checkpoint_is_unpickled(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.mkdir, (str(tmp_path / "sprung"),)
 
-    path = tmp_path / "G.pth"
-    path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(ModelError, match="PyTorch checkpoint"):
-        open_model(path)
+    pytest.importorskip("torch")
+    for name in ("G.pth", "G", "G.onnx"):
+        (tmp_path / name).write_bytes(pickle.dumps(Trap()))
+        with pytest.raises(
+            ModelError, match="is a pickle that holds something else where only named te"
+        ):
+            open_model(tmp_path / name)
     assert not (tmp_path / "sprung").exists()
 
 

@@ -191,3 +191,40 @@ def test_without_torch_it_says_what_to_install_errors(data, tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT
     )
     assert_one_clear_line(done, "torch is not installed; pip install 'cyclegan-batch[train]'")
+
+
+@pytest.mark.behaviour(31, 32)
+def test_from_two_folders_to_a_translated_video(data, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    from tests.test_cli import write_clip
+
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    assert train(data, run, *SMALL).returncode == 0
+    assert (run / "samples" / "epoch_0002.png").is_file()
+    clip = write_clip(tmp_path / "clip.mp4", frames=3)
+    paths = os.pathsep.join([PATHS, str(REPOSITORY / "export")])
+
+    def command(*arguments: str | Path) -> str:
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "cyclegan_batch", *map(str, arguments)],
+            capture_output=True, text=True, timeout=200, env=os.environ | {"PYTHONPATH": paths},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    asked = ["-m", run, "--direction", "BtoA", "--cache-dir", cache, "--threads", "1"]
+    said = command("translate", clip, tmp_path / "fake_A.mp4", *asked)
+    assert "netG_B.safetensors to ONNX, once; it is kept in" in said
+    assert "exported: exact: " in said
+    assert "netG_B.onnx: trained at 32, sees 64×48" in said
+    assert "Done: 3 frames" in said
+    (kept,) = cache.rglob("*.onnx")
+    written = kept.stat().st_mtime_ns
+    said = command("translate", clip, tmp_path / "again.mp4", *asked)
+    assert "Done: 3 frames" in said
+    assert "exporting" not in said
+    assert "| torch\n" not in said  # nor is torch imported
+    assert kept.stat().st_mtime_ns == written
+    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "fake_A.mp4").read_bytes()

@@ -16,7 +16,12 @@ from ..machine import cpu_threads
 from ..model import Model, ModelCard, sample_frames, writes_out_its_norm
 from ..parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
 
-BACKENDS = ("onnxruntime", "openvino", "tensorrt")
+OF_ONNX = ("onnxruntime", "openvino", "tensorrt")
+"""The runtimes of an ONNX file."""
+
+BACKENDS = (*OF_ONNX, "torch")
+"""All of them; torch runs a checkpoint as it is."""
+
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 _MOST_CPU_CONTEXTS = 4
@@ -91,8 +96,9 @@ def open_backend(
     """Open ``model`` with a runtime, prove it on a sample, and return its first context.
 
     ``backend``: one of `BACKENDS` or ``auto``. ``device``: ``auto``, ``cpu`` or ``cuda[:N]``.
-    ``precision``: ``auto`` is the file's; ``bf16`` is a way of OpenVINO to run an FP32 file, taken
-    only where its parity is measured to be in its class.
+    ``precision``: ``auto`` is the file's; ``bf16`` is a way of OpenVINO to run an FP32 file, and
+    bf16 and (on a GPU) fp16 are ways of torch to run a checkpoint, taken only where their parity is
+    measured to be in its class.
     ``threads``: CPU threads for the network, of all contexts together (None: `cpu_threads`).
     ``contexts``: how many will run side by side; `Backend.fork` gives the others.
     ``shapes``: the frames (N, H, W) that will come, where known: what is built is built for them,
@@ -106,12 +112,8 @@ def open_backend(
         raise BackendError(f"no backend {backend!r}: it is auto or one of {', '.join(BACKENDS)}")
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
         raise BackendError(f"no device {device!r}: it is auto, cpu or cuda[:N]")
-    _check_precision(model.card, precision, backend)
-    if model.engine is not None and backend not in ("auto", "tensorrt"):
-        raise BackendError(
-            f"{printable(model.card.path)}: is an engine, which only TensorRT runs, and {backend} "
-            "was asked for; leave --backend out, or use the ONNX that it was built from"
-        )
+    _check_kind(model, backend)
+    _check_precision(model, precision, backend)
     threads = threads or cpu_threads()
     missing: list[BackendError] = []
     for name, where in _candidates(model, backend, device, precision):
@@ -151,6 +153,11 @@ def default_contexts(device: str, threads: int) -> int:
 
 def _candidates(model: Model, backend: str, device: str, precision: str) -> list[tuple[str, str]]:
     """Return what may be tried, the best first."""
+    if model.checkpoint is not None:
+        from .torch import sees_cuda as torch_sees_cuda
+
+        on_gpu = device == "auto" and torch_sees_cuda()
+        return [("torch", "cuda:0" if on_gpu else "cpu" if device == "auto" else device)]
     # Only when named: it has not yet run on a GPU.
     if model.engine is not None or backend == "tensorrt":
         return [("tensorrt", device)]
@@ -179,6 +186,12 @@ def _candidates(model: Model, backend: str, device: str, precision: str) -> list
 def _open(
     model: Model, name: str, device: str, precision: str, threads: int, contexts: int
 ) -> Backend:
+    if name == "torch":
+        from .torch import open_torch
+
+        return open_torch(
+            model, device=device, precision=precision, threads=threads, contexts=contexts
+        )
     if name == "openvino":
         from .openvino import open_openvino
 
@@ -214,14 +227,40 @@ def _open_tensorrt(
     )
 
 
-def _check_precision(card: ModelCard, precision: str, backend: str) -> None:
+def _check_kind(model: Model, backend: str) -> None:
+    """Refuse a backend that does not run this kind of file. Raises BackendError."""
+    name = printable(model.card.path)
+    if model.engine is not None and backend not in ("auto", "tensorrt"):
+        raise BackendError(
+            f"{name}: is an engine, which only TensorRT runs, and {backend} was asked for; leave "
+            "--backend out, or use the ONNX that it was built from"
+        )
+    if model.checkpoint is None and backend == "torch":
+        raise BackendError(
+            f"{name}: is no checkpoint, and torch runs nothing else; leave --backend out"
+        )
+    if model.checkpoint is not None and backend in OF_ONNX:
+        raise BackendError(
+            f"{name}: is a checkpoint, and {backend} runs ONNX; export it, or pass --backend torch"
+        )
+
+
+def _check_precision(model: Model, precision: str, backend: str) -> None:
     if precision not in ("auto", *PRECISIONS):
         raise BackendError(
             f"no precision {precision!r}: it is auto or one of {', '.join(PRECISIONS)}"
         )
+    card = model.card
     if precision in ("auto", card.precision):
         return
     name = printable(card.path)
+    if model.checkpoint is not None:
+        if precision == "int8":
+            raise BackendError(
+                f"{name}: is a checkpoint, which torch runs in fp32, bf16 or fp16, and int8 was "
+                "asked for; leave --precision out"
+            )
+        return
     if precision != "bf16":
         raise BackendError(
             f"{name}: is {card.precision} and {precision} was asked for; the precision is the "

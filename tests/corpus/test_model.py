@@ -32,10 +32,3 @@ def test_real_foreign_generators_are_adopted_with_one_option(corpus: Path, name:
 def test_without_it_the_option_is_named_errors(corpus: Path) -> None:
     with pytest.raises(ModelError, match=r"ends in Conv.*--model-io 0\.\.255"):
         open_model(style(corpus, "candy"))
-
-
-@pytest.mark.behaviour(43)
-def test_a_real_checkpoint_is_told_from_onnx_errors(corpus: Path) -> None:
-    path = corpus / "models" / "horse2zebra_gan_compression" / "latest_net_G.pth"
-    with pytest.raises(ModelError, match=r"latest_net_G\.pth: is a PyTorch checkpoint"):
-        open_model(path)

@@ -1,0 +1,159 @@
+"""Export a checkpoint once: the file is kept, and found again by what it was made from.
+
+`open_exported` is what ``translate -m CHECKPOINT`` opens it with. An entry
+is a folder, named by the checkpoint's digest, the direction, the precision and this tool's version;
+in it the ONNX, and a line of JSON that is written after it and holds its digest. What does not
+agree with that line is made anew, so a damaged entry costs time and nothing else, and so does a
+deleted one.
+
+Nothing heavy is imported before something must be exported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cyclegan_batch import __version__
+from cyclegan_batch.checkpoint_files import (
+    Direction,
+    FoundCheckpoint,
+    find_checkpoint,
+    is_checkpoint,
+)
+from cyclegan_batch.doctor import default_cache_dir
+from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
+from cyclegan_batch.files import output_error, printable, publish
+from cyclegan_batch.machine import nvidia_gpus
+from cyclegan_batch.options import TranslateOptions
+
+if TYPE_CHECKING:
+    from cyclegan_batch.model import Model
+
+
+def open_exported(
+    path: Path, options: TranslateOptions, *, say: Callable[[str], None] = lambda sentence: None
+) -> Model:
+    """Open the model at ``path`` for a translation, a checkpoint by way of its export.
+
+    Where the exporter is not installed, and where torch is the only runtime here that can use the
+    GPU, a checkpoint is opened as it is, for torch to run; ``say`` is told. Raises what
+    `open_model` and `export_onnx` raise.
+    """
+    from cyclegan_batch.model import open_model
+
+    as_it_is = options.backend == "torch" or options.model_io is not None
+    if is_checkpoint(path) and not as_it_is:
+        if options.precision == "int8":
+            raise ModelError(
+                f"{printable(path)}: is a checkpoint, and a file in int8 is made of one with "
+                "pictures to calibrate on; leave --precision out"
+            )
+        if options.backend == "auto" and options.device != "cpu" and _only_torch_sees_the_gpu():
+            say("onnxruntime here has no CUDA, so torch runs the checkpoint, on the GPU")
+        else:
+            try:
+                exported, notes = cached_export(
+                    path,
+                    direction=options.direction,
+                    precision="fp16" if options.precision == "fp16" else "fp32",
+                    cache_dir=options.cache_dir,
+                    say=say,
+                )
+            except BackendUnavailableError as error:
+                if options.backend != "auto":
+                    raise
+                say(f"{error}; without it torch runs the checkpoint as it is, which is slower")
+            else:
+                model = open_model(exported)
+                return replace(model, card=replace(model.card, notes=notes + model.card.notes))
+    return open_model(path, model_io=options.model_io, direction=options.direction)
+
+
+def cached_export(
+    source: Path,
+    *,
+    direction: Direction | None = None,
+    precision: Literal["fp32", "fp16"] = "fp32",
+    cache_dir: Path | None = None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> tuple[Path, tuple[str, ...]]:
+    """Return the ONNX of the checkpoint at ``source``, and what the user should be told once.
+
+    ``source``, ``direction`` and ``precision`` as for `export_onnx`. ``cache_dir``: where it is
+    kept, None for the usual place. Raises what `export_onnx` raises.
+    """
+    found = find_checkpoint(source, direction)
+    folder = (cache_dir or default_cache_dir()) / "onnx" / _key(found, precision)
+    # Named as the checkpoint is: this name is what the user reads.
+    final, entry = folder / f"{found.path.stem}.onnx", folder / "entry.json"
+    kept = _read(entry)
+    if kept is not None and _digest(final) == kept["sha256"]:
+        return final, tuple(kept["notes"])
+    try:
+        from .onnx_export import export_onnx
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"cannot export: {error.name or error} is not installed; "
+            "pip install 'cyclegan-batch[export]' brings it"
+        ) from error
+    say(f"exporting {printable(found.path)} to ONNX, once; it is kept in {printable(folder)}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # A folder of its own: two runs may export the same at once.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
+            partial, line = Path(name) / final.name, Path(name) / entry.name
+            exported = export_onnx(source, partial, direction=direction, precision=precision)
+            publish(partial, final, overwrite=True)
+            line.write_text(json.dumps({"sha256": exported.card.digest, "notes": exported.notes}))
+            publish(line, entry, overwrite=True)
+    except (OSError, OutputError) as error:
+        reason = output_error(folder, error) if isinstance(error, OSError) else error
+        raise OutputError(f"{reason}; --cache-dir names another place for what is kept") from error
+    say(f"exported: {exported.card.parity}")
+    return final, exported.notes
+
+
+def _key(found: FoundCheckpoint, precision: str) -> str:
+    """Return the name of the entry: all that the file's bytes follow from. Raises ModelError."""
+    digest = _digest(found.path)
+    if digest is None:
+        raise ModelError(f"cannot read {printable(found.path)}; check its permissions")
+    parts = (digest, found.direction, precision, __version__)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _read(entry: Path) -> dict[str, Any] | None:
+    """Return what an entry says, None where there is none or it is damaged."""
+    try:
+        said = json.loads(entry.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) and {"sha256", "notes"} <= said.keys() else None
+
+
+def _only_torch_sees_the_gpu() -> bool:
+    if not nvidia_gpus():
+        return False
+    from cyclegan_batch.backends import onnxruntime
+
+    if onnxruntime.sees_cuda():
+        return False
+    try:
+        from cyclegan_batch.backends import torch
+    except ImportError:
+        return False
+    return torch.sees_cuda()
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

@@ -1,0 +1,276 @@
+"""``translate -m CHECKPOINT``: exported once, kept, found again, and run by torch where it must."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from cyclegan_export import cache
+from cyclegan_export.cache import cached_export, open_exported
+from PIL import Image
+
+from cyclegan_batch import cli, open_generator, translate
+from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
+from cyclegan_batch.model import open_model
+from cyclegan_batch.options import TranslateOptions
+from tests.synthesis import generators
+from tests.test_cli import left_in
+
+torch = pytest.importorskip("torch")
+
+from tests.test_torch_backend import checkpoint  # noqa: E402
+
+OPTIONS = TranslateOptions
+
+
+class Exporter:
+    """Stands for `export_onnx`: counts, and writes a generator that changes nothing."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.fails: Exception | None = None
+
+    def __call__(self, source: Path, output: Path, **asked: Any) -> SimpleNamespace:
+        self.asked.append({"source": source, **asked})
+        if self.fails is not None:
+            raise self.fails
+        generators.identity(output)
+        return SimpleNamespace(card=open_model(output).card, notes=("g.pth: a note",))
+
+
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> Exporter:
+    exporter = Exporter()
+    monkeypatch.setattr("cyclegan_export.onnx_export.export_onnx", exporter)
+    return exporter
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return checkpoint(tmp_path / "g.pth")
+
+
+def test_an_export_is_made_once_and_found_again(
+    tmp_path: Path, path: Path, exporter: Exporter
+) -> None:
+    said: list[str] = []
+    first = cached_export(path, cache_dir=tmp_path / "cache", say=said.append)
+    assert first == (first[0], ("g.pth: a note",))
+    assert open_model(first[0]).card.architecture == "hand-made"
+    assert first[0].name == "g.onnx"
+    assert len(said) == 2
+    assert cached_export(path, cache_dir=tmp_path / "cache", say=said.append) == first
+    assert (len(exporter.asked), len(said)) == (1, 2)
+    # The same weights under another name are another file, in the same place.
+    shutil.copy(path, tmp_path / "h.pth")
+    again = cached_export(tmp_path / "h.pth", cache_dir=tmp_path / "cache")
+    assert again[0] == first[0].with_name("h.onnx")
+
+
+def test_other_weights_direction_precision_or_version_are_another_file(
+    tmp_path: Path, path: Path, exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cache"
+    found = {cached_export(path, cache_dir=folder)[0]}
+    found.add(cached_export(path, cache_dir=folder, precision="fp16")[0])
+    found.add(cached_export(path, cache_dir=folder, direction="BtoA")[0])
+    monkeypatch.setattr(cache, "__version__", "0.0.0")
+    found.add(cached_export(path, cache_dir=folder)[0])
+    monkeypatch.undo()
+    path.write_bytes(path.read_bytes() + b"\0")
+    monkeypatch.setattr("cyclegan_export.onnx_export.export_onnx", exporter)
+    found.add(cached_export(path, cache_dir=folder)[0])
+    assert len(found) == len(exporter.asked) == 5
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "changed", "entry", "no entry"])
+def test_a_damaged_entry_is_made_anew(
+    tmp_path: Path, path: Path, exporter: Exporter, damage: str
+) -> None:
+    onnx, _ = cached_export(path, cache_dir=tmp_path / "cache")
+    whole = onnx.read_bytes()
+    if damage == "cut":
+        onnx.write_bytes(whole[:-9])
+    elif damage == "changed":
+        onnx.write_bytes(whole[:-1] + b"\xff")
+    elif damage == "gone":
+        onnx.unlink()
+    elif damage == "entry":
+        (onnx.parent / "entry.json").write_text('{"sha256": 3')
+    else:
+        (onnx.parent / "entry.json").unlink()
+    assert cached_export(path, cache_dir=tmp_path / "cache")[0].read_bytes() == whole
+    assert len(exporter.asked) == 2
+
+
+def test_an_export_that_fails_leaves_nothing(
+    tmp_path: Path, path: Path, exporter: Exporter
+) -> None:
+    exporter.fails = ModelError("outside its class")
+    with pytest.raises(ModelError, match="outside its class"):
+        cached_export(path, cache_dir=tmp_path / "cache")
+    assert left_in(tmp_path / "cache") == set()
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"is a file.*; --cache-dir names another place"):
+        cached_export(path, cache_dir=tmp_path / "file")
+
+
+def test_the_usual_place_is_the_users_cache(
+    tmp_path: Path, path: Path, exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    onnx, _ = cached_export(path)
+    assert onnx.is_relative_to(tmp_path / "xdg" / "cyclegan-batch" / "onnx")
+
+
+def test_a_checkpoint_is_opened_by_way_of_its_export(
+    tmp_path: Path, path: Path, exporter: Exporter
+) -> None:
+    options = OPTIONS(cache_dir=tmp_path / "cache", precision="fp16", direction="BtoA")
+    model = open_exported(path, options)
+    assert (model.checkpoint, model.card.notes) == (None, ("g.pth: a note",))
+    (asked,) = exporter.asked
+    assert (asked["source"], asked["precision"], asked["direction"]) == (path, "fp16", "BtoA")
+    onnx = generators.identity(tmp_path / "a.onnx")
+    assert open_exported(onnx, OPTIONS()).card.path == onnx
+    with pytest.raises(ModelError, match="pictures to calibrate on; leave --precision out"):
+        open_exported(path, OPTIONS(precision="int8"))
+    assert len(exporter.asked) == 1
+
+
+def test_torch_runs_the_checkpoint_where_it_is_named_or_nothing_exports(
+    tmp_path: Path, path: Path, exporter: Exporter
+) -> None:
+    said: list[str] = []
+    model = open_exported(path, OPTIONS(backend="torch"), say=said.append)
+    assert model.checkpoint is not None
+    assert (exporter.asked, said) == ([], [])
+    exporter.fails = BackendUnavailableError("cannot export: onnxscript is not installed; pip it")
+    options = OPTIONS(cache_dir=tmp_path / "cache")
+    assert open_exported(path, options, say=said.append).checkpoint is not None
+    assert said[-1].startswith("cannot export: onnxscript is not installed; pip it; without it")
+    with pytest.raises(BackendUnavailableError, match="cannot export"):
+        open_exported(path, OPTIONS(cache_dir=tmp_path / "cache", backend="onnxruntime"))
+
+
+def test_torch_runs_it_on_a_gpu_that_only_torch_can_use(
+    tmp_path: Path, path: Path, exporter: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "nvidia_gpus", lambda: ("H200",))
+    monkeypatch.setattr("cyclegan_batch.backends.onnxruntime.sees_cuda", lambda: False)
+    said: list[str] = []
+    options = OPTIONS(cache_dir=tmp_path / "cache")
+    for torch_sees, exported in ((True, 0), (False, 1)):
+        sees = bool(torch_sees)
+        monkeypatch.setattr("cyclegan_batch.backends.torch.sees_cuda", lambda sees=sees: sees)
+        model = open_exported(path, options, say=said.append)
+        assert (model.checkpoint is None, len(exporter.asked)) == (bool(exported), exported)
+    assert "torch runs the checkpoint, on the GPU" in said[0]
+    open_exported(path, OPTIONS(cache_dir=tmp_path / "cache", device="cpu"), say=said.append)
+    assert len(exporter.asked) == 1
+
+
+# From Python, and from the command line
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    Image.fromarray(generators.natural((30, 50))[0]).save(tmp_path / "in.png")
+    return tmp_path / "in.png"
+
+
+def test_python_runs_a_checkpoint_in_torch(tmp_path: Path, path: Path, picture: Path) -> None:
+    pixels = np.asarray(Image.open(picture))[np.newaxis]
+    with open_generator(path, threads=1) as generator:
+        expected = generator(pixels)[0]
+    assert np.ptp(expected) > 40
+    report = translate(picture, tmp_path / "out.png", model=path, threads=1)
+    assert report.record["backend"] == "torch"
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), expected)
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """Run the command in this process, where torch is loaded: its exit code and what it said."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    return int(end.value.code or 0), said.out, said.err
+
+
+def test_the_command_runs_a_checkpoint_in_torch_when_asked(
+    tmp_path: Path, path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["translate", picture, tmp_path / "a.png", "-m", path, "--backend", "torch"]
+    asked += ["--threads", "1", "--cache-dir", tmp_path / "cache"]
+    code, out, _ = command(capsys, *asked, "--dry-run")
+    assert code == 0
+    assert f"model    {path} (resnet_2blocks, sha256" in out
+    assert "runs on  torch, cpu, fp32" in out
+    assert not (tmp_path / "cache").exists()
+    before = path.read_bytes()
+    code, _, err = command(capsys, *asked, "--report", path)
+    assert code == 1
+    assert "it is a file of the job itself; choose another name" in " ".join(err.split())
+    assert path.read_bytes() == before
+
+
+@pytest.mark.behaviour(36)
+def test_inspect_describes_a_checkpoint_and_a_folder_of_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for letter in "AB":
+        checkpoint(folder / f"latest_net_G_{letter}.pth")
+    code, out, _ = command(capsys, "inspect", folder, "--direction", "BtoA", "--json")
+    assert code == 0
+    described = json.loads(out)
+    assert described["kind"] == "checkpoint"
+    assert described["path"] == str(folder / "latest_net_G_B.pth")
+    assert (described["direction"], described["architecture"]) == ("BtoA", "resnet_2blocks")
+    assert described["generator"]["ngf"] == 4
+    weights = torch.load(folder / "latest_net_G_B.pth").values()
+    assert described["parameters"] == sum(weight.numel() for weight in weights)
+    assert len(described["digest"]) == 64
+    _, out, _ = command(capsys, "inspect", folder)
+    assert "latest_net_G_A.pth" in out
+    assert "holds two generators: AtoB is used" in out
+
+
+@pytest.mark.behaviour(43)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"no checkpoint, a text", "is text where a checkpoint is expected"),
+        ("discriminator", "it is a discriminator (PatchGAN); give the generator's weights"),
+        ("cut", "is no whole PyTorch checkpoint"),
+        (b"\x80\x04\x95\x1d\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x05mkdir\x94\x93\x94\x8c\x01x\x94"
+         b"\x85\x94R\x94.", "is a pickle that holds"),
+        ("nowhere", "no such file or folder; check the path"),
+    ],
+    ids=["text", "discriminator", "cut", "payload", "nowhere"],
+)  # fmt: skip
+def test_what_is_no_generator_is_one_clear_line_errors(
+    tmp_path: Path, path: Path, picture: Path, content: bytes | str, words: str
+) -> None:
+    wrong = tmp_path / "wrong.pth"
+    if isinstance(content, bytes):
+        wrong.write_bytes(content)
+    elif content == "cut":
+        wrong.write_bytes(path.read_bytes()[:-200])
+    elif content == "discriminator":
+        torch.save({"model.0.weight": torch.rand(4, 3, 4, 4)}, wrong)
+    options = OPTIONS(backend="torch")
+    with pytest.raises(ModelError) as refused:
+        open_exported(wrong, options)
+    with pytest.raises(ModelError) as also:
+        open_exported(wrong, OPTIONS(cache_dir=tmp_path / "cache"))
+    assert str(refused.value) == str(also.value)
+    assert "wrong.pth: " in str(refused.value)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,465 @@
+"""A checkpoint runs in torch as it is: the contract's arithmetic, and what every backend holds to.
+
+The pictures are held against the network in float64, with the contract's ends in numpy.
+"""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cyclegan_batch.backends import Backend, open_backend
+from cyclegan_batch.errors import (
+    BackendError,
+    BackendUnavailableError,
+    ModelError,
+    OutOfMemoryError,
+)
+from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
+from cyclegan_batch.model import Model, describe, open_model
+from cyclegan_batch.parity import parity
+from tests.conftest import REPOSITORY
+from tests.synthesis.generators import natural
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+from cyclegan_batch.backends.torch import TorchBackend, _FrameNorm  # noqa: E402
+from cyclegan_batch.generators import (  # noqa: E402
+    GeneratorConfig,
+    generator_from_config,
+    init_weights,
+)
+
+TINY = GeneratorConfig("resnet_2blocks", ngf=4)
+
+
+def checkpoint(path: Path, config: GeneratorConfig = TINY, gain: float = 0.3) -> Path:
+    """Write a generator whose pictures are neither flat nor saturated."""
+    torch.manual_seed(0)
+    network = generator_from_config(config)
+    init_weights(network, init_gain=gain)
+    for name, value in network.state_dict().items():
+        if name.endswith(("running_mean", "bias")):
+            value.normal_(0, 0.3)
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 2)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def of_network(model: Model, network: nn.Module) -> Model:
+    """Return ``model`` with another network in its place."""
+    assert model.checkpoint is not None
+    return replace(model, checkpoint=replace(model.checkpoint, network=network))
+
+
+def opened(model: Model, **asked: Any) -> TorchBackend:
+    """Open ``model`` with one thread: the machine that tests is a busy one."""
+    backend = open_backend(model, **{"threads": 1} | asked)
+    assert isinstance(backend, TorchBackend)
+    return backend
+
+
+class Invert(nn.Module):
+    def forward(self, x):
+        return -x
+
+
+def reference(model: Model, frames: Pixels) -> Pixels:
+    """Compute the pictures in float64, a frame at a time."""
+    assert model.checkpoint is not None
+    network = copy.deepcopy(model.checkpoint.network).double()
+    for module in network.modules():
+        if isinstance(module, nn.InstanceNorm2d):
+            module.forward = lambda x: nn.functional.instance_norm(x)  # not back to float32
+    top = 255.0 if frames.dtype == np.uint8 else 1.0
+    rows = []
+    for frame in frames.astype(np.float64):
+        x = frame / top * 2 - 1
+        if model.checkpoint.config.input_nc == 1:
+            x = x @ np.array([[0.299], [0.587], [0.114]])
+        with torch.inference_mode():
+            y = network(torch.from_numpy(x.transpose(2, 0, 1)[np.newaxis])).numpy()[0]
+        rows.append(np.broadcast_to((y.transpose(1, 2, 0) + 1) * top / 2, frame.shape))
+    out = np.stack(rows)
+    if frames.dtype == np.uint8:
+        return np.clip(np.floor(out + 0.5), 0, 255).astype(np.uint8)
+    return np.clip(out, 0, 1).astype(np.float16)
+
+
+# The same pictures
+
+KINDS = [
+    TINY,
+    GeneratorConfig("resnet_1blocks", 1, 1, 4),
+    GeneratorConfig("resnet_1blocks", 1, 3, 4, upsample="resize"),
+    GeneratorConfig("resnet_2blocks", ngf=4, norm="batch", dropout=True),
+    GeneratorConfig("mobile_resnet_2blocks", ngf=4),
+    GeneratorConfig("unet_32", ngf=4),
+]
+
+
+@pytest.mark.behaviour(31, 33)
+@pytest.mark.parametrize("config", KINDS, ids=str)
+@pytest.mark.parametrize("io", ["uint8", "float16"])
+def test_it_is_exact_against_float64(
+    tmp_path: Path, config: GeneratorConfig, io: PixelType
+) -> None:
+    model = open_model(checkpoint(tmp_path / "g.pth", config))
+    model = replace(model, card=replace(model.card, pixel_type=io))
+    backend = opened(model, threads=1)
+    for count, size in ((1, (32, 32)), (3, (32, 96))):
+        frames = as_pixel_type(natural(size, count), io)
+        out = backend.infer(frames)
+        assert (out.shape, out.dtype) == (frames.shape, frames.dtype)
+        assert parity(out, reference(model, frames)).cls == "exact"
+        assert np.ptp(out) > (40 if io == "uint8" else 40 / 255)
+    assert (backend.name, backend.device, backend.precision) == ("torch", "cpu", "fp32")
+
+
+def test_rounding_is_half_up_and_beyond_the_range_is_clamped(tmp_path: Path) -> None:
+    class Scale(nn.Module):
+        def forward(self, x):
+            return x * scale
+
+    model = of_network(open_model(checkpoint(tmp_path / "g.pth")), Scale())
+    frames = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    scale = 1.0
+    assert np.array_equal(opened(model).infer(frames), frames)
+    scale = -1.0
+    assert np.array_equal(opened(model).infer(frames), 255 - frames)
+    scale = 2.0
+    out = opened(model).infer(frames).ravel()[::3].astype(int)
+    assert out.tolist() == [min(max(2 * level - 127, 0), 255) for level in range(256)]
+
+
+@pytest.mark.behaviour(33)
+def test_the_norm_stays_exact_on_large_frames() -> None:
+    # Added one after the other, float32 is off by 10⁻³ here.
+    torch.manual_seed(0)
+    x = torch.rand(1, 2, 1500, 1501) + 3
+    found = _FrameNorm(1e-5)(x.contiguous(memory_format=torch.channels_last))
+    expected = nn.functional.instance_norm(x.double())
+    assert (found - expected).abs().max() < 5e-6
+
+
+@pytest.mark.behaviour(28)
+def test_pixels_do_not_depend_on_batch_context_or_run(tmp_path: Path) -> None:
+    model = open_model(checkpoint(tmp_path / "g.pth"))
+    first = opened(model, threads=3, contexts=3)
+    contexts: list[Backend] = [first, first.fork(), first.fork()]
+    frames = np.concatenate([natural((64, 44), seed=seed) for seed in range(6)])
+    expected = first.infer(frames)
+    assert np.array_equal(opened(model, threads=3, contexts=3).infer(frames), expected)
+
+    def work(own: Backend) -> list[Pixels]:
+        return [own.infer(frames[i : i + 1])[0] for i in range(6)]
+
+    with ThreadPoolExecutor(3) as threads:
+        for found in threads.map(work, contexts):
+            assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.behaviour(33)
+@pytest.mark.skipif(
+    not any(torch.cpu.get_capabilities().get(k) for k in ("avx512_bf16", "amx_bf16", "bf16")),
+    reason="this CPU has no bf16",
+)
+def test_bf16_is_in_its_class_or_refused(tmp_path: Path) -> None:
+    config = GeneratorConfig("resnet_1blocks", ngf=8)
+    model = open_model(checkpoint(tmp_path / "g.pth", config, gain=0.02))
+    frames = natural((96, 96), 2)
+    reduced = opened(model, precision="bf16")
+    found = parity(reduced.infer(frames), opened(model).infer(frames))
+    assert reduced.precision == "bf16"
+    assert found.reaches("near")
+    assert found.cls != "exact"
+    (note,) = reduced.notes
+    assert note.startswith("g.pth in bf16 against fp32 is ")
+    assert np.array_equal(reduced.fork().infer(frames), reduced.infer(frames))
+    wild = open_model(checkpoint(tmp_path / "wild.pth", gain=0.3))
+    with pytest.raises(ModelError, match=r"wild\.pth: in bf16 it is .* where near is expected"):
+        opened(wild, precision="bf16")
+
+
+# What every backend holds to
+
+
+def test_frames_are_taken_as_they_come_and_results_belong_to_the_caller(tmp_path: Path) -> None:
+    model = of_network(open_model(checkpoint(tmp_path / "g.pth")), Invert())
+    backend = opened(model)
+    frames = natural((16, 32))
+    frames.flags.writeable = False
+    first = backend.infer(frames)
+    assert np.array_equal(first, 255 - frames)
+    assert np.array_equal(backend.infer(frames[:, ::-1, ::2]), 255 - frames[:, ::-1, ::2])
+    first[:] = 0
+    assert first.flags.c_contiguous
+    assert np.array_equal(backend.infer(frames), 255 - frames)
+
+
+def test_contexts_share_their_weights_and_leave_torchs_threads_alone(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    first = opened(open_model(checkpoint(tmp_path / "g.pth")), threads=before + 2)
+    second = first.fork()
+    weights = [{p.data_ptr() for p in b._network.parameters()} for b in (first, second)]
+    assert weights[0] == weights[1]
+    seen = []
+    handle = first._network.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    first.infer(natural((16, 16)))
+    handle.remove()
+    assert (seen, torch.get_num_threads()) == ([before + 2], before)
+
+
+@pytest.mark.behaviour(24)
+def test_cancel_cuts_off_one_context_and_no_other(tmp_path: Path) -> None:
+    model = open_model(checkpoint(tmp_path / "g.pth", GeneratorConfig("resnet_9blocks", ngf=8)))
+    first = opened(model, threads=1, contexts=2)
+    other = first.fork()
+    frames = natural((256, 256))
+    ended: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while True:
+                first.infer(frames)
+        except BackendError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.2)
+    first.cancel()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert "torch: cut off" in str(ended[0])
+    with pytest.raises(BackendError, match="cut off"):
+        first.infer(frames)
+    assert other.infer(frames).shape == frames.shape
+
+
+def test_a_closed_context_errors_and_its_siblings_live(tmp_path: Path) -> None:
+    first = opened(open_model(checkpoint(tmp_path / "g.pth")))
+    other = first.fork()
+    first.close()
+    first.close()
+    frames = natural((16, 16))
+    with pytest.raises(BackendError, match="closed"):
+        first.infer(frames)
+    with pytest.raises(BackendError, match="closed"):
+        first.fork()
+    assert other.infer(frames).shape == frames.shape
+
+
+@pytest.mark.behaviour(33)
+def test_a_model_that_gives_nan_errors(tmp_path: Path) -> None:
+    class Nan(nn.Module):
+        def forward(self, x):
+            return (x * 0 - 1).sqrt()
+
+    model = of_network(open_model(checkpoint(tmp_path / "g.pth")), Nan())
+    with pytest.raises(ModelError, match=r"g\.pth: gives NaN"):
+        opened(model)
+
+
+def test_a_size_that_the_network_cannot_take_errors(tmp_path: Path) -> None:
+    backend = opened(open_model(checkpoint(tmp_path / "g.pth", GeneratorConfig("unet_32"))))
+    with pytest.raises(BackendError, match=r"g\.pth fails on frames of 1×40×32×3: .*; .*--size"):
+        backend.infer(np.zeros((1, 40, 32, 3), np.uint8))
+    backend = opened(open_model(checkpoint(tmp_path / "h.pth")))
+    with pytest.raises(ModelError, match=r"gives \(1, 20, 16, 3\) uint8 for \(1, 18, 16, 3\)"):
+        backend.infer(np.zeros((1, 18, 16, 3), np.uint8))
+
+
+_LARGE_THEN_SMALL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from cyclegan_batch.backends import open_backend
+from cyclegan_batch.errors import OutOfMemoryError
+from cyclegan_batch.model import open_model
+
+opened = open_backend(open_model(Path(sys.argv[1])), threads=1)
+small = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+expected = opened.infer(255 - small), opened.infer(small)
+large = np.zeros((1, 1600, 1600, 3), np.uint8)
+taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+for more in (20, 100):
+    resource.setrlimit(resource.RLIMIT_AS, (taken + more * 2**20, resource.RLIM_INFINITY))
+    try:
+        opened.infer(large)
+    except OutOfMemoryError as error:
+        print(error)
+    assert np.array_equal(opened.infer(small), expected[1])
+"""
+
+
+@pytest.mark.behaviour(26)
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_no_memory_is_told_apart_and_smaller_frames_still_run(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", _LARGE_THEN_SMALL, str(checkpoint(tmp_path / "g.pth"))],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("torch: no memory on cpu for a batch of 1×1600×1600×3\n") == 2
+
+
+_MANY_SIZES = """
+import sys
+from pathlib import Path
+import numpy as np
+from cyclegan_batch.backends import open_backend
+from cyclegan_batch.model import open_model
+
+opened = open_backend(open_model(Path(sys.argv[1])), threads=1)
+sizes = [(4 * i, 4 * j) for i in range(2, 18) for j in range(2, 18)]
+np.random.default_rng(0).shuffle(sizes)
+opened.infer(np.zeros((1, 72, 72, 3), np.uint8))
+for number, size in enumerate(sizes, 1):
+    opened.infer(np.zeros((1, *size, 3), np.uint8))
+    if number in (64, len(sizes)):
+        print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 2**20)
+"""
+
+
+@pytest.mark.behaviour(27)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory as Linux shows it")
+def test_memory_stays_flat_over_many_sizes(tmp_path: Path) -> None:
+    # In a process of its own: how much oneDNN keeps is settled by its first convolution.
+    run = subprocess.run(
+        [sys.executable, "-c", _MANY_SIZES, str(checkpoint(tmp_path / "g.pth"))],
+        capture_output=True, text=True, check=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    few, many = map(int, run.stdout.split())
+    assert many - few < 20, f"MiB after 64 and 256 sizes: {few}, {many}"
+
+
+def test_nothing_reaches_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    backend = opened(open_model(checkpoint(tmp_path / "g.pth")))
+    with pytest.raises(ModelError):
+        backend.infer(np.zeros((1, 18, 16, 3), np.uint8))
+    backend.cancel()
+    with pytest.raises(BackendError):
+        backend.infer(np.zeros((1, 16, 16, 3), np.uint8))
+    assert capfd.readouterr() == ("", "")
+
+
+# The model, and the choice
+
+
+@pytest.mark.behaviour(36)
+def test_a_checkpoint_has_a_card(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    state = torch.load(checkpoint(tmp_path / "g.pth", GeneratorConfig("resnet_2blocks", 1, 3, 4)))
+    path = tmp_path / "netG_B.safetensors"
+    safetensors.torch.save_file(state, path, {"direction": "BtoA", "trained_size": "64"})
+    card = open_model(tmp_path).card
+    assert (card.path, card.architecture, card.direction) == (path, "resnet_2blocks", "BtoA")
+    assert (card.trained_size, card.precision, card.pixel_type) == (64, "fp32", "uint8")
+    assert (card.sizes.multiple_of, card.sizes.minimum) == (4, 8)
+    assert card.digest == card.source_digest
+    described = describe(card)
+    assert described["kind"] == "checkpoint"
+    assert described["generator"]["input_nc"] == 1
+
+
+def test_what_is_said_of_a_folder_is_on_the_card(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "latest_net_G_A.pth", GeneratorConfig("unet_32", ngf=2, norm="batch"))
+    checkpoint(tmp_path / "latest_net_G_B.pth")
+    two, norm = open_model(tmp_path).card.notes
+    assert "holds two generators: AtoB is used" in two
+    assert "BatchNorm takes the statistics of its training" in norm
+    assert open_model(tmp_path, direction="BtoA").card.notes == ()
+
+
+def test_pictures_have_one_or_three_channels_errors(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "g.pth", GeneratorConfig("resnet_1blocks", 4, 3, 4))
+    with pytest.raises(ModelError, match=r"g\.pth: takes 4 channels where a picture has 3, or 1"):
+        open_model(path)
+    with pytest.raises(ModelError, match="--model-io says how a foreign ONNX is fed"):
+        open_model(path, model_io="nchw")
+
+
+@pytest.mark.parametrize(
+    ("asked", "match"),
+    [
+        ({"backend": "onnxruntime"}, r"g\.pth: is a checkpoint, and onnxruntime runs ONNX; exp"),
+        ({"backend": "openvino"}, "is a checkpoint, and openvino runs ONNX.*--backend torch"),
+        ({"precision": "int8"}, "torch runs in fp32, bf16 or fp16, and int8 was asked for"),
+        ({"precision": "fp16", "device": "cpu"}, "torch computes in fp16 on a GPU only"),
+        ({"device": "cuda:99"}, r"was asked for cuda:99 and sees \S+ NVIDIA GPUs"),
+    ],
+)
+def test_what_torch_cannot_do_errors(tmp_path: Path, asked: dict[str, str], match: str) -> None:
+    model = open_model(checkpoint(tmp_path / "g.pth"))
+    with pytest.raises(BackendError, match=match):
+        opened(model, **asked)  # type: ignore[arg-type]
+
+
+def test_bf16_on_a_cpu_without_it_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    with pytest.raises(BackendUnavailableError, match="this CPU has none; leave --precision out"):
+        opened(open_model(checkpoint(tmp_path / "g.pth")), precision="bf16")
+
+
+@pytest.mark.behaviour(26)
+def test_no_memory_on_a_gpu_is_told_apart_errors(tmp_path: Path) -> None:
+    class Full(nn.Module):
+        def forward(self, x):
+            if full:
+                raise full[0]
+            return x
+
+    full: list[Exception] = []
+    backend = opened(of_network(open_model(checkpoint(tmp_path / "g.pth")), Full()))
+    full.append(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    with pytest.raises(OutOfMemoryError, match="no memory on cpu for a batch of 1×8×8×3"):
+        backend.infer(np.zeros((1, 8, 8, 3), np.uint8))
+    full[0] = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(BackendError, match="illegal memory access") as caught:
+        backend.infer(np.zeros((1, 8, 8, 3), np.uint8))
+    assert not isinstance(caught.value, OutOfMemoryError)
+
+
+def test_without_torch_a_checkpoint_names_what_to_install_errors(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from cyclegan_batch.model import open_model\n"
+        f"open_model(Path({str(checkpoint(tmp_path / 'g.pth'))!r}))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    said = run.stderr.splitlines()[-1]
+    assert "BackendUnavailableError" in said
+    assert 'torch is not installed to read it; pip install "cyclegan-batch[export]"' in said
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.behaviour(31, 33)
+@pytest.mark.parametrize(
+    ("precision", "cls"),
+    [("fp32", "exact"), ("auto", "half"), ("fp16", "half"), ("bf16", "near")],
+)
+def test_cuda_is_in_its_class(tmp_path: Path, precision: str, cls: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU here")
+    model = open_model(checkpoint(tmp_path / "g.pth"))
+    frames = natural((96, 120), 3)
+    backend = opened(model, device="cuda", precision=precision)
+    assert parity(backend.infer(frames), reference(model, frames)).reaches(cls)  # type: ignore[arg-type]

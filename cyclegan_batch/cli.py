@@ -925,10 +925,23 @@ def doctor(as_json: bool) -> None:
 
 @main.command()
 @click.argument("folder", type=_PATH, default="demo")
-def demo(folder: Path) -> None:
+@click.option(
+    "--training-data",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Draw what the demo's generator learned from into FOLDER instead, N pictures of each "
+    "domain: valleys by day in trainA, others by night in trainB, the truth in testB.",
+)
+def demo(folder: Path, training_data: int | None) -> None:
     """Translate a clip and pictures made on the spot into FOLDER, with a sheet to look at."""
-    from .demo import run_demo
     from .progress import printable
+
+    if training_data is not None:
+        from .landscapes import write_domains
+
+        write_domains(folder, training_data)
+        return
+    from .demo import run_demo
 
     run_demo(folder, say=lambda sentence: print(printable(sentence), file=sys.stderr))
 

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,10 +67,12 @@ def device(tmp_path: Path) -> Any:
     place.write_text(f"#!{sys.executable}\n{TRTEXEC}")
     place.chmod(0o755)
 
-    def run(bundle: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        bundle: Path, *words: str, python: str = sys.executable, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         environment.setdefault("PATH", f"{place.parent}:{os.environ['PATH']}")
         # No user, no site: what is installed here is not there.
-        command = [sys.executable, "-I", "-S", str(bundle / "edge.py"), *words]
+        command = [python, "-I", "-S", str(bundle / "edge.py"), *words]
         return subprocess.run(
             command, env=environment, cwd="/", capture_output=True, text=True, check=False
         )
@@ -223,6 +226,22 @@ def test_the_script_needs_an_old_python_and_its_library_only() -> None:
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     used |= {node.arg or "" for node in ast.walk(tree) if isinstance(node, ast.keyword)}
     assert not newer & used
+
+
+@pytest.mark.parametrize("version", ["10.3", "11.1"])
+def test_the_script_runs_under_python_3_8(bundle: Path, device: Any, version: str) -> None:
+    found = shutil.which("python3.8")
+    # A shim of pyenv is there even where it leads nowhere.
+    says = [found or sys.executable, "-c", "import sys; print(sys.executable, sys.version_info[1])"]
+    told = subprocess.run(says, capture_output=True, text=True, check=False).stdout.split()
+    if told[1:] != ["8"]:
+        pytest.skip("no python3.8 here")
+    python = told[0]
+    assert device(bundle, "build", python=python).returncode == 0
+    done = device(bundle, "verify", python=python, FAKE=version)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = device(bundle, "verify", python=python, FAKE="wrong")
+    assert "Error: this engine draws another picture: 48." in done.stderr
 
 
 @pytest.mark.behaviour(33)

@@ -206,6 +206,8 @@ def open_generator(
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    trust_engine: bool = False,
+    cache_dir: PathLike | None = None,
     size: Literal["native"] | int | tuple[int, int] = "native",
     fit: Literal["pad", "stretch"] | None = None,
 ) -> Generator:
@@ -219,5 +221,7 @@ def open_generator(
         device=device,
         precision=precision,
         threads=threads,
+        trust_engine=trust_engine,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
     )
     return Generator(opened, size=size, fit=fit)

@@ -32,7 +32,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cyclegan_batch import cli, engines
+from cyclegan_batch import cli, engines, open_generator
 from cyclegan_batch.backends import tensorrt as backend
 from cyclegan_batch.engines import Build, Machine, Profile, card_path, profile_for, read_card
 from cyclegan_batch.errors import (
@@ -704,6 +704,16 @@ def test_a_picture_is_translated_with_an_engine(
     assert run("translate", picture, out, "-y", "-m", engine, "--trust-engine").exit_code == 0
     done = run("translate", picture, out, "-y", "-m", engine, "--backend", "onnxruntime")
     assert "is an engine, which only TensorRT runs" in done.output
+
+
+def test_an_engine_is_a_function_on_arrays(tmp_path: Path, gpu: Gpu, engine: Path) -> None:
+    sent = frames(6, 9, 16)
+    with open_generator(engine, cache_dir=tmp_path / "cache") as generator:
+        np.testing.assert_array_equal(generator(sent), 255 - sent)
+    with pytest.raises(ModelError, match="--trust-engine"):
+        open_generator(engine)
+    with open_generator(engine, trust_engine=True) as generator:
+        np.testing.assert_array_equal(generator(sent), 255 - sent)
 
 
 def test_a_build_for_a_translation_is_said_and_fits_the_plan(

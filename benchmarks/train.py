@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--ngf", type=int, default=64)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20, help="of each that are counted")
-    parser.add_argument("--warm-up", type=int, default=2, help="of each before them")
+    parser.add_argument("--warm-up", type=int, default=5, help="of each before them")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves it to torch")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction)
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction)

@@ -156,6 +156,17 @@ def test_every_kind_of_run_goes_on_bit_for_bit(data, tmp_path, changes):
 
 
 @pytest.mark.behaviour(40)
+def test_a_run_that_is_resumed_as_one_that_could_be_recorded_goes_on_bit_for_bit(
+    data, whole, tmp_path
+):
+    options = {"ema": 0.9, "save_every_epochs": 1, "keep_last": 2, "reference_names": True}
+    train(data, tmp_path / "run", steps=7, **options)
+    assert train(data, tmp_path / "run", resume=True, cuda_graphs=True).finished
+    assert_same(state_of(tmp_path / "run"), state_of(whole))
+    assert log_of(tmp_path / "run") == log_of(whole)
+
+
+@pytest.mark.behaviour(40)
 def test_a_killed_run_goes_on_from_its_last_state(data, whole, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     real = run.CycleGAN.step

@@ -139,6 +139,7 @@ class Key:
 FREE_ON_RESUME = frozenset(
     {"n_epochs", "n_epochs_decay", "device", "memory_gb", "workers", "threads", "tensorboard"}
     | {"save_every_steps", "save_every_epochs", "keep_last", "samples", "reference_names"}
+    | {"compile", "cuda_graphs"}
 )
 """What may be given anew when a run goes on; everything else is the run's own."""
 

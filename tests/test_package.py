@@ -6,11 +6,11 @@ import ast
 import dataclasses
 import json
 import re
+import resource
 import shlex
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 import zipfile
 from pathlib import Path
@@ -63,10 +63,11 @@ def test_help_loads_nothing_heavy():
     assert _loaded_by(run_help) == set()
 
 
-def test_help_comes_in_under_300_milliseconds():
+def test_help_takes_under_300_milliseconds_of_a_core():
+    """Of a core, not by the clock: that would measure what else the machine does."""
     seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-m", "cyclegan_batch", "--help"],
             cwd=REPOSITORY,
@@ -74,7 +75,8 @@ def test_help_comes_in_under_300_milliseconds():
             text=True,
             check=True,
         )
-        seconds.append(time.perf_counter() - begin)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert "translate" in done.stdout
     assert min(seconds) < 0.3, seconds
 

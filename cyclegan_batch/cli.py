@@ -762,7 +762,6 @@ def export(checkpoint: Path, output: Path, quiet: bool, **options: Any) -> None:
     engine = {name: value for name, value in engine.items() if value not in (None, False)}
     bundle = options.pop("bundle")
     wants_engine = bundle is None and output.suffix.lower() == ".engine"
-    options["precision"] = options["precision"] or ("fp16" if bundle else "fp32")
     useless = [
         f"--{name.replace('_', '-')}"
         for name in engine
@@ -789,6 +788,7 @@ def export(checkpoint: Path, output: Path, quiet: bool, **options: Any) -> None:
     elif wants_engine:
         export_engine(checkpoint, output, say=say, **engine, **options)
     else:
+        options["precision"] = options["precision"] or "fp32"
         export_onnx(checkpoint, output, say=say, **options)
 
 

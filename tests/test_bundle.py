@@ -292,6 +292,9 @@ def test_the_command_writes_a_bundle_for_the_size_it_was_trained_at(tmp_path: Pa
     assert done.exit_code == 0, done.output
     card = json.loads((tmp_path / "b" / "card.json").read_text())
     assert card["shapes"]["max"] == [1, 8, 8, 3]
+    done = run(model, tmp_path / "c", "--bundle", "generic", "--precision", "fp16")
+    assert done.exit_code == 1
+    assert "is fp32 and fp16 was asked for; give the checkpoint" in done.output
     done = run(model, tmp_path / "c", "--bundle", "generic", "--refit")
     assert done.exit_code == 2
     assert "--refit: for an engine only" in done.output

@@ -685,6 +685,9 @@ def test_export_writes_an_engine_of_a_contract_file(
     assert done.exit_code == 1
     assert "it exists already; pass -y" in done.output
     assert run(*command, "-y").exit_code == 0
+    done = run(*command, "-y", "--precision", "fp16")
+    assert done.exit_code == 1
+    assert "is fp32 and fp16 was asked for; give the checkpoint" in done.output
 
 
 def test_a_picture_is_translated_with_an_engine(

@@ -31,7 +31,7 @@ from cyclegan_batch.model import Model, ModelCard, describe, open_model
 from cyclegan_batch.parity import LIMITS, parity
 
 from . import edge
-from .engine_export import contract_file
+from .engine_export import check_precision, contract_file
 from .gate import translated_by_torch
 from .onnx_export import Precision, export_onnx
 from .samples import samples_for
@@ -72,7 +72,7 @@ def export_bundle(
     min_shape: Shape | None = None,
     opt_shape: Shape | None = None,
     max_shape: Shape | None = None,
-    precision: Precision = "fp16",
+    precision: Precision | None = None,
     direction: Direction | None = None,
     samples: Path | None = None,
     verify: bool = True,
@@ -83,9 +83,10 @@ def export_bundle(
     """Write the generator at ``source`` to ``folder`` as a bundle for ``target``; return it.
 
     ``source`` is what `export_onnx` takes, or an ONNX that is inside the contract already, which is
-    taken as it is. The shapes (N, H, W) are the frames that the engine will take; the size it was
-    trained at where none is given. The rest is as for `export_onnx`. Raises ModelError,
-    BackendError, InputError, OutputError; nothing is left in ``folder`` then.
+    taken as it is (``precision`` None: that file's, else fp16). The shapes (N, H, W) are the frames
+    that the engine will take; the size it was trained at where none is given. The rest is as for
+    `export_onnx`. Raises ModelError, BackendError, InputError, OutputError; nothing is left in
+    ``folder`` then.
     """
     _check_folder(folder, overwrite=overwrite)
     _check_pixels(source, onnx_options.get("io", "uint8"))
@@ -99,13 +100,14 @@ def export_bundle(
                 source,
                 work / "model.onnx",
                 direction=direction,
-                precision=precision,
+                precision=precision or "fp16",
                 samples=samples,
                 verify=verify,
                 say=lambda sentence: say(sentence.replace(printable(work), printable(folder))),
                 **onnx_options,
             )
         else:
+            check_precision(model, precision)
             (work / "model.onnx").write_bytes(model.graph)
         _fill(work, source, target, (min_shape, opt_shape, max_shape), direction, samples, say)
         if folder.exists():

@@ -17,7 +17,7 @@ from cyclegan_batch.errors import ModelError, OutputError
 from cyclegan_batch.files import printable
 from cyclegan_batch.model import Model, open_model
 
-from .onnx_export import export_onnx
+from .onnx_export import Precision, export_onnx
 
 
 def export_engine(
@@ -32,6 +32,7 @@ def export_engine(
     hardware_compatible: bool = False,
     version_compatible: bool = False,
     refit: bool = False,
+    precision: Precision | None = None,
     cache_dir: Path | None = None,
     verify: bool = True,
     overwrite: bool = False,
@@ -41,7 +42,8 @@ def export_engine(
     """Write the generator at ``source`` to ``output`` as an engine, its card beside it.
 
     ``source`` is what `export_onnx` takes, which is told ``onnx_options``, or an ONNX that is
-    inside the contract already. The shapes (N, H, W) are the frames that the engine will take; see
+    inside the contract already, which is taken as it is (``precision`` None: that file's, else
+    fp32). The shapes (N, H, W) are the frames that the engine will take; see
     `cyclegan_batch.engines.profile_for`, and `Build` for what the others mean. An FP32 engine
     computes without TF32. Raises ModelError, BackendError, BackendUnavailableError, OutputError.
     """
@@ -59,8 +61,18 @@ def export_engine(
                 "--opt-shape N,H,W (and --min-shape, --max-shape for a range)"
             )
         beside = output.with_suffix(".onnx")
-        export_onnx(source, beside, verify=verify, overwrite=overwrite, say=say, **onnx_options)
+        export_onnx(
+            source,
+            beside,
+            precision=precision or "fp32",
+            verify=verify,
+            overwrite=overwrite,
+            say=say,
+            **onnx_options,
+        )
         model = open_model(beside)
+    else:
+        check_precision(model, precision)
     build = Build(
         profile_for(model.card, min_shape, opt_shape, max_shape),
         builder_level=builder_level,
@@ -76,6 +88,15 @@ def export_engine(
     parity = card.parity or "unverified"
     say(f"{printable(output)}: {card.model.precision}, {size:.1f} MB, {parity} against its ONNX")
     return card
+
+
+def check_precision(model: Model, precision: str | None) -> None:
+    """Refuse another precision than a file of the contract has. Raises ModelError."""
+    if precision not in (None, model.card.precision):
+        raise ModelError(
+            f"{printable(model.card.path)}: is {model.card.precision} and {precision} was asked "
+            "for; give the checkpoint that it was exported from, or leave --precision out"
+        )
 
 
 def contract_file(source: Path) -> Model | None:

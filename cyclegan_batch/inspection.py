@@ -54,7 +54,8 @@ def inspect_file(
 def _describe_generator(loaded: LoadedGenerator) -> dict[str, Any]:
     """Return the size of a checkpoint's network, and what the file says of its training."""
     parameters = sum(weight.numel() for weight in loaded.network.parameters())
-    return {"parameters": parameters, "metadata": dict(loaded.metadata)}
+    metadata = {"metadata": dict(loaded.metadata)} if loaded.metadata else {}
+    return {"parameters": parameters, **metadata}
 
 
 def _describe_picture(path: Path) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from cyclegan_export.cache import cached_export, open_exported
 from PIL import Image
 
 from cyclegan_batch import cli, open_generator, translate
+from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
 from cyclegan_batch.model import open_model
 from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.parity import parity
 from tests.synthesis import generators
 from tests.test_cli import left_in
 
@@ -45,7 +47,12 @@ class Exporter:
 
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> Exporter:
+    def check() -> None:
+        if isinstance(exporter.fails, BackendUnavailableError):
+            raise exporter.fails
+
     exporter = Exporter()
+    monkeypatch.setattr("cyclegan_export.onnx_export.check_exporter", check)
     monkeypatch.setattr("cyclegan_export.onnx_export.export_onnx", exporter)
     return exporter
 
@@ -153,7 +160,9 @@ def test_torch_runs_the_checkpoint_where_it_is_named_or_nothing_exports(
     exporter.fails = BackendUnavailableError("cannot export: onnxscript is not installed; pip it")
     options = OPTIONS(cache_dir=tmp_path / "cache")
     assert open_exported(path, options, say=said.append).checkpoint is not None
-    assert said[-1].startswith("cannot export: onnxscript is not installed; pip it; without it")
+    (only,) = said
+    assert only.startswith("cannot export: onnxscript is not installed; pip it; without it torch")
+    assert not (tmp_path / "cache").exists()
     with pytest.raises(BackendUnavailableError, match="cannot export"):
         open_exported(path, OPTIONS(cache_dir=tmp_path / "cache", backend="onnxruntime"))
 
@@ -173,6 +182,24 @@ def test_torch_runs_it_on_a_gpu_that_only_torch_can_use(
     assert "torch runs the checkpoint, on the GPU" in said[0]
     open_exported(path, OPTIONS(cache_dir=tmp_path / "cache", device="cpu"), say=said.append)
     assert len(exporter.asked) == 1
+
+
+@pytest.mark.behaviour(31, 33)
+def test_torch_and_onnxruntime_draw_the_same_picture(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    import safetensors.torch
+
+    state = torch.load(checkpoint(tmp_path / "g.pth"))
+    path = tmp_path / "netG_A.safetensors"
+    safetensors.torch.save_file(state, path, {"trained_size": "32"})
+    exported = open_exported(path, OPTIONS(cache_dir=tmp_path / "cache"))
+    as_it_is = open_exported(path, OPTIONS(backend="torch"))
+    assert exported.card.source_digest == as_it_is.card.digest
+    assert exported.card.generator == as_it_is.card.generator
+    frames = generators.natural((64, 92), 2)
+    drawn = open_backend(exported, backend="onnxruntime", threads=1).infer(frames)
+    assert parity(open_backend(as_it_is, threads=1).infer(frames), drawn).cls == "exact"
 
 
 # From Python, and from the command line

@@ -96,12 +96,13 @@ def cached_export(
     if kept is not None and _digest(final) == kept["sha256"]:
         return final, tuple(kept["notes"])
     try:
-        from .onnx_export import export_onnx
+        from .onnx_export import check_exporter, export_onnx
     except ImportError as error:
         raise BackendUnavailableError(
             f"cannot export: {error.name or error} is not installed; "
             "pip install 'cyclegan-batch[export]' brings it"
         ) from error
+    check_exporter()
     say(f"exporting {printable(found.path)} to ONNX, once; it is kept in {printable(folder)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ def _from_checkpoint(
             f"{printable(source)}: --model-io says how a foreign ONNX is fed, and this is a "
             "checkpoint; leave the option out"
         )
-    _check_exporter()
+    check_exporter()
     found = find_checkpoint(source, direction)
     loaded = load_generator(found.path)
     config, half = loaded.config, precision == "fp16"
@@ -245,8 +245,11 @@ def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
         raise OutputError(f"cannot write {name}: it exists already; pass -y to overwrite it")
 
 
-def _check_exporter() -> None:
-    """Refuse to begin where the second part of torch's exporter is missing."""
+def check_exporter() -> None:
+    """Refuse to begin where the second part of torch's exporter is missing.
+
+    Raises BackendUnavailableError.
+    """
     if importlib.util.find_spec("onnxscript") is None:
         raise BackendUnavailableError(
             "cannot export: onnxscript is not installed; "

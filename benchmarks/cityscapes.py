@@ -9,16 +9,19 @@ OUT/curve.csv, curve.png and scores.json, and what the network drew in OUT/label
 The pairs' order does not leak: the sampler draws A and B independently of each other. The last 400
 training pairs are trained on by nobody: they are a second test set. What is scored is the network's
 own 128² picture, each pixel the class of the nearest colour, enlarged by whole pixels to the truth,
-which stays as it is: 256².
+which stays as it is: 256². Ctrl-C or SIGTERM ends the training early, and what there is is scored.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +95,35 @@ class Measured:
         self.points: list[dict[str, Any]] = []
         self.seconds = 0.0
         """In steps alone: neither reading the pictures nor scoring."""
-        self._since: float | None = None
+        self.cpu_seconds = 0.0
+        """The same of all cores: on a machine that is shared it tells more."""
+        self.stopped = False
+        self._since: tuple[float, float] | None = None
         self._told = time.monotonic()
         self.side = 128
         self.device = torch.device("cpu")
 
+    @contextlib.contextmanager
+    def ended_by_signals(self) -> Iterator[None]:
+        def stop(number: int, frame: object) -> None:
+            self.stopped = True
+
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, stop) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+
     def enough(self) -> bool:
-        return self.seconds >= self._limit
+        return self.stopped or self.seconds >= self._limit
 
     def watch(self, progress: Progress) -> None:
         now = time.monotonic()
         if self._since is not None:
-            self.seconds += now - self._since
+            self.seconds += now - self._since[0]
+            self.cpu_seconds += time.process_time() - self._since[1]
         if now - self._told > 30:
             self._told = now
             print(
@@ -113,16 +133,27 @@ class Measured:
             )
         if progress.step % self._every == 0:
             self.score(progress.step)
-        self._since = time.monotonic()
+        self._since = time.monotonic(), time.process_time()
 
     def score(self, step: int) -> None:
         """Score the checkpoint that was written at this step, on the test pairs."""
         for weights in WEIGHTS:
             found = self.evaluation("test", weights)
             score = found.rows[RESULTS]
-            point = {"step": step, "minutes": round(self.seconds / 60, 2), "weights": weights}
-            self.points.append(point | numbers(score) | {"ignores": found.ignores_input})
+            self.points.append(
+                {"step": step}
+                | self.spent()
+                | {"weights": weights}
+                | numbers(score)
+                | {"ignores_its_input": found.ignores_input}
+            )
             print(row(f"step {step}, {weights}", score) + verdict(found.ignores_input), flush=True)
+
+    def spent(self) -> dict[str, float]:
+        return {
+            "minutes": round(self.seconds / 60, 2),
+            "cpu_minutes": round(self.cpu_seconds / 60, 2),
+        }
 
     def evaluation(
         self, name: str, weights: str, train_truth: Path | None = None
@@ -171,14 +202,15 @@ def run(given: argparse.Namespace) -> None:
 
     heads = ("pixel accuracy", "class accuracy", "class IoU")
     print(f"{'test pairs':<40}" + "".join(f"{head:>16}" for head in heads))
-    outcome = train(
-        out / "data",
-        out / "run",
-        settings,
-        stop=measured.enough,
-        say=say,
-        watch=measured.watch,
-    )
+    with measured.ended_by_signals():
+        outcome = train(
+            out / "data",
+            out / "run",
+            settings,
+            stop=measured.enough,
+            say=say,
+            watch=measured.watch,
+        )
     if not measured.points or measured.points[-1]["step"] != outcome.step:
         measured.score(outcome.step)
     finish(measured, outcome.step)
@@ -187,7 +219,7 @@ def run(given: argparse.Namespace) -> None:
 def finish(measured: Measured, step: int) -> None:
     """Score the last weights on both test sets beside what knows nothing, and write it all."""
     out = measured.out
-    scores: dict[str, Any] = {"step": step, "minutes": measured.seconds / 60}
+    scores: dict[str, Any] = {"step": step} | measured.spent()
     for name in SETS:
         print()
         for weights in WEIGHTS:
@@ -238,8 +270,10 @@ def draw_sheet(out: Path, scenes: int = 6) -> None:
     for truth in truths[::step][:scenes]:
         drawn = [out / "labels" / weights / "test" / f"{truth.stem}.png" for weights in WEIGHTS]
         files = [out / "data" / "testB" / truth.name, *drawn, truth]
-        names = ("photograph", *WEIGHTS, "truth")
-        rows.append([(n, read_picture(f)[0]) for n, f in zip(names, files, strict=True)])
+        pictures = [read_picture(file)[0] for file in files]
+        times = [len(pictures[-1]) // len(picture) for picture in pictures]
+        pictures = [p.repeat(k, 0).repeat(k, 1) for p, k in zip(pictures, times, strict=True)]
+        rows.append(list(zip(("photograph", *WEIGHTS, "truth"), pictures, strict=True)))
     (out / "sheet.png").write_bytes(sheet_png(rows))
 
 

@@ -371,7 +371,7 @@ def evaluate_labels(
 def _blindness(rows: Mapping[str, LabelScore], limit: float) -> list[str]:
     """Return what there is to say where the results could have been made without the input."""
     iou = rows[RESULTS].class_iou
-    said = f"ignores its input: a class IoU of {iou:.3f}, and "
+    said = f"ignores its input, or does no better: a class IoU of {iou:.3f}, and "
     for name in _BLIND:
         if name in rows and iou <= rows[name].class_iou:
             return [f"{said}{name} has {rows[name].class_iou:.3f} without seeing it"]

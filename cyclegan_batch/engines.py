@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .card import ModelCard
 from .doctor import default_cache_dir
 from .errors import ModelError, OutputError
 from .files import output_error, printable, publish, temporary_path
 from .frames import SizeRequirements
-from .model import Model, ModelCard
 
 CARD_VERSION = 1
 
@@ -121,6 +121,23 @@ class EngineCard:
             found.append(f"built with TensorRT {built.tensorrt}, this is {here.tensorrt}")
         return found
 
+    def described(self) -> ModelCard:
+        """Return the engine's own card as a model: its sizes are those that its profile leaves."""
+        low, high = self.build.profile.min, self.build.profile.max
+        sizes = self.model.sizes
+        if low[1:] == high[1:]:
+            sizes = replace(sizes, fixed=low[1:])
+        else:
+            sizes = replace(sizes, minimum=max(sizes.minimum, min(low[1:])))
+        return replace(
+            self.model,
+            path=self.path,
+            digest=self.engine_sha256,
+            sizes=sizes,
+            batch=low[0] if low[0] == high[0] else None,
+            notes=(),
+        )
+
 
 def card_path(engine: Path) -> Path:
     """Return where the card of ``engine`` lies."""
@@ -147,29 +164,6 @@ def read_card(engine: Path) -> EngineCard:
             f"{name}: its card {printable(Path(path.name))} cannot be read ({error!r}); build the "
             "engine again with cyclegan-batch export"
         ) from error
-
-
-def model_of_engine(engine: Path) -> Model:
-    """Return the engine as a model: its card says the sizes that its profile leaves.
-
-    There is no graph; a backend opens the engine itself. Raises ModelError.
-    """
-    card = read_card(engine)
-    low, high = card.build.profile.min, card.build.profile.max
-    sizes = card.model.sizes
-    if low[1:] == high[1:]:
-        sizes = replace(sizes, fixed=low[1:])
-    else:
-        sizes = replace(sizes, minimum=max(sizes.minimum, min(low[1:])))
-    described = replace(
-        card.model,
-        path=engine,
-        digest=card.engine_sha256,
-        sizes=sizes,
-        batch=low[0] if low[0] == high[0] else None,
-        notes=(),
-    )
-    return Model(described, b"", engine=card)
 
 
 def describe_engine(card: EngineCard) -> dict[str, Any]:

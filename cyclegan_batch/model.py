@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from .adoption import MODEL_IO_GRAMMAR, Adoption, adopt, parse_model_io
+from .card import ModelCard
 from .checkpoint_files import Direction, find_checkpoint, is_checkpoint
 from .contract import (
     CONTRACT_VERSION,
@@ -40,7 +41,7 @@ from .contract import (
 )
 from .errors import BackendUnavailableError, ModelError
 from .files import output_error, printable, publish, temporary_path
-from .frames import Pixels, PixelType, SizeRequirements, as_pixel_type
+from .frames import Pixels, SizeRequirements, as_pixel_type
 
 if TYPE_CHECKING:
     from .checkpoints import LoadedGenerator
@@ -82,38 +83,6 @@ _WITHOUT_CARD = (
 
 
 @dataclass(frozen=True)
-class ModelCard:
-    """What a model file says of itself (``metadata_props``), completed by what its graph shows."""
-
-    path: Path
-    digest: str
-    """SHA-256 of the file and of the weights that lie beside it, hexadecimal."""
-    contract_version: int
-    """0 for a foreign file that was adopted, and for a checkpoint."""
-    architecture: str
-    pixel_type: PixelType
-    sizes: SizeRequirements
-    batch: int | None
-    """The only batch size the file takes, or None."""
-    trained_size: int | None
-    direction: str | None
-    """``AtoB`` or ``BtoA``."""
-    precision: str
-    """``fp32``, ``fp16`` or ``int8``: the type of the file's weights."""
-    source_digest: str | None
-    """SHA-256 of the checkpoint it was exported from."""
-    tool_version: str | None
-    parity: str | None
-    """Measured parity, in words."""
-    generator: dict[str, Any] | None = None
-    """The fields of `generators.GeneratorConfig`, where it was exported from a checkpoint."""
-    adopted: str | None = None
-    """How a foreign file was understood (``nchw rgb 0..255``), or None."""
-    notes: tuple[str, ...] = ()
-    """What the user should be told once."""
-
-
-@dataclass(frozen=True)
 class Model:
     """A card, and the contract graph that it describes (adopted already where it was foreign)."""
 
@@ -142,11 +111,12 @@ def open_model(
     Raises ModelError, BackendUnavailableError where a checkpoint needs torch and it is missing.
     """
     if path.suffix.lower() in ENGINE_SUFFIXES:
-        from .engines import model_of_engine
+        from .engines import read_card
 
-        engine = model_of_engine(path)
-        _check_said_by_itself(engine.card, model_io, direction)
-        return engine
+        engine = read_card(path)
+        described = engine.described()
+        _check_said_by_itself(described, model_io, direction)
+        return Model(described, b"", engine=engine)
     said = parse_model_io(model_io)
     if is_checkpoint(path):
         if model_io is not None:

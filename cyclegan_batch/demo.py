@@ -106,8 +106,8 @@ def run_demo(folder: Path, *, say: Callable[[str], None] = lambda sentence: None
     write_contact_sheet(demo)
     before, after = distances(demo)
     say(
-        f"From the truth the clip is {before:.1f} dB away by day and {after:.1f} dB translated "
-        "(PSNR: more is nearer)."
+        f"Against the truth the clip has a PSNR of {before:.1f} dB by day, and translated of "
+        f"{after:.1f} dB."
     )
     say(f"The clip: {demo.translated_clip}")
     say(f"The pictures: {demo.translated_pictures}")

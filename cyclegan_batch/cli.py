@@ -668,7 +668,7 @@ _EXPORT = _options(
     ),
     click.option(
         "--precision",
-        type=click.Choice(["fp32", "fp16"]),
+        type=click.Choice(["fp32", "fp16", "int8"]),
         help="Of weights and convolutions, the norm's statistics are always fp32; fp32, and fp16 "
         "for a bundle.",
     ),
@@ -692,6 +692,12 @@ _EXPORT = _options(
         type=_PATH,
         metavar="FOLDER|FILE",
         help="Pictures or a video to measure on; the run's own, or computed ones.",
+    ),
+    click.option(
+        "--calibrate",
+        type=_PATH,
+        metavar="FOLDER|FILE",
+        help="int8: pictures or a video like those it will translate.",
     ),
     click.option(
         "--verify/--no-verify",

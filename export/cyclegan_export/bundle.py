@@ -89,6 +89,11 @@ def export_bundle(
     ``folder`` then.
     """
     _check_folder(folder, overwrite=overwrite)
+    if precision == "int8":
+        raise ModelError(
+            f"{printable(source)}: --precision int8 was asked for, and a bundle is fp32 or fp16: a "
+            "device chooses its own int8 kernels, whose pictures were never measured; leave it out"
+        )
     _check_pixels(source, onnx_options.get("io", "uint8"))
     work = temporary_path(folder)
     try:

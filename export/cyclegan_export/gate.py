@@ -202,8 +202,7 @@ def _rounding_to_half(network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
 
 
 def _remedy(precision: str) -> str:
-    return (
-        "export it in fp32, or run an fp32 file in bf16"
-        if precision == "fp16"
-        else "try another version of torch or onnxruntime"
-    )
+    return {
+        "fp16": "export it in fp32, or run an fp32 file in bf16",
+        "int8": "calibrate with pictures like those it is measured on, or export it in fp32",
+    }.get(precision, "try another version of torch or onnxruntime")

@@ -35,9 +35,10 @@ from .gate import (
     translated_by_torch,
 )
 from .graph import Shape, deployable, graph_from_network
-from .samples import samples_for
+from .quantise import CALIBRATION_FRAMES, Calibrated, worth_it
+from .samples import Samples, frames_from_files, samples_for
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 UNVERIFIED = "unverified"
 """The parity on the card of a file that was not measured."""
@@ -70,6 +71,7 @@ def export_onnx(
     io: PixelType = "uint8",
     shape: Shape | None = None,
     samples: Path | None = None,
+    calibrate: Path | None = None,
     verify: bool = True,
     overwrite: bool = False,
     model_io: str | None = None,
@@ -80,13 +82,16 @@ def export_onnx(
     ``source``: a checkpoint, the folder of a run (``direction`` chooses), or a foreign ONNX, which
     is adopted (``model_io`` as for a translation). ``shape``: the only N, H and W the file will
     take; None leaves N free, and H and W free as multiples of what the network needs. ``samples``:
-    a picture, a video or a folder of them to measure on. ``verify=False`` writes without a
-    measurement. ``say`` is told what happens, one sentence at a time.
+    a picture, a video or a folder of them to measure on. ``calibrate``: the same, for ``int8``
+    only: what the ranges of its values are taken from. ``verify=False`` writes without a
+    measurement, with every convolution in ``int8`` where that was asked for. ``say`` is told what
+    happens, one sentence at a time.
 
     Raises ModelError (also where the file misses the class of its precision; nothing is written
     then), BackendUnavailableError, InputError, OutputError.
     """
     _check_output(source, output, overwrite=overwrite)
+    _check_calibration(source, precision, calibrate)
     say(f"exporting {printable(source)}")
     if is_checkpoint(source):
         made = _from_checkpoint(source, model_io, direction, precision, io, shape)
@@ -94,6 +99,8 @@ def export_onnx(
         made = _from_foreign(source, model_io, direction, precision, io, shape)
     for note in made.notes:
         say(note)
+    if calibrate is not None:
+        made = _in_int8(made, output, calibrate, samples, say, verify=verify)
     measured, words = _measured(made, output, samples, say) if verify else (None, UNVERIFIED)
     described: CardFields = {**made.card, "parity": words}
     card = write_model(output, made.contract, overwrite=overwrite, **described)
@@ -145,7 +152,7 @@ def _from_checkpoint(
         {
             "architecture": config.netG,
             "sizes": sizes,
-            "precision": precision,
+            "precision": "fp16" if half else "fp32",
             "trained_size": loaded.trained_size,
             "direction": found.direction,
             "source_digest": loaded.digest,
@@ -176,7 +183,11 @@ def _from_foreign(
             "exported from"
         )
     for option, changes in (
-        (f"--precision {precision}", precision not in ("fp32", given.precision)),
+        (
+            f"--precision {precision}",
+            precision not in ("fp32", given.precision)
+            and (precision, given.precision) != ("int8", "fp32"),
+        ),
         (f"--io {io}", io != "uint8"),
         ("--shape", shape is not None),
     ):
@@ -198,10 +209,43 @@ def _from_foreign(
         source,
         partial(translated_by_file, source, model.io),
         "the file that was given",
-        given.notes if given.precision == precision else (
+        given.notes if precision in (given.precision, "int8") else (
             *given.notes, f"{name}: is {given.precision}, and stays so"
         ),
     )  # fmt: skip
+
+
+def _in_int8(
+    made: _Made,
+    output: Path,
+    calibrate: Path,
+    samples: Path | None,
+    say: Callable[[str], None],
+    *,
+    verify: bool,
+) -> _Made:
+    """Return ``made`` quantised where that keeps the picture and gains time. Raises ModelError."""
+    shown = _shown(made, samples)
+    size = shown.frames.shape[1:3]
+    pictures = frames_from_files(calibrate, size, CALIBRATION_FRAMES)
+    say(f"taking the ranges of int8 from {len(pictures)} frames of {printable(calibrate)}")
+    calibrated = Calibrated(output, made.contract, pictures)
+    if verify:
+        reference = made.reference(shown.frames)
+        contract = worth_it(
+            output, calibrated, made.contract, made.card, shown.frames, reference, say
+        )
+    else:
+        contract = calibrated.quantised()
+    card: CardFields = {**made.card, "precision": "int8"}
+    return dataclasses.replace(made, contract=contract, card=card)
+
+
+def _shown(made: _Made, samples: Path | None) -> Samples:
+    """Return the frames that a file is measured on, of the size that it was trained at."""
+    side = made.card.get("trained_size") or _USUAL_SIZE
+    size = made.card["sizes"].smallest_fit((side, side))
+    return samples_for(samples, made.source, size, _FRAMES)
 
 
 def _measured(
@@ -211,10 +255,9 @@ def _measured(
 
     Raises ModelError where it misses the class of its precision.
     """
-    side = made.card.get("trained_size") or _USUAL_SIZE
-    size = made.card["sizes"].smallest_fit((side, side))
-    shown = samples_for(samples, made.source, size, _FRAMES)
-    how = f"against {made.against} on {shown.said} at {size[1]}×{size[0]}"
+    shown = _shown(made, samples)
+    height, width = shown.frames.shape[1:3]
+    how = f"against {made.against} on {shown.said} at {width}×{height}"
     say(f"measuring it {how}")
     model = model_from_contract(output, made.contract, **made.card)
     found = pass_gate(output, model, shown.frames, made.reference(shown.frames), made.against)
@@ -243,6 +286,20 @@ def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
         raise OutputError(f"cannot write {name}: it is what is exported; choose another name")
     if output.exists() and not overwrite:
         raise OutputError(f"cannot write {name}: it exists already; pass -y to overwrite it")
+
+
+def _check_calibration(source: Path, precision: Precision, calibrate: Path | None) -> None:
+    """Refuse INT8 without pictures, and pictures without INT8. Raises ModelError."""
+    if precision == "int8" and calibrate is None:
+        raise ModelError(
+            f"{printable(source)}: int8 takes the ranges of its values from pictures, and none "
+            "were named; pass --calibrate FOLDER, with pictures like those it will translate"
+        )
+    if precision != "int8" and calibrate is not None:
+        raise ModelError(
+            f"{printable(source)}: --calibrate is for int8, and {precision} was asked for; leave "
+            "the option out, or pass --precision int8"
+        )
 
 
 def check_exporter() -> None:

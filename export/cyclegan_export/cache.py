@@ -51,9 +51,9 @@ def open_exported(
     if is_checkpoint(path) and not as_it_is:
         if options.precision == "int8":
             raise ModelError(
-                f"{printable(path)}: is a checkpoint, and int8 needs pictures to calibrate on; make "
-                "a file with cyclegan-batch export --precision int8 --calibrate FOLDER, or leave "
-                "--precision out"
+                f"{printable(path)}: is a checkpoint, and int8 needs pictures to calibrate on; "
+                "make a file with cyclegan-batch export --precision int8 --calibrate FOLDER, or "
+                "leave --precision out"
             )
         if options.backend == "auto" and options.device != "cpu" and _only_torch_sees_the_gpu():
             say("onnxruntime here has no CUDA, so torch runs the checkpoint, on the GPU")

@@ -145,7 +145,7 @@ def test_a_checkpoint_is_opened_by_way_of_its_export(
     assert (asked["source"], asked["precision"], asked["direction"]) == (path, "fp16", "BtoA")
     onnx = generators.identity(tmp_path / "a.onnx")
     assert open_exported(onnx, OPTIONS()).card.path == onnx
-    with pytest.raises(ModelError, match="pictures to calibrate on; make a file with .*--calibrate"):
+    with pytest.raises(ModelError, match=r"make a file with .*--calibrate"):
         open_exported(path, OPTIONS(precision="int8"))
     assert len(exporter.asked) == 1
 

@@ -403,7 +403,9 @@ def test_calibration_that_cannot_be_read_errors(foreign, tmp_path, name, match):
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_a_bundle_in_int8_errors(foreign, tmp_path, pictures):
+def test_a_bundle_in_int8_errors(foreign, everywhere, tmp_path, pictures):
+    with pytest.raises(ModelError, match="is in int8, and a bundle is fp32 or fp16"):
+        export_bundle(everywhere(RESNET).path, tmp_path / "b", target="generic")
     with pytest.raises(ModelError, match=r"f\.onnx: --precision int8 .* a bundle is fp32 or fp16"):
         export_bundle(
             foreign, tmp_path / "b", target="generic", precision="int8", calibrate=pictures

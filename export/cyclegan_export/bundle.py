@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import onnx
 
@@ -90,10 +90,7 @@ def export_bundle(
     """
     _check_folder(folder, overwrite=overwrite)
     if precision == "int8":
-        raise ModelError(
-            f"{printable(source)}: --precision int8 was asked for, and a bundle is fp32 or fp16: a "
-            "device chooses its own int8 kernels, whose pictures were never measured; leave it out"
-        )
+        _refuse_int8(source, "--precision int8 was asked for")
     _check_pixels(source, onnx_options.get("io", "uint8"))
     work = temporary_path(folder)
     try:
@@ -113,6 +110,8 @@ def export_bundle(
             )
         else:
             check_precision(model, precision)
+            if model.card.precision == "int8":
+                _refuse_int8(source, "is in int8")
             (work / "model.onnx").write_bytes(model.graph)
         _fill(work, source, target, (min_shape, opt_shape, max_shape), direction, samples, say)
         if folder.exists():
@@ -247,6 +246,13 @@ def _check_pixels(source: Path, pixel_type: str) -> None:
             f"{printable(source)}: a bundle takes uint8 pixels, and {pixel_type} was found; export "
             "it with --io uint8"
         )
+
+
+def _refuse_int8(source: Path, found: str) -> NoReturn:
+    raise ModelError(
+        f"{printable(source)}: {found}, and a bundle is fp32 or fp16: a device chooses its own "
+        "int8 kernels, whose pictures were never measured; export it in fp16"
+    )
 
 
 def _check_folder(folder: Path, *, overwrite: bool) -> None:

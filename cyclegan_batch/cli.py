@@ -35,9 +35,9 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         _claim_standard_streams()
-        _STOPS.listen()
         try:
-            return super().invoke(ctx)
+            with _STOPS.heard():
+                return super().invoke(ctx)
         except CycleganBatchError as error:
             from .progress import Reporter
 
@@ -69,14 +69,29 @@ class _Stops:
         finally:
             self._deferred = False
 
-    def listen(self) -> None:
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen to requests, for one command.
+
+        After it the handlers are again those of the program that called it; but once a stop was
+        asked for, the process is about to end, and the next request ends it at once.
+        """
+        self.requested = False
+        handlers: dict[int, Any] = {}
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             # What whoever started us wants ignored (nohup, a job in the background) stays ignored.
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 # Not the main thread, where a program calls the command: its handlers are its own.
                 with contextlib.suppress(ValueError):
-                    signal.signal(number, self._stop)
+                    handlers[number] = signal.signal(number, self._stop)
+        try:
+            yield
+        finally:
+            if not self.requested:
+                for number, handler in handlers.items():
+                    # None is one that was not set from Python, and cannot be from here.
+                    signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if a stop was asked for."""

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from cyclegan_batch import TranslateOptions, cli
@@ -362,6 +363,39 @@ def test_a_ctrl_c_that_foreign_code_swallows_is_not_lost() -> None:
         stops._stop(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         stops.check()
+
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture
+def own_handlers() -> Iterator[None]:
+    kept = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+def test_a_program_that_calls_the_command_keeps_its_signal_handlers(own_handlers):
+    def mine(number: int, frame: object) -> None:
+        raise AssertionError
+
+    for number in STOPPING:
+        signal.signal(number, mine)
+    done = CliRunner().invoke(cli.main, ["doctor", "--json"])
+    assert done.exit_code == 0, done.output
+    assert {signal.getsignal(number) for number in STOPPING} == {mine}
+
+
+def test_a_stopped_command_does_not_stop_the_next_one_of_the_same_program(
+    own_handlers, model, pictures, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr("cyclegan_batch.doctor.examine", lambda: signal.raise_signal(signal.SIGINT))
+        assert CliRunner().invoke(cli.main, ["doctor"]).exit_code == 130
+    command = ["translate", str(pictures), str(tmp_path / "out"), "-m", str(model)]
+    done = CliRunner().invoke(cli.main, command)
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.behaviour(24)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..errors import BackendError, BackendUnavailableError, ModelError
+from ..errors import BackendError, BackendUnavailableError, ModelError, OutOfMemoryError
 from ..files import printable
 from ..frames import Pixels, as_pixel_type
 from ..machine import cpu_threads
@@ -351,6 +351,19 @@ def says_out_of_memory(error: BaseException) -> bool:
     """Tell whether a runtime's error means that an allocation failed."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
+
+
+def failure_of(
+    runtime: str, error: Exception, card: ModelCard, device: str, frames: Pixels
+) -> BackendError:
+    """Return what a runtime raised on ``frames`` as an error that the user can act on."""
+    shape = "×".join(map(str, frames.shape))
+    if says_out_of_memory(error):
+        return OutOfMemoryError(f"{runtime}: no memory on {device} for a batch of {shape}")
+    return BackendError(
+        f"{runtime}: {printable(card.path)} fails on frames of {shape}: {error}; the network "
+        "may need other sizes: try --size"
+    )
 
 
 def _not_a_number(card: ModelCard) -> ModelError:

@@ -13,7 +13,7 @@ from ..files import printable
 from ..frames import Pixels
 from ..machine import nvidia_gpus
 from ..model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
-from . import checked, in_batches, says_out_of_memory, verify
+from . import checked, failure_of, in_batches, says_out_of_memory, verify
 
 _FATAL_ONLY = 4
 """onnxruntime's log severity: everything that matters comes as an exception too."""
@@ -59,7 +59,7 @@ class OnnxRuntimeBackend:
         except Exception as error:
             if self._options.terminate:
                 raise BackendError("onnxruntime: cut off") from error
-            raise _translated(error, self.card, self.device, frames) from error
+            raise failure_of("onnxruntime", error, self.card, self.device, frames) from error
         return checked(out, frames, self.card)
 
 
@@ -83,7 +83,7 @@ def open_onnxruntime(
         try:
             out, values = with_values.run([OUTPUT, VALUES], {INPUT: frames})
         except Exception as error:
-            raise _translated(error, model.card, device, frames) from error
+            raise failure_of("onnxruntime", error, model.card, device, frames) from error
         return out, values
 
     verify(model.card, run)
@@ -183,13 +183,3 @@ def _check_cuda(onnxruntime: Any, device: str) -> None:
     # It prints what it does not find; what then fails is said below in our words.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(OSError):
         onnxruntime.preload_dlls()
-
-
-def _translated(error: Exception, card: ModelCard, device: str, frames: Pixels) -> Exception:
-    shape = "×".join(map(str, frames.shape))
-    if says_out_of_memory(error):
-        return OutOfMemoryError(f"onnxruntime: no memory on {device} for a batch of {shape}")
-    return BackendError(
-        f"onnxruntime: {printable(card.path)} fails on frames of {shape}: {error}; the network "
-        "may need other sizes: try --size"
-    )

@@ -31,7 +31,7 @@ from ..files import printable
 from ..frames import Pixels
 from ..generators import InstanceNorm
 from ..model import Model, ModelCard
-from . import checked, in_batches, parity_of, says_out_of_memory, verify
+from . import checked, failure_of, in_batches, parity_of, says_out_of_memory, verify
 
 # oneDNN keeps a kernel for every shape seen, 1024 of them unless told otherwise before its first
 # convolution: over a folder of many sizes that takes memory for nothing.
@@ -131,7 +131,7 @@ class TorchBackend:
         except _CutOffError as error:
             raise BackendError("torch: cut off") from error
         except (RuntimeError, MemoryError) as error:
-            raise _translated(error, self.card, self.device, frames) from error
+            raise failure_of("torch", error, self.card, self.device, frames) from error
 
     def _run(self, frames: Pixels) -> Pixels:
         out, _ = self.with_values(frames)
@@ -247,13 +247,3 @@ def _cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _translated(error: Exception, card: ModelCard, device: str, frames: Pixels) -> Exception:
-    shape = "×".join(map(str, frames.shape))
-    if says_out_of_memory(error):
-        return OutOfMemoryError(f"torch: no memory on {device} for a batch of {shape}")
-    return BackendError(
-        f"torch: {printable(card.path)} fails on frames of {shape}: {error}; the network may need "
-        "other sizes: try --size"
-    )

@@ -87,9 +87,18 @@ def lines(report: dict[str, Any]) -> list[str]:
 
 def default_cache_dir() -> Path:
     """Return where caches lie unless told otherwise: under ``XDG_CACHE_HOME``, or ``~/.cache``."""
-    said = os.environ.get("XDG_CACHE_HOME", "")
+    return _xdg_dir("XDG_CACHE_HOME", ".cache")
+
+
+def default_state_dir() -> Path:
+    """Return where this user's own state lies: ``XDG_STATE_HOME``, or ``~/.local/state``."""
+    return _xdg_dir("XDG_STATE_HOME", ".local/state")
+
+
+def _xdg_dir(variable: str, otherwise: str) -> Path:
+    said = os.environ.get(variable, "")
     # The XDG specification: a relative path is to be ignored.
-    base = Path(said) if Path(said).is_absolute() else Path.home() / ".cache"
+    base = Path(said) if Path(said).is_absolute() else Path.home() / otherwise
     return base / "cyclegan-batch"
 
 

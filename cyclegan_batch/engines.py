@@ -2,8 +2,8 @@
 
 An engine is a program for one kind of GPU and one version of TensorRT, and it runs with the rights
 of whoever loads it. Beside ``X.engine`` lies its card ``X.engine.json``: what it was built from and
-for, and a seal. The seal is made with a key that never leaves this user's cache folder, so that an
-engine from elsewhere cannot say that we built it.
+for, and a seal. The seal is made with a key that lies in a folder of this user's own and nowhere
+else: whoever can hand over an engine, or write into a cache folder, cannot say that we built it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .card import ModelCard
-from .doctor import default_cache_dir
+from .doctor import default_state_dir
 from .errors import ModelError, OutputError
 from .files import output_error, printable, publish, temporary_path
 from .frames import SizeRequirements
@@ -32,6 +33,8 @@ Shape = tuple[int, int, int]
 """N, H, W of the frames."""
 
 _KEY = "engine.key"
+
+_SEAL_BYTES = 32
 
 _AMPERE = (8, 0)
 """Compute capability from which on a hardware-compatible engine runs."""
@@ -183,12 +186,13 @@ def describe_engine(card: EngineCard) -> dict[str, Any]:
     }
 
 
-def write_engine_file(card: EngineCard, content: bytes, cache_dir: Path) -> EngineCard:
+def write_engine_file(card: EngineCard, content: bytes) -> EngineCard:
     """Write an engine and its sealed card, replacing what is there. Raises OutputError.
 
-    The engine comes first: whoever is stopped in between leaves a card that does not fit it.
+    The card has no seal where this user has no key (`key_error` returns why). The engine comes
+    first: whoever is stopped in between leaves a card that does not fit it.
     """
-    key = _made_key(cache_dir)
+    key = _made_key()
     sealed = replace(card, seal=None if key is None else _seal(card, key))
     text = json.dumps(_json_of(sealed), indent=2) + "\n"
     _write(card.path, content)
@@ -196,19 +200,17 @@ def write_engine_file(card: EngineCard, content: bytes, cache_dir: Path) -> Engi
     return sealed
 
 
-def is_ours(card: EngineCard, content: bytes, cache_dir: Path) -> bool:
-    """Tell whether ``content`` is the engine that this user built with this card.
-
-    The key is in ``cache_dir``, or where caches lie unless told otherwise.
-    """
-    if card.seal is None or hashlib.sha256(content).hexdigest() != card.engine_sha256:
+def is_ours(card: EngineCard, content: bytes) -> bool:
+    """Tell whether ``content`` is the engine that this user built with this card."""
+    key = _key()
+    if key is None or card.seal is None:
         return False
-    keys = [_key(folder) for folder in (cache_dir, default_cache_dir())]
-    seals = [_seal(card, key) for key in keys if key is not None]
-    return any(hmac.compare_digest(card.seal, seal) for seal in seals)
+    if hashlib.sha256(content).hexdigest() != card.engine_sha256:
+        return False
+    return hmac.compare_digest(card.seal, _seal(card, key))
 
 
-def check_trust(card: EngineCard, content: bytes, cache_dir: Path, *, trusted: bool) -> None:
+def check_trust(card: EngineCard, content: bytes, *, trusted: bool) -> None:
     """Refuse an engine that we did not build, unless the user trusts it. Raises ModelError."""
     name = printable(card.path)
     if hashlib.sha256(content).hexdigest() != card.engine_sha256:
@@ -216,7 +218,7 @@ def check_trust(card: EngineCard, content: bytes, cache_dir: Path, *, trusted: b
             f"{name}: is not the engine that its card describes (the SHA-256 differs); it is "
             "damaged or was exchanged: build it again with cyclegan-batch export"
         )
-    if not trusted and not is_ours(card, content, cache_dir):
+    if not trusted and not is_ours(card, content):
         raise ModelError(
             f"{name}: was not built here, and an engine is a program that runs with your rights; "
             "pass --trust-engine if you know who built it, or translate with the ONNX that it was "
@@ -345,23 +347,75 @@ def _seal(card: EngineCard, key: bytes) -> str:
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
-def _key(cache_dir: Path) -> bytes | None:
-    """Return the key in ``cache_dir``, None where there is none."""
+def key_error() -> str | None:
+    """Return why this user has no key to seal with, in words; None where there is one.
+
+    The key is made where there is none yet.
+    """
+    folder = default_state_dir()
+    if _made_key() is not None:
+        return None
+    reason = None if not folder.exists() else not_private(folder) or not_private(folder / _KEY)
+    return reason or f"{printable(folder / _KEY)} cannot be written or is no key"
+
+
+def not_private(path: Path) -> str | None:
+    """Return why others than this user may have written ``path``, in words; None where none may.
+
+    What does not exist is private; where files have no owners, everything is.
+    """
+    if not hasattr(os, "geteuid"):
+        return None
     try:
-        key = (cache_dir / _KEY).read_bytes()
+        found = path.stat()
     except OSError:
+        return None
+    name = printable(path)
+    if found.st_uid != os.geteuid():
+        return f"{name} belongs to another user; use a folder of your own"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{name} may be written by other users; take that right away (chmod go-w)"
+    return None
+
+
+def sealed(content: bytes) -> bytes | None:
+    """Return ``content`` behind a seal of this user; None where there is no key."""
+    key = _made_key()
+    return None if key is None else hmac.digest(key, content, "sha256") + content
+
+
+def unsealed(content: bytes) -> bytes | None:
+    """Return what `sealed` was given, None where that was not by this user, or is damaged."""
+    key, seal, inside = _key(), content[:_SEAL_BYTES], content[_SEAL_BYTES:]
+    if key is None or not hmac.compare_digest(seal, hmac.digest(key, inside, "sha256")):
+        return None
+    return inside
+
+
+def _key() -> bytes | None:
+    """Return this user's key; None where there is none, or another user may know or change it."""
+    path = default_state_dir() / _KEY
+    if not_private(path.parent) is not None or not_private(path) is not None:
+        return None
+    try:
+        readable_by_others = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+        key = path.read_bytes()
+    except OSError:
+        return None
+    if readable_by_others and os.name == "posix":
         return None
     return key if len(key) == 32 else None
 
 
-def _made_key(cache_dir: Path) -> bytes | None:
-    """Return the key in ``cache_dir``, made on first use; None where it cannot be written."""
+def _made_key() -> bytes | None:
+    """Return this user's key, made on first use; None where that cannot be."""
+    path = default_state_dir() / _KEY
     # Another process may make it at the same time: whichever comes first is the key.
     with contextlib.suppress(OSError, OutputError):
-        if not (cache_dir / _KEY).exists():
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            _write(cache_dir / _KEY, secrets.token_bytes(32), mode=0o600, overwrite=False)
-    return _key(cache_dir)
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write(path, secrets.token_bytes(32), mode=0o600, overwrite=False)
+    return _key()
 
 
 def _write(path: Path, content: bytes, *, mode: int = 0o666, overwrite: bool = True) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,13 +149,26 @@ def test_two_wheels_that_overwrite_each_other_are_warned_of(
     assert "uninstall both" in warning
 
 
-def test_the_cache_lies_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert doctor.default_cache_dir() == tmp_path / "cyclegan-batch"
+@pytest.mark.parametrize(
+    ("variable", "found", "otherwise"),
+    [
+        ("XDG_CACHE_HOME", doctor.default_cache_dir, ".cache"),
+        ("XDG_STATE_HOME", doctor.default_state_dir, ".local/state"),
+    ],
+)
+def test_cache_and_state_lie_where_xdg_says(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variable: str,
+    found: Callable[[], Path],
+    otherwise: str,
+) -> None:
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert found() == tmp_path / "cyclegan-batch"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for said in ("", "relative/folder"):
-        monkeypatch.setenv("XDG_CACHE_HOME", said)
-        assert doctor.default_cache_dir() == tmp_path / "home" / ".cache" / "cyclegan-batch"
+        monkeypatch.setenv(variable, said)
+        assert found() == tmp_path / "home" / otherwise / "cyclegan-batch"
 
 
 def test_the_caches_size_is_that_of_its_files(tmp_path: Path) -> None:

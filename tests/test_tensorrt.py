@@ -60,10 +60,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder of caches, away from the user's own."""
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return where this user's key lies; caches and state are away from the user's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    return tmp_path / "caches"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "states"))
+    return tmp_path / "states" / "cyclegan-batch" / "engine.key"
 
 
 @pytest.fixture
@@ -495,25 +496,118 @@ def test_an_engine_translates_as_it_is(tmp_path: Path, gpu: Gpu, engine: Path) -
 
 @pytest.mark.behaviour(44)
 def test_an_engine_that_we_did_not_build_needs_trust_errors(
-    tmp_path: Path, gpu: Gpu, engine: Path
+    tmp_path: Path, gpu: Gpu, engine: Path, key: Path
 ) -> None:
     gpu.opened.clear()
-    elsewhere = tmp_path / "another folder"
+    sent_along = key.read_bytes()
+    key.unlink()
     with pytest.raises(ModelError, match=r"was not built here.*--trust-engine"):
-        open_on(gpu, open_model(engine), elsewhere)
+        open_on(gpu, open_model(engine), tmp_path / "cache")
+    key.write_bytes(sent_along)
     _exchange(engine)
     with pytest.raises(ModelError, match=r"was not built here.*--trust-engine"):
         open_on(gpu, open_model(engine), tmp_path / "cache")
     assert not gpu.opened, "TensorRT has not seen a byte of it"
 
 
-def test_an_engine_built_here_is_ours_whatever_cache_folder_is_named(
-    tmp_path: Path, gpu: Gpu, model: Model, home: Path
+@pytest.mark.behaviour(44)
+@pytest.mark.parametrize("named", [True, False], ids=["--cache-dir", "the usual cache"])
+def test_a_key_that_came_along_with_an_engine_is_no_key_errors(
+    tmp_path: Path,
+    gpu: Gpu,
+    model: Model,
+    key: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    named: bool,
+) -> None:
+    """Whoever sends a folder can put a key into it, and whoever shares a cache can read one."""
+    cache = tmp_path / "sent" if named else tmp_path / "caches" / "cyclegan-batch"
+    with monkeypatch.context() as there:
+        there.setenv("XDG_STATE_HOME", str(tmp_path / "of the sender"))
+        open_on(gpu, model, cache)
+        backend.write_engine(model, cache / "x.engine", Build(SMALL))
+    model.card.path.rename(cache / model.card.path.name)
+    senders = tmp_path / "of the sender" / "cyclegan-batch" / "engine.key"
+    for folder in (cache, cache / "engines"):
+        shutil.copy(senders, folder)
+    gpu.opened.clear()
+    with pytest.raises(ModelError, match=r"was not built here.*--trust-engine"):
+        open_on(gpu, open_model(cache / "x.engine"), cache)
+    assert not gpu.opened
+    # What lies in its cache is no better, and is replaced.
+    open_on(gpu, open_model(cache / model.card.path.name), cache)
+    assert len(gpu.builds) == 3
+    assert gpu.builds[-1].known == b"", "timings of another user are not handed to TensorRT"
+    assert senders.read_bytes() != key.read_bytes()
+
+
+def _group_writable(path: Path) -> None:
+    path.chmod(path.stat().st_mode | 0o020)
+
+
+def _readable(path: Path) -> None:
+    path.chmod(0o644)
+
+
+def _of_another_user(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    os.chown(path, 12345, -1)
+
+
+@pytest.mark.behaviour(44)
+@pytest.mark.parametrize(
+    ("which", "spoil", "match"),
+    [
+        ("file", _group_writable, "may be written by other users.*chmod go-w"),
+        ("file", _readable, "is no key"),
+        ("file", _of_another_user, "belongs to another user"),
+        ("folder", _group_writable, "may be written by other users.*chmod go-w"),
+        ("folder", _of_another_user, "belongs to another user"),
+        ("file", lambda path: path.write_bytes(b"short"), "is no key"),
+    ],
+)
+def test_a_key_that_others_may_know_or_change_is_no_key_errors(
+    tmp_path: Path, gpu: Gpu, model: Model, key: Path, which: str, spoil: Any, match: str
 ) -> None:
     path = tmp_path / "x.engine"
     backend.write_engine(model, path, Build(SMALL))
-    key = home / "cyclegan-batch" / "engine.key"
+    open_on(gpu, model, tmp_path / "cache")
+    spoil(key if which == "file" else key.parent)
+    with pytest.raises(ModelError, match="was not built here"):
+        open_on(gpu, open_model(path), tmp_path / "cache")
+    gpu.builds.clear()
+    (note,) = open_on(gpu, model, tmp_path / "cache").notes
+    assert len(gpu.builds) == 1
+    assert re.search(f"the next run builds it again: .*{match}", note)
+    _, (note,) = backend.write_engine(model, path, Build(SMALL))
+    assert re.search(f"loading it will take --trust-engine: .*{match}", note)
+
+
+@pytest.mark.behaviour(44)
+@pytest.mark.parametrize("spoil", [_group_writable, _of_another_user])
+def test_a_cache_folder_of_others_is_neither_read_nor_written(
+    tmp_path: Path, gpu: Gpu, model: Model, spoil: Any
+) -> None:
+    open_on(gpu, model, tmp_path)
+    spoil(tmp_path / "engines")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "engines").iterdir()}
+    gpu.opened.clear()
+    opened = open_on(gpu, model, tmp_path)
+    assert (len(gpu.builds), len(gpu.opened)) == (2, 1)
+    assert gpu.builds[1].known == b""
+    assert "the next run builds it again" in opened.notes[0]
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "engines").iterdir()}
+
+
+def test_an_engine_built_here_is_ours_whatever_cache_folder_is_named(
+    tmp_path: Path, gpu: Gpu, model: Model, key: Path
+) -> None:
+    path = tmp_path / "x.engine"
+    backend.write_engine(model, path, Build(SMALL))
     assert key.stat().st_mode & 0o077 == 0, "nobody else reads it"
+    assert key.parent.stat().st_mode & 0o022 == 0, "nobody else writes there"
+    assert not list(tmp_path.glob("caches/**/*.key")), "it lies in no cache"
     opened = open_on(gpu, open_model(path), tmp_path / "another folder")
     assert opened.infer(frames(1, 8, 8)).shape == (1, 8, 8, 3)
     key.write_bytes(bytes(32))
@@ -523,8 +617,9 @@ def test_an_engine_built_here_is_ours_whatever_cache_folder_is_named(
 
 @pytest.mark.behaviour(44)
 def test_a_trusted_engine_is_loaded_if_it_is_the_one_of_its_card_errors(
-    tmp_path: Path, gpu: Gpu, engine: Path
+    tmp_path: Path, gpu: Gpu, engine: Path, key: Path
 ) -> None:
+    key.unlink()
     elsewhere = tmp_path / "elsewhere"
     opened = open_on(gpu, open_model(engine), elsewhere, trust_engine=True)
     np.testing.assert_array_equal(opened.infer(frames(1, 8, 8)), 255 - frames(1, 8, 8))
@@ -535,8 +630,9 @@ def test_a_trusted_engine_is_loaded_if_it_is_the_one_of_its_card_errors(
 
 @pytest.mark.behaviour(33)
 def test_a_trusted_engine_is_measured_against_the_onnx_beside_it_errors(
-    tmp_path: Path, gpu: Gpu, engine: Path
+    tmp_path: Path, gpu: Gpu, engine: Path, key: Path
 ) -> None:
+    key.unlink()
     elsewhere = tmp_path / "elsewhere"
     assert not open_on(gpu, open_model(engine), elsewhere, trust_engine=True).notes
     gpu.add = 9
@@ -611,7 +707,7 @@ def test_an_engine_without_a_card_or_with_a_broken_one_errors(engine: Path) -> N
         open_model(engine)
     with pytest.raises(ModelError, match="no such model file"):
         open_model(engine.with_name("none.engine"))
-    engines.write_engine_file(_card_of(engine, Build(SMALL)), b"", engine.parent)
+    engines.write_engine_file(_card_of(engine, Build(SMALL)), b"")
     with pytest.raises(ModelError, match="leave the option out"):
         open_model(engine, model_io="nchw rgb")
 
@@ -627,7 +723,7 @@ def _card_of(engine: Path, build: Build) -> engines.EngineCard:
 def test_an_engine_of_one_size_has_a_card_of_fixed_size(tmp_path: Path, engine: Path) -> None:
     only = (2, 16, 8)
     card = _card_of(engine, Build(Profile(only, only, only)))
-    engines.write_engine_file(card, b"", tmp_path)
+    engines.write_engine_file(card, b"")
     found = open_model(engine).card
     assert found.sizes.fixed == (16, 8)
     assert found.batch == 2
@@ -670,7 +766,7 @@ def run(*words: str | Path) -> Result:
 
 
 def test_export_writes_an_engine_of_a_contract_file(
-    tmp_path: Path, gpu: Gpu, model: Model, home: Path
+    tmp_path: Path, gpu: Gpu, model: Model, key: Path
 ) -> None:
     engine = tmp_path / "night.engine"
     command = ("export", model.card.path, engine, "--opt-shape", "2,8,8", "--refit")
@@ -691,7 +787,7 @@ def test_export_writes_an_engine_of_a_contract_file(
 
 
 def test_a_picture_is_translated_with_an_engine(
-    tmp_path: Path, gpu: Gpu, model: Model, home: Path
+    tmp_path: Path, gpu: Gpu, model: Model, key: Path
 ) -> None:
     engine, picture, out = (tmp_path / name for name in ("n.engine", "in.png", "out.png"))
     assert run("export", model.card.path, engine, "--opt-shape", "4,8,8").exit_code == 0
@@ -700,7 +796,7 @@ def test_a_picture_is_translated_with_an_engine(
     done = run("translate", picture, out, "-m", engine)
     assert done.exit_code == 0, done.output
     np.testing.assert_array_equal(np.asarray(Image.open(out)), 255 - sent)
-    (home / "cyclegan-batch" / "engine.key").unlink()
+    key.unlink()
     done = run("translate", picture, out, "-y", "-m", engine)
     assert done.exit_code == 1
     assert "--trust-engine" in done.output
@@ -709,10 +805,11 @@ def test_a_picture_is_translated_with_an_engine(
     assert "is an engine, which only TensorRT runs" in done.output
 
 
-def test_an_engine_is_a_function_on_arrays(tmp_path: Path, gpu: Gpu, engine: Path) -> None:
+def test_an_engine_is_a_function_on_arrays(gpu: Gpu, engine: Path, key: Path) -> None:
     sent = frames(6, 9, 16)
-    with open_generator(engine, cache_dir=tmp_path / "cache") as generator:
+    with open_generator(engine) as generator:
         np.testing.assert_array_equal(generator(sent), 255 - sent)
+    key.unlink()
     with pytest.raises(ModelError, match="--trust-engine"):
         open_generator(engine)
     with open_generator(engine, trust_engine=True) as generator:
@@ -720,7 +817,7 @@ def test_an_engine_is_a_function_on_arrays(tmp_path: Path, gpu: Gpu, engine: Pat
 
 
 def test_a_build_for_a_translation_is_said_and_fits_the_plan(
-    tmp_path: Path, gpu: Gpu, model: Model, home: Path
+    tmp_path: Path, gpu: Gpu, model: Model, key: Path
 ) -> None:
     for name, size in (("a.png", (8, 8)), ("b.png", (12, 20))):
         Image.fromarray(frames(1, *size)[0]).save(tmp_path / name)
@@ -737,7 +834,7 @@ def test_a_build_for_a_translation_is_said_and_fits_the_plan(
 
 
 def test_an_engine_of_a_checkpoint_leaves_its_onnx_beside_it(
-    tmp_path: Path, gpu: Gpu, home: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine_export = pytest.importorskip("cyclegan_export.engine_export")
     told: dict[str, Any] = {}
@@ -1005,8 +1102,7 @@ def test_tensorrt_tells_how_far_it_is_and_keeps_its_timings(
         backend.engine_from_graph(
             model.graph, Build(SMALL), name="r", timing_cache=tmp_path / "t", say=said.append
         )
-    content = (tmp_path / "t").read_bytes()
-    assert hashlib.sha256(content[32:]).digest() == content[:32]
+    assert engines.unsealed((tmp_path / "t").read_bytes())
     assert any("step" in sentence for sentence in said)
 
 

@@ -36,7 +36,11 @@ from ..engines import (
     Shape,
     check_trust,
     is_ours,
+    key_error,
+    not_private,
     read_card,
+    sealed,
+    unsealed,
     write_engine_file,
 )
 from ..errors import (
@@ -46,7 +50,7 @@ from ..errors import (
     OutOfMemoryError,
     OutputError,
 )
-from ..files import printable
+from ..files import output_error, printable
 from ..frames import Pixels, as_pixel_type
 from ..machine import cpu_threads
 from ..model import INPUT, OUTPUT, Model, ModelCard, open_model
@@ -184,7 +188,12 @@ def write_engine(
     trt, cuda = _import(), _Cuda(device)
     builder = _Builder(trt, cuda, cuda.machine(trt), cache_dir or default_cache_dir(), say)
     made, content = builder.build(model, build, verify=verify)
-    card = write_engine_file(replace(made.card, path=path), content, builder.cache_dir)
+    card = write_engine_file(replace(made.card, path=path), content)
+    if card.seal is None:
+        builder.notes.append(
+            f"{printable(path)}: cannot be sealed as built here, so loading it will take "
+            f"--trust-engine: {key_error()}"
+        )
     return card, tuple(builder.notes)
 
 
@@ -317,9 +326,9 @@ def _open_file(model: Model, builder: _Builder, trust_engine: bool) -> _Engines 
         raise ModelError(
             f"{printable(card.path)}: cannot be read: {error.strerror}; check the file"
         ) from error
-    check_trust(card, content, builder.cache_dir, trusted=trust_engine)
+    check_trust(card, content, trusted=trust_engine)
     opened = builder.opened(content, card)
-    if not is_ours(card, content, builder.cache_dir):
+    if not is_ours(card, content):
         # Whoever built it may have measured it: that is not our measurement.
         source = _source_beside(card)
         if source is None:
@@ -373,17 +382,41 @@ class _Builder:
         """Return the engine of the cache, or build it. Raises BackendError, ModelError."""
         digest = hashlib.sha256(model.graph).hexdigest()
         wanted = hashlib.sha256(repr((digest, self.machine, build)).encode()).hexdigest()
-        path = self.cache_dir / "engines" / f"{digest[:16]}-{wanted[:16]}.engine"
+        folder = self._folder()
+        if folder is None:
+            return self.build(model, build, stopped=stopped)[0]
+        path = folder / f"{digest[:16]}-{wanted[:16]}.engine"
         found = self._from_cache(path, digest, build)
         if found is not None:
             return found
         made, content = self.build(model, build, stopped=stopped)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_engine_file(replace(made.card, path=path), content, self.cache_dir)
-        except (OutputError, OSError) as error:
-            self.notes.append(f"the engine cannot be kept, the next run builds it again: {error}")
+            written = write_engine_file(replace(made.card, path=path), content)
+        except OutputError as error:
+            self._will_build_again(str(error))
+        else:
+            if written.seal is None:
+                self._will_build_again(str(key_error()))
         return made
+
+    def _folder(self) -> Path | None:
+        """Return the folder of the engines and timings; None where it is not only this user's."""
+        folder = self.cache_dir / "engines"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            self._will_build_again(str(output_error(folder, error)))
+            return None
+        reason = not_private(folder)
+        if reason is not None:
+            self._will_build_again(reason)
+            return None
+        return folder
+
+    def _will_build_again(self, reason: str) -> None:
+        note = f"the engine cannot be kept, the next run builds it again: {reason}"
+        if note not in self.notes:
+            self.notes.append(note)
 
     def build(
         self,
@@ -401,7 +434,8 @@ class _Builder:
 
         name = printable(Path(model.card.path.name))
         self._say(f"building an engine of {name} for {self.machine.gpu} ({build.profile}) …")
-        timing = self.cache_dir / "engines" / f"timing-{_timing_key(self.machine)}.cache"
+        folder = self._folder()
+        timing = None if folder is None else folder / f"timing-{_timing_key(self.machine)}.cache"
         content = engine_from_graph(
             model.graph,
             build,
@@ -449,7 +483,7 @@ class _Builder:
         except (ModelError, OSError):
             return None
         fits = (card.onnx_sha256, card.machine, card.build) == (digest, self.machine, build)
-        if not fits or not is_ours(card, content, self.cache_dir):
+        if not fits or not is_ours(card, content):
             return None
         try:
             return self.opened(content, card)
@@ -664,26 +698,30 @@ def _made(make: Callable[[], Any], failed: str, log: Any) -> Any:
 
 
 def _read_timing(path: Path | None) -> bytes:
-    """Return the timings at ``path``, none where they are damaged: TensorRT may abort on those."""
+    """Return the timings at ``path``, none where they are damaged or another user's.
+
+    TensorRT may abort on those, or worse.
+    """
     if path is None:
         return b""
     try:
         content = path.read_bytes()
     except OSError:
         return b""
-    digest, timings = content[:32], content[32:]
-    return timings if hashlib.sha256(timings).digest() == digest else b""
+    return unsealed(content) or b""
 
 
 def _write_timing(path: Path, timings: bytes) -> None:
     from ..files import publish, temporary_path
 
+    content = sealed(timings)
     # A cache: where it cannot be written, the next build measures again.
     with contextlib.suppress(OSError, OutputError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            return
         partial = temporary_path(path)
         try:
-            partial.write_bytes(hashlib.sha256(timings).digest() + timings)
+            partial.write_bytes(content)
             publish(partial, path, overwrite=True)
         finally:
             partial.unlink(missing_ok=True)

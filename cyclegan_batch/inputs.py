@@ -28,7 +28,7 @@ from typing import Literal, TypeAlias
 from .errors import InputError, OutputError
 from .files import output_error, printable, publish, temporary_path
 
-Kind: TypeAlias = Literal["image", "video", "pattern", "pipe", "other"]
+Kind: TypeAlias = Literal["image", "video", "pattern", "pipe", "unread", "other"]
 ImageFormat: TypeAlias = Literal["jpg", "png", "webp", "bmp", "tiff"]
 
 IMAGE_FORMATS: dict[str, ImageFormat] = {
@@ -41,6 +41,18 @@ IMAGE_FORMATS: dict[str, ImageFormat] = {
     ".tiff": "tiff",
 }
 """The picture formats by extension, in lower case."""
+
+UNREAD_IMAGES = frozenset(
+    {".avif", ".avifs", ".cur", ".dcm", ".dcx", ".dds", ".djvu", ".emf", ".eps", ".exr", ".fits"}
+    | {".gif", ".hdr", ".heic", ".heics", ".heif", ".heifs", ".hif", ".icns", ".ico", ".j2c"}
+    | {".j2k", ".jls", ".jng", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".kra", ".mpo", ".pam"}
+    | {".pbm", ".pcx", ".pfm", ".pgm", ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".sgi", ".svg"}
+    | {".svgz", ".tga", ".wbmp", ".wdp", ".wmf", ".xbm", ".xcf", ".xpm"}
+    # What a camera writes without developing it.
+    | {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw"}
+    | {".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f"}
+)
+"""Extensions of pictures that are not read here: they are named, and never left out silently."""
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
@@ -58,6 +70,7 @@ class Entry:
     """One input and the output it becomes."""
 
     kind: Kind
+    """``unread``: a picture of a kind that is not read (`why_unread`), so a failure."""
     source: Path
     """The file; for ``pattern`` its pattern (``f_%06d.png``), for ``pipe`` `PIPE`."""
     output: Path
@@ -100,7 +113,7 @@ def find_inputs(
             raise InputError("- (standard input) cannot be mixed with other inputs: name it alone")
         _must_exist(source)
     if Path(output) == PIPE:
-        if len(sources) > 1 or _kind_of_named_file(sources[0]) != "video":
+        if len(sources) > 1 or _kind_of_named_file(sources[0], PIPE) != "video":
             raise OutputError(
                 "- (standard output) takes one video as y4m: name a file or a folder for the rest"
             )
@@ -141,6 +154,23 @@ def copy_file(entry: Entry, *, overwrite: bool) -> None:
                 partial.unlink(missing_ok=True)
         except OSError as error:
             raise output_error(entry.output, error) from error
+
+
+def why_unread(path: Path) -> str:
+    """Return why an ``unread`` picture is not translated, and what to do."""
+    return (
+        f"{printable(path)}: pictures of the kind {printable(Path(path.suffix.lower()))} are not "
+        "read here; convert it to PNG, TIFF or JPEG"
+    )
+
+
+def counted_suffixes(suffixes: Iterable[str], most: int = 6) -> str:
+    """Return how often each extension occurs, the commonest first: ``.psd 9, .svg 2``."""
+    counts = Counter(suffix.lower() for suffix in suffixes).most_common()
+    shown = [
+        f"{printable(Path(suffix)) if suffix else 'without extension'} {n}" for suffix, n in counts
+    ]
+    return ", ".join([*shown[:most], *(["…"] if len(shown) > most else [])])
 
 
 def natural_key(path: Path) -> tuple[tuple[tuple[int, int, str], ...], ...]:
@@ -216,8 +246,8 @@ def _matching(pattern: Path) -> list[Path]:
 
 
 def _single_file(source: Path, output: Path | str, format: str) -> InputTree:  # noqa: A002
-    kind = _kind_of_named_file(source)
     target = Path(output)
+    kind = _kind_of_named_file(source, target)
     if _means_folder(output):
         if target.exists() and not target.is_dir():
             raise OutputError(
@@ -271,23 +301,30 @@ def _output_name(source: Path, kind: Kind, format: str) -> str:  # noqa: A002
     return f"{source.stem}.{format}"
 
 
-def _kind_of_named_file(path: Path) -> Kind:
+def _kind_of_named_file(path: Path, output: Path) -> Kind:
     """Return the kind of a file that the user named: by extension, else by its first bytes.
 
-    What is no picture counts as a video: whoever opens it says what it really is.
+    What is no picture counts as a video: whoever opens it says what it really is. So does a GIF
+    whose ``output`` is a video.
     """
     if path.is_dir():
         return "other"
+    if path.suffix.lower() == ".gif" and (
+        output == PIPE or output.suffix.lower() in VIDEO_SUFFIXES
+    ):
+        return "video"
     kind = _kind_by_suffix(path.name)
-    if kind == "other":
-        return "image" if _sniff(path) else "video"
+    if kind in ("other", "unread"):
+        return "image" if _sniff(path) else "video" if kind == "other" else "unread"
     return kind
 
 
-def _kind_by_suffix(name: str) -> Literal["image", "video", "other"]:
+def _kind_by_suffix(name: str) -> Literal["image", "video", "unread", "other"]:
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a name, not a path
     if suffix in IMAGE_FORMATS:
         return "image"
+    if suffix in UNREAD_IMAGES:
+        return "unread"
     return "video" if suffix in VIDEO_SUFFIXES else "other"
 
 
@@ -335,17 +372,19 @@ def _mirrored(
     notes: list[str] = []
     for source in sources:
         if not source.is_dir():
-            kind = _kind_of_named_file(source)
-            if copy_others and kind == "video" and _kind_by_suffix(source.name) == "other":
-                kind = "other"
+            kind = _kind_of_named_file(source, root)
+            named = _kind_by_suffix(source.name)
+            if copy_others and (kind, named) in (("video", "other"), ("unread", "unread")):
+                kind = "other"  # nothing by its name, and nothing by its content
             entries.append(Entry(kind, source, root / _output_name(source, kind, format)))
             continue
         # Listing what is being written would never end well; say so before looking at other things.
         _refuse_inside(root, source)
         beneath = root if len(sources) == 1 else root / _own_name(source)
         found = _Listing.of(source)
-        usable = [*found.images, *found.videos]
-        if not usable and not (copy_others and found.others):
+        # Depth maps in EXR and the like are labels, too; that they are not translated is said.
+        copied = [*found.others, *found.unread] if copy_others else []
+        if not (found.images or found.videos or copied):
             raise InputError(
                 f"{printable(source)}: nothing to translate in this folder; it holds "
                 f"{found.summary()}; pictures are {_words(IMAGE_FORMATS)}, "
@@ -354,7 +393,8 @@ def _mirrored(
         kinds: list[tuple[Kind, Path]] = [
             *(("image", path) for path in found.images),
             *(("video", path) for path in found.videos),
-            *(("other", path) for path in found.others if copy_others),
+            *(("unread", path) for path in found.unread if not copied),
+            *(("other", path) for path in copied),
         ]
         kinds.sort(key=lambda each: natural_key(each[1]))
         for kind, relative in kinds:
@@ -370,6 +410,8 @@ class _Listing:
 
     images: list[Path]
     videos: list[Path]
+    unread: list[Path]
+    """Pictures of kinds that are not read."""
     others: list[Path]
     links: list[Path]
     """Links to folders, not followed."""
@@ -378,8 +420,13 @@ class _Listing:
     @classmethod
     def of(cls, folder: Path) -> _Listing:
         """List ``folder`` and everything beneath it. Raises InputError."""
-        listing = cls([], [], [], [], [])
-        homes = {"image": listing.images, "video": listing.videos, "other": listing.others}
+        listing = cls([], [], [], [], [], [])
+        homes = {
+            "image": listing.images,
+            "video": listing.videos,
+            "unread": listing.unread,
+            "other": listing.others,
+        }
         for relative, entry in _walk(folder, Path()):
             if entry.name.startswith("."):
                 listing.hidden.append(relative)
@@ -395,7 +442,9 @@ class _Listing:
         """Say what was seen, for a folder that has nothing to translate."""
         seen = [
             f"{count} {suffix or 'without extension'}"
-            for suffix, count in Counter(path.suffix.lower() for path in self.others).most_common(5)
+            for suffix, count in Counter(
+                path.suffix.lower() for path in (*self.unread, *self.others)
+            ).most_common(5)
         ]
         if self.links:
             seen.append(f"{len(self.links)} links to folders, which are not followed")
@@ -410,6 +459,11 @@ class _Listing:
             yield (
                 f"{printable(folder / sorted(self.links)[0])}{more}: a link to a folder is not "
                 "followed; name it as an input of its own to include it"
+            )
+        if self.unread and copy_others:
+            yield (
+                f"{printable(folder)}: copied as they are, since pictures of these kinds are not "
+                f"read here: {counted_suffixes(path.suffix for path in self.unread)}"
             )
         if self.others and not copy_others:
             suffixes = sorted({path.suffix for path in self.others if path.suffix})[:5]

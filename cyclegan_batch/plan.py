@@ -198,7 +198,7 @@ def plan_job(
     ``say`` is told of what takes minutes: the building of an engine. Raises InputError, ModelError,
     BackendError, OutputError.
     """
-    from .inputs import find_inputs
+    from .inputs import find_inputs, why_unread
 
     # Cheap refusals first: a typing error should not wait for a model to load.
     _check_stretch(options)
@@ -217,6 +217,8 @@ def plan_job(
         if entry.kind == "image":
             continue
         try:
+            if entry.kind == "unread":
+                raise InputError(why_unread(entry.source))
             # Resolved, so that nobody is advised to skip what is skipped anyway.
             resolved = replace(options, on_error="skip" if skip_errors else "fail")
             videos.append(_plan_video(entry, generator.card, resolved))
@@ -375,7 +377,7 @@ def _without_effect(options: TranslateOptions, kinds: set[str]) -> list[str]:
     given = [name for name, value in asdict(options).items() if value != defaults[name]]
     found = []
     for what, names, there in (
-        ("video", _OF_VIDEOS, bool(kinds - {"image"})),
+        ("video", _OF_VIDEOS, bool(kinds - {"image", "unread"})),
         ("picture", _OF_IMAGES, "image" in kinds),
         ("pattern of pictures", {"fps"}, "pattern" in kinds),
     ):

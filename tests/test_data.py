@@ -121,8 +121,25 @@ def test_two_folders_of_the_same_pictures_error(tmp_path):
 
 def test_an_empty_folder_errors(tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(InputError, match=r"no pictures in it \(1 other files\)"):
+    with pytest.raises(InputError, match=r"no pictures in it \(1 other files: \.txt 1\)"):
         domain(tmp_path)
+
+
+def test_what_is_not_trained_on_is_named_and_counted(tmp_path):
+    folder_of(tmp_path / "in", range(2))
+    for name in ("a.psd", "b.PSD", "c.svg", ".hidden.psd", "labels.json", "sub/readme"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    found = domain(tmp_path / "in")
+    assert len(found) == 2
+    assert found.left_out == {".psd": 2, ".svg": 1, ".json": 1, "": 1}
+    pictures_note, others_note = found.notes
+    assert "3 pictures are left out, since their kinds are not read here (.psd 2, .svg 1)" in (
+        pictures_note
+    )
+    assert others_note.endswith(
+        "2 files that are no pictures are left out (.json 1, without extension 1)"
+    )
 
 
 def test_a_folder_of_damaged_pictures_errors(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cyclegan_batch.errors import InputError, OutputError
-from cyclegan_batch.inputs import Entry, copy_file, find_inputs, natural_key
+from cyclegan_batch.inputs import Entry, copy_file, find_inputs, natural_key, why_unread
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 JPEG = b"\xff\xd8\xff\xe0" + bytes(12)
@@ -61,6 +61,12 @@ def test_one_video_becomes_the_file_that_output_names(tmp_path: Path, name: str)
     assert find_inputs([source], tmp_path / "o.mkv").entries == (
         Entry("video", source, tmp_path / "o.mkv"),
     )
+
+
+@pytest.mark.parametrize("output", ["o.mp4", "o.MKV", "-"])
+def test_a_gif_plays_where_the_output_is_a_video(tmp_path: Path, output: str) -> None:
+    source = touch(tmp_path / "a.gif", b"GIF89a" + bytes(10))
+    assert find_inputs([source], output).entries[0].kind == "video"
 
 
 @pytest.mark.parametrize("written", ["existing", "new", "new/", "new.d/"])
@@ -158,7 +164,7 @@ def test_a_queue_as_input_errors(tmp_path: Path) -> None:
 @pytest.mark.behaviour(13)
 def test_a_folder_is_mirrored_with_its_tree_names_and_formats(tmp_path: Path) -> None:
     root = tmp_path / "in"
-    for name in ["f10.png", "f2.jpg", "sub/deep/b.webp", "sub/clip.mp4", "labels.json", "a.gif"]:
+    for name in ["f10.png", "f2.jpg", "sub/deep/b.webp", "sub/clip.mp4", "labels.json", "a.txt"]:
         touch(root / name)
     tree = find_inputs([root], tmp_path / "out")
     assert [(e.kind, str(e.output.relative_to(tmp_path / "out"))) for e in tree.entries] == [
@@ -172,8 +178,38 @@ def test_a_folder_is_mirrored_with_its_tree_names_and_formats(tmp_path: Path) ->
     )
     assert tree.root == tmp_path / "out"
     assert len(tree.notes) == 1
-    assert re.search(r"in: left out, .*: 2 of its files \(\.gif, \.json\); --copy", tree.notes[0])
+    assert re.search(r"in: left out, .*: 2 of its files \(\.json, \.txt\); --copy", tree.notes[0])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.behaviour(14)
+@pytest.mark.parametrize("name", ["a.psd", "a.SVG", "a.exr", "a.dng", "a.jxl", "a.pgm", "a.tga"])
+def test_a_picture_of_a_kind_that_is_not_read_is_no_other_file(tmp_path: Path, name: str) -> None:
+    strange = touch(tmp_path / "in" / name, b"something")
+    touch(tmp_path / "in" / "b.png")
+    tree = find_inputs([tmp_path / "in"], tmp_path / "out")
+    assert [(entry.kind, entry.source.name) for entry in tree.entries] == [
+        ("unread", name),
+        ("image", "b.png"),
+    ]
+    assert tree.notes == ()
+    assert why_unread(strange).startswith(f"{strange}: pictures of the kind .")
+    # Named alone it is the same; but its content counts more than its name.
+    assert find_inputs([strange], tmp_path / "o.png").entries[0].kind == "unread"
+    strange.write_bytes(PNG)
+    assert find_inputs([strange], tmp_path / "o.png").entries[0].kind == "image"
+
+
+@pytest.mark.behaviour(14, 18)
+def test_depth_maps_are_copied_on_request_and_it_is_said(tmp_path: Path) -> None:
+    for name in ("a.png", "a.exr", "b.exr", "c.psd"):
+        touch(tmp_path / "in" / name)
+    tree = find_inputs([tmp_path / "in"], tmp_path / "out", copy_others=True)
+    assert [entry.kind for entry in tree.entries] == ["other", "image", "other", "other"]
+    (note,) = tree.notes
+    assert note.endswith(
+        "copied as they are, since pictures of these kinds are not read here: .exr 2, .psd 1"
+    )
 
 
 @pytest.mark.behaviour(13)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch import plan as planning
-from cyclegan_batch.api import plan_translation
+from cyclegan_batch.api import plan_translation, translate
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.plan import JobPlan
 from tests.synthesis import generators, streams
@@ -92,6 +92,23 @@ def test_only_some_of_many_pictures_are_looked_at(
         picture(tmp_path / "in" / f"{number}.png", (10 + number, 8))
     made = planned(tmp_path / "in", tmp_path / "out", model=model)
     assert [height - 10 for height, _ in made.sizes] == [0, 3, 6, 9]
+
+
+# Pictures that are not read
+
+
+@pytest.mark.behaviour(14, 22)
+def test_a_picture_of_a_kind_that_is_not_read_fails_alone_and_is_listed(
+    model: Path, tmp_path: Path
+) -> None:
+    picture(tmp_path / "in" / "b.png")
+    (tmp_path / "in" / "a.psd").write_bytes(b"8BPS" + bytes(20))
+    done = translate(tmp_path / "in", tmp_path / "out", model=model)
+    assert (done.exit_code, [path.name for path in done.outputs]) == (3, ["b.png"])
+    (failure,) = done.failures
+    assert "a.psd: pictures of the kind .psd are not read here; convert it to PNG" in failure.cause
+    with pytest.raises(InputError, match=r"a\.psd: pictures of the kind \.psd are not read"):
+        translate(tmp_path / "in" / "a.psd", tmp_path / "o.png", model=model)
 
 
 # What is said

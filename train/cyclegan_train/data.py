@@ -20,6 +20,7 @@ import functools
 import hashlib
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +37,12 @@ from torchvision.transforms.v2 import functional as tv  # type: ignore[import-un
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.files import printable
 from cyclegan_batch.frames import Pixels, SizeRequirements
-from cyclegan_batch.inputs import IMAGE_FORMATS, natural_key
+from cyclegan_batch.inputs import (
+    IMAGE_FORMATS,
+    UNREAD_IMAGES,
+    counted_suffixes,
+    natural_key,
+)
 from cyclegan_batch.media.headers import read_header
 from cyclegan_batch.media.images import decode_picture
 
@@ -140,7 +146,10 @@ class Domain:
         """Pictures that were laid on white."""
         digest = hashlib.sha256()
         contents = hashlib.sha256()
-        found = pictures_in(folder)
+        found, left_out = _listed(folder)
+        self.left_out = dict(Counter(path.suffix.lower() for path in left_out).most_common())
+        """Files that are not read, by their extensions."""
+        self.notes += _left_out_words(folder, left_out)
         if most is not None and len(found) > most:
             found = [found[number * len(found) // most] for number in range(most)]
         for number, (path, result) in enumerate(_in_parallel(self._load, found, config.workers)):
@@ -310,6 +319,11 @@ def pictures_in(folder: Path) -> list[Path]:
 
     Raises InputError where there are none, or the folder cannot be read.
     """
+    return _listed(folder)[0]
+
+
+def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the pictures in ``folder`` and beneath it, and the files that are not read."""
 
     def refuse(error: OSError) -> None:
         raise InputError(
@@ -318,22 +332,37 @@ def pictures_in(folder: Path) -> list[Path]:
         ) from error
 
     found: list[Path] = []
-    others = 0
+    others: list[Path] = []
     # Links to folders are followed by nobody here: a circle of them would never end.
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith("."):
-                picture = os.path.splitext(name)[1].lower() in IMAGE_FORMATS  # noqa: PTH122 (text)
-                others += not picture
-                if picture:
-                    found.append(Path(place, name))
+                suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (text)
+                (found if suffix in IMAGE_FORMATS else others).append(Path(place, name))
     if not found:
+        kinds = f": {counted_suffixes(path.suffix for path in others)}" if others else ""
         raise InputError(
-            f"{printable(folder)}: no pictures in it ({others} other files); put jpg, png, webp, "
-            "bmp or tiff files there"
+            f"{printable(folder)}: no pictures in it ({len(others)} other files{kinds}); put jpg, "
+            "png, webp, bmp or tiff files there"
         )
-    return sorted(found, key=natural_key)
+    return sorted(found, key=natural_key), others
+
+
+def _left_out_words(folder: Path, left_out: Sequence[Path]) -> Iterator[str]:
+    """Yield what of a folder is not trained on: pictures that are not read, and other files."""
+    pictures = [path.suffix for path in left_out if path.suffix.lower() in UNREAD_IMAGES]
+    others = [path.suffix for path in left_out if path.suffix.lower() not in UNREAD_IMAGES]
+    if pictures:
+        yield (
+            f"{printable(folder)}: {len(pictures)} pictures are left out, since their kinds are "
+            f"not read here ({counted_suffixes(pictures)}); convert them to PNG, TIFF or JPEG"
+        )
+    if others:
+        yield (
+            f"{printable(folder)}: {len(others)} files that are no pictures are left out "
+            f"({counted_suffixes(others)})"
+        )
 
 
 def _in_parallel(

@@ -606,6 +606,7 @@ class _Run:
                 "pictures": len(domain),
                 "digest": domain.digest,
                 "skipped": [skipped.reason for skipped in domain.skipped],
+                "left_out": domain.left_out,
                 "laid_on_white": domain.transparent,
             }
 

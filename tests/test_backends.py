@@ -28,6 +28,7 @@ from cyclegan_batch.backends import (
     in_batches,
     open_backend,
     parity_of,
+    says_out_of_memory,
 )
 from cyclegan_batch.errors import (
     BackendError,
@@ -677,17 +678,47 @@ def test_both_wheels_are_found_by_their_names(
     assert both_wheels() is gpu_wheel
 
 
-@pytest.mark.behaviour(26)
-@pytest.mark.parametrize(
-    "said",
-    [
-        "Non-zero status code returned while running Conv node. BFCArena::AllocateRawInternal "
-        "Failed to allocate memory for requested buffer of size 1073741824",
-        "CUDA failure 2: out of memory ; GPU=0",
-        "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED",
-        "std::bad_alloc",
-    ],
+OUT_OF_MEMORY = (
+    "Non-zero status code returned while running Conv node. BFCArena::AllocateRawInternal "
+    "Failed to allocate memory for requested buffer of size 1073741824",
+    "CUDA failure 2: out of memory ; GPU=0",
+    "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY",
+    "cudaMalloc: cudaErrorMemoryAllocation",
+    "Error Code 2: OutOfMemory (Requested size was 8589934592 bytes.)",
+    "Requested amount of GPU memory (8589934592 bytes) could not be allocated. There may not be "
+    "enough free memory for allocation to succeed.",
+    "CUDA out of memory. Tried to allocate 2.00 GiB.",
+    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 34359738368 bytes. Error "
+    "code 12 (Cannot allocate memory)",
+    "dnnl_out_of_memory",
+    "std::bad_alloc",
+    "bad allocation",
+    "Could not allocate memory",
 )
+"""What the allocators of CUDA, cuDNN, cuBLAS, onnxruntime, TensorRT, torch, oneDNN and OpenVINO
+write; TensorRT's and cuDNN's are in their libraries and headers."""
+
+NOT_OUT_OF_MEMORY = (
+    "CUDA failure 700: illegal address",
+    "an illegal memory access was encountered",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "Error Code 1: Cuda Runtime (invalid argument)",
+    "input tensor must fit into 32-bit index math",
+)
+
+
+@pytest.mark.behaviour(26)
+def test_out_of_memory_is_known_by_the_words_of_every_allocator() -> None:
+    assert [said for said in OUT_OF_MEMORY if not says_out_of_memory(RuntimeError(said))] == []
+    assert [said for said in NOT_OUT_OF_MEMORY if says_out_of_memory(RuntimeError(said))] == []
+    assert says_out_of_memory(MemoryError())
+
+
+@pytest.mark.behaviour(26)
+@pytest.mark.parametrize("said", OUT_OF_MEMORY[:5])
 def test_no_memory_on_the_gpu_is_told_apart_errors(
     resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:

@@ -33,17 +33,20 @@ _INSTALL = (
 )
 
 _OUT_OF_MEMORY = (
-    "failed to allocate",
-    "bad_alloc",
-    "bad allocation",
-    "bfcarena",
-    "out of memory",
-    "cannot allocate memory",
-    "could not allocate",
-    "cudaerrormemoryallocation",
-    "alloc_failed",
+    "outofmemory",  # CUDA's driver, torch, TensorRT's code 2, oneDNN
+    "memoryallocation",  # cudaErrorMemoryAllocation
+    "couldnotbeallocated",  # TensorRT: Requested amount of GPU memory (… bytes)
+    "failedtoallocate",  # onnxruntime, OpenVINO, TensorRT
+    "couldnotallocate",
+    "cannotallocatememory",  # ENOMEM
+    "allocfailed",  # cuBLAS, cuDNN 8
+    "allocationfailed",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
+    "allocationfailure",
+    "badalloc",  # C++, also as "bad allocation"
+    "bfcarena",  # onnxruntime's allocator
+    "insufficientmemory",
 )
-"""How allocators word it, in small letters; no runtime has an error type of its own for it."""
+"""How allocators word it, letters only: each spells it with spaces, underscores or neither."""
 
 
 class Backend(Protocol):
@@ -348,22 +351,31 @@ def parity_of(reduced: Backend, exact: Backend) -> Parity:
 
 
 def says_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a runtime's error means that an allocation failed."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
+    """Tell whether a runtime's error means that an allocation failed.
+
+    By its words: of all runtimes only torch has a type for it, whose words are among these.
+    """
+    letters = re.sub(r"[^a-z]", "", str(error).lower())
+    return isinstance(error, MemoryError) or any(words in letters for words in _OUT_OF_MEMORY)
 
 
 def failure_of(
     runtime: str, error: Exception, card: ModelCard, device: str, frames: Pixels
 ) -> BackendError:
     """Return what a runtime raised on ``frames`` as an error that the user can act on."""
-    shape = "×".join(map(str, frames.shape))
     if says_out_of_memory(error):
-        return OutOfMemoryError(f"{runtime}: no memory on {device} for a batch of {shape}")
+        return out_of_memory(runtime, device, frames)
+    shape = "×".join(map(str, frames.shape))
     return BackendError(
         f"{runtime}: {printable(card.path)} fails on frames of {shape}: {error}; the network "
         "may need other sizes: try --size"
     )
+
+
+def out_of_memory(runtime: str, device: str, frames: Pixels) -> OutOfMemoryError:
+    """Return what to raise where there is no memory for ``frames``."""
+    shape = "×".join(map(str, frames.shape))
+    return OutOfMemoryError(f"{runtime}: no memory on {device} for a batch of {shape}")
 
 
 def _not_a_number(card: ModelCard) -> ModelError:

@@ -31,7 +31,7 @@ from ..files import printable
 from ..frames import Pixels
 from ..generators import InstanceNorm
 from ..model import Model, ModelCard
-from . import checked, failure_of, in_batches, parity_of, says_out_of_memory, verify
+from . import checked, failure_of, in_batches, out_of_memory, parity_of, says_out_of_memory, verify
 
 # oneDNN keeps a kernel for every shape seen, 1024 of them unless told otherwise before its first
 # convolution: over a folder of many sizes that takes memory for nothing.
@@ -130,6 +130,8 @@ class TorchBackend:
                 return out.cpu().numpy(), values.cpu().numpy()
         except _CutOffError as error:
             raise BackendError("torch: cut off") from error
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory("torch", self.device, frames) from error
         except (RuntimeError, MemoryError) as error:
             raise failure_of("torch", error, self.card, self.device, frames) from error
 
@@ -165,7 +167,7 @@ def open_torch(
         try:
             placed = _placed(model.checkpoint, device, _TYPES[precision])
         except (RuntimeError, MemoryError) as error:
-            if not says_out_of_memory(error):
+            if not isinstance(error, torch.OutOfMemoryError) and not says_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
                 f"torch: no memory on {device} for the weights of {printable(model.card.path)}; "

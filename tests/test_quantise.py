@@ -309,7 +309,9 @@ def test_where_nothing_is_close_enough_nothing_is_written_errors(tmp_path, pictu
         [("image", TensorProto.FLOAT, shape)],
         [("picture", TensorProto.FLOAT, shape)],
     )
-    with pytest.raises(ModelError, match=r"0 of 1 .* int8 is still 2\d\.\d dB where coarse"):
+    # The sine makes large differences of how a CPU rounds: 19 dB on one, 2x dB on another.
+    refusal = r"0 of 1 .* int8 is still (\d+\.\d) dB where coarse"
+    with pytest.raises(ModelError, match=refusal) as refused:
         export_onnx(
             source,
             tmp_path / "a.onnx",
@@ -317,6 +319,9 @@ def test_where_nothing_is_close_enough_nothing_is_written_errors(tmp_path, pictu
             calibrate=pictures,
             model_io="nchw rgb -1..1",
         )
+    measured = re.search(refusal, str(refused.value))
+    assert measured is not None
+    assert 10 < float(measured[1]) < 35
     assert not (tmp_path / "a.onnx").exists()
 
 

@@ -35,6 +35,7 @@ from .contract import (
     ends,
     first_line,
     fixed_size,
+    is_inside,
     picture_axes,
     refuse_generator,
     say,
@@ -109,6 +110,36 @@ class Adoption:
     """What the user should be told once."""
 
 
+def declare_ends(proto: onnx.ModelProto) -> bool:
+    """Fill in, in place, the types and shapes that a graph's two ends do not declare.
+
+    Some exporters (TensorFlow's, at an unknown rank) leave them to whoever reads the file, and
+    runtimes do infer them. An input of unknown rank is taken for four free axes, and so is an
+    output that inference cannot follow: a graph that is none of that is refused later, or by the
+    backend. Returns whether anything was missing.
+    """
+    weights = {weight.name for weight in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in weights]
+    missing = [v for v in (*inputs, *proto.graph.output) if dimensions_of(v) is None]
+    if not missing:
+        return False
+
+    def free(value: onnx.ValueInfoProto) -> None:
+        tensor = value.type.tensor_type
+        if dimensions_of(value) is None and tensor.elem_type:
+            for _ in range(4):
+                tensor.shape.dim.add()
+
+    for value in inputs:
+        free(value)
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    for value, found in zip(proto.graph.output, inferred.graph.output, strict=True):
+        if dimensions_of(value) is None:
+            value.CopyFrom(found)
+            free(value)
+    return True
+
+
 def adopt(path: Path, proto: onnx.ModelProto, said: Said) -> Adoption:
     """Bring the foreign generator ``proto``, read from ``path``, inside the contract.
 
@@ -117,10 +148,6 @@ def adopt(path: Path, proto: onnx.ModelProto, said: Said) -> Adoption:
     """
     name = printable(path)
     entry, leave = ends(path, proto)
-    if dimensions_of(leave) is None:
-        # Some exporters leave the output's shape to whoever reads the file.
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        leave.CopyFrom(inferred.graph.output[0])
     for value, word in ((entry, "input"), (leave, "output")):
         dimensions = dimensions_of(value)
         if dimensions is None or len(dimensions) != 4:
@@ -132,14 +159,8 @@ def adopt(path: Path, proto: onnx.ModelProto, said: Said) -> Adoption:
     flow = _Flow(proto)
     layout = _layout(path, entry, said.layout, flow.layout_of_input(entry.name))
     gives_layout = _layout(path, leave, None, layout)
-    gives = said.gives or flow.range_of_output(leave.name)
-    takes = said.takes or flow.range_of_input(entry.name) or gives
-    gives = gives or takes
-    if entry.type.tensor_type.elem_type == TensorProto.UINT8:
-        takes = takes or RANGES["0..255"]
-    if leave.type.tensor_type.elem_type == TensorProto.UINT8:
-        gives = gives or RANGES["0..255"]
-    takes = takes or gives
+    gives = said.gives or _of_bytes(leave) or flow.range_of_output(leave.name)
+    takes = said.takes or _of_bytes(entry) or flow.range_of_input(entry.name) or gives
     gives = gives or takes
     anything = RANGES["-1..1"]
     order = said.order or "rgb"
@@ -174,7 +195,9 @@ def adopt(path: Path, proto: onnx.ModelProto, said: Said) -> Adoption:
             "pass --model-io 0..255, --model-io 0..1 or --model-io=-1..1"
         )
     note = f"{printable(Path(path.name))} is a foreign model, adopted as {io}"
-    if said.takes is None:
+    if is_inside(proto, io):
+        note += ", and run as it is"
+    elif said.takes is None and not (_of_bytes(entry) and _of_bytes(leave)):
         note += "; the range is read from its graph, --model-io says otherwise"
     return Adoption(contract, io, sizes, batch, note)
 
@@ -220,6 +243,11 @@ def _layout(
 
 
 # Which values black and white have
+
+
+def _of_bytes(value: onnx.ValueInfoProto) -> Range | None:
+    """Return the range of pixels in uint8, None for another number type."""
+    return RANGES["0..255"] if value.type.tensor_type.elem_type == TensorProto.UINT8 else None
 
 
 class _Flow:

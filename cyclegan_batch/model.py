@@ -21,7 +21,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
-from .adoption import MODEL_IO_GRAMMAR, Adoption, adopt, parse_model_io
+from .adoption import MODEL_IO_GRAMMAR, Adoption, adopt, declare_ends, parse_model_io
 from .card import ModelCard
 from .checkpoint_files import Direction, find_checkpoint, is_checkpoint
 from .contract import (
@@ -355,6 +355,7 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
                 digest.update(hashlib.file_digest(weights, "sha256").digest())
         if beside:
             external_data_helper.load_external_data_for_model(proto, str(path.parent))
+        if declare_ends(proto) or beside:
             content = proto.SerializeToString()
         onnx.checker.check_model(proto)
     except FileNotFoundError as error:
@@ -363,7 +364,9 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
             f"{name}: its weights file {missing} is missing; keep the two side by side"
         ) from error
     # protobuf says "too large" with a ValueError, the checker with its own error.
-    except (onnx.checker.ValidationError, ValueError, OSError) as error:
+    except (
+        onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, OSError,
+    ) as error:  # fmt: skip
         raise ModelError(
             f"{name}: is not valid ONNX: {first_line(error)}; export it again"
         ) from error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto
 
@@ -172,6 +174,122 @@ def test_one_channel_is_fed_luma_and_repeated(tmp_path: Path) -> None:
     # float32 sums of three products fall on the other side of a half now and then.
     assert np.abs(out - expected).max() <= 1
     assert np.mean(out != expected) < 0.01
+
+
+# What the file does not declare
+
+
+def undeclared(path: Path, *, input_too: bool = False, no_type: bool = False) -> Path:
+    """Write an NHWC generator as TensorFlow's exporter does at an unknown rank."""
+    proto = onnx.load(generators.foreign(path, layout="nhwc", end="tanh"))
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    if no_type:
+        proto.graph.output[0].ClearField("type")
+    if input_too:
+        proto.graph.input[0].type.tensor_type.ClearField("shape")
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+@pytest.mark.behaviour(35)
+@pytest.mark.parametrize("changes", [{}, {"input_too": True}, {"no_type": True}])
+def test_shapes_that_a_file_does_not_declare_are_inferred(
+    tmp_path: Path, changes: dict[str, bool]
+) -> None:
+    path = undeclared(tmp_path / "tf.onnx", **changes)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    model = open_model(path)
+
+    assert model.card.adopted == "nhwc rgb -1..1"
+    assert model.card.sizes == SizeRequirements()
+    assert model.card.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    frames = natural((12, 10), 2)
+    (there,) = session.run(None, {"image": frames.astype(np.float32) / 127.5 - 1})
+    expected = np.floor((there.astype(np.float64) + 1) * 127.5 + 0.5)
+    assert np.abs(run(model.graph, frames) - expected).max() <= 1
+
+
+def test_a_shape_that_cannot_be_inferred_is_left_to_the_backend(tmp_path: Path) -> None:
+    path = tmp_path / "a.onnx"
+    proto = onnx.load(generators.foreign(path, end="tanh"))
+    proto.graph.node[-1].domain = "com.example"
+    proto.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    path.write_bytes(proto.SerializeToString())
+    card = open_model(path, model_io="nchw -1..1").card
+    assert (card.adopted, card.batch, card.sizes.fixed) == ("nchw rgb -1..1", None, None)
+
+
+# Files that are uint8 already
+
+
+def of_bytes(
+    path: Path,
+    names: tuple[str, str] = ("frames", "translated"),
+    layout: str = "nhwc",
+    fixed: tuple[int, int] | None = None,
+) -> Path:
+    """Write a generator of uint8 with no card, which inverts and is unlike in every channel."""
+    g = Graph()
+    x = g.op("Cast", names[0], to=TensorProto.FLOAT)
+    gains = np.array([0.4, 1.0, 0.7]).reshape((3, 1, 1) if layout == "nchw" else (3,))
+    x = g.op("Mul", g.op("Sub", g.constant(255.0), x), g.constant(gains))
+    x = g.clip(g.op("Floor", g.op("Add", x, g.constant(0.5))), 0.0, 255.0)
+    g.op("Cast", x, out=names[1], to=TensorProto.UINT8)
+    height, width = fixed or ("H", "W")
+    shape = ("N", height, width, 3) if layout == "nhwc" else ("N", 3, height, width)
+    return g.save(
+        path,
+        [(names[0], TensorProto.UINT8, shape)], [(names[1], TensorProto.UINT8, shape)],
+    )  # fmt: skip
+
+
+@pytest.mark.behaviour(35)
+@pytest.mark.parametrize("said", [None, "nhwc rgb 0..255"])
+@pytest.mark.parametrize("fixed", [None, (12, 10)])
+def test_a_foreign_file_that_is_inside_the_contract_is_run_as_it_is(
+    tmp_path: Path, said: str | None, fixed: tuple[int, int] | None
+) -> None:
+    path = of_bytes(tmp_path / "a.onnx", fixed=fixed)
+    model = open_model(path, model_io=said)
+
+    assert onnx.ModelProto.FromString(model.graph) == onnx.load(path)
+    assert model.card.adopted == "nhwc rgb 0..255"
+    assert model.card.notes == (
+        "a.onnx is a foreign model, adopted as nhwc rgb 0..255, and run as it is",
+    )
+    assert (model.card.pixel_type, model.card.precision) == ("uint8", "fp32")
+    assert (model.card.sizes.fixed, model.card.contract_version) == (fixed, 0)
+
+
+@pytest.mark.behaviour(35)
+@pytest.mark.parametrize(
+    ("names", "layout", "said", "added"),
+    [
+        (("image", "picture"), "nhwc", None, ["Identity", "Identity"]),
+        (("frames", "translated"), "nchw", None, ["Transpose", "Transpose"]),
+        (("frames", "translated"), "nhwc", "bgr", ["Gather", "Gather"]),
+        (("image", "picture"), "nchw", "bgr", ["Gather", "Transpose", "Transpose", "Gather"]),
+    ],
+)
+def test_pixels_of_a_foreign_file_in_uint8_pass_no_arithmetic(
+    tmp_path: Path, names: tuple[str, str], layout: str, said: str | None, added: list[str]
+) -> None:
+    path = of_bytes(tmp_path / "a.onnx", names, layout)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    model = open_model(path, model_io=said)
+    nodes = onnx.ModelProto.FromString(model.graph).graph.node
+    assert [node.op_type for node in nodes if node.name.startswith("contract/")] == added
+
+    frames = natural((12, 10), 2)
+    there = frames[..., ::-1] if said else frames
+    there = there.transpose(0, 3, 1, 2) if layout == "nchw" else there
+    (there,) = session.run(None, {names[0]: np.ascontiguousarray(there)})
+    there = there.transpose(0, 2, 3, 1) if layout == "nchw" else there
+    expected = there[..., ::-1] if said else there
+    assert np.array_equal(run(model.graph, frames), expected)
 
 
 # Sizes

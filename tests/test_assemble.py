@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -378,11 +379,10 @@ def test_what_mp4_cannot_hold_is_named_once_each_and_the_rest_goes_in(tmp_path: 
     plan, _ = translate(source, output)
 
     assert [note.split("without ")[1] for note in plan.notes] == [
-        "stream 4 (subtitle ass, deu): MP4 cannot hold it",
         "stream 5 (attachment application/x-truetype-font): MP4 cannot hold it",
     ]
     after = probe(output)
-    assert [s.codec for s in after.streams][:4] == ["h264", "flac", "opus", "mov_text"]
+    assert [s.codec for s in after.streams][:5] == ["h264", "flac", "opus", "mov_text", "mov_text"]
     assert any(s.attached_picture for s in after.streams)
     assert [h for _, h in packets(output, "a:1")] == [h for _, h in packets(source, "a:1")]
 
@@ -456,6 +456,74 @@ def test_subrip_and_mov_text_become_each_other(tmp_path: Path, names: tuple[str,
     with av.open(str(output)) as container:
         subtitle = container.streams.subtitles[0]
         assert subtitle.metadata["language"] == "fra"
+
+
+TEXTS = {
+    "ass": """[Script Info]
+ScriptType: v4.00+
+
+[V4+ Styles]
+Format: Name, Fontname, Fontsize, PrimaryColour, Bold, Italic, Alignment, Encoding
+Style: Default,Arial,16,&Hffffff,0,0,2,1
+
+[Events]
+Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text
+Dialogue: 0,0:00:00.20,0:00:00.40,Default,,0,0,0,,{\\pos(10,10)}one, with a comma
+Dialogue: 0,0:00:00.45,0:00:00.50,Default,,0,0,0,,{\\p1}m 0 0 l 10 0 10 10{\\p0}
+Dialogue: 0,0:00:00.60,0:00:00.80,Default,,0,0,0,,two {\\i1}slanted{\\i0}\\Nlines
+""",
+    "vtt": "WEBVTT\n\n00:00.200 --> 00:00.400\none, with a comma\n\n"
+    "00:00.600 --> 00:00.800\ntwo <i>slanted</i>\nlines\n",
+    "srt": "1\n00:00:00,200 --> 00:00:00,400\none, with a comma\n\n"
+    "2\n00:00:00,600 --> 00:00:00,800\ntwo <i>slanted</i>\nlines\n",
+}
+"""Subtitles that say the same in three formats; ASS also draws a shape."""
+
+
+@pytest.mark.behaviour(5)
+@pytest.mark.parametrize(
+    ("kind", "output", "becomes"),
+    [
+        ("ass", "out.mp4", "mov_text"),
+        ("ass", "out.mov", "mov_text"),
+        ("vtt", "out.mp4", "mov_text"),
+        ("ass", "out.webm", "webvtt"),
+        ("srt", "out.webm", "webvtt"),
+        ("ass", "out.mkv", "ass"),
+        ("vtt", "out.mkv", "webvtt"),
+    ],
+)
+def test_subtitles_that_are_text_become_what_the_container_holds(
+    tmp_path: Path, kind: str, output: str, becomes: str
+) -> None:
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("no ffmpeg to write and read the subtitles")
+
+    def ffmpeg(*arguments: str | Path) -> str:
+        return subprocess.run(
+            ["ffmpeg", "-nostdin", "-v", "error", *arguments],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+
+    plain = streams.plain(tmp_path / "plain.mkv", audio=None)
+    (tmp_path / f"a.{kind}").write_text(TEXTS[kind])
+    source = tmp_path / "a.mkv"
+    ffmpeg("-i", plain, "-i", tmp_path / f"a.{kind}", "-c", "copy", source)
+    codec = "libvpx-vp9" if output.endswith("webm") else "libx264"
+    plan, _ = translate(source, tmp_path / output, codec=codec)
+
+    assert plan.notes == ()
+    assert probe(tmp_path / output).streams[1].codec == becomes
+    found = ffmpeg("-i", tmp_path / output, "-map", "0:s:0", "-f", "srt", "-")
+    blocks = [block.split("\n", 2)[1:] for block in found.strip().split("\n\n")]
+    said = [re.sub(r"</?(font|i)[^>]*>|\{.*?\}", "", text) for _, text in blocks]
+    if becomes == "ass":
+        said.pop(1)  # the drawing, which is copied
+        blocks.pop(1)
+    assert said == ["one, with a comma", "two slanted\nlines"]
+    for (times, _), due in zip(blocks, ([0.2, 0.4], [0.6, 0.8]), strict=True):
+        seconds = [float(time.split(":")[-1].replace(",", ".")) for time in times.split(" --> ")]
+        assert seconds == pytest.approx(due, abs=0.0011)
 
 
 def test_a_cover_crosses_from_mp4_to_mkv_as_an_attachment(tmp_path: Path) -> None:

@@ -291,10 +291,17 @@ def _choices(
         return ()
     if container.muxer == "avi" and stream.kind == "video" and stream.codec in ("h264", "hevc"):
         return ()
-    converted = {"subrip": "mov_text", "mov_text": "subrip"}.get(stream.codec)
-    if stream.kind == "subtitle" and converted is not None:
-        return Carried(index, "copy"), Carried(index, "convert", converted)
-    return (Carried(index, "copy"),)
+    copied = Carried(index, "copy")
+    if stream.kind == "subtitle" and stream.codec in _TEXTS:
+        others = (encoder for encoder in _TEXT_ENCODERS if encoder != stream.codec)
+        return copied, *(Carried(index, "convert", encoder) for encoder in others)
+    return (copied,)
+
+
+_TEXTS = frozenset({"ass", "mov_text", "ssa", "subrip", "text", "webvtt"})
+"""Subtitles that are text, and become one another where a container asks for it."""
+_TEXT_ENCODERS = ("mov_text", "subrip", "webvtt")
+"""What MP4, MKV and WebM hold, in the order in which it is tried."""
 
 
 def _refuse_audio_encoder(
@@ -760,6 +767,10 @@ def _moved_chapters(plan: StreamPlan, joined: _JoinedVideo, seconds: Fraction) -
     return chapters
 
 
+_DRAWING = re.compile(rb"\\p[1-9]")
+"""The override of an ASS line that is a drawing, by the scale of its coordinates."""
+
+
 class _Way:
     """One stream on its way from the source to the output."""
 
@@ -826,6 +837,9 @@ class _Way:
         """Return a subtitle in the other text format; an empty one (a gap in MP4) has no line."""
         subtitle = self.template.codec_context.decode2(packet)
         if subtitle is None or not len(subtitle):
+            return []
+        if any(_DRAWING.search(line.ass) for line in subtitle):
+            # ASS also draws shapes; their coordinates would be shown as words.
             return []
         out = self.stream.codec_context.encode_subtitle(subtitle)
         out.time_base = packet.time_base

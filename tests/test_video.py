@@ -411,6 +411,86 @@ def test_pixels_that_are_not_square_keep_their_shape(tmp_path, angle, shape):
 
 @needs_ffprobe
 @pytest.mark.behaviour(7)
+@pytest.mark.parametrize(
+    ("codec", "suffix"),
+    [
+        ("libvpx-vp9", ".webm"),
+        ("libvpx-vp9", ".mkv"),
+        ("libvpx-vp9", ".mp4"),
+        ("libvpx", ".webm"),
+        ("libsvtav1", ".mp4"),
+        ("libsvtav1", ".mkv"),
+        ("ffv1", ".mkv"),
+        ("ffv1", ".avi"),
+        ("prores_ks", ".mov"),
+        ("prores_ks", ".mkv"),
+        ("qtrle", ".mov"),
+        ("mpeg4", ".avi"),
+        ("libx264", ".mkv"),
+        ("libx264", ".ts"),
+        ("libx264", ".nut"),
+    ],
+)
+def test_pixels_keep_their_shape_with_every_encoder_and_container(tmp_path, codec, suffix):
+    """Where the stream itself has no place for it, the container has."""
+    source = streams.plain(
+        tmp_path / "in.mp4",
+        frames=5,
+        audio=None,
+        size=(96, 144),
+        sample_aspect_ratio=Fraction(8, 5),
+    )
+    output = tmp_path / f"out{suffix}"
+    fast = {"cpu-used": "8"} if codec.startswith("libvpx") else {}
+    run(plan(source, output, TranslateOptions(codec=codec, encoder_opt=fast)))
+    found = probe(output, "stream=sample_aspect_ratio:stream_tags=title")["streams"][0]
+    across, down = map(int, found["sample_aspect_ratio"].split(":"))
+    # WebM counts whole pixels.
+    assert across / down == pytest.approx(8 / 5, abs=0.5 / 144 if suffix == ".webm" else 0)
+    assert "title" not in found.get("tags", {})
+    assert b"<aspect" not in output.read_bytes()
+    assert len(pictures(output)) == 5
+
+
+@needs_ffprobe
+@pytest.mark.behaviour(4, 7)
+@pytest.mark.parametrize("suffix", [".mkv", ".avi", ".webm"])
+def test_the_name_of_a_stream_survives_the_shape_of_its_pixels(tmp_path, suffix):
+    """The shape is written into a place that the name has kept free."""
+    whole = streams.plain(
+        tmp_path / "in.mkv", frames=2, audio=None, sample_aspect_ratio=Fraction(16, 11)
+    )
+    source = tmp_path / "named.mkv"
+    command = ["ffmpeg", "-v", "error", "-i", whole, "-c", "copy"]
+    subprocess.run([*command, "-metadata:s:v", "title=Zwölf ½", source], check=True)
+    output = tmp_path / f"out{suffix}"
+    run(plan(source, output, TranslateOptions(codec="libvpx-vp9" if suffix == ".webm" else "ffv1")))
+    found = probe(output, "stream=sample_aspect_ratio:stream_tags=title")["streams"][0]
+    assert found["tags"]["title"] == "Zwölf ½"
+    across, down = map(int, found["sample_aspect_ratio"].split(":"))
+    assert across / down == pytest.approx(16 / 11, abs=0.5 / 64)
+
+
+@needs_ffprobe
+@pytest.mark.behaviour(4, 7)
+def test_a_copied_video_keeps_the_shape_of_its_pixels_too(tmp_path):
+    """Of two videos in one file, one is translated."""
+    source = tmp_path / "in.mkv"
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc=s=64x48:d=0.1,setsar=16/11"]
+    command += ["-f", "lavfi", "-i", "testsrc=s=32x32:d=0.1,setsar=8/5", "-map", "0", "-map", "1"]
+    subprocess.run([*command, "-c:v", "libvpx-vp9", "-cpu-used", "8", source], check=True)
+    for suffix in (".mkv", ".mp4"):
+        output = tmp_path / f"out{suffix}"
+        run(plan(source, output))
+        found = subprocess.check_output(
+            ["ffprobe", "-v", "error", "-show_entries", "stream=sample_aspect_ratio",
+             "-of", "csv=p=0", output], text=True,
+        )  # fmt: skip
+        assert found.split() == ["16:11", "8:5"]
+
+
+@needs_ffprobe
+@pytest.mark.behaviour(7)
 def test_a_kept_network_size_is_shown_in_the_source_shape(tmp_path):
     source = streams.plain(tmp_path / "in.mp4", frames=3, audio=None)
     output = tmp_path / "out.mp4"

@@ -32,6 +32,7 @@ from ..errors import OutputError
 from ..files import output_error, printable
 from ..frames import Size
 from ..options import TranslateOptions
+from . import aspect
 from .containers import MediaInfo, StreamInfo, demux, input_error, open_container
 
 
@@ -89,6 +90,8 @@ class StreamPlan:
     """Everything ends with the last translated frame (``--to``, ``--frames``)."""
     notes: tuple[str, ...]
     """One warning for each thing that is left out."""
+    sample_aspect_ratio: Fraction | None = None
+    """Of the translated video; None leaves what its encoder says."""
 
 
 @dataclass(frozen=True)
@@ -164,11 +167,12 @@ def plan_streams(
     pix_fmt: str,
     size: Size,
     encoder_options: Mapping[str, str] = MappingProxyType({}),
+    sample_aspect_ratio: Fraction | None = None,
 ) -> StreamPlan:
     """Decide for every stream of ``info`` how it gets into ``output``, before the first frame.
 
-    ``encoder``, ``pix_fmt``, ``size`` (height, width) and ``encoder_options`` (FFmpeg's) are those
-    of the translated video. Headers are written to memory with what is planned; what makes one fail
+    ``encoder``, ``pix_fmt``, ``size`` (height, width), ``encoder_options`` (FFmpeg's) and
+    ``sample_aspect_ratio`` are those of the translated video. Headers are written to memory with what is planned; what makes one fail
     is left out, with a note each, or with ``options.strict`` an OutputError. Raises OutputError
     where the container cannot hold the translated video itself.
     """
@@ -253,6 +257,7 @@ def plan_streams(
         beginning=beginning,
         to_last_frame=options.to is not None or options.frames is not None,
         notes=notes,
+        sample_aspect_ratio=sample_aspect_ratio,
     )
 
 
@@ -402,8 +407,18 @@ def _add_stream(
             stream.codec_context.framerate = template.average_rate
     encoded = choice.way == "transcode"
     stream.metadata.update(_stream_tags(template.metadata, output, encoded=encoded))
+    if isinstance(template, VideoStream):
+        _shape(stream, template.sample_aspect_ratio, output)
     stream.disposition = template.disposition
     return stream
+
+
+def _shape(
+    stream: Any, sample_aspect_ratio: Fraction | None, output: av.container.OutputContainer
+) -> None:
+    """Give an output stream the shape of its pixels, which no template copies."""
+    context = stream.codec_context
+    aspect.reserve(stream, sample_aspect_ratio, (context.height, context.width), output.format.name)
 
 
 def _add_audio_encoder(
@@ -648,7 +663,7 @@ def _write(
         ways: dict[int, _Way] = {}
         for choice in plan.carried:
             if choice.way == "video":
-                video = _add_translated(output, first.streams.video[0], plan.video, joined)
+                video = _add_translated(output, first.streams.video[0], plan, joined)
                 continue
             assert source is not None
             template = source.streams[choice.index]
@@ -681,6 +696,8 @@ def _write(
                 if packet.stream_index == video.index:
                     raise
                 raise _uncopyable(plan, plan.carried[packet.stream_index], error) from error
+    with _as_output_error(plan.output):
+        aspect.fill_in(partial, container.muxer)
     return sent
 
 
@@ -696,10 +713,11 @@ def _uncopyable(plan: StreamPlan, choice: Carried, error: Exception) -> OutputEr
 def _add_translated(
     output: av.container.OutputContainer,
     template: Any,
-    video: StreamInfo,
+    plan: StreamPlan,
     joined: _JoinedVideo,
 ) -> Any:
     """Add the translated video: the encoder's parameters, the source's name, language and place."""
+    video = plan.video
     stream: Any = output.add_stream_from_template(template, opaque=True)
     stream.time_base = joined.time_base
     if _needs_start_codes(output.format.name, template):
@@ -708,6 +726,7 @@ def _add_translated(
     if video.average_rate is not None:
         stream.codec_context.framerate = video.average_rate
     stream.metadata.update(_stream_tags(video.metadata, output, encoded=True))
+    _shape(stream, plan.sample_aspect_ratio or template.sample_aspect_ratio, output)
     disposition = Disposition(0)
     for name in video.disposition:
         disposition |= Disposition[name]

@@ -182,6 +182,7 @@ def plan_video(
             encoder_options=dict(encoder.options),
             pix_fmt=encoder.pix_fmt,
             size=target,
+            sample_aspect_ratio=aspect,
         )
     notes = [*colour.notes, *(f"{name}: {note}" for note in encoder.notes)]
     if stream.bits > 8 and pixel_type == "uint8":

@@ -629,10 +629,45 @@ def test_hdr_errors(tmp_path):
         ("yuv420p10le", ["yuv420p", "nv12", "p010le"], "p010le"),
         ("yuva420p", ["yuva420p", "yuv420p"], "yuv420p"),
         ("yuv420p", [], "yuv420p"),
+        ("uyvy422", ["yuv420p", "yuv422p", "yuv444p"], "yuv422p"),
+        ("yuyv422", ["yuv420p", "yuv422p", "yuv422p10le"], "yuv422p"),
+        ("yvyu422", ["yuv420p", "yuv422p"], "yuv422p"),
+        ("y210le", ["yuv420p", "yuv422p", "yuv422p10le"], "yuv422p10le"),
+        ("y212le", ["yuv422p", "yuv422p10le", "yuv420p10le"], "yuv422p10le"),
+        ("p210le", ["yuv420p10le", "yuv422p10le"], "yuv422p10le"),
+        ("nv16", ["yuv420p", "yuv422p"], "yuv422p"),
+        ("uyyvyy411", ["yuv420p", "yuv422p", "yuv444p"], "yuv422p"),
+        ("vuyx", ["yuv420p", "yuv444p"], "yuv444p"),
+        ("xv30le", ["yuv420p", "yuv444p", "yuv444p10le"], "yuv444p10le"),
+        ("pal8", ["yuv420p", "yuv444p"], "yuv420p"),
+        ("bayer_rggb8", ["yuv420p", "yuv444p"], "yuv420p"),
     ],
 )
 def test_the_pixel_format_follows_the_source(source, formats, chosen):
     assert choose_pix_fmt(source, formats) == chosen
+
+
+@needs_ffprobe
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt", "kept"),
+    [
+        ("rawvideo", "uyvy422", "yuv422p"),
+        ("rawvideo", "yuyv422", "yuv422p"),
+        ("v210", "yuv422p10le", "yuv422p10le"),
+    ],
+)
+def test_what_a_capture_card_writes_keeps_its_chroma(tmp_path, codec, pix_fmt, kept):
+    source = tmp_path / "in.mov"
+    rows = "color=s=96x64:d=0.08,format=yuv444p,geq=lum=120:cb='100+50*mod(Y\\,2)':cr=128"
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", rows]
+    subprocess.run([*command, "-c:v", codec, "-pix_fmt", pix_fmt, source], check=True)
+    output = tmp_path / "out.mkv"
+    run(plan(source, output, LOSSLESS))
+    assert probe(output, "stream=pix_fmt")["streams"][0]["pix_fmt"] == kept
+    # Its rows are coloured in turn, and 4:2:0 would make one colour of two of them.
+    blue = pictures(output)[0, :, 48, 2].astype(int)
+    assert np.abs(np.diff(blue)).min() > 80
+    assert np.abs(blue - pictures(source)[0, :, 48, 2]).max() <= 2
 
 
 # Broken files

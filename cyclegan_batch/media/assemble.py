@@ -172,9 +172,9 @@ def plan_streams(
     """Decide for every stream of ``info`` how it gets into ``output``, before the first frame.
 
     ``encoder``, ``pix_fmt``, ``size`` (height, width), ``encoder_options`` (FFmpeg's) and
-    ``sample_aspect_ratio`` are those of the translated video. Headers are written to memory with what is planned; what makes one fail
-    is left out, with a note each, or with ``options.strict`` an OutputError. Raises OutputError
-    where the container cannot hold the translated video itself.
+    ``sample_aspect_ratio`` are those of the translated video. Headers are written to memory with
+    what is planned; what makes one fail is left out, with a note each, or with ``options.strict``
+    an OutputError. Raises OutputError where the container cannot hold the translated video itself.
     """
     container = _container(output)
     trial = _Trial(container, encoder, pix_fmt, size, encoder_options)

@@ -592,7 +592,9 @@ def choose_pix_fmt(source: str, formats: list[str]) -> str:
     if not formats:
         return plain
     x, y, bits = _sampling(plain)
-    if not plain.startswith(("yuv", "nv", "p0", "p2")):
+    described = av.VideoFormat(plain)
+    # A palette has one component, as grey does.
+    if described.is_rgb or len(described.components) < 3 or plain.startswith("xyz"):
         x, y = 2, 2
     candidates = [each for each in formats if re.match(r"yuv4\d\dp(\d+le)?$|nv12$|p010le$", each)]
 

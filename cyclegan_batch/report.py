@@ -29,6 +29,8 @@ _RECORDED = (
     "numpy",
     "opencv-python-headless",
     "pillow",
+    "tifffile",
+    "imagecodecs",
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",

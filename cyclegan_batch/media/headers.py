@@ -1,14 +1,14 @@
 """Read what a picture file says of itself, before a pixel is decoded or memory is taken for one.
 
 The format is known by content, never by name, and from an allow-list: JPEG, PNG, WebP, BMP, TIFF.
-JPEG, BMP and TIFF headers are Pillow's to read. PNG and WebP are walked chunk by chunk here, since
-Pillow's WebP reader takes memory for the whole canvas when it opens a file, its PNG reader accepts
-files whose end is missing, and libpng prints what it thinks of optional chunks to the terminal.
+JPEG and BMP headers are Pillow's to read, TIFF ones tifffile's. PNG and WebP are walked chunk by
+chunk here, since Pillow's WebP reader takes memory for the whole canvas when it opens a file, its
+PNG reader accepts files whose end is missing, and libpng prints what it thinks of optional chunks
+to the terminal.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import struct
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from PIL import BmpImagePlugin, Image, JpegImagePlugin, TiffImagePlugin
+from PIL import BmpImagePlugin, Image, JpegImagePlugin
 
 from ..errors import InputError
 from ..frames import Size
@@ -34,10 +34,8 @@ _LARGEST_METADATA = 8 << 20
 _TRANSPOSED = frozenset({5, 6, 7, 8})
 """EXIF orientations that swap height and width."""
 
-# TIFF tag numbers: TIFF 6.0 and its Technical Note 1 (SubIFD); EXIF 2.32, table 4.
+# Tag numbers of EXIF 2.32, table 4.
 _ORIENTATION = 0x0112
-_NEW_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _EXTRA_SAMPLES = 254, 258, 262, 338
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _EXIF_IFD, _GPS_IFD = 0x8769, 0x8825
 
 _KEPT_TAGS = frozenset(
@@ -69,8 +67,8 @@ class Header:
     exif: bytes | None = None
     """As a TIFF structure, without the ``Exif`` signature in front."""
     png: PngExtras | None = None
-    premultiplied: bool = False
-    """A TIFF whose colours are multiplied by their alpha."""
+    bands: int = 4
+    """Samples of a pixel, at most."""
 
     @property
     def displayed_size(self) -> Size:
@@ -110,14 +108,17 @@ def read_header(file: BinaryIO, name: str, *, max_pixels: int) -> Header:
         header = reader(file)
     # Whatever a hostile header makes a parser raise, it is the file that is wrong: Pillow raises
     # SyntaxError, ValueError, struct.error, IndexError, OverflowError and more.
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     except Exception as error:
         raise damaged(name, format_, error) from error
     height, width = header.size
     if height < 1 or width < 1:
         raise damaged(name, format_, f"its header says {width}×{height} pixels")
-    if height * width > max_pixels:
+    if height * width * max(header.bands, 4) > 4 * max_pixels:
+        bands = f" of {header.bands} bands" if header.bands > 4 else ""
         raise InputError(
-            f"{name}: {width}×{height} is more than --max-pixels {max_pixels} allows; "
+            f"{name}: {width}×{height}{bands} is more than --max-pixels {max_pixels} allows; "
             "raise it if the picture is really this large"
         )
     if header.orientation not in range(1, 9):
@@ -330,40 +331,7 @@ def _from_24_bits(value: bytes) -> int:
     return int.from_bytes(value, "little") + 1
 
 
-def unturned_tiff(data: bytes) -> bytes:
-    """Return a TIFF whose first page says nothing of its orientation.
-
-    OpenCV applies some orientations to a TIFF whatever it is told, and others not; Pillow applies
-    them all.
-    """
-    order = "<" if data[:1] == b"I" else ">"
-    (magic,) = struct.unpack_from(order + "H", data, 2)
-    big = magic == 43  # BigTIFF: eight bytes where TIFF has four
-    (offset,) = struct.unpack_from(order + ("8xQ" if big else "4xI"), data)
-    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, offset)
-    record, value = (20, 12) if big else (12, 8)
-    for index in range(count):
-        position = offset + (8 if big else 2) + index * record
-        if struct.unpack_from(order + "H", data, position) == (_ORIENTATION,):
-            upright = struct.pack(order + "H", 1)
-            return data[: position + value] + upright + data[position + value + 2 :]
-    return data
-
-
-class TiffFile(TiffImagePlugin.TiffImageFile):
-    """Pillow's reader of TIFF, without two things that it would decide by itself."""
-
-    def load_prepare(self) -> None:
-        """Take the memory for the pixels, however many: `read_header` has our limit."""
-        if self._im is None:
-            self.im = Image.new(self.mode, self._tile_size).im
-        super().load_prepare()
-
-    def load_end(self) -> None:
-        """Leave the picture as it is stored: orientation is applied once, by us."""
-
-
-# JPEG, BMP, TIFF. Their classes are called and not Image.open, which tries every format it knows
+# JPEG and BMP. Their classes are called and not Image.open, which tries every format it knows
 # and has a limit of its own on the number of pixels.
 
 
@@ -386,37 +354,23 @@ def _read_bmp(file: BinaryIO) -> Header:
 
 
 def _read_tiff(file: BinaryIO) -> Header:
-    image = TiffFile(file)
-    pages = index = 0
-    with contextlib.suppress(EOFError):
-        while pages < 2:
-            image.seek(index)
-            # Bit 0: a smaller copy of another page.
-            pages += not image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1
-            index += 1
-    image.seek(0)
-    orientation = image.tag_v2.get(_ORIENTATION, 1)
-    height, width = image.tag_v2[257], image.tag_v2[256]
-    tile = image.tag_v2.get(_TILE_HEIGHT, 0) * image.tag_v2.get(_TILE_WIDTH, 0)
-    if tile > 16 * max(height * width, 1 << 16):
-        # Decoders take memory for a whole tile, whatever part of it shows.
-        raise ValueError("its tiles are far larger than the picture")
-    bits = image.tag_v2.get(_BITS, (1,))
-    extra = image.tag_v2.get(_EXTRA_SAMPLES, ())
+    from .tiff import read_tiff_header
+
+    found = read_tiff_header(file)
     try:
-        exif = _portable(image.getexif())
+        exif = None if found.exif is None else _portable(found.exif)
     except Exception:
         exif = None  # Metadata that cannot be read never costs the picture.
     return Header(
         format="tiff",
-        size=(height, width),
-        mode=image.mode,
-        bits=16 if set(bits) == {16} else 8,
-        orientation=orientation,
-        pages=max(pages, 1),
-        icc=image.info.get("icc_profile"),
+        size=found.size,
+        mode=found.mode,
+        bits=16 if found.bits > 8 else 8,
+        bands=found.bands,
+        orientation=found.orientation,
+        pages=found.pages,
+        icc=found.icc,
         exif=exif,
-        premultiplied=tuple(extra) == (1,),
     )
 
 

@@ -2,7 +2,7 @@
 
 OpenCV decodes and encodes JPEG, PNG and WebP, from and to bytes only (its own file access crashes
 on names that are not UTF-8); it releases the interpreter while it works, where Pillow holds it.
-Pillow decodes BMP, CMYK and TIFF (OpenCV those of 16 bits), and writes TIFF.
+Pillow decodes BMP and CMYK, and writes TIFF, which tifffile reads.
 
 What becomes of a picture:
 
@@ -50,13 +50,12 @@ from . import Dropped
 from .headers import (
     FORMAT_NAMES,
     Header,
-    TiffFile,
     damaged,
     portable_exif,
     quiet_png,
     read_header,
-    unturned_tiff,
 )
+from .tiff import decode_tiff
 
 # Both are settings of the whole process, so they are made once, where the module is loaded. The
 # pipeline runs one conversion per core already: threads inside each would only get in its way. And
@@ -91,6 +90,8 @@ class Extras:
 
     alpha: Samples | None = None
     """``(H, W)``, uint8, or uint16 where ``bits`` is 16."""
+    unnamed: bool = False
+    """``alpha`` is a band that its TIFF does not call alpha."""
     bits: int = 8
     """16 where the pixels (float16 then) tell more than 256 levels apart."""
     icc: bytes | None = None
@@ -327,6 +328,7 @@ def decode_picture(
         else as_pixel_type(pixels, pixel_type),
         extras=Extras(
             alpha=alpha,
+            unnamed=_UNNAMED in notes,
             bits=16 if deep else 8,
             icc=icc,
             exif=exif,
@@ -351,9 +353,9 @@ def _rgb(
 ) -> tuple[Samples, Samples | None, bytes | None]:
     """Return RGB ``(H, W, 3)`` and alpha ``(H, W)``, uint8 or uint16, and the profile to carry."""
     space = _profile_space(header.icc)
+    samples, alpha = _tiff(data, notes) if header.format == "tiff" else _samples(data, header)
     if header.mode == "CMYK":
-        return _rgb_from_cmyk(data, header, space, notes), None, None
-    samples, alpha = _samples(data, header)
+        return _rgb_from_cmyk(samples, header.icc, space, notes), None, None
     if space in (None, b"RGB "):
         return _three_channels(samples), alpha, header.icc
     if space == b"GRAY" and samples.ndim == 2:
@@ -370,8 +372,8 @@ def _profile_space(icc: bytes | None) -> bytes | None:
 
 
 def _samples(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
-    """Return the stored samples, ``(H, W)`` for grey or RGB, and the alpha beside them."""
-    if header.format == "jpg":
+    """Return the stored samples, ``(H, W)`` for grey, RGB or inks, and the alpha beside them."""
+    if header.format == "jpg" and header.mode != "CMYK":
         # OpenCV does grey and YCbCr alike, with no copy.
         return _opencv(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION), None
     if header.format in ("png", "webp"):
@@ -383,13 +385,6 @@ def _samples(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
             alpha = np.where(samples == header.png.transparent_grey, 0, opaque)
             alpha = alpha.astype(samples.dtype)
         return samples, alpha
-    if header.format == "tiff" and header.bits == 16 and header.mode in ("RGB", "RGBA"):
-        if header.premultiplied:
-            raise InputError(
-                "16-bit colours multiplied by alpha are not supported; convert it to plain alpha"
-            )
-        # Pillow would cut these to 8 bits.
-        return _split(_opencv(unturned_tiff(data), cv2.IMREAD_UNCHANGED))
     return _pillow(data, header)
 
 
@@ -410,40 +405,47 @@ def _split(raw: Samples) -> tuple[Samples, Samples | None]:
     return cv2.cvtColor(raw, cv2.COLOR_BGRA2RGB), np.ascontiguousarray(raw[..., 3])
 
 
+_UNNAMED = "its last band is not said to be alpha; it is carried as it is, where alpha is"
+
+
+def _tiff(data: bytes, notes: list[str]) -> tuple[Samples, Samples | None]:
+    found = decode_tiff(data)
+    if found.unnamed:
+        notes.append(_UNNAMED)
+    if found.left_out:
+        notes.append(f"{found.left_out} more bands than a colour and its alpha were left out")
+    return found.colours, found.alpha
+
+
 def _pillow(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
-    """Decode BMP, and TIFF but that of 16-bit RGB."""
-    image = _loaded(data, header)
+    """Decode BMP, and JPEG of inks."""
+    image = _PILLOW[header.format](io.BytesIO(data))
+    image.load()
+    if image.mode == "CMYK":
+        return np.asarray(image), None
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L")), None
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16), None
-    if image.mode in ("P", "RGB", "RGBX", "YCbCr"):
+    if image.mode in ("P", "RGB", "RGBX"):
         return np.asarray(image.convert("RGB")), None
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        straight = image.convert("LA") if image.mode == "La" else image
-        rgba = np.asarray(straight.convert("RGBA"))
+    if image.mode == "RGBA":
+        rgba = np.asarray(image)
         return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
     raise InputError(f"colour mode {image.mode} is not supported; convert it to RGB")
-
-
-def _loaded(data: bytes, header: Header) -> Image.Image:
-    file = io.BytesIO(unturned_tiff(data) if header.format == "tiff" else data)
-    image = _PILLOW[header.format](file)
-    image.load()
-    return image
 
 
 _PILLOW: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "jpg": JpegImagePlugin.JpegImageFile,
     "bmp": BmpImagePlugin.BmpImageFile,
-    "tiff": TiffFile,
 }
 
 
-def _rgb_from_cmyk(data: bytes, header: Header, space: bytes | None, notes: list[str]) -> Samples:
-    image = _loaded(data, header)
+def _rgb_from_cmyk(
+    inks: Samples, icc: bytes | None, space: bytes | None, notes: list[str]
+) -> Samples:
+    height, width = inks.shape[:2]
+    image = Image.frombytes("CMYK", (width, height), _as_eight_bits(inks).tobytes())
     if space == b"CMYK":
-        converted = _to_srgb(image, header.icc or b"")
+        converted = _to_srgb(image, icc or b"")
         if converted is not None:
             return converted
     notes.append("CMYK without a usable profile became RGB by plain arithmetic: colours may be off")

@@ -60,6 +60,100 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
 
 
+def tiff(
+    samples: Samples,
+    *,
+    bits: int | None = None,
+    order: str = "<",
+    planes: bool = False,
+    tile: tuple[int, int] | None = None,
+    rows: int = 7,
+    predictor: bool = False,
+    compression: int = 1,
+    photometric: int | None = None,
+    big: bool = False,
+    tags: dict[int, tuple[int, ...]] | None = None,
+) -> bytes:
+    """Return a TIFF of ``(H, W, bands)`` uint8 or uint16, written by hand after TIFF 6.0.
+
+    ``compression``: 1, 8 (Deflate) or 32773 (PackBits). ``tags``: more of them, as SHORTs, or None
+    to leave one out.
+    """
+    height, width, bands = samples.shape
+    bits = bits or samples.dtype.itemsize * 8
+    pieces = []
+    for block in np.moveaxis(samples, 2, 0)[..., np.newaxis] if planes else [samples]:
+        for top in range(0, height, tile[0] if tile else rows):
+            for left in range(0, width, tile[1] if tile else width):
+                if tile is None:
+                    piece = block[top : top + rows]
+                else:
+                    piece = np.zeros((*tile, block.shape[2]), block.dtype)
+                    part = block[top : top + tile[0], left : left + tile[1]]
+                    piece[: part.shape[0], : part.shape[1]] = part
+                pieces.append(_tiff_piece(piece, bits, order, predictor, compression))
+    colours = 2 if bands > 2 else 1
+    entries: dict[int, tuple[int, ...]] = {
+        256: (width,),
+        257: (height,),
+        258: (bits,) * bands,
+        259: (compression,),
+        262: (colours if photometric is None else photometric,),
+        277: (bands,),
+        284: (2 if planes else 1,),
+        317: (2 if predictor else 1,),
+    }
+    if tile:
+        entries |= {322: (tile[1],), 323: (tile[0],)}
+    else:
+        entries[278] = (rows,)
+    entries |= tags or {}
+    where, sizes = (324, 325) if tile else (273, 279)
+    offset_kind, long_kind = ("Q", 16) if big else ("I", 4)
+    inline, head = (8, 16) if big else (4, 8)
+    directory = [*entries.items(), (where, ()), (sizes, tuple(map(len, pieces)))]
+    start = head + (8 if big else 2) + len(directory) * (20 if big else 12) + inline
+    values = b""
+    laid: dict[int, tuple[int, int, bytes]] = {}
+    # The values that do not fit into the directory come first, the pieces last.
+    room = sum(len(v) * 8 + 8 for v in entries.values()) + 2 * (len(pieces) * 8 + 8)
+    at = start + room
+    offsets = tuple(at + sum(map(len, pieces[:number])) for number in range(len(pieces)))
+    for tag, value in directory:
+        kind, letter = (long_kind, offset_kind) if tag in (where, sizes) else (3, "H")
+        if tag == where:
+            value = offsets
+        body = struct.pack(f"{order}{len(value)}{letter}", *value)
+        if len(body) > inline:
+            pointer = struct.pack(order + offset_kind, start + len(values))
+            values += body + bytes(-len(body) % 8)
+            body = pointer
+        laid[tag] = (kind, len(value), body.ljust(inline, b"\0"))
+    data = (b"II" if order == "<" else b"MM") + struct.pack(order + "H", 43 if big else 42)
+    data += struct.pack(order + "HHQ", 8, 0, 16) if big else struct.pack(order + "I", 8)
+    data += struct.pack(order + ("Q" if big else "H"), len(laid))
+    for tag, (kind, count, body) in sorted(laid.items()):
+        data += struct.pack(order + "HH" + offset_kind, tag, kind, count) + body
+    return (data + bytes(inline) + values).ljust(at, b"\0") + b"".join(pieces)
+
+
+def _tiff_piece(piece: Samples, bits: int, order: str, predictor: bool, compression: int) -> bytes:
+    if predictor:
+        piece = np.diff(piece, axis=1, prepend=piece[:, :1] * 0)
+    if bits in (8, 16):
+        data = piece.astype(piece.dtype.newbyteorder(order)).tobytes()
+    else:
+        # Every row begins at a byte.
+        flags = (piece[..., np.newaxis] >> np.arange(bits - 1, -1, -1)) & 1
+        data = b"".join(np.packbits(row.reshape(-1)).tobytes() for row in flags.astype(np.uint8))
+    if compression == 8:
+        return zlib.compress(data)
+    if compression == 32773:
+        parts = [data[start : start + 128] for start in range(0, len(data), 128)]
+        return b"".join(bytes([len(part) - 1]) + part for part in parts)
+    return data
+
+
 def pillow(samples: Samples, format_: str, mode: str | None = None, **options: Any) -> bytes:
     """Return ``samples`` as Pillow writes them, converted to ``mode`` first where one is named."""
     image = Image.fromarray(samples)

@@ -199,7 +199,9 @@ def _pipe_or_pattern(source: Path, output: Path | str) -> InputTree | None:
     # A file with % in its name is a file first.
     if not _looks_like_pattern(source.name) or os.path.lexists(source):
         return None
-    found = _matching(source)
+    from .media.containers import pattern_files
+
+    found = pattern_files(source) if source.parent.is_dir() else {}
     if not found:
         raise InputError(
             f"{printable(source)}: no file of this name, and none that matches it as a pattern; "
@@ -212,37 +214,13 @@ def _pipe_or_pattern(source: Path, output: Path | str) -> InputTree | None:
         )
     target = Path(output)
     places = _Places()
-    if places.of(target) in {places.of(path) for path in found}:
+    if places.of(target) in {places.of(path) for path in found.values()}:
         raise OutputError(f"{printable(target)}: is one of the inputs; choose another output name")
     return InputTree((Entry("pattern", source, target),), None)
 
 
-_NUMBER = re.compile(r"%(?:(0?)([1-9][0-9]?))?d")
-"""``%d``, ``%6d`` and ``%06d``, as FFmpeg and printf know them."""
-
-
 def _looks_like_pattern(name: str) -> bool:
-    return len(_NUMBER.findall(name.replace("%%", ""))) == 1
-
-
-def _matching(pattern: Path) -> list[Path]:
-    """Return the files that ``pattern`` stands for, in the order of their numbers."""
-    escaped = ""
-    for piece in re.split(r"(%%|%[0-9]*d)", pattern.name):
-        number = _NUMBER.fullmatch(piece)
-        if piece == "%%":
-            escaped += "%"
-        elif number:
-            escaped += f"([0-9]{{{number[2]},}})" if number[1] else "([0-9]+)"
-        else:
-            escaped += re.escape(piece)
-    expression = re.compile(escaped)
-    try:
-        names = os.listdir(pattern.parent)  # noqa: PTH208 - names, not paths
-    except OSError:
-        return []
-    numbered = [(int(match[1]), name) for name in names if (match := expression.fullmatch(name))]
-    return [pattern.parent / name for _, name in sorted(numbered)]
+    return len(re.findall("%0?[0-9]{0,2}d", name.replace("%%", ""))) == 1
 
 
 def _single_file(source: Path, output: Path | str, format: str) -> InputTree:  # noqa: A002

@@ -385,6 +385,45 @@ def test_a_pattern_without_files_errors(tmp_path: Path) -> None:
         find_inputs([tmp_path / "f_%06d.png"], tmp_path / "out.mp4")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "names", "gap"),
+    [
+        ("f_%04d.png", "0001 0002 0003 0005 0006 0009", r"f_0004\.png is missing, and 2 more like"),
+        ("f_%d.png", "8 9 11", r"f_10\.png is missing, between the numbers 8 and 11; number"),
+        ("f_%3d.png", "099 100 1000 1001", r"f_101\.png is missing, and 898 more"),
+        ("100%%_%02d.png", "07 09", r"100%_08\.png is missing, between"),
+    ],
+)
+def test_a_gap_in_numbered_pictures_has_one_message_that_names_it_errors(
+    tmp_path: Path, pattern: str, names: str, gap: str
+) -> None:
+    for number in names.split():
+        name = re.sub("%[0-9]*d", number, pattern.replace("%%", "\0")).replace("\0", "%")
+        touch(tmp_path / name)
+    with pytest.raises(InputError, match=gap):
+        find_inputs([tmp_path / pattern], tmp_path / "out.mp4")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names", "plays"),
+    [
+        ("f_%d.png", ["f_1.png", "f_01.png", "f_2.png", "f_002.png"], True),
+        ("f_%d.png", ["f_001.png", "f_002.png"], False),
+        ("f_%6d.png", ["f_000001.png", "f_000002.png"], True),
+    ],
+)
+def test_a_pattern_means_the_names_that_ffmpeg_would_read(
+    tmp_path: Path, pattern: str, names: list[str], plays: bool
+) -> None:
+    for name in names:
+        touch(tmp_path / name)
+    if plays:
+        assert find_inputs([tmp_path / pattern], tmp_path / "out.mp4").entries[0].kind == "pattern"
+    else:
+        with pytest.raises(InputError, match="none that matches it as a pattern"):
+            find_inputs([tmp_path / pattern], tmp_path / "out.mp4")
+
+
 def test_a_pattern_into_a_folder_or_over_its_own_files_errors(tmp_path: Path) -> None:
     touch(tmp_path / "f_1.png")
     with pytest.raises(OutputError, match="a pattern is played as one video"):

@@ -1047,7 +1047,7 @@ def test_a_pattern_that_cannot_be_played_errors(tmp_path, fps, match):
 def test_a_missing_picture_in_a_pattern_errors(tmp_path):
     for number in (1, 2, 4):
         assert cv2.imwrite(str(tmp_path / f"f_{number:02d}.png"), streams.picture(number))
-    with pytest.raises(InputError, match=r"f_03.png is missing between numbers 1 and 4"):
+    with pytest.raises(InputError, match=r"f_03.png is missing, between the numbers 1 and 4"):
         plan(tmp_path / "f_%02d.png", tmp_path / "out.mp4", replace(FAST, fps="25"))
 
 

@@ -179,7 +179,12 @@ def open_container(
         options["format_whitelist"] = "image2"
         options["framerate"] = str(image_pattern_rate)
         options["pattern_type"] = "sequence"
-        options["start_number"] = str(pattern_numbers(path)[0])
+        numbers = pattern_files(path)
+        if not numbers:
+            raise InputError(
+                f"no file matches {printable(path)}; check the name and the number of digits"
+            )
+        options["start_number"] = str(min(numbers))
         folder = str(path.absolute().parent).replace("%", "%%")
         url, format_name = f"file:{folder}/{path.name}", "image2"
     try:
@@ -240,31 +245,44 @@ def _check_is_file(path: Path) -> None:
         raise InputError(f"{name} is empty (0 bytes); copy or record it again")
 
 
-def pattern_numbers(pattern: Path) -> list[int]:
-    """Return the numbers of the files that ``pattern`` matches, ascending. Raises InputError.
+def pattern_files(pattern: Path) -> dict[int, Path]:
+    """Return the files that ``pattern`` (``f_%06d.png``) stands for by their numbers, ascending.
 
-    FFmpeg ends at a gap in them.
+    Named as FFmpeg names them: ``%d`` has no leading zeros, and ``%6d`` as many as ``%06d``.
+    Raises InputError where it is no pattern, and at a gap: FFmpeg would end there, or fail.
     """
-    found = re.search(r"%(0?)(\d*)d", pattern.name)
-    if found is None:
+    pieces = re.split(r"(%%|%0?[0-9]{0,2}d)", pattern.name)
+    places = [at for at, piece in enumerate(pieces) if piece.startswith("%") and piece[-1] == "d"]
+    if len(places) != 1:
         raise InputError(
-            f"{printable(pattern)} is no pattern: found no number, expected one like %06d"
+            f"{printable(pattern)} is no pattern: found "
+            f"{'more than one number' if places else 'no number'}, expected one like %06d"
         )
-    before, after = pattern.name[: found.start()], pattern.name[found.end() :]
-    digits = rf"\d{{{int(found[2])},}}" if found[1] and found[2] else r"\d+"
-    name = re.compile(
-        re.escape(before.replace("%%", "%")) + f"({digits})" + re.escape(after.replace("%%", "%"))
+    (at,) = places
+    before, after = (
+        "".join("%" if piece == "%%" else piece for piece in part)
+        for part in (pieces[:at], pieces[at + 1 :])
     )
+    digits = int(pieces[at][1:-1] or 0)
+    name = re.compile(re.escape(before) + "([0-9]+)" + re.escape(after))
     try:
         entries = [entry.name for entry in pattern.parent.iterdir()]
     except OSError as error:
         raise input_error(pattern, error) from error
-    numbers = sorted(int(match[1]) for entry in entries if (match := name.fullmatch(entry)))
-    if not numbers:
+    texts = (match[1] for entry in entries if (match := name.fullmatch(entry)))
+    numbers = sorted(int(text) for text in texts if text == f"{int(text):0{digits}d}")
+    files = {n: pattern.with_name(f"{before}{n:0{digits}d}{after}") for n in numbers}
+    first, last = min(files, default=0), max(files, default=-1)
+    missing = next((number for number in range(first, last) if number not in files), None)
+    if missing is not None:
+        gap = pattern.with_name(f"{before}{missing:0{digits}d}{after}")
+        count = last - first + 1 - len(files)
+        many = f", and {count - 1} more like it" if count > 1 else ""
         raise InputError(
-            f"no file matches {printable(pattern)}; check the name and the number of digits"
+            f"cannot play {printable(pattern)}: {printable(gap)} is missing{many}, between the "
+            f"numbers {first} and {last}; number the pictures without gaps"
         )
-    return numbers
+    return files
 
 
 def probe(

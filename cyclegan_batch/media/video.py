@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import io
-import itertools
 import math
 import os
 import re
@@ -49,7 +48,6 @@ from .containers import (
     media_info,
     open_container,
     orientation,
-    pattern_numbers,
     probe,
 )
 
@@ -150,8 +148,6 @@ def plan_video(
         info = media_info(opened, path)
     else:
         info = probe(path, image_pattern_rate=_picture_rate(path, options))
-        if info.format == "image2":
-            _refuse_gaps(path)
     stream = info.best_video(options.stream)
     if stream.size is None or not all(stream.size) or stream.pix_fmt is None:
         raise InputError(
@@ -242,19 +238,6 @@ def _picture_rate(path: Path, options: TranslateOptions) -> Fraction | None:
             f"--fps {options.fps} is no frame rate; expected a number such as 25 or 30000/1001"
         ) from cause
     return rate
-
-
-def _refuse_gaps(pattern: Path) -> None:
-    """Raise InputError where a number is missing: FFmpeg would take the gap for the end."""
-    numbers = pattern_numbers(pattern)
-    missing = next((n for n, m in zip(itertools.count(numbers[0]), numbers) if n != m), None)
-    if missing is not None:
-        name = _PATTERN.sub(lambda match: match[0] % missing, pattern.name, count=1)
-        gap = pattern.with_name(name.replace("%%", "%"))
-        raise InputError(
-            f"{printable(gap)} is missing between numbers {numbers[0]} and {numbers[-1]}; "
-            "number the pictures without gaps"
-        )
 
 
 class _Counted:

@@ -400,7 +400,7 @@ def test_no_memory_for_an_engine_errors(tmp_path: Path, gpu: Gpu, model: Model, 
         open_on(gpu, model, tmp_path)
 
 
-@pytest.mark.parametrize("what", ["shape", "size", "enqueue"])
+@pytest.mark.parametrize("what", ["shape", "size", "memory", "enqueue"])
 def test_a_failing_call_says_why_errors(tmp_path: Path, gpu: Gpu, model: Model, what: str) -> None:
     opened = open_on(gpu, model, tmp_path)
     gpu.refuse[what] = "illegal address"
@@ -411,6 +411,68 @@ def test_a_failing_call_says_why_errors(tmp_path: Path, gpu: Gpu, model: Model, 
         opened.infer(frames(2, 8, 8))
     gpu.refuse.clear()
     assert opened.infer(frames(2, 8, 8)).shape == (2, 8, 8, 3)
+
+
+@pytest.mark.behaviour(26)
+@pytest.mark.parametrize("what", ["shape", "size", "memory", "enqueue"])
+def test_out_of_memory_of_one_context_stays_that_while_another_goes_on_errors(
+    tmp_path: Path, gpu: Gpu, model: Model, what: str
+) -> None:
+    """The second context begins a call of its own between the first one's failure and its words."""
+    opened = open_on(gpu, model, tmp_path)
+    other = opened.fork()
+    sent = frames(2, 8, 8)
+    other.infer(sent)
+    failing = dict.fromkeys([what], "Error Code 2: OutOfMemory (Requested size was 9 bytes.)")
+
+    def meanwhile() -> None:
+        gpu.refuse.clear()
+        thread = threading.Thread(target=lambda: other.infer(sent))
+        thread.start()
+        thread.join()
+
+    gpu.reported, gpu.refuse = meanwhile, failing
+    with pytest.raises(OutOfMemoryError, match="for a batch of 2,8,8"):
+        opened.infer(sent)
+    # And the other way round: what one reports is no failure of the other.
+    gpu.reported, gpu.refuse = (lambda: None), {"enqueue": "illegal address"}
+    with pytest.raises(BackendError, match="illegal address"):
+        opened.infer(sent)
+    gpu.refuse = {}
+    assert other.infer(frames(1, 8, 8)).shape == (1, 8, 8, 3)
+
+
+@pytest.mark.behaviour(26)
+def test_out_of_memory_is_known_by_its_code_errors(tmp_path: Path, gpu: Gpu, model: Model) -> None:
+    opened = open_on(gpu, model, tmp_path)
+    gpu.code, gpu.refuse["enqueue"] = "FAILED_ALLOCATION", "words of another version"
+    with pytest.raises(OutOfMemoryError, match="for a batch of 2,8,8"):
+        opened.infer(frames(2, 8, 8))
+
+
+def test_a_thread_hears_its_own_errors_and_a_build_those_of_tensorrts_threads(gpu: Gpu) -> None:
+    trt = backend._import()
+    log, severity = backend._log(trt), trt.ILogger.Severity.ERROR
+
+    def in_a_thread(work: Callable[[], Any]) -> None:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    def of_another() -> None:
+        log.clear()
+        log.log(severity, "of another")
+
+    log.clear()
+    log.log(severity, "of this one")
+    in_a_thread(of_another)
+    in_a_thread(log.clear)
+    in_a_thread(lambda: log.log(severity, "of TensorRT's own"))
+    assert log.words() == "of this one"
+    log.clear(of_tensorrts_threads=True)
+    in_a_thread(of_another)
+    in_a_thread(lambda: log.log(severity, "of TensorRT's own"))
+    assert log.words() == "of TensorRT's own"
 
 
 def test_without_gpu_driver_package_or_such_a_device_errors(
@@ -890,7 +952,7 @@ OBJECTS = {
     },
     "opened": {"runtime": "Runtime"},
     "_inspected": {"made.engine": "ICudaEngine", "inspector": "EngineInspector"},
-    "__init__": {"engine.engine": "ICudaEngine"},
+    "__init__": {"engine.engine": "ICudaEngine", "self._context": "IExecutionContext"},
     "_prepare": {"context": "IExecutionContext"},
     "infer": {"self._context": "IExecutionContext"},
 }
@@ -1088,6 +1150,27 @@ def test_tensorrt_says_why_it_refuses_errors(tmp_path: Path) -> None:
     backwards = Build(Profile((4, 8, 8), (2, 8, 8), (1, 8, 8)))
     with pytest.raises(BackendError, match=r"does not take the shapes .*MIN<=OPT<=MAX"):
         backend.engine_from_graph(model.graph, backwards, name="x.onnx")
+
+
+@pytest.mark.needs_tensorrt
+def test_tensorrt_reports_to_the_recorder_of_what_failed_and_not_to_the_logger() -> None:
+    """Of a runtime here, as a context takes a GPU."""
+    trt = pytest.importorskip("tensorrt")
+    log, recorder = backend._log(trt), backend._recorder(trt)
+    log.clear()
+    runtime = trt.Runtime(log)
+    assert runtime.deserialize_cuda_engine(b"no engine" * 9) is None
+    assert "magicTag" in log.words()
+    log.clear()
+    runtime.error_recorder = recorder
+    assert runtime.deserialize_cuda_engine(b"no engine" * 9) is None
+    assert "magicTag" in recorder.words()
+    assert recorder.num_errors() >= 1
+    assert not recorder.out_of_memory()
+    assert log.words() == ""
+    recorder.report_error(trt.ErrorCodeTRT.FAILED_ALLOCATION, "")
+    assert recorder.out_of_memory()
+    del runtime  # it refers to the recorder
 
 
 @pytest.mark.needs_tensorrt

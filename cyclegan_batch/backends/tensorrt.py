@@ -6,7 +6,7 @@ stand-in. So `auto` does not choose it; ``--backend tensorrt`` and ``-m X.engine
 
 One path serves 10.16 to 11.x: strongly typed networks, in which the file alone says the precision.
 TensorRT reports through a logger and returns None; here every None becomes an error with the
-logger's words.
+words that it reported in this thread, or of this execution context: several run side by side.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import importlib
 import json
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -64,6 +65,9 @@ _SPOKEN = 10.0
 
 _STOPPING = 3.0
 """Seconds that a build gets to hear that it is not wanted any more."""
+
+_KEPT_MESSAGES = 16
+"""Errors of one call that are kept; the first say why."""
 
 _STEP = 512
 """An engine that must be built anew for larger frames takes sides up to the next multiple: so a
@@ -613,7 +617,7 @@ def _build(
     timing_cache: Path | None,
 ) -> bytes:
     version = f"tensorrt {trt.__version__}"
-    log.clear()
+    log.clear(of_tensorrts_threads=True)
     builder = _made(lambda: trt.Builder(log), f"{version} cannot start its builder", log)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = _made(lambda: builder.create_network(typed), f"{version} makes no network", log)
@@ -740,13 +744,13 @@ class _Context:
     def __init__(self, cuda: _Cuda, engine: _Engine, card: ModelCard) -> None:
         self.engine = engine
         self._cuda, self._card = cuda, card
-        self._log = _log(_import())
         self._shape: Shape | None = None
         self._buffers: list[Callable[[], None]] = []
         """How to release what is allocated."""
         self._stream: Any = None
         trt = _import()
-        self._log.clear()
+        log = _log(trt)
+        log.clear()
         # Its memory is ours, for the frames at hand: TensorRT's own would be for the largest that
         # the profile takes, and half a batch would need no less.
         self._context = _made(
@@ -754,8 +758,11 @@ class _Context:
                 trt.ExecutionContextAllocationStrategy.USER_MANAGED
             ),
             f"tensorrt makes no context of {printable(card.path)}",
-            self._log,
+            log,
         )
+        # A field behind the context's: the context refers to it until it is gone.
+        self._errors = _recorder(trt)
+        self._context.error_recorder = self._errors
         self._stream = cuda.call("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
 
     def infer(self, frames: Pixels) -> Pixels:
@@ -769,7 +776,7 @@ class _Context:
             "cudaMemcpyAsync", self._device_in, self._host_in.ctypes.data, size,
             kind.cudaMemcpyHostToDevice, self._stream,
         )  # fmt: skip
-        self._log.clear()
+        self._errors.clear()
         if not self._context.execute_async_v3(int(self._stream)):
             raise self._failed(shape)
         cuda.call(
@@ -794,8 +801,8 @@ class _Context:
     def _prepare(self, shape: Shape, frames: Pixels) -> None:
         """Make room for frames of another shape. Raises OutOfMemoryError, BackendError."""
         self._release()
-        context, cuda = self._context, self._cuda
-        self._log.clear()
+        context = self._context
+        self._errors.clear()
         if not context.set_input_shape(INPUT, (*shape, 3)):
             raise self._failed(shape)
         out = tuple(context.get_tensor_shape(OUTPUT))
@@ -805,19 +812,20 @@ class _Context:
                 "keeps the size; it cannot translate pictures"
             )
         work = int(context.update_device_memory_size_for_shapes())
-        if work == 0 and self._log.words():
+        if work == 0 and self._errors.num_errors():
             raise self._failed(shape)
         try:
             # Zero is no size that CUDA gives memory for, and the context wants an address.
             context.set_device_memory(self._on_device(max(work, 1)), work)
+            # It returns nothing.
+            if self._errors.num_errors():
+                raise self._failed(shape)
             self._device_in = self._on_device(frames.nbytes)
             self._device_out = self._on_device(frames.nbytes)
             self._host_in = self._on_host(frames.nbytes)
             self._host_out = self._on_host(frames.nbytes)
         except OutOfMemoryError as error:
-            raise OutOfMemoryError(
-                f"tensorrt: no memory on cuda:{cuda.index} for a batch of {_words(shape)} (N,H,W)"
-            ) from error
+            raise self._no_memory(shape) from error
         for name, address in ((INPUT, self._device_in), (OUTPUT, self._device_out)):
             if not context.set_tensor_address(name, address):
                 raise self._failed(shape)
@@ -842,15 +850,17 @@ class _Context:
                 self._buffers.pop()()
 
     def _failed(self, shape: Shape) -> BackendError:
-        words = self._log.words() or "no reason given"
-        if says_out_of_memory(RuntimeError(words)):
-            return OutOfMemoryError(
-                f"tensorrt: no memory on cuda:{self._cuda.index} for a batch of {_words(shape)} "
-                "(N,H,W)"
-            )
+        words = self._errors.words()
+        if self._errors.out_of_memory():
+            return self._no_memory(shape)
         return BackendError(
             f"tensorrt: {printable(self._card.path)} fails on frames of {_words(shape)} (N,H,W): "
-            f"{words}; try --backend onnxruntime"
+            f"{words or 'no reason given'}; try --backend onnxruntime"
+        )
+
+    def _no_memory(self, shape: Shape) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"tensorrt: no memory on cuda:{self._cuda.index} for a batch of {_words(shape)} (N,H,W)"
         )
 
 
@@ -921,25 +931,88 @@ def _import() -> Any:
 
 @functools.cache
 def _log(trt: Any) -> Any:
-    """Return the logger of this process: TensorRT keeps the first that it is given."""
+    """Return the logger of this process: TensorRT keeps the first that it is given.
+
+    It keeps the errors of each thread that has called `clear` apart: nobody clears those of
+    another. TensorRT's own threads, which only building has, call it too.
+    """
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self._errors: list[str] = []
+            self._of_this_thread = threading.local()
+            self._of_tensorrts_threads: deque[str] = deque(maxlen=_KEPT_MESSAGES)
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self._errors.append(message)
+                getattr(self._of_this_thread, "errors", self._of_tensorrts_threads).append(message)
+
+        def clear(self, *, of_tensorrts_threads: bool = False) -> None:
+            self._of_this_thread.errors = deque(maxlen=_KEPT_MESSAGES)
+            self._of_this_thread.takes_all = of_tensorrts_threads
+            if of_tensorrts_threads:
+                self._of_tensorrts_threads.clear()
+
+        def words(self) -> str:
+            """Return the errors since `clear`."""
+            errors = list(self._of_this_thread.errors)
+            if self._of_this_thread.takes_all:
+                errors += self._of_tensorrts_threads
+            return _in_one_line(errors)
+
+    return Log()
+
+
+def _recorder(trt: Any) -> Any:
+    """Return what an execution context reports its errors to: to it instead of the logger."""
+    return _recorder_class(trt)()
+
+
+@functools.cache
+def _recorder_class(trt: Any) -> Any:
+    class Recorder(trt.IErrorRecorder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IErrorRecorder.__init__(self)
+            self._errors: list[tuple[Any, str]] = []
+
+        # What TensorRT calls; an exception in it would end the process.
+        def report_error(self, code: Any, description: str) -> bool:
+            if len(self._errors) < _KEPT_MESSAGES:
+                self._errors.append((code, description))
+            return False
+
+        def num_errors(self) -> int:
+            return len(self._errors)
+
+        def get_error_code(self, index: int) -> Any:
+            return self._errors[index][0]
+
+        def get_error_desc(self, index: int) -> str:
+            return self._errors[index][1]
+
+        def has_overflowed(self) -> bool:
+            return len(self._errors) == _KEPT_MESSAGES
 
         def clear(self) -> None:
             self._errors.clear()
 
         def words(self) -> str:
             """Return the errors since `clear`."""
-            return "; ".join(dict.fromkeys(map(_told, self._errors)))
+            return _in_one_line(description for _, description in self._errors)
 
-    return Log()
+        def out_of_memory(self) -> bool:
+            """Tell whether one of them is that."""
+            return any(
+                code == trt.ErrorCodeTRT.FAILED_ALLOCATION
+                or says_out_of_memory(RuntimeError(description))
+                for code, description in self._errors
+            )
+
+    return Recorder
+
+
+def _in_one_line(errors: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(map(_told, errors)))
 
 
 def _told(text: str) -> str:

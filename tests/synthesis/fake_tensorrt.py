@@ -42,8 +42,12 @@ class Gpu:
     building: Callable[[], Any] = lambda: None
     """Called in the middle of a build."""
     refuse: dict[str, str] = field(default_factory=dict)
-    """What returns None or False, and what the logger hears then: parse, build, open, context,
-    shape, size, enqueue."""
+    """What returns None or False, and what is reported then: builder, parse, build, open, context,
+    shape, size, memory, enqueue. The last four are a context's."""
+    reported: Callable[[], Any] = lambda: None
+    """Called when an error was reported, before the failing call returns."""
+    code: str = "UNSPECIFIED_ERROR"
+    """The code that a context reports."""
     layers: str = '{"Layers": [{"Name": "a", "Inputs": [{"Format/Datatype": "Half"}]}, {}]}'
     add: int = 0
     """Added to every pixel: a GPU that computes something else."""
@@ -130,11 +134,22 @@ def _tensorrt(gpu: Gpu) -> Any:
     class IProgressMonitor:
         pass
 
-    def refuses(what: str, logger: Any) -> bool:
-        if what in gpu.refuse:
+    class IErrorRecorder:
+        pass
+
+    ErrorCodeTRT = enum.Enum("ErrorCodeTRT", "UNSPECIFIED_ERROR FAILED_ALLOCATION")
+
+    def refuses(what: str, logger: Any, recorder: Any = None) -> bool:
+        if what not in gpu.refuse:
+            return False
+        # Tried with the bindings of 11.4: what has a recorder reports to that alone.
+        if recorder is None:
             logger.log(ILogger.Severity.ERROR, gpu.refuse[what])
             logger.log(ILogger.Severity.WARNING, "a warning")
-        return what in gpu.refuse
+        else:
+            recorder.report_error(ErrorCodeTRT[gpu.code], gpu.refuse[what])
+        gpu.reported()
+        return True
 
     class Profile:
         def set_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
@@ -243,28 +258,33 @@ def _tensorrt(gpu: Gpu) -> Any:
     class Context:
         def __init__(self, engine: Engine) -> None:
             self.engine, self.at = engine, {}  # type: ignore[var-annotated]
+            self.error_recorder: Any = None
+
+        def refuses(self, what: str) -> bool:
+            return refuses(what, self.engine.logger, self.error_recorder)
 
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
             low, _, high = self.engine.profile
             self.shape = shape
             inside = all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
-            return inside and not refuses("shape", self.engine.logger)
+            return inside and not self.refuses("shape")
 
         def get_tensor_shape(self, name: str) -> list[int]:
             return list(self.shape)
 
         def update_device_memory_size_for_shapes(self) -> int:
-            return 0 if refuses("size", self.engine.logger) else 10 * int(np.prod(self.shape))
+            return 0 if self.refuses("size") else 10 * int(np.prod(self.shape))
 
         def set_device_memory(self, address: int, size: int) -> None:
             assert len(gpu.live[address]) >= size
+            self.refuses("memory")
 
         def set_tensor_address(self, name: str, address: int) -> bool:
             self.at[name] = address
             return address in gpu.live
 
         def execute_async_v3(self, stream: int) -> bool:
-            if refuses("enqueue", self.engine.logger):
+            if self.refuses("enqueue"):
                 return False
             proto = onnx.ModelProto.FromString(self.engine.graph)
             element = proto.graph.input[0].type.tensor_type.elem_type
@@ -283,6 +303,8 @@ def _tensorrt(gpu: Gpu) -> Any:
     vars(module).update(
         __version__=gpu.version,
         ILogger=ILogger,
+        IErrorRecorder=IErrorRecorder,
+        ErrorCodeTRT=ErrorCodeTRT,
         IProgressMonitor=IProgressMonitor,
         Builder=Builder,
         OnnxParser=OnnxParser,

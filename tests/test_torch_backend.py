@@ -416,6 +416,21 @@ def test_bf16_on_a_cpu_without_it_errors(tmp_path: Path, monkeypatch: pytest.Mon
         opened(open_model(checkpoint(tmp_path / "g.pth")), precision="bf16")
 
 
+def test_only_pixels_come_back_from_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = opened(open_model(checkpoint(tmp_path / "g.pth")))
+    copied: list[torch.Tensor] = []
+    really = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: copied.append(self) or really(self))
+    frames = natural((16, 24), 1)
+    backend.infer(frames)
+    assert [(tensor.shape, tensor.dtype) for tensor in copied] == [(frames.shape, torch.uint8)]
+    copied.clear()
+    backend.with_values(frames)
+    assert [tensor.dtype for tensor in copied] == [torch.uint8, torch.float32]
+
+
 @pytest.mark.behaviour(26)
 def test_no_memory_on_a_gpu_is_told_apart_errors(tmp_path: Path) -> None:
     class Full(nn.Module):

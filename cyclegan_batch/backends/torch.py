@@ -15,7 +15,7 @@ import contextlib
 import copy
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,6 +109,16 @@ class TorchBackend:
 
     def with_values(self, frames: Pixels) -> tuple[Pixels, Pixels]:
         """Translate ``frames`` (on a CPU: one); return also the floats before they were clamped."""
+        out, values = self._on_host(frames, lambda out, values: (out, values))
+        return out, values
+
+    def _on_host(
+        self, frames: Pixels, wanted: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    ) -> tuple[Pixels, ...]:
+        """Return what is ``wanted`` of the pixels and the floats before them.
+
+        Nothing else leaves the device: the floats are four times the pixels' bytes.
+        """
         generator = self._opened()
         # Torch warns of an array that may not be written, and takes none that runs backwards.
         own = np.require(frames, requirements=["C", "W"])
@@ -127,7 +137,8 @@ class TorchBackend:
                 values = (y * (top / 2.0) + (top / 2.0 + half)).expand(*y.shape[:3], 3)
                 rounded = values.floor() if half else values
                 out = rounded.clamp(0.0, top).to(pixels.dtype).contiguous()
-                return out.cpu().numpy(), values.cpu().numpy()
+                # Here, too, CUDA reports what went wrong before.
+                return tuple(tensor.cpu().numpy() for tensor in wanted(out, values))
         except _CutOffError as error:
             raise BackendError("torch: cut off") from error
         except torch.OutOfMemoryError as error:
@@ -136,7 +147,7 @@ class TorchBackend:
             raise failure_of("torch", error, self.card, self.device, frames) from error
 
     def _run(self, frames: Pixels) -> Pixels:
-        out, _ = self.with_values(frames)
+        (out,) = self._on_host(frames, lambda out, values: (out,))
         return checked(out, frames, self.card)
 
     def _go_on(self, *_: object) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import (
         BackendError,
         BackendUnavailableError,
+        ContradictionError,
         CycleganBatchError,
         InputError,
         ModelError,
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "BackendUnavailableError",
+    "ContradictionError",
     "CycleganBatchError",
     "InputError",
     "ModelError",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from . import __version__
-from .errors import CycleganBatchError, OutputError
+from .errors import ContradictionError, CycleganBatchError, OutputError
 
 if TYPE_CHECKING:
     from cyclegan_train.run import Outcome, Progress
@@ -275,6 +275,13 @@ _NETWORK = _options(
 
 _VIDEO = _options(
     click.option(
+        "--container",
+        type=click.Choice(["same", "mp4", "mkv", "mov", "webm"]),
+        default="same",
+        show_default=True,
+        help="Container of videos that go into a folder; mkv where the source's is not written.",
+    ),
+    click.option(
         "-c", "--codec", help="Video encoder, FFmpeg's name; libx264, and libvpx-vp9 in WebM."
     ),
     click.option("--crf", type=float, help="Quality; 18 for libx264, its like for others."),
@@ -409,6 +416,8 @@ def translate(
         done = _run(plan, reporter)
         if report:
             _write_report(report, done)
+    except ContradictionError as error:
+        raise click.UsageError(f"{error}.") from error
     except CycleganBatchError as error:
         if progress != "json":
             raise

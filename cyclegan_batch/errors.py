@@ -1,6 +1,7 @@
 """Every error a user can act on, on one page.
 
-The command line prints a `CycleganBatchError` as one message without a traceback and exits 1; any
+The command line prints a `CycleganBatchError` as one message without a traceback and exits 1 (2
+for a `ContradictionError`, with how the command is used); any
 other exception is our bug and keeps its traceback. Foreign exceptions (av, cv2, PIL, onnxruntime,
 OpenVINO, TensorRT, CUDA) are translated in the module that calls them, always with ``from``.
 
@@ -13,6 +14,7 @@ A message has three beats: what failed, what was found against what was expected
     │  ├─ BackendUnavailableError
     │  └─ OutOfMemoryError
     └─ OutputError
+       └─ ContradictionError
 """
 
 
@@ -42,3 +44,7 @@ class OutOfMemoryError(BackendError):
 
 class OutputError(CycleganBatchError):
     """Something cannot be encoded or written; the partial file is removed."""
+
+
+class ContradictionError(OutputError):
+    """The name of the output and an option ask for two different formats."""

@@ -6,7 +6,9 @@ Looks at names, folders and the first bytes of a file, and decodes nothing. The 
   extension, it is a folder, and the file keeps its name in it.
 - One folder: its tree is mirrored into OUTPUT. Several inputs: each keeps its own name in OUTPUT,
   as with ``cp -r``.
-- Names and formats stay, except that ``--format`` changes the extension of pictures.
+- Names and formats stay, except that ``--format`` changes the extension of pictures and
+  ``--container`` that of videos; a video whose container is not written becomes MKV. Where two
+  files would so get one name, they keep their full names and add the extension (``a.wmv.mkv``).
 - A symbolic link to a file is read like the file. A link to a folder is followed where it is named
   as an INPUT, and not inside a tree (links can make loops); that is said.
 - Hidden files and folders are left out, and with them what this program has under way.
@@ -21,11 +23,11 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from .errors import InputError, OutputError
+from .errors import ContradictionError, InputError, OutputError
 from .files import output_error, printable, publish, temporary_path
 
 Kind: TypeAlias = Literal["image", "video", "pattern", "pipe", "unread", "other"]
@@ -55,8 +57,12 @@ UNREAD_IMAGES = frozenset(
 """Extensions of pictures that are not read here: they are named, and never left out silently."""
 
 VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
-    | {".mxf", ".nut", ".ogv", ".ts", ".webm", ".wmv", ".y4m"}
+    {".264", ".265", ".360", ".3g2", ".3gp", ".amv", ".asf", ".avc", ".avi", ".divx", ".dv"}
+    | {".dvr-ms", ".evo", ".f4v", ".flv", ".gxf", ".h264", ".h265", ".hevc", ".insv", ".ismv"}
+    | {".ivf", ".lrv", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mk3d", ".mkv", ".mod"}
+    | {".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nsv", ".nut", ".obu", ".ogm"}
+    | {".ogv", ".qt", ".rm", ".rmvb", ".tod", ".tp", ".trp", ".ts", ".vob", ".vro", ".webm"}
+    | {".wmv", ".wtv", ".y4m"}
 )
 """The extensions that make a file of a folder a video. GIF is not among them: 256 colours hold no
 generator's output."""
@@ -94,19 +100,24 @@ def find_inputs(
     *,
     copy_others: bool = False,
     format: str = "same",  # noqa: A002 - the option's own name
+    container: str = "same",
 ) -> InputTree:
     """Decide which files are translated (or, with ``copy_others``, copied) and what they become.
 
-    ``format``: the option ``--format``, for pictures. Creates and changes nothing.
+    ``format``: the option ``--format``, for pictures; ``container``: ``--container``, for videos.
+    The names follow from the inputs alone, so that a later run finds what an earlier one wrote.
+    Creates and changes nothing.
 
     Raises InputError for a missing file, a folder with nothing to translate and inputs whose
     outputs collide; OutputError for an OUTPUT that cannot be meant (inside or equal to an input,
-    leading out of its own root, of a format that cannot be written).
+    leading out of its own root, of a format that cannot be written), ContradictionError for one
+    whose name and ``format`` or ``container`` exclude each other.
     """
     if not inputs:
         raise InputError("no input: name a video, a picture or a folder, and then the output")
     sources = [Path(each) for each in inputs]
     if len(sources) == 1 and (special := _pipe_or_pattern(sources[0], output)):
+        _check_container(special.entries[0].output, container)
         return special
     for source in sources:
         if source == PIPE:
@@ -117,12 +128,17 @@ def find_inputs(
             raise OutputError(
                 "- (standard output) takes one video as y4m: name a file or a folder for the rest"
             )
+        _check_container(PIPE, container)
         return InputTree((Entry("video", sources[0], PIPE),), None)
 
     if len(sources) == 1 and not sources[0].is_dir():
-        tree = _single_file(sources[0], output, format)
+        tree = _single_file(sources[0], output, format, container)
     else:
-        tree = _mirrored(sources, Path(output), copy_others=copy_others, format=format)
+        tree = _mirrored(
+            sources, Path(output), copy_others=copy_others, format=format, container=container
+        )
+    if tree.root is not None:
+        tree = _kept_apart(tree)
     places = _Places()
     _refuse_collisions(tree.entries, places)
     _refuse_touching_inputs(tree.entries, sources, places)
@@ -223,7 +239,12 @@ def _looks_like_pattern(name: str) -> bool:
     return len(re.findall("%0?[0-9]{0,2}d", name.replace("%%", ""))) == 1
 
 
-def _single_file(source: Path, output: Path | str, format: str) -> InputTree:  # noqa: A002
+def _single_file(
+    source: Path,
+    output: Path | str,
+    format: str,  # noqa: A002
+    container: str,
+) -> InputTree:
     target = Path(output)
     kind = _kind_of_named_file(source, target)
     if _means_folder(output):
@@ -231,10 +252,12 @@ def _single_file(source: Path, output: Path | str, format: str) -> InputTree:  #
             raise OutputError(
                 f"{printable(target)}: is a file and was named as a folder; remove the separator"
             )
-        named = target / _output_name(source, kind, format)
-        return InputTree((Entry(kind, source, named),), target)
+        named = Entry(kind, source, target / _output_name(source, kind, format, container))
+        return InputTree((named,), target, tuple(_converted_note([named], container)))
     if kind == "image":
         _check_image_output(target, format)
+    else:
+        _check_container(target, container)
     return InputTree((Entry(kind, source, target),), None)
 
 
@@ -259,14 +282,92 @@ def _check_image_output(target: Path, format: str) -> None:  # noqa: A002
             f"{printable(target)}: cannot write a picture as {found}; choose one of {known}"
         )
     if format not in ("same", written):
-        raise OutputError(
+        raise ContradictionError(
             f"{printable(target)}: --format {format} asks for another format than the name; "
             "change one of them"
         )
 
 
-def _output_name(source: Path, kind: Kind, format: str) -> str:  # noqa: A002
+def _check_container(target: Path, container: str) -> None:
+    """Refuse a name of a video that is in another container. Raises ContradictionError."""
+    if container != "same" and not _is_in(target.suffix.lower(), container):
+        name = "- (standard output)" if target == PIPE else printable(target)
+        raise ContradictionError(
+            f"{name}: --container {container} asks for another container than the name; "
+            "change one of them"
+        )
+
+
+def _is_in(suffix: str, container: str) -> bool:
+    """Tell whether an extension means ``container``, or, for ``same``, one that is written."""
+    # Not at the top: pictures alone need no FFmpeg.
+    from .media.assemble import CONTAINERS
+
+    written = CONTAINERS.get(suffix)
+    if container == "same":
+        return written is not None or suffix == ".y4m"
+    return written is not None and written.label.lower() == container
+
+
+def _video_name(source: Path, container: str) -> str:
+    """Return the name that a video keeps in an output folder."""
+    suffix = source.suffix.lower()
+    if _is_in(suffix, container):
+        return source.name
+    # What names no video is a part of the name: ``talk.2024``.
+    stem = source.stem if suffix in VIDEO_SUFFIXES else source.name
+    return f"{stem}.{'mkv' if container == 'same' else container}"
+
+
+def _kept_apart(tree: InputTree) -> InputTree:
+    """Return ``tree`` with the full names of sources that a new extension gave one name."""
+    count = Counter(entry.output for entry in tree.entries)
+    alike = [
+        entry
+        for entry in tree.entries
+        if count[entry.output] > 1 and entry.output.name != entry.source.name
+    ]
+    if not alike:
+        return tree
+    apart = {
+        entry: replace(
+            entry, output=entry.output.with_name(f"{entry.source.name}{entry.output.suffix}")
+        )
+        for entry in alike
+    }
+    many = f"{len(alike)} files keep their full names" if len(alike) > 1 else None
+    note = (
+        f"{many or '1 file keeps its full name'}, as two would share one without it: "
+        f"{printable(alike[0].source)} becomes {printable(apart[alike[0]].output)}"
+    )
+    return replace(
+        tree,
+        entries=tuple(apart.get(entry, entry) for entry in tree.entries),
+        notes=(*tree.notes, note),
+    )
+
+
+def _converted_note(entries: Iterable[Entry], container: str) -> Iterator[str]:
+    """Yield what the user is told of videos whose container is not written."""
+    others = [
+        entry.source.suffix
+        for entry in entries
+        if entry.kind == "video" and entry.output.name != entry.source.name
+    ]
+    if others and container == "same":
+        counted = counted_suffixes(others)
+        yield (
+            f"1 video becomes MKV, as its container is read and not written here ({counted})"
+            if len(others) == 1
+            else f"{len(others)} videos become MKV, as their containers are read and not written "
+            f"here ({counted})"
+        ) + "; --container chooses another"
+
+
+def _output_name(source: Path, kind: Kind, format: str, container: str) -> str:  # noqa: A002
     """Return the name that ``source`` keeps in an output folder."""
+    if kind == "video":
+        return _video_name(source, container)
     if kind != "image":
         return source.name
     own = IMAGE_FORMATS.get(source.suffix.lower())
@@ -339,6 +440,7 @@ def _mirrored(
     *,
     copy_others: bool,
     format: str,  # noqa: A002
+    container: str,
 ) -> InputTree:
     """Mirror folders (and files beside them) into the folder ``root``."""
     if root.exists() and not root.is_dir():
@@ -354,7 +456,9 @@ def _mirrored(
             named = _kind_by_suffix(source.name)
             if copy_others and (kind, named) in (("video", "other"), ("unread", "unread")):
                 kind = "other"  # nothing by its name, and nothing by its content
-            entries.append(Entry(kind, source, root / _output_name(source, kind, format)))
+            entries.append(
+                Entry(kind, source, root / _output_name(source, kind, format, container))
+            )
             continue
         # Listing what is being written would never end well; say so before looking at other things.
         _refuse_inside(root, source)
@@ -376,9 +480,10 @@ def _mirrored(
         ]
         kinds.sort(key=lambda each: natural_key(each[1]))
         for kind, relative in kinds:
-            name = _output_name(relative, kind, format)
+            name = _output_name(relative, kind, format, container)
             entries.append(Entry(kind, source / relative, beneath / relative.parent / name))
         notes += found.notes(source, copy_others)
+    notes += _converted_note(entries, container)
     return InputTree(tuple(entries), root, tuple(notes))
 
 

@@ -36,6 +36,9 @@ class TranslateOptions:
     keep_size: bool = False
     """Write the network's size instead of the source's."""
     # Video
+    container: Literal["same", "mp4", "mkv", "mov", "webm"] = "same"
+    """Of videos whose name comes from their source; same: the source's, and MKV where that is not
+    written. A file that is named as OUTPUT says its container itself."""
     codec: str | None = None
     """The encoder, by FFmpeg's name; None: libx264, and libvpx-vp9 in WebM (it holds no H.264)."""
     crf: float | None = None

@@ -202,7 +202,13 @@ def plan_job(
 
     # Cheap refusals first: a typing error should not wait for a model to load.
     _check_stretch(options)
-    tree = find_inputs(inputs, output, copy_others=options.copy_others, format=options.format)
+    tree = find_inputs(
+        inputs,
+        output,
+        copy_others=options.copy_others,
+        format=options.format,
+        container=options.container,
+    )
     tree, skipped = _without_existing(tree, options)
     generator = (opener or _open_as_it_is)(model, options)
     notes = [*generator.card.notes, *tree.notes]
@@ -366,7 +372,7 @@ def _check_stretch(options: TranslateOptions) -> None:
 
 
 _OF_VIDEOS = {"codec", "crf", "preset", "pix_fmt", "encoder_opt", "audio", "stream", "color"} | {
-    "deinterlace", "ss", "to", "frames"
+    "container", "deinterlace", "ss", "to", "frames"
 }  # fmt: skip
 _OF_IMAGES = {"format", "quality"}
 

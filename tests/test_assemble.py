@@ -627,7 +627,7 @@ def test_sound_is_left_out_on_request(tmp_path: Path) -> None:
     [
         ("out.xyz", r"extension '\.xyz' names no container.*choose one of \.mp4"),
         ("out", "no extension"),
-        ("a/b.mpg", r"choose one of \.mp4.* this file by itself with an output such as b\.mkv"),
+        ("a/b.mpg", r"choose one of \.mp4.*, such as b\.mkv"),
     ],
 )
 def test_an_unknown_extension_errors(tmp_path: Path, name: str, words: str) -> None:

@@ -83,10 +83,13 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(path, frames=1000, size=(240, 320))
 
 
-def write_clip(path: Path, *, frames: int, size: tuple[int, int] = (48, 64)) -> Path:
+def write_clip(
+    path: Path, *, frames: int, size: tuple[int, int] = (48, 64), codec: str = "libx264"
+) -> Path:
     """Write a clip of ``frames`` frames at 25 per second; its grey counts upwards."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        options = {"preset": "ultrafast"} if codec == "libx264" else {}
+        stream = container.add_stream(codec, rate=25, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
@@ -157,6 +160,39 @@ def test_a_dry_run_prints_the_plan_to_stdout_and_writes_nothing(
     assert run.stdout.splitlines()[-1] == "would write 1 file, 12 frames"
     assert run.stderr == ""
     assert left_in(tmp_path) == set()
+
+
+@pytest.mark.behaviour(13)
+def test_a_folder_of_videos_in_containers_that_are_not_written_becomes_files(
+    model: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    write_clip(folder / "a.mpg", frames=5, codec="mpeg2video")
+    write_clip(folder / "a.wmv", frames=5, codec="wmv2")
+    write_clip(folder / "b.flv", frames=5)
+    write_clip(tmp_path / "c.m2ts", frames=5).rename(folder / "c.MTS")
+    names = {"a.mpg.mkv", "a.wmv.mkv", "b.mkv", "c.MTS"}
+
+    run = cyclegan_batch("translate", folder, out, "-m", model, "--dry-run")
+    assert run.returncode == 0, run.stderr
+    assert f"{folder / 'a.wmv'} → {out / 'a.wmv.mkv'}\n" in run.stdout
+    assert f"{folder / 'b.flv'} → {out / 'b.mkv'}\n" in run.stdout
+    assert run.stdout.count("--container chooses another") == 1
+
+    run = cyclegan_batch("translate", folder, out, "-m", model)
+    assert run.returncode == 0, run.stderr
+    assert left_in(out) == names
+    for name in names:
+        with av.open(str(out / name)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 5
+            assert container.format.name == ("mpegts" if name == "c.MTS" else "matroska,webm")
+    assert (out / "c.MTS").read_bytes()[4] == 0x47  # packets of 192 bytes, as on the camera
+
+    run = cyclegan_batch("translate", folder, out, "-m", model, "-n")
+    assert run.returncode == 0, run.stderr
+    assert "0 frames" in run.stderr
+    assert left_in(out) == names
 
 
 @pytest.mark.behaviour(17)
@@ -755,6 +791,7 @@ def test_a_full_disk_errors_and_leaves_nothing(
         ["--encoder-opt", "bframes"],
         ["-y", "-n"],
         ["--codecs", "x"],
+        ["--container", "webm"],
     ],
 )
 def test_a_wrong_word_is_a_usage_error(model: Path, clip: Path, arguments: Sequence[str]) -> None:

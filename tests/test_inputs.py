@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cyclegan_batch.errors import InputError, OutputError
+from cyclegan_batch.errors import ContradictionError, InputError, OutputError
 from cyclegan_batch.inputs import Entry, copy_file, find_inputs, natural_key, why_unread
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
@@ -80,7 +80,7 @@ def test_one_file_keeps_its_name_in_a_folder(tmp_path: Path, written: str) -> No
 
 @pytest.mark.parametrize(
     ("content", "kind", "name"),
-    [(PNG, "image", "photo.png"), (JPEG, "image", "photo.jpg"), (b"text", "video", "photo")],
+    [(PNG, "image", "photo.png"), (JPEG, "image", "photo.jpg"), (b"text", "video", "photo.mkv")],
 )
 def test_a_named_file_without_a_known_extension_is_known_by_its_first_bytes(
     tmp_path: Path, content: bytes, kind: str, name: str
@@ -108,6 +108,50 @@ def test_format_changes_the_extension_of_pictures_only(
     (tmp_path / "out").mkdir()
     tree = find_inputs([tmp_path / source], tmp_path / "out", format=wanted)
     assert tree.entries[0].output.name == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "container", "expected"),
+    [
+        ("a.MTS", "same", "a.MTS"),
+        ("a.y4m", "same", "a.y4m"),
+        ("a.wmv", "same", "a.mkv"),
+        ("a.b.VOB", "same", "a.b.mkv"),
+        ("a.wmv", "mp4", "a.mp4"),
+        ("a.M4V", "mp4", "a.M4V"),
+        ("a.mkv", "mp4", "a.mp4"),
+        ("a.mp4", "webm", "a.webm"),
+        ("a.mov", "mov", "a.mov"),
+        ("a.y4m", "mov", "a.mov"),
+        ("talk.2024", "same", "talk.2024.mkv"),
+        ("talk", "mov", "talk.mov"),
+        ("a.png", "mp4", "a.png"),
+    ],
+)
+@pytest.mark.behaviour(13)
+def test_container_changes_the_extension_of_videos_only(
+    tmp_path: Path, source: str, container: str, expected: str
+) -> None:
+    touch(tmp_path / source, b"text")
+    tree = find_inputs([tmp_path / source], f"{tmp_path}/out/", container=container)
+    assert [entry.output for entry in tree.entries] == [tmp_path / "out" / expected]
+
+
+@pytest.mark.parametrize("name", ["out.mkv", "out.wmv", "-"])
+def test_a_file_that_is_named_says_its_container_itself(tmp_path: Path, name: str) -> None:
+    source = touch(tmp_path / "a.mp4")
+    output = Path(name) if name == "-" else tmp_path / name
+    assert find_inputs([source], output).entries[0].output == output
+    with pytest.raises(ContradictionError, match=r"--container webm asks for another container"):
+        find_inputs([source], output, container="webm")
+    assert find_inputs([source], tmp_path / "out.m4v", container="mp4").root is None
+
+
+def test_a_pattern_and_a_pipe_into_another_container_error(tmp_path: Path) -> None:
+    touch(tmp_path / "f_1.png")
+    for source in (tmp_path / "f_%d.png", Path("-")):
+        with pytest.raises(ContradictionError, match=r"out\.mp4: --container mkv asks"):
+            find_inputs([source], tmp_path / "out.mp4", container="mkv")
 
 
 @pytest.mark.parametrize(
@@ -335,12 +379,67 @@ def test_a_file_where_a_folder_is_needed_errors(tmp_path: Path) -> None:
         find_inputs([tmp_path / "b.png"], f"{taken}/")
 
 
+SAME_STEM = ["a.flv", "a.wmv", "b.mkv", "b.MPG", "c.vob", "sub/a.wmv", "d.mp4"]
+
+
+@pytest.mark.behaviour(13)
+def test_videos_whose_container_is_not_written_become_mkv_and_two_keep_their_full_names(
+    tmp_path: Path,
+) -> None:
+    for name in SAME_STEM:
+        touch(tmp_path / "in" / name)
+
+    def found(**options: str) -> list[str]:
+        tree = find_inputs([tmp_path / "in"], tmp_path / "out", **options)  # type: ignore[arg-type]
+        return [str(entry.output.relative_to(tmp_path / "out")) for entry in tree.entries]
+
+    names = ["a.flv.mkv", "a.wmv.mkv", "b.MPG.mkv", "b.mkv", "c.mkv", "d.mp4", "sub/a.mkv"]
+    assert found() == names
+    # Whatever there is already: a later run must find what this one wrote.
+    for name in names:
+        touch(tmp_path / "out" / name)
+    assert found() == names
+    assert found(container="mov") == [
+        "a.flv.mov", "a.wmv.mov", "b.MPG.mov", "b.mkv.mov", "c.mov", "d.mov", "sub/a.mov"
+    ]  # fmt: skip
+    notes = find_inputs([tmp_path / "in"], tmp_path / "out").notes
+    assert notes == (
+        "5 videos become MKV, as their containers are read and not written here (.wmv 2, .flv 1, "
+        ".mpg 1, .vob 1); --container chooses another",
+        "3 files keep their full names, as two would share one without it: "
+        f"{tmp_path}/in/a.flv becomes {tmp_path}/out/a.flv.mkv",
+    )
+
+
+@pytest.mark.behaviour(13)
+def test_pictures_of_one_name_keep_their_full_names_in_another_format(tmp_path: Path) -> None:
+    for name in ("a.png", "a.bmp", "b.bmp"):
+        touch(tmp_path / "in" / name)
+    tree = find_inputs([tmp_path / "in"], tmp_path / "out", format="png")
+    assert [entry.output.name for entry in tree.entries] == ["a.bmp.png", "a.png", "b.png"]
+    assert len(tree.notes) == 1
+    assert tree.notes[0].startswith("1 file keeps its full name, as two would share one without it")
+
+
+@pytest.mark.behaviour(13)
+def test_every_container_that_is_read_is_a_video_of_a_folder(tmp_path: Path) -> None:
+    read = {".264", ".3g2", ".asf", ".divx", ".dv", ".f4v", ".h264", ".insv", ".m2v", ".mod"}
+    read |= {".hevc", ".m2p", ".ogm", ".rm", ".tod", ".vob", ".wtv", ".MPE", ".Mts", ".M2T"}
+    for suffix in read:
+        touch(tmp_path / "in" / f"clip{suffix}")
+    entries = find_inputs([tmp_path / "in"], tmp_path / "out").entries
+    assert {entry.source.suffix for entry in entries if entry.kind == "video"} == read
+
+
 @pytest.mark.behaviour(13)
 def test_two_inputs_that_would_become_one_output_errors(tmp_path: Path) -> None:
-    touch(tmp_path / "in" / "a.png")
-    touch(tmp_path / "in" / "a.bmp")
-    with pytest.raises(InputError, match=r"a\.bmp and .*a\.png would both become .*out/a\.png"):
-        find_inputs([tmp_path / "in"], tmp_path / "out", format="png")
+    touch(tmp_path / "in" / "a.wmv")
+    touch(tmp_path / "in" / "a.flv")
+    touch(tmp_path / "in" / "a.wmv.mkv")
+    with pytest.raises(
+        InputError, match=r"a\.wmv and .*a\.wmv\.mkv would both become .*out/a\.wmv"
+    ):
+        find_inputs([tmp_path / "in"], tmp_path / "out")
     touch(tmp_path / "x" / "train" / "1.png")
     touch(tmp_path / "y" / "train" / "1.png")
     with pytest.raises(InputError, match=r"x/train/1\.png and .*y/train/1\.png would both become"):

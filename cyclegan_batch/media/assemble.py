@@ -134,7 +134,9 @@ CONTAINERS = {
     ".webm": _Container("webm", "WebM", chapters=True, options=_PASS_DISPOSITIONS),
     ".avi": _Container("avi", "AVI"),
     ".ts": _TS,
+    ".m2t": _TS,
     ".m2ts": _M2TS,
+    ".mts": _M2TS,
     ".nut": _Container("nut", "NUT", chapters=True),
 }
 """Containers that can be written, by the extension of the output's name."""
@@ -148,8 +150,7 @@ def _container(output: Path) -> _Container:
         better = printable(Path(output.stem + ".mkv"))
         raise OutputError(
             f"cannot write {printable(output)}: {suffix} names no container that is written here; "
-            f"choose one of {', '.join(CONTAINERS)} and, where the name comes from a folder, give "
-            f"this file by itself with an output such as {better}"
+            f"choose one of {', '.join(CONTAINERS)}, such as {better}"
         )
     return found
 

@@ -39,11 +39,20 @@ def translate(
     is run by torch as it is, where the command line exports it first; for more speed give the file
     that `cyclegan_export.export_onnx` writes. Nothing is printed.
 
-    Raises CycleganBatchError where the job fails as a whole; where errors are skipped
-    (``on_error``, the default for many inputs) the report lists them instead.
+    What is damaged or missing is listed in the report (``failures``). Raises CycleganBatchError
+    where nothing at all could be written, and with ``on_error="fail"`` at the first damage.
     """
     plan = plan_translation(inputs, output, model=model, **options)
-    return run_plan(plan)
+    counters = Counters()
+    report = run_plan(plan, counters=counters)
+    error = counters.first_error
+    if report.status == "failed" and error is not None:
+        if len(report.failures) == 1:
+            raise error
+        raise type(error)(
+            f"nothing was written: {len(report.failures)} failures, the first: {error}"
+        )
+    return report
 
 
 def plan_translation(
@@ -84,7 +93,7 @@ def run_plan(
 ) -> Report:
     """Carry out a plan; ``watch`` is called about ten times a second with the state of the run.
 
-    Raises as `translate` does; ``counters`` then tell how far it came (`report_run`).
+    Raises what ends the run before its end; ``counters`` then tell how far it came (`report_run`).
     """
     counters = counters or Counters()
     counters.failures += plan.failures
@@ -95,7 +104,7 @@ def run_plan(
             plan.schedule,
             geometry=plan.geometry,
             keep_size=plan.options.keep_size,
-            skip_errors=plan.skip_errors,
+            skip_errors=plan.options.on_error == "skip",
             max_failures=plan.options.max_failures,
             counters=counters,
             watch=watch,
@@ -133,7 +142,7 @@ def _copy_others(plan: JobPlan, counters: Counters) -> None:
             copy_file(entry, overwrite=plan.options.overwrite)
         except (InputError, OutputError) as error:
             counters.failures.append(Failure(printable(entry.source), str(error)))
-            if not plan.skip_errors or is_hopeless(error):
+            if plan.options.on_error == "fail" or is_hopeless(error):
                 raise
         else:
             counters.written.append(entry.output)

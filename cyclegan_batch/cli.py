@@ -326,8 +326,10 @@ _RUN = _options(
     click.option("-n", "--skip-existing", is_flag=True, help="Leave what exists, do the rest."),
     click.option(
         "--on-error",
-        type=click.Choice(["fail", "skip"]),
-        help="At a file or frame that cannot be read: fail for one input, skip for many.",
+        type=click.Choice(["skip", "fail"]),
+        default="skip",
+        show_default=True,
+        help="At a frame, packet or file that is damaged: go on without it and list it, or stop.",
     ),
     click.option("--max-failures", type=click.IntRange(min=0), help="Give up after so many."),
     click.option("--strict", is_flag=True, help="What a container cannot hold is an error."),

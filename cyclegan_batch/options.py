@@ -69,8 +69,9 @@ class TranslateOptions:
     # The run
     overwrite: bool = False
     skip_existing: bool = False
-    on_error: Literal["fail", "skip"] | None = None
-    """None: fail for one video, skip for many inputs."""
+    on_error: Literal["skip", "fail"] = "skip"
+    """``skip`` goes on without the frame, packet or file that is lost, and lists it; ``fail`` ends
+    the job at the first."""
     max_failures: int | None = None
     strict: bool = False
     """What a container cannot hold is an error instead of a warning."""

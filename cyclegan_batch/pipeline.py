@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any, Generic, TypeVar
 from .backends import Backend
 from .errors import CycleganBatchError, InputError, OutOfMemoryError, OutputError
 from .frames import Frame, Geometry, Pixels, Size, stack
-from .media import Dropped, Sink, Source
+from .media import Dropped, Place, Sink, Source
 
 T = TypeVar("T")
 
@@ -61,12 +61,66 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Damaged frames or packets without a gap between them."""
+
+    first: int
+    last: int
+    start_seconds: float | None
+    """When the first is shown, from the first frame of the file on."""
+    end_seconds: float | None
+    """When the last is shown."""
+
+
+@dataclass(frozen=True)
 class Failure:
-    """Something that is missing from the output, and why."""
+    """Something that is missing from the output or damaged in it, and why."""
 
     name: str
     """The file, with the frame where there is one."""
     cause: str
+    count: int = 1
+    """How many frames or packets of the file this is about, or one file."""
+    spans: tuple[Span, ...] = ()
+    """Where in the file, ascending; the first `_MOST_SPANS`."""
+
+    def and_at(self, place: Place) -> Failure:
+        """Return this failure with one more place of the same trouble."""
+        spans = self.spans
+        last = spans[-1]
+        if place.number == last.last + 1:
+            spans = (*spans[:-1], replace(last, last=place.number, end_seconds=place.seconds))
+        elif len(spans) < _MOST_SPANS:
+            spans = (*spans, _span(place))
+        count = self.count + 1
+        return Failure(place.of, f"{_places(place, count, spans)}: {place.trouble}", count, spans)
+
+
+_MOST_SPANS = 1000
+"""Places of one kind of damage in one file that are kept; what is more is counted."""
+_SPANS_SAID = 6
+
+
+def _span(place: Place) -> Span:
+    return Span(place.number, place.number, place.seconds, place.seconds)
+
+
+def _places(newest: Place, count: int, spans: Sequence[Span]) -> str:
+    """Return several places of a file in words: ``clip.ts, frames 3 (0.120 s) and 5 (0.200 s)``."""
+    words = []
+    for span in spans[:_SPANS_SAID]:
+        several = span.last > span.first
+        number = f"{span.first}–{span.last}" if several else f"{span.first}"
+        if span.start_seconds is not None and span.end_seconds is not None:
+            number += f" ({span.start_seconds:.3f}"
+            number += f"–{span.end_seconds:.3f} s)" if several else " s)"
+        words.append(number)
+    told = sum(span.last - span.first + 1 for span in spans[:_SPANS_SAID])
+    if told < count:
+        upto = "" if newest.seconds is None else f" ({newest.seconds:.3f} s)"
+        words.append(f"{count - told:,} more up to {newest.number}{upto}")
+    listed = f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+    return f"{newest.of}, {newest.kind}s {listed}, {count:,} in all"
 
 
 @dataclass
@@ -94,6 +148,28 @@ class Counters:
     started: float = field(default_factory=time.monotonic)
     interrupted: bool = False
     pipe_closed: bool = False
+    first_error: CycleganBatchError | None = None
+    """The first failure that the run met, as it was raised."""
+    _alike: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
+    """Which of the failures tells of a kind of damage to a file."""
+
+    @property
+    def failed(self) -> int:
+        """How many frames, packets and files are damaged or missing."""
+        return sum(failure.count for failure in self.failures)
+
+    def record(self, name: str, error: CycleganBatchError, place: Place | None = None) -> None:
+        """Note a failure; what is the matter at many places of a file is one."""
+        self.first_error = self.first_error or error
+        if place is None:
+            self.failures.append(Failure(name, str(error)))
+            return
+        kind = place.of, place.kind, place.trouble
+        at = self._alike.setdefault(kind, len(self.failures))
+        if at == len(self.failures):
+            self.failures.append(Failure(name, str(error), spans=(_span(place),)))
+        else:
+            self.failures[at] = self.failures[at].and_at(place)
 
     @property
     def seconds(self) -> float:
@@ -613,7 +689,7 @@ class _Run:
 
     def _write_one(self, message: Any) -> None:
         if isinstance(message, _Lost):
-            self._record(message.dropped.name, message.dropped.error)
+            self._record_dropped(message.dropped)
         elif isinstance(message, _End):
             self._finish(message)
         elif message.at in self.open:
@@ -629,7 +705,7 @@ class _Run:
                 self._record(message.at.unit.name, error)
             else:
                 if dropped is not None:
-                    self._record(dropped.name, dropped.error)
+                    self._record_dropped(dropped)
                 else:
                     self.counters.frames_done += 1
 
@@ -637,9 +713,10 @@ class _Run:
         error: CycleganBatchError | None = end.error
         if end.at is not None and end.at not in self.open:
             return  # Its sink has failed, and that is recorded.
+        lacking: Sequence[Dropped] = ()
         if end.at is not None and error is None:
             try:
-                end.at.sink.finish()
+                lacking = end.at.sink.finish()
             except BrokenPipeError:
                 self.counters.pipe_closed = True
             except (InputError, OutputError) as failure:
@@ -651,15 +728,20 @@ class _Run:
         elif end.at is not None:
             self.counters.units_done += 1
             self.counters.written += end.at.sink.written
+        for dropped in lacking:
+            self._record_dropped(dropped)
 
-    def _record(self, name: str, error: CycleganBatchError) -> None:
+    def _record_dropped(self, dropped: Dropped) -> None:
+        self._record(dropped.name, dropped.error, dropped.place)
+
+    def _record(self, name: str, error: CycleganBatchError, place: Place | None = None) -> None:
         """Note a failure; end the run where the plan says so, or no other unit could do better."""
-        self.counters.failures.append(Failure(name, str(error)))
+        self.counters.record(name, error, place)
         if not self.skip_errors or is_hopeless(error):
             raise error
-        if self.max_failures is not None and len(self.counters.failures) > self.max_failures:
+        if self.max_failures is not None and self.counters.failed > self.max_failures:
             raise type(error)(
-                too_many_failures(len(self.counters.failures), self.max_failures, str(error))
+                too_many_failures(self.counters.failed, self.max_failures, str(error))
             ) from error
 
     def _close(self, at: _Open, *, keep: bool) -> None:

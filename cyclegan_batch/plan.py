@@ -67,7 +67,6 @@ class JobPlan:
     """Inputs that could not even be planned, where the plan goes on without them."""
     notes: tuple[str, ...]
     """What the user is told once, before the first frame."""
-    skip_errors: bool
     sizes: tuple[Size, ...]
     """Every (height, width) that is known beforehand: of all videos, and of some pictures."""
 
@@ -213,10 +212,6 @@ def plan_job(
     generator = (opener or _open_as_it_is)(model, options)
     notes = [*generator.card.notes, *tree.notes]
     work = [entry for entry in tree.entries if entry.kind != "other"]
-    skip_errors = options.on_error == "skip" or (
-        options.on_error is None and len(work) + skipped > 1
-    )
-
     videos: list[VideoPlan] = []
     failures: list[Failure] = []
     for entry in work:
@@ -225,11 +220,9 @@ def plan_job(
         try:
             if entry.kind == "unread":
                 raise InputError(why_unread(entry.source))
-            # Resolved, so that nobody is advised to skip what is skipped anyway.
-            resolved = replace(options, on_error="skip" if skip_errors else "fail")
-            videos.append(_plan_video(entry, generator.card, resolved))
+            videos.append(_plan_video(entry, generator.card, options))
         except (InputError, OutputError) as error:
-            if not skip_errors:
+            if options.on_error == "fail" or len(tree.entries) + skipped == 1:
                 raise
             failures.append(Failure(printable(entry.source), str(error)))
             most = options.max_failures
@@ -242,9 +235,7 @@ def plan_job(
     notes += [note for shard in shards for note in shard.notes]
     notes += _without_effect(options, {entry.kind for entry in work})
     sizes = [video.size for video in videos] + _some_sizes(images, options)
-    if work and not units and failures:
-        if len(failures) == 1:
-            raise InputError(failures[0].cause)
+    if len(failures) == len(tree.entries) > 0 and not skipped:
         causes = "\n".join(f"  {failure.cause}" for failure in failures)
         raise InputError(f"none of the {len(failures)} inputs can be translated:\n{causes}")
     backend, schedule = _open_backend(generator, options, sizes, say)
@@ -268,7 +259,6 @@ def plan_job(
                 [video.name for video in videos],
             )
         ),
-        skip_errors=skip_errors,
         sizes=tuple(dict.fromkeys(sizes)),
     )
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from .api import Generator
-from .errors import InputError, OutputError
+from .errors import CycleganBatchError, InputError, OutputError
 from .files import output_error, printable, publish, temporary_path
 from .frames import Pixels, to_uint8
 from .inputs import PIPE, Entry
@@ -91,15 +91,17 @@ def _only_frame_at(video: VideoPlan, place: float) -> VideoPlan:
 
 def _first(source: Source, name: str) -> Pixels:
     convert = source.converter()
+    error: CycleganBatchError | None = None
     try:
         for item in source.read():
             frame = item if isinstance(item, Dropped) else convert(item)
-            if isinstance(frame, Dropped):
-                raise frame.error
-            return frame.pixels
+            if not isinstance(frame, Dropped):
+                return frame.pixels
+            # One that the decoder concealed follows itself.
+            error = error or frame.error
     finally:
         source.close()
-    raise InputError(f"{name}: no frame found where the preview looked")
+    raise error or InputError(f"{name}: no frame found where the preview looked")
 
 
 def _shrunk(pixels: Pixels) -> Pixels:

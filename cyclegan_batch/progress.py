@@ -171,7 +171,7 @@ def _state(counters: Counters, total: int | None) -> dict[str, Any]:
         "rate": round(rate, 3),
         "seconds_left": None if left is None else round(max(0.0, left), 1),
         "limited_by": counters.limiting_stage(),
-        "failures": len(counters.failures),
+        "failures": counters.failed,
     }
 
 

@@ -86,6 +86,8 @@ class Report:
             # One input: the error says it all. Several: it also matters what there is already.
             left = f"; {self._files}; {self._remedy}" if self.planned > 1 else ""
             return f"Error: {self.error}{left}"
+        if self.status == "failed" and self.planned <= 1 and len(self.failures) == 1:
+            return f"Error: {self.failures[0].cause}"
         parts = [self._frames]
         if self.frames and self.limiting_stage:
             parts.append(f"{self.rate:.1f} frames/s, limited by {self.limiting_stage}")
@@ -122,7 +124,7 @@ class Report:
     def _remedy(self) -> str:
         missing = self.planned - len(self.outputs)
         if self.planned and not missing and self.failures:
-            return "frames are missing; with a mended input, -y writes it again"
+            return "with a mended input, -y writes it again"
         if self.planned <= 1:
             return "the same command does it again"
         instead = " instead of -y" if self.overwrite else ""
@@ -158,7 +160,9 @@ def report_from_counters(
     elif counters.pipe_closed:
         status = "partial"
     elif failures:
-        status = "partial" if counters.units_done or counters.written or skipped else "failed"
+        # A pipe has no name among what was written.
+        some = counters.written or (counters.units_done and counters.frames_done)
+        status = "partial" if some or skipped else "failed"
     return Report(
         status=status,
         outputs=tuple(counters.written),

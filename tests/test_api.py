@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch import InputError, ModelError, OutputError, open_generator, translate
-from tests.synthesis import generators
+from tests.synthesis import generators, streams
 
 DICE = np.random.default_rng(1)
 
@@ -93,6 +93,37 @@ def test_errors_reach_the_caller_errors(tmp_path: Path, picture: Path) -> None:
     (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:80])
     with pytest.raises(InputError, match=r"broken\.png"):
         translate(tmp_path / "broken.png", tmp_path / "out.png", model=model)
+
+
+@pytest.mark.behaviour(14, 22)
+def test_what_is_damaged_is_in_the_report_or_raised_as_asked_for_errors(
+    tmp_path: Path, picture: Path
+) -> None:
+    model = generators.identity(tmp_path / "m.onnx")
+    whole = streams.plain(tmp_path / "whole.mkv", frames=50, audio=None)
+    cut = streams.truncated(tmp_path / "cut.mkv", whole, keep=0.7)
+    report = translate(cut, tmp_path / "out.mkv", model=model, preset="ultrafast")
+    assert (report.status, report.exit_code, report.outputs) == (
+        "partial",
+        3,
+        (tmp_path / "out.mkv",),
+    )
+    assert [failure.name for failure in report.failures] == [str(cut)]
+    with pytest.raises(InputError, match=r"cut\.mkv.*leave out --on-error fail"):
+        translate(cut, tmp_path / "not.mkv", model=model, preset="ultrafast", on_error="fail")
+    assert not (tmp_path / "not.mkv").exists()
+
+
+@pytest.mark.behaviour(22)
+def test_a_job_that_writes_nothing_at_all_errors(tmp_path: Path, picture: Path) -> None:
+    model = generators.identity(tmp_path / "m.onnx")
+    broken = [tmp_path / "broken" / f"{number}.png" for number in range(2)]
+    broken[0].parent.mkdir()
+    for path in broken:
+        path.write_bytes(picture.read_bytes()[:80])
+    with pytest.raises(InputError, match=r"nothing was written: 2 failures, the first: .*0\.png"):
+        translate(broken, tmp_path / "out", model=model)
+    assert translate([*broken, picture], tmp_path / "out", model=model).status == "partial"
 
 
 def test_the_same_input_gives_the_same_pixels_twice(tmp_path: Path, picture: Path) -> None:

@@ -16,8 +16,8 @@ import pytest
 
 from cyclegan_batch.errors import BackendError, InputError, OutOfMemoryError, OutputError
 from cyclegan_batch.frames import Frame, Geometry, Pixels, Size, SizeRequirements, geometry
-from cyclegan_batch.media import Dropped
-from cyclegan_batch.pipeline import Counters, Schedule, Unit, run
+from cyclegan_batch.media import Dropped, Place, dropped_at
+from cyclegan_batch.pipeline import Counters, Schedule, Span, Unit, run
 
 PLAIN = Schedule(batch_size=1, contexts=1, converters=2)
 
@@ -59,6 +59,7 @@ class FakeSink:
         self.on_convert: Callable[[Frame], None] = lambda frame: None
         self.on_write: Callable[[Any], Dropped | None] = lambda item: None
         self.on_finish: Callable[[], None] = lambda: None
+        self.lacking: list[Dropped] = []
 
     @property
     def written(self) -> list[Path]:
@@ -77,9 +78,10 @@ class FakeSink:
         self.got.append(item)
         return dropped
 
-    def finish(self) -> None:
+    def finish(self) -> list[Dropped]:
         self.on_finish()
         self.finished = True
+        return self.lacking
 
     def discard(self) -> None:
         self.discarded = True
@@ -326,6 +328,80 @@ def test_a_dropped_picture_ends_a_run_that_does_not_skip_errors() -> None:
         run([unit(source, sink)], FakeBackend(), PLAIN, geometry=as_it_is)
     assert sink.discarded
     assert not sink.finished
+
+
+def lost(number: int, trouble: str = "cannot be decoded; repair the file") -> Dropped:
+    return dropped_at(Place("clip.ts", "frame", number, number / 25, trouble))
+
+
+def failures_of(items: list[Any], **more: Any) -> Counters:
+    """Run frames of which some are reported as damaged."""
+    source, sink = FakeSource(list(range(len(items)))), FakeSink()
+    source.on_read = lambda number: items[number]
+    return run(
+        [unit(source, sink)], FakeBackend(), PLAIN, geometry=as_it_is, skip_errors=True, **more
+    )
+
+
+@pytest.mark.behaviour(22)
+def test_what_is_the_matter_with_many_frames_of_a_file_is_said_once() -> None:
+    kept = [lost(number, "damaged, concealed by the decoder") for number in (1, 4)]
+    items = [0, kept[0], 1, lost(2), lost(3), kept[1], 4, 5, lost(6), lost(7), lost(8), 9]
+    counters = failures_of(items)
+    assert [failure.cause for failure in counters.failures] == [
+        "clip.ts, frames 1 (0.040 s) and 4 (0.160 s), 2 in all: damaged, concealed by the decoder",
+        "clip.ts, frames 2–3 (0.080–0.120 s) and 6–8 (0.240–0.320 s), 5 in all: cannot be decoded; "
+        "repair the file",
+    ]
+    assert [failure.name for failure in counters.failures] == ["clip.ts", "clip.ts"]
+    assert counters.failures[1].spans == (Span(2, 3, 0.08, 0.12), Span(6, 8, 0.24, 0.32))
+    assert (counters.failed, counters.frames_done) == (7, 5)
+
+
+@pytest.mark.behaviour(22, 27)
+def test_thousands_of_damaged_frames_are_a_line_and_little_memory() -> None:
+    counters = Counters()
+    for number in range(0, 40_000, 2):
+        dropped = lost(number)
+        counters.record(dropped.name, dropped.error, dropped.place)
+    (failure,) = counters.failures
+    assert failure.cause == (
+        "clip.ts, frames 0 (0.000 s), 2 (0.080 s), 4 (0.160 s), 6 (0.240 s), 8 (0.320 s), "
+        "10 (0.400 s) and 19,994 more up to 39998 (1599.920 s), 20,000 in all: cannot be decoded; "
+        "repair the file"
+    )
+    assert (failure.count, len(failure.spans)) == (20_000, 1000)
+
+
+@pytest.mark.behaviour(22)
+def test_the_same_trouble_in_two_files_stays_apart() -> None:
+    counters = Counters()
+    for name in ("a.ts", "b.ts"):
+        dropped = dropped_at(Place(name, "frame", 1, None, "cannot be decoded"))
+        counters.record(dropped.name, dropped.error, dropped.place)
+    assert [failure.cause for failure in counters.failures] == [
+        "a.ts, frame 1: cannot be decoded",
+        "b.ts, frame 1: cannot be decoded",
+    ]
+
+
+@pytest.mark.behaviour(22)
+def test_what_a_finished_file_lacks_is_recorded() -> None:
+    sink = FakeSink()
+    sink.lacking = [dropped_at(Place("clip, stream 1", "packet", 3, 0.1, "damaged"))]
+    counters = run(
+        [unit(FakeSource([1]), sink)], FakeBackend(), PLAIN, geometry=as_it_is, skip_errors=True
+    )
+    assert [each.cause for each in counters.failures] == [
+        "clip, stream 1, packet 3 (0.100 s): damaged"
+    ]
+    assert counters.written == [Path("out")]
+
+
+def test_every_damaged_frame_counts_as_a_failure_errors() -> None:
+    items = [lost(number) for number in range(10)]
+    with pytest.raises(InputError, match=r"3 failures .* --max-failures 2 allows; .*frame 2 "):
+        failures_of(items, max_failures=2)
 
 
 def test_more_failures_than_allowed_errors() -> None:

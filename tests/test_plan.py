@@ -184,17 +184,6 @@ def test_a_job_with_nothing_left_has_no_units(model: Path, tmp_path: Path) -> No
     assert made.lines()[-1] == "would write 0 files, 0 frames; 1 exists already and stays"
 
 
-def test_what_is_left_of_many_is_still_many(model: Path, tmp_path: Path) -> None:
-    # Whether errors are skipped must not depend on how much a former run did.
-    for number in range(2):
-        picture(tmp_path / "in" / f"{number}.png")
-    picture(tmp_path / "out" / "0.png")
-    made = planned(tmp_path / "in", tmp_path / "out", model=model, skip_existing=True)
-    assert len(made.entries) == 1
-    assert made.skip_errors
-    assert not planned(tmp_path / "in" / "0.png", tmp_path / "x.png", model=model).skip_errors
-
-
 # What cannot be done
 
 
@@ -212,10 +201,22 @@ def test_a_video_that_cannot_be_planned_costs_only_itself(
     assert [failure.name for failure in made.failures] == [str(bad)]
     assert [video.path for video in made.videos] == [clip]
     assert made.lines()[-1].endswith("would write 1 file, 5 frames; 1 cannot be translated")
-    # What is skipped by default is not advised to be skipped.
-    assert made.videos[0].options.on_error == "skip"
     with pytest.raises(InputError, match=r"bad\.mp4"):
         planned([bad, clip], tmp_path / "out", model=model, on_error="fail")
+
+
+@pytest.mark.behaviour(14, 18, 22)
+def test_the_rest_of_the_job_is_done_without_the_only_video_too(
+    model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    not_a_video(tmp_path / "in" / "bad.mp4")
+    (tmp_path / "in" / "label.txt").write_text("cat")
+    made = planned(tmp_path / "in", tmp_path / "out", model=model, copy_others=True)
+    assert [Path(failure.name).name for failure in made.failures] == ["bad.mp4"]
+    assert [each.source.name for each in made.others] == ["label.txt"]
+    with pytest.raises(InputError, match=r"bad\.mp4"):
+        planned(tmp_path / "in", tmp_path / "out", model=model, copy_others=True, on_error="fail")
 
 
 def test_nothing_that_can_be_planned_errors(model: Path, tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_the_only_input_that_cannot_be_planned_errors_in_its_own_words(
 ) -> None:
     bad = not_a_video(tmp_path / "bad.mp4")
     with pytest.raises(InputError, match=r"^cannot read .*bad\.mp4"):
-        planned(bad, tmp_path / "out.mp4", model=model, on_error="skip")
+        planned(bad, tmp_path / "out.mp4", model=model)
 
 
 def test_more_failures_than_allowed_while_planning_errors(

@@ -253,9 +253,20 @@ def test_frames_without_times_follow_each_other_by_the_rate(tmp_path):
 
 @needs_ffprobe
 @pytest.mark.behaviour(1)
-def test_a_recording_that_begins_between_key_frames_is_read_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"g": "20"}),
+        ("libx264", {"g": "20", "x264-params": "open-gop=1:bframes=2"}),
+        ("libx265", {"x265-params": "log-level=none:keyint=20:min-keyint=20:scenecut=0"}),
+        ("mpeg2video", {"g": "20"}),
+    ],
+)
+def test_a_recording_that_begins_between_key_frames_is_read_once(
+    tmp_path, monkeypatch, codec, options
+):
     """What comes before the first key frame is shown by no player, and is no damage."""
-    whole = moving(tmp_path / "whole.ts", frames=60, options={"g": "20"})
+    whole = moving(tmp_path / "whole.ts", frames=60, codec=codec, options=options)
     source = tmp_path / "in.ts"
     content = whole.read_bytes()
     source.write_bytes(content[len(content) // 4 // 188 * 188 :])
@@ -269,7 +280,9 @@ def test_a_recording_that_begins_between_key_frames_is_read_once(tmp_path, monke
     monkeypatch.setattr(VideoSource, "_decode", counted)
     items = seen(plan(source, tmp_path / "out.mkv"))
     assert not any(isinstance(item, Dropped) for item in items)
-    assert len(items) == len(pictures(source)) == 40
+    # FFmpeg 5 shows some of HEVC's that FFmpeg 8 leaves out.
+    assert len(items) == len(pictures(source)) or codec == "libx265"
+    assert 39 <= len(items) <= 41
     assert passes == [False]
 
 
@@ -715,12 +728,13 @@ def test_what_is_missing_from_a_damaged_transport_stream_is_counted(tmp_path, on
     source.write_bytes(content)
     dropped, _ = run(plan(source, tmp_path / "out.mkv", replace(FAST, on_error=on_error)))
     written = len(times(tmp_path / "out.mkv"))
-    counted = [each for each in dropped if "are missing" in str(each.error)]
-    assert len(dropped) > len(counted) == 1
-    missing = re.search(r"in\.ts: (\d+) more frames are missing from ", str(counted[0].error))
+    counted = [each for each in dropped if " missing from " in str(each.error)]
+    concealed = [each for each in dropped if "concealed" in str(each.error)]
+    assert len(counted) == 1
+    missing = re.search(r"in\.ts: (\d+) (more )?frames? (are|is) missing", str(counted[0].error))
     assert missing is not None
-    assert written + (len(dropped) - 1) + int(missing[1]) == 75
-    assert all(("--on-error skip" in str(each.error)) == (on_error == "fail") for each in dropped)
+    assert written + len(dropped) - len(concealed) - 1 + int(missing[1]) == 75
+    assert all(("--on-error fail" in str(each.error)) == (on_error == "fail") for each in dropped)
 
 
 @pytest.mark.parametrize(
@@ -801,15 +815,36 @@ def test_an_undecodable_packet_costs_its_frames_and_no_other(tmp_path, broken):
 
 @needs_ffprobe
 @pytest.mark.behaviour(22)
-def test_a_damaged_picture_is_left_out(tmp_path):
-    """FFmpeg conceals what is missing in a picture and flags it; that is not passed off as good."""
-    whole = moving(tmp_path / "whole.mkv", frames=30, options={"bf": "0", "g": "10"})
-    source = damaged(tmp_path / "in.mkv", whole, [10], half=True)
+@pytest.mark.parametrize(
+    ("codec", "options", "broken", "half", "lost", "concealed"),
+    [
+        ("libx264", {"bf": "0", "g": "10"}, 10, True, [], [10]),
+        ("libx264", {"bf": "2", "g": "12"}, 12, True, [], [12]),
+        ("mpeg4", {"g": "10", "bf": "0"}, 10, True, [], [10]),
+        ("libx265", {"x265-params": "bframes=0"}, 12, False, [12], range(13, 20)),
+        ("libx265", {"x265-params": "bframes=2"}, 12, False, [12], [11, *range(14, 20)]),
+    ],
+)
+def test_a_frame_that_the_decoder_conceals_is_kept_and_counted(
+    tmp_path, codec, options, broken, half, lost, concealed
+):
+    """HEVC's decoder leaves out, without a word, all that hangs on a lost frame (FFmpeg 8)."""
+    if codec == "libx265":
+        options = {"x265-params": f"log-level=none:keyint=10:{options['x265-params']}"}
+    whole = moving(tmp_path / "whole.mkv", frames=30, codec=codec, options=options)
+    source = damaged(tmp_path / "in.mkv", whole, [broken], half=half)
     dropped, _ = run(plan(source, tmp_path / "out.mkv"))
-    assert [each.name for each in dropped] == [f"{source}, frame 10 (0.400 s)"]
-    assert "its data is damaged" in str(dropped[0].error)
-    got = [round(time * 25) for time in times(tmp_path / "out.mkv")]
-    assert got == [number for number in range(30) if number != 10]
+    assert [round(time * 25) for time in times(tmp_path / "out.mkv")] == [
+        number for number in range(30) if number not in lost
+    ]
+    told = [
+        [each.place.number for each in dropped if each.place and trouble in each.place.trouble]
+        for trouble in ("cannot be decoded", "damaged, concealed by the decoder")
+    ]
+    assert told == [lost, list(concealed)]
+    assert len(dropped) == sum(map(len, told))
+    # Times count from the first frame.
+    assert all(each.place and each.place.seconds == each.place.number / 25 for each in dropped)
 
 
 @pytest.mark.parametrize(
@@ -1195,7 +1230,12 @@ def encode(
 
 
 def moving(
-    path: Path, *, frames: int, options: dict[str, str] | None = None, pix_fmt: str = "yuv420p"
+    path: Path,
+    *,
+    frames: int,
+    options: dict[str, str] | None = None,
+    pix_fmt: str = "yuv420p",
+    codec: str = "libx264",
 ) -> Path:
     """A noisy wall that moves to the left: what is lost in one frame is missing in the next."""
     wall = np.random.default_rng(0).integers(0, 255, (12, 96, 3), dtype=np.uint8)
@@ -1204,7 +1244,8 @@ def moving(
     return encode(
         path,
         [av.VideoFrame.from_ndarray(each, "rgb24").reformat(format=pix_fmt) for each in cut],
-        options={"preset": "ultrafast", "bf": "2", "crf": "10", **(options or {})},
+        codec,
+        {"preset": "ultrafast", "bf": "2", "crf": "10", **(options or {})},
     )
 
 

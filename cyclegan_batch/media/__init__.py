@@ -15,17 +15,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import CycleganBatchError
+from ..errors import CycleganBatchError, InputError
 from ..frames import Frame
 
 
 @dataclass(frozen=True)
+class Place:
+    """One frame or packet of a file that is damaged; those with the same trouble are told at once.
+
+    A sentence is made of it: ``clip.ts, frame 17 (0.680 s): cannot be decoded; repair the file``.
+    """
+
+    of: str
+    """The file, or its stream, as messages call it."""
+    kind: str
+    """``frame`` or ``packet``."""
+    number: int
+    """From 0, in the order of the output."""
+    seconds: float | None
+    """When it is shown or heard, from the first frame on, where that is known."""
+    trouble: str
+    """What is the matter and what to do, in words that also fit several of them."""
+
+    @property
+    def name(self) -> str:
+        """The file with the frame."""
+        time = "" if self.seconds is None else f" ({self.seconds:.3f} s)"
+        return f"{self.of}, {self.kind} {self.number}{time}"
+
+
+@dataclass(frozen=True)
 class Dropped:
-    """A picture missing from the output: the run goes on without it or fails, as the plan says."""
+    """What is missing from the output or damaged in it: the run goes on or ends, as the plan says.
+
+    A damaged frame that is kept is reported so, too, and then follows itself.
+    """
 
     name: str
     """The file, or ``file, frame 17``."""
     error: CycleganBatchError
+    place: Place | None = None
+    """Where it is one of the many frames or packets of a file."""
+
+
+def dropped_at(place: Place) -> Dropped:
+    """Return what is reported of a damaged frame or packet."""
+    return Dropped(place.name, InputError(f"{place.name}: {place.trouble}"), place)
 
 
 class Source(Protocol):
@@ -78,8 +113,11 @@ class Sink(Protocol):
         whoever reads a pipe has gone.
         """
 
-    def finish(self) -> None:
-        """Flush, check what was written, and give it its final name. Raises OutputError."""
+    def finish(self) -> Sequence[Dropped]:
+        """Flush, check what was written, and give it its final name; return what it lacks.
+
+        Raises OutputError, and InputError where what is missing is not to be skipped.
+        """
 
     def discard(self) -> None:
         """Remove all that has only a temporary name. Safe after any error; twice is fine."""

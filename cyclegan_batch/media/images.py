@@ -574,8 +574,9 @@ class ImageSink:
         self._written.append(item.path)
         return None
 
-    def finish(self) -> None:
+    def finish(self) -> tuple[()]:
         """Do nothing: every file was flushed and named by itself."""
+        return ()
 
     def discard(self) -> None:
         """Do nothing: no temporary file outlives `write`."""

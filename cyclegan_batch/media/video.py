@@ -19,7 +19,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +31,7 @@ import av.error
 import av.logging
 import cv2
 import numpy as np
+from av.codec.context import Flags
 from av.filter import Graph
 
 from ..errors import CycleganBatchError, InputError, OutputError
@@ -38,7 +39,7 @@ from ..files import output_error, printable, publish, temporary_path
 from ..frames import Frame, Geometry, Pixels, PixelType, Size
 from ..machine import cpu_threads
 from ..options import TranslateOptions
-from . import Dropped
+from . import Dropped, Place, dropped_at
 from .assemble import OF_THE_DISK, StreamPlan, Stretch, assemble, plan_streams
 from .colour import ColourPlan, FromRGB, ToRGB, bits_of, output_tags, resolve
 from .containers import (
@@ -747,9 +748,9 @@ class VideoSource:
                 turn = self._turn(picture)
                 self._look_at_size(index, picture, turn)
                 if picture.is_corrupt:
-                    lost = _Lost(timing.pts, "its data is damaged")
-                else:
-                    yield _Decoded(index, timing, picture, turn)
+                    dropped = True
+                    yield self._concealed(index, timing.pts)
+                yield _Decoded(index, timing, picture, turn)
             gaps.take(item.pts if isinstance(item, _Lost) else item[0].pts)
             if lost is not None:
                 dropped = True
@@ -829,6 +830,8 @@ class VideoSource:
             if each.index == self._plan.stream.index:
                 stream = each
         stream.thread_type = "AUTO"
+        # Otherwise HEVC's decoder leaves out, without a word, what it concealed (FFmpeg 8).
+        stream.codec_context.flags |= Flags.output_corrupt
         if careful:
             stream.codec_context.thread_count = 1
         shown = _Shown(careful=careful)
@@ -847,6 +850,10 @@ class VideoSource:
                 shown.fail(packet, _reason(error))
                 continue
             for frame in frames:
+                if frame.is_corrupt:
+                    if shown.is_leading(frame):
+                        continue
+                    shown.conceal()
                 yield from shown.before(frame)
                 if shown.is_late(frame):
                     continue
@@ -983,18 +990,20 @@ class VideoSource:
             )
 
     def _dropped(self, index: int, lost: _Lost) -> Dropped:
+        advice = "repair the file" + self._or_skip("leave such frames out")
+        return self._told(index, lost.pts, f"cannot be decoded ({lost.cause}); {advice}")
+
+    def _concealed(self, index: int, pts: int) -> Dropped:
+        """Return what is reported of a damaged frame whose gaps the decoder filled; it is kept."""
+        advice = "repair the file" + self._or_skip("keep such frames")
+        return self._told(index, pts, f"damaged, concealed by the decoder; {advice}")
+
+    def _told(self, index: int, pts: int | None, trouble: str) -> Dropped:
         plan = self._plan
-        where = f"{plan.name}, frame {index}"
-        if lost.pts is not None:
-            seconds = (lost.pts - (self._first or 0)) * plan.stream.time_base
-            where += f" ({float(seconds):.3f} s)"
-        return Dropped(
-            where,
-            InputError(
-                f"{where}: cannot be decoded ({lost.cause}); "
-                "repair the file" + self._or_skip("leave such frames out")
-            ),
-        )
+        seconds = None
+        if pts is not None:
+            seconds = float((pts - (self._first or 0)) * plan.stream.time_base)
+        return dropped_at(Place(plan.name, "frame", index, seconds, trouble))
 
     def _nothing(self) -> CycleganBatchError:
         plan = self._plan
@@ -1056,10 +1065,10 @@ class VideoSource:
         return counted
 
     def _or_skip(self, purpose: str) -> str:
-        """Return the advice to skip, unless the user has done so."""
+        """Return how damage is gone over where it ends the run."""
         if self._plan.options.on_error == "skip":
             return ""
-        return f", or pass --on-error skip to {purpose}"
+        return f", or leave out --on-error fail to {purpose}"
 
     def _missing(self, gaps: _Gaps, *, dropped: bool) -> InputError | None:
         """Return what to say of frames that never arrived, an error where there was damage.
@@ -1164,12 +1173,40 @@ class _Shown:
         self._waiting: list[int] = []
         self._first: int | None = None
         self._failed = False
-        self._cause = ""
+        self._cause = "its data is damaged"
         self._reported: set[int] = set()
+        self._begins_with_key: bool | None = None
+        self._first_key: int | None = None
 
     def expect(self, packet: av.Packet[Any]) -> None:
-        if packet.size and packet.pts is not None and not packet.is_discard:
+        if not packet.size:
+            return
+        if self._begins_with_key is None:
+            self._begins_with_key = packet.is_keyframe
+        if self._first_key is None and packet.is_keyframe:
+            self._first_key = packet.pts
+        if packet.pts is not None and not packet.is_discard:
             heapq.heappush(self._waiting, packet.pts)
+
+    def is_leading(self, frame: av.VideoFrame) -> bool:
+        """Say whether a damaged ``frame`` only lacks what lies before the beginning of the file.
+
+        A recording may begin between two key frames, or with one that others before it refer to.
+        """
+        if self._first is None and not self._begins_with_key:
+            return True
+        if frame.pts is None or self._first_key is None:
+            return False
+        return frame.pts < self._first_key
+
+    def conceal(self) -> None:
+        """Note a frame whose gaps the decoder filled. Raises _UncertainError unless ``careful``.
+
+        Several threads do not always fill them alike, nor flag the same frames.
+        """
+        if not self._careful:
+            raise _UncertainError
+        self._failed = True
 
     def fail(self, packet: av.Packet[Any], cause: str) -> None:
         """Note a packet that cannot be decoded. Raises _UncertainError unless ``careful``."""
@@ -1358,7 +1395,7 @@ class VideoSink:
             self._last_duration = timing.duration
             self._mux(self._stream.encode(frame))
 
-    def finish(self) -> None:
+    def finish(self) -> Sequence[Dropped]:
         """Flush the encoder, join its stretch with the rest, publish. Raises OutputError."""
         plan = self._plan
         if self._container is None:
@@ -1372,7 +1409,7 @@ class VideoSink:
             container.close()
             self._close_file()
             if self._piped:
-                return
+                return ()
         if plan.streams is not None:
             stretch = Stretch(
                 self._stretch, plan.stream.time_base, tuple(self._times), self._last_duration
@@ -1381,6 +1418,7 @@ class VideoSink:
         publish(self._partial, plan.output, overwrite=plan.options.overwrite)
         self._written.append(plan.output)
         self.discard()
+        return ()
 
     def discard(self) -> None:
         """Close and remove what has only a temporary name."""

@@ -197,7 +197,8 @@ def test_the_contract_around_it_stays_and_nothing_of_the_tool_is_left(everywhere
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_every_backend_draws_it_at_any_size(everywhere, backend):
     opened = open_backend(open_model(everywhere(RESNET).path), backend=backend, device="cpu")
-    assert opened.precision == "int8"
+    # OpenVINO computes in floats where the CPU's integers overflow, and then says so.
+    assert opened.precision == ("fp32" if opened.notes else "int8")
     for count, height, width in ((1, SIDE, SIDE), (3, 48, 80)):
         frames = natural_frames((height, width), count)
         exact = translated_by_torch(network_of(RESNET), frames, channels=3)
@@ -205,6 +206,37 @@ def test_every_backend_draws_it_at_any_size(everywhere, backend):
         assert found.reaches("coarse"), str(found)
         assert found.cls != "exact"
     opened.close()
+
+
+@pytest.mark.behaviour(33)
+@pytest.mark.parametrize("overflows", [True, False])
+def test_openvino_computes_in_floats_where_its_integers_overflow(
+    everywhere, monkeypatch, overflows
+):
+    """Holds on every CPU: the overflow of one without VNNI is played, and so is its absence."""
+    module = pytest.importorskip("cyclegan_batch.backends.openvino")
+    pytest.importorskip("openvino")
+    compiled, settings_seen = module._compiled, []
+    spoilt = generators.identity(everywhere(RESNET).path.with_name("spoilt.onnx"))
+
+    def compile_as_on_another_cpu(core, card, graph, settings):
+        settings_seen.append(settings)
+        in_integers = "LP_TRANSFORMS_MODE" not in settings
+        if in_integers and overflows:
+            return compiled(core, card, spoilt.read_bytes(), settings)
+        return compiled(core, card, graph, {**settings, "LP_TRANSFORMS_MODE": "NO"})
+
+    monkeypatch.setattr(module, "_compiled", compile_as_on_another_cpu)
+    monkeypatch.setattr(module, "verify", lambda card, run: None)
+    opened = open_backend(open_model(everywhere(RESNET).path), backend="openvino", device="cpu")
+    frames = natural_frames((SIDE, SIDE), 2)
+    exact = open_backend(open_model(everywhere(RESNET).path), backend="onnxruntime", device="cpu")
+    assert parity(opened.infer(frames), exact.infer(frames)).reaches("near")
+    assert opened.precision == ("fp32" if overflows else "int8")
+    assert [("overflows in openvino" in note) for note in opened.notes] == [True] * overflows
+    assert len(settings_seen) == 3  # once with the values for `verify`
+    opened.close()
+    exact.close()
 
 
 def test_the_same_pictures_give_the_same_bytes(foreign, tmp_path, pictures):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from cyclegan_batch.backends import (
     parity_of,
     says_out_of_memory,
 )
+from cyclegan_batch.backends import onnxruntime as onnxruntime_backend
 from cyclegan_batch.errors import (
     BackendError,
     BackendUnavailableError,
@@ -567,17 +569,49 @@ class FakeSession:
     first = "CUDAExecutionProvider"
     made: list[SimpleNamespace] = []  # noqa: RUF012
     fails: Exception | None = None
+    on_cpu: tuple[str, ...] = ()
+    """Kinds of nodes that CUDA has no kernel for, of forty."""
 
-    def __init__(self, graph: bytes, options: Any, providers: list[Any]) -> None:
+    def __init__(
+        self, graph: bytes, options: Any, providers: list[Any], enable_fallback: int
+    ) -> None:
         FakeSession.made.append(SimpleNamespace(options=options, providers=providers))
+        assert enable_fallback == 0, "or it goes on with the CPU by itself"
+        # As onnxruntime 1.31 does, tried on its CPU.
+        if options.entries.get("session.disable_cpu_ep_fallback") == "1":
+            if "CPUExecutionProvider" in providers:
+                raise RuntimeError("Conflicting session configuration: explicitly added the CPU EP")
+            if self.on_cpu or self.first == "CPUExecutionProvider":
+                raise RuntimeError("This session contains graph nodes that are assigned to the CPU")
+        self.recorded = options.entries.get("session.record_ep_graph_assignment_info") == "1"
 
     def get_providers(self) -> list[str]:
         return [self.first, "CPUExecutionProvider"]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        if not self.recorded:
+            raise RuntimeError("Session configuration entry is not enabled")
+        kinds = {"CPUExecutionProvider": self.on_cpu, "CUDAExecutionProvider": ("Conv",) * 40}
+        return [
+            SimpleNamespace(ep_name=name, get_nodes=lambda k=kind: [SimpleNamespace(op_type=k)])
+            for name in kinds
+            for kind in kinds[name][len(self.on_cpu) if name.startswith("CUDA") else 0 :]
+        ]
 
     def run(self, names: list[str], feed: dict[str, Pixels], options: Any = None) -> list[Pixels]:
         if options is not None and self.fails is not None:
             raise self.fails
         return [feed["frames"]] * len(names)
+
+
+class FakeOptions(SimpleNamespace):
+    """The options of a session."""
+
+    def __init__(self) -> None:
+        super().__init__(entries={})
+
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        self.entries[key] = value
 
 
 @pytest.fixture
@@ -586,7 +620,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
     fake = SimpleNamespace(
         __version__="1.0",
         InferenceSession=FakeSession,
-        SessionOptions=lambda: SimpleNamespace(add_session_config_entry=lambda *_: None),
+        SessionOptions=FakeOptions,
         RunOptions=lambda: SimpleNamespace(terminate=False),
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
         preload_dlls=lambda: print("what it does not find"),
@@ -601,6 +635,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
     monkeypatch.setattr(FakeSession, "made", [])
     monkeypatch.setattr(FakeSession, "fails", None)
     monkeypatch.setattr(FakeSession, "first", "CUDAExecutionProvider")
+    monkeypatch.setattr(FakeSession, "on_cpu", ())
     return FakeSession
 
 
@@ -609,8 +644,8 @@ def test_auto_takes_the_gpu_where_there_is_one(
 ) -> None:
     opened = open_backend(resnet)
     assert (opened.name, opened.device) == ("onnxruntime", "cuda:0")
-    (name, options), rest = cuda.made[0].providers
-    assert (name, rest) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    ((name, options),) = cuda.made[0].providers
+    assert name == "CUDAExecutionProvider"
     assert options["use_tf32"] == "1"
     assert capfd.readouterr().out == ""
 
@@ -631,6 +666,46 @@ def test_a_gpu_that_silently_became_the_cpu_errors(
     monkeypatch.setattr(FakeSession, "first", "CPUExecutionProvider")
     with pytest.raises(BackendUnavailableError, match="asked for cuda:0 and uses CPUExecution"):
         open_backend(resnet, device="cuda")
+
+
+@pytest.mark.behaviour(31)
+def test_nodes_that_a_gpu_leaves_to_the_cpu_are_told(
+    resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_backend(resnet, device="cuda")
+    assert opened.notes == ()
+    assert cuda.made[0].options.entries["session.disable_cpu_ep_fallback"] == "1"
+    monkeypatch.setattr(FakeSession, "on_cpu", ("Pad",) * 20 + ("Floor",))
+    (note,) = open_backend(resnet, device="cuda").notes
+    assert note.startswith(
+        "resnet.onnx: onnxruntime 1.0 computes 21 of 40 nodes (20 Pad, 1 Floor) on the CPU instead "
+        "of cuda:0, and every frame goes forth and back for them; install onnxruntime-gpu 1.25"
+    )
+    monkeypatch.delattr(FakeSession, "get_provider_graph_assignment_info")
+    (note,) = open_backend(resnet, device="cuda").notes
+    assert "computes some nodes on the CPU" in note
+
+
+def test_onnxruntime_tells_which_provider_computes_a_node(resnet: Model) -> None:
+    """What the fake above pretends, in the real one, on its CPU."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(
+        resnet.graph, options, providers=["CPUExecutionProvider"], enable_fallback=0
+    )
+    (note,) = onnxruntime_backend._nodes_on_cpu(session, resnet.card, "cuda:0")
+    assert re.search(r"computes (\d+) of \1 nodes \(.*\b4 Pad\b.*\) on the CPU", note)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    for providers, words in (
+        ([], "explicitly disabled"),
+        (["CPUExecutionProvider"], "Conflicting"),
+    ):
+        with pytest.raises(Exception, match=words):
+            onnxruntime.InferenceSession(
+                resnet.graph, options, providers=providers, enable_fallback=0
+            )
 
 
 def test_auto_says_that_the_gpu_could_not_be_used(

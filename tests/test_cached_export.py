@@ -79,20 +79,21 @@ def test_an_export_is_made_once_and_found_again(
     assert again[0] == first[0].with_name("h.onnx")
 
 
-def test_other_weights_direction_precision_or_version_are_another_file(
+def test_other_weights_direction_precision_opset_or_version_are_another_file(
     tmp_path: Path, path: Path, exporter: Exporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "cache"
     found = {cached_export(path, cache_dir=folder)[0]}
     found.add(cached_export(path, cache_dir=folder, precision="fp16")[0])
     found.add(cached_export(path, cache_dir=folder, direction="BtoA")[0])
-    monkeypatch.setattr(cache, "__version__", "0.0.0")
-    found.add(cached_export(path, cache_dir=folder)[0])
+    for name, other in (("__version__", "0.0.0"), ("OPSET", 17)):
+        monkeypatch.setattr(cache, name, other)
+        found.add(cached_export(path, cache_dir=folder)[0])
     monkeypatch.undo()
     path.write_bytes(path.read_bytes() + b"\0")
     monkeypatch.setattr("cyclegan_export.onnx_export.export_onnx", exporter)
     found.add(cached_export(path, cache_dir=folder)[0])
-    assert len(found) == len(exporter.asked) == 5
+    assert len(found) == len(exporter.asked) == 6
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "changed", "entry", "no entry"])

@@ -136,7 +136,7 @@ def test_convolutions_are_quantised_signed_symmetric_and_per_channel(config, eve
     assert (exported.card.precision, exported.card.parity) == ("int8", "unverified")
     proto = onnx.load(exported.path)
     onnx.checker.check_model(proto, full_check=True)
-    assert [opset.version for opset in proto.opset_import] == [20]
+    assert [opset.version for opset in proto.opset_import] == [18]
     graph = proto.graph
     made = {out: node for node in graph.node for out in node.output}
     readers = {name: node.op_type for node in graph.node for name in node.input}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+from collections import Counter
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
@@ -73,10 +75,20 @@ def open_onnxruntime(
     """
     device = "cuda:0" if device == "cuda" else device
 
-    def session(graph: bytes) -> Any:
-        return _session(graph, model.card, device, precision, threads - contexts + 1)
+    def session(graph: bytes, *, on_cpu_too: bool = True) -> Any:
+        return _session(
+            graph, model.card, device, precision, threads - contexts + 1, on_cpu_too=on_cpu_too
+        )
 
-    opened = session(model.graph)
+    notes: tuple[str, ...] = ()
+    try:
+        opened = session(model.graph, on_cpu_too=device == "cpu")
+    except OutOfMemoryError:
+        raise
+    except BackendError:
+        # What CUDA cannot compute the CPU does, frames going forth and back: not without a word.
+        opened = session(model.graph)
+        notes = _nodes_on_cpu(opened, model.card, device)
     with_values = session(graph_with_values(model))
 
     def run(frames: Pixels) -> tuple[Pixels, Pixels]:
@@ -89,7 +101,29 @@ def open_onnxruntime(
     verify(model.card, run)
     # An fp16 file on a CPU: the few kernels there are compute in fp32 (weights stay fp16).
     arithmetic = "fp32" if device == "cpu" and model.card.precision == "fp16" else None
-    return OnnxRuntimeBackend(model.card, opened, device, arithmetic or model.card.precision)
+    backend = OnnxRuntimeBackend(model.card, opened, device, arithmetic or model.card.precision)
+    backend.notes = notes
+    return backend
+
+
+def _nodes_on_cpu(session: Any, card: ModelCard, device: str) -> tuple[str, ...]:
+    """Return, as a note, which nodes of a session on a GPU are computed on the CPU."""
+    try:
+        parts = session.get_provider_graph_assignment_info()
+    except (AttributeError, RuntimeError):  # older than 1.25
+        share = "some nodes"
+    else:
+        nodes = [(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()]
+        kinds = Counter(kind for name, kind in nodes if name == "CPUExecutionProvider")
+        if not kinds:
+            return ()
+        words = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        share = f"{kinds.total()} of {len(nodes)} nodes ({words})"
+    return (
+        f"{printable(Path(card.path.name))}: onnxruntime {_import().__version__} computes {share} "
+        f"on the CPU instead of {device}, and every frame goes forth and back for them; install "
+        "onnxruntime-gpu 1.25 or later, or export the file with this version (opset 18)",
+    )
 
 
 def sees_cuda() -> bool:
@@ -121,7 +155,9 @@ def _import() -> Any:
         ) from error
 
 
-def _session(graph: bytes, card: ModelCard, device: str, precision: str, pool: int) -> Any:
+def _session(
+    graph: bytes, card: ModelCard, device: str, precision: str, pool: int, *, on_cpu_too: bool
+) -> Any:
     onnxruntime = _import()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
@@ -143,8 +179,17 @@ def _session(graph: bytes, card: ModelCard, device: str, precision: str, pool: i
             "use_tf32": "0" if precision == "fp32" else "1",
         }
         providers.insert(0, ("CUDAExecutionProvider", cuda))
+        if on_cpu_too:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        else:
+            # Beside a CPU that is named it is refused as a contradiction.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            providers.pop()
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        # Unasked it goes on with the CPU where CUDA fails, also in the middle of a run, and prints.
+        session = onnxruntime.InferenceSession(
+            graph, options, providers=providers, enable_fallback=0
+        )
     except Exception as error:
         if says_out_of_memory(error):
             raise OutOfMemoryError(

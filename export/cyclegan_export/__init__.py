@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Exported", "export_bundle", "export_engine", "export_onnx"]
 
+OPSET = 18
+"""Of the files that are written: TensorRT 10.3 (JetPack 6) reads up to 20, and onnxruntime before
+1.25 runs Pad of 19 and later on the CPU, frames and all (microsoft/onnxruntime#26393)."""
+
 _HOMES = {
     "Exported": ".onnx_export",
     "export_bundle": ".bundle",

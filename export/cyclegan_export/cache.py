@@ -1,10 +1,9 @@
 """Export a checkpoint once: the file is kept, and found again by what it was made from.
 
-`open_exported` is what ``translate -m CHECKPOINT`` opens it with. An entry
-is a folder, named by the checkpoint's digest, the direction, the precision and this tool's version;
-in it the ONNX, and a line of JSON that is written after it and holds its digest. What does not
-agree with that line is made anew, so a damaged entry costs time and nothing else, and so does a
-deleted one.
+`open_exported` is what ``translate -m CHECKPOINT`` opens it with. An entry is a folder, named by
+the checkpoint's digest, the direction, the precision, the opset and this tool's version; in it the
+ONNX, and a line of JSON that is written after it and holds its digest. What does not agree with
+that line is made anew, so a damaged entry costs time and nothing else, and so does a deleted one.
 
 Nothing heavy is imported before something must be exported.
 """
@@ -31,6 +30,8 @@ from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputErr
 from cyclegan_batch.files import output_error, printable, publish
 from cyclegan_batch.machine import nvidia_gpus
 from cyclegan_batch.options import TranslateOptions
+
+from . import OPSET
 
 if TYPE_CHECKING:
     from cyclegan_batch.model import Model
@@ -126,7 +127,7 @@ def _key(found: FoundCheckpoint, precision: str) -> str:
     digest = _digest(found.path)
     if digest is None:
         raise ModelError(f"cannot read {printable(found.path)}; check its permissions")
-    parts = (digest, found.direction, precision, __version__)
+    parts = (digest, found.direction, precision, OPSET, __version__)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

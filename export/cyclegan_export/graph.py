@@ -22,8 +22,7 @@ from cyclegan_batch.errors import BackendError
 from cyclegan_batch.frames import SizeRequirements
 from cyclegan_batch.generators import InstanceNorm
 
-OPSET = 20
-"""The newest that TensorRT 10.3 reads, which is JetPack 6's."""
+from . import OPSET
 
 Shape = tuple[int, int, int]
 """N, H, W."""

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cyclegan_batch import cli
 from tests.conftest import REPOSITORY
-from tests.test_cli import assert_one_clear_line
+from tests.test_cli import assert_one_clear_line, cyclegan_batch
 
 SMALL = [
     "--netG=resnet_1blocks", "--ngf=4", "--ndf=4", "--netD=n_layers", "--n_layers_D=1",
@@ -33,9 +33,14 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def train(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=120, env=ENVIRONMENT
-    )
+    """Run the command in this process, which saves the import of torch."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        return cyclegan_batch("train", *arguments)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,11 @@ def displayed_size(path: Path, index: int) -> tuple[int, int]:
     return size[::-1] if turned else size
 
 
-@pytest.mark.behaviour(1, 2, 3, 7, 9)
+def test_the_clips_are_all_here(corpus: Path) -> None:
+    assert len(CLIPS) == 46
+
+
+@pytest.mark.behaviour(1, 2, 3, 7, 8, 9)
 @pytest.mark.parametrize("name", CLIPS)
 def test_a_clip_comes_out_with_its_frames_times_sound_and_size(
     corpus: Path, tmp_path: Path, model: Path, name: str
@@ -111,7 +115,7 @@ def test_a_clip_comes_out_with_its_frames_times_sound_and_size(
     webm = {"codec": "libvpx-vp9", "encoder_opt": {"deadline": "realtime", "cpu-used": "8"}}
     quick = webm if source.suffix == ".webm" else {"preset": "ultrafast"}
     if source.name in HDR:
-        with pytest.raises(InputError, match="HDR"):
+        with pytest.raises(InputError, match=r"HDR \(PQ\).*tone-map it first"):
             translate(source, out, model=model, **quick)
         assert not list(tmp_path.iterdir())
         return
@@ -143,6 +147,9 @@ def test_a_clip_comes_out_with_its_frames_times_sound_and_size(
     for old, new in zip(heard, hears, strict=True):
         times = np.array([[b - a for (_, a), (_, b) in zip(old, new, strict=True)]])
         assert np.abs(times - moved).max() <= tick + 1e-3
+
+    if source.name == "nasa_13013.mp4":
+        assert len(probed(out, "-show_streams")["streams"]) == 6
 
     assert displayed_size(out, given) == displayed_size(source, taken)
     assert "side_data_list" not in stream or not any(

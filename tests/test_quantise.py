@@ -208,7 +208,7 @@ def test_every_backend_draws_it_at_any_size(everywhere, backend):
     opened.close()
 
 
-@pytest.mark.behaviour(33)
+@pytest.mark.behaviour(33, 54)
 @pytest.mark.parametrize("overflows", [True, False])
 def test_openvino_computes_in_floats_where_its_integers_overflow(
     everywhere, monkeypatch, overflows

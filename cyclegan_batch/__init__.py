@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         ModelError,
         OutOfMemoryError,
         OutputError,
+        OutputExistsError,
+        OutputInUseError,
     )
     from .options import TranslateOptions
 
@@ -38,6 +40,8 @@ __all__ = [
     "ModelError",
     "OutOfMemoryError",
     "OutputError",
+    "OutputExistsError",
+    "OutputInUseError",
     "TranslateOptions",
     "__version__",
     "open_generator",

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from .backends import Backend, open_backend
-from .errors import InputError, OutputError
+from .errors import InputError, OutputError, OutputExistsError
 from .files import printable
 from .frames import Pixels, as_pixel_type, geometry, to_uint8
 from .model import ModelCard, open_model
@@ -106,6 +106,7 @@ def run_plan(
             keep_size=plan.options.keep_size,
             skip_errors=plan.options.on_error == "skip",
             max_failures=plan.options.max_failures,
+            skip_existing=plan.options.skip_existing,
             counters=counters,
             watch=watch,
         )
@@ -124,9 +125,11 @@ def report_run(plan: JobPlan, counters: Counters, *, error: Exception | None = N
 
     return report_from_counters(
         counters,
-        planned=sum(entry.output != PIPE for entry in plan.entries) + len(plan.others),
+        planned=sum(entry.output != PIPE for entry in plan.entries)
+        + len(plan.others)
+        - counters.left,
         expected_frames=plan.frames,
-        skipped=plan.skipped,
+        skipped=plan.skipped + counters.left,
         overwrite=plan.options.overwrite,
         notes=tuple(dict.fromkeys([*plan.notes, *counters.notes])),
         error=None if error is None else str(error),
@@ -141,6 +144,9 @@ def _copy_others(plan: JobPlan, counters: Counters) -> None:
         try:
             copy_file(entry, overwrite=plan.options.overwrite)
         except (InputError, OutputError) as error:
+            if plan.options.skip_existing and isinstance(error, OutputExistsError):
+                counters.left += 1
+                continue
             counters.failures.append(Failure(printable(entry.source), str(error)))
             if plan.options.on_error == "fail" or is_hopeless(error):
                 raise

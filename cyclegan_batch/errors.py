@@ -14,8 +14,14 @@ A message has three beats: what failed, what was found against what was expected
     │  ├─ BackendUnavailableError
     │  └─ OutOfMemoryError
     └─ OutputError
-       └─ ContradictionError
+       ├─ ContradictionError
+       ├─ OutputExistsError
+       └─ OutputInUseError
 """
+
+from __future__ import annotations
+
+from pathlib import Path
 
 
 class CycleganBatchError(Exception):
@@ -48,3 +54,16 @@ class OutputError(CycleganBatchError):
 
 class ContradictionError(OutputError):
     """The name of the output and an option ask for two different formats."""
+
+
+class OutputExistsError(OutputError):
+    """The output exists, perhaps only now, and nothing is overwritten unasked."""
+
+
+class OutputInUseError(OutputError):
+    """Another process is writing this very output; the message names it."""
+
+    def __init__(self, message: str, output: Path | None = None) -> None:
+        super().__init__(message)
+        self.output = output
+        """The file that both are to write."""

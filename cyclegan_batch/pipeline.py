@@ -27,7 +27,14 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from .backends import Backend
-from .errors import CycleganBatchError, InputError, OutOfMemoryError, OutputError
+from .errors import (
+    CycleganBatchError,
+    InputError,
+    OutOfMemoryError,
+    OutputError,
+    OutputExistsError,
+    OutputInUseError,
+)
 from .frames import Frame, Geometry, Pixels, Size, stack
 from .media import Dropped, Place, Sink, Source
 
@@ -144,6 +151,10 @@ class Counters:
     notes: list[str] = field(default_factory=list)
     """Sentences to be said once, in the order in which they came up."""
     written: list[Path] = field(default_factory=list)
+    left: int = 0
+    """Outputs that another process has written meanwhile, and that stay (``--skip-existing``)."""
+    in_use: dict[Path, Failure] = field(default_factory=dict)
+    """Outputs that another process was writing when their turn came."""
     stages: dict[str, Stage] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     interrupted: bool = False
@@ -170,6 +181,14 @@ class Counters:
             self.failures.append(Failure(name, str(error), spans=(_span(place),)))
         else:
             self.failures[at] = self.failures[at].and_at(place)
+
+    def leave_what_exists(self) -> None:
+        """Count as left what the process that was writing it has finished by now."""
+        for output, failure in list(self.in_use.items()):
+            if os.path.lexists(output):
+                del self.in_use[output]
+                self.failures.remove(failure)
+                self.left += 1
 
     @property
     def seconds(self) -> float:
@@ -222,6 +241,7 @@ def run(
     keep_size: bool = False,
     skip_errors: bool = False,
     max_failures: int | None = None,
+    skip_existing: bool = False,
     counters: Counters | None = None,
     watch: Callable[[Counters], None] | None = None,
 ) -> Counters:
@@ -234,7 +254,9 @@ def run(
     Raises the first error that the plan does not allow to be skipped.
     """
     counters = counters or Counters()
-    job = _Run(backend, schedule, geometry, keep_size, skip_errors, max_failures, counters)
+    job = _Run(
+        backend, schedule, geometry, keep_size, skip_errors, max_failures, skip_existing, counters
+    )
     return job.execute(units, watch)
 
 
@@ -411,11 +433,13 @@ class _Run:
         keep_size: bool,
         skip_errors: bool,
         max_failures: int | None,
+        skip_existing: bool,
         counters: Counters,
     ) -> None:
         self.schedule, self.counters = schedule, counters
         self.geometry, self.keep_size = geometry, keep_size
         self.skip_errors, self.max_failures = skip_errors, max_failures
+        self.skip_existing = skip_existing
         self.backends = [backend, *(backend.fork() for _ in range(schedule.contexts - 1))]
         self.stop = threading.Event()
         self.error: BaseException | None = None
@@ -451,6 +475,8 @@ class _Run:
             self.counters.interrupted = True
         finally:
             self._end()
+        if self.skip_existing:
+            self.counters.leave_what_exists()
         if self.error is not None and not self.counters.interrupted:
             raise self.error
         if watch and not self.counters.interrupted:
@@ -736,7 +762,12 @@ class _Run:
 
     def _record(self, name: str, error: CycleganBatchError, place: Place | None = None) -> None:
         """Note a failure; end the run where the plan says so, or no other unit could do better."""
+        if self.skip_existing and isinstance(error, OutputExistsError):
+            self.counters.left += 1
+            return
         self.counters.record(name, error, place)
+        if isinstance(error, OutputInUseError) and error.output is not None:
+            self.counters.in_use[error.output] = self.counters.failures[-1]
         if not self.skip_errors or is_hopeless(error):
             raise error
         if self.max_failures is not None and self.counters.failed > self.max_failures:

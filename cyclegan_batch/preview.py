@@ -73,7 +73,9 @@ def write_preview(plan: JobPlan, count: int) -> Path:
 def _picture(plan: JobPlan, source: VideoPlan | Entry, place: float) -> Pixels:
     """Return the picture at ``place`` (0 the beginning, 1 the end) of an input, (H, W, 3)."""
     if isinstance(source, Entry):
-        shard = plan_images([source], plan.options, pixel_type=plan.model.card.pixel_type)[0]
+        # What the job would write stays as it is, whether it is there or not.
+        options = replace(plan.options, overwrite=True)
+        shard = plan_images([source], options, pixel_type=plan.model.card.pixel_type)[0]
         return _first(ImageSource(shard), printable(source.source))
     if source.path == PIPE:
         raise InputError("-: a pipe cannot be previewed, since it is read only once; name a file")

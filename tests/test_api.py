@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cyclegan_batch import InputError, ModelError, OutputError, open_generator, translate
+from cyclegan_batch import (
+    InputError,
+    ModelError,
+    OutputError,
+    OutputInUseError,
+    open_generator,
+    translate,
+)
+from cyclegan_batch.api import plan_translation, run_plan
+from cyclegan_batch.files import OutputLock
 from tests.synthesis import generators, streams
 
 DICE = np.random.default_rng(1)
@@ -131,3 +142,84 @@ def test_the_same_input_gives_the_same_pixels_twice(tmp_path: Path, picture: Pat
     for name in ("a.png", "b.png"):
         translate(picture, tmp_path / name, model=model)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+# Two workers
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder of four pictures, two videos and a label."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(4):
+        Image.fromarray(noise(8, 8, 3)).save(folder / f"{number}.png")
+    for name in ("a.mkv", "b.mkv"):
+        streams.plain(folder / name, frames=3, audio=None)
+    (folder / "label.txt").write_text("horse")
+    return folder
+
+
+@pytest.mark.behaviour(23)
+def test_what_another_worker_has_written_meanwhile_is_left(tmp_path: Path, folder: Path) -> None:
+    model, out = generators.identity(tmp_path / "m.onnx"), tmp_path / "out"
+    plan = plan_translation(
+        folder, out, model=model, skip_existing=True, copy_others=True, preset="ultrafast"
+    )
+    out.mkdir()
+    theirs = ["0.png", "2.png", "b.mkv", "label.txt"]
+    for name in theirs:
+        (out / name).write_bytes(b"theirs")
+    report = run_plan(plan)
+
+    assert (report.status, report.exit_code, report.failures) == ("whole", 0, ())
+    assert (report.skipped, report.planned) == (4, 3)
+    assert "4 existed already; 3 files" in report.summary
+    assert all((out / name).read_bytes() == b"theirs" for name in theirs)
+    assert sorted(path.name for path in report.outputs) == ["1.png", "3.png", "a.mkv"]
+    assert len(list(out.iterdir())) == 7
+
+
+@pytest.mark.behaviour(23)
+def test_a_video_that_another_worker_has_is_named_and_the_others_are_done(
+    tmp_path: Path, folder: Path
+) -> None:
+    model, out = generators.identity(tmp_path / "m.onnx"), tmp_path / "out"
+    out.mkdir()
+    lock = OutputLock(out / "a.mkv")
+    report = translate(folder, out, model=model, skip_existing=True, preset="ultrafast")
+    assert (report.status, report.exit_code) == ("partial", 3)
+    (failure,) = report.failures
+    assert failure.cause.startswith(f"cannot write {out / 'a.mkv'}: process ")
+    assert "the same command with -n does what is left" in report.summary
+    assert len(report.outputs) == 5
+
+    with pytest.raises(OutputInUseError, match=r"a\.mkv: process \d+ on \S+ is writing it; wait"):
+        translate(folder / "a.mkv", out / "a.mkv", model=model)
+    assert not (out / "a.mkv").exists()
+    lock.release()
+    translate(folder / "a.mkv", out / "a.mkv", model=model, preset="ultrafast")
+    assert (out / "a.mkv").exists()
+    assert not list(out.glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.behaviour(19, 23)
+def test_two_processes_on_one_folder_do_it_together(tmp_path: Path, folder: Path) -> None:
+    model, out = generators.identity(tmp_path / "m.onnx"), tmp_path / "out"
+    for name in ("a.mkv", "b.mkv"):
+        (folder / name).unlink()
+    for number in range(4, 200):
+        Image.fromarray(noise(64, 64, 3)).save(folder / f"{number}.png")
+    command = [sys.executable, "-m", "cyclegan_batch", "translate", folder, out, "-m", model]
+    both = [
+        subprocess.Popen([*command, "-n", "-q"], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        path.name for path in folder.iterdir() if path.suffix != ".txt"
+    )
+    for path in folder.glob("*.png"):
+        np.testing.assert_array_equal(pixels_of(out / path.name), pixels_of(path))

@@ -539,6 +539,10 @@ def test_a_preview_goes_beside_the_file_that_the_job_would_write(
     assert run.returncode == 0, run.stderr
     assert left_in(tmp_path) - left_in(pictures.parent) == set()
     assert (tmp_path / "out.preview.png").exists()
+    # What it would write may be there already.
+    (out / "0.png").touch()
+    run = cyclegan_batch("translate", pictures / "0.png", out, "-m", model, "--preview", "1")
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_preview_looks_only_at_what_can_be_translated(

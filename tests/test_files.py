@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from cyclegan_batch.errors import OutputError
-from cyclegan_batch.files import output_error, printable, publish, temporary_path
+from cyclegan_batch import files
+from cyclegan_batch.errors import OutputError, OutputExistsError, OutputInUseError
+from cyclegan_batch.files import OutputLock, output_error, printable, publish, temporary_path
 
 
 @pytest.mark.behaviour(17)
@@ -34,6 +40,147 @@ def test_every_name_has_a_short_hidden_temporary_one_that_can_be_written(
 def test_two_names_have_two_temporary_ones_and_one_name_always_the_same() -> None:
     assert temporary_path(Path("a.png")) == temporary_path(Path("a.png"))
     assert temporary_path(Path("a.png")) != temporary_path(Path("a.jpg"))
+
+
+@pytest.mark.behaviour(23)
+def test_two_processes_have_two_temporary_names_and_the_first_to_finish_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = tmp_path / "a.png"
+    ours = temporary_path(final)
+    monkeypatch.setattr(os, "getpid", os.getppid)
+    theirs = temporary_path(final)
+    assert ours != theirs
+    ours.write_bytes(b"ours")
+    theirs.write_bytes(b"theirs")
+    publish(theirs, final, overwrite=False)
+    with pytest.raises(OutputExistsError, match=r"a\.png: it exists already; pass -y"):
+        publish(ours, final, overwrite=False)
+    assert final.read_bytes() == b"theirs"
+
+
+# What a process that has died left
+
+
+def dead() -> int:
+    """Return the number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.behaviour(19)
+def test_what_a_process_that_died_left_is_removed_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, digest = files._machine(), "0123456789abcdef"
+    ours = files._process(os.getpid())
+    number, started = ours.split("-")
+    if started == "0":
+        pytest.skip("the system does not say when a process started")
+    stays = [
+        f".{digest}-{machine}-{ours}.partial",
+        f".{digest}-{machine}-{ours}-0.partial",
+        f".{digest}-{machine}-{files._process(os.getppid())}.partial",
+        f".{digest}-00000000-1-1.partial",  # of another machine, and new
+        ".mine.partial",
+        "a.partial",
+        "a.png",
+    ]
+    goes = [
+        f".{digest}-{machine}-{dead()}-17.partial",
+        f".{digest}-{machine}-{dead()}-17-0.partial",
+        f".{digest}-{machine}-{number}-{int(started) - 1}.partial",  # its number is used again
+        f".{digest}-11111111-1-1.partial",  # of another machine, and old
+        f".{digest}-lock.partial",
+    ]
+    for name in (*stays, *goes):
+        (tmp_path / name).write_bytes(b"half")
+    folder = tmp_path / f".{digest}-{machine}-{dead()}-18.partial"
+    folder.mkdir()
+    (folder / "model.onnx").touch()
+    long_ago = time.time() - 2 * 86400
+    os.utime(tmp_path / goes[3], (long_ago, long_ago))
+    lock = OutputLock(tmp_path / "held.mp4")
+
+    temporary_path(tmp_path / "b.png")
+    held = f".{files._digest(Path('held.mp4'))}-lock.partial"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*stays, held])
+    lock.release()
+    assert not (tmp_path / held).exists()
+
+
+def test_a_folder_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(path) or scandir(path))
+    for number in range(3):
+        temporary_path(tmp_path / f"{number}.png")
+        temporary_path(tmp_path / "not there yet" / f"{number}.png")
+    assert looked.count(tmp_path) == 1
+
+
+# One output, two processes
+
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from cyclegan_batch.files import OutputLock
+lock = OutputLock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.behaviour(23)
+def test_the_second_process_says_who_writes_an_output_and_a_dead_one_holds_nothing_errors(
+    tmp_path: Path,
+) -> None:
+    final = tmp_path / os.fsdecode(b"\xff clip.mp4")
+    with subprocess.Popen([sys.executable, "-c", _HOLDER, final], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        words = rf"clip\.mp4: process {holder.pid} on {socket.gethostname()} is writing it; wait"
+        with pytest.raises(OutputInUseError, match=words) as caught:
+            OutputLock(final)
+        assert caught.value.output == final
+        other = OutputLock(tmp_path / "other.mp4")
+        other.release()
+        holder.send_signal(signal.SIGKILL)
+    assert len(list(tmp_path.iterdir())) == 1  # what is left over
+    lock = OutputLock(final)
+    lock.release()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_still_gets_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    first, second = OutputLock(tmp_path / "a.mp4"), OutputLock(tmp_path / "a.mp4")
+    first.release()
+    second.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_cannot_be_made_errors(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"a\.mp4: its folder does not exist; create"):
+        OutputLock(tmp_path / "gone" / "a.mp4")
+
+
+def test_a_file_in_the_place_of_a_folder_is_no_output_that_exists(tmp_path: Path) -> None:
+    (tmp_path / "sub").touch()
+    with pytest.raises(FileExistsError) as caught:
+        (tmp_path / "sub").mkdir()
+    error = output_error(tmp_path / "sub" / "a.png", caught.value)
+    assert not isinstance(error, OutputExistsError)
+    assert "its folder is a file; choose another output folder" in str(error)
 
 
 @pytest.mark.behaviour(23)

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cyclegan_batch.errors import BackendError, InputError, OutOfMemoryError, OutputError
+from cyclegan_batch.errors import (
+    BackendError,
+    InputError,
+    OutOfMemoryError,
+    OutputError,
+    OutputExistsError,
+    OutputInUseError,
+)
 from cyclegan_batch.frames import Frame, Geometry, Pixels, Size, SizeRequirements, geometry
 from cyclegan_batch.media import Dropped, Place, dropped_at
 from cyclegan_batch.pipeline import Counters, Schedule, Span, Unit, run
@@ -328,6 +335,61 @@ def test_a_dropped_picture_ends_a_run_that_does_not_skip_errors() -> None:
         run([unit(source, sink)], FakeBackend(), PLAIN, geometry=as_it_is)
     assert sink.discarded
     assert not sink.finished
+
+
+# What another process writes meanwhile
+
+
+@pytest.mark.behaviour(23)
+@pytest.mark.parametrize("stage", ["read", "write", "open sink", "finish"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_what_has_come_to_exist_meanwhile_is_left_where_that_was_asked_for(
+    stage: str, skip: bool
+) -> None:
+    error = OutputExistsError("it exists already")
+    source, sink = FakeSource([1, 2, 3]), FakeSink()
+    made = unit(source, sink)
+    if stage == "read":
+        source.on_read = lambda number: Dropped("2", error) if number == 2 else number
+    elif stage == "write":
+        sink.on_write = lambda item: Dropped("2", error) if item[0] == 2 else None
+    elif stage == "finish":
+        sink.on_finish = lambda: raise_(error)
+    else:
+        made = Unit("clip", open_source=lambda: source, open_sink=lambda: raise_(error))
+    other = FakeSink()
+    counters = run(
+        [made, unit(FakeSource([4]), other)], FakeBackend(), PLAIN,
+        geometry=as_it_is, skip_errors=True, skip_existing=skip,
+    )  # fmt: skip
+    assert counters.left == (1 if skip else 0)
+    assert [failure.cause for failure in counters.failures] == ([] if skip else [str(error)])
+    assert other.got == translated([4])
+    assert source.closed
+
+
+def raise_(error: Exception) -> Any:
+    raise error
+
+
+@pytest.mark.behaviour(22, 23)
+@pytest.mark.parametrize("finishes", [True, False])
+def test_an_output_in_use_is_a_failure_unless_it_is_there_at_the_end(
+    tmp_path: Path, finishes: bool
+) -> None:
+    output = tmp_path / "clip.mp4"
+    error = OutputInUseError("process 7 on there is writing it", output)
+    busy = Unit("clip", open_source=lambda: FakeSource([]), open_sink=lambda: raise_(error))
+    sink = FakeSink()
+    if finishes:
+        sink.on_finish = output.touch  # while this one is done, that process ends
+    counters = run(
+        [busy, unit(FakeSource([4]), sink)], FakeBackend(), PLAIN,
+        geometry=as_it_is, skip_errors=True, skip_existing=True,
+    )  # fmt: skip
+    assert counters.left == (1 if finishes else 0)
+    assert [f.cause for f in counters.failures] == ([] if finishes else [str(error)])
+    assert sink.finished
 
 
 def lost(number: int, trouble: str = "cannot be decoded; repair the file") -> Dropped:

@@ -42,7 +42,7 @@ import numpy.typing as npt
 from PIL import BmpImagePlugin, Image, ImageCms, JpegImagePlugin
 
 from ..errors import InputError, OutputError
-from ..files import output_error, printable, publish, temporary_path
+from ..files import output_error, printable, publish, refuse_existing, temporary_path
 from ..frames import Frame, PixelType, as_pixel_type, to_uint8
 from ..inputs import IMAGE_FORMATS, Entry, ImageFormat
 from ..options import TranslateOptions
@@ -214,7 +214,13 @@ class ImageSource:
                 yield Dropped(name, lost[entry.source])
                 continue
             try:
+                if not self.shard.overwrite:
+                    # Another process may have written it meanwhile: no work is done twice.
+                    refuse_existing(entry.output)
                 data = entry.source.read_bytes()
+            except OutputError as error:
+                yield Dropped(name, error)
+                continue
             except OSError as error:
                 yield Dropped(name, _unreadable(entry.source, error))
                 continue

@@ -35,7 +35,14 @@ from av.codec.context import Flags
 from av.filter import Graph
 
 from ..errors import CycleganBatchError, InputError, OutputError
-from ..files import output_error, printable, publish, temporary_path
+from ..files import (
+    OutputLock,
+    output_error,
+    printable,
+    publish,
+    refuse_existing,
+    temporary_path,
+)
 from ..frames import Frame, Geometry, Pixels, PixelType, Size
 from ..machine import cpu_threads
 from ..options import TranslateOptions
@@ -1359,6 +1366,9 @@ class VideoSink:
         self._times: list[int] = []
         self._last_duration: int | None = None
         self._written: list[Path] = []
+        self._lock: OutputLock | None = None
+        if not self._piped and plan.output.parent.is_dir():
+            self._claim()
         self.notes: tuple[str, ...] = ()
         """What the user is told once the file is written."""
 
@@ -1434,6 +1444,20 @@ class VideoSink:
                 # Where not even the folder exists, there is nothing to remove.
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _claim(self) -> None:
+        """Take the output for this process. Raises OutputInUseError, OutputExistsError."""
+        if self._lock is None:
+            self._lock = OutputLock(self._plan.output)
+            if not self._plan.options.overwrite:
+                try:
+                    refuse_existing(self._plan.output)
+                except OutputError:
+                    self._lock.release()
+                    raise
 
     def _last_packets(self) -> list[av.Packet[Any]]:
         packets: list[av.Packet[Any]] = self._stream.encode(None)
@@ -1463,6 +1487,7 @@ class VideoSink:
             options["movie_timescale"] = str(min(encoder.time_base.denominator, 2**31 - 1))
         if not self._piped:
             plan.output.parent.mkdir(parents=True, exist_ok=True)
+            self._claim()
         target: Any = f"file:{self._stretch.absolute()}"
         if plan.streams is None:
             self._file = sys.stdout.buffer if self._piped else self._stretch.open("wb")

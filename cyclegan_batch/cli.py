@@ -298,6 +298,11 @@ _VIDEO = _options(
         "--color", metavar="MATRIX[:RANGE]", help="Colour of an untagged source, e.g. bt601:full."
     ),
     click.option("--deinterlace", is_flag=True, help="Deinterlace (bwdif) before the network."),
+    click.option(
+        "--deinterlace-rate",
+        type=click.Choice(["frame", "field"]),
+        help="Deinterlace: one frame for two fields, or a frame for each.",
+    ),
     click.option("--ss", type=_Seconds(), help="Start."),
     click.option("--to", type=_Seconds(), help="End."),
     click.option("--frames", type=click.IntRange(min=1), help="At most this many frames."),

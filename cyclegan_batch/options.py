@@ -53,6 +53,8 @@ class TranslateOptions:
     color: str | None = None
     """``MATRIX[:RANGE]`` for untagged sources, e.g. ``bt709:limited``."""
     deinterlace: bool = False
+    deinterlace_rate: Literal["frame", "field"] | None = None
+    """One frame of two fields (None too), or one of each field; either of them deinterlaces."""
     ss: float | None = None
     """Start, in seconds from the first frame."""
     to: float | None = None
@@ -80,3 +82,8 @@ class TranslateOptions:
     copy_others: bool = False
     cache_dir: Path | None = None
     """Where exported checkpoints and built engines are kept; None: the usual place."""
+
+    @property
+    def deinterlaces(self) -> bool:
+        """Whole frames are made of the fields, at either rate."""
+        return self.deinterlace or self.deinterlace_rate is not None

@@ -362,7 +362,7 @@ def _check_stretch(options: TranslateOptions) -> None:
 
 
 _OF_VIDEOS = {"codec", "crf", "preset", "pix_fmt", "encoder_opt", "audio", "stream", "color"} | {
-    "container", "deinterlace", "ss", "to", "frames"
+    "container", "deinterlace", "deinterlace_rate", "ss", "to", "frames"
 }  # fmt: skip
 _OF_IMAGES = {"format", "quality"}
 

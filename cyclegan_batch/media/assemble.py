@@ -33,7 +33,16 @@ from ..files import output_error, printable
 from ..frames import Size
 from ..options import TranslateOptions
 from . import aspect
-from .containers import MediaInfo, StreamInfo, demux, input_error, open_container
+from .containers import (
+    ALPHA_DECODERS,
+    FIELD_ORDER,
+    Fields,
+    MediaInfo,
+    StreamInfo,
+    demux,
+    input_error,
+    open_container,
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,10 @@ class StreamPlan:
     """One warning for each thing that is left out."""
     sample_aspect_ratio: Fraction | None = None
     """Of the translated video; None leaves what its encoder says."""
+    fields: Fields | None = None
+    """Which field is first in the translated video, where its frames are interlaced."""
+    alpha: bool = False
+    """The translated video is transparent in places."""
 
 
 @dataclass(frozen=True)
@@ -169,13 +182,18 @@ def plan_streams(
     size: Size,
     encoder_options: Mapping[str, str] = MappingProxyType({}),
     sample_aspect_ratio: Fraction | None = None,
+    fields: Fields | None = None,
+    alpha: bool = False,
+    lost: Sequence[str] = (),
 ) -> StreamPlan:
     """Decide for every stream of ``info`` how it gets into ``output``, before the first frame.
 
-    ``encoder``, ``pix_fmt``, ``size`` (height, width), ``encoder_options`` (FFmpeg's) and
-    ``sample_aspect_ratio`` are those of the translated video. Headers are written to memory with
-    what is planned; what makes one fail is left out, with a note each, or with ``options.strict``
-    an OutputError. Raises OutputError where the container cannot hold the translated video itself.
+    ``encoder``, ``pix_fmt``, ``size`` (height, width), ``encoder_options`` (FFmpeg's),
+    ``sample_aspect_ratio``, ``fields`` and ``alpha`` are those of the translated video, and
+    ``lost`` is what its encoder does not hold of it, counted with the rest. Headers are written to
+    memory with what is planned; what makes one fail is left out, with a note each, or with
+    ``options.strict`` an OutputError. Raises OutputError where the container cannot hold the
+    translated video itself.
     """
     container = _container(output)
     trial = _Trial(container, encoder, pix_fmt, size, encoder_options)
@@ -189,7 +207,7 @@ def plan_streams(
             f"cannot write {printable(output)}: AVI holds only a constant frame rate, and "
             f"{printable(info.path)} has a variable one; choose .mkv or .mp4"
         )
-    lost: list[str] = []
+    lost = [*lost]
     carried: list[Carried] = []
     others = [stream for stream in info.streams if stream.index != video.index]
     with contextlib.ExitStack() as stack:
@@ -259,6 +277,8 @@ def plan_streams(
         to_last_frame=options.to is not None or options.frames is not None,
         notes=notes,
         sample_aspect_ratio=sample_aspect_ratio,
+        fields=fields,
+        alpha=alpha,
     )
 
 
@@ -457,7 +477,8 @@ _OF_THE_FILE = frozenset(
 )
 """Tags that a muxer derives from its own file."""
 _OF_THE_ENCODING = re.compile(
-    r"(encoder|encoder_settings|rotate|BPS|DURATION|NUMBER_OF_\w+|_STATISTICS_\w+)(-\w+)?",
+    r"(alpha_mode|encoder|encoder_settings|rotate|BPS|DURATION|NUMBER_OF_\w+|_STATISTICS_\w+)"
+    r"(-\w+)?",
     re.IGNORECASE,
 )
 """Tags that describe packets which are not copied."""
@@ -727,6 +748,10 @@ def _add_translated(
     if video.average_rate is not None:
         stream.codec_context.framerate = video.average_rate
     stream.metadata.update(_stream_tags(video.metadata, output, encoded=True))
+    if plan.alpha and template.codec_context.name in ALPHA_DECODERS:
+        stream.metadata["alpha_mode"] = "1"
+    if plan.fields is not None:
+        stream.codec_context.field_order = FIELD_ORDER[plan.fields]
     _shape(stream, plan.sample_aspect_ratio or template.sample_aspect_ratio, output)
     disposition = Disposition(0)
     for name in video.disposition:

@@ -29,7 +29,8 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from ..errors import InputError
 from ..frames import Pixels, PixelType
-from .containers import ColourTags, StreamInfo
+from .alpha import Alpha, put_alpha
+from .containers import ColourTags, Fields, StreamInfo
 
 Matrix = Literal["bt601", "bt709", "bt2020", "fcc", "smpte240m", "rgb"]
 
@@ -199,19 +200,30 @@ class ToRGB:
 
 
 class FromRGB:
-    """Convert translated RGB to pictures for the encoder; one for each worker thread."""
+    """Convert translated RGB to pictures for the encoder; one for each worker thread.
 
-    def __init__(self, plan: ColourPlan, pix_fmt: str) -> None:
+    ``fields``: which field is first, where the encoder is to mark every picture as interlaced.
+    """
+
+    def __init__(self, plan: ColourPlan, pix_fmt: str, fields: Fields | None = None) -> None:
         self._plan, self._pix_fmt = plan, pix_fmt
         self._deep = bits_of(pix_fmt) > 8
+        self._white = 65535 if _is_rgb(pix_fmt) else _WHITE_OUT
         self._reformatter = VideoReformatter()
         self._siting = _Siting(plan.chroma_location)
-        self._template: av.VideoFrame | None = None
+        self._mark = _Siting(plan.chroma_location, fields) if fields else None
+        self._templates: dict[bool, av.VideoFrame] = {}
 
-    def __call__(self, pixels: Pixels) -> av.VideoFrame:
-        """Return ``(H, W, 3)`` RGB, uint8 or float16 in [0, 1] (clamped), as a tagged picture."""
+    def __call__(
+        self, pixels: Pixels, *, interlaced: bool = False, alpha: Alpha | None = None
+    ) -> av.VideoFrame:
+        """Return ``(H, W, 3)`` RGB, uint8 or float16 in [0, 1] (clamped), as a tagged picture.
+
+        ``interlaced``: the lines belong to two fields, and so does the chroma of each.
+        """
         plan = self._plan
-        rgb = self._filled(pixels)
+        interlaced = interlaced and self._mark is not None
+        rgb = self._filled(pixels, interlaced=interlaced)
         frame = self._reformatter.reformat(
             rgb,
             format=self._pix_fmt,
@@ -223,13 +235,17 @@ class FromRGB:
         )
         if frame is rgb:
             # Nothing was to be done (an RGB encoder), and the template is ours.
-            frame, self._template = rgb, None
+            frame = self._templates.pop(interlaced)
+        if alpha is not None:
+            put_alpha(frame, alpha)
+        if self._mark is not None and not interlaced:
+            frame = self._mark(frame, force=True)
         tags = output_tags(plan, self._pix_fmt)
         frame.colorspace, frame.color_range = tags.matrix, tags.range
         frame.color_primaries, frame.color_trc = tags.primaries, tags.transfer
         return frame
 
-    def _filled(self, pixels: Pixels) -> av.VideoFrame:
+    def _filled(self, pixels: Pixels, *, interlaced: bool) -> av.VideoFrame:
         """Return the template with ``pixels`` in it.
 
         Copied into FFmpeg's own memory (0.2 ms at 1280×720): swscale's vector code reads past the
@@ -238,21 +254,21 @@ class FromRGB:
         deep = self._deep or pixels.dtype != np.uint8
         format_ = "gbrp16le" if deep else "rgb24"
         height, width = pixels.shape[:2]
-        template = self._template
+        template = self._templates.get(interlaced)
         if template is None or (template.height, template.width, template.format.name) != (
             height,
             width,
             format_,
         ):
-            template = self._template = self._siting(
-                av.VideoFrame(width, height, format_), force=True
-            )
+            siting = self._mark if interlaced and self._mark is not None else self._siting
+            template = siting(av.VideoFrame(width, height, format_), force=True)
+            self._templates[interlaced] = template
         if not deep:
             buffer = template.planes[0]
             padded = np.frombuffer(cast(Any, buffer), np.uint8).reshape(height, buffer.line_size)
             padded[:, : width * 3] = pixels.reshape(height, width * 3)
             return template
-        white = _WHITE_OUT
+        white = self._white
         if pixels.dtype == np.uint8:
             values = _look_up(pixels, _table_from_uint8(white))
         else:
@@ -274,10 +290,15 @@ def bits_of(pix_fmt: str) -> int:
 
 
 class _Siting:
-    """Tell frames where their chroma sits, by a filter (2 µs): PyAV has no attribute for it."""
+    """Tell frames where their chroma sits and which field is first.
 
-    def __init__(self, location: str) -> None:
-        self._location = location
+    By a filter (2 µs): PyAV has no attribute for either.
+    """
+
+    def __init__(self, location: str, fields: Fields | None = None) -> None:
+        self._settings = f"chroma_location={location}"
+        if fields is not None:
+            self._settings += f":field_mode={fields}"
         self._key: tuple[int, int, str] | None = None
         self._graph: Any = None
 
@@ -294,7 +315,7 @@ class _Siting:
             )
             graph.link_nodes(
                 source,
-                graph.add("setparams", f"chroma_location={self._location}"),
+                graph.add("setparams", self._settings),
                 graph.add("buffersink"),
             ).configure()
             self._graph, self._key = graph, key
@@ -309,7 +330,7 @@ _WHITE_IN = 65283
 """What limited-range white becomes; full range becomes its code, shifted up to 16 bits."""
 
 _WHITE_OUT = 255 * 256
-"""What becomes white in every range and depth."""
+"""What becomes white in every range and depth of YUV; in RGB it is 65535."""
 
 
 @cache

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import av
 import av.container
@@ -28,6 +28,10 @@ from av.video.frame import VideoFrame
 from ..errors import InputError
 from ..files import printable
 from ..frames import Size
+from .alpha import alpha_of, has_alpha
+
+Fields: TypeAlias = Literal["tff", "bff"]
+"""Which field of an interlaced frame is shown first: the top one (line 0 is in it) or the other."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,10 @@ class StreamInfo:
     colour: ColourTags = ColourTags()
     interlaced: bool | None = None
     """By the header's field order or the first frame; None where neither says."""
+    fields: Fields | None = None
+    """Which field is first, where the video is interlaced; the top one where nothing says it."""
+    alpha: bool = False
+    """The pictures are transparent in places: by the pixel format, or beside it (VP8, VP9)."""
     attached_picture: bool = False
     closed_captions: bool = False
     """CEA-608/708 captions inside the video's packets (the first of them were looked at)."""
@@ -379,8 +387,28 @@ def _video_info(info: StreamInfo, stream: av.video.stream.VideoStream) -> Stream
             range=context.color_range,
         ),
         interlaced={0: None, 1: False}.get(context.field_order, True),
+        fields=_FIELDS.get(context.field_order),
+        alpha=info.codec != "gif"
+        and (
+            _alpha_beside(info) or (context.format is not None and has_alpha(context.format.name))
+        ),
         attached_picture=_is_attached(stream),
     )
+
+
+_FIELDS: dict[int, Fields] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
+"""AVFieldOrder, by the field that is shown first."""
+FIELD_ORDER: dict[Fields, int] = {"tff": 2, "bff": 3}
+"""The same the other way: fields are coded in the order in which they are shown."""
+
+
+def _alpha_beside(info: StreamInfo) -> bool:
+    """Say whether alpha is a second stream inside the packets, as VP8 and VP9 have it."""
+    return info.codec in ALPHA_DECODERS and info.metadata.get("alpha_mode") == "1"
+
+
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders that read alpha where FFmpeg's own of that codec leaves it out."""
 
 
 def _bits(pixel_format: Any) -> int:
@@ -469,6 +497,9 @@ class _Look:
             transfer=tags.transfer if frame.color_trc == 2 else int(frame.color_trc),
             range=int(frame.color_range) or tags.range,
         )
+        interlaced = bool(info.interlaced or frame.interlaced_frame)
+        fields = _fields_of(frame) if frame.interlaced_frame else info.fields
+        drawn = alpha_of(frame) if info.codec == "gif" else None
         return replace(
             info,
             size=size,
@@ -478,8 +509,27 @@ class _Look:
             bits=_bits(frame.format),
             colour=colour,
             # A field order alone is a claim of the header; a frame flagged so is coded so.
-            interlaced=bool(info.interlaced or frame.interlaced_frame),
+            interlaced=interlaced,
+            fields=(fields or "tff") if interlaced else None,
+            # GIF's decoder always gives alpha, and most of them have no transparent pixel.
+            alpha=info.alpha or (drawn is not None and bool((drawn.values < 255).any())),
         )
+
+
+def _fields_of(frame: VideoFrame) -> Fields:
+    """Return which field of an interlaced frame is first, by a filter: PyAV does not tell it."""
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+    )
+    select = graph.add("select", "eq(interlace_type\\,TOPFIRST)")
+    graph.link_nodes(source, select, graph.add("buffersink")).configure()
+    graph.push(frame)
+    try:
+        graph.pull()
+    except av.error.BlockingIOError:
+        return "bff"
+    return "tff"
 
 
 _CAPTION_PACKETS = 16

@@ -47,9 +47,13 @@ from ..frames import Frame, Geometry, Pixels, PixelType, Size
 from ..machine import cpu_threads
 from ..options import TranslateOptions
 from . import Dropped, Place, dropped_at
+from .alpha import Alpha, alpha_of, has_alpha
 from .assemble import OF_THE_DISK, StreamPlan, Stretch, assemble, plan_streams
 from .colour import ColourPlan, FromRGB, ToRGB, bits_of, output_tags, resolve
 from .containers import (
+    ALPHA_DECODERS,
+    FIELD_ORDER,
+    Fields,
     MediaInfo,
     StreamInfo,
     demux,
@@ -87,6 +91,10 @@ class EncoderPlan:
     rate: Fraction
     format: str
     """The muxer of the stretch."""
+    fields: Fields | None = None
+    """Which field is first, where every frame is marked as interlaced."""
+    alpha: bool = False
+    """The pictures go in with the alpha of their source."""
     notes: tuple[str, ...] = ()
 
 
@@ -157,6 +165,8 @@ def plan_video(
     else:
         info = probe(path, image_pattern_rate=_picture_rate(path, options))
     stream = info.best_video(options.stream)
+    if options.deinterlace_rate == "field":
+        stream = _at_field_rate(stream)
     if stream.size is None or not all(stream.size) or stream.pix_fmt is None:
         raise InputError(
             f"{_name(path)}: stream {stream.index} ({stream.label}) cannot be decoded; "
@@ -168,13 +178,14 @@ def plan_video(
     target = output_size(size)
     aspect = _output_aspect(stream, size, target)
     to_y4m = output == PIPE or output.suffix.lower() == _Y4M
-    encoder = (
-        _plan_y4m(stream, options)
-        if to_y4m
-        else _plan_encoder(
-            options.codec or _default_codec(output), stream, colour, target, aspect, options
+    wanted = _Extras(_output_fields(stream, size, target, options), stream.alpha)
+    if to_y4m:
+        encoder, lost = _plan_y4m(stream, options, wanted)
+    else:
+        codec = options.codec or _default_codec(output)
+        encoder, lost = _plan_with_extras(
+            codec, output, stream, colour, target, aspect, options, wanted
         )
-    )
     streams = None
     if not to_y4m:
         streams = plan_streams(
@@ -187,17 +198,23 @@ def plan_video(
             pix_fmt=encoder.pix_fmt,
             size=target,
             sample_aspect_ratio=aspect,
+            fields=wanted.fields,
+            alpha=encoder.alpha,
+            lost=lost,
         )
+    else:
+        losses = tuple(f"{_name(output, 'standard output')} goes without {what}" for what in lost)
+        if losses and options.strict:
+            raise OutputError(f"{'; '.join(losses)}; leave out --strict to accept that")
     notes = [*colour.notes, *(f"{name}: {note}" for note in encoder.notes)]
     if stream.bits > 8 and pixel_type == "uint8":
         notes.append(
             f"{name}: of its {stream.bits} bits, 8 pass the network (the model takes uint8); "
             "a model file that takes float16 keeps them"
         )
-    if stream.interlaced and not options.deinterlace:
+    if stream.interlaced and not options.deinterlaces:
         notes.append(f"{name}: the video is interlaced; --deinterlace makes whole frames of it")
-    if streams is not None:
-        notes += streams.notes
+    notes += losses if streams is None else streams.notes
     if to_y4m and stream.constant_rate is False:
         notes.append(
             f"{name}: y4m has one frame rate, so the variable times of the source are lost"
@@ -221,8 +238,17 @@ def plan_video(
     )
 
 
-def _name(path: Path) -> str:
-    return "standard input" if path == PIPE else printable(path)
+def _at_field_rate(stream: StreamInfo) -> StreamInfo:
+    """Return ``stream`` with two frames for each, on a clock that has the times of both."""
+    twice: dict[str, Any] = {"time_base": stream.time_base / 2}
+    for name in ("start_pts", "duration", "average_rate", "frames_counted"):
+        value = getattr(stream, name)
+        twice[name] = None if value is None else 2 * value
+    return replace(stream, **twice)
+
+
+def _name(path: Path, pipe: str = "standard input") -> str:
+    return pipe if path == PIPE else printable(path)
 
 
 def _picture_rate(path: Path, options: TranslateOptions) -> Fraction | None:
@@ -277,6 +303,9 @@ def _frames_expected(info: MediaInfo, stream: StreamInfo, options: TranslateOpti
     """Return how many frames the stretch has, as far as the header tells."""
     rate = stream.average_rate
     whole = stream.frames_counted or stream.frames_claimed
+    if whole is not None and stream.frames_counted is None and options.deinterlace_rate == "field":
+        # What the header counts is compared with its packets, so it stays as it is.
+        whole *= 2
     seconds = info.duration
     if stream.duration is not None:
         seconds = stream.duration * stream.time_base
@@ -306,6 +335,20 @@ def _output_aspect(stream: StreamInfo, size: Size, target: Size) -> Fraction | N
     if abs(stretch - 1) > Fraction(1, 100):
         aspect = ((aspect or Fraction(1)) * stretch).limit_denominator(1000)
     return aspect
+
+
+def _output_fields(
+    stream: StreamInfo, size: Size, target: Size, options: TranslateOptions
+) -> Fields | None:
+    """Return which field of the output's frames is first, None where they have no fields."""
+    turned_over = stream.rotation % 180 or size != target
+    if not stream.interlaced or options.deinterlaces or turned_over:
+        return None
+    fields = stream.fields or "tff"
+    if stream.rotation == 180 and size[0] % 2 == 0:
+        # Upside down, the first line belongs to the other field.
+        return "bff" if fields == "tff" else "tff"
+    return fields
 
 
 # The encoder
@@ -359,6 +402,106 @@ def _default_codec(output: Path) -> str:
     return "libvpx-vp9" if output.suffix.lower() == ".webm" else "libx264"
 
 
+@dataclass(frozen=True)
+class _Extras:
+    """What a picture can have besides its colours, and not every encoder holds."""
+
+    fields: Fields | None
+    alpha: bool
+
+
+_NOTHING = _Extras(None, alpha=False)
+
+
+def _plan_with_extras(
+    codec: str,
+    output: Path,
+    stream: StreamInfo,
+    colour: ColourPlan,
+    size: Size,
+    aspect: Fraction | None,
+    options: TranslateOptions,
+    wanted: _Extras,
+) -> tuple[EncoderPlan, list[str]]:
+    """Choose the encoder, and say what it loses of ``wanted``. Raises OutputError.
+
+    What it holds shows in a frame that it encoded: many take a setting without a word.
+    """
+    if wanted == _NOTHING:
+        return _plan_encoder(codec, stream, colour, size, aspect, options, wanted), []
+    held = _NOTHING
+    with contextlib.suppress(OutputError):
+        plan = _plan_encoder(codec, stream, colour, size, aspect, options, wanted)
+        held = _held(plan, colour, size, aspect, output)
+    if held != wanted:
+        plan = _plan_encoder(codec, stream, colour, size, aspect, options, held)
+    what = f"stream {stream.index} ({stream.label})"
+    lost = []
+    if wanted.fields and not held.fields:
+        lost.append(
+            f"the mark that {what} is interlaced: {plan.name} cannot set it here, so players will "
+            "show both fields at once; --deinterlace makes whole frames of them"
+        )
+    if wanted.alpha and not held.alpha:
+        why = f"{plan.name} in {output.suffix} cannot hold it"
+        if options.pix_fmt is not None and not has_alpha(options.pix_fmt):
+            why = f"--pix-fmt {options.pix_fmt} has none"
+        lost.append(
+            f"the alpha of {what}: {why}; -c prores_ks in .mov, -c ffv1 in .mkv and "
+            "libvpx-vp9 in .webm keep it"
+        )
+    return plan, lost
+
+
+def _held(
+    plan: EncoderPlan, colour: ColourPlan, size: Size, aspect: Fraction | None, output: Path
+) -> _Extras:
+    """Encode one frame, and return what of the plan's extras its decoder gives back."""
+    from_rgb = FromRGB(colour, plan.pix_fmt, plan.fields)
+    grey = np.full((*size, 3), 128, np.uint8)
+    clear = Alpha(np.zeros(size, np.uint8), 8) if plan.alpha else None
+    frame = from_rgb(grey, interlaced=plan.fields is not None, alpha=clear)
+    frame.pts, frame.time_base = 0, plan.time_base
+    shown: list[Any] = []
+    file = io.BytesIO()
+    with contextlib.suppress(av.error.FFmpegError, ValueError):
+        with av.open(file, "w", format=plan.format) as written:
+            stream = _add_encoder(written, plan, colour, size, aspect)
+            written.mux([*stream.encode(frame), *stream.encode(None)])
+        file.seek(0)
+        with av.open(file, "r", format=plan.format) as read:
+            decode = _decoder(read.streams.video[0], alpha=plan.alpha)
+            for packet in read.demux():
+                shown += decode(packet)
+    if not shown:
+        return _NOTHING
+    first: av.VideoFrame = shown[0]
+    alpha = alpha_of(first) if plan.alpha else None
+    beside = plan.name in ALPHA_DECODERS.values()
+    fits = not beside or output.suffix.lower() in _BLOCK_ADDITIONS
+    return _Extras(
+        plan.fields if first.interlaced_frame else None,
+        alpha=alpha is not None and not alpha.values.any() and fits,
+    )
+
+
+def _decoder(stream: Any, *, alpha: bool) -> Callable[[av.Packet[Any]], list[av.VideoFrame]]:
+    """Return what decodes the packets of ``stream``: itself, or a decoder that reads alpha."""
+    reader = ALPHA_DECODERS.get(stream.codec_context.codec.canonical_name) if alpha else None
+    if reader is None:
+        return lambda packet: packet.decode()
+    context: Any = av.CodecContext.create(reader, "r")
+    context.extradata = stream.codec_context.extradata
+    context.thread_count = stream.codec_context.thread_count
+    context.flags = stream.codec_context.flags
+    decode: Callable[[av.Packet[Any]], list[av.VideoFrame]] = context.decode
+    return decode
+
+
+_BLOCK_ADDITIONS = (".mkv", ".webm")
+"""Containers in which a packet can have a second part, as the alpha of VP8 and VP9 is."""
+
+
 def _plan_encoder(
     codec: str,
     stream: StreamInfo,
@@ -366,16 +509,17 @@ def _plan_encoder(
     size: Size,
     aspect: Fraction | None,
     options: TranslateOptions,
+    extras: _Extras,
 ) -> EncoderPlan:
     """Choose the encoder and its pixel format by opening them. Raises OutputError."""
     try:
-        return _open_first(codec, stream, colour, size, aspect, options)
+        return _open_first(codec, stream, colour, size, aspect, options, extras)
     except OutputError as error:
         if not codec.endswith(_HARDWARE):
             raise
         # Its presets and options mean nothing to x264.
         software = replace(options, preset=None, encoder_opt={})
-        plan = _open_first("libx264", stream, colour, size, aspect, software)
+        plan = _open_first("libx264", stream, colour, size, aspect, software, extras)
         note = f"{codec} does not open here ({_reason(error.__cause__)}), libx264 encodes"
         return replace(plan, notes=(note, *plan.notes))
 
@@ -387,6 +531,7 @@ def _open_first(
     size: Size,
     aspect: Fraction | None,
     options: TranslateOptions,
+    extras: _Extras,
 ) -> EncoderPlan:
     """Return the first of the sensible settings that opens. Raises OutputError."""
     try:
@@ -403,8 +548,14 @@ def _open_first(
         raise OutputError(
             f"{name} does not take --pix-fmt {options.pix_fmt}; choose one of {', '.join(formats)}"
         )
-    wanted = options.pix_fmt or choose_pix_fmt(stream.pix_fmt or "yuv420p", formats)
+    wanted = options.pix_fmt or choose_pix_fmt(
+        stream.pix_fmt or "yuv420p", formats, alpha=extras.alpha
+    )
+    alpha = extras.alpha and has_alpha(wanted)
     encoder_options = _encoder_options(codec.name, options)
+    if alpha and codec.name == "libvpx":
+        # It takes no alpha beside frames that are never shown.
+        encoder_options.setdefault("auto-alt-ref", "0")
     worst = _WORST_QUALITY.get(codec.name)
     if options.crf is not None and worst is not None and not 0 <= options.crf <= worst:
         raise OutputError(
@@ -420,7 +571,9 @@ def _open_first(
         time_base=stream.time_base,
         counts_frames=False,
         rate=rate,
-        format=_stretch_format(codec.name),
+        format=_stretch_format(codec.name, alpha=alpha),
+        fields=extras.fields,
+        alpha=alpha,
     )
     refused: Exception | None = None
     for plan in _variants(draft, size, formats, explicit=options.pix_fmt is not None):
@@ -458,7 +611,8 @@ def _variants(
     if explicit or not _is_odd_for(draft.pix_fmt, size):
         return
     bits = bits_of(draft.pix_fmt)
-    full = [each for each in formats if each.startswith("yuv444") and bits_of(each) == bits]
+    chroma = "yuva444" if draft.alpha else "yuv444"
+    full = [each for each in formats if each.startswith(chroma) and bits_of(each) == bits]
     height, width = size
     note = f"{draft.name} takes no {width}×{height} in {draft.pix_fmt}, so it encodes "
     for each in full:
@@ -495,6 +649,20 @@ _PARAMETER_REFUSED = re.compile(
 """What libx264, libx265 and libsvtav1 say of one of their own parameters."""
 
 
+def _add_encoder(
+    container: av.container.OutputContainer,
+    plan: EncoderPlan,
+    colour: ColourPlan,
+    size: Size,
+    aspect: Fraction | None,
+) -> Any:
+    """Add a stream that is encoded as planned."""
+    stream: Any = container.add_stream(plan.name, rate=plan.rate)
+    _set_up(stream.codec_context, plan, colour, size, aspect)
+    stream.time_base = plan.time_base
+    return stream
+
+
 def _set_up(
     context: Any, plan: EncoderPlan, colour: ColourPlan, size: Size, aspect: Fraction | None
 ) -> None:
@@ -510,6 +678,9 @@ def _set_up(
     tags = output_tags(colour, plan.pix_fmt)
     context.colorspace, context.color_range = tags.matrix, tags.range
     context.color_primaries, context.color_trc = tags.primaries, tags.transfer
+    if plan.fields:
+        context.field_order = FIELD_ORDER[plan.fields]
+        context.flags |= Flags.interlaced_dct | Flags.interlaced_me
     options = dict(plan.options)
     if plan.name == "libx265":
         # It writes to standard error by itself, unless the user wants to see it.
@@ -564,9 +735,10 @@ def _encoder_threads(name: str) -> int:
     return max(1, min(cores * 3 // 2, _ENCODER_THREADS))
 
 
-def _stretch_format(name: str) -> str:
+def _stretch_format(name: str, *, alpha: bool) -> str:
     """Return the muxer of the stretch: MP4, else MKV, else MOV, whichever can hold the codec."""
-    for muxer in ("mp4", "matroska", "mov"):
+    beside = alpha and name in ALPHA_DECODERS.values()
+    for muxer in ("matroska",) if beside else ("mp4", "matroska", "mov"):
         with contextlib.suppress(ValueError, av.error.FFmpegError):
             trial = av.open(io.BytesIO(), "w", format=muxer)
             trial.add_stream(name)
@@ -574,20 +746,24 @@ def _stretch_format(name: str) -> str:
     raise OutputError(f"--codec {name} fits neither MP4, MKV nor MOV; choose another one")
 
 
-def choose_pix_fmt(source: str, formats: list[str]) -> str:
+def choose_pix_fmt(source: str, formats: list[str], *, alpha: bool = False) -> str:
     """Return which of an encoder's ``formats`` loses least of ``source``, and adds least to it.
 
     RGB and grey count as 4:2:0: that is what players play. An encoder that lists none takes any.
+    With ``alpha`` one that holds alpha is preferred, and without it none does.
     """
     plain = re.sub(r"^yuvj", "yuv", source)
     if not formats:
-        return plain
+        return re.sub("^yuva", "yuv", plain) if not alpha else plain.replace("yuv4", "yuva4", 1)
     x, y, bits = _sampling(plain)
     described = av.VideoFormat(plain)
     # A palette has one component, as grey does.
     if described.is_rgb or len(described.components) < 3 or plain.startswith("xyz"):
         x, y = 2, 2
     candidates = [each for each in formats if re.match(r"yuv4\d\dp(\d+le)?$|nv12$|p010le$", each)]
+    if alpha:
+        clear = [each for each in formats if re.match(_CLEAR, each)]
+        candidates = clear or candidates
 
     def loss(each: str) -> tuple[bool, int, int, int, bool]:
         across, down, deep = _sampling(each)
@@ -600,6 +776,10 @@ def choose_pix_fmt(source: str, formats: list[str]) -> str:
         )
 
     return min(candidates, key=loss, default=formats[0])
+
+
+_CLEAR = r"yuva4\d\dp(\d+le)?$|gbrap(\d+le)?$|(rgba|bgra|argb|abgr)$|rgba64[bl]e$"
+"""Pixel formats with alpha that are written."""
 
 
 def _sampling(pix_fmt: str) -> tuple[int, int, int]:
@@ -653,7 +833,9 @@ _Y4M_FORMATS = [
 ]
 
 
-def _plan_y4m(stream: StreamInfo, options: TranslateOptions) -> EncoderPlan:
+def _plan_y4m(
+    stream: StreamInfo, options: TranslateOptions, wanted: _Extras
+) -> tuple[EncoderPlan, list[str]]:
     """Plan a y4m stream: pictures as they are; more than 8 bits are FFmpeg's extension of it."""
     if options.pix_fmt is not None and options.pix_fmt not in _Y4M_FORMATS:
         raise OutputError(
@@ -661,7 +843,10 @@ def _plan_y4m(stream: StreamInfo, options: TranslateOptions) -> EncoderPlan:
             f"choose one of {', '.join(_Y4M_FORMATS)}"
         )
     rate = stream.average_rate or Fraction(25)
-    return EncoderPlan(
+    lost = []
+    if wanted.alpha:
+        lost.append(f"the alpha of stream {stream.index} ({stream.label}): y4m cannot hold it")
+    plan = EncoderPlan(
         name="rawvideo",
         pix_fmt=options.pix_fmt or choose_pix_fmt(stream.pix_fmt or "yuv420p", _Y4M_FORMATS),
         options=(),
@@ -670,7 +855,9 @@ def _plan_y4m(stream: StreamInfo, options: TranslateOptions) -> EncoderPlan:
         counts_frames=True,
         rate=rate,
         format=_Y4M_MUXER,
+        fields=wanted.fields,
     )
+    return plan, lost
 
 
 # The source
@@ -684,6 +871,10 @@ class Timing:
     """In ticks of the source's time base."""
     duration: int | None
     """In ticks, where the source says it."""
+    interlaced: bool = field(default=False, compare=False)
+    """The picture's lines belong to two fields, and the output is to have them too."""
+    alpha: Alpha | None = field(default=None, compare=False, repr=False)
+    """Of the upright picture, where the output holds it."""
 
 
 @dataclass(frozen=True)
@@ -777,6 +968,7 @@ class VideoSource:
         """Return a function from a decoded frame to an upright RGB one, one for each worker."""
         plan = self._plan
         to_rgb = ToRGB(plan.colour, plan.pixel_type)
+        extras = plan.encoder.alpha or plan.encoder.fields is not None
 
         def convert(item: _Decoded) -> Frame | Dropped:
             try:
@@ -789,9 +981,19 @@ class VideoSource:
                 # A stream that changes its size: an encoder cannot, so all get the first one's.
                 size = (pixels.shape[0], pixels.shape[1])
                 pixels = Geometry(size, plan.size, plan.size).into_network(pixels)
-            return Frame(item.index, pixels, item.timing)
+            timing = self._with_extras(item) if extras else item.timing
+            return Frame(item.index, pixels, timing)
 
         return convert
+
+    def _with_extras(self, item: _Decoded) -> Timing:
+        """Return the frame's timing with what does not pass the network."""
+        rotation, mirrored = item.turn
+        alpha = alpha_of(item.picture) if self._plan.encoder.alpha else None
+        if alpha is not None:
+            alpha = replace(alpha, values=upright(alpha.values, rotation, mirrored=mirrored))
+        interlaced = item.picture.interlaced_frame
+        return replace(item.timing, interlaced=interlaced, alpha=alpha)
 
     def close(self) -> None:
         """Close the file."""
@@ -841,6 +1043,7 @@ class VideoSource:
         stream.codec_context.flags |= Flags.output_corrupt
         if careful:
             stream.codec_context.thread_count = 1
+        decode = _decoder(stream, alpha=self._plan.encoder.alpha)
         shown = _Shown(careful=careful)
         packets = self._demux(container)
         seeking = self._from is not None and self._may_seek()
@@ -850,7 +1053,7 @@ class VideoSource:
                 continue
             shown.expect(packet)
             try:
-                frames = packet.decode()
+                frames = decode(packet)
             except av.error.EOFError:
                 continue
             except av.error.FFmpegError as error:
@@ -905,7 +1108,7 @@ class VideoSource:
         """Say whether the container's index leads exactly to frames (not MPEG-TS, PS and AVI)."""
         plan = self._plan
         indexed = plan.info.format.startswith(("mov", "matroska"))
-        return indexed and not plan.options.deinterlace and plan.opened is None
+        return indexed and not plan.options.deinterlaces and plan.opened is None
 
     def _seek(
         self, container: av.container.InputContainer, stream: Any, first: av.VideoFrame
@@ -924,25 +1127,27 @@ class VideoSource:
     def _deinterlaced(
         self, items: Iterator[av.VideoFrame | _Lost]
     ) -> Iterator[av.VideoFrame | _Lost]:
-        """Make whole frames of fields, one of each frame (bwdif), so that count and times stay."""
-        if not self._plan.options.deinterlace:
+        """Make whole frames of fields (bwdif), one of each frame or one of each field."""
+        plan = self._plan
+        if not plan.options.deinterlaces:
             yield from items
             return
-        waiting: list[av.VideoFrame | _Lost] = []
+        both = plan.options.deinterlace_rate == "field"
+        waiting = _Waiting(both=both, step=self._step)
         deinterlacer: _Deinterlacer | None = None
         for item in items:
             if isinstance(item, _Lost):
-                waiting.append(item)
+                waiting.put(item)
                 continue
             if deinterlacer is None or not deinterlacer.takes(item):
                 if deinterlacer is not None:
-                    yield from _with_times(deinterlacer.flush(), waiting)
-                deinterlacer = _Deinterlacer(item)
-            waiting.append(item)
-            yield from _with_times(deinterlacer.take(item), waiting)
+                    yield from waiting.timed(deinterlacer.flush())
+                deinterlacer = _Deinterlacer(item, plan.stream.fields, both=both)
+            waiting.put(item)
+            yield from waiting.timed(deinterlacer.take(item))
         if deinterlacer is not None:
-            yield from _with_times(deinterlacer.flush(), waiting)
-        yield from waiting
+            yield from waiting.timed(deinterlacer.flush())
+        yield from waiting.lost()
 
     def _timed(
         self, items: Iterator[av.VideoFrame | _Lost]
@@ -1255,15 +1460,18 @@ class _Shown:
 
 
 class _Deinterlacer:
-    """FFmpeg's bwdif, one frame out for each frame in."""
+    """FFmpeg's bwdif, one frame out for each frame in, or ``both`` of its fields."""
 
-    def __init__(self, frame: av.VideoFrame) -> None:
+    def __init__(self, frame: av.VideoFrame, fields: Fields | None, *, both: bool) -> None:
         self._shape = frame.width, frame.height, frame.format.name
         graph = self._graph = Graph()
         source = graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
         )
-        graph.link_nodes(source, graph.add("bwdif", "mode=send_frame"), graph.add("buffersink"))
+        # Where frames say nothing, what the container says counts.
+        parity = "auto" if frame.interlaced_frame or fields is None else fields
+        settings = f"mode={'send_field' if both else 'send_frame'}:parity={parity}"
+        graph.link_nodes(source, graph.add("bwdif", settings), graph.add("buffersink"))
         graph.configure()
         self._count = 0
 
@@ -1295,17 +1503,53 @@ class _Deinterlacer:
         return frames
 
 
-def _with_times(
-    frames: list[av.VideoFrame], waiting: list[av.VideoFrame | _Lost]
-) -> Iterator[av.VideoFrame | _Lost]:
-    """Yield filtered ``frames`` with the times of those that went in, and the lost in between."""
-    for frame in frames:
-        while isinstance(waiting[0], _Lost):
-            yield waiting.pop(0)
-        before = waiting.pop(0)
-        assert isinstance(before, av.VideoFrame)
-        frame.pts, frame.duration = before.pts, before.duration
-        yield frame
+class _Waiting:
+    """What went into a deinterlacer: frames come out in the same order, and get their times here.
+
+    With ``both`` fields each frame comes out twice, and a tick is half as long.
+    """
+
+    def __init__(self, *, both: bool, step: int) -> None:
+        self._both, self._step = both, step
+        self._items: list[av.VideoFrame | _Lost] = []
+        self._second = False
+
+    def put(self, item: av.VideoFrame | _Lost) -> None:
+        self._items.append(item)
+
+    def timed(self, frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame | _Lost]:
+        """Yield filtered ``frames``, and the lost ones in between."""
+        for frame in frames:
+            yield from self.lost()
+            before = self._items[0]
+            assert isinstance(before, av.VideoFrame)
+            pts = before.pts
+            if not self._both or self._second:
+                self._items.pop(0)
+            if self._both and pts is not None:
+                pts = 2 * pts + (self._field(before) if self._second else 0)
+            self._second = self._both and not self._second
+            frame.pts, frame.duration = pts, before.duration
+            yield frame
+
+    def lost(self) -> Iterator[_Lost]:
+        """Yield the frames that were lost before the next one."""
+        while self._items and isinstance(self._items[0], _Lost):
+            lost = self._items.pop(0)
+            assert isinstance(lost, _Lost)
+            if not self._both:
+                yield lost
+                continue
+            first = None if lost.pts is None else 2 * lost.pts
+            yield _Lost(first, lost.cause)
+            yield _Lost(None if first is None else first + self._step, lost.cause)
+
+    def _field(self, before: av.VideoFrame) -> int:
+        """Return after how many of the shorter ticks the second field is shown."""
+        later = (each.pts for each in self._items if isinstance(each, av.VideoFrame))
+        following = next((pts for pts in later if pts is not None), None)
+        gap = None if following is None or before.pts is None else following - before.pts
+        return min([n for n in (before.duration, gap) if n and n > 0], default=self._step)
 
 
 _TURNS = {
@@ -1380,11 +1624,14 @@ class VideoSink:
     def converter(self) -> Callable[[Frame], tuple[Timing, av.VideoFrame]]:
         """Return a function from a translated frame to one for the encoder; each worker its own."""
         plan = self._plan
-        from_rgb = FromRGB(plan.colour, plan.encoder.pix_fmt)
+        from_rgb = FromRGB(plan.colour, plan.encoder.pix_fmt, plan.encoder.fields)
 
         def convert(frame: Frame) -> tuple[Timing, av.VideoFrame]:
+            timing: Timing = frame.tag
             try:
-                return frame.tag, from_rgb(frame.pixels)
+                return timing, from_rgb(
+                    frame.pixels, interlaced=timing.interlaced, alpha=timing.alpha
+                )
             except av.error.FFmpegError as error:
                 raise self._failed(error) from error
 
@@ -1493,15 +1740,9 @@ class VideoSink:
             self._file = sys.stdout.buffer if self._piped else self._stretch.open("wb")
             target = _Y4MFile(self._file, plan.sample_aspect_ratio)
         self._container = av.open(target, "w", format=encoder.format, container_options=options)
-        self._stream = self._container.add_stream(encoder.name, rate=encoder.rate)
-        _set_up(
-            self._stream.codec_context,
-            encoder,
-            plan.colour,
-            plan.output_size,
-            plan.sample_aspect_ratio,
+        self._stream = _add_encoder(
+            self._container, encoder, plan.colour, plan.output_size, plan.sample_aspect_ratio
         )
-        self._stream.time_base = encoder.time_base
 
     def _mux(self, packets: list[av.Packet[Any]]) -> None:
         assert self._container is not None

@@ -250,7 +250,7 @@ _NETWORK = _options(
     ),
     click.option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "fp16", "bf16", "int8"]),
+        type=click.Choice(["auto", "fp32", "tf32", "fp16", "bf16", "int8"]),
         default="auto",
         show_default=True,
         help="Arithmetic; auto takes the fastest that draws the same picture.",

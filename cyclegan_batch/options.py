@@ -23,7 +23,8 @@ class TranslateOptions:
     backend: Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"] = "auto"
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda[:N]``."""
-    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16", "int8"] = "auto"
+    """``tf32`` is how an NVIDIA GPU may run an FP32 file, ``bf16`` how OpenVINO and torch may."""
     batch_size: int | None = None
     threads: int | None = None
     """CPU threads for the network."""

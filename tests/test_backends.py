@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from cyclegan_batch.backends import (
+    MEASURED_ON_GPU,
     OF_ONNX,
     Backend,
     default_contexts,
@@ -42,6 +44,7 @@ from cyclegan_batch.frames import Pixels, as_pixel_type
 from cyclegan_batch.machine import nvidia_gpus
 from cyclegan_batch.model import Model, open_model
 from cyclegan_batch.parity import parity
+from tests.conftest import REPOSITORY
 from tests.synthesis import generators
 from tests.synthesis.generators import natural
 
@@ -502,6 +505,8 @@ def test_no_runtime_at_all_names_every_extra_errors(
         ({"precision": "fp16"}, "is fp32 and fp16 was asked for.*a file that was exported in fp16"),
         ({"precision": "int8"}, "is fp32 and int8 was asked for.*a file that was exported in int8"),
         ({"precision": "bf16", "backend": "onnxruntime"}, "cannot compute in bf16"),
+        ({"precision": "tf32", "backend": "openvino"}, "tf32 is an arithmetic of NVIDIA GPUs"),
+        ({"precision": "tf32", "device": "cpu"}, "tf32 .* was asked for on the CPU; pass --device"),
         ({"backend": "torch"}, "is no checkpoint, and torch runs nothing else"),
     ],
 )
@@ -514,6 +519,8 @@ def test_bf16_or_fp32_of_a_half_precision_file_errors(tmp_path: Path) -> None:
     half = open_model(generators.foreign_resnet(tmp_path / "a.onnx", half=True))
     with pytest.raises(BackendError, match="is fp16, and bf16 is a way to run an fp32 file"):
         open_backend(half, precision="bf16")
+    with pytest.raises(BackendError, match="is fp16, and tf32 is a way to run an fp32 file"):
+        open_backend(half, precision="tf32", device="cuda")
     with pytest.raises(BackendError, match=r"is fp16 and fp32 was asked for"):
         open_backend(half, precision="fp32")
 
@@ -569,6 +576,8 @@ class FakeSession:
     first = "CUDAExecutionProvider"
     made: list[SimpleNamespace] = []  # noqa: RUF012
     fails: Exception | None = None
+    off_by: int = 0
+    """How many grey levels a GPU is off."""
     on_cpu: tuple[str, ...] = ()
     """Kinds of nodes that CUDA has no kernel for, of forty."""
 
@@ -583,6 +592,7 @@ class FakeSession:
                 raise RuntimeError("Conflicting session configuration: explicitly added the CPU EP")
             if self.on_cpu or self.first == "CPUExecutionProvider":
                 raise RuntimeError("This session contains graph nodes that are assigned to the CPU")
+        self.providers = providers
         self.recorded = options.entries.get("session.record_ep_graph_assignment_info") == "1"
 
     def get_providers(self) -> list[str]:
@@ -601,7 +611,8 @@ class FakeSession:
     def run(self, names: list[str], feed: dict[str, Pixels], options: Any = None) -> list[Pixels]:
         if options is not None and self.fails is not None:
             raise self.fails
-        return [feed["frames"]] * len(names)
+        on_gpu = self.providers != ["CPUExecutionProvider"]
+        return [feed["frames"] + np.uint8(self.off_by if on_gpu else 0)] * len(names)
 
 
 class FakeOptions(SimpleNamespace):
@@ -631,7 +642,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
         "import_module",
         lambda name, package=None: fake if name == "onnxruntime" else really(name, package),
     )
-    monkeypatch.setattr("cyclegan_batch.backends.onnxruntime.nvidia_gpus", lambda: ("H200",))
+    for module in ("", ".onnxruntime", ".verdicts"):
+        monkeypatch.setattr(f"cyclegan_batch.backends{module}.nvidia_gpus", lambda: ("H200",))
+    monkeypatch.setattr(FakeSession, "off_by", 0)
     monkeypatch.setattr(FakeSession, "made", [])
     monkeypatch.setattr(FakeSession, "fails", None)
     monkeypatch.setattr(FakeSession, "first", "CUDAExecutionProvider")
@@ -639,10 +652,47 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
     return FakeSession
 
 
-def test_auto_takes_the_gpu_where_there_is_one(
-    resnet: Model, cuda: type[FakeSession], capfd: pytest.CaptureFixture[str]
+def measured(monkeypatch: pytest.MonkeyPatch, *paths: tuple[str, str]) -> None:
+    """Let these have a row of a GPU among the measurements."""
+    monkeypatch.setattr("cyclegan_batch.backends.MEASURED_ON_GPU", frozenset(paths))
+
+
+TF32 = ("onnxruntime", "tf32")
+
+
+def test_auto_takes_no_gpu_that_was_not_measured_and_says_how_to(
+    resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for backend in ("auto", "onnxruntime"):
+        opened = open_backend(resnet, backend=backend)
+        assert opened.device == "cpu"
+        (note,) = opened.notes
+        assert note.startswith("H200: is not used, as translating on it has not been measured")
+        assert "pass --device cuda" in note
+    assert not open_backend(resnet, device="cpu").notes
+    measured(monkeypatch, ("onnxruntime", "fp16"), ("torch", "tf32"))
+    assert open_backend(resnet).device == "cpu"
+    measured(monkeypatch, TF32)
+    assert open_backend(resnet, precision="fp32").device == "cpu"
+
+
+def test_what_auto_may_take_on_a_gpu_has_a_row_in_the_results() -> None:
+    """A row of a GPU holds the card's name: so far there is none, and nothing may be taken."""
+    results = (REPOSITORY / "benchmarks" / "RESULTS.md").read_text()
+    for backend, precision in MEASURED_ON_GPU:
+        row = rf"\|[^\n]*\b{backend}\b[^\n]*\b{precision}\b[^\n]*\bNVIDIA\b"
+        assert re.search(row, results), f"{backend} in {precision}"
+
+
+def test_auto_takes_the_gpu_where_there_is_one_that_was_measured(
+    resnet: Model,
+    cuda: type[FakeSession],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured(monkeypatch, TF32)
     opened = open_backend(resnet)
+    assert opened.precision == "tf32"
     assert (opened.name, opened.device) == ("onnxruntime", "cuda:0")
     ((name, options),) = cuda.made[0].providers
     assert name == "CUDAExecutionProvider"
@@ -653,10 +703,77 @@ def test_auto_takes_the_gpu_where_there_is_one(
 def test_fp32_by_name_is_exact_and_the_device_is_the_one_asked_for(
     resnet: Model, cuda: type[FakeSession]
 ) -> None:
-    assert open_backend(resnet, device="cuda:1", precision="fp32").device == "cuda:1"
+    opened = open_backend(resnet, device="cuda:1", precision="fp32")
+    assert (opened.device, opened.precision) == ("cuda:1", "fp32")
     options = cuda.made[0].providers[0][1]
     assert (options["use_tf32"], options["device_id"]) == ("0", "1")
-    assert open_backend(resnet, device="cuda").device == "cuda:0"
+    for asked in ({"device": "cuda"}, {"device": "cuda", "precision": "tf32"}):
+        cuda.made.clear()
+        opened = open_backend(resnet, **asked)  # type: ignore[arg-type]
+        assert (opened.device, opened.precision) == ("cuda:0", "tf32")
+        assert cuda.made[0].providers[0][1]["use_tf32"] == "1"
+    # The word names a GPU's arithmetic, and so a GPU.
+    assert open_backend(resnet, precision="tf32").device == "cuda:0"
+
+
+@pytest.mark.behaviour(33)
+def test_a_picture_on_a_gpu_is_compared_with_the_cpu_once(
+    resnet: Model, cuda: type[FakeSession], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def opened_on(device: str, where: Path = tmp_path, **asked: Any) -> bool:
+        cuda.made.clear()
+        open_backend(resnet, device=device, cache_dir=where, say=said.append, **asked)
+        return any(session.providers == ["CPUExecutionProvider"] for session in cuda.made)
+
+    assert opened_on("cuda")
+    assert said[0].startswith("resnet.onnx: on cuda:0 in tf32 against the CPU it is exact")
+    assert not opened_on("cuda"), "the verdict is kept"
+    assert opened_on("cuda", precision="fp32"), "of each arithmetic"
+    assert opened_on("cuda:1"), "of each GPU"
+    monkeypatch.setattr("cyclegan_batch.backends.verdicts.nvidia_gpus", lambda: ("B200",))
+    assert opened_on("cuda")
+    monkeypatch.setattr("cyclegan_batch.backends.verdicts._versions", lambda: {"torch": "9"})
+    assert opened_on("cuda")
+    assert not opened_on("cuda")
+    for verdict in (tmp_path / "verdicts").iterdir():
+        verdict.write_text("{}")
+    assert opened_on("cuda"), "what is damaged is no verdict"
+    (tmp_path / "file").touch()
+    for _ in range(2):
+        assert opened_on("cuda", tmp_path / "file")
+
+
+@pytest.mark.behaviour(33)
+def test_another_picture_on_a_gpu_is_not_accepted_errors(
+    resnet: Model, cuda: type[FakeSession], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeSession, "off_by", 3)
+    for _ in range(2):
+        match = r"on H200, against the CPU: .* in tf32 it is none.*; pass --device cpu"
+        with pytest.raises(ModelError, match=match):
+            open_backend(resnet, device="cuda", cache_dir=tmp_path)
+    measured(monkeypatch, TF32)
+    opened = open_backend(resnet, cache_dir=tmp_path)
+    assert opened.device == "cpu"
+    (note,) = opened.notes
+    assert "in tf32 it is none" in note
+    assert "going on with" in note
+
+
+def test_int8_on_a_gpu_is_for_tensorrt_or_refused_errors(
+    resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    int8 = replace(resnet, card=replace(resnet.card, precision="int8"))
+    with pytest.raises(BackendError, match=r"no int8 convolutions for NVIDIA GPUs.*tensorrt"):
+        open_backend(int8, backend="onnxruntime", device="cuda")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendUnavailableError, match=r"cyclegan-batch\[tensorrt\]"):
+        open_backend(int8, device="cuda")
+    measured(monkeypatch, ("onnxruntime", "fp32"), TF32)
+    assert open_backend(int8).device == "cpu"
+    assert not any("CUDAExecutionProvider" in str(session.providers) for session in cuda.made)
 
 
 @pytest.mark.behaviour(31)
@@ -712,6 +829,7 @@ def test_auto_says_that_the_gpu_could_not_be_used(
     resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeSession, "first", "CPUExecutionProvider")
+    measured(monkeypatch, TF32)
     opened = open_backend(resnet)
     assert opened.device == "cpu"
     assert len(opened.notes) == 1
@@ -722,6 +840,7 @@ def test_a_named_backend_on_any_device_goes_on_with_the_cpu_and_says_so(
     resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeSession, "first", "CPUExecutionProvider")
+    measured(monkeypatch, TF32)
     opened = open_backend(resnet, backend="onnxruntime")
     assert opened.device == "cpu"
     assert "going on with onnxruntime on cpu" in opened.notes[0]

@@ -174,15 +174,19 @@ def test_torch_runs_it_on_a_gpu_that_only_torch_can_use(
     monkeypatch.setattr(cache, "nvidia_gpus", lambda: ("H200",))
     monkeypatch.setattr("cyclegan_batch.backends.onnxruntime.sees_cuda", lambda: False)
     said: list[str] = []
-    options = OPTIONS(cache_dir=tmp_path / "cache")
+    options = OPTIONS(cache_dir=tmp_path / "cache", device="cuda")
     for torch_sees, exported in ((True, 0), (False, 1)):
         sees = bool(torch_sees)
         monkeypatch.setattr("cyclegan_batch.backends.torch.sees_cuda", lambda sees=sees: sees)
         model = open_exported(path, options, say=said.append)
         assert (model.checkpoint is None, len(exporter.asked)) == (bool(exported), exported)
     assert "torch runs the checkpoint, on the GPU" in said[0]
-    open_exported(path, OPTIONS(cache_dir=tmp_path / "cache", device="cpu"), say=said.append)
-    assert len(exporter.asked) == 1
+    monkeypatch.setattr("cyclegan_batch.backends.torch.sees_cuda", lambda: True)
+    for device in ("cpu", "auto"):
+        model = open_exported(path, OPTIONS(cache_dir=tmp_path / "cache", device=device))
+        assert (model.checkpoint, len(exporter.asked)) == (None, 1)
+    options = OPTIONS(cache_dir=tmp_path / "cache", precision="tf32")
+    assert open_exported(path, options).checkpoint is not None
 
 
 @pytest.mark.behaviour(31, 33)

@@ -556,6 +556,21 @@ def test_an_engine_translates_as_it_is(tmp_path: Path, gpu: Gpu, engine: Path) -
         opened.infer(frames(1, 32, 32))
 
 
+def test_fp32_and_tf32_are_told_apart_errors(
+    tmp_path: Path, gpu: Gpu, model: Model, engine: Path
+) -> None:
+    asked = {"auto": "tf32", "tf32": "tf32", "fp32": "fp32"}
+    for word, found in asked.items():
+        assert open_on(gpu, model, tmp_path / word, precision=word).precision == found
+    assert (
+        open_on(gpu, open_model(engine), tmp_path / "cache", precision="fp32").precision == "fp32"
+    )
+    with pytest.raises(BackendError, match="was built to compute in fp32 and tf32 was asked for"):
+        open_on(gpu, open_model(engine), tmp_path / "cache", precision="tf32")
+    half = replace(model, card=replace(model.card, precision="fp16"))
+    assert open_on(gpu, half, tmp_path / "half").precision == "fp16"
+
+
 @pytest.mark.behaviour(44)
 def test_an_engine_that_we_did_not_build_needs_trust_errors(
     tmp_path: Path, gpu: Gpu, engine: Path, key: Path

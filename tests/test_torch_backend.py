@@ -467,11 +467,73 @@ def test_without_torch_a_checkpoint_names_what_to_install_errors(tmp_path: Path)
     assert 'torch is not installed to read it; pip install "cyclegan-batch[export]"' in said
 
 
+def multiplied() -> tuple[str, str]:
+    """Return how CUDA multiplies float32 now, in convolutions and in matrices."""
+    backends: Any = torch.backends
+    return backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+
+
+@pytest.mark.behaviour(33)
+@pytest.mark.parametrize(("precision", "how"), [("fp32", "ieee"), ("tf32", "tf32")])
+def test_float32_on_a_gpu_is_what_its_word_says_and_the_setting_is_the_callers_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, how: str
+) -> None:
+    """On the CPU, which is called a GPU here."""
+
+    class Noted(nn.Module):
+        def forward(self, x):
+            seen.append(multiplied())
+            return x
+
+    seen: list[tuple[str, str]] = []
+    before = multiplied()
+    backend = opened(of_network(open_model(checkpoint(tmp_path / "g.pth")), Noted()))
+    frames = natural((8, 8), 1)
+    expected = backend.infer(frames)
+    assert seen[-1] == before, "on a CPU nothing is changed"
+    backend.device, backend.precision = "cuda:0", precision
+    really = torch.Tensor.to
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda x, kind: x if kind == "cuda:0" else really(x, kind)
+    )
+    assert np.array_equal(backend.infer(frames), expected)
+    assert seen[-1] == (how, how)
+    assert multiplied() == before
+
+
+def test_contexts_that_multiply_otherwise_wait_for_one_another() -> None:
+    from cyclegan_batch.backends.torch import _MULTIPLYING
+
+    before, seen = multiplied(), []
+
+    def other() -> None:
+        with _MULTIPLYING.as_said("tf32"):
+            seen.append(multiplied())
+
+    with _MULTIPLYING.as_said("ieee"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        with _MULTIPLYING.as_said("ieee"):
+            assert multiplied() == ("ieee", "ieee")
+        thread.join(0.1)
+        assert multiplied() == ("ieee", "ieee"), "the first context is not done"
+        assert seen == []
+    thread.join(10)
+    assert seen == [("tf32", "tf32")]
+    assert multiplied() == before
+
+
+def test_tf32_of_torch_takes_a_gpu_errors(tmp_path: Path) -> None:
+    model = open_model(checkpoint(tmp_path / "g.pth"))
+    with pytest.raises(BackendError, match=r"tf32 .* was asked for on the CPU; pass --device cuda"):
+        opened(model, precision="tf32", device="cpu")
+
+
 @pytest.mark.needs_cuda
 @pytest.mark.behaviour(31, 33)
 @pytest.mark.parametrize(
     ("precision", "cls"),
-    [("fp32", "exact"), ("auto", "half"), ("fp16", "half"), ("bf16", "near")],
+    [("fp32", "exact"), ("auto", "half"), ("tf32", "half"), ("fp16", "half"), ("bf16", "near")],
 )
 def test_cuda_is_in_its_class(tmp_path: Path, precision: str, cls: str) -> None:
     if not torch.cuda.is_available():

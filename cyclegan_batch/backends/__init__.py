@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import BackendError, BackendUnavailableError, ModelError, OutOfMemoryError
 from ..files import printable
 from ..frames import Pixels, as_pixel_type
-from ..machine import cpu_threads
+from ..machine import cpu_threads, nvidia_gpus
 from ..model import Model, ModelCard, sample_frames, writes_out_its_norm
 from ..parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
 
@@ -22,7 +22,11 @@ OF_ONNX = ("onnxruntime", "openvino", "tensorrt")
 BACKENDS = (*OF_ONNX, "torch")
 """All of them; torch runs a checkpoint as it is."""
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+
+MEASURED_ON_GPU: frozenset[tuple[str, str]] = frozenset()
+"""Each backend and precision that has a row of a GPU in benchmarks/RESULTS.md: with ``auto`` no
+other runs on a GPU. There is none so far."""
 
 _MOST_CPU_CONTEXTS = 4
 """More contexts than these gain little, and each holds a network's worth of activations."""
@@ -58,7 +62,7 @@ class Backend(Protocol):
     device: str
     """``cpu`` or ``cuda:N``: where the arithmetic happens. Arrays are on the host."""
     precision: str
-    """``fp32``, ``fp16``, ``bf16`` or ``int8``: what the arithmetic really uses."""
+    """One of `PRECISIONS`: what the arithmetic really uses."""
     notes: tuple[str, ...]
     """What the user should be told once."""
 
@@ -99,26 +103,28 @@ def open_backend(
     """Open ``model`` with a runtime, prove it on a sample, and return its first context.
 
     ``backend``: one of `BACKENDS` or ``auto``. ``device``: ``auto``, ``cpu`` or ``cuda[:N]``.
-    ``precision``: ``auto`` is the file's; ``bf16`` is a way of OpenVINO to run an FP32 file, and
-    bf16 and (on a GPU) fp16 are ways of torch to run a checkpoint, taken only where their parity is
-    measured to be in its class.
+    ``precision``: ``auto`` is the file's, and on a GPU tf32 for one in fp32; ``tf32`` is a way of
+    GPUs to run an FP32 file, ``bf16`` one of OpenVINO, and bf16 and (on a GPU) fp16 are ways of
+    torch to run a checkpoint, taken only where their parity is measured to be in its class.
     ``threads``: CPU threads for the network, of all contexts together (None: `cpu_threads`).
     ``contexts``: how many will run side by side; `Backend.fork` gives the others.
     ``shapes``: the frames (N, H, W) that will come, where known: what is built is built for them,
     kept in ``cache_dir`` and told to ``say``, since it takes minutes. ``trust_engine``: load an
     engine that was not built here.
 
-    ``auto`` depends on what is installed and on the file, never on a measurement, so that the same
-    command gives the same pixels twice. Raises BackendUnavailableError, BackendError, ModelError.
+    ``auto`` depends on what is installed and on the file, so that the same command gives the same
+    pixels twice, and takes a GPU only by a path that was measured (`MEASURED_ON_GPU`). What runs on
+    a GPU is compared with the CPU once; the verdict is kept in ``cache_dir``. Raises
+    BackendUnavailableError, BackendError, ModelError.
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(f"no backend {backend!r}: it is auto or one of {', '.join(BACKENDS)}")
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
         raise BackendError(f"no device {device!r}: it is auto, cpu or cuda[:N]")
     _check_kind(model, backend)
-    _check_precision(model, precision, backend)
+    _check_precision(model, precision, backend, device)
     threads = threads or cpu_threads()
-    missing: list[BackendError] = []
+    missing: list[BackendError | ModelError] = []
     for name, where in _candidates(model, backend, device, precision):
         try:
             if name == "tensorrt":
@@ -127,12 +133,18 @@ def open_backend(
                 )
             else:
                 opened = _open(model, name, where, precision, threads, contexts)
-        except BackendError as error:
+                if where != "cpu":
+                    _compare_with_cpu(opened, model, threads, cache_dir, say)
+        except (BackendError, ModelError) as error:
+            if isinstance(error, ModelError) and (where == "cpu" or device != "auto"):
+                raise
             missing.append(error)
             continue
         # A runtime that is not installed is no news; one that is and does not work, is.
         broken = [e for e in missing if not isinstance(e.__cause__, ImportError)]
         opened.notes += tuple(f"{error}; going on with {name} on {where}" for error in broken)
+        if not broken and (device, where) == ("auto", "cpu"):
+            opened.notes += _unused_gpu(backend, precision)
         return opened
     for reason in missing:
         if len(missing) == 1 or not isinstance(reason.__cause__, ImportError):
@@ -156,11 +168,16 @@ def default_contexts(device: str, threads: int) -> int:
 
 def _candidates(model: Model, backend: str, device: str, precision: str) -> list[tuple[str, str]]:
     """Return what may be tried, the best first."""
+    if precision == "tf32" and device == "auto":
+        device = "cuda:0"
     if model.checkpoint is not None:
         from .torch import sees_cuda as torch_sees_cuda
 
-        on_gpu = device == "auto" and torch_sees_cuda()
-        return [("torch", "cuda:0" if on_gpu else "cpu" if device == "auto" else device)]
+        found = [("torch", "cpu" if device == "auto" else device)]
+        on_gpu = "tf32" if precision == "auto" else precision
+        if device == "auto" and ("torch", on_gpu) in MEASURED_ON_GPU and torch_sees_cuda():
+            found.insert(0, ("torch", "cuda:0"))
+        return found
     # Only when named: it has not yet run on a GPU.
     if model.engine is not None or backend == "tensorrt":
         return [("tensorrt", device)]
@@ -169,7 +186,7 @@ def _candidates(model: Model, backend: str, device: str, precision: str) -> list
     if backend == "openvino":
         return [("openvino", "cpu" if device == "auto" else device)]
     if device.startswith("cuda"):
-        return [("onnxruntime", device)]
+        return [("tensorrt" if model.card.precision == "int8" else "onnxruntime", device)]
     on_cpu = ["openvino", "onnxruntime"]
     if writes_out_its_norm(model):
         # OpenVINO pays for every change of layout around a norm that is written out in small
@@ -179,11 +196,50 @@ def _candidates(model: Model, backend: str, device: str, precision: str) -> list
         on_cpu = ["onnxruntime"]
     found = [(name, "cpu") for name in on_cpu]
     if device == "auto":
-        from .onnxruntime import sees_cuda
+        from .onnxruntime import precision_on_cuda, sees_cuda
 
-        if sees_cuda():
+        on_gpu = precision_on_cuda(model.card, precision)
+        if ("onnxruntime", on_gpu) in MEASURED_ON_GPU and sees_cuda():
             found.insert(0, ("onnxruntime", "cuda:0"))
     return found
+
+
+def _unused_gpu(backend: str, precision: str) -> tuple[str, ...]:
+    """Return a note where a GPU is left alone that could be named."""
+    if backend == "openvino" or (backend != "torch" and precision == "bf16"):
+        return ()
+    gpus = nvidia_gpus()
+    if not gpus:
+        return ()
+    return (
+        f"{gpus[0]}: is not used, as translating on it has not been measured yet; pass --device "
+        "cuda to use it all the same (experimental)",
+    )
+
+
+def _compare_with_cpu(
+    opened: Backend,
+    model: Model,
+    threads: int,
+    cache_dir: Path | None,
+    say: Callable[[str], None],
+) -> None:
+    """Compare ``opened``, on a GPU, with the CPU, unless that was done before.
+
+    Raises ModelError where it misses the class of its precision.
+    """
+    from .verdicts import Verdict
+
+    verdict = Verdict(model, opened, cache_dir)
+    if verdict.stands():
+        return
+    on_cpu = _open(model, opened.name, "cpu", "auto", threads, 1)
+    try:
+        found = verdict.find(on_cpu)
+    finally:
+        on_cpu.close()
+    name = printable(Path(model.card.path.name))
+    say(f"{name}: on {opened.device} in {opened.precision} against the CPU it is {found}")
 
 
 def _open(
@@ -248,23 +304,36 @@ def _check_kind(model: Model, backend: str) -> None:
         )
 
 
-def _check_precision(model: Model, precision: str, backend: str) -> None:
+def _check_precision(model: Model, precision: str, backend: str, device: str) -> None:
     if precision not in ("auto", *PRECISIONS):
         raise BackendError(
             f"no precision {precision!r}: it is auto or one of {', '.join(PRECISIONS)}"
         )
     card = model.card
+    name = printable(card.path)
+    if card.precision == "int8" and backend == "onnxruntime" and device.startswith("cuda"):
+        raise BackendError(
+            f"{name}: is int8, and onnxruntime has no int8 convolutions for NVIDIA GPUs: it would "
+            "compute them in floats, slower than those of an fp32 file; pass --backend tensorrt, "
+            "or use a file in fp16"
+        )
     if precision in ("auto", card.precision):
         return
-    name = printable(card.path)
+    if precision == "tf32" and (backend == "openvino" or device == "cpu"):
+        raise BackendError(
+            f"{name}: tf32 is an arithmetic of NVIDIA GPUs and was asked for on the CPU; pass "
+            "--device cuda, or leave --precision out"
+        )
+    if precision == "tf32" and card.precision == "fp32":
+        return
     if model.checkpoint is not None:
         if precision == "int8":
             raise BackendError(
-                f"{name}: is a checkpoint, which torch runs in fp32, bf16 or fp16, and int8 was "
-                "asked for; leave --precision out"
+                f"{name}: is a checkpoint, which torch runs in fp32, tf32, bf16 or fp16, and int8 "
+                "was asked for; leave --precision out"
             )
         return
-    if precision != "bf16":
+    if precision not in ("bf16", "tf32"):
         raise BackendError(
             f"{name}: is {card.precision} and {precision} was asked for; the precision is the "
             f"file's: use a file that was exported in {precision} (cyclegan-batch export), or "
@@ -272,7 +341,7 @@ def _check_precision(model: Model, precision: str, backend: str) -> None:
         )
     if card.precision != "fp32":
         raise BackendError(
-            f"{name}: is {card.precision}, and bf16 is a way to run an fp32 file; leave "
+            f"{name}: is {card.precision}, and {precision} is a way to run an fp32 file; leave "
             "--precision out"
         )
     if backend in ("onnxruntime", "tensorrt"):
@@ -331,10 +400,10 @@ def verify(card: ModelCard, run: Callable[[Pixels], tuple[Pixels, Pixels]]) -> N
     checked(out, frames, card)
 
 
-def parity_of(reduced: Backend, exact: Backend) -> Parity:
+def parity_of(reduced: Backend, exact: Backend, *, remedy: str = "leave --precision out") -> Parity:
     """Return how close a reduced precision comes to fp32, on computed frames of the trained size.
 
-    Raises ModelError where it misses the class of its precision.
+    Raises ModelError, which says ``remedy``, where it misses the class of its precision.
     """
     card = reduced.card
     side = card.trained_size or 256
@@ -345,7 +414,7 @@ def parity_of(reduced: Backend, exact: Backend) -> Parity:
     if not found.reaches(needed):
         raise ModelError(
             f"{printable(card.path)}: in {reduced.precision} it is {found}, where {needed} is "
-            f"expected ({LIMITS[needed]}); leave --precision out"
+            f"expected ({LIMITS[needed]}); {remedy}"
         )
     return found
 

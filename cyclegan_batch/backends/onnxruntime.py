@@ -99,9 +99,11 @@ def open_onnxruntime(
         return out, values
 
     verify(model.card, run)
-    # An fp16 file on a CPU: the few kernels there are compute in fp32 (weights stay fp16).
-    arithmetic = "fp32" if device == "cpu" and model.card.precision == "fp16" else None
-    backend = OnnxRuntimeBackend(model.card, opened, device, arithmetic or model.card.precision)
+    arithmetic = precision_on_cuda(model.card, precision)
+    if device == "cpu":
+        # An fp16 file: the few kernels there are compute in fp32 (weights stay fp16).
+        arithmetic = "fp32" if model.card.precision == "fp16" else model.card.precision
+    backend = OnnxRuntimeBackend(model.card, opened, device, arithmetic)
     backend.notes = notes
     return backend
 
@@ -124,6 +126,11 @@ def _nodes_on_cpu(session: Any, card: ModelCard, device: str) -> tuple[str, ...]
         f"on the CPU instead of {device}, and every frame goes forth and back for them; install "
         "onnxruntime-gpu 1.25 or later, or export the file with this version (opset 18)",
     )
+
+
+def precision_on_cuda(card: ModelCard, precision: str) -> str:
+    """Return in which precision a file is computed on a GPU where ``precision`` is asked for."""
+    return "tf32" if card.precision == "fp32" and precision != "fp32" else card.precision
 
 
 def sees_cuda() -> bool:
@@ -176,7 +183,7 @@ def _session(
             # The exhaustive search times its candidates, so that a second run may choose otherwise.
             "cudnn_conv_algo_search": "HEURISTIC",
             "arena_extend_strategy": "kSameAsRequested",
-            "use_tf32": "0" if precision == "fp32" else "1",
+            "use_tf32": "1" if precision_on_cuda(card, precision) == "tf32" else "0",
         }
         providers.insert(0, ("CUDAExecutionProvider", cuda))
         if on_cpu_too:

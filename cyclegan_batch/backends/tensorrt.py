@@ -88,7 +88,7 @@ class TensorRtBackend:
 
     def __init__(self, engines: _Engines) -> None:
         self.card, self.device = engines.card, f"cuda:{engines.cuda.index}"
-        self.precision = engines.card.precision
+        self.precision = "tf32" if engines.tf32 else engines.card.precision
         self.notes: tuple[str, ...] = ()
         self._engines: _Engines | None = engines
         self._context: _Context | None = None
@@ -153,10 +153,13 @@ def open_tensorrt(
     """Open ``model``, an engine or a contract file, on an NVIDIA GPU; see `open_backend`.
 
     ``shapes``: the frames (N, H, W) that will come, where that is known: the engine is built for
-    them, or taken from ``cache_dir``; others are built for when they come. ``precision``: fp32
-    keeps TF32 out. ``trust_engine``: load an engine that this installation did not build. ``say``
-    is told of a build. Raises BackendUnavailableError, BackendError, ModelError.
+    them, or taken from ``cache_dir``; others are built for when they come. ``precision``: an FP32
+    file is computed in TF32 unless this is fp32. ``trust_engine``: load an engine that this
+    installation did not build. ``say`` is told of a build. Raises BackendUnavailableError,
+    BackendError, ModelError.
     """
+    if model.engine is not None:
+        _check_tf32(model.engine, precision)
     trt, cuda = _import(), _Cuda(device)
     machine = cuda.machine(trt)
     builder = _Builder(trt, cuda, machine, cache_dir or default_cache_dir(), say)
@@ -171,6 +174,16 @@ def open_tensorrt(
     opened = TensorRtBackend(engines)
     opened.notes = tuple(builder.notes)
     return opened
+
+
+def _check_tf32(card: EngineCard, precision: str) -> None:
+    """Refuse an engine whose FP32 is not multiplied as it was asked for. Raises BackendError."""
+    built = "tf32" if card.build.tf32 else "fp32"
+    if precision in ("fp32", "tf32") and precision != built:
+        raise BackendError(
+            f"{printable(card.path)}: was built to compute in {built} and {precision} was asked "
+            "for; leave --precision out, or translate with the ONNX that it was built from"
+        )
 
 
 def write_engine(
@@ -231,7 +244,8 @@ class _Engines:
         self, model: Model, builder: _Builder, build: Build | None, *, tf32: bool = False
     ) -> None:
         self.card, self.cuda = model.card, builder.cuda
-        self._model, self._builder, self._build, self._tf32 = model, builder, build, tf32
+        self.tf32 = (build.tf32 if build else tf32) and model.card.precision == "fp32"
+        self._model, self._builder, self._build = model, builder, build
         self._lock = threading.Lock()
         self._engine: _Engine | None = None
 
@@ -288,7 +302,7 @@ class _Engines:
         return replace(wide, opt=shape)
 
     def _make(self, profile: Profile, stopped: Callable[[], bool] = lambda: False) -> _Engine:
-        build = self._build or Build(profile, tf32=self._tf32 and self.card.precision == "fp32")
+        build = self._build or Build(profile, tf32=self.tf32)
         return self._builder.cached(self._model, replace(build, profile=profile), stopped)
 
 

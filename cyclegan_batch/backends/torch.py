@@ -1,4 +1,4 @@
-"""Run a checkpoint as it is, in torch: on the CPU in fp32 or bf16, on CUDA in fp32, fp16 or bf16.
+"""Run a checkpoint as it is, in torch: on the CPU in fp32 or bf16, on CUDA in tf32 or fp16, too.
 
 The contract's arithmetic (contract.py) is here a second time, in torch, around the network. Nothing
 is exported, so this is the slower way, for a first look, and where the exporter is not installed.
@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,12 @@ from . import checked, failure_of, in_batches, out_of_memory, parity_of, says_ou
 # convolution: over a folder of many sizes that takes memory for nothing.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
-_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_TYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 class _CutOffError(Exception):
@@ -125,7 +131,7 @@ class TorchBackend:
         top = 255.0 if frames.dtype == np.uint8 else 1.0
         half = 0.5 if frames.dtype == np.uint8 else 0.0
         try:
-            with torch.inference_mode(), _cpu_threads(self._threads):
+            with torch.inference_mode(), self._arithmetic(), _cpu_threads(self._threads):
                 self._go_on()
                 pixels = torch.from_numpy(own).to(self.device)
                 x = pixels.float() * (2.0 / top) - 1.0
@@ -150,6 +156,11 @@ class TorchBackend:
         (out,) = self._on_host(frames, lambda out, values: (out,))
         return checked(out, frames, self.card)
 
+    def _arithmetic(self) -> contextlib.AbstractContextManager[None]:
+        if self.device == "cpu":
+            return contextlib.nullcontext()
+        return _MULTIPLYING.as_said("tf32" if self.precision == "tf32" else "ieee")
+
     def _go_on(self, *_: object) -> None:
         if self._cancelled.is_set():
             raise _CutOffError
@@ -169,7 +180,8 @@ def open_torch(
     """
     assert model.checkpoint is not None
     device = "cuda:0" if device == "cuda" else device
-    precision = "fp32" if precision == "auto" else precision
+    if precision == "auto":
+        precision = "fp32" if device == "cpu" else "tf32"
     _check(device, precision)
     share = max(1, threads // contexts)
 
@@ -194,7 +206,8 @@ def open_torch(
 
     verify(model.card, run)
     if precision != "fp32":
-        found = parity_of(backend, opened("fp32"))
+        remedy = "pass --precision fp32" if precision == "tf32" else "leave --precision out"
+        found = parity_of(backend, opened("fp32"), remedy=remedy)
         name = printable(Path(model.card.path.name))
         backend.notes = (f"{name} in {precision} against fp32 is {found}",)
     return backend
@@ -215,9 +228,9 @@ def _check(device: str, precision: str) -> None:
                 "cyclegan-batch doctor, or pass --device cpu"
             )
         return
-    if precision == "fp16":
+    if precision in ("fp16", "tf32"):
         raise BackendUnavailableError(
-            "torch computes in fp16 on a GPU only; pass --precision bf16, or leave it out"
+            f"torch computes in {precision} on a GPU only; pass --precision bf16, or leave it out"
         )
     if precision == "bf16":
         # Older torch cannot tell.
@@ -246,6 +259,50 @@ def _sharing_weights(network: nn.Module) -> nn.Module:
     """Return a copy of ``network`` that has its weights, not copies of them."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, shared)
+
+
+class _Multiplying:
+    """How CUDA multiplies float32, which torch has as a setting of the whole process.
+
+    Unset it is TF32 in convolutions (torch 2.15). Contexts that agree compute side by side, others
+    after them; behind the last one the setting is the caller's again.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._users = 0
+        self._how = ""
+        self._before: list[str] = []
+
+    @contextlib.contextmanager
+    def as_said(self, how: str) -> Iterator[None]:
+        """Let CUDA multiply as ``ieee`` or as ``tf32`` for as long."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._users or self._how == how)
+            if not self._users:
+                self._how = how
+                self._before = [switch.fp32_precision for switch in self._switches()]
+                for switch in self._switches():
+                    switch.fp32_precision = how
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                if not self._users:
+                    for switch, before in zip(self._switches(), self._before, strict=True):
+                        switch.fp32_precision = before
+                    self._changed.notify_all()
+
+    @staticmethod
+    def _switches() -> tuple[Any, ...]:
+        backends: Any = torch.backends  # its types do not know them
+        # torch's older switch cannot be read while cuDNN's two differ.
+        return backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
+
+
+_MULTIPLYING = _Multiplying()
 
 
 @contextlib.contextmanager

@@ -42,8 +42,8 @@ def open_exported(
 ) -> Model:
     """Open the model at ``path`` for a translation, a checkpoint by way of its export.
 
-    Where the exporter is not installed, and where torch is the only runtime here that can use the
-    GPU, a checkpoint is opened as it is, for torch to run; ``say`` is told. Raises what
+    Where the exporter is not installed, and where a GPU is named that torch alone can use here, a
+    checkpoint is opened as it is, for torch to run; ``say`` is told. Raises what
     `open_model` and `export_onnx` raise.
     """
     from cyclegan_batch.model import open_model
@@ -56,7 +56,7 @@ def open_exported(
                 "make a file with cyclegan-batch export --precision int8 --calibrate FOLDER, or "
                 "leave --precision out"
             )
-        if options.backend == "auto" and options.device != "cpu" and _only_torch_sees_the_gpu():
+        if options.backend == "auto" and _on_gpu(options) and _only_torch_sees_the_gpu():
             say("onnxruntime here has no CUDA, so torch runs the checkpoint, on the GPU")
         else:
             try:
@@ -138,6 +138,14 @@ def _read(entry: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return said if isinstance(said, dict) and {"sha256", "notes"} <= said.keys() else None
+
+
+def _on_gpu(options: TranslateOptions) -> bool:
+    """Tell whether a GPU is named, by itself or by an arithmetic that only GPUs have."""
+    return options.device.startswith("cuda") or (options.device, options.precision) == (
+        "auto",
+        "tf32",
+    )
 
 
 def _only_torch_sees_the_gpu() -> bool:

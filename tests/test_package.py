@@ -300,9 +300,9 @@ def test_a_claim_that_only_a_gpu_could_show_is_a_problem():
 
 
 def test_a_mark_with_an_unknown_number_is_a_problem():
-    items = [_test_of(*sorted(behaviours.CLAIMED)), _test_of(47), _test_of("7")]
+    items = [_test_of(*sorted(behaviours.CLAIMED)), _test_of(100), _test_of("7")]
     unknown, text = behaviours.problems(behaviours.evidence(items))
-    assert "behaviour(47)" in unknown
+    assert "behaviour(100)" in unknown
     assert "behaviour('7')" in text
 
 

@@ -167,6 +167,17 @@ def test_frames_made_one_after_the_other_do_not_share_memory():
         assert np.asarray(first.planes[0])[0] < 50 < np.asarray(second.planes[0])[0]
 
 
+@pytest.mark.parametrize("pix_fmt", ["gbrp", "gbrp10le", "gbrp12le", "rgb48le", "gbrap10le"])
+def test_white_is_white_in_rgb_of_every_depth(pix_fmt):
+    plan = resolve(stream(tags=tagged("bt709", full=False)))
+    for pixels in (np.full((16, 16, 3), 255, np.uint8), np.ones((16, 16, 3), np.float16)):
+        frame = FromRGB(plan, pix_fmt)(pixels)
+        dtype = np.uint8 if bits_of(pix_fmt) == 8 else np.dtype("<u2")
+        for plane in frame.planes:
+            row = np.frombuffer(plane, dtype)[: frame.width]  # type: ignore[call-overload]
+            assert set(row.tolist()) == {2 ** bits_of(pix_fmt) - 1}
+
+
 def test_half_floats_out_of_range_are_clamped():
     plan = resolve(stream("yuv420p10le", tagged("bt709", full=False)))
     pixels = np.full((16, 16, 3), np.nan, np.float16)

@@ -208,6 +208,7 @@ def plan_streams(
             f"{printable(info.path)} has a variable one; choose .mkv or .mp4"
         )
     lost = [*lost]
+    given = len(lost)
     carried: list[Carried] = []
     others = [stream for stream in info.streams if stream.index != video.index]
     with contextlib.ExitStack() as stack:
@@ -263,7 +264,9 @@ def plan_streams(
         lost.append(f"{len(info.chapters)} chapters: {container.label} cannot hold them")
     notes = tuple(f"{printable(output)} goes without {what}" for what in lost)
     if notes and options.strict:
-        raise OutputError(f"{'; '.join(notes)}; leave out --strict to accept that, or choose .mkv")
+        # Another container helps against none of what the encoder loses.
+        remedy = ", or choose .mkv" if len(notes) > given else ""
+        raise OutputError(f"{'; '.join(notes)}; leave out --strict to accept that{remedy}")
     return StreamPlan(
         source=info.path,
         output=output,

@@ -212,7 +212,7 @@ def plan_video(
             f"{name}: of its {stream.bits} bits, 8 pass the network (the model takes uint8); "
             "a model file that takes float16 keeps them"
         )
-    if stream.interlaced and not options.deinterlaces:
+    if stream.interlaced and not options.deinterlaces and wanted.fields == encoder.fields:
         notes.append(f"{name}: the video is interlaced; --deinterlace makes whole frames of it")
     notes += losses if streams is None else streams.notes
     if to_y4m and stream.constant_rate is False:

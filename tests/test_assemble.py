@@ -526,6 +526,34 @@ def test_subtitles_that_are_text_become_what_the_container_holds(
         assert seconds == pytest.approx(due, abs=0.0011)
 
 
+@pytest.mark.behaviour(4, 5)
+def test_subtitles_that_overlap_are_all_on_screen_in_mp4(tmp_path: Path) -> None:
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("no ffmpeg to write and read the subtitles")
+    lines = [(0.1, 0.5, "below"), (0.2, 0.4, "<i>above</i>"), (0.2, 0.3, "third"), (0.6, 0.7, "x")]
+    times = [tuple(f"00:00:0{t:.3f}".replace(".", ",") for t in line[:2]) for line in lines]
+    blocks = [f"{i}\n{a} --> {b}\n{lines[i][2]}\n" for i, (a, b) in enumerate(times)]
+    (tmp_path / "a.srt").write_text("\n".join(blocks))
+    plain = streams.plain(tmp_path / "plain.mkv", audio=None)
+    source, output = tmp_path / "a.mkv", tmp_path / "out.mp4"
+    ffmpeg = ["ffmpeg", "-nostdin", "-v", "error"]
+    subprocess.run(
+        [*ffmpeg, "-i", plain, "-i", tmp_path / "a.srt", "-c", "copy", source], check=True
+    )
+    translate(source, output)
+    found = subprocess.run(
+        [*ffmpeg, "-i", output, "-map", "0:s:0", "-f", "srt", "-"],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    assert [block.split("\n", 1)[1] for block in found.strip().split("\n\n")] == [
+        "00:00:00,100 --> 00:00:00,200\nbelow",
+        "00:00:00,200 --> 00:00:00,300\nbelow\n<i>above</i>\nthird",
+        "00:00:00,300 --> 00:00:00,400\nbelow\n<i>above</i>",
+        "00:00:00,400 --> 00:00:00,500\nbelow",
+        "00:00:00,600 --> 00:00:00,700\nx",
+    ]
+
+
 def test_a_cover_crosses_from_mp4_to_mkv_as_an_attachment(tmp_path: Path) -> None:
     source, output = streams.mp4(tmp_path / "a.mp4"), tmp_path / "out.mkv"
     translate(source, output)

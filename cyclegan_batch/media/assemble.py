@@ -26,6 +26,7 @@ import av.container
 import av.error
 import av.stream
 from av.stream import Disposition
+from av.subtitles.subtitle import SubtitleSet
 from av.video.stream import VideoStream
 
 from ..errors import OutputError
@@ -819,6 +820,13 @@ _DRAWING = re.compile(rb"\\p[1-9]")
 """The override of an ASS line that is a drawing, by the scale of its coordinates."""
 
 
+def _one_line(lines: Sequence[bytes]) -> bytes:
+    """Return ASS lines as one, below each other, each in its own style."""
+    fields = [line.split(b",", 8) for line in lines]
+    texts = [fields[0][8], *(b"{\\r" + each[2] + b"}" + each[8] for each in fields[1:])]
+    return b",".join([*fields[0][:8], b"\\N".join(texts)])
+
+
 class _Way:
     """One stream on its way from the source to the output."""
 
@@ -828,6 +836,9 @@ class _Way:
         self.stream = stream
         self._started = template.type != "video"
         self._last: int | None = None
+        self._lines: list[tuple[int, bytes]] = []
+        """Subtitles on screen: when each ends, in ticks of the source, and its ASS line."""
+        self._shown_from = 0
         if choice.way == "transcode":
             context = stream.codec_context
             self._resampler = av.AudioResampler(context.format, context.layout, context.sample_rate)
@@ -839,6 +850,8 @@ class _Way:
         if self.choice.way == "transcode":
             yield from self._transcoded(packet, start, end, shift)
             return
+        if not packet.size and self._lines:
+            yield from self._placed(self._shown_until(None, self.template.time_base), shift)
         if not packet.size or (packet.pts is None and packet.dts is None):
             return
         if self.template.name == "mov_text" and bytes(packet)[:2] == b"\0\0":
@@ -866,7 +879,13 @@ class _Way:
             return
         self._started = True
         moved = [packet] if self.choice.way == "copy" else self._converted(packet)
-        for out in moved:
+        yield from self._placed(moved, shift)
+
+    def _placed(
+        self, packets: Sequence[av.Packet[Any]], shift: Fraction
+    ) -> Iterator[av.Packet[Any]]:
+        """Yield packets of the output on its clock, in ascending order."""
+        for out in packets:
             ticks = round(shift / out.time_base)
             out.pts = (out.pts or 0) - ticks
             out.dts = (out.dts or 0) - ticks
@@ -889,11 +908,44 @@ class _Way:
         if any(_DRAWING.search(line.ass) for line in subtitle):
             # ASS also draws shapes; their coordinates would be shown as words.
             return []
-        out = self.stream.codec_context.encode_subtitle(subtitle)
-        out.time_base = packet.time_base
-        out.pts = out.dts = packet.pts
-        out.duration = packet.duration
-        return [out]
+        start, duration, base = packet.pts or 0, packet.duration or 0, packet.time_base
+        if self.choice.encoder != "mov_text":
+            return [self._encoded_text(subtitle, start, duration, base)]
+        shown = self._shown_until(max(start, self._shown_from) if self._lines else start, base)
+        if not duration:
+            # It stays until the next one, as far as anybody knows.
+            return [*shown, self._encoded_text(subtitle, start, 0, base)]
+        self._lines += [(start + duration, line.ass) for line in subtitle]
+        return shown
+
+    def _shown_until(self, time: int | None, base: Fraction) -> list[av.Packet[Any]]:
+        """Return what is on screen before ``time``, a packet for every change; None: to the end.
+
+        MOV text shows one packet at a time: where lines overlap, each packet holds all that are on
+        screen.
+        """
+        packets = []
+        while self._lines:
+            start, lines = self._shown_from, [line for _, line in self._lines]
+            ends = [end for end, _ in self._lines] + ([] if time is None else [time])
+            self._shown_from = min(ends)
+            if self._shown_from > start:
+                text = SubtitleSet.create(_one_line(lines), 0, self._shown_from - start)
+                packets.append(self._encoded_text(text, start, self._shown_from - start, base))
+            self._lines = [each for each in self._lines if each[0] > self._shown_from]
+            if self._shown_from == time:
+                break
+        self._shown_from = time or 0
+        return packets
+
+    def _encoded_text(
+        self, subtitle: SubtitleSet, start: int, duration: int, base: Fraction
+    ) -> av.Packet[Any]:
+        out: av.Packet[Any] = self.stream.codec_context.encode_subtitle(subtitle)
+        out.time_base = base
+        out.pts = out.dts = start
+        out.duration = duration
+        return out
 
     def _transcoded(
         self, packet: av.Packet[Any], start: Fraction | None, end: Fraction | None, shift: Fraction

@@ -548,8 +548,12 @@ def _open_first(
         raise OutputError(
             f"{name} does not take --pix-fmt {options.pix_fmt}; choose one of {', '.join(formats)}"
         )
+    common = formats
+    if extras.alpha and codec.name in ALPHA_DECODERS.values():
+        # FFmpeg takes other formats with alpha as an experiment only.
+        common = [each for each in formats if each == "yuva420p"]
     wanted = options.pix_fmt or choose_pix_fmt(
-        stream.pix_fmt or "yuv420p", formats, alpha=extras.alpha
+        stream.pix_fmt or "yuv420p", common, alpha=extras.alpha
     )
     alpha = extras.alpha and has_alpha(wanted)
     encoder_options = _encoder_options(codec.name, options)
@@ -1071,6 +1075,8 @@ class VideoSource:
                 if seeking:
                     seeking = False
                     self._seek(container, stream, frame)
+                    # A seek flushes the decoders of the container, and no other.
+                    decode = _decoder(stream, alpha=self._plan.encoder.alpha)
                     shown = _Shown(careful=careful)
             if not packet.size:
                 break

@@ -318,12 +318,12 @@ _VIDEO = _options(
 _IMAGES = _options(
     click.option(
         "--format",
-        type=click.Choice(["same", "png", "jpg", "webp"]),
+        type=click.Choice(["same", "png", "jpg", "webp", "avif"]),
         default="same",
         show_default=True,
         help="Format of translated images.",
     ),
-    click.option("--quality", type=click.IntRange(1, 100), help="Of jpg and webp; 95."),
+    click.option("--quality", type=click.IntRange(1, 100), help="Of jpg, webp and avif; 95."),
 )
 
 _RUN = _options(

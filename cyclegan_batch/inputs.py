@@ -17,6 +17,8 @@ Looks at names, folders and the first bytes of a file, and decodes nothing. The 
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 import re
 import shutil
@@ -31,30 +33,55 @@ from .errors import ContradictionError, InputError, OutputError
 from .files import output_error, printable, publish, temporary_path
 
 Kind: TypeAlias = Literal["image", "video", "pattern", "pipe", "unread", "other"]
-ImageFormat: TypeAlias = Literal["jpg", "png", "webp", "bmp", "tiff"]
+ImageFormat: TypeAlias = Literal["jpg", "png", "webp", "avif", "bmp", "tiff", "gif", "jp2", "heic"]
 
 IMAGE_FORMATS: dict[str, ImageFormat] = {
     ".jpg": "jpg",
     ".jpeg": "jpg",
+    ".jpe": "jpg",
+    ".jfif": "jpg",
     ".png": "png",
+    ".apng": "png",
     ".webp": "webp",
+    ".avif": "avif",
+    ".avifs": "avif",
     ".bmp": "bmp",
+    ".dib": "bmp",
     ".tif": "tiff",
     ".tiff": "tiff",
+    ".gif": "gif",
+    ".jp2": "jp2",
+    ".j2k": "jp2",
+    ".j2c": "jp2",
+    ".jpc": "jp2",
+    ".jpf": "jp2",
+    ".jpx": "jp2",
+    ".heic": "heic",
+    ".heics": "heic",
+    ".heif": "heic",
+    ".heifs": "heic",
+    ".hif": "heic",
 }
-"""The picture formats by extension, in lower case."""
+"""The picture formats that are read, by extension, in lower case."""
+
+WRITTEN_FORMATS = frozenset[ImageFormat]({"jpg", "png", "webp", "avif", "bmp", "tiff"})
+"""The picture formats that are written; of the others the output is a PNG."""
 
 UNREAD_IMAGES = frozenset(
-    {".avif", ".avifs", ".cur", ".dcm", ".dcx", ".dds", ".djvu", ".emf", ".eps", ".exr", ".fits"}
-    | {".gif", ".hdr", ".heic", ".heics", ".heif", ".heifs", ".hif", ".icns", ".ico", ".j2c"}
-    | {".j2k", ".jls", ".jng", ".jp2", ".jpf", ".jpx", ".jxl", ".jxr", ".kra", ".mpo", ".pam"}
-    | {".pbm", ".pcx", ".pfm", ".pgm", ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".sgi", ".svg"}
-    | {".svgz", ".tga", ".wbmp", ".wdp", ".wmf", ".xbm", ".xcf", ".xpm"}
+    {".cur", ".dcm", ".dcx", ".dds", ".djvu", ".emf", ".eps", ".exr", ".fits", ".hdr", ".icns"}
+    | {".ico", ".jls", ".jng", ".jxl", ".jxr", ".kra", ".mpo", ".pam", ".pbm", ".pcx", ".pfm"}
+    | {".pgm", ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".sgi", ".svg", ".svgz", ".tga", ".wbmp"}
+    | {".wdp", ".wmf", ".xbm", ".xcf", ".xpm"}
     # What a camera writes without developing it.
     | {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw"}
     | {".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f"}
 )
 """Extensions of pictures that are not read here: they are named, and never left out silently."""
+
+HEIC_MISSING = (
+    "HEIC pictures are read by pillow-heif, which is not installed: "
+    "pip install 'cyclegan-batch[heic]'"
+)
 
 VIDEO_SUFFIXES = frozenset(
     {".264", ".265", ".360", ".3g2", ".3gp", ".amv", ".asf", ".avc", ".avi", ".divx", ".dv"}
@@ -144,7 +171,25 @@ def find_inputs(
     _refuse_touching_inputs(tree.entries, sources, places)
     if tree.root is not None:
         _refuse_leaving(tree.root, tree.entries)
+    if format == "same" and tree.root is not None:
+        tree = replace(tree, notes=(*tree.notes, *_new_formats(tree.entries)))
     return tree
+
+
+def _new_formats(entries: Sequence[Entry]) -> Iterator[str]:
+    """Yield what becomes a PNG, since its own format is not written."""
+    suffixes = [
+        entry.source.suffix
+        for entry in entries
+        if entry.kind == "image"
+        and IMAGE_FORMATS.get(entry.source.suffix.lower(), "png") not in WRITTEN_FORMATS
+    ]
+    if suffixes:
+        many = f"{len(suffixes)} pictures become" if len(suffixes) > 1 else "1 picture becomes"
+        yield (
+            f"{many} PNG, since the format is not written here: {counted_suffixes(suffixes)}; "
+            "--format chooses another"
+        )
 
 
 def copy_file(entry: Entry, *, overwrite: bool) -> None:
@@ -174,6 +219,8 @@ def copy_file(entry: Entry, *, overwrite: bool) -> None:
 
 def why_unread(path: Path) -> str:
     """Return why an ``unread`` picture is not translated, and what to do."""
+    if path.suffix.lower() in IMAGE_FORMATS:
+        return f"{printable(path)}: {HEIC_MISSING}"
     return (
         f"{printable(path)}: pictures of the kind {printable(Path(path.suffix.lower()))} are not "
         "read here; convert it to PNG, TIFF or JPEG"
@@ -275,8 +322,12 @@ def _means_folder(output: Path | str) -> bool:
 def _check_image_output(target: Path, format: str) -> None:  # noqa: A002
     """Refuse an output name that no picture can have. Raises OutputError."""
     written = IMAGE_FORMATS.get(target.suffix.lower())
-    if written is None:
-        known = ", ".join(suffix.removeprefix(".") for suffix in IMAGE_FORMATS)
+    if written not in WRITTEN_FORMATS:
+        known = ", ".join(
+            suffix.removeprefix(".")
+            for suffix, name in IMAGE_FORMATS.items()
+            if name in WRITTEN_FORMATS
+        )
         found = target.suffix or "no extension"
         raise OutputError(
             f"{printable(target)}: cannot write a picture as {found}; choose one of {known}"
@@ -371,13 +422,12 @@ def _output_name(source: Path, kind: Kind, format: str, container: str) -> str: 
     if kind != "image":
         return source.name
     own = IMAGE_FORMATS.get(source.suffix.lower())
-    if own is None:
-        # Named by the user, and a picture by its content: the output says what it is.
-        sniffed = _sniff(source)
-        return f"{source.name}.{sniffed if format == 'same' else format}"
-    if format in ("same", own):
+    # Named by the user, and a picture by its content: the output says what it is.
+    found = own or _sniff(source)
+    wanted = format if format != "same" else found if found in WRITTEN_FORMATS else "png"
+    if own == wanted:
         return source.name
-    return f"{source.stem}.{format}"
+    return f"{source.stem if own else source.name}.{wanted}"
 
 
 def _kind_of_named_file(path: Path, output: Path) -> Kind:
@@ -401,23 +451,36 @@ def _kind_of_named_file(path: Path, output: Path) -> Kind:
 def _kind_by_suffix(name: str) -> Literal["image", "video", "unread", "other"]:
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a name, not a path
     if suffix in IMAGE_FORMATS:
-        return "image"
+        return "image" if IMAGE_FORMATS[suffix] != "heic" or _reads_heic() else "unread"
     if suffix in UNREAD_IMAGES:
         return "unread"
     return "video" if suffix in VIDEO_SUFFIXES else "other"
+
+
+@functools.cache
+def _reads_heic() -> bool:
+    return importlib.util.find_spec("pillow_heif") is not None
 
 
 def _sniff(path: Path) -> ImageFormat | None:
     """Return the picture format that the first bytes of a file tell, or None."""
     try:
         with path.open("rb") as file:
-            return sniff_format(file.read(16))
+            return sniff_format(file.read(SNIFFED))
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
+SNIFFED = 64
+"""Bytes at the beginning of a file that tell its format."""
+
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+_PICTURE_BRANDS = _AVIF_BRANDS | _HEIC_BRANDS | {b"mif1", b"msf1"}
+
+
 def sniff_format(head: bytes) -> ImageFormat | None:
-    """Return the picture format that the first 16 bytes of a file tell, or None."""
+    """Return the picture format that the first `SNIFFED` bytes of a file tell, or None."""
     if head.startswith(b"\xff\xd8\xff"):
         return "jpg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -428,6 +491,15 @@ def sniff_format(head: bytes) -> ImageFormat | None:
         return "bmp"
     if head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return "tiff"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if head.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")):
+        return "jp2"
+    if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
+        # The first brand may be that of any such file; the others say of which kind.
+        end = min(int.from_bytes(head[:4]), len(head))
+        brands = {head[8:12], *(head[at : at + 4] for at in range(16, end, 4))}
+        return "avif" if brands & _AVIF_BRANDS else "heic"
     return None
 
 
@@ -464,8 +536,7 @@ def _mirrored(
         _refuse_inside(root, source)
         beneath = root if len(sources) == 1 else root / _own_name(source)
         found = _Listing.of(source)
-        # Depth maps in EXR and the like are labels, too; that they are not translated is said.
-        copied = [*found.others, *found.unread] if copy_others else []
+        copied = [*found.others, *found.labels] if copy_others else []
         if not (found.images or found.videos or copied):
             raise InputError(
                 f"{printable(source)}: nothing to translate in this folder; it holds "
@@ -475,7 +546,7 @@ def _mirrored(
         kinds: list[tuple[Kind, Path]] = [
             *(("image", path) for path in found.images),
             *(("video", path) for path in found.videos),
-            *(("unread", path) for path in found.unread if not copied),
+            *(("unread", path) for path in found.unread if path not in copied),
             *(("other", path) for path in copied),
         ]
         kinds.sort(key=lambda each: natural_key(each[1]))
@@ -521,6 +592,11 @@ class _Listing:
                 homes[_kind_by_suffix(entry.name)].append(relative)
         return listing
 
+    @property
+    def labels(self) -> list[Path]:
+        """Pictures that may be labels, such as depth in EXR; HEIC is a photograph."""
+        return [path for path in self.unread if path.suffix.lower() not in IMAGE_FORMATS]
+
     def summary(self) -> str:
         """Say what was seen, for a folder that has nothing to translate."""
         seen = [
@@ -543,10 +619,10 @@ class _Listing:
                 f"{printable(folder / sorted(self.links)[0])}{more}: a link to a folder is not "
                 "followed; name it as an input of its own to include it"
             )
-        if self.unread and copy_others:
+        if self.labels and copy_others:
             yield (
                 f"{printable(folder)}: copied as they are, since pictures of these kinds are not "
-                f"read here: {counted_suffixes(path.suffix for path in self.unread)}"
+                f"read here: {counted_suffixes(path.suffix for path in self.labels)}"
             )
         if self.others and not copy_others:
             suffixes = sorted({path.suffix for path in self.others if path.suffix})[:5]

@@ -66,9 +66,9 @@ class TranslateOptions:
     """Frames per second of a pattern of images, e.g. ``25`` or ``30000/1001``."""
     preview: int | None = None
     # Images
-    format: Literal["same", "png", "jpg", "webp"] = "same"
+    format: Literal["same", "png", "jpg", "webp", "avif"] = "same"
     quality: int | None = None
-    """1..100 for jpg and webp; None: 95."""
+    """1..100 for jpg, webp and avif; None: 95."""
     # The run
     overwrite: bool = False
     skip_existing: bool = False

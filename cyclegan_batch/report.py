@@ -31,6 +31,7 @@ _RECORDED = (
     "pillow",
     "tifffile",
     "imagecodecs",
+    "pillow-heif",
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, JpegImagePlugin
@@ -504,6 +505,13 @@ WHOLE = {
     "bmp": pictures.pillow(pictures.photo(), "BMP"),
     "tiff": pictures.pillow(pictures.photo(), "TIFF"),
     "lzw.tiff": pictures.pillow(pictures.photo(), "TIFF", compression="tiff_lzw"),
+    "avif": pictures.pillow(pictures.photo(), "AVIF"),
+    "gif": pictures.pillow(pictures.photo(), "GIF"),
+    "jp2": pictures.pillow(pictures.photo(), "JPEG2000"),
+    "j2k": pictures.pillow(pictures.photo(), "JPEG2000", no_jp2=True),
+    "deep.jp2": imagecodecs.jpeg2k_encode(
+        pictures.photo().astype(np.uint16) * 257, level=0, codecformat="jp2"
+    ),
 }
 
 
@@ -537,9 +545,9 @@ def test_a_png_with_one_bit_wrong_anywhere_errors(capfd: pytest.CaptureFixture[s
     ("content", "message"),
     [
         (b"just text", r"its content is none of them"),
-        (b"GIF89a" + bytes(20), r"its content is GIF"),
+        (b"8BPS" + bytes(20), r"its content is Photoshop"),
         (b"\0\0\0\x18ftypisom" + bytes(20), r"its content is an MP4-like container"),
-        (b"\0\0\0\x18ftypheic" + bytes(20), r"its content is HEIC"),
+        (b"\0\0\0\x18ftypcrx " + bytes(20), r"its content is an MP4-like container"),
         (b"<!DOCTYPE html><html>404</html>", r"its content is a web page"),
     ],
 )
@@ -679,7 +687,7 @@ def test_pictures_are_planned_in_shards_of_256() -> None:
     assert sum((shard.entries for shard in shards), ()) == entries
     assert shards[2].name == "in/512.png … 599.png (88 of 600 pictures)"
     assert [len(shard.notes) for shard in shards] == [1, 0, 0]
-    assert "--quality 80: no picture is written as jpg or webp" in shards[0].notes[0]
+    assert "--quality 80: no picture is written as jpg, webp or avif" in shards[0].notes[0]
     assert plan_images((video,), TranslateOptions(), pixel_type="uint8") == ()
 
 

@@ -348,7 +348,7 @@ def test_a_folder_with_nothing_to_translate_says_what_it_saw_errors(tmp_path: Pa
     touch(tmp_path / "texts" / "a.txt")
     touch(tmp_path / "texts" / "b.txt")
     touch(tmp_path / "texts" / ".hidden.png")
-    with pytest.raises(InputError, match=r"it holds 2 \.txt, 1 hidden; pictures are bmp, jpeg"):
+    with pytest.raises(InputError, match=r"it holds 2 \.txt, 1 hidden; pictures are apng, avif"):
         find_inputs([tmp_path / "texts"], tmp_path / "out")
 
 

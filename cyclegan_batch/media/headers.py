@@ -1,10 +1,10 @@
 """Read what a picture file says of itself, before a pixel is decoded or memory is taken for one.
 
-The format is known by content, never by name, and from an allow-list: JPEG, PNG, WebP, BMP, TIFF.
-JPEG and BMP headers are Pillow's to read, TIFF ones tifffile's. PNG and WebP are walked chunk by
-chunk here, since Pillow's WebP reader takes memory for the whole canvas when it opens a file, its
-PNG reader accepts files whose end is missing, and libpng prints what it thinks of optional chunks
-to the terminal.
+The format is known by content, never by name, and from an allow-list. JPEG and BMP
+headers are Pillow's to read, TIFF ones tifffile's (`media.tiff`); those of AVIF, GIF, HEIC and JPEG
+2000 are in `media.stills`. PNG and WebP are walked chunk by chunk here, since Pillow's WebP reader
+takes memory for the whole canvas when it opens a file, its PNG reader accepts files whose end is
+missing, and libpng prints what it thinks of optional chunks to the terminal.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
@@ -22,7 +22,7 @@ from PIL import BmpImagePlugin, Image, JpegImagePlugin
 
 from ..errors import InputError
 from ..frames import Size
-from ..inputs import ImageFormat, sniff_format
+from ..inputs import SNIFFED, ImageFormat, sniff_format
 
 # Pillow warns about metadata that it cannot read. What matters of it is said in our own notes, and
 # `warnings.catch_warnings` may not be used from several threads.
@@ -69,6 +69,10 @@ class Header:
     png: PngExtras | None = None
     bands: int = 4
     """Samples of a pixel, at most."""
+    levels: int = 256
+    """That a sample of JPEG 2000, AVIF and HEIC can have."""
+    transfer: int = 2
+    """Transfer characteristic as of ITU-T H.273: 2 unspecified, 16 PQ, 18 HLG."""
 
     @property
     def displayed_size(self) -> Size:
@@ -93,7 +97,7 @@ def read_header(file: BinaryIO, name: str, *, max_pixels: int) -> Header:
     Raises InputError where the file is no picture of a known format, is damaged as far as a header
     can tell, or is larger than ``max_pixels``.
     """
-    head = file.read(16)
+    head = file.read(SNIFFED)
     file.seek(0)
     format_ = sniff_format(head)
     if format_ is None:
@@ -101,7 +105,7 @@ def read_header(file: BinaryIO, name: str, *, max_pixels: int) -> Header:
             raise InputError(f"{name}: the file is empty; replace it with a whole copy")
         raise InputError(
             f"{name}: not a picture of a known format: {_other_format(head)}; "
-            "convert it to JPEG, PNG, WebP, BMP or TIFF"
+            "convert it to JPEG, PNG, WebP or TIFF"
         )
     reader = _READERS[format_]
     try:
@@ -139,8 +143,12 @@ FORMAT_NAMES: dict[ImageFormat, str] = {
     "jpg": "JPEG",
     "png": "PNG",
     "webp": "WebP",
+    "avif": "AVIF",
     "bmp": "BMP",
     "tiff": "TIFF",
+    "gif": "GIF",
+    "jp2": "JPEG 2000",
+    "heic": "HEIC",
 }
 
 
@@ -236,10 +244,12 @@ def _read_png(file: BinaryIO) -> Header:
         size=(height, width),
         mode=_PNG_MODES[colour],
         bits=16 if depth == 16 else 8,
-        orientation=_orientation(exif),
+        orientation=exif_orientation(exif),
         pages=int.from_bytes(chunks.get(b"acTL", b"\0\0\0\1")[:4]),
         icc=_png_profile(chunks.get(b"iCCP")),
         exif=exif,
+        # cICP: primaries, transfer, matrix, range (PNG, third edition, 11.3.2.6).
+        transfer=chunks.get(b"cICP", b"\2\2\0\1")[1],
         png=PngExtras(
             grey,
             tuple((k, chunks[k]) for k in (b"cICP", b"sRGB", b"gAMA", b"cHRM") if k in chunks),
@@ -321,7 +331,7 @@ def _read_webp(file: BinaryIO) -> Header:
         format="webp",
         size=size,
         mode="RGBA" if alpha else "RGB",
-        orientation=_orientation(exif),
+        orientation=exif_orientation(exif),
         icc=metadata.get(b"ICCP"),
         exif=exif,
     )
@@ -342,7 +352,7 @@ def _read_jpeg(file: BinaryIO) -> Header:
         format="jpg",
         size=image.size[::-1],
         mode=image.mode,
-        orientation=_orientation(exif),
+        orientation=exif_orientation(exif),
         icc=image.info.get("icc_profile"),
         exif=exif[6:] if exif else None,
     )
@@ -374,7 +384,7 @@ def _read_tiff(file: BinaryIO) -> Header:
     )
 
 
-def _orientation(exif: bytes | None) -> int:
+def exif_orientation(exif: bytes | None) -> int:
     """Return the orientation that an EXIF block tells; 1 (upright) where it tells none."""
     if not exif:
         return 1
@@ -394,26 +404,39 @@ def _other_format(head: bytes) -> str:
 
 
 _STRANGERS = {
-    b"GIF8": "GIF",
-    b"ftypavif": "AVIF",
-    b"ftypheic": "HEIC",
     b"ftyp": "an MP4-like container",
     b"\x1aE\xdf\xa3": "a Matroska video",
     b"%PDF": "PDF",
     b"8BPS": "Photoshop",
     b"<svg": "SVG",
     b"<?xml": "XML",
-    b"\0\0\0\x0cjP": "JPEG 2000",
     b"\0\0\0\x0cJXL": "JPEG XL",
     b"<!DOCTYPE": "a web page",
     b"<html": "a web page",
 }
 """First bytes of what is often named as a picture."""
 
-_READERS = {
+
+def _read_still(format_: ImageFormat) -> Callable[[BinaryIO], Header]:
+    """Return a reader of `media.stills`, which is loaded with the first such picture."""
+
+    def read(file: BinaryIO) -> Header:
+        from . import stills
+
+        reader: Callable[[BinaryIO], Header] = getattr(stills, f"read_{format_}")
+        return reader(file)
+
+    return read
+
+
+_READERS: dict[ImageFormat, Callable[[BinaryIO], Header]] = {
     "jpg": _read_jpeg,
     "png": _read_png,
     "webp": _read_webp,
     "bmp": _read_bmp,
     "tiff": _read_tiff,
+    "avif": _read_still("avif"),
+    "gif": _read_still("gif"),
+    "jp2": _read_still("jp2"),
+    "heic": _read_still("heic"),
 }

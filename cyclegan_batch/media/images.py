@@ -72,8 +72,8 @@ DEFAULT_QUALITY = 95
 _MOST_METADATA = 64 << 20
 """Bytes beside its pixels that a picture may have before its file is not read into memory."""
 
-_LARGEST_SIDE: dict[ImageFormat, int] = {"jpg": 65535, "webp": 16383}
-"""The formats whose headers have few bits for a side (ITU-T T.81, RFC 9649)."""
+_LARGEST_SIDE: dict[ImageFormat, int] = {"jpg": 65535, "webp": 16383, "avif": 65536}
+"""The formats whose headers have few bits for a side (ITU-T T.81, RFC 9649, AV1 5.5.1)."""
 
 _WITHOUT_ALPHA = frozenset({"jpg", "bmp"})
 
@@ -147,9 +147,9 @@ def plan_images(
     if options.quality is not None and not 1 <= options.quality <= 100:
         raise OutputError(f"--quality {options.quality}: must be 1..100")
     notes: tuple[str, ...] = ()
-    lossy = {"jpg", "webp"} & {_format_of(entry.output) for entry in pictures}
+    lossy = {"jpg", "webp", "avif"} & {_format_of(entry.output) for entry in pictures}
     if options.quality is not None and pictures and not lossy:
-        notes = (f"--quality {options.quality}: no picture is written as jpg or webp",)
+        notes = (f"--quality {options.quality}: no picture is written as jpg, webp or avif",)
     shards = []
     for start in range(0, len(pictures), SHARD):
         part = tuple(pictures[start : start + SHARD])
@@ -300,10 +300,12 @@ def decode_picture(
     """
     header = read_header(io.BytesIO(data), name, max_pixels=max_pixels)
     if header.pages > 1:
+        raise InputError(f"{name}: {_SEVERAL.get(header.format, _ANIMATION)}")
+    if header.transfer in _HDR:
         raise InputError(
-            f"{name}: holds several pages and not one picture; split it into single pictures first"
-            if header.format == "tiff"
-            else f"{name}: is an animation; make a video of it, and translate that"
+            f"{name}: the picture is HDR ({_HDR[header.transfer]}), and generators are trained on "
+            "SDR pictures; tone-map it first, e.g. with FFmpeg: -vf zscale=t=linear:npl=100,"
+            "tonemap=hable,zscale=p=bt709:t=iec61966-2-1:m=gbr,format=gbrp"
         )
     notes: list[str] = []
     try:
@@ -344,6 +346,17 @@ def decode_picture(
     )
 
 
+_HDR = {16: "PQ", 18: "HLG"}
+"""ITU-T H.273 transfer characteristics that mean high dynamic range."""
+
+_ANIMATION = "is an animation; make a video of it, and translate that"
+_SEVERAL: dict[ImageFormat, str] = {
+    "tiff": "holds several pages and not one picture; split it into single pictures first",
+    "heic": "holds several pictures; save the one that is meant by itself",
+    "gif": "is an animation; with a video as output, such as out.mp4, it is translated as one",
+}
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, cv2.error):
         return "the decoder gave up"
@@ -359,7 +372,15 @@ def _rgb(
 ) -> tuple[Samples, Samples | None, bytes | None]:
     """Return RGB ``(H, W, 3)`` and alpha ``(H, W)``, uint8 or uint16, and the profile to carry."""
     space = _profile_space(header.icc)
-    samples, alpha = _tiff(data, notes) if header.format == "tiff" else _samples(data, header)
+    if header.format == "tiff":
+        samples, alpha = _tiff(data, notes)
+    elif header.format in ("avif", "gif", "heic", "jp2"):
+        # Loaded with the first such picture.
+        from .stills import decode_still
+
+        samples, alpha = decode_still(data, header)
+    else:
+        samples, alpha = _samples(data, header)
     if header.mode == "CMYK":
         return _rgb_from_cmyk(samples, header.icc, space, notes), None, None
     if space in (None, b"RGB "):
@@ -734,10 +755,23 @@ def _encode_tiff(colours: Samples, quality: int, extras: Extras) -> bytes:
     return file.getvalue()
 
 
+def _encode_avif(colours: Samples, quality: int, extras: Extras) -> bytes:
+    samples = colours if extras.alpha is None else np.dstack([colours, extras.alpha])
+    options: dict[str, Any] = {"quality": quality, "subsampling": "4:4:4", "max_threads": 1}
+    if extras.icc:
+        options["icc_profile"] = extras.icc
+    if extras.exif:
+        options["exif"] = extras.exif
+    file = io.BytesIO()
+    Image.fromarray(samples).save(file, "AVIF", **options)
+    return file.getvalue()
+
+
 _ENCODERS: dict[ImageFormat, Callable[..., bytes]] = {
     "jpg": _encode_jpg,
     "png": _encode_png,
     "webp": _encode_webp,
+    "avif": _encode_avif,
     "bmp": _encode_bmp,
     "tiff": _encode_tiff,
 }

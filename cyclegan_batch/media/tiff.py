@@ -149,7 +149,7 @@ def decode_tiff(data: bytes) -> TiffSamples:
     bands, kinds = samples.shape[2] - count, _extra_samples(page)
     if not bands or int(page.photometric) == _CMYK:
         return TiffSamples(colours, None, False, bands)
-    alpha = np.ascontiguousarray(_whole_range(samples[..., count], page.bitspersample))
+    alpha = np.ascontiguousarray(whole_range(samples[..., count], page.bitspersample))
     if kinds[:1] == (1,):
         colours = _divided(colours, alpha)
     return TiffSamples(colours, alpha, kinds[:1] == (0,), bands - 1)
@@ -273,7 +273,7 @@ def _colours(page: TiffPage, samples: Samples) -> Samples:
         return _palette(page)[samples[..., 0]]
     if photometric == _GREY_FROM_WHITE:
         samples = (2**bits - 1) - samples
-    whole = _whole_range(samples, bits)
+    whole = whole_range(samples, bits)
     if photometric == _YCBCR and page.compression != _JPEG:
         height, width = whole.shape[:2]
         return np.asarray(Image.frombytes("YCbCr", (width, height), whole.tobytes()).convert("RGB"))
@@ -289,7 +289,7 @@ def _palette(page: TiffPage) -> Samples:
     return np.ascontiguousarray(bytes_.T.astype(np.uint8))
 
 
-def _whole_range(samples: Samples, bits: int) -> Samples:
+def whole_range(samples: Samples, bits: int) -> Samples:
     """Return samples of ``bits`` as uint8, or as uint16 beyond 8, their largest as white."""
     if bits in (8, 16):
         return samples.astype(samples.dtype.newbyteorder("="), copy=False)

@@ -2,7 +2,7 @@
 
 What is done to a picture:
 
-- It is read as everywhere in this package (`decode_picture`): JPEG, PNG, WebP, BMP or TIFF, upright
+- It is read as everywhere in this package (`decode_picture`), whatever its format: upright
   by its EXIF, 16 bits rounded to 8, CMYK to sRGB. What is transparent is laid on white, since the
   colours below it were meant for nobody's eyes. A domain of one channel is BT.601 luma.
 - Then come the steps that never change, once: the resize of ``preprocess`` (bicubic, antialiased).

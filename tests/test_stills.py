@@ -1,0 +1,277 @@
+"""AVIF, GIF, HEIC and JPEG 2000: what is seen of them, what they become, what is refused."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+from PIL import Image
+
+from cyclegan_batch import inputs
+from cyclegan_batch.errors import InputError
+from cyclegan_batch.inputs import Entry, find_inputs, sniff_format
+from cyclegan_batch.media.headers import exif_orientation, read_header
+from cyclegan_batch.media.images import decode_picture
+from tests.synthesis import pictures
+from tests.test_images import one, translate
+
+
+def heic(samples: Any, *more: Any, bits: int = 8, **options: Any) -> bytes:
+    """Return pictures ``(H, W, 3)`` as one HEIC; skip where nothing reads it."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    mode = "RGB" if bits == 8 else "RGB;16"
+    file = io.BytesIO()
+    made = pillow_heif.HeifFile()
+    for each in (samples, *more):
+        made.add_frombytes(mode, each.shape[1::-1], each.tobytes())
+    made.save(file, quality=-1, chroma=444, **options)
+    return file.getvalue()
+
+
+def avif(samples: Any, **options: Any) -> bytes:
+    return pictures.pillow(samples, "AVIF", quality=95, subsampling="4:4:4", **options)
+
+
+def gif(samples: Any, **options: Any) -> bytes:
+    return pictures.pillow(samples, "GIF", **options)
+
+
+def jp2(samples: Any, codecformat: str = "jp2") -> bytes:
+    return imagecodecs.jpeg2k_encode(samples, level=0, codecformat=codecformat, reversible=True)
+
+
+SHADES = np.stack([np.add.outer(np.arange(40), np.arange(60) + shift) for shift in (0, 30, 60)], -1)
+"""Smooth, below 160: ``(40, 60, 3)``."""
+PHOTO = SHADES.astype(np.uint8)
+
+
+@pytest.mark.behaviour(15)
+@pytest.mark.parametrize("make", [avif, heic, jp2])
+def test_a_still_is_seen_as_it_was_written(make: Any) -> None:
+    difference = np.abs(decode_picture(make(PHOTO), "a").pixels.astype(int) - PHOTO)
+    assert difference.max() <= 4
+    assert difference.mean() < 1
+
+
+@pytest.mark.behaviour(15)
+@pytest.mark.parametrize("codecformat", ["jp2", "j2k"])
+@pytest.mark.parametrize("shape", [(40, 60), (40, 60, 3), (40, 60, 4)])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_jpeg_2000_is_exact_at_any_depth(shape: Any, kind: Any, codecformat: str) -> None:
+    top = np.iinfo(kind).max
+    samples = np.random.default_rng(0).integers(0, top, shape, kind, endpoint=True)
+    seen = decode_picture(jp2(samples, codecformat), "a")
+    expected = np.rint(samples / (top / 255)).astype(np.uint8)
+    colours = expected[..., :3] if expected.ndim == 3 else np.stack([expected] * 3, -1)
+    np.testing.assert_array_equal(seen.pixels, colours)
+    if shape[2:] == (4,):
+        np.testing.assert_array_equal(seen.extras.alpha, expected[..., 3])
+
+
+@pytest.mark.behaviour(15)
+def test_ten_bits_of_avif_and_heic_reach_a_model_that_takes_them() -> None:
+    ramp = np.tile(np.arange(1024, dtype=np.uint16), (16, 1))
+    deep = np.stack([ramp] * 3, -1)
+    for data in (
+        imagecodecs.avif_encode(deep, level=100, bitspersample=10, pixelformat="444"),
+        heic(deep * 64, bits=10),
+    ):
+        seen = decode_picture(data, "a", pixel_type="float16")
+        assert seen.extras.bits == 16
+        assert len(np.unique(seen.pixels)) > 600
+        assert np.abs(seen.pixels.astype(np.float64) - deep / 1023).max() < 0.006
+
+
+@pytest.mark.behaviour(15)
+def test_transparency_of_gif_and_avif_is_kept(tmp_path: Path) -> None:
+    palette = Image.fromarray((np.arange(48 * 64) % 7).astype(np.uint8).reshape(48, 64))
+    palette = palette.convert("P")
+    file = io.BytesIO()
+    palette.save(file, "GIF", transparency=3)
+    expected = np.asarray(Image.open(file).convert("RGBA"))
+    result = one(tmp_path, "a.gif", file.getvalue(), "b.png")
+    np.testing.assert_array_equal(np.asarray(result), expected)
+    assert {0, 255} == set(np.unique(expected[..., 3]))
+    rgba = np.dstack([pictures.photo(), pictures.alpha()])
+    result = one(tmp_path, "a.avif", avif(rgba), "b.avif")
+    assert result.format == "AVIF"
+    assert np.abs(np.asarray(result)[..., 3].astype(int) - pictures.alpha()).max() <= 4
+
+
+@pytest.mark.parametrize("quality", [None, 100])
+def test_avif_is_written_with_its_profile_camera_and_all_its_chroma(
+    tmp_path: Path, quality: int | None
+) -> None:
+    profile, photo = pictures.srgb_profile(), pictures.photo(128, 128)
+    source = pictures.pillow(photo, "PNG", icc_profile=profile, exif=pictures.exif(6, artist="A"))
+    result = one(tmp_path, "a.png", source, "b.avif", quality=quality)
+    assert result.info["icc_profile"] == profile
+    assert (result.getexif()[0x013B], result.getexif().get(0x0112, 1)) == ("A", 1)
+    difference = np.abs(np.asarray(result).astype(int) - np.rot90(photo, -1))
+    assert difference.mean() < 2.5
+
+
+@pytest.mark.behaviour(16)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("make", [avif, heic])
+def test_a_still_is_turned_once(make: Any, orientation: int) -> None:
+    # Both writers turn the EXIF orientation into the properties irot and imir.
+    stored = np.ascontiguousarray(pictures.turned(PHOTO, orientation))
+    seen = decode_picture(make(stored, exif=pictures.exif(orientation, artist="A")), "a")
+    assert seen.pixels.shape == PHOTO.shape
+    assert np.abs(seen.pixels.astype(int) - PHOTO).max() <= 6
+    assert seen.extras.exif is not None
+    assert b"A\0" in seen.extras.exif
+    assert exif_orientation(seen.extras.exif) == 1
+
+
+# What they become
+
+
+@pytest.mark.behaviour(13)
+def test_what_has_no_writer_becomes_png_and_it_is_said_with_a_count(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, data in {
+        "a.gif": gif(PHOTO),
+        "a.png": pictures.png(PHOTO),
+        "b.jp2": jp2(PHOTO),
+        "c.avif": avif(PHOTO),
+        "d.gif": gif(PHOTO),
+    }.items():
+        (folder / name).write_bytes(data)
+    tree = find_inputs([folder], tmp_path / "out")
+    written, dropped, _ = translate(tree.entries)
+    assert dropped == []
+    assert {path.name: sniff_format(path.read_bytes()[:64]) for path in written} == {
+        "a.gif.png": "png",
+        "a.png": "png",
+        "b.png": "png",
+        "c.avif": "avif",
+        "d.png": "png",
+    }
+    assert tree.notes[1:] == (
+        "3 pictures become PNG, since the format is not written here: .gif 2, .jp2 1; "
+        "--format chooses another",
+    )
+    tree = find_inputs([folder / "d.gif", folder / "c.avif"], tmp_path / "out", format="avif")
+    assert [entry.output.name for entry in tree.entries] == ["d.avif", "c.avif"]
+    assert tree.notes == ()
+
+
+@pytest.mark.behaviour(14)
+def test_heic_without_its_extra_is_named_and_never_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "_reads_heic", lambda: False)
+    for name in ("a.HEIC", "b.png", "c.json"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
+    for copy_others in (False, True):
+        entries = find_inputs([tmp_path], tmp_path.parent / "o", copy_others=copy_others).entries
+        kinds = {entry.source.name: entry.kind for entry in entries}
+        assert kinds.pop("c.json", "other") == "other"
+        assert kinds == {"a.HEIC": "unread", "b.png": "image"}
+    assert "pip install 'cyclegan-batch[heic]'" in inputs.why_unread(tmp_path / "a.HEIC")
+
+
+@pytest.mark.parametrize("make", [avif, gif, heic, jp2])
+def test_the_format_is_known_by_content(tmp_path: Path, make: Any) -> None:
+    source = tmp_path / "photo.jpg"
+    source.write_bytes(make(PHOTO))
+    _, dropped, _ = translate((Entry("image", source, tmp_path / "b.png"),))
+    assert dropped == []
+    source.rename(tmp_path / "photo")
+    assert find_inputs([tmp_path / "photo"], tmp_path / "o.png").entries[0].kind == "image"
+
+
+# What is refused
+
+
+@pytest.mark.behaviour(14)
+@pytest.mark.parametrize(
+    ("format_", "message"),
+    [("GIF", "is an animation; with a video as output"), ("AVIF", "is an animation; make a video")],
+)
+def test_an_animation_errors(format_: str, message: str) -> None:
+    file = io.BytesIO()
+    other = Image.fromarray(255 - PHOTO)
+    Image.fromarray(PHOTO).save(file, format_, save_all=True, append_images=[other])
+    with pytest.raises(InputError, match=f"a: {message}"):
+        decode_picture(file.getvalue(), "a")
+
+
+@pytest.mark.behaviour(14)
+def test_several_pictures_in_a_heic_errors() -> None:
+    with pytest.raises(InputError, match="a: holds several pictures; save the one"):
+        decode_picture(heic(PHOTO, 255 - PHOTO), "a")
+
+
+def _with_size(data: bytes, old: bytes, new: bytes) -> bytes:
+    assert data.count(old) >= 1
+    return data.replace(old, new)
+
+
+@pytest.mark.behaviour(46)
+@pytest.mark.parametrize("name", ["gif", "jp2", "avif", "heic"])
+def test_a_bomb_is_refused_by_its_header_errors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    still = np.tile(PHOTO[:32, :32], (2, 2, 1))
+    size, bomb = struct.pack(">II", 64, 64), struct.pack(">II", 40_000, 40_000)
+    if name == "gif":
+        sizes = struct.pack("<HH", 64, 64), struct.pack("<HH", 40_000, 40_000)
+        data = _with_size(gif(still), *sizes)
+    else:
+        data = _with_size({"jp2": jp2, "avif": avif, "heic": heic}[name](still), size, bomb)
+
+    def taken(*_: object, **__: object) -> None:
+        raise AssertionError("a bomb reached a decoder")
+
+    monkeypatch.setattr(Image.Image, "convert", taken)
+    monkeypatch.setattr(imagecodecs, "jpeg2k_decode", taken)
+    monkeypatch.setattr("cyclegan_batch.media.stills.decode_still", taken)
+    expected = r"40000×40000 is more than --max-pixels|cannot be read as"
+    with pytest.raises(InputError, match=expected):
+        decode_picture(data, "a")
+
+
+@pytest.mark.behaviour(8)
+@pytest.mark.parametrize(("transfer", "word"), [(16, "PQ"), (18, "HLG")])
+@pytest.mark.parametrize("name", ["png", "avif", "heic"])
+def test_hdr_is_refused_with_what_to_do_errors(name: str, transfer: int, word: str) -> None:
+    data = _tagged(name, transfer)
+    with pytest.raises(
+        InputError, match=rf"a: the picture is HDR \({word}\), .* tone-map it first"
+    ):
+        decode_picture(data, "a")
+    assert read_header(io.BytesIO(data), "a", max_pixels=10**6).transfer == transfer
+    assert decode_picture(_tagged(name, 13), "a").pixels.shape == PHOTO.shape
+
+
+def _tagged(name: str, transfer: int) -> bytes:
+    """Return a picture that says it is BT.2020 with this transfer characteristic."""
+    if name == "png":
+        return pictures.png(PHOTO, (b"cICP", bytes([9, transfer, 0, 1])))
+    data = avif(PHOTO) if name == "avif" else heic(PHOTO)
+    at = data.index(b"colrnclx") + 8
+    return data[:at] + struct.pack(">HH", 9, transfer) + data[at + 4 :]
+
+
+@pytest.mark.behaviour(14)
+def test_a_heic_that_is_cut_off_or_changed_is_a_picture_or_an_error() -> None:
+    whole = heic(PHOTO)
+    for length in range(0, len(whole), 61):
+        with pytest.raises(InputError):
+            decode_picture(whole[:length], "a.heic")
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        broken = bytearray(whole)
+        for position in random.integers(0, len(broken), random.integers(1, 6)):
+            broken[position] = random.integers(0, 256)
+        try:
+            assert decode_picture(bytes(broken), "a", max_pixels=10**6).pixels.size
+        except InputError:
+            continue

@@ -32,6 +32,10 @@ CARD_VERSION = 1
 Shape = tuple[int, int, int]
 """N, H, W of the frames."""
 
+RECIPE = 1
+"""How the builder of this version sets TensorRT up; one more whenever that changes what comes out,
+so that engines in caches are built anew."""
+
 _KEY = "engine.key"
 
 _SEAL_BYTES = 32
@@ -77,6 +81,7 @@ class Build:
     """The weights can be exchanged later."""
     tf32: bool = False
     """FP32 convolutions may round their inputs to TF32: class half instead of exact."""
+    recipe: int = RECIPE
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,10 @@ class Machine:
     gpu: str
     compute_capability: tuple[int, int]
     tensorrt: str
+    multiprocessors: int = 0
+    """Cards of one name differ in it, and so do parts of one (MIG); 0: not known."""
+    memory_gib: int = 0
+    """Of the card, rounded; 0: not known."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ class EngineCard:
         portable = build.hardware_compatible and min(
             built.compute_capability, here.compute_capability
         ) >= _AMPERE  # fmt: skip
-        same = (built.gpu, built.compute_capability) == (here.gpu, here.compute_capability)
+        same = replace(built, tensorrt="") == replace(here, tensorrt="")
         if not same and not portable:
             found.append(f"built for {_gpu_words(built)}, this is {_gpu_words(here)}")
         if built.tensorrt != here.tensorrt and not (
@@ -277,7 +286,9 @@ def _words(shape: Shape | None) -> str:
 
 def _gpu_words(machine: Machine) -> str:
     major, minor = machine.compute_capability
-    return f"{machine.gpu} (compute capability {major}.{minor})"
+    size = f", {machine.multiprocessors} multiprocessors" if machine.multiprocessors else ""
+    size += f", {machine.memory_gib} GiB" if machine.memory_gib else ""
+    return f"{machine.gpu} (compute capability {major}.{minor}{size})"
 
 
 def _is_later(here: str, built: str) -> bool:
@@ -315,6 +326,7 @@ def _card_from_json(engine: Path, said: Mapping[str, Any]) -> EngineCard:
     major, minor = machine.pop("compute_capability")
     shapes = {key: _shape(build["profile"][key]) for key in ("min", "opt", "max")}
     build["profile"] = Profile(**shapes)
+    build.setdefault("recipe", 0)
     return EngineCard(
         path=engine,
         model=ModelCard(**model),

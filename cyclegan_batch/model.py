@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -63,6 +64,7 @@ __all__ = [
     "model_from_contract",
     "open_model",
     "sample_frames",
+    "widest_tensor",
     "write_model",
     "writes_out_its_norm",
 ]
@@ -314,6 +316,29 @@ def sample_frames(card: ModelCard) -> Pixels:
     frames = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width].astype(np.uint8)
     frames[1:] = 0
     return np.ascontiguousarray(as_pixel_type(frames, card.pixel_type))
+
+
+def widest_tensor(model: Model) -> float:
+    """Return how many elements the widest tensor of the graph has for each pixel of a frame.
+
+    0 where the shapes of the graph cannot be inferred.
+    """
+    proto = onnx.ModelProto.FromString(model.graph)
+    height, width = model.card.sizes.smallest_fit((256, 256))
+    sides = proto.graph.input[0].type.tensor_type.shape.dim
+    for side, length in zip(sides, (1, height, width, 3), strict=True):
+        side.dim_value = side.dim_value or length
+    del proto.graph.value_info[:]
+    try:
+        proto = onnx.shape_inference.infer_shapes(proto)
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return 0.0
+    counts = [
+        math.prod(side.dim_value for side in value.type.tensor_type.shape.dim)
+        for value in proto.graph.value_info
+    ]
+    frames = math.prod(side.dim_value for side in sides[:3])
+    return max(counts, default=0) / frames
 
 
 def writes_out_its_norm(model: Model) -> bool:

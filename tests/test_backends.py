@@ -27,6 +27,7 @@ from cyclegan_batch.backends import (
     MEASURED_ON_GPU,
     OF_ONNX,
     Backend,
+    batch_within_index,
     default_contexts,
     in_batches,
     open_backend,
@@ -42,7 +43,7 @@ from cyclegan_batch.errors import (
 )
 from cyclegan_batch.frames import Pixels, as_pixel_type
 from cyclegan_batch.machine import nvidia_gpus
-from cyclegan_batch.model import Model, open_model
+from cyclegan_batch.model import Model, open_model, widest_tensor
 from cyclegan_batch.parity import parity
 from tests.conftest import REPOSITORY
 from tests.synthesis import generators
@@ -760,6 +761,34 @@ def test_another_picture_on_a_gpu_is_not_accepted_errors(
     (note,) = opened.notes
     assert "in tf32 it is none" in note
     assert "going on with" in note
+
+
+def test_a_batch_on_a_gpu_stays_within_what_32_bits_count(
+    resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime's InstanceNormalization refuses more, and not as out of memory."""
+    opened = open_backend(resnet, device="cuda")
+    seen: list[int] = []
+    run = FakeSession.run
+
+    def noted(self: FakeSession, names: list[str], feed: dict[str, Pixels], *rest: Any) -> Any:
+        seen.append(len(feed["frames"]))
+        return run(self, names, feed, *rest)
+
+    monkeypatch.setattr(FakeSession, "run", noted)
+    # 1080p through 64 channels: 16 frames are 2,123,366,400 elements, and 2³¹ are too many.
+    frames = np.broadcast_to(np.zeros((1, 1080, 1920, 3), np.uint8), (17, 1080, 1920, 3))
+    assert batch_within_index(frames, 64.0, None) == 16
+    assert batch_within_index(frames[:16], 64.0, None) is None
+    assert batch_within_index(frames, 0.0, None) is None
+    assert batch_within_index(frames, 64.0, 4) == 4
+    assert batch_within_index(frames, 1e9, None) == 1
+    widest = widest_tensor(resnet)
+    monkeypatch.setattr("cyclegan_batch.backends._MOST_ELEMENTS", int(2.5 * widest * 64 * 64))
+    small = natural((64, 64), 5)
+    assert np.array_equal(opened.infer(small), small)
+    assert np.array_equal(opened.fork().infer(small), small)
+    assert seen == [2, 2, 2] * 2
 
 
 def test_int8_on_a_gpu_is_for_tensorrt_or_refused_errors(

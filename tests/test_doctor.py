@@ -181,13 +181,26 @@ def test_the_caches_size_is_that_of_its_files(tmp_path: Path) -> None:
     assert doctor.examine(cache)["cache"]["bytes"] == 1500
 
 
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let CUDA's driver library be missing."""
+
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(machine.ctypes, "CDLL", missing)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
 @pytest.mark.behaviour(36)
 def test_gpus_come_from_the_driver_or_from_its_tool(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = SimpleNamespace(stdout="NVIDIA H200\nNVIDIA L4\n")
+    no_cuda(monkeypatch)
+    said = SimpleNamespace(stdout="NVIDIA H200, GPU-1a\nNVIDIA L4, GPU-2b\n")
     monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
     monkeypatch.setattr(machine.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
     assert machine.nvidia_gpus() == ("NVIDIA H200", "NVIDIA L4")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert machine.nvidia_gpus() == ("NVIDIA L4",)
 
     def fails(*_: object, **__: object) -> None:
         raise subprocess.CalledProcessError(9, "nvidia-smi")
@@ -196,6 +209,76 @@ def test_gpus_come_from_the_driver_or_from_its_tool(monkeypatch: pytest.MonkeyPa
     assert machine.nvidia_gpus() == ()
     monkeypatch.setattr(machine.shutil, "which", lambda _: None)
     assert machine.nvidia_gpus() == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        (None, ("A", "B", "C")),
+        ("2,0", ("C", "A")),
+        ("1", ("B",)),
+        ("", ()),
+        ("-1", ()),
+        ("0,7,1", ("A",)),
+        ("GPU-bbb,GPU-ccc-3", ("B", "C")),
+        ("GPU-x", ()),
+        (" 1 , 2 ", ("B", "C")),
+    ],
+)
+def test_gpus_that_cuda_may_not_see_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, found: tuple[str, ...]
+) -> None:
+    no_cuda(monkeypatch)
+    files = []
+    for name, uuid in (("A", "GPU-aaa-1"), ("B", "GPU-bbb-2"), ("C", "GPU-ccc-3")):
+        files.append(tmp_path / f"{name} information")
+        text = f"Model: \t\t {name}\nIRQ:   \t\t 16\nGPU UUID: \t {uuid}\nVideo BIOS: \t 9\n"
+        files[-1].write_text(text)
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(files))
+    if said is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    assert machine.nvidia_gpus() == found
+
+
+class FakeCuda:
+    """CUDA's driver library: what it answers, and the names of the devices that it has."""
+
+    def __init__(self, code: int, *names: str) -> None:
+        self.code, self.names = code, names
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        return self.code
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        count._obj.value = len(self.names)
+        return 0
+
+    def cuDeviceGet(self, device: Any, index: int) -> int:  # noqa: N802
+        device._obj.value = index
+        return 0
+
+    def cuDeviceGetName(self, text: Any, size: int, device: Any) -> int:  # noqa: N802
+        text.value = self.names[device.value].encode()
+        return 0
+
+
+def test_cuda_itself_is_asked_first_as_a_jetson_has_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "_of_driver", lambda: [("shown by the driver", "GPU-1")])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    asked: list[str] = []
+
+    def library(cuda: FakeCuda) -> None:
+        monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: asked.append(name) or cuda)
+
+    library(FakeCuda(0, "Orin", "second"))
+    assert machine.nvidia_gpus() == ("Orin", "second")
+    assert asked == ["libcuda.so.1"]
+    library(FakeCuda(100))  # no device is visible
+    assert machine.nvidia_gpus() == ()
+    library(FakeCuda(803))  # the driver is older than the library
+    assert machine.nvidia_gpus() == ("shown by the driver",)
 
 
 def test_tensorrt_is_reported_with_what_it_needs_besides(monkeypatch: pytest.MonkeyPatch) -> None:

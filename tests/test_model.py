@@ -22,6 +22,7 @@ from cyclegan_batch.model import (
     graph_with_values,
     open_model,
     sample_frames,
+    widest_tensor,
     write_model,
 )
 from tests.synthesis import generators
@@ -288,3 +289,13 @@ def test_cut_short_weights_beside_the_file_errors(tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes((tmp_path / "w.bin").read_bytes()[:100])
     with pytest.raises(ModelError, match="not valid ONNX"):
         open_model(path)
+
+
+def test_the_widest_tensor_is_counted_for_each_pixel(tmp_path: Path) -> None:
+    # Its first layer has so many channels, at the picture's size and a border of 3.
+    for width in (4, 16):
+        model = open_model(generators.tiny_resnet(tmp_path / f"{width}.onnx", width=width))
+        assert width <= widest_tensor(model) < width * 1.1
+    fixed = open_model(generators.tiny_resnet(tmp_path / "a.onnx", fixed=(64, 48), batch=2))
+    assert widest_tensor(fixed) >= 4
+    assert widest_tensor(open_model(generators.identity(tmp_path / "b.onnx"))) == 3

@@ -199,6 +199,8 @@ OTHERS: dict[str, Callable[[Gpu], None]] = {
     "GPU": lambda gpu: setattr(gpu, "name", b"NVIDIA Fake 2"),
     "compute capability": lambda gpu: setattr(gpu, "minor", 9),
     "TensorRT": lambda gpu: setattr(gpu, "version", "11.5.0.1"),
+    "part of a GPU": lambda gpu: setattr(gpu, "multiprocessors", 16),
+    "memory": lambda gpu: setattr(gpu, "memory", 2**32),
 }
 
 
@@ -231,6 +233,33 @@ def test_an_engine_of_another_onnx_shape_or_arithmetic_is_rebuilt(
     open_on(gpu, model, tmp_path, precision="fp32")
     assert len(gpu.builds) == 4
     assert [("TF32" in build.flags) for build in gpu.builds] == [True, True, True, False]
+
+
+@pytest.mark.behaviour(32)
+def test_an_engine_of_an_earlier_recipe_is_rebuilt_and_one_in_a_file_goes_on(
+    tmp_path: Path, gpu: Gpu, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_on(gpu, model, tmp_path)
+    backend.write_engine(model, tmp_path / "x.engine", Build(SMALL))
+    gpu.builds.clear()
+    monkeypatch.setattr(backend, "Build", lambda *a, **k: Build(*a, **k, recipe=engines.RECIPE + 1))
+    open_on(gpu, model, tmp_path)
+    assert len(gpu.builds) == 1
+    open_on(gpu, open_model(tmp_path / "x.engine"), tmp_path)
+    assert len(gpu.builds) == 1
+
+
+@pytest.mark.behaviour(32)
+def test_a_card_of_the_first_version_is_read_and_its_engine_rebuilt(
+    tmp_path: Path, gpu: Gpu, engine: Path
+) -> None:
+    said = json.loads(card_path(engine).read_text())
+    del said["build"]["recipe"], said["machine"]["multiprocessors"], said["machine"]["memory_gib"]
+    card_path(engine).write_text(json.dumps(said))
+    gpu.builds.clear()
+    opened = open_on(gpu, open_model(engine), tmp_path / "cache")
+    assert len(gpu.builds) == 1
+    assert "built for NVIDIA Fake 1 (compute capability 8.6), this is" in opened.notes[0]
 
 
 def damage(path: Path) -> None:
@@ -356,6 +385,44 @@ def test_a_long_build_says_how_far_it_is_and_ctrl_c_ends_it_errors(
         deadline -= 1
         threading.Event().wait(0.1)
     assert not gpu.builds, "the monitor said no, and TensorRT gave nothing"
+
+
+_LEFT_BUILDING = """
+import sys, time
+import pytest
+from pathlib import Path
+from cyclegan_batch.backends import tensorrt as backend
+from cyclegan_batch.engines import Build, Profile
+from tests.synthesis import fake_tensorrt
+
+gpu = fake_tensorrt.install(pytest.MonkeyPatch())
+backend._SPOKEN, backend._STOPPING = 0.1, 0.1
+
+def step():
+    time.sleep(1)
+    Path(sys.argv[1]).touch()
+
+def say(sentence):
+    raise KeyboardInterrupt
+
+gpu.building = step
+shape = (1, 8, 8)
+try:
+    backend.engine_from_graph(b"", Build(Profile(shape, shape, shape)), name="x", say=say)
+except KeyboardInterrupt:
+    assert not Path(sys.argv[1]).exists()
+    sys.exit(7)
+"""
+
+
+def test_a_build_that_was_left_has_an_interpreter_until_it_ends(tmp_path: Path) -> None:
+    """TensorRT's threads call Python: where the interpreter is gone, that ends in an abort."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LEFT_BUILDING, tmp_path / "ended"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (7, "")
+    assert (tmp_path / "ended").exists()
 
 
 def test_cancel_ends_a_build_in_the_middle_of_a_run_errors(
@@ -535,10 +602,10 @@ def engine(tmp_path: Path, gpu: Gpu, model: Model) -> Path:
 def test_an_engine_says_what_it_is(engine: Path) -> None:
     described = inspect_file(engine)
     assert described["kind"] == "TensorRT engine"
-    assert described["gpu"] == "NVIDIA Fake 1 (compute capability 8.6)"
+    assert described["gpu"] == ("NVIDIA Fake 1 (compute capability 8.6, 84 multiprocessors, 1 GiB)")
     assert described["tensorrt"] == "11.4.0.106"
     assert described["shapes"] == "1,8,8 to 4,16,16, tuned for 2,8,8"
-    assert described["built_with"] == {"builder_level": 3}
+    assert described["built_with"] == {"builder_level": 3, "recipe": engines.RECIPE}
     assert described["engine_parity"].startswith("exact")
     assert described["pixel_type"] == "uint8"
     json.dumps(described)

@@ -467,6 +467,28 @@ def test_without_torch_a_checkpoint_names_what_to_install_errors(tmp_path: Path)
     assert 'torch is not installed to read it; pip install "cyclegan-batch[export]"' in said
 
 
+@pytest.mark.parametrize("config", KINDS, ids=str)
+def test_a_batch_on_a_gpu_stays_within_what_32_bits_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: GeneratorConfig
+) -> None:
+    """torch's reflection_pad2d refuses more, and not as out of memory."""
+    from cyclegan_batch.backends.torch import _widest_tensor
+
+    model = open_model(checkpoint(tmp_path / "g.pth", config))
+    assert model.checkpoint is not None
+    widest = _widest_tensor(model.checkpoint)
+    assert 3 <= widest < 5, "4 channels in the first layer, or 8 at half the size"
+    backend = opened(model)
+    monkeypatch.setattr("cyclegan_batch.backends._MOST_ELEMENTS", int(2.5 * widest * 32 * 32))
+    seen: list[int] = []
+    # On the CPU, which is called a GPU here.
+    backend.device, backend._widest = "cuda:0", widest
+    backend._run = lambda part: seen.append(len(part)) or part  # type: ignore[method-assign,func-returns-value]
+    frames = natural((32, 32), 5)
+    assert np.array_equal(backend.infer(frames), frames)
+    assert seen == [2, 2, 2]
+
+
 def multiplied() -> tuple[str, str]:
     """Return how CUDA multiplies float32 now, in convolutions and in matrices."""
     backends: Any = torch.backends

@@ -28,6 +28,8 @@ MEASURED_ON_GPU: frozenset[tuple[str, str]] = frozenset()
 """Each backend and precision that has a row of a GPU in benchmarks/RESULTS.md: with ``auto`` no
 other runs on a GPU. There is none so far."""
 
+_MOST_ELEMENTS = 2**31 - 1
+
 _MOST_CPU_CONTEXTS = 4
 """More contexts than these gain little, and each holds a network's worth of activations."""
 
@@ -383,6 +385,18 @@ def in_batches(run: Callable[[Pixels], Pixels], frames: Pixels, batch: int | Non
             part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
         out[begin : begin + count] = run(part)[:count]
     return out
+
+
+def batch_within_index(frames: Pixels, widest: float, batch: int | None) -> int | None:
+    """Return how many of ``frames`` a call on a GPU takes where that is not ``batch``, or not all.
+
+    Several kernels count a tensor's elements in 32 bits: torch's reflection_pad2d and
+    onnxruntime's InstanceNormalization refuse more, and say nothing of memory. ``widest``: how
+    many elements the widest tensor has for each pixel of a frame (`widest_tensor`).
+    """
+    count, height, width = frames.shape[:3]
+    most = max(1, int(_MOST_ELEMENTS / max(1.0, widest * height * width)))
+    return most if batch is None and count > most else batch
 
 
 def verify(card: ModelCard, run: Callable[[Pixels], tuple[Pixels, Pixels]]) -> None:

@@ -14,8 +14,8 @@ from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..files import printable
 from ..frames import Pixels
 from ..machine import nvidia_gpus
-from ..model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
-from . import checked, failure_of, in_batches, says_out_of_memory, verify
+from ..model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values, widest_tensor
+from . import batch_within_index, checked, failure_of, in_batches, says_out_of_memory, verify
 
 _FATAL_ONLY = 4
 """onnxruntime's log severity: everything that matters comes as an exception too."""
@@ -26,20 +26,26 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
 
-    def __init__(self, card: ModelCard, session: Any, device: str, precision: str) -> None:
+    def __init__(
+        self, card: ModelCard, session: Any, device: str, precision: str, widest: float = 0.0
+    ) -> None:
         self.card, self.device, self.precision = card, device, precision
         self.notes: tuple[str, ...] = ()
+        self._widest = widest
         self._session: Any = session
         self._options = _import().RunOptions()
         self._options.log_severity_level = _FATAL_ONLY
 
     def infer(self, frames: Pixels) -> Pixels:
         """Translate ``frames``; see `Backend.infer`."""
-        return in_batches(self._run, frames, self.card.batch)
+        batch = batch_within_index(frames, self._widest, self.card.batch)
+        return in_batches(self._run, frames, batch)
 
     def fork(self) -> OnnxRuntimeBackend:
         """Return another context over the same session."""
-        return OnnxRuntimeBackend(self.card, self._opened(), self.device, self.precision)
+        return OnnxRuntimeBackend(
+            self.card, self._opened(), self.device, self.precision, self._widest
+        )
 
     def cancel(self) -> None:
         """Cut off a running `infer`: the graph stops before its next node, and stays so."""
@@ -103,7 +109,8 @@ def open_onnxruntime(
     if device == "cpu":
         # An fp16 file: the few kernels there are compute in fp32 (weights stay fp16).
         arithmetic = "fp32" if model.card.precision == "fp16" else model.card.precision
-    backend = OnnxRuntimeBackend(model.card, opened, device, arithmetic)
+    widest = 0.0 if device == "cpu" else widest_tensor(model)
+    backend = OnnxRuntimeBackend(model.card, opened, device, arithmetic, widest)
     backend.notes = notes
     return backend
 

@@ -11,6 +11,7 @@ words that it reported in this thread, or of this execution context: several run
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -598,7 +599,8 @@ def engine_from_graph(
         except BaseException as error:
             outcome.append(error)
 
-    # In a thread of its own: the caller's stays free to hear Ctrl-C, and to say how far it is.
+    # In a thread of its own: the caller's stays free to hear Ctrl-C, and to say how far it is. A
+    # thread that the interpreter forgets when it ends, or it would wait for it deaf to Ctrl-C.
     thread = threading.Thread(target=work, name="tensorrt build", daemon=True)
     thread.start()
     try:
@@ -614,6 +616,9 @@ def engine_from_graph(
     except BaseException:
         monitor.stop = True
         thread.join(_STOPPING)
+        if thread.is_alive():
+            # TensorRT ends its step first, and calls Python until then: not into one that is gone.
+            atexit.register(thread.join)
         raise
     (found,) = outcome
     if isinstance(found, BaseException):
@@ -916,7 +921,13 @@ class _Cuda:
         """Return what engines of this GPU are bound to."""
         found = self.call("cudaGetDeviceProperties", self.index)
         name = found.name.decode(errors="replace").rstrip("\0")
-        return Machine(name, (int(found.major), int(found.minor)), str(trt.__version__))
+        return Machine(
+            name,
+            (int(found.major), int(found.minor)),
+            str(trt.__version__),
+            int(found.multiProcessorCount),
+            round(int(found.totalGlobalMem) / 2**30),
+        )
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a function of the runtime, return its result. Raises BackendError."""

@@ -32,7 +32,16 @@ from ..files import printable
 from ..frames import Pixels
 from ..generators import InstanceNorm
 from ..model import Model, ModelCard
-from . import checked, failure_of, in_batches, out_of_memory, parity_of, says_out_of_memory, verify
+from . import (
+    batch_within_index,
+    checked,
+    failure_of,
+    in_batches,
+    out_of_memory,
+    parity_of,
+    says_out_of_memory,
+    verify,
+)
 
 # oneDNN keeps a kernel for every shape seen, 1024 of them unless told otherwise before its first
 # convolution: over a folder of many sizes that takes memory for nothing.
@@ -88,6 +97,7 @@ class TorchBackend:
         self.notes: tuple[str, ...] = ()
         self._generator: LoadedGenerator | None = generator
         self._threads = threads
+        self._widest = 0.0 if device == "cpu" else _widest_tensor(generator)
         self._network = _sharing_weights(generator.network)
         self._cancelled = threading.Event()
         for module in self._network.modules():
@@ -99,7 +109,10 @@ class TorchBackend:
 
         On a CPU one after the other: a batch gains nothing there, and pixels do not depend on it.
         """
-        return in_batches(self._run, frames, 1 if self.device == "cpu" else None)
+        on_gpu = self.device != "cpu"
+        return in_batches(
+            self._run, frames, batch_within_index(frames, self._widest, None) if on_gpu else 1
+        )
 
     def fork(self) -> TorchBackend:
         """Return another context over the same weights."""
@@ -253,6 +266,22 @@ def _placed(generator: LoadedGenerator, device: str, dtype: torch.dtype) -> Load
                 setattr(module, name, _FrameNorm(child.eps))
     placed = network.to(device).to(memory_format=torch.channels_last)
     return replace(generator, network=placed)
+
+
+def _widest_tensor(generator: LoadedGenerator) -> float:
+    """Return how many elements the widest tensor of a network has for each pixel of a frame."""
+    height, width = generator.config.sizes.smallest_fit((256, 256))
+    counts = [0]
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        counts.extend(tensor.numel() for tensor in (*inputs, out))
+
+    network = copy.deepcopy(generator.network).to("meta")  # shapes, and no arithmetic
+    for module in network.modules():
+        module.register_forward_hook(note)
+    dtype = next((weight.dtype for weight in network.parameters()), torch.float32)
+    network(torch.empty(1, generator.config.input_nc, height, width, dtype=dtype, device="meta"))
+    return max(counts) / (height * width)
 
 
 def _sharing_weights(network: nn.Module) -> nn.Module:

@@ -33,6 +33,7 @@ class Gpu:
     major: int = 8
     minor: int = 6
     memory: int = 2**30
+    multiprocessors: int = 84
     version: str = "11.4.0.106"
     builds: list[SimpleNamespace] = field(default_factory=list)
     opened: list[bytes] = field(default_factory=list)
@@ -104,7 +105,13 @@ def _cuda_runtime(gpu: Gpu) -> Any:
             return _Error.cudaErrorInsufficientDriver, None
         return _Error.cudaSuccess, 1
 
-    properties = SimpleNamespace(name=gpu.name, major=gpu.major, minor=gpu.minor)
+    properties = SimpleNamespace(
+        name=gpu.name,
+        major=gpu.major,
+        minor=gpu.minor,
+        multiProcessorCount=gpu.multiprocessors,
+        totalGlobalMem=gpu.memory,
+    )
     return SimpleNamespace(
         cudaError_t=_Error,
         cudaMemcpyKind=_Kind,

@@ -210,8 +210,10 @@ class FromRGB:
         self._deep = bits_of(pix_fmt) > 8
         self._white = 65535 if _is_rgb(pix_fmt) else _WHITE_OUT
         self._reformatter = VideoReformatter()
-        self._siting = _Siting(plan.chroma_location)
-        self._mark = _Siting(plan.chroma_location, fields) if fields else None
+        location = plan.chroma_location
+        self._sitings = {False: _Siting(location), True: _Siting(location, fields or "tff")}
+        self._marked = fields is not None
+        self._mark = _Siting(location, fields or "prog")
         self._templates: dict[bool, av.VideoFrame] = {}
 
     def __call__(
@@ -222,7 +224,6 @@ class FromRGB:
         ``interlaced``: the lines belong to two fields, and so does the chroma of each.
         """
         plan = self._plan
-        interlaced = interlaced and self._mark is not None
         rgb = self._filled(pixels, interlaced=interlaced)
         frame = self._reformatter.reformat(
             rgb,
@@ -238,7 +239,7 @@ class FromRGB:
             frame = self._templates.pop(interlaced)
         if alpha is not None:
             put_alpha(frame, alpha)
-        if self._mark is not None and not interlaced:
+        if interlaced != self._marked:
             frame = self._mark(frame, force=True)
         tags = output_tags(plan, self._pix_fmt)
         frame.colorspace, frame.color_range = tags.matrix, tags.range
@@ -260,8 +261,7 @@ class FromRGB:
             width,
             format_,
         ):
-            siting = self._mark if interlaced and self._mark is not None else self._siting
-            template = siting(av.VideoFrame(width, height, format_), force=True)
+            template = self._sitings[interlaced](av.VideoFrame(width, height, format_), force=True)
             self._templates[interlaced] = template
         if not deep:
             buffer = template.planes[0]
@@ -295,7 +295,7 @@ class _Siting:
     By a filter (2 µs): PyAV has no attribute for either.
     """
 
-    def __init__(self, location: str, fields: Fields | None = None) -> None:
+    def __init__(self, location: str, fields: Fields | Literal["prog"] | None = None) -> None:
         self._settings = f"chroma_location={location}"
         if fields is not None:
             self._settings += f":field_mode={fields}"

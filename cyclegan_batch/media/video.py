@@ -876,7 +876,7 @@ class Timing:
     duration: int | None
     """In ticks, where the source says it."""
     interlaced: bool = field(default=False, compare=False)
-    """The picture's lines belong to two fields, and the output is to have them too."""
+    """The picture's lines belong to two fields, and so do those of the output."""
     alpha: Alpha | None = field(default=None, compare=False, repr=False)
     """Of the upright picture, where the output holds it."""
 
@@ -972,7 +972,6 @@ class VideoSource:
         """Return a function from a decoded frame to an upright RGB one, one for each worker."""
         plan = self._plan
         to_rgb = ToRGB(plan.colour, plan.pixel_type)
-        extras = plan.encoder.alpha or plan.encoder.fields is not None
 
         def convert(item: _Decoded) -> Frame | Dropped:
             try:
@@ -985,6 +984,7 @@ class VideoSource:
                 # A stream that changes its size: an encoder cannot, so all get the first one's.
                 size = (pixels.shape[0], pixels.shape[1])
                 pixels = Geometry(size, plan.size, plan.size).into_network(pixels)
+            extras = plan.encoder.alpha or item.picture.interlaced_frame
             timing = self._with_extras(item) if extras else item.timing
             return Frame(item.index, pixels, timing)
 
@@ -996,7 +996,10 @@ class VideoSource:
         alpha = alpha_of(item.picture) if self._plan.encoder.alpha else None
         if alpha is not None:
             alpha = replace(alpha, values=upright(alpha.values, rotation, mirrored=mirrored))
-        interlaced = item.picture.interlaced_frame
+        plan = self._plan
+        interlaced = item.picture.interlaced_frame and not (
+            rotation % 180 or plan.size != plan.output_size
+        )
         return replace(item.timing, interlaced=interlaced, alpha=alpha)
 
     def close(self) -> None:

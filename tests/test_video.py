@@ -442,6 +442,8 @@ def test_pixels_that_are_not_square_keep_their_shape(tmp_path, angle, shape):
         ("libx264", ".mkv"),
         ("libx264", ".ts"),
         ("libx264", ".nut"),
+        ("ffv1", ".nut"),
+        ("libvpx-vp9", ".nut"),
     ],
 )
 def test_pixels_keep_their_shape_with_every_encoder_and_container(tmp_path, codec, suffix):

@@ -1,18 +1,20 @@
 """Give a stream the shape of its pixels in containers whose writer cannot be told it.
 
 FFmpeg's writers of Matroska, AVI and NUT take the sample aspect ratio from a field of the stream
-that PyAV 18.1 does not reach (MP4, MOV and MPEG-TS take it from where it does). So the title of the
-stream ends in a placeholder that tells the shape, and once the file is written, the element that
-belongs there takes the placeholder's room. No other byte moves; FFmpeg's own writers are the model
-of what is written (libavformat: matroskaenc.c, avienc.c, nutenc.c).
+that PyAV 18.1 does not reach (MP4, MOV and MPEG-TS take it from where it does). NUT keeps two bytes
+for it in any case. In the others the title of the stream ends in a placeholder that tells the
+shape, and once the file is written, the element that belongs there takes the placeholder's room. No
+other byte moves; FFmpeg's own writers are the model of what is written (libavformat:
+matroskaenc.c, avienc.c, nutenc.c).
 """
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,21 +34,27 @@ def reserve(stream: Any, aspect: Fraction | None, size: Size, muxer: str) -> Non
     if not aspect:
         return
     stream.codec_context.sample_aspect_ratio = aspect
-    if aspect == 1 or muxer not in _WRITERS:
+    if aspect == 1 or muxer not in _WITH_PLACEHOLDER:
         return
     height, width = size
     text = f"<aspect {aspect.numerator}:{aspect.denominator} {width}x{height} "
     stream.metadata["title"] = stream.metadata.get("title", "") + text.ljust(_LENGTH - 1, "_") + ">"
 
 
-def fill_in(path: Path, muxer: str) -> None:
-    """Replace every placeholder in the header of the file at ``path``.
+def fill_in(path: Path, muxer: str, aspects: Mapping[int, Fraction]) -> None:
+    """Write the shapes for which `reserve` has made room into the header of the file at ``path``.
 
-    Raises OSError, and ValueError where the header is not laid out as it should be.
+    ``aspects``: the sample aspect ratio of each video stream that has one, by its index. Raises
+    OSError, and ValueError where the header is not laid out as it should be.
     """
-    if muxer in _WRITERS:
-        with path.open("r+b") as file:
-            _WRITERS[muxer](file, muxer)
+    unlike = {index: each for index, each in aspects.items() if each != 1}
+    if not unlike:
+        return
+    with path.open("r+b") as file:
+        if muxer in _WITH_PLACEHOLDER:
+            _WITH_PLACEHOLDER[muxer](file, muxer)
+        elif muxer == "nut":
+            _fill_in_nut(file, unlike)
 
 
 class _Shape:
@@ -201,8 +209,78 @@ def _video_properties(shape: _Shape) -> bytes:
     return b"vprp" + struct.pack("<I", len(content)) + content
 
 
-_WRITERS = {
+_WITH_PLACEHOLDER = {
     "matroska": _fill_in_matroska,
     "webm": _fill_in_matroska,
     "avi": _fill_in_avi,
 }
+
+
+# NUT (its specification, "stream headers"; they are repeated in long files)
+
+_STREAM_STARTCODE = bytes.fromhex("4e5311405bf2f9db")
+_ONE_BYTE = 127
+"""The largest number that takes one byte."""
+
+
+def _fill_in_nut(file: BinaryIO, aspects: Mapping[int, Fraction]) -> None:
+    with mmap.mmap(file.fileno(), 0) as content:
+        at = content.find(_STREAM_STARTCODE)
+        while at >= 0:
+            length, begin = _nut_number(content, at + len(_STREAM_STARTCODE))
+            if length > 4096:
+                # The head has a checksum of its own then.
+                begin += 4
+            end = begin + length - 4
+            if _nut_checksum(content[begin:end]) != content[end : end + 4]:
+                raise ValueError("the checksum of a stream header in a NUT file is wrong")
+            index, place = _nut_place(content, begin)
+            if index in aspects:
+                content[place : place + 2] = bytes(_in_one_byte(aspects[index]))
+                content[end : end + 4] = _nut_checksum(content[begin:end])
+            at = content.find(_STREAM_STARTCODE, end)
+
+
+def _nut_place(content: mmap.mmap, at: int) -> tuple[int, int]:
+    """Return the index of the stream whose header is at ``at``, and where its aspect is."""
+    index, at = _nut_number(content, at)
+    kind, at = _nut_number(content, at)
+    tag, at = _nut_number(content, at)
+    at += tag
+    for _ in range(5):  # time base, two settings of time stamps, delay, flags
+        _, at = _nut_number(content, at)
+    extradata, at = _nut_number(content, at)
+    at += extradata
+    if kind != 0:
+        return -1, at
+    for _ in range(2):  # width, height
+        _, at = _nut_number(content, at)
+    return index, at
+
+
+def _nut_number(content: mmap.mmap, at: int) -> tuple[int, int]:
+    """Return a number of seven bits a byte, and where it ends."""
+    value = 0
+    while True:
+        byte = content[at]
+        value, at = value << 7 | byte & 0x7F, at + 1
+        if byte < 0x80:
+            return value, at
+
+
+def _in_one_byte(aspect: Fraction) -> tuple[int, int]:
+    """Return the nearest ratio of two numbers that take one byte each."""
+    near = aspect.limit_denominator(_ONE_BYTE)
+    if near.numerator > _ONE_BYTE:
+        near = 1 / (1 / aspect).limit_denominator(_ONE_BYTE)
+    return near.numerator, near.denominator
+
+
+def _nut_checksum(content: bytes) -> bytes:
+    """Return the CRC-32 with the generator 0x04C11DB7, highest bit first, that begins at 0."""
+    crc = 0
+    for byte in content:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1) ^ (0x104C11DB7 if crc & 0x80000000 else 0)
+    return crc.to_bytes(4, "big")

@@ -722,8 +722,13 @@ def _write(
                 if packet.stream_index == video.index:
                     raise
                 raise _uncopyable(plan, plan.carried[packet.stream_index], error) from error
+        aspects = {
+            stream.index: stream.codec_context.sample_aspect_ratio
+            for stream in output.streams.video
+            if stream.codec_context.sample_aspect_ratio
+        }
     with _as_output_error(plan.output):
-        aspect.fill_in(partial, container.muxer)
+        aspect.fill_in(partial, container.muxer, aspects)
     return sent
 
 

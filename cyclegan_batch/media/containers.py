@@ -658,6 +658,8 @@ def _describe_stream(stream: StreamInfo) -> dict[str, Any]:
             "rotation": stream.rotation,
             "mirrored": stream.mirrored,
             "interlaced": stream.interlaced,
+            "first_field": {"tff": "top", "bff": "bottom", None: None}[stream.fields],
+            "alpha": stream.alpha,
             "hdr": stream.hdr,
             "attached_picture": stream.attached_picture,
             "closed_captions": stream.closed_captions,

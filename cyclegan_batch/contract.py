@@ -315,7 +315,8 @@ def _range_name(found: Range) -> str:
 def say(value: onnx.ValueInfoProto) -> str:
     """Return a value in words: ``'image' (1, 3, H, W) float32``."""
     tensor = value.type.tensor_type
-    kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "?"
+    known = tensor.elem_type in helper.get_all_tensor_dtypes()
+    kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if known else "?"
     if not tensor.HasField("shape"):
         return f"{value.name!r} of {kind} and unknown shape"
     axes = (str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?"

@@ -86,7 +86,7 @@ HEIC_MISSING = (
 VIDEO_SUFFIXES = frozenset(
     {".264", ".265", ".360", ".3g2", ".3gp", ".amv", ".asf", ".avc", ".avi", ".divx", ".dv"}
     | {".dvr-ms", ".evo", ".f4v", ".flv", ".gxf", ".h264", ".h265", ".hevc", ".insv", ".ismv"}
-    | {".ivf", ".lrv", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mk3d", ".mkv", ".mod"}
+    | {".ivf", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mk3d", ".mkv", ".mod"}
     | {".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".nsv", ".nut", ".obu", ".ogm"}
     | {".ogv", ".qt", ".rm", ".rmvb", ".tod", ".tp", ".trp", ".ts", ".vob", ".vro", ".webm"}
     | {".wmv", ".wtv", ".y4m"}

@@ -127,15 +127,22 @@ def open_model(
                 "checkpoint; leave the option out"
             )
         return _model_of_checkpoint(path, direction)
-    content, proto, digest = _read(path)
-    _check_weights(path, proto)
-    card = _metadata(proto)
-    if "contract_version" in card:
-        described = _card_of_contract(path, proto, card, digest)
-        _check_said_by_itself(described, model_io, direction)
-        return Model(described, content)
-    adoption = adopt(path, proto, said)
-    described = _card_of_adopted(path, proto, adoption, digest)
+    try:
+        content, proto, digest = _read(path)
+        _check_weights(path, proto)
+        card = _metadata(proto)
+        if "contract_version" in card:
+            described = _card_of_contract(path, proto, card, digest)
+            _check_said_by_itself(described, model_io, direction)
+            return Model(described, content)
+        adoption = adopt(path, proto, said)
+        described = _card_of_adopted(path, proto, adoption, digest)
+    except ValueError as error:
+        # What the checker does not look at: a name that is no text, a weight of another size.
+        raise ModelError(
+            f"{printable(path)}: is not valid ONNX: {first_line(error)}; download it or export it "
+            "again"
+        ) from error
     return Model(described, adoption.contract.SerializeToString(), adoption.io)
 
 
@@ -380,6 +387,10 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
                 digest.update(hashlib.file_digest(weights, "sha256").digest())
         if beside:
             external_data_helper.load_external_data_for_model(proto, str(path.parent))
+        for node in proto.graph.node:
+            for text in (*node.input, *node.output):
+                if isinstance(text, bytes):
+                    text.decode()  # protobuf gives what is no text as it is
         if declare_ends(proto) or beside:
             content = proto.SerializeToString()
         onnx.checker.check_model(proto)

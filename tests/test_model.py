@@ -235,6 +235,34 @@ def test_weights_that_are_no_numbers_errors(tmp_path: Path) -> None:
         open_model(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        (b"generator", b"gener\xfftor", "'utf-8' codec can't decode byte 0xff"),
+        (b"picture", b"pictur\xe9", "'utf-8' codec can't decode byte 0xe9"),
+        (b"t0", b"t\xff", "'utf-8' codec can't decode byte 0xff"),
+        (b"\x08\x03\x08\x03", b"\x08\x03\x08\x02", "cannot reshape array"),
+    ],
+)
+def test_damage_that_the_checker_of_onnx_overlooks_errors(
+    tmp_path: Path, old: bytes, new: bytes, match: str
+) -> None:
+    path = generators.foreign(tmp_path / "a.onnx")
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(ModelError, match=f"is not valid ONNX: {match}.*; "):
+        open_model(path)
+
+
+def test_a_number_type_that_onnx_does_not_know_errors(tmp_path: Path) -> None:
+    path = generators.foreign(tmp_path / "a.onnx")
+    proto = onnx.load(path)
+    proto.graph.input[0].type.tensor_type.elem_type = 67
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"'image' \(batch, 3, height, width\) \? where float"):
+        open_model(path)
+
+
 def test_no_checkpoint_is_unpickled(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, tuple[str]]:

@@ -143,6 +143,23 @@ def test_a_video_that_is_turned_over_has_its_fields_the_other_way_round(tmp_path
         assert marks(output) == expected
 
 
+@needs_ffprobe
+@pytest.mark.behaviour(1, 2, 7)
+def test_a_dv_tape_keeps_its_rate_its_fields_and_its_shape(tmp_path):
+    """Raw DV has a clock of 60000 ticks, each of which FFmpeg takes for a frame."""
+    source = tmp_path / "in.dv"
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc2=s=720x576:r=50:d=0.08"]
+    command += ["-vf", "interlace=scan=bff,setsar=16/15,format=yuv420p", "-c:v", "dvvideo"]
+    subprocess.run([*command, source], check=True)
+    output = tmp_path / "out.mp4"
+    run(plan(source, output))
+    assert times(output) == times(source)
+    assert len(times(output)) == 2
+    assert marks(output) == {(1, 0)}
+    found = probe(output, "stream=avg_frame_rate,sample_aspect_ratio")["streams"][0]
+    assert (found["avg_frame_rate"], found["sample_aspect_ratio"]) == ("25/1", "16:15")
+
+
 @pytest.mark.behaviour(7, 11)
 def test_y4m_says_which_field_is_first(tmp_path):
     source = clip(tmp_path / "in.mkv", "bff", frames=1)

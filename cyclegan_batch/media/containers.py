@@ -376,7 +376,7 @@ def _video_info(info: StreamInfo, stream: av.video.stream.VideoStream) -> Stream
         info,
         size=(context.height, context.width),
         sample_aspect_ratio=stream.sample_aspect_ratio or None,
-        average_rate=stream.average_rate or stream.guessed_rate or None,
+        average_rate=_rate(stream),
         frames_claimed=stream.frames or None,
         pix_fmt=context.format.name if context.format is not None else None,
         bits=_bits(context.format),
@@ -394,6 +394,19 @@ def _video_info(info: StreamInfo, stream: av.video.stream.VideoStream) -> Stream
         ),
         attached_picture=_is_attached(stream),
     )
+
+
+def _rate(stream: av.video.stream.VideoStream) -> Fraction | None:
+    """Return frames per second, as far as the header tells."""
+    average, guessed = stream.average_rate, stream.guessed_rate
+    if average and guessed and average > _HIGHEST_RATE > guessed:
+        # FFmpeg 8 says of raw DV that it has a frame for each tick of its clock.
+        return guessed
+    return average or guessed or None
+
+
+_HIGHEST_RATE = 1000
+"""Frames per second above which a rate is a clock."""
 
 
 _FIELDS: dict[int, Fields] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}

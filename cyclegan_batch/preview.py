@@ -85,7 +85,7 @@ def _picture(plan: JobPlan, source: VideoPlan | Entry, place: float) -> Pixels:
 def _only_frame_at(video: VideoPlan, place: float) -> VideoPlan:
     """Return the plan for the one frame at ``place`` of the stretch that ``video`` covers."""
     begin = video.options.ss or 0.0
-    seconds = float(video.info.duration or 0)
+    seconds = float(video.info.length or 0)
     end = min(seconds, video.options.to if video.options.to is not None else seconds)
     options = replace(video.options, ss=begin + place * max(0.0, end - begin), to=None, frames=1)
     return replace(video, options=options)

@@ -288,12 +288,18 @@ def test_the_last_frame_keeps_its_duration(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.behaviour(2)
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
-def test_a_start_after_zero_stays_where_it_is(tmp_path: Path, suffix: str) -> None:
-    source = streams.plain(tmp_path / "a.mp4", start=Fraction(1, 2))
+@pytest.mark.parametrize("sound", [Fraction(3, 4), Fraction(1, 4)])
+def test_what_begins_first_begins_at_zero_and_the_other_stays_as_far_from_it(
+    tmp_path: Path, suffix: str, sound: Fraction
+) -> None:
+    source = _apart(tmp_path, picture=Fraction(1, 2), sound=sound)
     output = tmp_path / f"out{suffix}"
     assert translate(source, output)[1] == ()
-    assert frame_times(output)[0] == pytest.approx(0.5, abs=0.001)
-    assert packets(output, "a:0")[0][0] == pytest.approx(packets(source, "a:0")[0][0], abs=0.001)
+    pictures, heard = frame_times(output)[0], packets(output, "a:0")[0][0]
+    before = frame_times(source)[0], packets(source, "a:0")[0][0]
+    assert heard - pictures == pytest.approx(before[1] - before[0], abs=0.0011)
+    # MPEG-TS also needs room for decoding times.
+    assert min(pictures, heard) == pytest.approx(0, abs=0.1 if suffix == ".ts" else 0.001)
 
 
 @pytest.mark.behaviour(2, 3)
@@ -849,7 +855,9 @@ def test_sound_with_a_broken_packet_can_be_encoded_anew(tmp_path: Path) -> None:
     source, output = _broken_sound(tmp_path), tmp_path / "out.mp4"
     translate(source, output, audio="aac")
     # What follows the gap that players hear there is not pulled forward into it.
-    assert packets(output, "a:0")[-1][0] == pytest.approx(packets(source, "a:0")[-1][0], abs=0.03)
+    sent, got = packets(source, "a:0"), packets(output, "a:0")
+    late = frame_times(source)[0] - frame_times(output)[0]
+    assert got[-1][0] == pytest.approx(sent[-1][0] - late, abs=0.03)
     assert columns(output) == columns(source)
 
 

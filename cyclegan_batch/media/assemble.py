@@ -34,6 +34,7 @@ from ..files import output_error, printable
 from ..frames import Size
 from ..options import TranslateOptions
 from . import aspect
+from .clocks import BROADCAST, JobClock
 from .containers import (
     ALPHA_DECODERS,
     FIELD_ORDER,
@@ -95,7 +96,7 @@ class StreamPlan:
     from_first_frame: bool
     """Everything starts with the first translated frame, which moves to 0 (``--ss``)."""
     beginning: Fraction
-    """Seconds of the source that become 0 where nothing is cut: 0, except that AVI has no clock."""
+    """Seconds of the source that become 0 where nothing is cut: where its first stream begins."""
     to_last_frame: bool
     """Everything ends with the last translated frame (``--to``, ``--frames``)."""
     notes: tuple[str, ...]
@@ -243,11 +244,11 @@ def plan_streams(
                 f"cannot write {printable(output)}: {container.label} cannot hold these streams of "
                 f"{printable(info.path)} together ({error}); choose .mkv"
             )
-    beginning = Fraction(0)
+    kept = [info.streams[choice.index] for choice in carried]
+    beginning = _beginning(info, kept, container)
     if container.muxer == "avi":
-        kept = [info.streams[choice.index] for choice in carried]
         starts = [(stream.start_pts or 0) * stream.time_base for stream in kept]
-        zero = beginning = min(starts)
+        zero = beginning
         if options.ss is not None:
             zero = (video.start_pts or 0) * video.time_base + Fraction(options.ss)
         lost += [
@@ -286,6 +287,18 @@ def plan_streams(
     )
 
 
+def _beginning(info: MediaInfo, kept: Sequence[StreamInfo], container: _Container) -> Fraction:
+    """Return when the first of the ``kept`` sounds and pictures begins, in seconds."""
+    start = replace(info, streams=tuple(kept)).start or Fraction(0)
+    if info.format in BROADCAST:
+        # From MPEG-TS to MPEG-TS nothing is gained by another clock, as long as it can be written.
+        return min(start, Fraction(0)) if info.format == container.muxer else start
+    # Elsewhere a little sound below zero is what its decoder needs to begin.
+    return Fraction(0) if -_PRIMING < start < 0 else start
+
+
+_PRIMING = Fraction(1, 2)
+"""Seconds; AAC needs 2112 samples of 8 kHz at most, Opus 80 ms."""
 _NOTICED = Fraction(1, 20)
 """Seconds between sound and picture from which on people notice (ITU-R BT.1359: 0.045)."""
 
@@ -536,7 +549,8 @@ def assemble(
     except BaseException:
         output_partial.unlink(missing_ok=True)
         raise
-    if moved < Fraction(1, 1000):
+    if moved < Fraction(1, 1000) or joined.shift > 0:
+        # What begins late in the source begins early enough here.
         return ()
     return (
         f"{printable(plan.output)}: {_container(plan.output).label} cannot start below zero, so "
@@ -559,7 +573,9 @@ class _JoinedVideo:
         self.source_start = times[0] * self.time_base
         """Seconds on the source's clock."""
         self.source_end = (times[-1] + last) * self.time_base
-        origin = times[0] if plan.from_first_frame else 0
+        origin = times[0]
+        if not plan.from_first_frame:
+            origin = min(origin, math.floor(plan.beginning / self.time_base))
         self.shift = origin * self.time_base
         """Seconds that are taken off every time of the source."""
         self.times = [time - origin for time in times]
@@ -811,8 +827,8 @@ def _moved_chapters(plan: StreamPlan, joined: _JoinedVideo, seconds: Fraction) -
     for chapter in plan.chapters:
         base = chapter["time_base"]
         start, end = chapter["start"] * base, chapter["end"] * base
-        if plan.from_first_frame:
-            start = max(start, joined.source_start)
+        # What comes before all sound and pictures does not come again.
+        start = max(start, joined.shift)
         if plan.to_last_frame:
             end = min(end, joined.source_end)
         if start < end or (start == end and chapter["start"] == chapter["end"]):
@@ -984,14 +1000,19 @@ def _carried_packets(
         return
     start = joined.source_start if plan.from_first_frame else None
     end = joined.source_end if plan.to_last_frame else None
-    packets = demux(source, [way.template for way in ways.values()])
+    # Of all streams, so that the clock comes out as it did for the pictures.
+    packets = JobClock(source.format.name).steady(demux(source, list(source.streams)))
     while True:
         with _as_input_error(plan.source):
             packet = next(packets, None)
         if packet is None:
             return
         # An empty packet at the end has a stream, but no index of its own.
-        yield from ways[packet.stream.index].take(packet, start, end, joined.shift)
+        way = ways.get(packet.stream.index)
+        if way is not None:
+            heard = way.template.type in ("audio", "video")
+            since = joined.shift if start is None and not heard else start
+            yield from way.take(packet, since, end, joined.shift)
 
 
 def _needs_start_codes(muxer: str, template: Any) -> bool:

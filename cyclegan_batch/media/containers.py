@@ -29,6 +29,7 @@ from ..errors import InputError
 from ..files import printable
 from ..frames import Size
 from .alpha import alpha_of, has_alpha
+from .clocks import BROADCAST, JobClock, Seam
 
 Fields: TypeAlias = Literal["tff", "bff"]
 """Which field of an interlaced frame is shown first: the top one (line 0 is in it) or the other."""
@@ -82,6 +83,8 @@ class StreamInfo:
     pix_fmt: str | None = None
     bits: int = 8
     colour: ColourTags = ColourTags()
+    paused: int = 0
+    """Ticks without a picture between the parts of a file whose clock was mended."""
     interlaced: bool | None = None
     """By the header's field order or the first frame; None where neither says."""
     fields: Fields | None = None
@@ -126,6 +129,38 @@ class MediaInfo:
     metadata: dict[str, str]
     chapters: tuple[dict[str, Any], ...]
     """``id, start, end, time_base, metadata``, as PyAV reads them."""
+    seams: tuple[Seam, ...] = ()
+    """Where the clock of the file begins anew or jumps, as far as it was read for this. All times
+    here are on the one clock that `JobClock` makes of it."""
+
+    @property
+    def start(self) -> Fraction | None:
+        """When the first picture or sound begins, in seconds; None where nothing tells."""
+        starts = [
+            stream.start_pts * stream.time_base
+            for stream in self.streams
+            if stream.start_pts is not None
+            and stream.kind in ("video", "audio")
+            and not stream.attached_picture
+        ]
+        return min(starts, default=None)
+
+    @property
+    def length(self) -> Fraction | None:
+        """Seconds from the first picture or sound to the last; None where nothing tells."""
+        if self.duration is None or not self.format.startswith("matroska"):
+            return self.duration
+        # Matroska counts from 0.
+        return self.duration - max(Fraction(0), self.start or Fraction(0))
+
+    @property
+    def first_frame(self) -> Fraction | None:
+        """When the first frame of the best video is shown, else the first sound, in seconds."""
+        videos = [s for s in self.streams if s.kind == "video" and not s.attached_picture]
+        if not videos:
+            return self.start
+        best = max(videos, key=_ffmpeg_score)
+        return None if best.start_pts is None else best.start_pts * best.time_base
 
     def best_video(self, index: int | None = None) -> StreamInfo:
         """Return the video stream to translate: ``index``, or the one FFmpeg would choose.
@@ -157,6 +192,8 @@ def _ffmpeg_score(stream: StreamInfo) -> int:
     return height * width + (5_000_000 if "default" in stream.disposition else 0)
 
 
+UNCOUNTED = ("mpegts", "mpeg")
+"""Containers that do not say how much they hold."""
 LOOKAHEAD_PACKETS = 300
 """Video packets read per stream where no index tells whether the rate is constant."""
 _LOOKAHEAD_BYTES = 2**25
@@ -305,8 +342,9 @@ def probe(
                 for stream in container.streams.video
                 if not _is_attached(stream) and stream.codec_context is not None
             }
+            clock, spans = JobClock(info.format), _Spans()
             if looks:
-                _look_into(container, looks, whole=count_frames)
+                _look_into(container, looks, clock, spans, whole=count_frames)
         except av.error.FFmpegError as error:
             raise input_error(path, error) from error
         streams = [
@@ -316,7 +354,7 @@ def probe(
             for stream in info.streams
         ]
         # Closed captions and matrices are read from frames, everything else before the file closes.
-        return replace(info, streams=tuple(streams))
+        return spans.complete(replace(info, streams=tuple(streams)), looks, clock)
 
 
 def media_info(container: av.container.InputContainer, path: Path) -> MediaInfo:
@@ -460,14 +498,15 @@ class _Look:
             enough = self.index is not None or self.packets >= LOOKAHEAD_PACKETS
         return self.end or enough or self.size > _LOOKAHEAD_BYTES
 
-    def take(self, packet: av.Packet[Any], *, whole: bool) -> None:
+    def take(self, packet: av.Packet[Any], *, steady: bool, whole: bool) -> None:
+        """Take the next packet; ``steady``: its clock is still that of the first."""
         if packet.size:
             self.packets += 1
             self.size += packet.size
             if self.packets <= _CAPTION_PACKETS:
                 self.captions = self.captions or _CAPTION_MARK in bytes(packet)
             time = packet.dts if packet.pts is None else packet.pts
-            if time is not None and not packet.is_discard and not whole:
+            if steady and time is not None and not packet.is_discard and not whole:
                 self.times.append(time)
         else:
             self.end = True
@@ -482,8 +521,17 @@ class _Look:
                 self.frames += 1
                 if self.first is None:
                     self.first = frame
-                if whole and frame.pts is not None:
+                if steady and whole and frame.pts is not None:
                     self.times.append(frame.pts)
+
+    def rate(self) -> Fraction | None:
+        """Return the frames per second of what was seen, where it is constant."""
+        times = sorted(self.times)
+        times = times[: -min(_REORDERED, len(times) // 2) or None]
+        if not _evenly_spaced(times) or self.stream.time_base is None:
+            return None
+        step = Fraction(times[-1] - times[0], len(times) - 1) * self.stream.time_base
+        return (1 / step).limit_denominator(1001) if step else None
 
     def complete(self, info: StreamInfo, *, whole: bool) -> StreamInfo:
         """Return ``info`` with what was seen."""
@@ -552,22 +600,111 @@ _REORDERED = 17
 """One more than the deepest reordering that H.264 and HEVC allow."""
 
 
+_CHEAP_BYTES = 2**26
+"""Files of `BROADCAST` up to this size are read as a whole for their clock: within a second."""
+
+
+class _Spans:
+    """From when to when each stream goes in a file of `BROADCAST`, whose header does not tell."""
+
+    def __init__(self) -> None:
+        self._times: dict[int, tuple[Fraction, Fraction]] = {}
+        """By the stream's index, in seconds."""
+        self._endless: set[int] = set()
+        """Streams whose packets do not say how long they last."""
+        self.whole = False
+        """The file was read to its end."""
+
+    def take(self, packet: av.Packet[Any]) -> None:
+        time = packet.dts if packet.pts is None else packet.pts
+        if packet.size and time is not None:
+            start, end = time * packet.time_base, (time + (packet.duration or 0)) * packet.time_base
+            before = self._times.get(packet.stream_index, (start, end))
+            self._times[packet.stream_index] = min(start, before[0]), max(end, before[1])
+            if not packet.duration:
+                self._endless.add(packet.stream_index)
+
+    def complete(self, info: MediaInfo, looks: dict[int, _Look], clock: JobClock) -> MediaInfo:
+        """Return ``info`` with what was seen."""
+        info = replace(info, seams=tuple(clock.seams))
+        if info.format not in BROADCAST:
+            return info
+        streams = []
+        for stream in info.streams:
+            if stream.index in self._times:
+                start, end = self._times[stream.index]
+                look = looks.get(stream.index)
+                if look is not None and look.first is not None and look.first.pts is not None:
+                    # Of a recording that begins between two key frames, what comes before is lost.
+                    start = look.first.pts * stream.time_base
+                if stream.index in self._endless and stream.average_rate:
+                    end += 1 / stream.average_rate
+                stream = replace(
+                    stream,
+                    start_pts=round(start / stream.time_base),
+                    paused=round(clock.paused.get(stream.index, 0) / stream.time_base),
+                )
+                if look is not None and info.seams:
+                    # FFmpeg takes the rate from all times that it looked at, on whatever clock.
+                    stream = replace(stream, average_rate=look.rate() or stream.average_rate)
+                if self._measured(info):
+                    stream = replace(stream, duration=round((end - start) / stream.time_base))
+            streams.append(stream)
+        info = replace(info, streams=tuple(streams))
+        ends = [
+            (stream.start_pts + stream.duration) * stream.time_base
+            for stream in streams
+            if stream.start_pts is not None and stream.duration is not None
+        ]
+        if self._measured(info) and ends and (begin := info.start) is not None:
+            info = replace(info, duration=max(ends) - begin)
+        return info
+
+    def _measured(self, info: MediaInfo) -> bool:
+        """Say whether what was read is more than what the container says of itself."""
+        return self.whole and (bool(info.seams) or info.format in UNCOUNTED)
+
+
 def _look_into(
-    container: av.container.InputContainer, looks: dict[int, _Look], *, whole: bool
+    container: av.container.InputContainer,
+    looks: dict[int, _Look],
+    clock: JobClock,
+    spans: _Spans,
+    *,
+    whole: bool,
 ) -> None:
-    """Read packets until every look is satisfied, or all of them."""
+    """Read packets until every look is satisfied and the clock is known, or all of them."""
     for look in looks.values():
         look.stream.thread_type = "AUTO" if whole else "SLICE"
-    size = 0
-    for packet in demux(container, [look.stream for look in looks.values()]):
-        look = looks[packet.stream.index]
-        size += packet.size
-        if not whole and look.satisfied:
-            # The size is for a stream that begins late or never: no pass over it all for that.
-            if size > 4 * _LOOKAHEAD_BYTES or all(other.satisfied for other in looks.values()):
+    broadcast = container.format.name in BROADCAST
+    to_the_end = whole or (broadcast and 0 <= container.size <= _CHEAP_BYTES)
+    streams = list(container.streams) if broadcast else [look.stream for look in looks.values()]
+    size, done = 0, False
+    packets = clock.steady(demux(container, streams))
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError:
+            if done:
+                # All that was wanted is known; the rest is the translation's to report.
                 return
+            raise
+        if packet is None:
+            spans.whole = True
+            return
+        spans.take(packet)
+        found = looks.get(packet.stream.index)
+        if found is None:
             continue
-        look.take(packet, whole=whole)
+        size += packet.size
+        if whole or not found.satisfied:
+            found.take(packet, steady=not clock.seams, whole=whole)
+            continue
+        # The size is for a stream that begins late or never: no pass over it all for that.
+        if size > 4 * _LOOKAHEAD_BYTES or all(other.satisfied for other in looks.values()):
+            done = True
+            if not to_the_end:
+                return
 
 
 def _evenly_spaced(times: Sequence[int]) -> bool | None:
@@ -635,26 +772,38 @@ def _without_side_data(frame: VideoFrame, number: str) -> VideoFrame:
 
 
 def describe(info: MediaInfo) -> dict[str, Any]:
-    """Return ``info`` as plain JSON-able values, in the words that `inspect` prints."""
+    """Return ``info`` as plain JSON-able values, in the words that `inspect` prints.
+
+    Times count from the first frame, as ``--ss`` and ``--to`` do.
+    """
+    zero = info.first_frame or Fraction(0)
     return {
         "file": printable(info.path),
         "container": info.format,
-        "duration_seconds": None if info.duration is None else float(info.duration),
+        "duration_seconds": None if info.length is None else float(info.length),
+        "clock": {
+            "begins_at_seconds": float(zero),
+            "begins_anew": sum(seam.kind == "restart" for seam in info.seams),
+            "jumps": sum(seam.kind == "jump" for seam in info.seams),
+        },
         "metadata": _printable_tags(info.metadata),
         "chapters": [
             {
-                "start_seconds": float(chapter["start"] * chapter["time_base"]),
-                "end_seconds": float(chapter["end"] * chapter["time_base"]),
+                "start_seconds": float(chapter["start"] * chapter["time_base"] - zero),
+                "end_seconds": float(chapter["end"] * chapter["time_base"] - zero),
                 "metadata": _printable_tags(chapter["metadata"]),
             }
             for chapter in info.chapters
         ],
-        "streams": [_describe_stream(stream) for stream in info.streams],
+        "streams": [_describe_stream(stream, zero) for stream in info.streams],
     }
 
 
-def _describe_stream(stream: StreamInfo) -> dict[str, Any]:
-    """Return one stream as plain values; video and audio have their own words."""
+def _describe_stream(stream: StreamInfo, zero: Fraction) -> dict[str, Any]:
+    """Return one stream as plain values, its start counted from ``zero`` (seconds).
+
+    Video and audio have words of their own.
+    """
     words: dict[str, Any] = {"index": stream.index, "kind": stream.kind, "codec": stream.codec}
     if stream.kind == "video":
         words |= {
@@ -685,7 +834,7 @@ def _describe_stream(stream: StreamInfo) -> dict[str, Any]:
         None if stream.duration is None else float(stream.duration * stream.time_base)
     )
     words["start_seconds"] = (
-        None if stream.start_pts is None else float(stream.start_pts * stream.time_base)
+        None if stream.start_pts is None else float(stream.start_pts * stream.time_base - zero)
     )
     words["time_base"] = _ratio(stream.time_base, "/")
     words["disposition"] = list(stream.disposition)

@@ -49,10 +49,12 @@ from ..options import TranslateOptions
 from . import Dropped, Place, dropped_at
 from .alpha import Alpha, alpha_of, has_alpha
 from .assemble import OF_THE_DISK, StreamPlan, Stretch, assemble, plan_streams
+from .clocks import LONGEST_GAP, JobClock, seam_notes, start_note
 from .colour import ColourPlan, FromRGB, ToRGB, bits_of, output_tags, resolve
 from .containers import (
     ALPHA_DECODERS,
     FIELD_ORDER,
+    UNCOUNTED,
     Fields,
     MediaInfo,
     StreamInfo,
@@ -214,6 +216,7 @@ def plan_video(
         )
     if stream.interlaced and not options.deinterlaces and wanted.fields == encoder.fields:
         notes.append(f"{name}: the video is interlaced; --deinterlace makes whole frames of it")
+    notes += [f"{name}: {note}" for note in _clock_notes(info, stream, streams)]
     notes += losses if streams is None else streams.notes
     if to_y4m and stream.constant_rate is False:
         notes.append(
@@ -241,10 +244,19 @@ def plan_video(
 def _at_field_rate(stream: StreamInfo) -> StreamInfo:
     """Return ``stream`` with two frames for each, on a clock that has the times of both."""
     twice: dict[str, Any] = {"time_base": stream.time_base / 2}
-    for name in ("start_pts", "duration", "average_rate", "frames_counted"):
+    for name in ("start_pts", "duration", "paused", "average_rate", "frames_counted"):
         value = getattr(stream, name)
         twice[name] = None if value is None else 2 * value
     return replace(stream, **twice)
+
+
+def _clock_notes(info: MediaInfo, stream: StreamInfo, streams: StreamPlan | None) -> list[str]:
+    """Return what the user is told of the clock of the source, as far as it is known."""
+    notes = seam_notes(info.seams, (stream.start_pts or 0) * stream.time_base)
+    if streams is not None and not streams.from_first_frame:
+        note = start_note(streams.beginning)
+        notes += [note] if note else []
+    return notes
 
 
 def _name(path: Path, pipe: str = "standard input") -> str:
@@ -308,7 +320,7 @@ def _frames_expected(info: MediaInfo, stream: StreamInfo, options: TranslateOpti
         whole *= 2
     seconds = info.duration
     if stream.duration is not None:
-        seconds = stream.duration * stream.time_base
+        seconds = (stream.duration - stream.paused) * stream.time_base
     elif seconds is not None and info.format.startswith("matroska"):
         # Matroska counts from 0, not from its first frame.
         seconds -= max(Fraction(0), (stream.start_pts or 0) * stream.time_base)
@@ -928,11 +940,12 @@ class VideoSource:
         """Seconds at which each stream ended so far."""
         self._read = 0
         """Where the last packet ends, in bytes, in a file that is read from front to back."""
-        self._marked = False
-        """The demuxer marked a packet of the video as damaged."""
+        self._marked: list[Fraction] = []
+        """Where packets of the video end that the demuxer marked as damaged, in seconds."""
         self._broken: str | None = None
         """Why the file could not be read to its end."""
         self._sought = False
+        self._clock = JobClock(plan.info.format)
         base = plan.stream.time_base
         self._step = max(1, round(1 / ((plan.stream.average_rate or Fraction(25)) * base)))
         self._from = _ticks(plan.options.ss, base)
@@ -942,7 +955,7 @@ class VideoSource:
         """Yield decoded frames, and `Dropped` for each that cannot be and for a file cut short."""
         plan = self._plan
         index, dropped = 0, False
-        gaps = _Gaps(self._step, round(_LONGEST_GAP / plan.stream.time_base))
+        gaps = _Gaps(self._step, round(LONGEST_GAP / plan.stream.time_base))
         for item in self._cut(self._timed(self._deinterlaced(self._pictures()))):
             lost = item if isinstance(item, _Lost) else None
             if not isinstance(item, _Lost):
@@ -953,7 +966,7 @@ class VideoSource:
                     dropped = True
                     yield self._concealed(index, timing.pts)
                 yield _Decoded(index, timing, picture, turn)
-            gaps.take(item.pts if isinstance(item, _Lost) else item[0].pts)
+            gaps.take(item.pts if isinstance(item, _Lost) else item[0].pts, self._seams())
             if lost is not None:
                 dropped = True
                 yield self._dropped(index, lost)
@@ -962,6 +975,7 @@ class VideoSource:
                 break
         if index == 0:
             raise self._nothing()
+        self._say_seams()
         if error := self._missing(gaps, dropped=dropped):
             yield Dropped(plan.name, error)
         limited = index == plan.options.frames or self._reached_end_asked_for()
@@ -1030,7 +1044,7 @@ class VideoSource:
         except _UncertainError:
             if self._plan.opened is not None:
                 raise InputError(f"{self._plan.name}: a frame of it cannot be decoded") from None
-            self._packets, self._ends, self._broken, self._marked = 0, {}, None, False
+            self._packets, self._ends, self._broken, self._marked = 0, {}, None, []
             for item in self._decode(careful=True):
                 # What is lost was not among what was given.
                 if given and not isinstance(item, _Lost):
@@ -1041,6 +1055,7 @@ class VideoSource:
     def _decode(self, *, careful: bool) -> Iterator[av.VideoFrame | _Lost]:
         self.close()
         container = self._container = self._open()
+        self._clock = JobClock(container.format.name)
         stream = container.streams.video[0]
         for each in container.streams.video:
             if each.index == self._plan.stream.index:
@@ -1088,7 +1103,7 @@ class VideoSource:
     def _demux(self, container: av.container.InputContainer) -> Iterator[av.Packet[Any]]:
         """Yield all packets and note how far each stream goes; the flushing one comes last."""
         video = self._plan.stream.index
-        packets = demux(container, list(container.streams))
+        packets = self._clock.steady(demux(container, list(container.streams)))
         while True:
             try:
                 packet = next(packets, None)
@@ -1103,10 +1118,11 @@ class VideoSource:
                     end = (time + (packet.duration or 0)) * packet.time_base
                     index = packet.stream_index
                     self._ends[index] = max(end, self._ends.get(index, end))
+                    if index == video and packet.is_corrupt:
+                        self._marked.append(end)
                 if packet.stream_index == video:
                     self._packets += 1
                     self._read = (packet.pos or 0) + packet.size
-                    self._marked = self._marked or packet.is_corrupt
             yield packet
         # The demuxer broke off, and what the decoder still holds is good.
         flush: av.Packet[Any] = av.Packet()
@@ -1129,7 +1145,14 @@ class VideoSource:
         container.seek(
             first.pts + math.floor(self._from - _MARGIN / base), stream=stream, backward=True
         )
+        self._clock.forget()
         self._sought = True
+
+    def _seams(self) -> list[int]:
+        """Return where the clock was mended so far, in ticks."""
+        base = self._plan.stream.time_base
+        # A frame that a decoder held back may come a little after.
+        return [math.floor(seam.at / base) for seam in self._clock.seams]
 
     # Order, time, stretch
 
@@ -1190,6 +1213,13 @@ class VideoSource:
                 yield item
 
     # What is wrong
+
+    def _say_seams(self) -> None:
+        """Note where the clock of the file did not go on, unless the plan has said it already."""
+        plan = self._plan
+        if not plan.info.seams:
+            told = seam_notes(self._clock.seams, (self._first or 0) * plan.stream.time_base)
+            self.notes = (*self.notes, *(f"{plan.name}: {note}" for note in told))
 
     def _turn(self, picture: av.VideoFrame) -> tuple[int, bool]:
         """Return how a frame becomes upright: a photo by its own EXIF, a video by its matrix."""
@@ -1259,7 +1289,7 @@ class VideoSource:
                 f"{plan.name}: is cut short: behind {self._packets} whole frames there are "
                 f"{rest} bytes that are none; {advice}"
             )
-        if self._sought or plan.info.format.startswith(_UNCOUNTED):
+        if self._sought or plan.info.format.startswith(UNCOUNTED):
             return None
         claimed = stream.frames_claimed
         if claimed is not None and not plan.info.format.startswith("avi"):
@@ -1297,13 +1327,16 @@ class VideoSource:
         A recording may leave out frames at will: without damage they are no more than a note.
         """
         plan = self._plan
-        if gaps.first is None or not plan.info.format.startswith(_UNCOUNTED):
+        if gaps.first is None or not plan.info.format.startswith(UNCOUNTED):
             return None
         seconds = float((gaps.first - (self._first or 0)) * plan.stream.time_base)
         frames = f"{gaps.missing}{' more' if dropped else ''} frame"
         frames += " is" if gaps.missing == 1 else "s are"
         told = f"{plan.name}: {frames} missing from {seconds:.3f} s on"
-        if not dropped and not self._marked:
+        # Where parts are joined the demuxer marks the last packet of the first, which is whole.
+        seams = [seam.at for seam in self._clock.seams]
+        marked = [end for end in self._marked if all(abs(end - at) > 1 for at in seams)]
+        if not dropped and not marked:
             self.notes = (*self.notes, f"{told}; the source gives no damage as the reason")
             return None
         advice = "repair the file" + self._or_skip("do without")
@@ -1331,12 +1364,6 @@ class VideoSource:
         return found, info.duration + min([nothing, *starts])
 
 
-_UNCOUNTED = ("mpegts", "mpeg")
-"""Containers that do not say how much they hold."""
-_LONGEST_GAP = 10
-"""Seconds; what is longer is another clock."""
-
-
 class _Gaps:
     """Frames that an even rate leaves out, where a container does not say what it should hold."""
 
@@ -1346,13 +1373,16 @@ class _Gaps:
         self._even = self._uneven = self._found = 0
         self._where: int | None = None
 
-    def take(self, pts: int | None) -> None:
-        """Take the time of the next frame, or of one known to be lost, in ticks."""
+    def take(self, pts: int | None, seams: Sequence[int] = ()) -> None:
+        """Take the time of the next frame, or of one known to be lost, in ticks.
+
+        Between two frames with one of ``seams`` between them nothing is missing.
+        """
         if pts is None:
             return
         last = self._last
         self._last = pts if last is None else max(last, pts)
-        if last is None:
+        if last is None or any(last < seam <= pts for seam in seams):
             return
         steps = round((pts - last) / self._step)
         if abs(pts - last - steps * self._step) > max(1, self._step // 8):

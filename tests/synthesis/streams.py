@@ -108,8 +108,9 @@ def plain(
     mirrored left to right, then upside down, written as a display matrix.
     """
     with _create(path) as output:
-        # AVI's clock counts frames: a finer one would fill it with empty ones.
-        base = Fraction(1, RATE if path.suffix == ".avi" else RATE * 512)
+        # AVI's clock counts frames: a finer one would fill it with empty ones. So does MPEG-2's.
+        counts = path.suffix == ".avi" or codec == "mpeg2video"
+        base = Fraction(1, RATE if counts else RATE * 512)
         video = _video(output, codec, size=size, time_base=base)
         if interlaced:
             video.options = {"x264-params": "tff=1"}

@@ -1,0 +1,417 @@
+"""Clocks that begin late or below zero, begin anew, or jump; ffprobe is the witness."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+
+from cyclegan_batch.media import containers
+from cyclegan_batch.media.clocks import JobClock
+from cyclegan_batch.media.video import VideoSource
+from tests.synthesis import streams
+from tests.test_video import FAST, plan, run
+from tests.test_video import times as frame_times
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("ffprobe") is None or shutil.which("ffmpeg") is None,
+    reason="ffmpeg and ffprobe, the independent witnesses, are not installed",
+)
+MPEG2 = {"codec": "mpeg2video", "audio": "mp2"}
+WRAP = Fraction(2**33, 90_000)
+
+
+def packet_times(path: Path, stream: str) -> list[Fraction]:
+    """Return when every packet is shown, in its order of showing, by ffprobe."""
+    if stream == "v" and path.suffix in (".mpg", ".vob"):
+        # Not every picture of MPEG-PS says when; these are 25 in a second.
+        frames = frame_times(path)
+        return [frames[0] + Fraction(number, 25) for number in range(len(frames))]
+    command = ["ffprobe", "-v", "error", "-select_streams", stream, "-of", "json"]
+    found = json.loads(
+        subprocess.check_output([*command, "-show_entries", "packet=pts:stream=time_base", path])
+    )
+    base = Fraction(found["streams"][0]["time_base"])
+    return sorted(packet["pts"] * base for packet in found["packets"])
+
+
+def fragmented(path: Path, start: Fraction) -> Path:
+    """An MP4 as DASH leaves it: fragments, on the clock of the whole broadcast."""
+    whole = streams.plain(path.with_name("whole.mkv"), start=start)
+    command = ["ffmpeg", "-v", "error", "-copyts", "-i", whole, "-c", "copy"]
+    flags = "frag_keyframe+empty_moov+default_base_moof+delay_moov"
+    subprocess.check_call([*command, "-movflags", flags, path])
+    return path
+
+
+def moved(path: Path, source: Path, by: Callable[[str, int], float]) -> Path:
+    """``source`` with the times of packet ``n`` of each kind of stream moved ``by`` seconds."""
+    with av.open(str(source)) as given, av.open(str(path), "w") as taken:
+        copies = [taken.add_stream_from_template(s, opaque=True) for s in given.streams]
+        count = {"video": itertools.count(), "audio": itertools.count()}
+        for packet in given.demux():
+            if packet.size:
+                kind = packet.stream.type
+                ticks = round(Fraction(by(kind, next(count[kind]))) / packet.time_base)
+                if packet.pts is not None:
+                    packet.pts += ticks
+                if packet.dts is not None:
+                    packet.dts += ticks
+                packet.stream = copies[packet.stream.index]
+                taken.mux(packet)
+    return path
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    """The parts one behind the other, as cat joins them."""
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def since_first(times: list[Fraction]) -> list[Fraction]:
+    return [time - times[0] for time in times]
+
+
+def from_first_frame(path: Path) -> dict[str, list[Fraction]]:
+    """Return the times of pictures ("v") and sound ("a"), counted from the first picture."""
+    times = {kind: packet_times(path, kind) for kind in "va"}
+    return {kind: [time - times["v"][0] for time in times[kind]] for kind in "va"}
+
+
+def same(got: dict[str, list[Fraction]], sent: dict[str, list[Fraction]], within: float) -> bool:
+    return all(
+        len(got[kind]) == len(sent[kind])
+        and all(abs(a - b) <= within for a, b in zip(got[kind], sent[kind], strict=True))
+        for kind in "va"
+    )
+
+
+TICK = 0.0021
+"""Seconds: two roundings to the milliseconds of Matroska."""
+
+
+def told(notes: tuple[str, ...]) -> list[str]:
+    return [note for note in notes if "the clock" in note]
+
+
+# Where it begins
+
+
+def late_clip(folder: Path, name: str, start: Fraction) -> Path:
+    if name == "in.mp4":
+        return fragmented(folder / name, start)
+    more: Any = MPEG2 if name in ("in.mpg", "in.vob") else {}
+    return streams.plain(folder / name, start=start, **more)
+
+
+@pytest.mark.behaviour(2)
+@pytest.mark.parametrize(
+    ("name", "start", "how"),
+    [
+        ("in.ts", 36000, "at 9:59:59.979, and the output at 0"),
+        ("in.mp4", 3600, "at 0:59:59.979, and"),
+        ("in.mpg", 5000, "at 1:23:"),
+        ("in.vob", 5000, "at 1:23:"),
+        ("in.flv", 100, "at 0:01:39.979"),
+        ("in.mkv", 100, "at 0:01:40.000"),
+        ("in.ts", WRAP - Fraction(1, 2), "0.521 s below zero, and the output at 0"),
+    ],
+)
+def test_a_clock_that_begins_anywhere_begins_at_zero(tmp_path, name, start, how):
+    source = late_clip(tmp_path, name, Fraction(start))
+    output = tmp_path / ("out.mp4" if start == 36000 else "out.mkv")
+    made = plan(source, output)
+    # Where only the duration of the whole is known, it is that of the sound.
+    assert made.frames_expected == pytest.approx(25, abs=2)
+    dropped, sink = run(made)
+    assert dropped == []
+    pictures, sound = (packet_times(output, kind) for kind in "va")
+    assert min(pictures[0], sound[0]) == pytest.approx(0, abs=0.022)
+    assert len(pictures) == 25
+    assert max(*pictures, *sound) < 1.1
+    # Also to each other: both are counted from the first frame.
+    assert same(from_first_frame(output), from_first_frame(source), TICK)
+    assert told((*made.notes, *sink.notes)) == told(made.notes)
+    assert [how in note for note in told(made.notes)] == [True]
+    assert told(made.notes)[0].startswith(f"{source}: the clock begins ")
+
+
+@pytest.mark.behaviour(2)
+@pytest.mark.parametrize("name", ["in.ts", "in.mkv"])
+def test_a_common_beginning_is_not_worth_a_word(tmp_path, name):
+    source = streams.plain(tmp_path / name, start=Fraction(7, 5))
+    output = tmp_path / "out.mp4"
+    made = plan(source, output)
+    _, sink = run(made)
+    assert told((*made.notes, *sink.notes)) == []
+    assert packet_times(output, "v")[0] < 0.03
+
+
+@pytest.mark.behaviour(2)
+def test_a_transport_stream_of_a_transport_stream_keeps_its_clock(tmp_path):
+    source = streams.plain(tmp_path / "in.ts", start=Fraction(36000))
+    made = plan(source, tmp_path / "out.ts")
+    run(made)
+    assert told(made.notes) == []
+    for kind in "va":
+        assert packet_times(tmp_path / "out.ts", kind) == packet_times(source, kind)
+
+
+# Where it begins anew
+
+
+@pytest.mark.behaviour(1, 2, 3)
+@pytest.mark.parametrize(
+    ("name", "output", "frames"),
+    [
+        ("in.ts", "out.mp4", (25, 20, 15)),
+        ("in.ts", "out.mkv", (25, 20)),
+        ("in.vob", "out.mkv", (25, 20, 15)),
+        ("in.mpg", "out.mp4", (25, 20)),
+        ("in.mkv", "out.mp4", (25, 20)),
+    ],
+)
+def test_joined_parts_follow_each_other(tmp_path, name, output, frames):
+    more: Any = MPEG2 if name in ("in.vob", "in.mpg") else {}
+    parts = [
+        streams.plain(tmp_path / f"{number}{name}", frames=count, **more)
+        for number, count in enumerate(frames)
+    ]
+    source = joined(tmp_path / name, *parts)
+    output = tmp_path / output
+    made = plan(source, output)
+    if name != "in.mkv":
+        assert made.frames_expected == sum(frames)
+    reader_dropped, sink = run(made)
+    assert reader_dropped == []
+    for kind in "va":
+        got = packet_times(output, kind)
+        first = 0
+        for part in parts:
+            # Within a part nothing has moved.
+            sent = packet_times(part, kind)
+            found = got[first : first + len(sent)]
+            assert since_first(found) == pytest.approx(since_first(sent), abs=TICK)
+            first += len(sent)
+        assert len(got) == first
+        steps = [later - earlier for earlier, later in itertools.pairwise(got)]
+        assert min(steps) > 0.019
+        assert max(steps) < 0.12
+    # Sound and pictures of the second part are as far from each other as they were.
+    first, second = ({kind: packet_times(part, kind) for kind in "va"} for part in parts[:2])
+    begins = {kind: packet_times(output, kind)[len(first[kind])] for kind in "va"}
+    apart = second["a"][0] - second["v"][0]
+    assert begins["a"] - begins["v"] == pytest.approx(apart, abs=TICK)
+    assert len(told((*made.notes, *sink.notes))) <= 1
+
+
+@pytest.mark.behaviour(2)
+def test_a_clock_that_begins_anew_is_told_once(tmp_path):
+    parts = [streams.plain(tmp_path / f"{number}.ts", frames=20) for number in range(3)]
+    source = joined(tmp_path / "in.ts", *parts)
+    made = plan(source, tmp_path / "out.mkv")
+    assert told(made.notes) == [
+        f"{source}: the clock begins anew 2 times, first at 0.811 s; "
+        "what follows is joined to what was"
+    ]
+    assert containers.describe(made.info)["clock"]["begins_anew"] == 2
+
+
+@pytest.mark.behaviour(2)
+def test_what_only_reading_shows_is_told_afterwards(tmp_path, monkeypatch):
+    """The plan reads no large recording as a whole."""
+    monkeypatch.setattr(containers, "_CHEAP_BYTES", 0)
+    monkeypatch.setattr(containers, "LOOKAHEAD_PACKETS", 10)
+    part = streams.plain(tmp_path / "part.ts", frames=30)
+    source = joined(tmp_path / "in.ts", part, part)
+    made = plan(source, tmp_path / "out.mkv")
+    assert told(made.notes) == []
+    reader = VideoSource(made)
+    assert len(list(reader.read())) == 60
+    reader.close()
+    assert reader.notes == (
+        f"{source}: the clock begins anew at 1.216 s; what follows is joined to what was",
+    )
+
+
+@pytest.mark.behaviour(2, 3)
+@pytest.mark.parametrize("longer", ["sound", "pictures"])
+def test_nothing_comes_to_lie_over_anything_where_parts_are_joined(tmp_path, longer):
+    both = streams.plain(tmp_path / "both.ts", frames=75)
+    cut = {"sound": "video", "pictures": "audio"}[longer]
+    first = tmp_path / "first.ts"
+    with av.open(str(both)) as given, av.open(str(first), "w") as taken:
+        copies = [taken.add_stream_from_template(s, opaque=True) for s in given.streams]
+        count = 0
+        for packet in given.demux():
+            count += packet.stream.type == cut
+            # Pictures end before a key frame, after 0.96 s.
+            late = packet.stream.type == cut and count > (24 if cut == "video" else 45)
+            if packet.size and not late:
+                packet.stream = copies[packet.stream.index]
+                taken.mux(packet)
+    source = joined(tmp_path / "in.ts", first, both)
+    output = tmp_path / "out.mkv"
+    dropped, _ = run(plan(source, output))
+    assert dropped == []
+    pictures, sound = packet_times(output, "v"), packet_times(output, "a")
+    for times, kind in ((pictures, "v"), (sound, "a")):
+        assert len(times) == len(packet_times(source, kind))
+        assert min(b - a for a, b in itertools.pairwise(times)) > 0.019
+    # The longer one goes on without a pause, the other waits for it.
+    times, step = (sound, 0.045) if longer == "sound" else (pictures, 0.085)
+    assert max(b - a for a, b in itertools.pairwise(times)) < step
+    assert 5.9 < max(*pictures, *sound) < 6.1
+
+
+# Where it jumps
+
+
+@pytest.mark.behaviour(2)
+@pytest.mark.parametrize("kinds", [("video", "audio"), ("video",), ("audio",)])
+@pytest.mark.parametrize("suffix", [".ts", ".flv"])
+def test_a_jump_ahead_is_closed(tmp_path, suffix, kinds):
+    whole = streams.plain(tmp_path / f"whole{suffix}")
+    source = moved(
+        tmp_path / f"in{suffix}",
+        whole,
+        lambda kind, number: (
+            3600 if kind in kinds and number >= {"video": 12, "audio": 23}[kind] else 0
+        ),
+    )
+    output = tmp_path / "out.mkv"
+    made = plan(source, output)
+    dropped, _ = run(made)
+    assert dropped == []
+    if suffix == ".ts":
+        assert made.frames_expected == 25
+    got = from_first_frame(output)
+    assert same(got, from_first_frame(whole), 0.05)
+    for times in got.values():
+        assert min(b - a for a, b in itertools.pairwise(times)) > 0.019
+    assert [note.split("; ")[1] for note in told(made.notes)] == ["the gap is closed"]
+
+
+@pytest.mark.behaviour(2)
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_gap_in_a_file_with_a_clock_of_its_own_is_content(tmp_path, suffix):
+    whole = streams.plain(tmp_path / f"whole{suffix}")
+    source = moved(tmp_path / f"in{suffix}", whole, lambda _, number: 20 if number >= 12 else 0)
+    output = tmp_path / "out.mkv"
+    made = plan(source, output)
+    run(made)
+    got, sent = packet_times(output, "v"), packet_times(source, "v")
+    assert since_first(got) == pytest.approx(since_first(sent), abs=TICK)
+    assert got[-1] > 20
+    assert told(made.notes) == []
+
+
+@pytest.mark.behaviour(2)
+def test_a_shorter_gap_is_content_everywhere(tmp_path):
+    whole = streams.plain(tmp_path / "whole.ts")
+    source = moved(tmp_path / "in.ts", whole, lambda _, number: 8 if number >= 24 else 0)
+    made = plan(source, tmp_path / "out.mkv")
+    run(made)
+    assert since_first(packet_times(tmp_path / "out.mkv", "v"))[-1] == pytest.approx(8.96, abs=0.01)
+    assert told(made.notes) == []
+
+
+@pytest.mark.behaviour(2)
+def test_what_is_missing_from_one_stream_alone_is_no_jump(tmp_path):
+    """A recording without sound for a while: what comes then is still beside its pictures."""
+    source = moved(
+        tmp_path / "in.ts",
+        streams.plain(tmp_path / "whole.ts", codec="mpeg4"),
+        lambda kind, number: number if kind == "video" else (15 if number >= 10 else 0),
+    )
+    output = tmp_path / "out.mkv"
+    made = plan(source, output)
+    run(made)
+    assert told(made.notes) == []
+    got = from_first_frame(output)
+    assert same(got, from_first_frame(source), TICK)
+    assert max(b - a for a, b in itertools.pairwise(got["a"])) > 15
+
+
+# One clock for everybody
+
+
+@pytest.mark.behaviour(10)
+@pytest.mark.parametrize(
+    ("options", "count", "first"),
+    [({"ss": 1.2}, 45, 1.224), ({"to": 1.5}, 37, 0), ({"ss": 0.4, "to": 1.52}, 28, 0.4)],
+)
+def test_a_stretch_counts_on_the_one_clock(tmp_path, options, count, first):
+    parts = [
+        streams.plain(tmp_path / f"{number}.ts", frames=frames, start=Fraction(36000))
+        for number, frames in enumerate((25, 50))
+    ]
+    source = joined(tmp_path / "in.ts", *parts)
+    whole, output = tmp_path / "whole.mkv", tmp_path / "out.mkv"
+    run(plan(source, whole))
+    made = plan(source, output, replace(FAST, **options))
+    run(made)
+    frames = packet_times(output, "v")
+    assert len(frames) == count
+    assert made.frames_expected == pytest.approx(count, abs=1)
+    of_whole = packet_times(whole, "v")
+    # The stretch is exact, and Matroska rounds.
+    begin, end = options.get("ss", 0) - 0.001, options.get("to", 99) - 0.001
+    kept = [time for time in since_first(of_whole) if begin <= time < end]
+    assert kept[0] == pytest.approx(first, abs=0.002)
+    assert since_first(frames) == pytest.approx(since_first(kept), abs=TICK)
+    apart = packet_times(whole, "a")[-1] - of_whole[-1]
+    if "to" not in options:
+        assert packet_times(output, "a")[-1] - frames[-1] == pytest.approx(apart, abs=TICK)
+
+
+@pytest.mark.behaviour(36)
+def test_inspect_counts_from_the_first_frame(tmp_path):
+    part = streams.plain(tmp_path / "1.ts", start=Fraction(36000))
+    found = containers.describe(containers.probe(joined(tmp_path / "in.ts", part, part)))
+    assert found["clock"] == {"begins_at_seconds": 36000.0, "begins_anew": 1, "jumps": 0}
+    assert [stream["start_seconds"] for stream in found["streams"]] == [
+        0,
+        pytest.approx(-0.0213, abs=0.0001),
+    ]
+    assert found["duration_seconds"] == pytest.approx(2.05, abs=0.01)
+
+
+@pytest.mark.behaviour(36)
+def test_a_matroska_that_begins_late_is_as_long_as_what_it_holds(tmp_path):
+    found = containers.probe(streams.plain(tmp_path / "in.mkv", start=Fraction(100)))
+    assert containers.describe(found)["duration_seconds"] == pytest.approx(1.02, abs=0.01)
+
+
+@pytest.mark.behaviour(2)
+@pytest.mark.parametrize("by", [-0.5, 5000, -5000])
+def test_one_damaged_time_moves_nothing_but_itself(tmp_path, by):
+    source = streams.plain(tmp_path / "in.ts", frames=50)
+
+    def damaged(packets: Any) -> Any:
+        sounds = itertools.count()
+        for packet in packets:
+            if packet.size and packet.stream.type == "audio" and next(sounds) == 30:
+                packet.pts = packet.dts = packet.dts + round(by * 90_000)
+            yield packet
+
+    def seen(packets: Any) -> list[tuple[int, int, bytes]]:
+        return [(p.stream_index, p.pts, bytes(p)) for p in packets if p.size]
+
+    with av.open(str(source)) as container:
+        sent = seen(container.demux())
+    clock = JobClock("mpegts")
+    with av.open(str(source)) as container:
+        got = seen(clock.steady(damaged(container.demux())))
+    assert [(index, data) for index, _, data in got] == [(index, data) for index, _, data in sent]
+    wrong = [a for a, b in zip(got, sent, strict=True) if abs(a[1] - b[1]) > 90]
+    assert [index for index, *_ in wrong] == ([1] if abs(by) < 10 else [])

@@ -298,8 +298,8 @@ def test_what_begins_first_begins_at_zero_and_the_other_stays_as_far_from_it(
     pictures, heard = frame_times(output)[0], packets(output, "a:0")[0][0]
     before = frame_times(source)[0], packets(source, "a:0")[0][0]
     assert heard - pictures == pytest.approx(before[1] - before[0], abs=0.0011)
-    # MPEG-TS also needs room for decoding times.
-    assert min(pictures, heard) == pytest.approx(0, abs=0.1 if suffix == ".ts" else 0.001)
+    # The delay of MP3 (0.023 s) lies before; MPEG-TS also needs room for decoding times.
+    assert -0.024 < min(pictures, heard) < (0.1 if suffix == ".ts" else 0.003)
 
 
 @pytest.mark.behaviour(2, 3)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+from uuid import UUID
 
 import av
 import av.container
@@ -338,7 +339,7 @@ def probe(
         try:
             info = media_info(container, path)
             looks = {
-                stream.index: _Look(stream)
+                stream.index: _Look(stream, indexed=info.format.startswith("mov"))
                 for stream in container.streams.video
                 if not _is_attached(stream) and stream.codec_context is not None
             }
@@ -355,6 +356,30 @@ def probe(
         ]
         # Closed captions and matrices are read from frames, everything else before the file closes.
         return spans.complete(replace(info, streams=tuple(streams)), looks, clock)
+
+
+def asf_claims(path: Path) -> tuple[int, Fraction] | None:
+    """Return the bytes and the seconds that an ASF file (WMV) has by its header, or None.
+
+    FFmpeg keeps both to itself where they are not true. Raises InputError.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(2**16)
+    except OSError as error:
+        raise input_error(path, error) from error
+    at = head.find(_ASF_FILE_PROPERTIES)
+    if at < 0 or len(head) < at + _ASF_FIELDS.size:
+        return None
+    size, played, preroll, flags = _ASF_FIELDS.unpack_from(head, at)
+    seconds = Fraction(played, 10**7) - Fraction(preroll, 1000)
+    # A broadcast was written without knowing its end.
+    return None if flags & 1 or not size else (size, seconds)
+
+
+_ASF_FILE_PROPERTIES = UUID("8cabdca1-a947-11cf-8ee4-00c00c205365").bytes_le
+_ASF_FIELDS = struct.Struct("<40xQ16xQ8xQI")
+"""File size, play duration (100 ns), preroll (ms) and flags; ASF specification, 3.2."""
 
 
 def media_info(container: av.container.InputContainer, path: Path) -> MediaInfo:
@@ -473,7 +498,8 @@ _HDR = {16: "PQ", 18: "HLG"}
 class _Look:
     """What the first packets and the first frame of a video stream add to its header."""
 
-    def __init__(self, stream: av.video.stream.VideoStream) -> None:
+    def __init__(self, stream: av.video.stream.VideoStream, *, indexed: bool) -> None:
+        """``indexed``: what the container lists of a stream is the stream."""
         self.stream = stream
         self.first: VideoFrame | None = None
         self.times: list[int] = []
@@ -483,7 +509,8 @@ class _Look:
         self.frames = 0
         self.captions = False
         self.end = False
-        if stream.frames and len(stream.index_entries) >= stream.frames:
+        # The index of an MP4 lacks what an edit list cuts off; others may be cut themselves.
+        if stream.frames and (indexed or len(stream.index_entries) >= stream.frames):
             self.index: list[int] | None = [
                 entry.timestamp for entry in stream.index_entries if not entry.is_discard
             ]
@@ -524,21 +551,25 @@ class _Look:
                 if steady and whole and frame.pts is not None:
                     self.times.append(frame.pts)
 
-    def rate(self) -> Fraction | None:
-        """Return the frames per second of what was seen, where it is constant."""
+    def known_times(self, *, whole: bool) -> list[int]:
+        """Return when frames are shown, without gaps, ascending."""
+        if self.index is not None and not whole:
+            return self.index
         times = sorted(self.times)
-        times = times[: -min(_REORDERED, len(times) // 2) or None]
-        if not _evenly_spaced(times) or self.stream.time_base is None:
-            return None
-        step = Fraction(times[-1] - times[0], len(times) - 1) * self.stream.time_base
-        return (1 / step).limit_denominator(1001) if step else None
-
-    def complete(self, info: StreamInfo, *, whole: bool) -> StreamInfo:
-        """Return ``info`` with what was seen."""
-        times = self.index if self.index is not None and not whole else sorted(self.times)
         if not self.end and self.index is None:
             # The last ones in decoding order leave gaps that later packets fill.
             times = times[: -min(_REORDERED, len(times) // 2) or None]
+        return times
+
+    def complete(self, info: StreamInfo, *, whole: bool) -> StreamInfo:
+        """Return ``info`` with what was seen."""
+        times = self.known_times(whole=whole)
+        if not self.stream.average_rate:
+            # What FFmpeg guesses instead may be the ticks of the clock.
+            info = replace(info, average_rate=_rate(times, info.time_base) or info.average_rate)
+        if self.index is not None:
+            # An edit list may show less than is there.
+            info = replace(info, frames_claimed=len(self.index))
         info = replace(
             info,
             constant_rate=_evenly_spaced(times),
@@ -646,7 +677,8 @@ class _Spans:
                 )
                 if look is not None and info.seams:
                     # FFmpeg takes the rate from all times that it looked at, on whatever clock.
-                    stream = replace(stream, average_rate=look.rate() or stream.average_rate)
+                    rate = _rate(look.known_times(whole=False), stream.time_base)
+                    stream = replace(stream, average_rate=rate or stream.average_rate)
                 if self._measured(info):
                     stream = replace(stream, duration=round((end - start) / stream.time_base))
             streams.append(stream)
@@ -715,6 +747,13 @@ def _evenly_spaced(times: Sequence[int]) -> bool | None:
     span = times[-1] - first
     # In integers, since an index may have a million entries: first + span·i/steps against time.
     return all(abs(span * i - (time - first) * steps) <= steps for i, time in enumerate(times))
+
+
+def _rate(times: Sequence[int], time_base: Fraction) -> Fraction | None:
+    """Return the rate of frames at ``times`` (ticks, ascending), where it is constant."""
+    if not _evenly_spaced(times) or times[0] == times[-1]:
+        return None
+    return ((len(times) - 1) / ((times[-1] - times[0]) * time_base)).limit_denominator(1001)
 
 
 def orientation(frame: VideoFrame) -> tuple[int, bool]:

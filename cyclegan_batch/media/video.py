@@ -33,6 +33,7 @@ import cv2
 import numpy as np
 from av.codec.context import Flags
 from av.filter import Graph
+from av.video.stream import VideoStream
 
 from ..errors import CycleganBatchError, InputError, OutputError
 from ..files import (
@@ -58,6 +59,7 @@ from .containers import (
     Fields,
     MediaInfo,
     StreamInfo,
+    asf_claims,
     demux,
     media_info,
     open_container,
@@ -938,6 +940,10 @@ class VideoSource:
         """Of the video stream; what its header counts."""
         self._ends: dict[int, Fraction] = {}
         """Seconds at which each stream ended so far."""
+        self._stood: dict[int, Fraction] = {}
+        """Seconds at which each stream stood whose packets do not say how long they last."""
+        self._pauses: dict[int, Fraction] = {}
+        """The longest time, in seconds, from one such packet to the next."""
         self._read = 0
         """Where the last packet ends, in bytes, in a file that is read from front to back."""
         self._marked: list[Fraction] = []
@@ -1045,6 +1051,7 @@ class VideoSource:
             if self._plan.opened is not None:
                 raise InputError(f"{self._plan.name}: a frame of it cannot be decoded") from None
             self._packets, self._ends, self._broken, self._marked = 0, {}, None, []
+            self._stood, self._pauses = {}, {}
             for item in self._decode(careful=True):
                 # What is lost was not among what was given.
                 if given and not isinstance(item, _Lost):
@@ -1056,10 +1063,7 @@ class VideoSource:
         self.close()
         container = self._container = self._open()
         self._clock = JobClock(container.format.name)
-        stream = container.streams.video[0]
-        for each in container.streams.video:
-            if each.index == self._plan.stream.index:
-                stream = each
+        stream = self._video_stream(container)
         stream.thread_type = "AUTO"
         # Otherwise HEVC's decoder leaves out, without a word, what it concealed (FFmpeg 8).
         stream.codec_context.flags |= Flags.output_corrupt
@@ -1100,6 +1104,14 @@ class VideoSource:
                 break
         yield from shown.rest()
 
+    def _video_stream(self, container: av.container.InputContainer) -> VideoStream:
+        """Return the stream that is translated."""
+        index = self._plan.stream.index
+        # Of a pattern of pictures, or a pipe, there is but one.
+        return next(
+            (s for s in container.streams.video if s.index == index), container.streams.video[0]
+        )
+
     def _demux(self, container: av.container.InputContainer) -> Iterator[av.Packet[Any]]:
         """Yield all packets and note how far each stream goes; the flushing one comes last."""
         video = self._plan.stream.index
@@ -1118,6 +1130,7 @@ class VideoSource:
                     end = (time + (packet.duration or 0)) * packet.time_base
                     index = packet.stream_index
                     self._ends[index] = max(end, self._ends.get(index, end))
+                    self._note_pause(packet)
                     if index == video and packet.is_corrupt:
                         self._marked.append(end)
                 if packet.stream_index == video:
@@ -1128,6 +1141,19 @@ class VideoSource:
         flush: av.Packet[Any] = av.Packet()
         flush.stream = container.streams[video]
         yield flush
+
+    def _note_pause(self, packet: av.Packet[Any]) -> None:
+        """Note the longest time between two packets of a stream that do not say how they last."""
+        if packet.dts is None or packet.duration:
+            return
+        index, time = packet.stream_index, packet.dts * packet.time_base
+        pause = time - self._stood.get(index, time)
+        self._stood[index] = time
+        self._pauses[index] = max(pause, self._pauses.get(index, pause))
+
+    def _end_of(self, index: int) -> Fraction:
+        """Return where a stream ended, in seconds, at the latest."""
+        return self._ends.get(index, Fraction(0)) + self._pauses.get(index, 0)
 
     def _may_seek(self) -> bool:
         """Say whether the container's index leads exactly to frames (not MPEG-TS, PS and AVI)."""
@@ -1291,14 +1317,14 @@ class VideoSource:
             )
         if self._sought or plan.info.format.startswith(UNCOUNTED):
             return None
-        claimed = stream.frames_claimed
-        if claimed is not None and not plan.info.format.startswith("avi"):
-            if self._packets >= claimed - 1:
-                return None
+        claimed = self._frames_indexed()
+        if claimed is not None and self._packets < claimed - 1:
             return InputError(
                 f"{plan.name}: is cut short: its header says {claimed} frames, "
                 f"{self._packets} are there; {advice}"
             )
+        if claimed is not None and stream.frames_claimed is not None:
+            return None
         found, said = self._found_and_said_end()
         if said is None or found + self._step * stream.time_base + _ROUNDING >= said:
             return None
@@ -1306,6 +1332,17 @@ class VideoSource:
             f"{plan.name}: is cut short: its header says {float(said):.3f} s, "
             f"{float(found):.3f} s are there; {advice}"
         )
+
+    def _frames_indexed(self) -> int | None:
+        """Return how many frames the container lists, or None where it lists none."""
+        plan, container = self._plan, self._container
+        if plan.info.format.startswith("avi"):
+            # It lists empty ones, too.
+            return None
+        if plan.info.format.startswith("mov") and container is not None:
+            # Without what an edit list cuts off, and with every fragment that was met.
+            return len(self._video_stream(container).index_entries) or None
+        return plan.stream.frames_claimed
 
     def _size(self) -> int:
         """Return how many bytes the file has, or came out of the pipe."""
@@ -1351,12 +1388,22 @@ class VideoSource:
         nothing = Fraction(0)
         if self._plan.picture_rate is not None:
             return nothing, None
+        if info.format == "asf":
+            found = max(map(self._end_of, self._ends), default=nothing)
+            claims = asf_claims(self._plan.path)
+            # Where no byte is missing its last picture is shown for that long.
+            missing = claims is not None and self._size() < claims[0]
+            return found, claims[1] if claims is not None and missing else None
         if stream.duration is not None:
-            # ASF's is of the whole file, and that counts from 0.
-            start = 0 if info.format == "asf" else stream.start_pts or 0
-            said = (start + stream.duration) * stream.time_base
-            return self._ends.get(stream.index, nothing), said
-        found = max(self._ends.values(), default=nothing)
+            # In fragments it counts from 0 where another part of the file says it (sidx, mehd).
+            fragments = info.format.startswith("mov") and stream.frames_claimed is None
+            start = 0 if fragments else stream.start_pts or 0
+            said = stream.duration
+            if info.format == "avi" and stream.frames_claimed is not None:
+                # One tick for each, empty ones too; without its index FFmpeg says what is there.
+                said = max(said, stream.frames_claimed)
+            return self._end_of(stream.index), (start + said) * stream.time_base
+        found = max(map(self._end_of, self._ends), default=nothing)
         if info.duration is None:
             return found, None
         # Headers count from 0, not from the first frame, but from an earlier start if there is one.

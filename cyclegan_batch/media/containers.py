@@ -566,7 +566,9 @@ class _Look:
         times = self.known_times(whole=whole)
         if not self.stream.average_rate:
             # What FFmpeg guesses instead may be the ticks of the clock.
-            info = replace(info, average_rate=_rate(times, info.time_base) or info.average_rate)
+            info = replace(
+                info, average_rate=_even_rate(times, info.time_base) or info.average_rate
+            )
         if self.index is not None:
             # An edit list may show less than is there.
             info = replace(info, frames_claimed=len(self.index))
@@ -677,7 +679,7 @@ class _Spans:
                 )
                 if look is not None and info.seams:
                     # FFmpeg takes the rate from all times that it looked at, on whatever clock.
-                    rate = _rate(look.known_times(whole=False), stream.time_base)
+                    rate = _even_rate(look.known_times(whole=False), stream.time_base)
                     stream = replace(stream, average_rate=rate or stream.average_rate)
                 if self._measured(info):
                     stream = replace(stream, duration=round((end - start) / stream.time_base))
@@ -749,7 +751,7 @@ def _evenly_spaced(times: Sequence[int]) -> bool | None:
     return all(abs(span * i - (time - first) * steps) <= steps for i, time in enumerate(times))
 
 
-def _rate(times: Sequence[int], time_base: Fraction) -> Fraction | None:
+def _even_rate(times: Sequence[int], time_base: Fraction) -> Fraction | None:
     """Return the rate of frames at ``times`` (ticks, ascending), where it is constant."""
     if not _evenly_spaced(times) or times[0] == times[-1]:
         return None

@@ -324,6 +324,12 @@ _IMAGES = _options(
         help="Format of translated images.",
     ),
     click.option("--quality", type=click.IntRange(1, 100), help="Of jpg, webp and avif; 95."),
+    click.option(
+        "--white",
+        type=click.IntRange(1, 65535),
+        metavar="LEVEL",
+        help="Level of pictures of more than 8 bits that becomes white, e.g. 4095.",
+    ),
 )
 
 _RUN = _options(

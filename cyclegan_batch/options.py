@@ -69,6 +69,9 @@ class TranslateOptions:
     format: Literal["same", "png", "jpg", "webp", "avif"] = "same"
     quality: int | None = None
     """1..100 for jpg, webp and avif; None: 95."""
+    white: int | None = None
+    """Level of a picture of more than 8 bits that becomes white (255), such as 4095 for 12 bits in
+    16; None: the largest there is."""
     # The run
     overwrite: bool = False
     skip_existing: bool = False

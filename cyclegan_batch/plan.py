@@ -364,7 +364,7 @@ def _check_stretch(options: TranslateOptions) -> None:
 _OF_VIDEOS = {"codec", "crf", "preset", "pix_fmt", "encoder_opt", "audio", "stream", "color"} | {
     "container", "deinterlace", "deinterlace_rate", "ss", "to", "frames"
 }  # fmt: skip
-_OF_IMAGES = {"format", "quality"}
+_OF_IMAGES = {"format", "quality", "white"}
 
 
 def _without_effect(options: TranslateOptions, kinds: set[str]) -> list[str]:

@@ -168,7 +168,7 @@ def test_one_corrupt_picture_is_named_and_left_out(data):
 # Reading
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp", "tif", "tiff", "avif", "jp2"])
 def test_every_format_is_read(tmp_path, suffix):
     picture = pictures.photo(40, 48)
     Image.fromarray(picture).save(tmp_path / f"a.{suffix}", quality=95)
@@ -191,6 +191,18 @@ def test_sixteen_bits_become_eight_by_rounding(tmp_path):
     read = levels(domain(tmp_path, preprocess="none").centred(0))
     expected = np.rint(samples / 65535 * 255).astype(np.uint8)
     np.testing.assert_array_equal(read, np.repeat(expected[..., None], 3, 2))
+
+
+def test_twelve_bits_in_sixteen_are_said_and_white_mends_them(tmp_path):
+    samples = (np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 4).clip(0, 4095)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(samples).save(tmp_path / name)
+    found = domain(tmp_path, preprocess="none")
+    assert any("2 pictures: its 16 bits hold no level above 4095" in note for note in found.notes)
+    found = domain(tmp_path, preprocess="none", white=4095)
+    assert not any("no level above" in note for note in found.notes)
+    expected = np.rint(samples / 4095 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(levels(found.centred(0))[..., 0], expected)
 
 
 def test_transparency_is_laid_on_white_and_said(tmp_path):

@@ -871,3 +871,50 @@ def test_whatever_bytes_change_there_is_a_picture_or_an_error(name: str) -> None
         height, width, channels = picture.pixels.shape
         assert (0 < height * width <= 10**6, channels) == (True, 3)
         encode_picture(picture.pixels, "png", extras=picture.extras)
+
+
+# Levels
+
+
+@pytest.mark.behaviour(15)
+@pytest.mark.parametrize("format_", ["png", "tiff"])
+@pytest.mark.parametrize(("largest", "level"), [(4000, 4095), (1023, 1023), (100, 255)])
+def test_few_levels_of_sixteen_bits_are_said_and_white_sets_the_range(
+    format_: str, largest: int, level: int
+) -> None:
+    ramp = np.linspace(0, largest, 48 * 64).astype(np.uint16).reshape(48, 64)
+    deep = np.dstack([ramp, ramp.T.reshape(48, 64), ramp[::-1]])
+    data = pictures.png(deep) if format_ == "png" else pictures.tiff(deep)
+    (note, *_) = decode_picture(data, "a").notes
+    assert note == (
+        f"its 16 bits hold no level above {level}, so it is nearly black; "
+        f"--white {level} makes that level white"
+    )
+    seen = decode_picture(data, "a", white=level)
+    np.testing.assert_array_equal(seen.pixels, np.rint(deep * (255 / level)).astype(np.uint8))
+    assert not any("nearly black" in each for each in seen.notes)
+    half = decode_picture(data, "a", white=level // 2, pixel_type="float16").pixels
+    expected = np.minimum(deep / (level // 2), 1)
+    assert np.abs(half.astype(np.float64) - expected).max() < 0.001
+
+
+def test_white_reaches_pictures_and_leaves_those_of_eight_bits(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    deep = pictures.photo().astype(np.uint16) * 16
+    (tmp_path / "in" / "deep.png").write_bytes(pictures.png(deep))
+    (tmp_path / "in" / "flat.png").write_bytes(pictures.png(pictures.photo()))
+    entries = entries_in(tmp_path / "in", tmp_path / "out")
+    written, dropped, _ = translate(entries, white=16 * 255)
+    assert dropped == []
+    for path in written:
+        result = np.asarray(Image.open(io.BytesIO(path.read_bytes())))
+        np.testing.assert_array_equal(result, pictures.photo())
+    with pytest.raises(OutputError, match=r"--white 0: must be 1\.\.65535"):
+        plan_images(entries, TranslateOptions(white=0), pixel_type="uint8")
+
+
+def test_the_full_range_of_a_dark_picture_of_twelve_bits_is_its_own() -> None:
+    deep = np.full((8, 8, 1), 4095, np.uint16)
+    assert (decode_picture(pictures.tiff(deep, bits=12), "a").pixels == 255).all()
+    seen = decode_picture(pictures.tiff(deep // 2, bits=12), "a", white=2047)
+    assert (seen.pixels == 255).all()

@@ -70,7 +70,7 @@ class Header:
     bands: int = 4
     """Samples of a pixel, at most."""
     levels: int = 256
-    """That a sample of JPEG 2000, AVIF and HEIC can have."""
+    """That a stored sample can have."""
     transfer: int = 2
     """Transfer characteristic as of ITU-T H.273: 2 unspecified, 16 PQ, 18 HLG."""
 
@@ -244,6 +244,7 @@ def _read_png(file: BinaryIO) -> Header:
         size=(height, width),
         mode=_PNG_MODES[colour],
         bits=16 if depth == 16 else 8,
+        levels=2**depth,
         orientation=exif_orientation(exif),
         pages=int.from_bytes(chunks.get(b"acTL", b"\0\0\0\1")[:4]),
         icc=_png_profile(chunks.get(b"iCCP")),
@@ -376,6 +377,7 @@ def _read_tiff(file: BinaryIO) -> Header:
         size=found.size,
         mode=found.mode,
         bits=16 if found.bits > 8 else 8,
+        levels=2**found.bits,
         bands=found.bands,
         orientation=found.orientation,
         pages=found.pages,

@@ -12,7 +12,8 @@ What becomes of a picture:
 - Grey, palette and 1-bit pictures become RGB, and are written as RGB. CMYK becomes sRGB by its
   profile. An RGB profile is carried along, and the numbers stay as they are; a grey picture with a
   grey profile becomes sRGB. PNG's own colour chunks are carried into PNG.
-- 16 bits become 8 by rounding, ``(v * 255 + 32767) // 65535``; only a model that takes float16 sees
+- 16 bits become 8 by rounding, ``(v * 255 + 32767) // 65535``, and ``--white`` sets the level that
+  becomes 255; only a model that takes float16 sees
   them all (as far as float16 goes, 11 bits), and then a PNG is written with 16 bits.
 - Transparency does not reach the network. It is kept bit for bit in PNG, WebP and TIFF (with
   ``--keep-size`` it is resized with the picture; 16 bits are rounded like the colours). JPEG and
@@ -132,6 +133,7 @@ class ImageShard:
     quality: int | None
     max_pixels: int
     overwrite: bool
+    white: int | None = None
     notes: tuple[str, ...] = ()
     """What the user is told once."""
 
@@ -146,6 +148,8 @@ def plan_images(
     pictures = [entry for entry in entries if entry.kind == "image"]
     if options.quality is not None and not 1 <= options.quality <= 100:
         raise OutputError(f"--quality {options.quality}: must be 1..100")
+    if options.white is not None and not 1 <= options.white <= 65535:
+        raise OutputError(f"--white {options.white}: must be 1..65535")
     notes: tuple[str, ...] = ()
     lossy = {"jpg", "webp", "avif"} & {_format_of(entry.output) for entry in pictures}
     if options.quality is not None and pictures and not lossy:
@@ -161,6 +165,7 @@ def plan_images(
                 quality=options.quality,
                 max_pixels=options.max_pixels,
                 overwrite=options.overwrite,
+                white=options.white,
                 notes=notes if not start else (),
             )
         )
@@ -251,6 +256,7 @@ class ImageSource:
                 name,
                 pixel_type=self.shard.pixel_type,
                 max_pixels=self.shard.max_pixels,
+                white=self.shard.white,
             )
             # Before the network has spent time on it.
             _refuse_lost_alpha(picture.extras.alpha, name, _format_of(file.entry.output))
@@ -291,9 +297,16 @@ def _refuse_lost_alpha(alpha: Samples | None, name: str, format_: ImageFormat) -
 
 
 def decode_picture(
-    data: bytes, name: str, *, pixel_type: PixelType = "uint8", max_pixels: int = 2**28
+    data: bytes,
+    name: str,
+    *,
+    pixel_type: PixelType = "uint8",
+    max_pixels: int = 2**28,
+    white: int | None = None,
 ) -> Picture:
     """Return the picture in ``data``, upright, as RGB of ``pixel_type``; ``name`` is for messages.
+
+    ``white``: the level of a picture of more than 8 bits that becomes white, None its largest.
 
     Safe to call from several threads. Raises InputError where ``data`` is no whole picture of a
     known format, or a larger one than ``max_pixels``.
@@ -309,7 +322,7 @@ def decode_picture(
         )
     notes: list[str] = []
     try:
-        samples, alpha, icc = _rgb(data, header, notes)
+        samples, alpha, icc = _rgb(data, header, white, notes)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     # OpenCV and Pillow raise all kinds of things on a hostile file; it is the file that is wrong.
@@ -368,7 +381,7 @@ def _as_eight_bits(samples: Samples) -> Samples:
 
 
 def _rgb(
-    data: bytes, header: Header, notes: list[str]
+    data: bytes, header: Header, white: int | None, notes: list[str]
 ) -> tuple[Samples, Samples | None, bytes | None]:
     """Return RGB ``(H, W, 3)`` and alpha ``(H, W)``, uint8 or uint16, and the profile to carry."""
     space = _profile_space(header.icc)
@@ -381,6 +394,8 @@ def _rgb(
         samples, alpha = decode_still(data, header)
     else:
         samples, alpha = _samples(data, header)
+    if samples.dtype == np.uint16:
+        samples = _whitened(samples, header.levels, white, notes)
     if header.mode == "CMYK":
         return _rgb_from_cmyk(samples, header.icc, space, notes), None, None
     if space in (None, b"RGB "):
@@ -389,6 +404,31 @@ def _rgb(
         return _rgb_from_profiled_grey(samples, header.icc or b""), alpha, None
     notes.append("its colour profile is broken or for other colours than its own; it was left out")
     return _three_channels(samples), alpha, None
+
+
+def _whitened(samples: Samples, levels: int, white: int | None, notes: list[str]) -> Samples:
+    """Return uint16 ``samples`` with the level ``white`` of the file's ``levels`` as 65535.
+
+    None leaves them, and says so where they use so little of the range that a camera of 10, 12 or
+    14 bits has probably left its samples as they were.
+    """
+    if white is not None:
+        scaled = min(white, levels - 1) * 65535 / (levels - 1)
+        table = np.minimum(np.rint(np.arange(65536) * (65535 / scaled)), 65535).astype(np.uint16)
+        stretched: Samples = table[samples]
+        return stretched
+    largest = int(samples.max())
+    if 0 < largest <= _FEW_LEVELS:
+        level = max(2 ** largest.bit_length() - 1, 255)
+        notes.append(
+            f"its 16 bits hold no level above {level}, so it is nearly black; "
+            f"--white {level} makes that level white"
+        )
+    return samples
+
+
+_FEW_LEVELS = 65535 // 16
+"""Of 16 bits: the largest of 12."""
 
 
 def _profile_space(icc: bytes | None) -> bytes | None:

@@ -144,6 +144,7 @@ class Domain:
         """Of all prepared pictures, kept or not."""
         self.transparent = 0
         """Pictures that were laid on white."""
+        told: Counter[str] = Counter()
         digest = hashlib.sha256()
         contents = hashlib.sha256()
         found, left_out = _listed(folder)
@@ -158,7 +159,8 @@ class Domain:
             if isinstance(result, InputError):
                 self.skipped.append(Skipped(path, str(result)))
                 continue
-            prepared, content, transparent = result
+            prepared, content, transparent, notes = result
+            told.update(notes)
             digest.update(os.fsencode(path.relative_to(folder)) + b"\0" + content)
             contents.update(content)
             self.paths.append(path)
@@ -177,6 +179,9 @@ class Domain:
             raise InputError(
                 f"{printable(folder)}: none of its {len(found)} pictures can be read{first}"
             )
+        self.notes += [
+            f"{printable(folder)}: {count} pictures: {note}" for note, count in told.items()
+        ]
         if self.transparent:
             self.notes.append(
                 f"{printable(folder)}: {self.transparent} pictures with transparency are laid on "
@@ -225,10 +230,10 @@ class Domain:
     def _cuts(self) -> bool:
         return "crop" in self._config.preprocess
 
-    def _load(self, path: Path) -> tuple[Tensor, bytes, bool] | InputError:
-        """Return a prepared picture, the digest of its file, and whether it was transparent."""
+    def _load(self, path: Path) -> tuple[Tensor, bytes, bool, tuple[str, ...]] | InputError:
+        """Return a prepared picture, its file's digest, whether it was transparent, and notes."""
         try:
-            pixels, data, transparent = read_picture(path)
+            pixels, data, transparent, notes = read_picture(path, white=self._config.white or None)
         except InputError as error:
             return error
         if self._channels == 1:
@@ -239,7 +244,7 @@ class Domain:
             tensor = tv.resize(
                 tensor, list(size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
             ).contiguous()
-        return tensor, hashlib.sha256(data).digest(), transparent
+        return tensor, hashlib.sha256(data).digest(), transparent, notes
 
     def _prepared_size(self, height: int, width: int) -> tuple[int, int]:
         config = self._config
@@ -258,10 +263,13 @@ class Domain:
         )
 
 
-def read_picture(path: Path) -> tuple[Pixels, bytes, bool]:
-    """Return a picture, the bytes of its file, and whether it was transparent.
+def read_picture(
+    path: Path, *, white: int | None = None
+) -> tuple[Pixels, bytes, bool, tuple[str, ...]]:
+    """Return a picture, the bytes of its file, whether it was transparent, and what to say of it.
 
-    RGB uint8 ``(H, W, 3)``, upright, what is transparent laid on white. Raises InputError.
+    RGB uint8 ``(H, W, 3)``, upright, what is transparent laid on white; ``white`` as in
+    `decode_picture`. Raises InputError.
     """
     name = printable(path)
     try:
@@ -269,15 +277,16 @@ def read_picture(path: Path) -> tuple[Pixels, bytes, bool]:
             read_header(file, name, max_pixels=_MAX_PIXELS)
             file.seek(0)
             data = file.read()
-        picture = decode_picture(data, name, max_pixels=_MAX_PIXELS)
+        picture = decode_picture(data, name, max_pixels=_MAX_PIXELS, white=white)
     except OSError as error:
         raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
     pixels, alpha = picture.pixels, picture.extras.alpha
-    transparent = alpha is not None and int(alpha.min()) < 255
+    # A fourth band that is not said to be alpha hides nothing.
+    transparent = not picture.extras.unnamed and alpha is not None and int(alpha.min()) < 255
     if transparent:
         share = np.asarray(alpha, np.float32)[..., None] / 255
         pixels = np.rint(pixels * share + 255 * (1 - share)).astype(np.uint8)
-    return pixels, data, transparent
+    return pixels, data, transparent, picture.notes
 
 
 def load_domains(

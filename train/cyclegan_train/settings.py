@@ -49,9 +49,12 @@ class DataConfig:
     beyond, they are decoded when they are needed, by workers."""
     workers: int = 2
     """Threads that decode."""
+    white: int = 0
+    """Level of pictures of more than 8 bits that becomes white, as translate --white; 0: the
+    largest there is."""
 
     def __post_init__(self) -> None:
-        _at_least(self, load_size=1, crop_size=1, batch_size=1, memory_gb=0, workers=1)
+        _at_least(self, load_size=1, crop_size=1, batch_size=1, memory_gb=0, workers=1, white=0)
         if self.preprocess.startswith("resize") and self.load_size < self.crop_size:
             raise ValueError(
                 f"load_size = {self.load_size} is less than crop_size = {self.crop_size}, which is "

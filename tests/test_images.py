@@ -260,6 +260,57 @@ def _tag_number(record: bytes) -> int:
     return int.from_bytes(record[:2], "little")
 
 
+def _xmp(orientation: int, form: str) -> bytes:
+    value = (
+        f"<tiff:Orientation>{orientation}</tiff:Orientation>"
+        if form == "element"
+        else f'<rdf:Description tiff:Orientation="{orientation}"/>'
+    )
+    return f"<x:xmpmeta><rdf:RDF>{value}</rdf:RDF></x:xmpmeta>".encode()
+
+
+def _raw_profile(orientation: int, name: bytes) -> bytes:
+    block = pictures.exif(orientation, artist="A")
+    digits = block.hex().encode()
+    lines = b"\n".join(digits[start : start + 72] for start in range(0, len(digits), 72))
+    return b"\n%s\n%8d\n%s\n" % (name, len(block), lines)
+
+
+@pytest.mark.behaviour(16)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    "form", ["element", "attribute", "packed xmp", "raw exif", "raw APP1", "packed exif"]
+)
+def test_a_png_is_turned_once_by_xmp_and_by_a_raw_profile(orientation: int, form: str) -> None:
+    upright = pictures.photo(32, 48)
+    keyword = b"XML:com.adobe.xmp\0"
+    chunk = {
+        "element": (b"iTXt", keyword + b"\0\0\0\0" + _xmp(orientation, "element")),
+        "attribute": (b"iTXt", keyword + b"\0\0en\0\0" + _xmp(orientation, "attribute")),
+        "packed xmp": (
+            b"iTXt",
+            keyword + b"\1\0\0\0" + zlib.compress(_xmp(orientation, "element")),
+        ),
+        "raw exif": (b"tEXt", b"Raw profile type exif\0" + _raw_profile(orientation, b"exif")),
+        "raw APP1": (b"tEXt", b"Raw profile type APP1\0" + _raw_profile(orientation, b"APP1")),
+        "packed exif": (
+            b"zTXt",
+            b"Raw profile type exif\0\0" + zlib.compress(_raw_profile(orientation, b"exif")),
+        ),
+    }[form]
+    stored = pictures.turned(upright, orientation)
+    seen = decode_picture(pictures.png(stored, chunk), "a.png")
+    np.testing.assert_array_equal(seen.pixels, upright)
+    assert (b"A\0" in (seen.extras.exif or b"")) == ("xmp" not in form and form[0] in "rp")
+    # EXIF of its own comes before both, so nothing is turned twice.
+    block = (b"eXIf", pictures.exif(orientation)[6:])
+    seen = decode_picture(pictures.png(stored, block, chunk), "a.png")
+    np.testing.assert_array_equal(seen.pixels, upright)
+    other = (b"eXIf", pictures.exif(1)[6:])
+    seen = decode_picture(pictures.png(upright, other, chunk), "a.png")
+    np.testing.assert_array_equal(seen.pixels, upright)
+
+
 # What is written with the pixels
 
 

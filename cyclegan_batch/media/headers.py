@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -206,8 +207,12 @@ _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: 
 
 def _read_png(file: BinaryIO) -> Header:
     chunks: dict[bytes, bytes] = {}
+    texts: dict[bytes, bytes] = {}
     for kind, start, end in _png_chunks(file):
-        if kind in (
+        if kind in (b"tEXt", b"zTXt", b"iTXt") and end - start <= _LARGEST_METADATA:
+            file.seek(start + 8)
+            texts |= _png_text(kind, file.read(end - start - 12))
+        elif kind in (
             b"IHDR",
             b"tRNS",
             b"iCCP",
@@ -238,14 +243,14 @@ def _read_png(file: BinaryIO) -> Header:
     if colour == 0 and len(chunks.get(b"tRNS", b"")) == 2:
         (sample,) = struct.unpack(">H", chunks[b"tRNS"])
         grey = sample if depth == 16 else sample * 255 // (2**depth - 1)
-    exif = chunks.get(b"eXIf")
+    exif = chunks.get(b"eXIf") or _raw_profile(texts)
     return Header(
         format="png",
         size=(height, width),
         mode=_PNG_MODES[colour],
         bits=16 if depth == 16 else 8,
         levels=2**depth,
-        orientation=exif_orientation(exif),
+        orientation=_png_orientation(exif, texts),
         pages=int.from_bytes(chunks.get(b"acTL", b"\0\0\0\1")[:4]),
         icc=_png_profile(chunks.get(b"iCCP")),
         exif=exif,
@@ -273,6 +278,55 @@ def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
             raise ValueError(f"{_chunk_name(kind)} is out of place")
         yield kind, position, end
         position = end
+
+
+_XMP = b"XML:com.adobe.xmp"
+_RAW_PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")
+"""Keywords of the texts in which ImageMagick and others keep EXIF as hexadecimal digits."""
+
+
+def _png_text(kind: bytes, content: bytes) -> dict[bytes, bytes]:
+    """Return the text of a chunk by its keyword, where that is one of the above."""
+    keyword, _, text = content.partition(b"\0")
+    if keyword != _XMP and keyword not in _RAW_PROFILES:
+        return {}
+    packed = kind == b"zTXt"
+    if packed:
+        text = text[1:]
+    elif kind == b"iTXt":
+        packed = text[:1] == b"\1"
+        # Behind two bytes come the language and the translated keyword.
+        text = text[2:].split(b"\0", 2)[-1]
+    if packed:
+        try:
+            text = zlib.decompressobj().decompress(text, _LARGEST_METADATA)
+        except zlib.error:
+            return {}  # Metadata that cannot be read never costs the picture.
+    return {keyword: text}
+
+
+def _raw_profile(texts: dict[bytes, bytes]) -> bytes | None:
+    """Return EXIF that is kept as a text: a name, a length, and the digits in lines."""
+    for keyword in _RAW_PROFILES:
+        try:
+            digits = b"".join(texts.get(keyword, b"").split()[2:])
+            block = bytes.fromhex(digits.decode("ascii"))
+        except ValueError:
+            continue  # Metadata that cannot be read never costs the picture.
+        if block.startswith((b"Exif\0\0", b"II", b"MM")):
+            return block.removeprefix(b"Exif\0\0")
+    return None
+
+
+def _png_orientation(exif: bytes | None, texts: dict[bytes, bytes]) -> int:
+    """Return the orientation by EXIF, or by XMP where EXIF says none."""
+    told = _told_orientation(exif)
+    if told is None and (found := _XMP_ORIENTATION.search(texts.get(_XMP, b""))):
+        return int(found[1])
+    return 1 if told is None else told
+
+
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])\b")
 
 
 def _png_profile(chunk: bytes | None) -> bytes | None:
@@ -388,14 +442,19 @@ def _read_tiff(file: BinaryIO) -> Header:
 
 def exif_orientation(exif: bytes | None) -> int:
     """Return the orientation that an EXIF block tells; 1 (upright) where it tells none."""
+    told = _told_orientation(exif)
+    return 1 if told is None else told
+
+
+def _told_orientation(exif: bytes | None) -> int | None:
     if not exif:
-        return 1
+        return None
     try:
         block = Image.Exif()
         block.load(exif)
-        return int(block.get(_ORIENTATION, 1))
+        return int(block[_ORIENTATION]) if _ORIENTATION in block else None
     except Exception:
-        return 1  # Metadata that cannot be read never costs the picture.
+        return None  # Metadata that cannot be read never costs the picture.
 
 
 def _other_format(head: bytes) -> str:

@@ -18,6 +18,7 @@ import cv2
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import ExifTags, Image, JpegImagePlugin
 
 from cyclegan_batch import frames
@@ -969,3 +970,69 @@ def test_the_full_range_of_a_dark_picture_of_twelve_bits_is_its_own() -> None:
     assert (decode_picture(pictures.tiff(deep, bits=12), "a").pixels == 255).all()
     seen = decode_picture(pictures.tiff(deep // 2, bits=12), "a", white=2047)
     assert (seen.pixels == 255).all()
+
+
+# Resolution, and where a picture lies
+
+
+@pytest.mark.parametrize("source", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize("output", ["png", "jpg", "tif"])
+def test_the_resolution_is_kept_and_turned_with_the_picture(
+    tmp_path: Path, source: str, output: str
+) -> None:
+    for orientation, expected in ((1, (300, 150)), (6, (150, 300))):
+        block = pictures.exif(orientation)
+        data = pictures.pillow(pictures.photo(), source, dpi=(300, 150), exif=block)
+        result = one(tmp_path, f"{orientation}.x", data, f"{orientation}.{output}")
+        assert result.info["dpi"] == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("output", ["png", "jpg", "tif"])
+def test_no_resolution_is_made_up(tmp_path: Path, output: str) -> None:
+    result = one(tmp_path, "a.png", pictures.png(pictures.photo()), f"a.{output}")
+    assert "dpi" not in result.info or result.info["dpi"] == (1, 1)
+
+
+GEO = {
+    33550: (10.0, 10.0, 0.0),
+    33922: (0.0, 0.0, 0.0, 500_000.0, 4_600_000.0, 0.0),
+    34735: (1, 1, 0, 2, 1024, 0, 1, 1, 1025, 0, 1, 1),
+    34737: "WGS 84|",
+}
+
+
+def _geo_tiff(orientation: int = 1, **options: Any) -> bytes:
+    photo, file = pictures.turned(pictures.photo(), orientation), io.BytesIO()
+    extra = [
+        (33550, 12, 3, GEO[33550], True),
+        (33922, 12, 6, GEO[33922], True),
+        (34735, 3, 12, GEO[34735], True),
+        (34737, 2, 7, GEO[34737], True),
+        (274, 3, 1, orientation, True),
+    ]
+    tifffile.imwrite(file, photo, photometric="rgb", metadata=None, extratags=extra, **options)
+    return file.getvalue()
+
+
+def test_geotiff_is_kept_where_every_pixel_stays_in_its_place(tmp_path: Path) -> None:
+    for options in ({}, {"description": "so that there is EXIF, too"}):
+        kept = one(
+            tmp_path, "a.tif", _geo_tiff(**options), "a.tif", lambda p: 255 - p, overwrite=True
+        )
+        assert {tag: kept.tag_v2.get(tag) for tag in GEO} == GEO
+        np.testing.assert_array_equal(np.asarray(kept), 255 - pictures.photo())
+        with tifffile.TiffFile(tmp_path / "out" / "a.tif") as read:
+            assert read.pages[0].geotiff_tags["ModelPixelScale"] == [10.0, 10.0, 0.0]
+            assert read.pages[0].description == options.get("description", "")
+    smaller = one(tmp_path, "a.tif", _geo_tiff(), "b.tif", partial(_resized, size=(24, 32)))
+    turned = one(tmp_path, "a.tif", _geo_tiff(6), "c.tif")
+    for result in (smaller, turned):
+        assert not set(GEO) & set(result.tag_v2)
+
+
+def test_a_band_that_is_not_called_alpha_is_not_called_so_in_the_output(tmp_path: Path) -> None:
+    bands = np.dstack([pictures.photo(), pictures.alpha()])
+    result = one(tmp_path, "a.tif", pictures.tiff(bands, tags={338: (0,)}), "b.tif")
+    assert result.tag_v2[338] == (0,)
+    with tifffile.TiffFile(tmp_path / "out" / "b.tif") as read:
+        np.testing.assert_array_equal(read.pages[0].asarray(), bands)

@@ -17,7 +17,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import BmpImagePlugin, Image, JpegImagePlugin
 
@@ -72,6 +72,10 @@ class Header:
     """Samples of a pixel, at most."""
     levels: int = 256
     """That a stored sample can have."""
+    dpi: tuple[float, float] | None = None
+    """Pixels per inch, across and down, as they are stored."""
+    geo: tuple[tuple[int, Any], ...] = ()
+    """GeoTIFF tags and their values."""
     transfer: int = 2
     """Transfer characteristic as of ITU-T H.273: 2 unspecified, 16 PQ, 18 HLG."""
 
@@ -222,6 +226,7 @@ def _read_png(file: BinaryIO) -> Header:
             b"sRGB",
             b"gAMA",
             b"cHRM",
+            b"pHYs",
         ):
             if end - start > _LARGEST_METADATA:
                 raise ValueError(f"{_chunk_name(kind)} of {end - start} bytes")
@@ -254,6 +259,7 @@ def _read_png(file: BinaryIO) -> Header:
         pages=int.from_bytes(chunks.get(b"acTL", b"\0\0\0\1")[:4]),
         icc=_png_profile(chunks.get(b"iCCP")),
         exif=exif,
+        dpi=_png_resolution(chunks.get(b"pHYs", b"")),
         # cICP: primaries, transfer, matrix, range (PNG, third edition, 11.3.2.6).
         transfer=chunks.get(b"cICP", b"\2\2\0\1")[1],
         png=PngExtras(
@@ -278,6 +284,14 @@ def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
             raise ValueError(f"{_chunk_name(kind)} is out of place")
         yield kind, position, end
         position = end
+
+
+def _png_resolution(chunk: bytes) -> tuple[float, float] | None:
+    """Return pixels per inch from those per metre; without a unit they are a ratio only."""
+    if len(chunk) != 9 or chunk[8] != 1:
+        return None
+    across, down = struct.unpack(">II", chunk[:8])
+    return _usable((across * 0.0254, down * 0.0254))
 
 
 _XMP = b"XML:com.adobe.xmp"
@@ -410,7 +424,17 @@ def _read_jpeg(file: BinaryIO) -> Header:
         orientation=exif_orientation(exif),
         icc=image.info.get("icc_profile"),
         exif=exif[6:] if exif else None,
+        dpi=_usable(image.info.get("dpi")),
     )
+
+
+def _usable(dpi: Any) -> tuple[float, float] | None:
+    """Return a resolution that can be true, else None."""
+    try:
+        across, down = (float(value) for value in dpi)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if 0 < across < 1e6 and 0 < down < 1e6 else None
 
 
 def _read_bmp(file: BinaryIO) -> Header:
@@ -437,6 +461,8 @@ def _read_tiff(file: BinaryIO) -> Header:
         pages=found.pages,
         icc=found.icc,
         exif=exif,
+        dpi=_usable(found.dpi),
+        geo=found.geo,
     )
 
 

@@ -20,6 +20,8 @@ What becomes of a picture:
   BMP are written without it where it is opaque everywhere, and refused otherwise.
 - JPEG is written without chroma subsampling. JPEG and WebP have quality 95 unless told otherwise;
   WebP is lossless at 100. BMP has no place for a profile or EXIF: it is written without.
+- JPEG, PNG and TIFF keep the resolution; TIFF keeps what GeoTIFF says where the picture keeps its
+  size and is not turned.
 - Animations and files of several pages are refused: one picture in, one picture out.
 
 A JPEG whose data are damaged in the middle decodes, as in every program built on libjpeg; one that
@@ -40,11 +42,11 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import BmpImagePlugin, Image, ImageCms, JpegImagePlugin
+from PIL import BmpImagePlugin, Image, ImageCms, JpegImagePlugin, TiffImagePlugin
 
 from ..errors import InputError, OutputError
 from ..files import output_error, printable, publish, refuse_existing, temporary_path
-from ..frames import Frame, PixelType, as_pixel_type, to_uint8
+from ..frames import Frame, PixelType, Size, as_pixel_type, to_uint8
 from ..inputs import IMAGE_FORMATS, Entry, ImageFormat
 from ..options import TranslateOptions
 from . import Dropped
@@ -99,6 +101,11 @@ class Extras:
     """An RGB profile."""
     exif: bytes | None = None
     """A TIFF structure without orientation and thumbnail."""
+    dpi: tuple[float, float] | None = None
+    """Pixels per inch, across and down."""
+    geo: tuple[tuple[int, Any], ...] = ()
+    """GeoTIFF tags and their values, true of a picture of ``geo_size`` only."""
+    geo_size: Size | None = None
     colour_chunks: tuple[tuple[bytes, bytes], ...] = ()
     """PNG's cICP, sRGB, gAMA and cHRM: type and content."""
 
@@ -353,6 +360,10 @@ def decode_picture(
             bits=16 if deep else 8,
             icc=icc,
             exif=exif,
+            dpi=header.dpi[::-1] if header.dpi and header.orientation > 4 else header.dpi,
+            # Where a pixel lies is not turned with the picture.
+            geo=header.geo if header.orientation == 1 else (),
+            geo_size=header.size if header.geo else None,
             colour_chunks=header.png.colour_chunks if header.png and not header.icc else (),
         ),
         notes=tuple(notes),
@@ -735,7 +746,13 @@ def _encode_jpg(colours: Samples, quality: int, extras: Extras) -> bytes:
         for number, piece in enumerate(pieces, 1):
             head = b"ICC_PROFILE\0" + bytes([number, len(pieces)])
             segments += _jpeg_segment(0xE2, head + piece)
-    start = 4 + int.from_bytes(plain[4:6]) if plain[2:4] == b"\xff\xe0" else 2
+    start = 2
+    if plain[2:4] == b"\xff\xe0":
+        start = 4 + int.from_bytes(plain[4:6])
+        if extras.dpi:
+            # JFIF 1.02: the unit, 1 for inches, and the density.
+            density = (min(max(round(value), 1), 65535) for value in extras.dpi)
+            plain = plain[:13] + struct.pack(">BHH", 1, *density) + plain[18:]
     return plain[:start] + segments + plain[start:]
 
 
@@ -748,6 +765,9 @@ def _encode_png(colours: Samples, quality: int, extras: Extras) -> bytes:
     # The metadata are put in here, because libpng refuses profiles that are slightly wrong, and
     # says so on the terminal. They belong behind IHDR, which is 25 bytes and follows the signature.
     chunks = b"".join(_png_chunk(kind, content) for kind, content in extras.colour_chunks)
+    if extras.dpi:
+        per_metre = (round(value / 0.0254) for value in extras.dpi)
+        chunks += _png_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1))
     if extras.icc:
         chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(extras.icc))
     if extras.exif:
@@ -785,13 +805,28 @@ def _encode_tiff(colours: Samples, quality: int, extras: Extras) -> bytes:
     options: dict[str, Any] = {}
     if extras.icc:
         options["icc_profile"] = extras.icc
+    if extras.dpi:
+        options["dpi"] = extras.dpi
+    geo = dict(extras.geo) if extras.geo_size == colours.shape[:2] else {}
     if extras.exif:
-        options["exif"] = extras.exif
+        exif = Image.Exif()
+        exif.load(extras.exif)
+        for tag, value in geo.items():
+            exif[tag] = value
+        options["exif"] = exif
     else:
         # Pillow writes the EXIF folders of a TIFF only without compression.
         options["compression"] = "tiff_adobe_deflate"
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        for tag, value in geo.items():
+            tags[tag] = value
+        options["tiffinfo"] = tags
+    image = Image.fromarray(samples)
+    if extras.unnamed and extras.alpha is not None:
+        # Pillow's mode with a fourth band that has no meaning.
+        image = Image.frombytes("RGBX", image.size, image.tobytes())
     file = io.BytesIO()
-    Image.fromarray(samples).save(file, "TIFF", **options)
+    image.save(file, "TIFF", **options)
     return file.getvalue()
 
 

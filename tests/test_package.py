@@ -310,7 +310,7 @@ def test_the_list_tells_tested_from_logic_only_and_from_untested():
     items = [_test_of(1), _test_of(37), _test_of(37, needs="needs_cuda"), _test_of(1)]
     items.append(_test_of(1, needs="corpus"))
     lines = list(behaviours.report(behaviours.evidence(items)))
-    assert len(lines) == 46
+    assert len(lines) == len(behaviours.BEHAVIOURS) == 54
     assert re.match(r"  1  tested .*\[2 anywhere, 1 on real data\]", lines[0])
     assert re.match(r"  2  no test ", lines[1])
     assert re.match(r" 19  later ", lines[18])

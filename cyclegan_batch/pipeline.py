@@ -257,7 +257,8 @@ def run(
     job = _Run(
         backend, schedule, geometry, keep_size, skip_errors, max_failures, skip_existing, counters
     )
-    return job.execute(units, watch)
+    with _opencv_in_the_callers_threads():
+        return job.execute(units, watch)
 
 
 # The messages between the stages. Each belongs to a unit on its way (_Open).
@@ -806,6 +807,23 @@ def is_hopeless(error: CycleganBatchError) -> bool:
     return (
         isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno in _HOPELESS
     )
+
+
+@contextlib.contextmanager
+def _opencv_in_the_callers_threads() -> Iterator[None]:
+    """Let OpenCV start no threads of its own, and do as before afterwards.
+
+    The converters are one for each core already. Its threads would begin with the lowered priority
+    of a converter, and outlive it.
+    """
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _let_the_writer_go_first() -> None:

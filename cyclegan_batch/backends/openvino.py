@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,21 @@ class _Network:
 
     A stream in which an allocation failed is lost: it fails on every later frame, of any size, and
     takes the process down in the end (tried: 2026.4).
+
+    Compiled in a thread of its own, which starts here: OpenVINO's threads begin with the priority
+    of the thread that compiles, and those of a run that call it later have a lower one.
     """
 
     def __init__(self, compile_anew: Callable[[], Any]) -> None:
         self._compile, self._lock = compile_anew, threading.Lock()
-        self._compiled: Any = compile_anew()
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="openvino compile")
+        self._compiled: Any = self._compiling.submit(compile_anew).result()
 
     def compiled(self) -> Any:
         """Return the model that works. Raises BackendError where it cannot be compiled again."""
         with self._lock:
             if self._compiled is None:
-                self._compiled = self._compile()
+                self._compiled = self._compiling.submit(self._compile).result()
             return self._compiled
 
     def give_up(self, failed: Any) -> None:

@@ -1,0 +1,125 @@
+"""Native threads begin with the priority of whoever starts them: none keeps that of a converter."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+from PIL import Image
+
+from cyclegan_batch import translate
+from cyclegan_batch.backends import open_backend
+from cyclegan_batch.errors import OutOfMemoryError
+from cyclegan_batch.frames import Pixels
+from cyclegan_batch.model import open_model
+from tests.synthesis import generators
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux has a priority for each thread"
+)
+
+
+def nice_values() -> dict[int, int]:
+    """Return the nice value of each thread of this process, by its id."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            text = (task / "stat").read_text()
+        except OSError:
+            continue  # it has ended meanwhile
+        # Behind the name, which may hold anything, field 3 comes first; nice is field 19.
+        found[int(task.name)] = int(text.rpartition(")")[2].split()[16])
+    return found
+
+
+def lowered() -> dict[int, int]:
+    """Return the threads below this one's priority, once those that end have ended."""
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    found: dict[int, int] = {}
+    for _ in range(40):
+        found = {number: nice for number, nice in nice_values().items() if nice > own}
+        if not found:
+            break
+        time.sleep(0.05)  # a thread that was joined is in the list a moment longer
+    return found
+
+
+def in_a_lowered_thread(work: Callable[[], Any]) -> dict[int, int]:
+    """Call ``work`` as the pipeline's workers run; return the lowered threads besides, then."""
+    found: dict[int, int] = {}
+
+    def body() -> None:
+        own = threading.get_native_id()
+        before = os.getpriority(os.PRIO_PROCESS, own)
+        os.setpriority(os.PRIO_PROCESS, own, before + 10)
+        work()
+        found.update({n: nice for n, nice in nice_values().items() if nice > before and n != own})
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    return found
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_priorities_are_the_callers_again_behind_a_translation(
+    tmp_path: Path, backend: str
+) -> None:
+    pytest.importorskip(backend)
+    model = generators.tiny_resnet(tmp_path / "a.onnx")
+    # Large enough for OpenCV to share the resizing out among threads of its own.
+    for number in range(3):
+        picture = generators.natural((800, 800), seed=number)[0]
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    importlib.import_module("cyclegan_batch.media.images")  # which has a setting of its own
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        translate(
+            sorted(tmp_path.glob("*.png")),
+            f"{tmp_path}/out/",
+            model=model,
+            backend=backend,
+            size=64,
+            threads=4,
+            keep_size=True,
+        )
+        assert lowered() == {}
+        assert cv2.getNumThreads() == 3, "a setting of the whole process, and so the caller's"
+    finally:
+        cv2.setNumThreads(before)
+
+
+def test_openvino_that_is_compiled_again_in_a_run_has_threads_of_full_priority(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("openvino")
+    from cyclegan_batch.backends import openvino
+
+    model = open_model(generators.tiny_resnet(tmp_path / "a.onnx"))
+    opened = open_backend(model, backend="openvino", threads=4, contexts=2)
+    frames = generators.natural((64, 64), 1)
+    expected = opened.infer(frames)
+    really, failing = openvino._run, [True]
+
+    def fails_once(request: Any, frames: Pixels, *names: str) -> list[Pixels]:
+        if failing and failing.pop():
+            raise RuntimeError("Could not allocate memory")
+        return really(request, frames, *names)
+
+    def work() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(openvino, "_run", fails_once)
+            with pytest.raises(OutOfMemoryError):
+                opened.infer(frames)
+            assert (opened.infer(frames) == expected).all()
+
+    assert in_a_lowered_thread(work) == {}

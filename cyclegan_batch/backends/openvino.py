@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 from collections.abc import Callable
@@ -59,8 +60,8 @@ class OpenVinoBackend:
         self.card, self.precision = card, precision
         self.notes: tuple[str, ...] = ()
         self._network: _Network | None = network
-        self._compiled = network.compiled()
-        self._request = self._compiled.create_infer_request()
+        self._compiled: Any = network.compiled()
+        self._request: Any = self._compiled.create_infer_request()
         self._cancelled = threading.Event()
 
     def infer(self, frames: Pixels) -> Pixels:
@@ -74,11 +75,15 @@ class OpenVinoBackend:
     def cancel(self) -> None:
         """Cut off a running `infer`: the graph stops before its next node."""
         self._cancelled.set()
-        self._request.cancel()
+        request = self._request
+        if request is not None:
+            request.cancel()
 
     def close(self) -> None:
-        """Release the context; twice is fine."""
+        """Release the context; twice is fine. An `infer` that runs keeps what it needs."""
         self._network = None
+        # The request first: it computes with what the compiled model has.
+        self._request = None
         self._compiled = None
 
     def _opened(self) -> _Network:
@@ -88,13 +93,15 @@ class OpenVinoBackend:
 
     def _run(self, frames: Pixels) -> Pixels:
         network = self._opened()
-        compiled = network.compiled()
+        compiled, request = network.compiled(), self._request
         if compiled is not self._compiled:
-            self._compiled, self._request = compiled, compiled.create_infer_request()
+            request = compiled.create_infer_request()
+            self._request = request
+            self._compiled = compiled
         try:
             if self._cancelled.is_set():
                 raise BackendError("openvino: cut off")
-            (out,) = _run(self._request, frames, OUTPUT)
+            (out,) = _run(request, frames, OUTPUT)
         except RuntimeError as error:
             if self._cancelled.is_set():
                 raise BackendError("openvino: cut off") from error
@@ -204,8 +211,16 @@ def _run(request: Any, frames: Pixels, *names: str) -> list[Pixels]:
     Not `request.infer`: where an allocation fails it raises nothing and leaves the output of the
     run before, which would be the wrong picture. Raises RuntimeError.
     """
-    request.start_async({INPUT: frames}, share_inputs=True)
-    request.wait()
+    try:
+        request.start_async({INPUT: frames}, share_inputs=True)
+        request.wait()
+    except BaseException:
+        # An interrupt between the two: the frames are read where they lie, and may not be freed
+        # while the network runs.
+        request.cancel()
+        with contextlib.suppress(RuntimeError):
+            request.wait()
+        raise
     # Copied: the next run writes into the same memory.
     return [request.get_tensor(name).data.copy() for name in names]
 

@@ -577,7 +577,7 @@ def test_an_engine_that_draws_something_else_is_not_accepted_errors(
 def test_half_precision_is_confirmed_or_said_to_be_missing(
     tmp_path: Path, gpu: Gpu, model: Model
 ) -> None:
-    halved = replace(model, card=replace(model.card, precision="fp16"))
+    halved = replace(model, card=replace(model.card, precision="fp16", parity="half: 60 dB"))
     path = tmp_path / "x.engine"
     card, notes = backend.write_engine(halved, path, Build(SMALL), cache_dir=tmp_path)
     assert card.layers == "1 of 2 with half precision"
@@ -586,6 +586,19 @@ def test_half_precision_is_confirmed_or_said_to_be_missing(
     card, notes = backend.write_engine(halved, path, Build(SMALL), cache_dir=tmp_path)
     assert card.layers == "0 of 1 with half precision"
     assert "shows no layer in half precision" in notes[0]
+
+
+@pytest.mark.behaviour(33)
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_reduced_file_that_was_never_measured_is_told(
+    tmp_path: Path, gpu: Gpu, model: Model, precision: str
+) -> None:
+    """Its engine is compared with the file itself, where the file's own error does not show."""
+    reduced = replace(model, card=replace(model.card, precision=precision))
+    (note,) = open_on(gpu, reduced, tmp_path).notes
+    assert note.startswith(f"invert.onnx: says of itself that it is {precision} and not how near")
+    measured = replace(model, card=replace(reduced.card, parity="coarse: 40 dB"))
+    assert not open_on(gpu, measured, tmp_path / "other").notes
 
 
 # An engine as a file

@@ -532,7 +532,8 @@ class _Builder:
     def measure(self, model: Model, made: _Engine) -> Parity | None:
         """Return the engine's parity with its file on the CPU; None where nothing can run that.
 
-        Raises ModelError where it misses the class of its precision.
+        What the file itself is off was measured when it was exported; of a foreign one nothing is
+        known, and that is noted. Raises ModelError where it misses the class of its precision.
         """
         from .onnxruntime import open_onnxruntime
 
@@ -567,6 +568,12 @@ class _Builder:
             raise ModelError(
                 f"{printable(card.path)}: its engine on {self.machine.gpu} is {found}, where "
                 f"{needed} is expected ({LIMITS[needed]}); use --backend onnxruntime"
+            )
+        if card.precision in ("fp16", "int8") and card.parity is None:
+            self.notes.append(
+                f"{printable(Path(card.path.name))}: says of itself that it is {card.precision} "
+                "and not how near to fp32; its engine was compared with the file only, whose own "
+                "error does not show there: export it from its checkpoint to have it measured"
             )
         return found
 

@@ -33,7 +33,10 @@ ENCODERS = (
 )
 """The encoders that are tried: those in FFmpeg's software, then NVIDIA's."""
 
-_PACKAGES = ("numpy", "av", "opencv-python-headless", "pillow", "tifffile", "imagecodecs", "onnx")
+_PACKAGES = (
+    *("numpy", "av", "opencv-python-headless", "pillow", "tifffile", "imagecodecs"),
+    *("pillow-heif", "onnx"),
+)
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13", "torch")
 

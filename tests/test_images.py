@@ -1024,6 +1024,11 @@ def test_geotiff_is_kept_where_every_pixel_stays_in_its_place(tmp_path: Path) ->
         with tifffile.TiffFile(tmp_path / "out" / "a.tif") as read:
             assert read.pages[0].geotiff_tags["ModelPixelScale"] == [10.0, 10.0, 0.0]
             assert read.pages[0].description == options.get("description", "")
+    entry = Entry("image", tmp_path / "a.tif", tmp_path / "b.png")
+    (note,) = translate((entry,))[2]
+    assert note.endswith(
+        "a.tif: what GeoTIFF says of its place is held by TIFF only, and was left out"
+    )
     smaller = one(tmp_path, "a.tif", _geo_tiff(), "b.tif", partial(_resized, size=(24, 32)))
     turned = one(tmp_path, "a.tif", _geo_tiff(6), "c.tif")
     for result in (smaller, turned):

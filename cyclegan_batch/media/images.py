@@ -272,6 +272,8 @@ class ImageSource:
         notes = list(picture.notes)
         if picture.extras.bits == 16 and _format_of(file.entry.output) != "png":
             notes.append("is written with 8 bits; --format png keeps 16")
+        if picture.extras.geo and _format_of(file.entry.output) != "tiff":
+            notes.append("what GeoTIFF says of its place is held by TIFF only, and was left out")
         for note in notes:
             self._notes.setdefault(note, []).append(file.entry.source)
         return Frame(file.index, picture.pixels, PictureTag(file.entry.output, picture.extras))

@@ -353,7 +353,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
         kinds = f": {counted_suffixes(path.suffix for path in others)}" if others else ""
         raise InputError(
             f"{printable(folder)}: no pictures in it ({len(others)} other files{kinds}); put jpg, "
-            "png, webp, bmp or tiff files there"
+            "png, webp, avif or tiff files there"
         )
     return sorted(found, key=natural_key), others
 

@@ -29,11 +29,11 @@ from av.stream import Disposition
 from av.subtitles.subtitle import SubtitleSet
 from av.video.stream import VideoStream
 
-from ..errors import OutputError
+from ..errors import InputError, OutputError
 from ..files import output_error, printable
 from ..frames import Size
 from ..options import TranslateOptions
-from . import aspect
+from . import Dropped, Place, aspect, dropped_at
 from .clocks import BROADCAST, JobClock
 from .containers import (
     ALPHA_DECODERS,
@@ -44,7 +44,9 @@ from .containers import (
     demux,
     input_error,
     open_container,
+    reason,
 )
+from .sound import Resampler, first_sound, plan_sound, set_up_sound, state_layout
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,10 @@ class StreamPlan:
     """Everything ends with the last translated frame (``--to``, ``--frames``)."""
     notes: tuple[str, ...]
     """One warning for each thing that is left out."""
+    undecodable: tuple[str, ...] = ()
+    """Why a track of sound is lost that was to be encoded anew, one sentence for each."""
+    stops_at_damage: bool = False
+    """A damaged packet is an error (``--on-error fail``)."""
     sample_aspect_ratio: Fraction | None = None
     """Of the translated video; None leaves what its encoder says."""
     fields: Fields | None = None
@@ -183,6 +189,7 @@ def plan_streams(
     pix_fmt: str,
     size: Size,
     encoder_options: Mapping[str, str] = MappingProxyType({}),
+    stretch_format: str = "mp4",
     sample_aspect_ratio: Fraction | None = None,
     fields: Fields | None = None,
     alpha: bool = False,
@@ -191,14 +198,16 @@ def plan_streams(
     """Decide for every stream of ``info`` how it gets into ``output``, before the first frame.
 
     ``encoder``, ``pix_fmt``, ``size`` (height, width), ``encoder_options`` (FFmpeg's),
-    ``sample_aspect_ratio``, ``fields`` and ``alpha`` are those of the translated video, and
-    ``lost`` is what its encoder does not hold of it, counted with the rest. Headers are written to
-    memory with what is planned; what makes one fail is left out, with a note each, or with
-    ``options.strict`` an OutputError. Raises OutputError where the container cannot hold the
-    translated video itself.
+    ``sample_aspect_ratio``, ``fields`` and ``alpha`` are those of the translated video, whose
+    stretches are written by the muxer ``stretch_format``, and ``lost`` is what its encoder does not
+    hold of it, counted with the rest. Short files are written to memory with what is planned, and
+    read back; what makes one fail is left out, with a note each, or with ``options.strict`` an
+    OutputError. Raises OutputError where the container cannot hold the translated video itself.
     """
     container = _container(output)
-    trial = _Trial(container, encoder, pix_fmt, size, encoder_options)
+    trial = _Trial(
+        container, info, _SampleVideo(encoder, pix_fmt, size, encoder_options, stretch_format)
+    )
     if error := trial.failure(None, [Carried(video.index, "video")]):
         raise OutputError(
             f"cannot write {printable(output)}: {container.label} cannot hold {encoder} video in "
@@ -211,6 +220,8 @@ def plan_streams(
         )
     lost = [*lost]
     given = len(lost)
+    undecodable: list[str] = []
+    mixed: list[str] = []
     carried: list[Carried] = []
     others = [stream for stream in info.streams if stream.index != video.index]
     with contextlib.ExitStack() as stack:
@@ -224,14 +235,26 @@ def plan_streams(
             ):
                 continue
             choices = _choices(stream, container, options)
+            if choices and choices[0].way == "transcode" and not trial.sound(stream.index):
+                undecodable.append(
+                    f"{printable(info.path)}: stream {stream.index} ({stream.label}): nothing of "
+                    "it can be decoded, so its sound is lost; repair the file, or try --audio copy"
+                )
+                continue
+            why: str | None = None
             for choice in choices:
-                if trial.failure(source, [Carried(video.index, "video"), choice]) is None:
+                why = trial.failure(source, [Carried(video.index, "video"), choice])
+                if why is None:
                     carried.append(replace(choice, label=stream.label))
+                    if choice.way == "transcode":
+                        assert source is not None
+                        mixed += _mixed_down(source, stream, choice)
                     break
             else:
                 if choices and choices[-1].way == "transcode":
-                    _refuse_audio_encoder(stream, container, output, str(choices[-1].encoder))
-                remedy = "; --audio aac keeps its sound" if stream.kind == "audio" else ""
+                    _refuse_audio_encoder(stream, container, output, options.audio, str(why))
+                codec = "libopus" if container.muxer == "webm" else "aac"
+                remedy = f"; --audio {codec} keeps its sound" if stream.kind == "audio" else ""
                 lost.append(
                     f"stream {stream.index} ({stream.label}): "
                     f"{container.label} cannot hold it{remedy}"
@@ -264,11 +287,14 @@ def plan_streams(
         )
     if info.chapters and not container.chapters:
         lost.append(f"{len(info.chapters)} chapters: {container.label} cannot hold them")
+    if undecodable and (options.strict or options.on_error == "fail"):
+        raise InputError("; ".join(undecodable))
     notes = tuple(f"{printable(output)} goes without {what}" for what in lost)
     if notes and options.strict:
         # Another container helps against none of what the encoder loses.
         remedy = ", or choose .mkv" if len(notes) > given else ""
         raise OutputError(f"{'; '.join(notes)}; leave out --strict to accept that{remedy}")
+    notes += (*mixed, *undecodable)
     return StreamPlan(
         source=info.path,
         output=output,
@@ -281,6 +307,8 @@ def plan_streams(
         beginning=beginning,
         to_last_frame=options.to is not None or options.frames is not None,
         notes=notes,
+        undecodable=tuple(undecodable),
+        stops_at_damage=options.on_error == "fail",
         sample_aspect_ratio=sample_aspect_ratio,
         fields=fields,
         alpha=alpha,
@@ -348,39 +376,105 @@ _TEXT_ENCODERS = ("mov_text", "subrip", "webvtt")
 
 
 def _refuse_audio_encoder(
-    stream: StreamInfo, container: _Container, output: Path, encoder: str
+    stream: StreamInfo, container: _Container, output: Path, encoder: str, why: str
 ) -> None:
     """Raise OutputError for an ``--audio`` encoder that does not open or does not fit."""
     raise OutputError(
         f"cannot write {printable(output)}: --audio {encoder} does not work for stream "
-        f"{stream.index} ({stream.label}) in {container.label}; choose another encoder such as aac "
-        "or libopus, or --audio copy or none"
+        f"{stream.index} ({stream.label}) in {container.label} ({why}); choose another encoder "
+        "such as aac or libopus, or --audio copy or none"
     )
 
 
-class _Trial:
-    """Headers written to memory, to learn what a container takes."""
+def _mixed_down(
+    source: av.container.InputContainer, stream: StreamInfo, choice: Carried
+) -> list[str]:
+    """Return a note where the encoder takes fewer channels than there are."""
+    made = plan_sound(str(choice.encoder), source.streams[stream.index].codec_context)
+    if not made.mixed_down:
+        return []
+    return [
+        f"stream {stream.index} ({stream.label}): {made.encoder} does not take its "
+        f"{stream.channels} channels, so they are mixed down to {made.layout}"
+    ]
+
+
+_SAMPLED = 12
+"""Packets of a stream with which a container is tried."""
+_SAMPLE_BYTES = 2**24
+_SAMPLE_PACKETS = 3000
+"""How much of a file is read for them; a stream that begins later is tried by its header."""
+
+
+class _SampleVideo:
+    """One frame from the encoder of the translated video, in a stretch of its own."""
 
     def __init__(
         self,
-        container: _Container,
         encoder: str,
         pix_fmt: str,
         size: Size,
-        encoder_options: Mapping[str, str],
+        options: Mapping[str, str],
+        stretch_format: str,
     ) -> None:
-        self._container = container
-        self._video = (encoder, pix_fmt, size)
-        # Opening is all that is wanted, and look-ahead buffers are most of its cost.
+        self._made: bytes | None = None
+        self._encoder, self._format = encoder, stretch_format
+        self._picture = av.VideoFrame(size[1], size[0], pix_fmt)
+        for plane in self._picture.planes:
+            plane.update(bytes(plane.buffer_size))
+        # What it looks like does not matter, and look-ahead buffers are most of its cost.
         self._options = {
             "libx264": {"preset": "ultrafast"},
             "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"},
-        }.get(encoder, dict(encoder_options))
+        }.get(encoder, dict(options))
+
+    def open(self) -> av.container.InputContainer:
+        """Return the stretch, open for reading. Raises FFmpegError, ValueError."""
+        if self._made is None:
+            self._made = self._encoded()
+        return av.open(io.BytesIO(self._made), "r")
+
+    def _encoded(self) -> bytes:
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format=self._format) as output:
+            stream: Any = output.add_stream(self._encoder, rate=25)
+            picture = self._picture
+            stream.width, stream.height = picture.width, picture.height
+            stream.pix_fmt = picture.format.name
+            stream.codec_context.time_base = Fraction(1, 25)
+            stream.options = self._options
+            picture.pts, picture.time_base = 0, Fraction(1, 25)
+            for packet in [*stream.encode(picture), *stream.encode(None)]:
+                # x265 4.2 does not know it yet.
+                packet.dts = packet.pts
+                output.mux(packet)
+        return buffer.getvalue()
+
+
+class _Trial:
+    """Short files written to memory and read back, to learn what a container takes.
+
+    They hold the first packets of every stream: many a header is accepted whose first packet is
+    not, or that cannot be ended, or whose streams nobody finds again.
+    """
+
+    def __init__(self, container: _Container, info: MediaInfo, video: _SampleVideo) -> None:
+        self._container = container
+        self._info = info
+        self._video = video
+        self._sound: dict[int, list[Any]] = {}
+        self._packets: dict[int, list[av.Packet[Any]]] | None = None
+
+    def sound(self, index: int) -> list[Any]:
+        """Return the first frames of a stream of sound; none where it cannot be decoded at all."""
+        if index not in self._sound:
+            self._sound[index] = first_sound(self._info.path, index)
+        return self._sound[index]
 
     def failure(
         self, source: av.container.InputContainer | None, carried: Sequence[Carried]
     ) -> str | None:
-        """Return why a header with these streams cannot be written, or None where it can."""
+        """Return why these streams cannot be written and read back, or None where they can."""
         buffer = io.BytesIO()
         try:
             output = av.open(
@@ -391,27 +485,154 @@ class _Trial:
                 metadata_errors="surrogateescape",
             )
             try:
-                for choice in carried:
-                    if choice.way == "video":
-                        self._add_video(output)
-                    else:
-                        assert source is not None
-                        _add_stream(output, source.streams[choice.index], choice, b"\0")
-                output.start_encoding()
+                sent = self._write(output, source, carried)
+                output.close()
+                written = buffer.getvalue()
             finally:
-                # On a closed file PyAV writes no trailer; some muxers cannot without packets.
+                # On a closed file PyAV writes no trailer, which would fail again.
                 buffer.close()
                 output.close()
+            return self._difference(written, carried, sent)
         except (av.error.FFmpegError, ValueError, KeyError) as error:
-            return str(error)
+            return reason(error)
+
+    def _write(
+        self,
+        output: av.container.OutputContainer,
+        source: av.container.InputContainer | None,
+        carried: Sequence[Carried],
+    ) -> Counter[int]:
+        """Write the first packets of every stream; return how many of each."""
+        muxer = self._container.muxer
+        sent: Counter[int] = Counter()
+        with self._video.open() as stretch:
+            template = stretch.streams.video[0]
+            streams = []
+            for choice in carried:
+                if choice.way == "video":
+                    stream: Any = output.add_stream_from_template(template, opaque=True)
+                    if _needs_start_codes(muxer, template):
+                        stream.codec_context.extradata = None
+                    stream.codec_context.framerate = Fraction(25)
+                else:
+                    assert source is not None
+                    stream = _add_stream(output, source.streams[choice.index], choice, b"\0")
+                streams.append(stream)
+            output.start_encoding()
+            for choice, stream in zip(carried, streams, strict=True):
+                if choice.way == "video":
+                    pictures: Iterator[av.Packet[Any]] = (
+                        packet for packet in stretch.demux(template) if packet.size
+                    )
+                    if _needs_start_codes(muxer, template):
+                        pictures = _with_start_codes(pictures, template)
+                    packets: Iterator[av.Packet[Any]] = _of_stream(pictures, stream)
+                elif choice.way == "transcode":
+                    packets = self._encoded(choice, stream)
+                elif choice.way == "copy":
+                    assert source is not None
+                    packets = _of_stream(iter(self._first_packets(source, choice.index)), stream)
+                else:
+                    continue
+                refused: Exception | None = None
+                for packet in packets:
+                    try:
+                        output.mux_one(packet)
+                    except av.error.FFmpegError as error:
+                        if choice.way != "copy" or not _is_of_the_packet(error):
+                            raise
+                        # One that is damaged says nothing of the container.
+                        refused = error
+                    else:
+                        sent[stream.index] += packet.size > 0
+                if refused is not None and not sent[stream.index]:
+                    raise refused
+        return sent
+
+    def _encoded(self, choice: Carried, stream: Any) -> Iterator[av.Packet[Any]]:
+        resampler = Resampler(stream.codec_context)
+        samples = 0
+        for frame in (*self.sound(choice.index), None):
+            for ready in resampler.resampled(frame):
+                # From 0 on: in the source the first ones may lie before it.
+                ready.pts, ready.time_base = samples, Fraction(1, ready.sample_rate)
+                samples += ready.samples
+                yield from stream.encode(ready)
+        yield from stream.encode(None)
+
+    def _first_packets(
+        self, source: av.container.InputContainer, index: int
+    ) -> list[av.Packet[Any]]:
+        """Return copies of a stream's first packets, from 0 on."""
+        if self._packets is None:
+            self._packets = _sample(source)
+        copies = []
+        origin: int | None = None
+        last: int | None = None
+        for packet in self._packets.get(index, ()):
+            copy = av.Packet(bytes(packet))
+            dts = packet.dts if packet.dts is not None else packet.pts
+            if dts is None:
+                dts = 0 if last is None else last + 1
+            origin = dts if origin is None else origin
+            late = 0 if packet.pts is None else max(0, packet.pts - dts)
+            dts = dts - origin if last is None else max(dts - origin, last + 1)
+            copy.dts, copy.pts, copy.time_base = dts, dts + late, packet.time_base
+            # MP4 would end before a last packet that lasts no time.
+            copy.duration = packet.duration or (0 if last is None else dts - last)
+            last = dts
+            copy.is_keyframe = packet.is_keyframe
+            copies.append(copy)
+        return copies
+
+    def _difference(
+        self, written: bytes, carried: Sequence[Carried], sent: Counter[int]
+    ) -> str | None:
+        """Say what of the written streams is not found again, if anything is not."""
+        found: Counter[int] = Counter()
+        with av.open(
+            io.BytesIO(written),
+            "r",
+            format=self._container.muxer,
+            metadata_errors="surrogateescape",
+        ) as container:
+            streams = list(container.streams)
+            for packet in demux(container, streams):
+                found[packet.stream.index] += packet.size > 0
+            for number, choice in enumerate(carried):
+                if choice.way not in ("video", "copy", "transcode") or not sent[number]:
+                    continue
+                kind = "video" if choice.way == "video" else self._info.streams[choice.index].kind
+                if kind not in ("video", "audio"):
+                    continue
+                if number >= len(streams) or streams[number].type != kind:
+                    return f"the {kind} is not found again"
+                if found[number] != sent[number]:
+                    return f"of {sent[number]} packets {found[number]} are found again"
         return None
 
-    def _add_video(self, output: av.container.OutputContainer) -> None:
-        encoder, pix_fmt, (height, width) = self._video
-        stream: Any = output.add_stream(encoder, rate=25)
-        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
-        stream.codec_context.time_base = Fraction(1, 25)
-        stream.options = self._options
+
+def _sample(source: av.container.InputContainer) -> dict[int, list[av.Packet[Any]]]:
+    """Return the first packets of each stream but the pictures, by index."""
+    first: dict[int, list[av.Packet[Any]]] = {}
+    size = 0
+    packets = demux(source, list(source.streams))
+    # What cannot be read is for the translation to report.
+    with contextlib.suppress(av.error.FFmpegError):
+        for number, packet in enumerate(packets):
+            if not packet.size:
+                continue
+            size += packet.size
+            taken = first.setdefault(packet.stream_index, [])
+            gap = packet.stream.type == "subtitle" and bytes(packet)[:2] == b"\0\0"
+            if len(taken) < _SAMPLED and not gap:
+                taken.append(packet)
+            enough = len(first) == len(source.streams) and all(
+                len(each) >= _SAMPLED for each in first.values()
+            )
+            if enough or size > _SAMPLE_BYTES or number > _SAMPLE_PACKETS:
+                break
+    return first
 
 
 def _add_stream(
@@ -439,8 +660,12 @@ def _add_stream(
         stream.codec_context.subtitle_header = decoder.subtitle_header
         stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
     else:
-        stream = output.add_stream_from_template(template, opaque=True)
-        if isinstance(template, VideoStream) and template.average_rate:
+        stream = _add_copied(output, template)
+        if (
+            isinstance(template, VideoStream)
+            and template.average_rate
+            and stream.codec_context is not None
+        ):
             # Not part of what a template copies.
             stream.codec_context.framerate = template.average_rate
     encoded = choice.way == "transcode"
@@ -459,20 +684,39 @@ def _shape(
     aspect.reserve(stream, sample_aspect_ratio, (context.height, context.width), output.format.name)
 
 
+def _add_copied(output: av.container.OutputContainer, template: av.stream.Stream) -> Any:
+    """Add a stream whose packets are copied, also where FFmpeg's own list does not know of it.
+
+    That list (`avformat_query_codec`) is shorter than what writers take: MKV's lacks all codecs
+    that it holds under the tags of other containers, such as WMA, Speex and ADPCM.
+    """
+    try:
+        stream: Any = output.add_stream_from_template(template, opaque=True)
+    except ValueError:
+        codec = output.default_audio_codec
+        if template.type != "audio" or codec == "none":
+            raise
+    else:
+        if template.type == "audio" and stream.codec_context is not None:
+            # MP4 must know the layout of PCM.
+            state_layout(stream.codec_context)
+        return stream
+    # Takes every codec and, as is done above, leaves out the tag of the source's container.
+    with av.open(io.BytesIO(), "w", format="null") as anything:
+        untagged = anything.add_stream_from_template(template, opaque=True)
+        stream = output.add_mux_stream(codec)
+        av.BitStreamFilterContext("null", untagged, stream)
+        stream.time_base = template.time_base
+    return stream
+
+
 def _add_audio_encoder(
     output: av.container.OutputContainer, template: av.stream.Stream, encoder: str
 ) -> Any:
-    source: Any = template.codec_context
-    rates = av.Codec(encoder, "w").audio_rates
-    rate = source.sample_rate
-    if rates and rate not in rates:
-        # The next higher one loses nothing; where there is none, the highest.
-        rate = min((r for r in rates if r > rate), default=max(rates))
-    stream: Any = output.add_stream(encoder, rate=rate)
-    stream.codec_context.layout = source.layout.name
-    # FFmpeg's own default is 128 kb/s for any number of channels; this is near it for stereo.
-    stream.codec_context.bit_rate = 80_000 * source.channels
-    stream.codec_context.time_base = stream.time_base = Fraction(1, rate)
+    plan = plan_sound(encoder, template.codec_context)
+    stream: Any = output.add_stream(encoder, rate=plan.rate)
+    set_up_sound(stream.codec_context, plan)
+    stream.codec_context.time_base = stream.time_base = Fraction(1, plan.rate)
     return stream
 
 
@@ -532,30 +776,90 @@ def _without(tags: dict[str, str], keys: frozenset[str]) -> dict[str, str]:
 # Joining
 
 
-def assemble(
-    stretches: Sequence[Stretch], plan: StreamPlan, output_partial: Path
-) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Assembled:
+    """What is to be said of a file that was put together."""
+
+    notes: tuple[str, ...]
+    """What the user is told once."""
+    dropped: tuple[Dropped, ...]
+    """What of the source's other streams is damaged and missing."""
+
+
+def assemble(stretches: Sequence[Stretch], plan: StreamPlan, output_partial: Path) -> Assembled:
     """Write the final container under the temporary name ``output_partial`` and read it once.
 
-    Returns what the user should be told once. Raises OutputError, and InputError where the source
-    cannot be read any more; ``output_partial`` is then removed.
+    Raises OutputError, and InputError where the source is damaged and the plan is to stop then;
+    ``output_partial`` is then removed.
     """
     try:
         joined = _JoinedVideo(stretches, plan)
-        moved = _written(plan, joined, output_partial)
+        losses = _Losses(plan, joined)
+        moved = _written(plan, joined, output_partial, losses)
         if moved and plan.chapters:
             # The muxer moves packets but no chapters, and its output alone tells how far.
-            _written(plan, joined, output_partial, chapters_later=moved)
+            losses = _Losses(plan, joined)
+            _written(plan, joined, output_partial, losses, chapters_later=moved)
     except BaseException:
         output_partial.unlink(missing_ok=True)
         raise
-    if moved < Fraction(1, 1000) or joined.shift > 0:
-        # What begins late in the source begins early enough here.
-        return ()
-    return (
-        f"{printable(plan.output)}: {_container(plan.output).label} cannot start below zero, so "
-        f"all streams start {float(moved):.3f} s later than in {printable(plan.source)}",
-    )
+    notes: tuple[str, ...] = ()
+    # What begins late in the source begins early enough here.
+    if moved >= Fraction(1, 1000) and joined.shift <= 0:
+        notes = (
+            f"{printable(plan.output)}: {_container(plan.output).label} cannot start below zero, "
+            f"so all streams start {float(moved):.3f} s later than in {printable(plan.source)}",
+        )
+    return Assembled(notes, losses.dropped)
+
+
+_MOST_LOSSES = 10_000
+"""Damaged packets of a file that are listed one by one; what is more is counted."""
+
+
+class _Losses:
+    """What of the source's other streams cannot be carried."""
+
+    def __init__(self, plan: StreamPlan, joined: _JoinedVideo) -> None:
+        self._plan = plan
+        self._name = printable(plan.source)
+        self._start = joined.times[0] * joined.time_base
+        """Of the first frame in the output, in seconds."""
+        self._dropped = [Dropped(self._name, InputError(why)) for why in plan.undecodable]
+        self._more = 0
+
+    @property
+    def dropped(self) -> tuple[Dropped, ...]:
+        """All of them."""
+        if not self._more:
+            return tuple(self._dropped)
+        told = f"{self._name}: {self._more:,} more packets of its other streams are damaged"
+        return (*self._dropped, Dropped(self._name, InputError(told)))
+
+    def packet(self, choice: Carried, number: int, time: Fraction | None, trouble: str) -> None:
+        """Note the packet ``number`` of a stream, due at ``time`` (seconds of the output).
+
+        Raises InputError where the plan is to stop at damage.
+        """
+        of = f"{self._name}, stream {choice.index} ({choice.label})"
+        seconds = None if time is None else float(time - self._start)
+        advice = "left out; repair the file"
+        if self._plan.stops_at_damage:
+            advice = "repair the file, or leave out --on-error fail to do without such packets"
+        self._add(dropped_at(Place(of, "packet", number, seconds, f"{trouble}; {advice}")))
+
+    def rest(self, cause: str) -> None:
+        """Note that the source cannot be read to its end. Raises InputError like `packet`."""
+        told = f"{self._name}: its other streams cannot be read to their end ({cause})"
+        self._add(Dropped(self._name, InputError(f"{told}; copy or record it again")))
+
+    def _add(self, dropped: Dropped) -> None:
+        if self._plan.stops_at_damage:
+            raise dropped.error
+        if len(self._dropped) < _MOST_LOSSES:
+            self._dropped.append(dropped)
+        else:
+            self._more += 1
 
 
 class _JoinedVideo:
@@ -656,6 +960,7 @@ def _written(
     plan: StreamPlan,
     joined: _JoinedVideo,
     partial: Path,
+    losses: _Losses,
     *,
     chapters_later: Fraction = Fraction(0),
 ) -> Fraction:
@@ -665,7 +970,7 @@ def _written(
         if len(plan.carried) > 1:
             source = stack.enter_context(open_container(plan.source))
         first = stack.enter_context(open_container(joined.stretches[0].path))
-        sent = _write(plan, joined, first, source, partial, chapters_later)
+        sent = _write(plan, joined, first, source, partial, chapters_later, losses)
     return _check(plan, joined, sent, partial)
 
 
@@ -676,6 +981,7 @@ def _write(
     source: av.container.InputContainer | None,
     partial: Path,
     chapters_later: Fraction,
+    losses: _Losses,
 ) -> Counter[int]:
     """Write the file; return the number of packets sent to each of its streams."""
     container = _container(plan.output)
@@ -711,7 +1017,7 @@ def _write(
             template = source.streams[choice.index]
             stream = _add_stream(output, template, choice, covers.get(choice.index, b""))
             if choice.way != "attach" and template.type != "attachment":
-                ways[choice.index] = _Way(choice, template, stream)
+                ways[choice.index] = _Way(choice, template, stream, losses)
         output.set_chapters(_moved_chapters(plan, joined, chapters_later - joined.shift))
         output.start_encoding()
         for index, cover in covers.items():
@@ -724,20 +1030,32 @@ def _write(
                 output.mux_one(packet)
                 sent[packet.stream_index] += 1
                 del ways[index]
-        others = iter(()) if source is None else _carried_packets(plan, joined, source, ways)
+        others: Iterator[av.Packet[Any]] = iter(())
+        if source is not None:
+            others = _carried_packets(plan, joined, source, ways, losses)
         pictures = joined.packets()
         if _needs_start_codes(container.muxer, first.streams.video[0]):
             # The one muxer that neither takes length-prefixed units nor converts them itself.
             pictures = _with_start_codes(pictures, first.streams.video[0])
+        refused: Counter[int] = Counter()
         for packet in _by_time(_of_stream(pictures, video), others):
+            index = packet.stream_index
             # FLAC's encoder ends with a packet of nothing but its final header.
-            sent[packet.stream_index] += packet.size > 0
+            sent[index] += packet.size > 0
             try:
                 output.mux_one(packet)
-            except (av.error.InvalidDataError, av.error.ArgumentError) as error:
-                if packet.stream_index == video.index:
+            except av.error.FFmpegError as error:
+                if index == video.index or not _is_of_the_packet(error):
                     raise
-                raise _uncopyable(plan, plan.carried[packet.stream_index], error) from error
+                # That the container takes such packets was found out before the first frame.
+                sent[index] -= packet.size > 0
+                time = None if packet.pts is None else packet.pts * packet.time_base
+                number = sent[index] + refused[index]
+                refused[index] += 1
+                refusal = isinstance(error, av.error.ArgumentError)
+                what = f"not taken by {container.label}" if refusal else "damaged"
+                trouble = f"{what} ({reason(error)})"
+                losses.packet(plan.carried[index], number, time, trouble)
         aspects = {
             stream.index: stream.codec_context.sample_aspect_ratio
             for stream in output.streams.video
@@ -746,15 +1064,6 @@ def _write(
     with _as_output_error(plan.output):
         aspect.fill_in(partial, container.muxer, aspects)
     return sent
-
-
-def _uncopyable(plan: StreamPlan, choice: Carried, error: Exception) -> OutputError:
-    """Return the error for a packet of the source that the container's writer refuses."""
-    remedy = "pass --audio aac to encode it anew" if "audio" in choice.label else "choose .mkv"
-    return OutputError(
-        f"cannot write {printable(plan.output)}: stream {choice.index} ({choice.label}) of "
-        f"{printable(plan.source)} has a packet that cannot be copied ({error}); {remedy}"
-    )
 
 
 def _add_translated(
@@ -851,8 +1160,10 @@ def _one_line(lines: Sequence[bytes]) -> bytes:
 class _Way:
     """One stream on its way from the source to the output."""
 
-    def __init__(self, choice: Carried, template: Any, stream: Any) -> None:
+    def __init__(self, choice: Carried, template: Any, stream: Any, losses: _Losses) -> None:
         self.choice = choice
+        self._losses = losses
+        self._packets = 0
         self.template = template
         self.stream = stream
         self._started = template.type != "video"
@@ -861,8 +1172,8 @@ class _Way:
         """Subtitles on screen: when each ends, in ticks of the source, and its ASS line."""
         self._shown_from = 0
         if choice.way == "transcode":
-            context = stream.codec_context
-            self._resampler = av.AudioResampler(context.format, context.layout, context.sample_rate)
+            self._resampler = Resampler(stream.codec_context)
+            self._due = Fraction(0)
 
     def take(
         self, packet: av.Packet[Any], start: Fraction | None, end: Fraction | None, shift: Fraction
@@ -971,22 +1282,40 @@ class _Way:
     def _transcoded(
         self, packet: av.Packet[Any], start: Fraction | None, end: Fraction | None, shift: Fraction
     ) -> Iterator[av.Packet[Any]]:
+        frames: list[Any] = []
         try:
-            frames: list[Any] = list(packet.decode())
-        except av.error.FFmpegError:
+            frames = list(packet.decode())
+        except av.error.FFmpegError as error:
             # A broken packet costs its own sound, as in every player.
-            frames = []
+            time = None if packet.pts is None else packet.pts * packet.time_base
+            inside = (start is None or time is None or time >= start) and (
+                end is None or time is None or time < end
+            )
+            if packet.size and inside:
+                due = None if time is None else time - shift
+                trouble = f"cannot be decoded ({reason(error)})"
+                self._losses.packet(self.choice, self._packets, due, trouble)
+        self._packets += packet.size > 0
         for frame in frames:
-            time = (frame.pts or 0) * frame.time_base
+            # What a decoder still held at the end may have no time.
+            time = self._due if frame.pts is None else frame.pts * frame.time_base
+            self._due = time + Fraction(frame.samples, frame.sample_rate)
             if (start is None or time >= start) and (end is None or time < end):
-                frame.pts = (frame.pts or 0) - round(shift / frame.time_base)
-                yield from self._encoded(self._resampler.resample(frame))
+                frame.pts = round((time - shift) / frame.time_base)
+                yield from self._encoded(self._resampler.resampled(frame))
         if not packet.size:
-            yield from self._encoded([*self._resampler.resample(None), None])
+            yield from self._encoded([*self._resampler.resampled(None), None])
 
     def _encoded(self, frames: Sequence[Any]) -> Iterator[av.Packet[Any]]:
         for frame in frames:
-            yield from self.stream.encode(frame)
+            for packet in self.stream.encode(frame):
+                if packet.dts is not None:
+                    if self._last is not None and packet.dts <= self._last:
+                        # Times that step back in the source; muxers refuse them.
+                        packet.dts = self._last + 1
+                        packet.pts = max(packet.pts or 0, packet.dts)
+                    self._last = packet.dts
+                yield packet
 
 
 def _carried_packets(
@@ -994,6 +1323,7 @@ def _carried_packets(
     joined: _JoinedVideo,
     source: av.container.InputContainer,
     ways: dict[int, _Way],
+    losses: _Losses,
 ) -> Iterator[av.Packet[Any]]:
     """Yield the packets of the other streams, in the source's order."""
     if not ways:
@@ -1002,11 +1332,22 @@ def _carried_packets(
     end = joined.source_end if plan.to_last_frame else None
     # Of all streams, so that the clock comes out as it did for the pictures.
     packets = JobClock(source.format.name).steady(demux(source, list(source.streams)))
+    latest = Fraction(0)
     while True:
-        with _as_input_error(plan.source):
+        try:
             packet = next(packets, None)
+        except (av.error.FFmpegError, OSError) as error:
+            if end is None or latest < end:
+                losses.rest(reason(error))
+            for each in ways.values():
+                flush: av.Packet[Any] = av.Packet()
+                flush.stream = each.template
+                yield from each.take(flush, start, end, joined.shift)
+            return
         if packet is None:
             return
+        if packet.dts is not None:
+            latest = max(latest, packet.dts * packet.time_base)
         # An empty packet at the end has a stream, but no index of its own.
         way = ways.get(packet.stream.index)
         if way is not None:
@@ -1119,6 +1460,11 @@ OF_THE_DISK = frozenset(
     }
 )  # fmt: skip
 """What the system says; FFmpeg also uses such numbers (EPERM, EINVAL) for opinions of its own."""
+
+
+def _is_of_the_packet(error: av.error.FFmpegError) -> bool:
+    """Say whether a writer refuses what it was given, and not the disk or the memory."""
+    return error.errno not in OF_THE_DISK | {errno.ENOMEM}
 
 
 @contextlib.contextmanager

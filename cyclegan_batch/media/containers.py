@@ -7,6 +7,7 @@ in a media file reads no other file and opens no connection.
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import stat
@@ -272,6 +273,17 @@ def input_error(path: Path, error: Exception) -> InputError:
     return InputError(
         f"cannot read {printable(path)}: {reason}; check the name, the permissions and the disk"
     )
+
+
+def reason(error: BaseException | None) -> str:
+    """Return what FFmpeg logged about an error, else what it is called."""
+    log = getattr(error, "log", None)
+    if log and log[2].strip():
+        return str(log[2]).strip().rstrip(".")
+    if isinstance(error, av.error.FFmpegError) and error.errno == errno.EPERM:
+        # Many a codec returns -1 for whatever is wrong, and that is this error's number.
+        return "the codec gives no reason"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _check_is_file(path: Path) -> None:

@@ -65,6 +65,7 @@ from .containers import (
     open_container,
     orientation,
     probe,
+    reason,
 )
 
 PIPE = Path("-")
@@ -199,6 +200,7 @@ def plan_video(
             options,
             encoder=encoder.name,
             encoder_options=dict(encoder.options),
+            stretch_format=encoder.format,
             pix_fmt=encoder.pix_fmt,
             size=target,
             sample_aspect_ratio=aspect,
@@ -308,7 +310,7 @@ def _open_pipe() -> av.container.InputContainer:
         return av.open(_Counted(sys.stdin.buffer), "r", format=_Y4M_MUXER)
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(
-            f"standard input is not y4m ({_reason(error)}); pipe it like this: "
+            f"standard input is not y4m ({reason(error)}); pipe it like this: "
             "ffmpeg -i VIDEO -f yuv4mpegpipe - | cyclegan-batch translate - OUTPUT …"
         ) from error
 
@@ -534,7 +536,7 @@ def _plan_encoder(
         # Its presets and options mean nothing to x264.
         software = replace(options, preset=None, encoder_opt={})
         plan = _open_first("libx264", stream, colour, size, aspect, software, extras)
-        note = f"{codec} does not open here ({_reason(error.__cause__)}), libx264 encodes"
+        note = f"{codec} does not open here ({reason(error.__cause__)}), libx264 encodes"
         return replace(plan, notes=(note, *plan.notes))
 
 
@@ -608,11 +610,11 @@ def _open_first(
         choices = " or ".join(f"--pix-fmt {each}" for each in full) or "another --codec"
         raise OutputError(
             f"{name} cannot encode {width}×{height} as {wanted}, whose sides must be even "
-            f"({_reason(refused)}); choose {choices}, or an encoder such as libvpx-vp9"
+            f"({reason(refused)}); choose {choices}, or an encoder such as libvpx-vp9"
         ) from refused
     raise OutputError(
         f"{name} does not open for {width}×{height} {wanted} "
-        f"with {_as_text(encoder_options)}: {_reason(refused)}; "
+        f"with {_as_text(encoder_options)}: {reason(refused)}; "
         "change --codec, --pix-fmt, --preset, --crf or --encoder-opt"
     ) from refused
 
@@ -837,14 +839,6 @@ def _logged() -> Iterator[list[tuple[int, str, str]]]:
         av.logging.set_skip_repeated(skip)
 
 
-def _reason(error: BaseException | None) -> str:
-    """Return what FFmpeg logged about an error, else what it is called."""
-    log = getattr(error, "log", None)
-    if log and log[2].strip():
-        return str(log[2]).strip().rstrip(".")
-    return getattr(error, "strerror", None) or str(error)
-
-
 _Y4M_FORMATS = [
     "gray",
     *(f"yuv{chroma}p{deep}" for deep in ("", "10le", "12le") for chroma in (420, 422, 444)),
@@ -997,7 +991,7 @@ class VideoSource:
             try:
                 stored = to_rgb(item.picture)
             except av.error.FFmpegError as error:
-                return self._dropped(item.index, _Lost(item.timing.pts, _reason(error)))
+                return self._dropped(item.index, _Lost(item.timing.pts, reason(error)))
             rotation, mirrored = item.turn
             pixels = upright(stored, rotation, mirrored=mirrored)
             if pixels.shape[:2] != plan.size:
@@ -1083,7 +1077,7 @@ class VideoSource:
             except av.error.EOFError:
                 continue
             except av.error.FFmpegError as error:
-                shown.fail(packet, _reason(error))
+                shown.fail(packet, reason(error))
                 continue
             for frame in frames:
                 if frame.is_corrupt:
@@ -1120,7 +1114,7 @@ class VideoSource:
             try:
                 packet = next(packets, None)
             except (av.error.FFmpegError, OSError) as error:
-                self._broken = _reason(error)
+                self._broken = reason(error)
                 break
             if packet is None:
                 return
@@ -1741,6 +1735,7 @@ class VideoSink:
     def finish(self) -> Sequence[Dropped]:
         """Flush the encoder, join its stretch with the rest, publish. Raises OutputError."""
         plan = self._plan
+        dropped: Sequence[Dropped] = ()
         if self._container is None:
             raise OutputError(
                 f"cannot write {printable(plan.output)}: no frame arrived; see the failures above"
@@ -1757,11 +1752,12 @@ class VideoSink:
             stretch = Stretch(
                 self._stretch, plan.stream.time_base, tuple(self._times), self._last_duration
             )
-            self.notes = assemble([stretch], plan.streams, self._partial)
+            assembled = assemble([stretch], plan.streams, self._partial)
+            self.notes, dropped = assembled.notes, assembled.dropped
         publish(self._partial, plan.output, overwrite=plan.options.overwrite)
         self._written.append(plan.output)
         self.discard()
-        return ()
+        return dropped
 
     def discard(self) -> None:
         """Close and remove what has only a temporary name."""
@@ -1852,7 +1848,7 @@ class VideoSink:
             return output_error(plan.output, error)
         return OutputError(
             f"cannot write {printable(plan.output)}: {plan.encoder.name} failed "
-            f"({_reason(error)}); choose another --codec"
+            f"({reason(error)}); choose another --codec"
         )
 
 

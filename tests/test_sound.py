@@ -1,0 +1,513 @@
+"""Sound: what a container and an encoder take is found out first; damage costs itself only."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from cyclegan_batch.errors import InputError, OutputError
+from cyclegan_batch.media.assemble import Assembled, StreamPlan, Stretch, assemble, plan_streams
+from cyclegan_batch.media.containers import open_container, probe
+from cyclegan_batch.media.sound import plan_sound, state_layout
+from cyclegan_batch.options import TranslateOptions
+
+FRAMES = 12
+SECONDS = FRAMES / 25
+
+needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
+
+
+def clip(
+    path: Path,
+    codec: str = "pcm_s16le",
+    *,
+    layout: str = "stereo",
+    rate: int = 48000,
+    video: str = "mpeg4",
+) -> Path:
+    """Grey frames with a tone of its own pitch in every channel, in the container of the name."""
+    with av.open(str(path), "w") as output:
+        picture: Any = output.add_stream(video, rate=25)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+        sound: Any = output.add_stream(codec, rate=rate)
+        sound.codec_context.layout = layout
+        if codec.startswith("wma"):
+            sound.codec_context.bit_rate = 128_000
+        packets = []
+        for number in range(FRAMES):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90 + number, np.uint8))
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            packets += picture.encode(frame)
+        packets += picture.encode(None)
+        for frame in tones(layout, rate):
+            packets += sound.encode(frame)
+        packets += sound.encode(None)
+        packets.sort(key=lambda packet: (packet.dts or 0) * packet.time_base)
+        output.mux(packets)
+    return path
+
+
+def pitch(channel: int) -> int:
+    return 300 + 250 * channel
+
+
+def tones(layout: str, rate: int, seconds: float = SECONDS) -> list[av.AudioFrame]:
+    """Return sound in which channel ``k`` sings at `pitch`, in frames of 1024 samples."""
+    channels = av.AudioLayout(layout).nb_channels
+    time = np.arange(int(seconds * rate)) / rate
+    waves = np.stack([0.2 * np.sin(2 * np.pi * pitch(k) * time) for k in range(channels)])
+    frames = []
+    for start in range(0, waves.shape[1], 1024):
+        part = waves[:, start : start + 1024].T.reshape(1, -1).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(part, format="flt", layout=layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+        frames.append(frame)
+    return frames
+
+
+def planned(source: Path, output: Path, **options: Any) -> StreamPlan:
+    info = probe(source)
+    return plan_streams(
+        info, info.best_video(), output, TranslateOptions(**options),
+        encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
+    )  # fmt: skip
+
+
+def translated(source: Path, output: Path, **options: Any) -> Assembled:
+    """Put grey H.264 in place of the video, at its times, with all else that is planned."""
+    plan = planned(source, output, **options)
+    with open_container(source) as container:
+        video = container.streams[plan.video.index]
+        times = sorted(packet.pts for packet in container.demux(video) if packet.size)
+    stretch = output.parent / ".stretch.mp4"
+    with av.open(str(stretch), "w") as made:
+        stream: Any = made.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(len(times)):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8))
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            made.mux(stream.encode(frame))
+        made.mux(stream.encode(None))
+    return assemble([Stretch(stretch, plan.video.time_base, tuple(times), None)], plan, output)
+
+
+def sound_packets(path: Path) -> list[bytes]:
+    with open_container(path) as container:
+        streams = container.streams.audio
+        return [bytes(p) for p in container.demux(streams[0]) if p.size] if streams else []
+
+
+def heard(path: Path) -> tuple[str, np.ndarray[Any, Any], int]:
+    """Return layout, samples ``(channels, N)`` and rate of the sound, as it is decoded."""
+    with open_container(path) as container:
+        frames = list(container.decode(audio=0))
+    layout = frames[0].layout
+    to_float = av.AudioResampler("flt", layout, frames[0].sample_rate)
+    parts = [each.to_ndarray() for frame in frames for each in to_float.resample(frame)]
+    samples = np.concatenate(parts, axis=1).reshape(-1, layout.nb_channels).T
+    return layout.name, samples, frames[0].sample_rate
+
+
+def pitches(samples: np.ndarray[Any, Any], rate: int) -> list[int]:
+    """Return the loudest frequency of each channel to the nearest 10 Hz, 0 for silence."""
+    middle = samples[:, samples.shape[1] // 4 : samples.shape[1] * 3 // 4]
+    spectrum = np.abs(np.fft.rfft(middle * np.hanning(middle.shape[1]), n=rate // 2))
+    loudest = np.argmax(spectrum, axis=1) * 2
+    silent = np.abs(middle).max(axis=1) < 0.01
+    return [0 if mute else round(int(f), -1) for f, mute in zip(loudest, silent, strict=True)]
+
+
+# The layout
+
+
+@needs_ffmpeg
+@pytest.mark.behaviour(3)
+@pytest.mark.parametrize("channels", range(1, 9))
+def test_a_layout_that_is_not_stated_is_the_one_that_ffmpeg_guesses(channels: int) -> None:
+    command = ["ffmpeg", "-nostdin", "-hide_banner", "-f", "s16le", "-ac", str(channels)]
+    command += ["-i", "pipe:0", "-f", "null", "-"]
+    told = subprocess.run(
+        command, input=bytes(2 * channels * 100), capture_output=True, check=True
+    ).stderr.decode()
+    guessed = re.search(r"Guessed Channel Layout.* : (\S+)", told)
+    assert guessed is not None
+    decoder: Any = av.CodecContext.create("pcm_s16le", "r")
+    decoder.layout = f"{channels} channels"
+    state_layout(decoder)
+    assert decoder.layout.name == guessed[1]
+
+
+def test_a_layout_that_is_stated_stays() -> None:
+    decoder: Any = av.CodecContext.create("pcm_s16le", "r")
+    decoder.layout = "5.1(side)"
+    state_layout(decoder)
+    assert decoder.layout.name == "5.1(side)"
+
+
+@pytest.mark.behaviour(3)
+@pytest.mark.parametrize("suffix", [".avi", ".wmv"])
+@pytest.mark.parametrize("encoder", ["aac", "libopus", "libmp3lame", "flac", "ac3"])
+def test_sound_without_a_stated_layout_is_encoded(
+    tmp_path: Path, suffix: str, encoder: str
+) -> None:
+    codec = {".avi": "adpcm_ima_wav", ".wmv": "wmav2"}[suffix]
+    source = clip(tmp_path / f"in{suffix}", codec)
+    assert "channels" in open_container(source).streams.audio[0].layout.name
+    done = translated(source, tmp_path / "out.mkv", audio=encoder)
+    assert not done.dropped
+    layout, samples, rate = heard(tmp_path / "out.mkv")
+    assert (layout, pitches(samples, rate)) == ("stereo", [pitch(0), pitch(1)])
+    assert samples.shape[1] / rate == pytest.approx(SECONDS, abs=0.1)
+
+
+@pytest.mark.behaviour(3)
+@pytest.mark.parametrize(
+    ("layout", "encoder", "result"),
+    [
+        ("5.1(side)", "libopus", "5.1"),
+        ("5.1(side)", "aac", "5.1"),
+        ("5.1(side)", "ac3", "5.1(side)"),
+        ("5.1(side)", "alac", "5.1"),
+        ("5.0(side)", "libopus", "5.0"),
+        ("quad(side)", "libopus", "quad"),
+        ("quad", "aac", "quad"),
+        ("6.1", "alac", "6.1(back)"),
+        ("7.1", "flac", "7.1"),
+        ("mono", "libmp3lame", "mono"),
+    ],
+)
+def test_every_channel_stays_itself_under_the_name_that_the_encoder_takes(
+    tmp_path: Path, layout: str, encoder: str, result: str
+) -> None:
+    source = clip(tmp_path / "in.mov", layout=layout)
+    assert not translated(source, tmp_path / "out.mkv", audio=encoder).dropped
+    name, samples, rate = heard(tmp_path / "out.mkv")
+    assert name == result
+    names = [channel.name for channel in av.AudioLayout(layout).channels]
+    wanted = [pitch(names.index(n)) for n in names if n != "LFE"]
+    found = [
+        f for f, c in zip(pitches(samples, rate), av.AudioLayout(name).channels, strict=True)
+        if c.name != "LFE"
+    ]  # fmt: skip
+    assert sorted(found) == sorted(wanted)
+    # In front nothing changes its place.
+    assert found[:2] == wanted[:2]
+
+
+@pytest.mark.behaviour(3)
+@pytest.mark.parametrize(
+    ("layout", "encoder", "result"),
+    [("5.1(side)", "libmp3lame", "stereo"), ("7.1", "ac3", "5.1"), ("quad", "mp2", "stereo")],
+)
+def test_channels_that_an_encoder_does_not_take_are_mixed_down_and_told(
+    tmp_path: Path, layout: str, encoder: str, result: str
+) -> None:
+    source = clip(tmp_path / "in.mov", layout=layout)
+    plan = planned(source, tmp_path / "out.mkv", audio=encoder)
+    (note,) = (note for note in plan.notes if "mixed down" in note)
+    assert f"{encoder} does not take its" in note
+    assert note.endswith(f"so they are mixed down to {result}")
+    with open_container(source) as container:
+        made = plan_sound(encoder, container.streams.audio[0].codec_context)
+    assert (made.layout, made.mixed_down) == (result, True)
+
+
+def test_an_encoder_that_does_not_exist_errors(tmp_path: Path) -> None:
+    source = clip(tmp_path / "in.mov")
+    with pytest.raises(OutputError, match=r"--audio nosuch does not work for stream 1 .*nosuch"):
+        planned(source, tmp_path / "out.mkv", audio="nosuch")
+    with pytest.raises(OutputError, match=r"--audio libx264 does not work .*encodes video"):
+        planned(source, tmp_path / "out.mkv", audio="libx264")
+
+
+def test_sound_that_changes_its_form_on_the_way_is_encoded(tmp_path: Path) -> None:
+    """Broadcasts change from stereo to 5.1 and back within a stream."""
+    frames = [*tones("stereo", 48000, 0.2), *tones("5.1", 48000, 0.2), *tones("mono", 44100, 0.2)]
+    source = tmp_path / "in.ts"
+    with av.open(str(source), "w", format="mpegts") as output:
+        picture: Any = output.add_stream("mpeg2video", rate=25)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+        track: Any = output.add_mux_stream("aac", rate=48000)
+        track.time_base = Fraction(1, 90000)
+        packets = []
+        for number in range(16):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8))
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            packets += picture.encode(frame)
+        packets += picture.encode(None)
+        at = 0
+        for part in (frames[:10], frames[10:20], frames[20:]):
+            for content in adts(part):
+                packet = av.Packet(content)
+                packet.stream, packet.time_base = track, Fraction(1, 90000)
+                packet.pts = packet.dts = at
+                at += 1024 * 90000 // part[0].sample_rate
+                packets.append(packet)
+        packets.sort(key=lambda packet: (packet.dts or 0) * packet.time_base)
+        output.mux(packets)
+    assert not translated(source, tmp_path / "out.mkv", audio="libopus").dropped
+    _, samples, rate = heard(tmp_path / "out.mkv")
+    third = samples.shape[1] // 3
+    for k in range(3):
+        assert pitches(samples[:1, k * third + third // 8 : (k + 1) * third - third // 8], rate)[0]
+
+
+def adts(frames: Sequence[av.AudioFrame]) -> list[bytes]:
+    """Return AAC packets with a header each (ISO/IEC 13818-7), as a TS holds them."""
+    encoder: Any = av.CodecContext.create("aac", "w")
+    encoder.layout, encoder.sample_rate = frames[0].layout.name, frames[0].sample_rate
+    encoder.format = "fltp"
+    packets = [packet for frame in (*frames, None) for packet in encoder.encode(frame)]
+    rate = [96000, 88200, 64000, 48000, 44100].index(frames[0].sample_rate)
+    channels = frames[0].layout.nb_channels
+    found = []
+    for packet in packets:
+        size = packet.size + 7
+        head = 0xFFF1 << 40 | 1 << 38 | rate << 34 | channels << 30 | size << 13 | 0x7FF << 2
+        found.append(head.to_bytes(7, "big") + bytes(packet))
+    return found
+
+
+# What a container takes
+
+
+@pytest.mark.behaviour(3, 5)
+@pytest.mark.parametrize(
+    ("suffix", "codec", "rate"),
+    [
+        (".wmv", "wmav2", 48000),
+        (".wmv", "wmav1", 44100),
+        (".avi", "adpcm_ima_wav", 48000),
+        (".avi", "adpcm_ms", 48000),
+        (".avi", "pcm_mulaw", 8000),
+        (".mov", "pcm_alaw", 8000),
+        (".mov", "pcm_mulaw", 8000),
+        (".avi", "pcm_u8", 8000),
+        (".mov", "pcm_s16be", 48000),
+        (".flv", "nellymoser", 22050),
+    ],
+)
+def test_mkv_holds_what_its_writer_takes(
+    tmp_path: Path, suffix: str, codec: str, rate: int
+) -> None:
+    video = "flv" if suffix == ".flv" else "mpeg4"
+    layout = "mono" if codec == "nellymoser" else "stereo"
+    source = clip(tmp_path / f"in{suffix}", codec, rate=rate, layout=layout, video=video)
+    plan = planned(source, tmp_path / "out.mkv")
+    if codec == "nellymoser":
+        # The one of these for which MKV has no name at all.
+        assert "MKV cannot hold it; --audio aac keeps its sound" in plan.notes[0]
+        return
+    assert plan.notes == ()
+    assert not translated(source, tmp_path / "out.mkv").dropped
+    assert sound_packets(tmp_path / "out.mkv") == sound_packets(source) != []
+    with open_container(tmp_path / "out.mkv") as made, open_container(source) as given:
+        ours, theirs = made.streams.audio[0], given.streams.audio[0]
+        assert ours.codec.canonical_name == theirs.codec.canonical_name
+        assert ours.rate == theirs.rate == rate
+
+
+@pytest.mark.behaviour(3, 5)
+@pytest.mark.parametrize(
+    ("layout", "rate", "codec"), [("7.1", 48000, "pcm_s16le"), ("stereo", 192000, "pcm_s24le")]
+)
+def test_mp4_holds_pcm_once_its_layout_is_known(
+    tmp_path: Path, layout: str, rate: int, codec: str
+) -> None:
+    source = clip(tmp_path / "in.mkv", codec, layout=layout, rate=rate)
+    assert "channels" in open_container(source).streams.audio[0].layout.name
+    assert planned(source, tmp_path / "out.mp4", strict=True).notes == ()
+    assert not translated(source, tmp_path / "out.mp4").dropped
+    assert b"".join(sound_packets(tmp_path / "out.mp4")) == b"".join(sound_packets(source))
+    name, samples, found = heard(tmp_path / "out.mp4")
+    assert (name, found, samples.shape) == (
+        layout,
+        rate,
+        (av.AudioLayout(layout).nb_channels, int(SECONDS * rate)),
+    )
+
+
+@pytest.mark.behaviour(3, 5)
+def test_sound_that_mp4_cannot_hold_is_named_before_the_first_frame(tmp_path: Path) -> None:
+    """PCM whose layout nobody can guess is refused only where the file is ended."""
+    source = clip(tmp_path / "in.mkv", layout="10 channels")
+    plan = planned(source, tmp_path / "out.mp4")
+    assert plan.notes == (
+        f"{tmp_path}/out.mp4 goes without stream 1 (audio pcm_s16le): MP4 cannot hold it; "
+        "--audio aac keeps its sound",
+    )
+    with pytest.raises(OutputError, match="MP4 cannot hold it"):
+        planned(source, tmp_path / "out.mp4", strict=True)
+    assert not translated(source, tmp_path / "out.mp4").dropped
+
+
+@pytest.mark.behaviour(5)
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi", ".ts", ".m2ts", ".nut"])
+@pytest.mark.parametrize(
+    ("source_suffix", "codec", "layout"),
+    [(".avi", "pcm_s16le", "stereo"), (".mkv", "pcm_f32le", "7.1"), (".wmv", "wmav2", "stereo"),
+     (".mkv", "flac", "stereo"), (".avi", "mp2", "stereo"), (".mov", "alac", "stereo"),
+     (".ts", "aac", "stereo"), (".ts", "eac3", "5.1(side)"), (".avi", "adpcm_ms", "mono")],
+)  # fmt: skip
+def test_what_is_planned_comes_out(
+    tmp_path: Path, suffix: str, source_suffix: str, codec: str, layout: str
+) -> None:
+    """Copied and found again, or named before the first frame; nothing fails at the join."""
+    source = clip(tmp_path / f"in{source_suffix}", codec, layout=layout)
+    output = tmp_path / f"out{suffix}"
+    plan = planned(source, output)
+    assert not translated(source, output).dropped
+    held = not any("cannot hold it" in note for note in plan.notes)
+    assert bool(sound_packets(output)) == held
+
+
+@pytest.mark.behaviour(5)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".webm"])
+def test_pictures_that_a_container_cannot_hold_are_refused_before_the_first_frame_errors(
+    tmp_path: Path, suffix: str
+) -> None:
+    info = probe(clip(tmp_path / "in.mov"))
+    with pytest.raises(OutputError, match="cannot hold rawvideo video in yuv420p"):
+        plan_streams(
+            info, info.best_video(), tmp_path / f"out{suffix}", TranslateOptions(),
+            encoder="rawvideo", pix_fmt="yuv420p", size=(48, 64), stretch_format="mov",
+        )  # fmt: skip
+
+
+# Damage
+
+
+def broken_sound(path: Path, numbers: Sequence[int], *, at: int = 0, suffix: str = ".ts") -> Path:
+    """An MPEG-TS in which the ADTS headers of these packets are overwritten."""
+    whole = clip(path.with_suffix(suffix), "aac", rate=44100)
+    content = bytearray(whole.read_bytes())
+    headers = [m.start() for m in re.finditer(rb"\xff\xf1\x50\x80", bytes(content))]
+    for number in numbers:
+        content[headers[number] + at : headers[number] + at + 4] = bytes(4)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.behaviour(3, 22)
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov"])
+def test_a_damaged_packet_of_sound_is_left_out_and_listed(tmp_path: Path, suffix: str) -> None:
+    whole = clip(tmp_path / "whole.ts", "aac", rate=44100)
+    assert not translated(whole, tmp_path / f"whole{suffix}").dropped
+    source = broken_sound(tmp_path / "in.ts", [5])
+    done = translated(source, tmp_path / f"out{suffix}")
+    (place,) = (each.place for each in done.dropped)
+    assert place is not None
+    assert (place.of, place.number) == (f"{source}, stream 1 (audio aac)", 5)
+    assert place.trouble.startswith("damaged (Invalid data")
+    assert place.seconds == pytest.approx(4 * 1024 / 44100, abs=0.03)
+    kept = [p for n, p in enumerate(sound_packets(tmp_path / f"whole{suffix}")) if n != 5]
+    assert sound_packets(tmp_path / f"out{suffix}") == kept
+
+
+@pytest.mark.behaviour(3, 22)
+def test_whatever_a_writer_has_against_a_packet_costs_only_the_packet(tmp_path: Path) -> None:
+    """FFmpeg calls some damage a feature that it does not have yet."""
+    source = broken_sound(tmp_path / "in.ts", [12])
+    done = translated(source, tmp_path / "out.mkv")
+    told = " ".join(str(each.error) for each in done.dropped)
+    assert "Not yet implemented" in told
+    assert "Invalid data" in told
+    with open_container(source) as container:
+        there = [packet for packet in container.demux(audio=0) if packet.size]
+    assert len(sound_packets(tmp_path / "out.mkv")) == len(there) - len(done.dropped)
+
+
+@pytest.mark.behaviour(22)
+def test_a_damaged_packet_of_sound_ends_a_run_that_is_to_stop_errors(tmp_path: Path) -> None:
+    source = broken_sound(tmp_path / "in.ts", [5])
+    with pytest.raises(InputError, match=r"stream 1 .*packet 5 .*leave out --on-error fail"):
+        translated(source, tmp_path / "out.mkv", on_error="fail")
+    assert not (tmp_path / "out.mkv").exists()
+
+
+@pytest.mark.behaviour(3, 22)
+def test_a_packet_that_cannot_be_decoded_costs_its_own_sound(tmp_path: Path) -> None:
+    whole = clip(tmp_path / "whole.mkv", "flac")
+    contents = sound_packets(whole)
+    source = tmp_path / "in.mkv"
+    source.write_bytes(whole.read_bytes().replace(contents[2], bytes(len(contents[2])), 1))
+    done = translated(source, tmp_path / "out.mkv", audio="aac")
+    assert [each.place and each.place.number for each in done.dropped] == [2]
+    assert "cannot be decoded" in str(done.dropped[0].error)
+    _, samples, rate = heard(tmp_path / "out.mkv")
+    # What comes behind it stays at its time: the sound is as long as it was.
+    with open_container(tmp_path / "out.mkv") as container:
+        last = [p for p in container.demux(audio=0) if p.size][-1]
+    assert last.pts is not None
+    assert float(last.pts * last.time_base) == pytest.approx(SECONDS, abs=0.04)
+    assert pitches(samples, rate) == [pitch(0), pitch(1)]
+
+
+@pytest.mark.behaviour(22)
+def test_a_track_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    whole = clip(tmp_path / "whole.mkv", "flac")
+    content = whole.read_bytes()
+    dice = random.Random(1)
+    for packet in sound_packets(whole):
+        content = content.replace(packet, dice.randbytes(len(packet)), 1)
+    source = tmp_path / "in.mkv"
+    source.write_bytes(content)
+    plan = planned(source, tmp_path / "out.mkv", audio="aac")
+    assert [each.way for each in plan.carried] == ["video"]
+    words = r"in\.mkv: stream 1 \(audio flac\): nothing of it can be decoded"
+    assert re.search(words, plan.notes[-1])
+    done = translated(source, tmp_path / "out.mkv", audio="aac")
+    assert [bool(re.search(words, str(each.error))) for each in done.dropped] == [True]
+    for options in ({"strict": True}, {"on_error": "fail"}):
+        with pytest.raises(InputError, match=words):
+            planned(source, tmp_path / "out.mkv", audio="aac", **options)
+    # Copied it is what it was.
+    assert planned(source, tmp_path / "out.mkv").notes == ()
+
+
+@pytest.mark.behaviour(1, 22)
+@pytest.mark.parametrize("audio", ["copy", "libopus"])
+def test_of_a_file_that_breaks_off_the_sound_that_is_there_comes_out(
+    tmp_path: Path, audio: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = clip(tmp_path / "in.mkv", "flac")
+    whole = sound_packets(source)
+
+    def breaks_off(container: Any, streams: Any) -> Any:
+        heard = 0
+        for packet in container.demux(streams):
+            heard += packet.stream.type == "audio"
+            if heard == 4:
+                raise av.error.InvalidDataError(1094995529, "Invalid data", "in.mkv")
+            yield packet
+
+    plan = planned(source, tmp_path / "out.mkv", audio=audio)
+    monkeypatch.setattr("cyclegan_batch.media.assemble.plan_streams", None)
+    monkeypatch.setattr(f"{__name__}.planned", lambda *_, **__: plan)
+    honest = assemble.__globals__["demux"]
+    reads: list[str] = []
+
+    def demux(container: Any, streams: Any) -> Any:
+        reads.append(container.name)
+        broken = container.name.endswith("in.mkv")
+        return breaks_off(container, streams) if broken else honest(container, streams)
+
+    monkeypatch.setitem(assemble.__globals__, "demux", demux)
+    done = translated(source, tmp_path / "out.mkv")
+    assert ["cannot be read to their end (Invalid data)" in str(e.error) for e in done.dropped] == [
+        True
+    ]
+    _, samples, rate = heard(tmp_path / "out.mkv")
+    assert samples.shape[1] / rate == pytest.approx(3 * 4608 / 48000, abs=0.03)
+    if audio == "copy":
+        assert sound_packets(tmp_path / "out.mkv") == whole[:3]

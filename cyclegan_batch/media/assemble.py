@@ -1210,7 +1210,8 @@ class _Way:
         if start is not None and not self._started and not packet.is_keyframe:
             return
         self._started = True
-        moved = [packet] if self.choice.way == "copy" else self._converted(packet)
+        copied = self.choice.way == "copy"
+        moved = [_without_header(packet, self.template)] if copied else self._converted(packet)
         yield from self._placed(moved, shift)
 
     def _placed(
@@ -1316,6 +1317,20 @@ class _Way:
                         packet.pts = max(packet.pts or 0, packet.dts)
                     self._last = packet.dts
                 yield packet
+
+
+def _without_header(packet: av.Packet[Any], template: Any) -> av.Packet[Any]:
+    """Return ``packet`` without another header of its stream than that of ``template``.
+
+    Joined FLV has one for each part, and FFmpeg's writer of MKV puts it where it does not fit.
+    """
+    context = template.codec_context
+    if context is None or not context.extradata or not packet.has_sidedata("new_extradata"):
+        return packet
+    bare: av.Packet[Any] = av.Packet(bytes(packet))
+    bare.pts, bare.dts, bare.duration = packet.pts, packet.dts, packet.duration
+    bare.time_base, bare.is_keyframe = packet.time_base, packet.is_keyframe
+    return bare
 
 
 def _carried_packets(

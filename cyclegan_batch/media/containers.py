@@ -32,6 +32,7 @@ from ..files import printable
 from ..frames import Size
 from .alpha import alpha_of, has_alpha
 from .clocks import BROADCAST, JobClock, Seam
+from .flv import joined_flv
 
 Fields: TypeAlias = Literal["tff", "bff"]
 """Which field of an interlaced frame is shown first: the top one (line 0 is in it) or the other."""
@@ -217,11 +218,16 @@ def open_container(
     (``f_%06d.png``), which starts at the lowest number there is. Raises InputError.
     """
     options = {"protocol_whitelist": "file"}
+    url: Any
     if image_pattern_rate is None:
         _check_is_file(path)
         options["format_whitelist"] = _FORMATS
         # "file:" keeps a name such as "concat:a|b" or "http://…" a name.
         url, format_name = f"file:{path.absolute()}", None
+        try:
+            url = joined_flv(path) or url
+        except OSError as error:
+            raise input_error(path, error) from error
     else:
         options["format_whitelist"] = "image2"
         options["framerate"] = str(image_pattern_rate)
@@ -235,7 +241,7 @@ def open_container(
         folder = str(path.absolute().parent).replace("%", "%%")
         url, format_name = f"file:{folder}/{path.name}", "image2"
     try:
-        return av.open(
+        opened: av.container.InputContainer = av.open(
             url,
             "r",
             format=format_name,
@@ -245,6 +251,7 @@ def open_container(
         )
     except (av.error.FFmpegError, OSError) as error:
         raise input_error(path, error) from error
+    return opened
 
 
 def demux(

@@ -218,6 +218,26 @@ def test_joined_parts_follow_each_other(tmp_path, name, output, frames):
 
 
 @pytest.mark.behaviour(2)
+def test_a_stream_that_only_one_part_has_begins_with_its_part(tmp_path):
+    """Its first packets are the first of what follows, and nothing of them says so yet."""
+    one = streams.plain(tmp_path / "1.vob", frames=50, **MPEG2)
+    two = streams.plain(tmp_path / "2.vob", frames=50, codec="mpeg2video", audio="ac3")
+    clock = JobClock("mpeg")
+    times: dict[int, list[Fraction]] = {}
+    with av.open(str(joined(tmp_path / "in.vob", one, two, one))) as container:
+        assert len(container.streams) == 3
+        for packet in clock.steady(container.demux()):
+            if packet.dts is not None:
+                times.setdefault(packet.stream.index, []).append(packet.dts * packet.time_base)
+    assert [seam.kind for seam in clock.seams] == ["restart", "restart"]
+    for each in times.values():
+        assert min(b - a for a, b in itertools.pairwise(each)) > 0.019
+    (pictures,) = (each for each in times.values() if len(each) == 150)
+    only_two = next(each for each in times.values() if each[0] > pictures[0] + 1)
+    assert only_two[0] - pictures[50] == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.behaviour(2)
 def test_a_clock_that_begins_anew_is_told_once(tmp_path):
     parts = [streams.plain(tmp_path / f"{number}.ts", frames=20) for number in range(3)]
     source = joined(tmp_path / "in.ts", *parts)

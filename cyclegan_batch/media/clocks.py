@@ -26,6 +26,8 @@ _BACKWARDS = Fraction(1, 10)
 """Seconds by which a decoding time may lie before the last and mean nothing, as in ffmpeg."""
 _ENOUGH = 1
 """Seconds of a new clock after which its beginning is known, once every stream has arrived."""
+_BEHIND = Fraction(1, 2)
+"""Seconds by which a stream that is new may be behind all others without any doubt."""
 _AT_MOST = 3
 """Seconds of it that are waited for the other streams: multiplexers interleave within one."""
 _MOST_BYTES = 2**26
@@ -189,23 +191,34 @@ class JobClock:
             packet.pts = packet.pts if apart <= LONGEST_GAP else None
         index, window = packet.stream_index, self._window
         track = self._tracks.get(index)
-        if packet.dts is None or track is None or not self._is_watched(packet):
+        if packet.dts is None or not self._is_watched(packet):
             if window is not None:
                 self._hold(packet, new=self._is_new(packet))
             else:
                 yield self._moved(packet, self._tracks)
+        elif window is None and track is None:
+            if self._is_behind(packet):
+                self._open_window(packet)
+            else:
+                self._begin(packet)
+                yield self._moved(packet, self._tracks)
         elif window is None:
+            assert track is not None
             way = self._way(track, packet)
             if way and not self._joins(track, packet, way):
-                window = self._window = _Window()
-                window.stood = {i: other.last for i, other in self._tracks.items()}
-                self._arrive(packet)
+                self._open_window(packet)
             else:
                 track.take(packet)
                 yield self._moved(packet, self._tracks)
+        elif track is None and index not in window.arrived:
+            if self._is_new(packet):
+                self._arrive(packet)
+            else:
+                self._begin(packet)
+                self._hold(packet, new=False)
         else:
             arrived = window.arrived.get(index)
-            way = self._way(arrived or track, packet)
+            way = self._way(arrived or self._tracks[index], packet)
             near = _nearest(window.arrived.values(), packet)
             if way and (arrived or near is None):
                 # The next jump already.
@@ -215,7 +228,7 @@ class JobClock:
             if way:
                 self._arrive(packet)
             else:
-                (arrived or track).take(packet)
+                (arrived or self._tracks[index]).take(packet)
                 self._hold(packet, new=arrived is not None)
         if self._window is not None and self._is_known(self._window):
             yield from self._resolved()
@@ -262,8 +275,6 @@ class JobClock:
     def _moved(self, packet: av.Packet[Any], tracks: Mapping[int, _Track]) -> av.Packet[Any]:
         """Move a packet as the track of its stream says, else as the nearest of ``tracks``."""
         track = tracks.get(packet.stream_index)
-        if track is None and packet.dts is not None and self._is_watched(packet):
-            track = self._begun(packet)
         if track is None:
             track = _nearest(tracks.values(), packet, within=None)
         if track is not None and track.offset:
@@ -274,11 +285,15 @@ class JobClock:
                 packet.dts += ticks
         return packet
 
-    def _begun(self, packet: av.Packet[Any]) -> _Track:
+    def _begin(self, packet: av.Packet[Any]) -> None:
         """Take up a stream, on the clock of those that are near."""
-        live = self._live()
-        near = _nearest(live, packet)
-        track = self._tracks[packet.stream_index] = _Track.of(packet)
+        track = _Track.of(packet)
+        self._place(track, self._live())
+        self._tracks[packet.stream_index] = track
+
+    def _place(self, track: _Track, live: Sequence[_Track]) -> None:
+        """Give a stream that is new the clock of one of ``live``, or one that goes on with them."""
+        near = _nearest(live, track)
         if near is not None:
             track.group = near.group
             track.offset = _ticks(near.offset * near.base, track.base)
@@ -286,9 +301,20 @@ class JobClock:
             track.group, self._groups = self._groups, self._groups + 1
             now = max(other.moved for other in live)
             track.offset = _ticks(now, track.base) - track.first
-        return track
+
+    def _is_behind(self, packet: av.Packet[Any]) -> bool:
+        """Say whether a stream begins so far behind all others that they may follow it back."""
+        time = _decoded(packet) * packet.time_base
+        live = [track.last * track.base for track in self._live()]
+        return bool(live) and time < min(live) - _BEHIND
 
     # A jump
+
+    def _open_window(self, packet: av.Packet[Any]) -> None:
+        """Hold back what comes from ``packet`` on, which is the first on another clock."""
+        self._window = _Window()
+        self._window.stood = {index: track.last for index, track in self._tracks.items()}
+        self._arrive(packet)
 
     def _hold(self, packet: av.Packet[Any], *, new: bool) -> None:
         assert self._window is not None
@@ -325,36 +351,37 @@ class JobClock:
         if window is None:
             return
         old = dict(self._tracks)
-        pairs = [(old[index], track) for index, track in window.arrived.items()]
+        arrived = window.arrived
+        pairs = [(old[index], track) for index, track in arrived.items() if index in old]
+        by = max(((new.first - was.last) * was.base for was, new in pairs), key=abs, default=None)
         others_go_on = any(
             (old[index].last - stood) * old[index].base > _ENOUGH
             for index, stood in window.stood.items()
-            if index not in window.arrived
+            if index not in arrived
         )
-        by = max(((new.first - was.last) * was.base for was, new in pairs), key=abs)
-        if others_go_on and abs(by) <= LONGEST_GAP:
+        if by is None:
+            # Only a stream that is new, somewhat behind the others.
+            for track in arrived.values():
+                self._place(track, self._live())
+        elif others_go_on and abs(by) <= LONGEST_GAP:
             # The times of one stream tremble, its clock is still that of the others.
             for was, new in pairs:
                 new.offset, new.group = was.offset, was.group
         else:
             # What ends last of what was, decides: so nothing comes to lie over anything.
             place = max((was.until(new) + was.offset) * was.base for was, new in pairs)
-            for index, new in window.arrived.items():
-                was = old[index]
+            for index, new in arrived.items():
                 new.offset, new.group = _ticks(place, new.base), self._groups
-                pause = (new.offset - was.offset - was.until(new)) * new.base
-                self.paused[index] = self.paused.get(index, Fraction(0)) + pause
+                if (before := old.get(index)) is not None:
+                    pause = (new.offset - before.offset - before.until(new)) * new.base
+                    self.paused[index] = self.paused.get(index, Fraction(0)) + pause
             self._groups += 1
             went_back = by < 0 or (self._wrap is not None and by > self._wrap / 2)
-            begins = min(new.shown * new.base for _, new in pairs)
+            begins = min(new.shown * new.base for new in arrived.values())
             self.seams.append(Seam("restart" if went_back else "jump", place + begins))
-        self._tracks |= window.arrived
+        self._tracks |= arrived
         for packet, is_new in window.held:
-            index = packet.stream_index
-            if index not in old and index in self._tracks and packet.dts is not None:
-                # A stream that appeared meanwhile.
-                self._tracks[index].take(packet)
-            yield self._moved(packet, self._tracks if is_new or index not in old else old)
+            yield self._moved(packet, self._tracks if is_new else old)
 
 
 def _decoded(packet: av.Packet[Any]) -> int:
@@ -371,13 +398,15 @@ def _ticks(seconds: Fraction, base: Fraction) -> int:
 
 
 def _nearest(
-    tracks: Iterable[_Track], packet: av.Packet[Any], *, within: int | None = LONGEST_GAP
+    tracks: Iterable[_Track], to: av.Packet[Any] | _Track, *, within: int | None = LONGEST_GAP
 ) -> _Track | None:
-    """Return the track whose clock shows nearly the time of ``packet`` (``within``: seconds)."""
-    ticks = packet.pts if packet.dts is None else packet.dts
-    if ticks is None:
+    """Return the track whose clock shows nearly the time of ``to`` (``within``: seconds)."""
+    if isinstance(to, _Track):
+        time = to.first * to.base
+    elif (ticks := to.pts if to.dts is None else to.dts) is not None:
+        time = ticks * to.time_base
+    else:
         return None
-    time = ticks * packet.time_base
     found = [
         (abs(track.last * track.base - time), number, track) for number, track in enumerate(tracks)
     ]

@@ -537,6 +537,7 @@ def _mirrored(
         beneath = root if len(sources) == 1 else root / _own_name(source)
         found = _Listing.of(source)
         copied = [*found.others, *found.labels] if copy_others else []
+        failing = set(found.unread) - set(copied)
         if not (found.images or found.videos or copied):
             raise InputError(
                 f"{printable(source)}: nothing to translate in this folder; it holds "
@@ -546,7 +547,7 @@ def _mirrored(
         kinds: list[tuple[Kind, Path]] = [
             *(("image", path) for path in found.images),
             *(("video", path) for path in found.videos),
-            *(("unread", path) for path in found.unread if path not in copied),
+            *(("unread", path) for path in failing),
             *(("other", path) for path in copied),
         ]
         kinds.sort(key=lambda each: natural_key(each[1]))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +251,26 @@ def test_hdr_is_refused_with_what_to_do_errors(name: str, transfer: int, word: s
         decode_picture(data, "a")
     assert read_header(io.BytesIO(data), "a", max_pixels=10**6).transfer == transfer
     assert decode_picture(_tagged(name, 13), "a").pixels.shape == PHOTO.shape
+
+
+@pytest.mark.behaviour(8)
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg")
+@pytest.mark.parametrize("transfer", [16, 18])
+def test_what_is_advised_for_hdr_works(tmp_path: Path, transfer: int) -> None:
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (16, 1))
+    chunk = (b"cICP", bytes([9, transfer, 0, 1]))
+    (tmp_path / "a.png").write_bytes(pictures.png(np.dstack([ramp] * 3), chunk))
+    with pytest.raises(InputError) as caught:
+        decode_picture((tmp_path / "a.png").read_bytes(), "a")
+    chain = str(caught.value).rpartition("-vf ")[2]
+    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "a.png", "-vf", chain, tmp_path / "b.png"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "No such filter" in done.stderr:
+        pytest.skip("this ffmpeg has no zscale")
+    assert done.returncode == 0, done.stderr
+    seen = decode_picture((tmp_path / "b.png").read_bytes(), "b").pixels[0, :, 1].astype(int)
+    assert (np.diff(seen) >= 0).all()
+    assert (seen[0], seen[-1]) == (0, 255)
 
 
 def _tagged(name: str, transfer: int) -> bytes:

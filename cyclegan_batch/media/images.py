@@ -324,10 +324,12 @@ def decode_picture(
     if header.pages > 1:
         raise InputError(f"{name}: {_SEVERAL.get(header.format, _ANIMATION)}")
     if header.transfer in _HDR:
+        word, curve = _HDR[header.transfer]
         raise InputError(
-            f"{name}: the picture is HDR ({_HDR[header.transfer]}), and generators are trained on "
-            "SDR pictures; tone-map it first, e.g. with FFmpeg: -vf zscale=t=linear:npl=100,"
-            "tonemap=hable,zscale=p=bt709:t=iec61966-2-1:m=gbr,format=gbrp"
+            f"{name}: the picture is HDR ({word}), and generators are trained on SDR pictures; "
+            "tone-map it first, e.g. with FFmpeg: -vf format=gbrp16le,setparams=color_primaries="
+            f"bt2020:color_trc={curve}:colorspace=gbr,zscale=t=linear:npl=100,format=gbrpf32le,"
+            "tonemap=hable,zscale=p=bt709:t=iec61966-2-1,format=gbrp"
         )
     notes: list[str] = []
     try:
@@ -372,8 +374,9 @@ def decode_picture(
     )
 
 
-_HDR = {16: "PQ", 18: "HLG"}
-"""ITU-T H.273 transfer characteristics that mean high dynamic range."""
+_HDR = {16: ("PQ", "smpte2084"), 18: ("HLG", "arib-std-b67")}
+"""ITU-T H.273 transfer characteristics that mean high dynamic range: what they are called, here and
+in FFmpeg."""
 
 _ANIMATION = "is an animation; make a video of it, and translate that"
 _SEVERAL: dict[ImageFormat, str] = {

@@ -369,7 +369,12 @@ _TELL = _options(
         help="Live on a terminal, lines elsewhere.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="Only what is missing, and why."),
-    click.option("-v", "--verbose", is_flag=True, help="Say where the time went."),
+    click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        help="Say where the time went, and let FFmpeg print its own messages.",
+    ),
     click.option(
         "--dry-run",
         is_flag=True,
@@ -426,7 +431,12 @@ def translate(
 
             _out(str(write_preview(plan, options["preview"])))
             return
-        done = _run(plan, reporter)
+        with contextlib.ExitStack() as stack:
+            if verbose and progress != "json":
+                from .media.messages import printed
+
+                stack.enter_context(printed())
+            done = _run(plan, reporter)
         if report:
             _write_report(report, done)
     except ContradictionError as error:

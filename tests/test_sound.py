@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.logging
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from cyclegan_batch import cli, translate
 from cyclegan_batch.errors import InputError, OutputError
+from cyclegan_batch.media import messages
 from cyclegan_batch.media.assemble import Assembled, StreamPlan, Stretch, assemble, plan_streams
 from cyclegan_batch.media.containers import open_container, probe
 from cyclegan_batch.media.sound import plan_sound, state_layout
 from cyclegan_batch.options import TranslateOptions
+from tests.synthesis import generators
 
 FRAMES = 12
 SECONDS = FRAMES / 25
@@ -414,6 +419,22 @@ def test_a_damaged_packet_of_sound_is_left_out_and_listed(tmp_path: Path, suffix
     assert sound_packets(tmp_path / f"out{suffix}") == kept
 
 
+@pytest.mark.behaviour(14, 22)
+def test_lost_sound_is_in_the_report_of_the_run_and_the_video_is_written(tmp_path: Path) -> None:
+    source = broken_sound(tmp_path / "in.ts", [5])
+    model = generators.identity(tmp_path / "m.onnx")
+    report = translate(source, tmp_path / "out.mkv", model=model, preset="ultrafast")
+    assert (report.exit_code, report.frames) == (3, FRAMES)
+    assert report.outputs == (tmp_path / "out.mkv",)
+    (failure,) = report.failures
+    assert failure.name == f"{source}, stream 1 (audio aac), packet 5 (0.093 s)"
+    assert re.search(r"damaged \(Invalid data.*; left out; repair the file$", failure.cause)
+    with pytest.raises(InputError, match=r"stream 1 .*packet 5"):
+        translate(source, tmp_path / "no.mkv", model=model, preset="ultrafast", on_error="fail")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"in.ts", "m.onnx", "out.mkv"}
+
+
 @pytest.mark.behaviour(3, 22)
 def test_whatever_a_writer_has_against_a_packet_costs_only_the_packet(tmp_path: Path) -> None:
     """FFmpeg calls some damage a feature that it does not have yet."""
@@ -511,3 +532,44 @@ def test_of_a_file_that_breaks_off_the_sound_that_is_there_comes_out(
     assert samples.shape[1] / rate == pytest.approx(3 * 4608 / 48000, abs=0.03)
     if audio == "copy":
         assert sound_packets(tmp_path / "out.mkv") == whole[:3]
+
+
+# What FFmpeg says of its own accord
+
+
+@pytest.mark.behaviour(22)
+def test_what_ffmpeg_says_of_a_damaged_file_is_printed_only_where_it_is_asked_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = clip(tmp_path / "whole.avi", video="mpeg4")
+    with open_container(whole) as container:
+        packet = [bytes(each) for each in container.demux(video=0) if each.size][6]
+    source = tmp_path / "in.avi"
+    half = packet[: len(packet) // 2] + b"\x55" * (len(packet) - len(packet) // 2)
+    source.write_bytes(whole.read_bytes().replace(packet, half, 1))
+    model = generators.identity(tmp_path / "m.onnx")
+    arguments = ["translate", str(source), str(tmp_path / "out.mkv"), "-m", str(model), "-y"]
+    arguments += ["--preset", "ultrafast", "--progress", "none"]
+    said = []
+    for more in ([], ["-v"], []):
+        done = CliRunner().invoke(cli.main, [*arguments, *more])
+        assert done.exit_code == 3, done.output
+        assert "concealed by the decoder" in done.output
+        said.append(capfd.readouterr().err)
+    assert [len(re.findall(r"^\[mpeg4 @ ", each, re.MULTILINE)) > 0 for each in said] == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_ffmpeg_goes_on_printing_after_an_encoder_was_opened_on_the_way(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with messages.printed():
+        with messages.captured() as logs:
+            av.logging.log(av.logging.ERROR, "here", "caught")
+        av.logging.log(av.logging.ERROR, "here", "printed")
+    av.logging.log(av.logging.ERROR, "here", "dropped")
+    assert [text for *_, text in logs] == ["caught"]
+    assert capfd.readouterr().err.count("printed") == 1

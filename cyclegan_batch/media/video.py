@@ -28,7 +28,6 @@ from typing import Any
 import av
 import av.container
 import av.error
-import av.logging
 import cv2
 import numpy as np
 from av.codec.context import Flags
@@ -67,6 +66,7 @@ from .containers import (
     probe,
     reason,
 )
+from .messages import captured
 
 PIPE = Path("-")
 """Standard input or output, as y4m."""
@@ -658,7 +658,7 @@ def _opened(
     if not any(key.endswith("-params") for key, _ in plan.options):
         with contextlib.suppress(av.error.FFmpegError):
             return opened()
-    with _logged() as logs:
+    with captured() as logs:
         unknown = opened()
     return unknown + [found[1] for *_, text in logs if (found := _PARAMETER_REFUSED.match(text))]
 
@@ -817,26 +817,6 @@ def _is_odd_for(pix_fmt: str, size: Size) -> bool:
 
 def _as_text(options: dict[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in options.items()) or "no options"
-
-
-@contextlib.contextmanager
-def _logged() -> Iterator[list[tuple[int, str, str]]]:
-    """Give what FFmpeg logs as (level, who, text), and let its errors carry it.
-
-    Never while a decoder is at work, and so only where something went wrong or has to be known: the
-    callback behind it takes the GIL in FFmpeg's threads, and whoever closes the decoder holds the
-    GIL while he waits for them (PyAV 18.1; seen as a hang).
-    """
-    level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
-    av.logging.set_level(av.logging.WARNING)
-    # The next file of a folder has the same complaint.
-    av.logging.set_skip_repeated(False)
-    try:
-        with av.logging.Capture() as logs:
-            yield logs
-    finally:
-        av.logging.set_level(level)
-        av.logging.set_skip_repeated(skip)
 
 
 _Y4M_FORMATS = [

@@ -1,0 +1,67 @@
+"""The exported file on onnxruntime's CUDA provider: its picture, its rate, and what it says.
+
+Only a row in class, without a note that nodes are left on the CPU, lets ``--backend auto`` choose
+onnxruntime on a GPU. Its rate against `host` says which of the two `auto` should prefer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cyclegan_batch.backends import open_backend
+from cyclegan_batch.model import open_model
+from cyclegan_batch.parity import OF_PRECISION, parity
+
+from .measuring import Bench, Job, NotRunError, pictures, required
+from .parity import described
+
+
+def jobs(bench: Bench) -> Iterator[Job]:
+    required("onnxruntime", "onnxscript")
+    import onnxruntime
+
+    if bench.cuda and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise NotRunError("this onnxruntime has no CUDA: onnxruntime-gpu has to be carried along")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint = bench.checkpoint_in(folder)
+        for precision in ("fp32", "fp16") if bench.cuda else ("fp32",):
+            exported = partial(export, checkpoint, folder / f"{precision}.onnx", precision)
+            yield f"export {precision}", exported
+            yield f"onnxruntime {precision}", partial(of_file, bench, checkpoint, folder, precision)
+
+
+def export(checkpoint: Path, path: Path, precision: Any) -> dict[str, Any]:
+    from cyclegan_export import export_onnx
+
+    made = export_onnx(checkpoint, path, precision=precision)
+    assert made.parity is not None
+    return described(made.parity, OF_PRECISION[precision])
+
+
+def of_file(bench: Bench, checkpoint: Path, folder: Path, precision: str) -> dict[str, Any]:
+    side = bench.side
+    frames = pictures(side, side, 8 if bench.cuda else 1)
+    reference = open_backend(open_model(checkpoint), device="cpu", precision="fp32")
+    expected = reference.infer(frames)
+    reference.close()
+    model = open_model(folder / f"{precision}.onnx")
+    backend = open_backend(model, backend="onnxruntime", device=bench.device)
+    found, count, begin = backend.infer(frames), 0, time.perf_counter()
+    while count == 0 or (bench.cuda and time.perf_counter() - begin < 1.5):
+        backend.infer(frames)
+        count += 1
+    fps = count * len(frames) / (time.perf_counter() - begin)
+    notes = list(backend.notes)
+    backend.close()
+    needed = OF_PRECISION[precision]
+    return (
+        {"fps": fps, "batch": len(frames)}
+        | described(parity(found, expected), needed)
+        | ({"notes": notes} if notes else {})
+    )

@@ -1,0 +1,69 @@
+"""The project's own tests on a GPU, ``pytest -m needs_cuda``.
+
+What passes here may lose the word *experimental*, and nothing else may. A failure's words are in
+its row, and are to be mended before anything below them is believed.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from .measuring import Bench, Job
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+MOST = 1500
+"""Characters of a failure that are kept: its end holds what was expected."""
+
+
+def jobs(bench: Bench) -> Iterator[Job]:
+    # In a dry run one of them, which loads no torch: all that it can do is to be skipped.
+    lightest = [REPOSITORY / "tests" / "test_tensorrt.py"]
+    for file in marked_files() if bench.cuda else lightest:
+        yield file.name, partial(of_file, file)
+
+
+def marked_files() -> list[Path]:
+    """Return the files with such tests; to collect all files takes longer than to run them."""
+    marked = re.compile(r"^@pytest\.mark\.needs_cuda", re.MULTILINE)
+    files = sorted((REPOSITORY / "tests").glob("test_*.py"))
+    return [file for file in files if marked.search(file.read_text())]
+
+
+def of_file(file: Path) -> dict[str, Any]:
+    """Run the marked tests of ``file`` in a process of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "needs_cuda", str(file)]
+        command += ["-p", "no:cacheprovider", f"--junitxml={report}"]
+        run = subprocess.run(
+            command, cwd=REPOSITORY, capture_output=True, text=True, errors="replace", check=False
+        )
+        if not report.exists():
+            raise RuntimeError(f"pytest ended with {run.returncode}: {run.stdout[-MOST:]}")
+        return of_report(report.read_text())
+
+
+def of_report(xml: str) -> dict[str, Any]:
+    """Return the counts of a JUnit report, and how its tests failed or why they were skipped."""
+    counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
+    words, skipped = [], set()
+    for case in ElementTree.fromstring(xml).iter("testcase"):
+        broken = [each for kind in ("failure", "error") for each in case.findall(kind)]
+        left_out = case.find("skipped")
+        counts["failed" if broken else "passed" if left_out is None else "skipped"] += 1
+        for each in broken:
+            said = (each.text or each.get("message") or "")[-MOST:]
+            words += [f"{case.get('name')}:", *said.splitlines()]
+        if left_out is not None:
+            skipped.add(left_out.get("message") or "")
+    lists = {"failures": words, "why_skipped": sorted(skipped)}
+    return counts | {name: lines for name, lines in lists.items() if lines}

@@ -1,0 +1,206 @@
+"""Milliseconds of a training step by ingredient, and whether what is faster still learns the same.
+
+`recorded against eager`: the largest relative difference of a loss, at six steps; recorded losses
+must stay as near to eager ones as a second eager run does, or there are no graphs. `compiled
+gradients` above a few per cent: compile is not used. The quickest row that is `finite` is the
+recipe's; three times `fp32, ieee` is the aim, and `fp32, tf32` is said beside it. `loop with feed`
+above the step alone: the feed is the limit, and each line of `waits` is one to remove.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import cv2
+import torch
+from cyclegan_train.config import Precision, TrainConfig
+from cyclegan_train.cyclegan import CycleGAN
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from cyclegan_batch.frames import SizeRequirements
+
+from .measuring import Bench, Job, arithmetic, pictures
+
+FAST: dict[str, Any] = {"precision": "bf16", "joint_identity": True, "fused_adam": True}
+
+
+def jobs(bench: Bench) -> Iterator[Job]:
+    yield "recorded against eager", partial(recorded, bench)
+    for word in ("ieee", "tf32"):
+        yield f"fp32, {word}", partial(rate, bench, word=word)
+    graphs, compiled, last = ({name: True} for name in ("cuda_graphs", "compile", "channels_last"))
+    for name, asked in (
+        ("bf16, joint, fused", FAST),
+        ("+ graphs", FAST | graphs),
+        ("+ graphs, compiled", FAST | graphs | compiled),
+        ("+ graphs, compiled, channels last", FAST | graphs | compiled | last),
+        ("+ compiled", FAST | compiled),
+        ("+ graphs, channels last", FAST | graphs | last),
+        ("bf16", {"precision": "bf16"}),
+    ):
+        yield name, partial(rate, bench, **asked)
+    yield "compiled gradients", partial(compiled_gradients, bench)
+    yield "loop with feed, + graphs", partial(loop, bench)
+    for batch in bench.some((4, 8), 0):
+        yield "+ graphs", partial(rate, bench, batch=batch, **FAST, **graphs)
+    # The recipe for small pictures.
+    small = FAST | graphs | {"lambda_identity": 0.0}
+    if bench.cuda:
+        small["netG"] = "resnet_6blocks"
+    for batch in bench.some((1, 8, 16)):
+        job = partial(rate, bench, batch=batch, half_size=True, **small)
+        yield "ResNet-6 at 128², + graphs", job
+
+
+def made(bench: Bench, **asked: Any) -> CycleGAN:
+    """Return a model with seeded weights; in a dry run a tiny one."""
+    torch.manual_seed(0)
+    random.seed(0)
+    tiny = {"netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "netD": "n_layers", "n_layers_D": 1}
+    if not bench.cuda:
+        # bf16 on a CPU without it is slow, and no line of it is CUDA's.
+        asked = tiny | asked | {"precision": "fp32"}
+    return CycleGAN(TrainConfig(device=bench.device, **asked))
+
+
+def pairs(bench: Bench, batch: int, side: int | None = None) -> list[tuple[Tensor, Tensor]]:
+    """Return eight pairs of smooth pictures on the device, in [-1, 1]."""
+    draws = torch.Generator().manual_seed(1)
+    side, count = side or bench.side * (1 if bench.cuda else 2), 8 if bench.cuda else 2
+    coarse = torch.rand(2 * count * batch, 3, 8, 8, generator=draws) * 2 - 1
+    fine = F.interpolate(coarse, size=side, mode="bicubic").clamp(-1, 1).to(bench.device)
+    halves = fine.view(count, 2, batch, 3, side, side)
+    return [(pair[0], pair[1]) for pair in halves]
+
+
+def rate(
+    bench: Bench, *, batch: int = 1, half_size: bool = False, word: str = "tf32", **asked: Any
+) -> dict[str, Any]:
+    """Measure a step; ``word`` is the arithmetic of what is float32 in it."""
+    if "precision" not in asked and word in get_args(Precision):
+        asked["precision"] = word
+    if asked.get("compile"):
+        bench.forget_compiled()
+    steps, warm = (60 if batch == 1 else 20, 8) if bench.cuda else (1, 0)
+    begin = time.monotonic()
+    if bench.cuda:
+        torch.cuda.reset_peak_memory_stats()
+    with arithmetic(word):
+        model = made(bench, **asked)
+        data = pairs(bench, batch, bench.side // 2 if half_size and bench.cuda else None)
+        for number in range(warm):
+            model.step(*data[number % len(data)])
+        bench.settle()
+        first, start = time.monotonic() - begin, time.perf_counter()
+        for number in range(steps):
+            losses = model.step(*data[number % len(data)])
+        launched = time.perf_counter() - start
+        if bench.cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return {
+        "batch": batch,
+        "ms": 1e3 * seconds / steps,
+        "host_ms": 1e3 * launched / steps,
+        "pictures_per_s": batch * steps / seconds,
+        "first_s": first,
+        "finite": all(bool(torch.isfinite(loss)) for loss in losses.values()),
+        "cycle_A": float(losses["cycle_A"]),
+        "gib": torch.cuda.max_memory_allocated() / 2**30 if bench.cuda else 0.0,
+    }
+
+
+def recorded(bench: Bench) -> dict[str, Any]:
+    """Compare the losses of 24 steps in float32: two eager runs, and a recorded one."""
+    steps, data = 24 if bench.cuda else 2, pairs(bench, 1)
+
+    def losses(**asked: Any) -> Tensor:
+        # A pool of four gives old pictures back early.
+        model = made(bench, pool_size=4, **asked)
+        found = [list(model.step(*data[n % len(data)]).values()) for n in range(steps)]
+        return torch.tensor([[float(loss) for loss in each] for each in found])
+
+    with arithmetic("ieee"):
+        eager, again, graph = losses(), losses(), losses(cuda_graphs=True)
+
+    def apart(other: Tensor) -> str:
+        far = ((other - eager).abs() / eager.abs().clamp(min=1e-3)).amax(1)
+        shown = sorted({0, 3, 4, 7, 15, steps - 1} & set(range(steps)))
+        return " ".join(f"{float(far[step]):.1e}" for step in shown)
+
+    return {"eager again": apart(again), "recorded": apart(graph)}
+
+
+def compiled_gradients(bench: Bench) -> dict[str, Any]:
+    """Compare every weight's gradient of one generator, compiled and not, channels last."""
+    found = []
+    for compiles in (False, True):
+        bench.forget_compiled()
+        with arithmetic("ieee"):
+            model = made(bench, channels_last=True, compile=compiles)
+            x = pairs(bench, 1)[0][0].contiguous(memory_format=torch.channels_last)
+            (model.netG_A(x) * x).sum().backward()
+        found.append([w.grad for w in model.netG_A.parameters() if w.grad is not None])
+    # A bias before a norm has a gradient of rounding only: nothing to compare with.
+    apart = [
+        float((one - other).norm() / one.norm())
+        for one, other in zip(*found, strict=True)
+        if one.dim() > 1
+    ]
+    return {"largest, relative": max(apart), "weights": len(apart)}
+
+
+def loop(bench: Bench) -> dict[str, Any]:
+    """Measure steps whose pictures come from a folder by the project's own feed."""
+    from cyclegan_train.data import Domain, Feed, Sampler
+    from cyclegan_train.settings import DataConfig
+
+    side = bench.side * (1 if bench.cuda else 2)
+    config = DataConfig(load_size=side * 9 // 8, crop_size=side)
+    count, steps = (16, 60) if bench.cuda else (2, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        domains = []
+        for letter in "AB":
+            (Path(folder) / letter).mkdir()
+            for number, frame in enumerate(pictures(side, side, count)):
+                cv2.imwrite(f"{folder}/{letter}/{number}.png", frame)
+            sizes = SizeRequirements(4, 8)
+            domain = Domain(Path(folder) / letter, config, channels=3, sizes=sizes, budget=2**30)
+            domain.to(torch.device(bench.device))
+            domains.append(domain)
+        feed = Feed(*domains, Sampler(count, count), workers=2)
+        model = made(bench, **FAST, cuda_graphs=True)
+        for _ in range(6 if bench.cuda else 0):
+            model.step(*feed.next())
+        bench.settle()
+        begin = time.perf_counter()
+        for _ in range(steps):
+            model.step(*feed.next())
+        bench.settle()
+        ms = 1e3 * (time.perf_counter() - begin) / steps
+        waits = _waits(lambda: model.step(*feed.next())) if bench.cuda else []
+        feed.close()
+    return {"ms": ms, "waits": waits}
+
+
+def _waits(step: Any) -> list[str]:
+    """Return the lines at which ten steps wait for the device."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for _ in range(10):
+                step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    lines = Counter(f"{Path(each.filename).name}:{each.lineno}" for each in seen)
+    return [f"{line}: {count} in 10 steps" for line, count in lines.most_common(12)]

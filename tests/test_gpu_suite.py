@@ -1,0 +1,519 @@
+"""The suite that waits for a GPU: its order, its limits, its kernels, and a dry run of its lines.
+
+What it measures needs a GPU. That a section which crashes, hangs or prints garbage costs only
+itself, that rows survive a kill, and that the fused operator computes what torch does, does not.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+from benchmarks.gpu_sections import rows
+from tests.conftest import REPOSITORY
+
+torch = pytest.importorskip("torch")
+
+from torch.nn import functional as F  # noqa: E402, N812
+
+A, B, C = (gpu.Section(name, 1.0, 0.2) for name in "abc")
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> rows.Notebook:
+    return rows.Notebook(tmp_path / "gpu.jsonl", "now", "NVIDIA H100")
+
+
+# The plan
+
+
+def test_what_no_card_has_a_row_of_comes_first_then_what_this_card_lacks():
+    held = {("a", "NVIDIA H100"), ("b", "NVIDIA H200")}
+    order = gpu.in_order([A, B, C], held, "NVIDIA H100", compiling=False)
+    assert order == [C, B, A]
+    assert gpu.in_order([A, B, C], set(), "NVIDIA H100", compiling=False) == [A, B, C]
+
+
+def test_while_something_compiles_what_is_not_timed_goes_first():
+    untimed = gpu.Section("untimed", 1.0, 0.2, timed=False)
+    held = {("untimed", "NVIDIA H100")}
+    assert gpu.in_order([A, untimed], held, "NVIDIA H100", compiling=True) == [untimed, A]
+    assert gpu.in_order([A, untimed], held, "NVIDIA H100", compiling=False) == [A, untimed]
+
+
+def test_the_limits_never_exceed_the_time_and_none_is_below_its_least():
+    draws = random.Random(0)
+    for _ in range(200):
+        sections = [
+            gpu.Section(str(n), draws.uniform(1, 90), draws.uniform(0.1, 1)) for n in range(12)
+        ]
+        seconds = draws.uniform(0, 900)
+        found = gpu.limits(sections, seconds)
+        assert sum(found.values()) <= seconds + 1e-6
+        assert all(found.get(s.name, math.inf) >= s.least for s in sections)
+        # Where there is time for all, all have it, and nothing is left over.
+        if sum(s.seconds for s in sections) <= seconds:
+            assert all(found[s.name] >= s.seconds - 1e-6 for s in sections)
+            assert sum(found.values()) == pytest.approx(seconds)
+    assert gpu.limits([A, B], 0.1) == {}
+    assert gpu.limits([A, B], 1.1) == {"a": 1.0}
+
+
+def test_nine_minutes_hold_every_section():
+    found = gpu.limits(gpu.SECTIONS, 9 * 60 - gpu.RESERVE)
+    assert [section.name for section in gpu.SECTIONS] == list(found)
+    assert all(found[section.name] >= section.seconds for section in gpu.SECTIONS)
+
+
+def test_every_section_has_its_file_which_says_what_its_numbers_decide():
+    folder = REPOSITORY / "benchmarks" / "gpu_sections"
+    for section in (*gpu.SECTIONS, gpu.COMPILES):
+        assert len((folder / f"{section.name}.py").read_text().split('"""')[1]) > 200
+
+
+# The processes
+
+WRITES = """
+import json, os, sys, time
+def write(**values):
+    with open({file!r}, "a") as file:
+        file.write(json.dumps({{"run": "now", "card": "NVIDIA H100", **values}}) + "\\n")
+sys.stdin.readline()
+"""
+
+
+def acting(notebook: rows.Notebook, code: str) -> gpu.Process:
+    """Return a process that waits for its word and then runs ``code``; no torch is imported."""
+    written = WRITES.format(file=str(notebook.file)) + code
+    return gpu.Process([sys.executable, "-S", "-c", written])
+
+
+def test_a_section_that_crashes_hangs_or_prints_garbage_costs_only_itself(notebook):
+    acts = {
+        "crash": "write(section='crash', name='before', x=1); print('CUDA lost'); os.abort()",
+        "hang": "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "write(section='hang', name='before', x=2); time.sleep(60)",
+        "garbage": "os.write(1, bytes(range(256)) * 9999)\n"
+        f"open({str(notebook.file)!r}, 'ab').write(b'\\xff{{half a row\\n[]\\n7\\n')\n"
+        "write(section='garbage', name='after', x=3); sys.exit(5)",
+        "good": "write(section='good', name='all', x=4)",
+    }
+    sections = [gpu.Section(name, 1.2, 0.5) for name in acts]
+    begin, said = time.monotonic(), []
+    gpu.measure(
+        sections,
+        20.0,
+        spawn=lambda section: acting(notebook, acts[section.name]),
+        notebook=notebook,
+        say=said.append,
+    )
+    assert time.monotonic() - begin < 20
+    found = {(row["section"], row["name"]): row for row in notebook.rows()}
+    assert [found[name, kind]["x"] for name, kind in (
+        ("crash", "before"), ("hang", "before"), ("garbage", "after"), ("good", "all")
+    )] == [1, 2, 3, 4]  # fmt: skip
+    assert found["crash", "the section"]["error"] == "ended with SIGABRT: CUDA lost"
+    assert found["hang", "the section"]["error"].startswith("stopped after its ")
+    assert found["garbage", "the section"]["error"].startswith("ended with code 5")
+    assert ("good", "the section") not in found
+    assert [line.partition(":")[0] for line in said] == list(acts)
+    # And the table is made of it all.
+    table = rows.markdown(notebook.rows())
+    assert "the section: error: ended with SIGABRT: CUDA lost" in table
+    assert rows.committed(table) == {(name, "NVIDIA H100") for name in acts}
+
+
+def test_the_whole_ends_in_its_time_and_what_had_none_says_so(notebook):
+    sections = [gpu.Section(name, 1.0, 0.6) for name in "abc"]
+    begin = time.monotonic()
+    gpu.measure(
+        sections,
+        1.5,
+        spawn=lambda section: acting(notebook, "time.sleep(60)"),
+        notebook=notebook,
+        say=lambda line: None,
+    )
+    assert time.monotonic() - begin < 1.5 + 2.0  # each end of a process may take a moment
+    errors = {row["section"]: row.get("error", row.get("not_run")) for row in notebook.rows()}
+    assert errors["a"] == "stopped after its 1 s"
+    assert errors["c"] == "no time was left"
+
+
+def test_what_is_timed_waits_for_the_background_and_what_is_not_does_not(notebook):
+    moments = "write(section={0!r}, name='begin', at=time.monotonic()); time.sleep({1})\n" \
+        "write(section={0!r}, name='end', at=time.monotonic())"  # fmt: skip
+    lengths = {"compiles": 0.8, "untimed": 0.0, "timed": 0.0}
+    sections = [gpu.Section("untimed", 3, 0.2, timed=False), gpu.Section("timed", 3, 0.2)]
+    gpu.measure(
+        sections,
+        20.0,
+        spawn=lambda s: acting(notebook, moments.format(s.name, lengths[s.name])),
+        notebook=notebook,
+        compiles=gpu.Section("compiles", 6, 0.2),
+        say=lambda line: None,
+    )
+    at = {(row["section"], row["name"]): row["at"] for row in notebook.rows()}
+    assert at["untimed", "begin"] < at["compiles", "end"] <= at["timed", "begin"]
+
+
+def test_rows_survive_a_kill_and_no_process_stays(notebook):
+    """The command is killed in the middle of a section, and its section ends as well."""
+    act = (
+        "import threading\nfrom benchmarks.gpu_sections.__main__ import end_with_parent\n"
+        "threading.Thread(target=end_with_parent, daemon=True).start()\n"
+        "write(section='a', name='before', pid=os.getpid()); time.sleep(60)"
+    )
+    code = f"""
+import sys
+from benchmarks import gpu
+from benchmarks.gpu_sections.rows import Notebook
+from pathlib import Path
+notebook = Notebook(Path({str(notebook.file)!r}), "now", "NVIDIA H100")
+section = gpu.Section("a", 60, 1)
+spawn = lambda section: gpu.Process([sys.executable, "-S", "-c", {WRITES!r}.format(
+    file=str(notebook.file)) + {act!r}])
+gpu.measure([section], 60, spawn=spawn, notebook=notebook)
+"""
+    end = time.monotonic() + 60
+    with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY) as run:
+        while not notebook.rows():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        run.kill()
+    (row,) = notebook.rows()
+    while _runs(row["pid"]):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_without_a_gpu_the_command_says_what_to_do_errors(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "nvidia_gpus", tuple)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert "shows no NVIDIA GPU; --device cpu makes a dry run" in capsys.readouterr().err
+
+
+def test_an_unknown_section_errors(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path), "--sections", "bare,x"])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert "no section x" in capsys.readouterr().err
+
+
+# The rows
+
+
+def test_a_row_that_fails_costs_itself_and_time_ends_the_rest(notebook):
+    now = [0.0]
+
+    def takes(seconds, **values):
+        def job():
+            now[0] += seconds
+            if not values:
+                raise RuntimeError("cuDNN has none")
+            return values
+
+        return job
+
+    def absent():
+        raise rows.NotRunError("PyAV is not installed")
+
+    jobs = [("bad", takes(1)), ("good", takes(6, fps=1234.5678)), ("absent", absent),
+            ("late", takes(6, fps=1)), ("no time", takes(1, fps=1))]  # fmt: skip
+    rows.write_rows(notebook, "bare", jobs, clock=lambda: now[0], end=10.0)
+    found = {row["name"]: row for row in notebook.rows()}
+    assert found["bad"]["error"] == "RuntimeError: cuDNN has none"
+    assert found["good"]["fps"] == 1235.0
+    assert found["absent"]["not_run"] == "PyAV is not installed"
+    assert found["late"]["fps"] == 1
+    assert found["no time"]["not_run"] == "no time was left"
+
+
+def test_a_section_counts_as_committed_by_a_measured_row_only(notebook):
+    notebook.write("bare", "fused", fps=12.3, mib=5, kernels=["one", "two"])
+    notebook.write("bare", "eager", fps=7.5, mib=5)
+    notebook.write("video", "the section", not_run="PyAV is not installed")
+    notebook.write("host", "pinned", error="RuntimeError: x")
+    table = rows.markdown(notebook.rows())
+    assert table.startswith(
+        "### bare, NVIDIA H100\n\n"
+        "|  | fps | mib |\n| --- | --- | --- |\n| fused | 12.3 | 5 |\n| eager | 7.5 | 5 |\n\n"
+        "fused, kernels:\n\n    one\n    two\n\n"
+    )
+    text = f"# Measured\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n\n{table}\n## Not measured\n"
+    assert rows.committed(text) == {("bare", "NVIDIA H100")}
+    assert rows.committed("## x, y\n|a|\n|-|\n|1|\n### bare, H\n|a|\n|-|\n") == set()
+
+
+def test_this_repositorys_results_have_no_row_of_a_dry_run():
+    text = (REPOSITORY / "benchmarks" / "RESULTS.md").read_text()
+    known = {section.name for section in (*gpu.SECTIONS, gpu.COMPILES)}
+    found = rows.committed(text)
+    assert {section for section, _ in found} <= known
+    assert gpu.DRY_RUN not in {card for _, card in found}
+
+
+def test_failures_words_of_a_test_report_are_kept():
+    from benchmarks.gpu_sections.tests import of_report
+
+    found = of_report(
+        '<testsuites><testsuite><testcase name="t1"/>'
+        '<testcase name="t2"><failure message="m">assert 1\nE  is 2</failure></testcase>'
+        '<testcase name="t3"><skipped message="no two GPUs"/></testcase>'
+        '<testcase name="t4"><error message="cannot be collected"/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    assert found == {
+        "passed": 1,
+        "failed": 2,
+        "skipped": 1,
+        "failures": ["t2:", "assert 1", "E  is 2", "t4:", "cannot be collected"],
+        "why_skipped": ["no two GPUs"],
+    }
+
+
+def test_marked_tests_are_run_and_counted(tmp_path):
+    from benchmarks.gpu_sections.tests import of_file
+
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.needs_cuda\ndef test_a(): pass\n"
+        "@pytest.mark.needs_cuda\ndef test_b(): assert 1 == 2\n"
+        "def test_c(): assert False\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = needs_cuda: x")
+    found = of_file(tmp_path / "test_it.py")
+    assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 0)
+    assert any("assert 1 == 2" in line for line in found["failures"])
+
+
+# A dry run of every section's lines
+
+
+@pytest.fixture
+def dry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compute as the process of a dry run does, without a process: torch is imported already."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(torch, "compile", lambda body, **how: body)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("dry")
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(s.name, marks=pytest.mark.slow if s.name == "runtimes" else [])
+        for s in (*gpu.SECTIONS, gpu.COMPILES)
+        if s.name != "tests"
+    ],
+)
+def test_a_dry_run_of_a_section_has_only_measured_rows(name, notebook):
+    import importlib
+
+    from benchmarks.gpu_sections.measuring import bench_on
+
+    section = importlib.import_module(f"benchmarks.gpu_sections.{name}")
+    rows.write_rows(
+        notebook, name, section.jobs(bench_on("cpu")), clock=time.monotonic, end=math.inf
+    )
+    found = notebook.rows()
+    assert found
+    for row in found:
+        assert "error" not in row, row
+        if "not_run" in row:
+            assert row["not_run"] == "NVDEC is a part of a GPU"
+            continue
+        numbers = {key: value for key, value in row.items() if isinstance(value, float)}
+        assert not any(math.isnan(value) for value in numbers.values()), row
+        assert all(numbers.get(key, 1.0) > 0 for key in ("fps", "ms", "tflops", "gb_per_s")), row
+        assert row.get("status", "whole") == "whole"
+        assert row.get("reached", row.get("needed")) == row.get("needed") or "halves" in row["name"]
+
+
+@pytest.mark.usefixtures("dry")
+def test_a_file_that_draws_another_picture_is_seen_on_onnxruntime(notebook, monkeypatch):
+    """The exporter takes seconds; what a file does is measured whatever wrote it."""
+    from benchmarks.gpu_sections import runtimes
+    from benchmarks.gpu_sections.measuring import bench_on
+    from benchmarks.pipeline import write_identity
+
+    pytest.importorskip("onnxruntime")
+
+    def export(checkpoint, path, precision):
+        return {"size": write_identity(path).stat().st_size}
+
+    monkeypatch.setattr(runtimes, "export", export)
+    jobs = runtimes.jobs(bench_on("cpu"))
+    rows.write_rows(notebook, "runtimes", jobs, clock=time.monotonic, end=math.inf)
+    exported, row = notebook.rows()
+    assert exported["size"] > 0
+    assert row["fps"] > 0
+    assert (row["reached"], row["needed"]) == ("none", "exact")
+
+
+# The fused operator
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch):
+    """Return the kernels' module, in Triton's interpreter: it is read while they are defined."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    from benchmarks.gpu_sections import norm_act_pad
+
+    return norm_act_pad
+
+
+def cells(x):
+    """Lay 2×2 pixels of ``(N, H, W, C)`` into the channels of one."""
+    n, h, w, c = x.shape
+    return (
+        x.view(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, -1)
+    )
+
+
+def transcribed(x, *, relu, pad, residual=None, residual_pad=0):
+    """InstanceNorm, ReLU or residual, border: `norm_act_pad` line by line in torch, in float64."""
+    y = F.instance_norm(x.double().permute(0, 3, 1, 2), eps=1e-5)
+    y = F.relu(y) if relu else y
+    if residual is not None:
+        inside = slice(residual_pad, -residual_pad or None)
+        y = y + residual.double()[:, inside, inside].permute(0, 3, 1, 2)
+    return F.pad(y, (pad,) * 4, mode="reflect").permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("relu", "pad", "residual_pad", "in_cells", "out_cells"),
+    [
+        (True, 1, None, False, False),
+        (False, 0, 1, False, False),
+        (True, 0, None, True, False),
+        (True, 3, None, False, True),
+    ],
+)
+def test_the_fused_operator_is_torchs_operators_in_a_row(
+    fused, relu, pad, residual_pad, in_cells, out_cells
+):
+    torch.manual_seed(0)
+    # A mean far from 0, channels that are no power of 2, more pixels than a tile, two pictures.
+    x = (torch.randn(2, 6, 10, 12) * 0.5 + 8).half()
+    residual = None
+    if residual_pad is not None:
+        residual = torch.randn(2, 6 + 2 * residual_pad, 10 + 2 * residual_pad, 12).half()
+    found = fused.norm_act_pad(
+        cells(x) if in_cells else x,
+        12,
+        relu=relu,
+        pad=pad,
+        residual=residual,
+        residual_pad=residual_pad or 0,
+        cells_in=in_cells,
+        cells_out=out_cells,
+        tiling=fused.Tiling(32, 2, 4),
+    )
+    wanted = transcribed(x, relu=relu, pad=pad, residual=residual, residual_pad=residual_pad or 0)
+    wanted = cells(wanted) if out_cells else wanted
+    assert found.dtype == torch.float16
+    # Half a step of a half-precision number below 4.
+    torch.testing.assert_close(found.double(), wanted, atol=2**-10, rtol=2**-10)
+
+
+def test_a_7x7_convolution_is_a_4x4_one_between_cells(fused):
+    torch.manual_seed(0)
+    x = torch.randn(2, 14, 18, 3, dtype=torch.float64)
+    weight = torch.randn(5, 3, 7, 7, dtype=torch.float64)
+    wanted = F.conv2d(x.permute(0, 3, 1, 2), weight).permute(0, 2, 3, 1)
+    laid = cells(x).permute(0, 3, 1, 2)
+    found = F.conv2d(laid, fused.in_cells(weight)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(found, cells(wanted), atol=1e-12, rtol=0)
+
+
+# A bare checkout
+
+
+NO_AV = """
+import sys
+class NoAV:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("av", "openvino", "imageio_ffmpeg"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NoAV())
+"""
+
+
+def test_the_command_works_in_a_checkout_without_pyav(tmp_path):
+    """A machine lent for its GPU has torch and OpenCV; PyAV is there only if it was carried."""
+    (tmp_path / "sitecustomize.py").write_text(NO_AV)
+    run = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--minutes", "3",
+         "--sections", "images,video", "--out", str(tmp_path / "out")],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert f"### images, {gpu.DRY_RUN}\n\n|  | fps | frames | status |" in run.stdout
+    assert f"### video, {gpu.DRY_RUN}\n\nthe section: not run: av is not installed" in run.stdout
+    found = [json.loads(line) for line in (tmp_path / "out/gpu.jsonl").read_text().splitlines()]
+    assert [row.get("status") for row in found] == ["whole", "whole", None]
+
+
+def test_the_tests_for_a_gpu_are_imported_without_pyav():
+    from benchmarks.gpu_sections.tests import marked_files
+
+    for file in marked_files():
+        assert "av" not in loaded_by(file, set()), file
+
+
+def loaded_by(file: Path, seen: set[Path]) -> set[str]:
+    """Return the foreign modules that importing ``file``, and what it imports of ours, loads."""
+    found: set[str] = set()
+    seen.add(file)
+    for node in ast.parse(file.read_text()).body:
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(file.relative_to(REPOSITORY).parts[: -node.level]) if node.level else ""
+            module = ".".join(filter(None, [base, node.module]))
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            places = [
+                REPOSITORY / root / name.replace(".", "/") for root in (".", "train", "export")
+            ]
+            ours = [
+                path
+                for place in places
+                for path in (place.with_suffix(".py"), place / "__init__.py")
+                if path.is_file()
+            ]
+            if ours:
+                found |= loaded_by(ours[0], seen) if ours[0] not in seen else set()
+            else:
+                found.add(name.partition(".")[0])
+    return found

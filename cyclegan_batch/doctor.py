@@ -79,7 +79,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         broken = f": cannot be loaded, {found['error']}" if found["error"] else offers
         said.append(f"Runtime    {name} {found['version']}{broken}")
     ffmpeg = report["ffmpeg"]
-    said.append(f"FFmpeg     {ffmpeg['version']}, {_pairs(ffmpeg['libraries'])}")
+    found = f"{ffmpeg['version']}, {_pairs(ffmpeg['libraries'])}"
+    said.append(f"FFmpeg     {found if ffmpeg['version'] else 'none: pip install av'}")
     for name, error in report["encoders"].items():
         said.append(f"Encoder    {name}: {'opens' if error is None else f'no ({error})'}")
     size = "not there yet" if cache["bytes"] is None else _gibibytes(cache["bytes"])
@@ -107,8 +108,11 @@ def _xdg_dir(variable: str, otherwise: str) -> Path:
 
 def encoder_error(name: str) -> str | None:
     """Encode one picture with the encoder ``name``; return why it cannot, or None if it does."""
-    import av
-    import av.logging
+    try:
+        import av
+        import av.logging
+    except ImportError:
+        return "PyAV cannot be loaded"
     import numpy as np
 
     quiet = {"x265-params": "log-level=none"} if name == "libx265" else {}
@@ -208,8 +212,10 @@ def _runtimes() -> dict[str, dict[str, Any]]:
 
 
 def _ffmpeg() -> dict[str, Any]:
-    import av
-
+    try:
+        import av
+    except ImportError:
+        return {"version": None, "libraries": {}}
     libraries = {name: ".".join(map(str, v)) for name, v in av.library_versions.items()}
     return {"version": str(getattr(av, "ffmpeg_version_info", "unknown")), "libraries": libraries}
 

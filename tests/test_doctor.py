@@ -59,6 +59,18 @@ def test_every_part_has_its_line(tmp_path: Path) -> None:
     assert f"{tmp_path}, 0.0 MiB" in said
 
 
+@pytest.mark.behaviour(36)
+def test_without_pyav_the_rest_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine of others, too, where only pictures are translated."""
+    monkeypatch.setitem(sys.modules, "av", None)
+    report = json.loads(json.dumps(doctor.examine(tmp_path)))
+    said = doctor.lines(report)
+    assert report["ffmpeg"] == {"version": None, "libraries": {}}
+    assert "FFmpeg     none: pip install av" in said
+    assert "Encoder    libx264: no (PyAV cannot be loaded)" in said
+    assert any(line.startswith("Runtime ") for line in said)
+
+
 @pytest.mark.behaviour(12, 36)
 def test_an_encoder_opens_only_if_it_encodes_a_picture() -> None:
     assert doctor.encoder_error("libx264") is None

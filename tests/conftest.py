@@ -9,6 +9,17 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+SMALL = [
+    "--netG=resnet_1blocks", "--ngf=4", "--ndf=4", "--netD=n_layers", "--n_layers_D=1",
+    "--set", "load_size=36", "--crop-size=32", "--n-epochs=2", "--set", "n_epochs_decay=0",
+    "--samples=2", "--no-tensorboard", "--threads=1", "--device=cpu", "--log-every=2",
+]  # fmt: skip
+"""A training of seconds, as words of the command line."""
+
+PATHS = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "train")])
+ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS}
+"""Of a process that is to find the packages of this checkout."""
+
 
 @pytest.fixture(scope="session")
 def corpus() -> Path:

@@ -16,16 +16,8 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch import cli
-from tests.conftest import REPOSITORY
+from tests.conftest import ENVIRONMENT, PATHS, REPOSITORY, SMALL
 from tests.test_cli import assert_one_clear_line, cyclegan_batch
-
-SMALL = [
-    "--netG=resnet_1blocks", "--ngf=4", "--ndf=4", "--netD=n_layers", "--n_layers_D=1",
-    "--set", "load_size=36", "--crop-size=32", "--n-epochs=2", "--set", "n_epochs_decay=0",
-    "--samples=2", "--no-tensorboard", "--threads=1", "--device=cpu", "--log-every=2",
-]  # fmt: skip
-PATHS = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "train")])
-ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS}
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -1,10 +1,11 @@
 """Frames per second from host to host: how much of the bare rate arrives.
 
 `torch backend` is the product, several contexts in threads of their own, as the pipeline calls it;
-the fewest contexts within 5 % of the best are the default. `prototype` is the fused generator with
-two pinned slots for each of its streams; `share` is % of its own bare rate, and the fewest streams
-at 95 % would be the default. `copies`, from and to ordinary memory as well, costing more than 5 %
-means that decoders should write into pinned memory.
+the fewest contexts within 5 % of the best are the default. A precision with a row here, and one in
+class in `parity`, may be taken by ``auto`` (`MEASURED_ON_GPU`). `prototype` is the fused generator
+with two pinned slots for each of its streams; `share` is % of its own bare rate, and the fewest
+streams at 95 % would be the default. `copies`, from and to ordinary memory as well, costing more
+than 5 % means that decoders should write into pinned memory.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ from .measuring import Bench, Job, on_bytes, pictures
 def jobs(bench: Bench) -> Iterator[Job]:
     with tempfile.TemporaryDirectory() as folder:
         model = open_model(bench.checkpoint_in(Path(folder)))
-        for batch, contexts in bench.some(((8, 2), (8, 1), (4, 2), (8, 3), (16, 2), (1, 2))):
-            job = partial(of_product, bench, model, batch if bench.cuda else 1, contexts)
-            yield f"torch backend, {contexts} contexts, batch {batch}", job
+        for precision, batch, contexts in bench.some(
+            (("fp16", 8, 2), ("tf32", 8, 2), ("fp16", 8, 1), ("fp16", 4, 2), ("fp16", 8, 3),
+             ("fp16", 16, 2), ("fp16", 1, 2), ("bf16", 8, 2), ("fp32", 8, 2))
+        ):  # fmt: skip
+            how = (precision, batch, contexts) if bench.cuda else ("fp32", 1, contexts)
+            name = f"torch backend, {precision}, {contexts} contexts, batch {batch}"
+            yield name, partial(of_product, bench, model, *how)
         for batch, streams, copies in bench.some(
             ((8, 2, False), (8, 1, False), (8, 3, False), (8, 2, True), (16, 2, False))
         ):
@@ -40,9 +45,10 @@ def jobs(bench: Bench) -> Iterator[Job]:
             yield name, partial(of_prototype, bench, batch if bench.cuda else 1, streams, copies)
 
 
-def of_product(bench: Bench, model: Model, batch: int, contexts: int) -> dict[str, Any]:
+def of_product(
+    bench: Bench, model: Model, precision: str, batch: int, contexts: int
+) -> dict[str, Any]:
     seconds = 1.5 if bench.cuda else 0.01
-    precision = "fp16" if bench.cuda else "fp32"
     first = open_backend(model, device=bench.device, precision=precision, contexts=contexts)
     backends = [first, *(first.fork() for _ in range(contexts - 1))]
     frames = pictures(bench.side, bench.side, batch)

@@ -35,7 +35,7 @@ def jobs(bench: Bench) -> Iterator[Job]:
 
 
 def ladder(bench: Bench, checkpoint: Path, folder: Path) -> dict[str, Any]:
-    count, side = (64, (1080, 1920)) if bench.cuda else (3, (16, 24))
+    count, side = (32, (1080, 1920)) if bench.cuda else (3, (16, 24))
     source = folder / "pictures"
     source.mkdir()
     for number, frame in enumerate(pictures(*side, count)):

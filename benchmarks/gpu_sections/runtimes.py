@@ -31,9 +31,11 @@ def jobs(bench: Bench) -> Iterator[Job]:
         folder = Path(name)
         checkpoint = bench.checkpoint_in(folder)
         for precision in ("fp32", "fp16") if bench.cuda else ("fp32",):
-            exported = partial(export, checkpoint, folder / f"{precision}.onnx", precision)
-            yield f"export {precision}", exported
-            yield f"onnxruntime {precision}", partial(of_file, bench, checkpoint, folder, precision)
+            job = partial(export, checkpoint, folder / f"{precision}.onnx", precision)
+            yield f"export {precision}", job
+        for precision, file in bench.some((("fp32", "fp32"), ("tf32", "fp32"), ("fp16", "fp16"))):
+            model = folder / f"{file}.onnx"
+            yield f"onnxruntime {precision}", partial(of_file, bench, checkpoint, model, precision)
 
 
 def export(checkpoint: Path, path: Path, precision: Any) -> dict[str, Any]:
@@ -44,14 +46,15 @@ def export(checkpoint: Path, path: Path, precision: Any) -> dict[str, Any]:
     return described(made.parity, OF_PRECISION[precision])
 
 
-def of_file(bench: Bench, checkpoint: Path, folder: Path, precision: str) -> dict[str, Any]:
+def of_file(bench: Bench, checkpoint: Path, path: Path, precision: str) -> dict[str, Any]:
     side = bench.side
     frames = pictures(side, side, 8 if bench.cuda else 1)
     reference = open_backend(open_model(checkpoint), device="cpu", precision="fp32")
     expected = reference.infer(frames)
     reference.close()
-    model = open_model(folder / f"{precision}.onnx")
-    backend = open_backend(model, backend="onnxruntime", device=bench.device)
+    backend = open_backend(
+        open_model(path), backend="onnxruntime", device=bench.device, precision=precision
+    )
     found, count, begin = backend.infer(frames), 0, time.perf_counter()
     while count == 0 or (bench.cuda and time.perf_counter() - begin < 1.5):
         backend.infer(frames)

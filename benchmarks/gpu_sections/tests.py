@@ -43,7 +43,8 @@ def of_file(file: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "needs_cuda", str(file)]
-        command += ["-p", "no:cacheprovider", f"--junitxml={report}"]
+        # Packages of other versions warn of other things; that is no failure of a GPU.
+        command += ["-W", "default", "-p", "no:cacheprovider", f"--junitxml={report}"]
         run = subprocess.run(
             command, cwd=REPOSITORY, capture_output=True, text=True, errors="replace", check=False
         )

@@ -28,6 +28,9 @@ _ENOUGH = 1
 """Seconds of a new clock after which its beginning is known, once every stream has arrived."""
 _BEHIND = Fraction(1, 2)
 """Seconds by which a stream that is new may be behind all others without any doubt."""
+_LAST_ONES = 2
+"""Packets on the old clock that may come when another stream has begun on the new one: MPEG-TS ends
+a packet where the next one begins."""
 _AT_MOST = 3
 """Seconds of it that are waited for the other streams: multiplexers interleave within one."""
 _MOST_BYTES = 2**26
@@ -142,6 +145,8 @@ class _Window:
     """Where the streams stand that are on the new clock, by index."""
     stood: dict[int, int] = field(default_factory=dict)
     """Where the others stood when it opened, in ticks."""
+    went_on: int = 0
+    """Packets of the streams that have not arrived there."""
     size: int = 0
 
 
@@ -230,6 +235,7 @@ class JobClock:
             else:
                 (arrived or self._tracks[index]).take(packet)
                 self._hold(packet, new=arrived is not None)
+                window.went_on += arrived is None
         if self._window is not None and self._is_known(self._window):
             yield from self._resolved()
 
@@ -337,6 +343,9 @@ class JobClock:
 
     def _is_known(self, window: _Window) -> bool:
         """Say whether the new clock has gone on for long enough to place it."""
+        if window.went_on > _LAST_ONES and not self._tracks.keys() & window.arrived.keys():
+            # A stream that is new, and nothing follows it back.
+            return True
         missing = any(
             index not in window.arrived and track in self._live()
             for index, track in self._tracks.items()

@@ -76,7 +76,7 @@ def translate(
         sink.finish()
         source.close()
         written += sink.written
-        notes += source.notes
+        notes += (*source.notes, *sink.notes)
     return written, dropped, notes
 
 
@@ -1029,10 +1029,15 @@ def test_geotiff_is_kept_where_every_pixel_stays_in_its_place(tmp_path: Path) ->
     assert note.endswith(
         "a.tif: what GeoTIFF says of its place is held by TIFF only, and was left out"
     )
-    smaller = one(tmp_path, "a.tif", _geo_tiff(), "b.tif", partial(_resized, size=(24, 32)))
-    turned = one(tmp_path, "a.tif", _geo_tiff(6), "c.tif")
-    for result in (smaller, turned):
-        assert not set(GEO) & set(result.tag_v2)
+    for name, orientation, size, reason in (
+        ("b.tif", 1, (24, 32), "has another size than its source, and what GeoTIFF says"),
+        ("c.tif", 6, (64, 48), "it is turned upright, and what GeoTIFF says of its place"),
+    ):
+        (tmp_path / "a.tif").write_bytes(_geo_tiff(orientation))
+        entry = Entry("image", tmp_path / "a.tif", tmp_path / name)
+        (path,), _, notes = translate((entry,), partial(_resized, size=size))
+        assert not set(GEO) & set(Image.open(io.BytesIO(path.read_bytes())).tag_v2)
+        assert [note for note in notes if reason in note]
 
 
 def test_a_band_that_is_not_called_alpha_is_not_called_so_in_the_output(tmp_path: Path) -> None:

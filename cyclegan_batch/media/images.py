@@ -343,6 +343,8 @@ def decode_picture(
         raise damaged(name, header.format, "its sizes contradict each other")
     samples = _upright(samples, header.orientation)
     alpha = None if alpha is None else _upright(alpha, header.orientation)
+    if header.geo and header.orientation != 1:
+        notes.append("it is turned upright, and what GeoTIFF says of its place was left out")
     exif = portable_exif(header.exif) if header.exif else None
     if exif and len(exif) > 65500:
         notes.append("its EXIF data are more than a JPEG can hold (64 KiB), and were left out")
@@ -606,19 +608,31 @@ class _Encoded:
 class ImageSink:
     """The files of a shard: each is written under a temporary name, and gets its own when whole."""
 
-    notes: tuple[str, ...] = ()
-    """None: what a format cannot hold, the source knows beforehand."""
-
     def __init__(self, shard: ImageShard) -> None:
         self.shard = shard
         self._written: list[Path] = []
+        self._displaced: list[Path] = []
+        """Pictures of another size than what GeoTIFF says of them is true of."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be written; what a format cannot hold, the source knows beforehand."""
+        if not self._displaced:
+            return ()
+        more = f" and {len(self._displaced) - 1} more" if len(self._displaced) > 1 else ""
+        return (
+            f"{printable(min(self._displaced))}{more}: has another size than its source, and what "
+            "GeoTIFF says of its place was left out",
+        )
 
     def converter(self) -> Callable[[Frame], _Encoded | Dropped]:
-        """Return the encoder; it holds no state."""
+        """Return the encoder."""
         return self._encode
 
     def _encode(self, frame: Frame) -> _Encoded | Dropped:
         tag: PictureTag = frame.tag
+        if tag.extras.geo and tag.extras.geo_size != frame.pixels.shape[:2]:
+            self._displaced.append(tag.output)
         try:
             data = encode_picture(
                 frame.pixels, _format_of(tag.output), quality=self.shard.quality, extras=tag.extras

@@ -441,6 +441,50 @@ def test_the_fused_operator_is_torchs_operators_in_a_row(
     torch.testing.assert_close(found.double(), wanted, atol=2**-10, rtol=2**-10)
 
 
+HOPPER = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from benchmarks.gpu_sections import norm_act_pad as fused
+halves, floats, bytes_ = "*fp16", "*fp32", "*u8"
+for kernel, pointers, constants in (
+    (fused._part, dict(x=halves, part=floats), dict(C=256, BP=64, BC=64)),
+    (fused._total, dict(part=floats, stat=floats), dict(C=256, S=16, BC=16)),
+    (fused._apply, dict(x=halves, residual=halves, stat=floats, out=halves), dict(
+        C=64, RELU=False, PAD=1, ADDS=True, RESIDUAL_PAD=1, CELLS_IN=True, CELLS_OUT=True, BP=64,
+        BC=64, TILES=2)),
+    (fused._first, dict(u8=bytes_, out=halves), dict(CELL=2, CP=16, BP=64)),
+    (fused._last, dict(y=halves, bias=floats, u8=bytes_), dict(CELL=2, CP=16, B=1024)),
+):
+    names = kernel.arg_names
+    types = {n: pointers.get(n, "constexpr" if n in constants else "i32") for n in names}
+    values = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature=types, constexprs=values)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    print(kernel.__name__, len(made.asm["cubin"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_kernels_are_compiled_for_hopper_without_a_gpu(tmp_path):
+    """Triton's interpreter takes more than its compiler does."""
+    pytest.importorskip("triton")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-c", HOPPER],
+        cwd=REPOSITORY,
+        env=environment
+        | {"PYTHONPATH": os.pathsep.join(gpu.PACKAGES), "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    sizes = [int(line.split()[1]) for line in run.stdout.splitlines()]
+    assert len(sizes) == 5
+    assert min(sizes) > 1000
+
+
 def test_a_7x7_convolution_is_a_4x4_one_between_cells(fused):
     torch.manual_seed(0)
     x = torch.randn(2, 14, 18, 3, dtype=torch.float64)

@@ -399,7 +399,7 @@ def test_pictures_have_one_or_three_channels_errors(tmp_path: Path) -> None:
     [
         ({"backend": "onnxruntime"}, r"g\.pth: is a checkpoint, and onnxruntime runs ONNX; exp"),
         ({"backend": "openvino"}, "is a checkpoint, and openvino runs ONNX.*--backend torch"),
-        ({"precision": "int8"}, "torch runs in fp32, bf16 or fp16, and int8 was asked for"),
+        ({"precision": "int8"}, "torch runs in fp32, tf32, bf16 or fp16, and int8 was asked for"),
         ({"precision": "fp16", "device": "cpu"}, "torch computes in fp16 on a GPU only"),
         ({"device": "cuda:99"}, r"was asked for cuda:99 and sees \S+ NVIDIA GPUs"),
     ],

@@ -134,12 +134,11 @@ def test_what_is_not_trained_on_is_named_and_counted(tmp_path):
     assert len(found) == 2
     assert found.left_out == {".psd": 2, ".svg": 1, ".json": 1, "": 1}
     pictures_note, others_note = found.notes
-    assert "3 pictures are left out, since their kinds are not read here (.psd 2, .svg 1)" in (
-        pictures_note
+    assert pictures_note.endswith(
+        "in: left out, as pictures of kinds that are not read here: 3 (.psd 2, .svg 1); "
+        "convert them to PNG, TIFF or JPEG"
     )
-    assert others_note.endswith(
-        "2 files that are no pictures are left out (.json 1, without extension 1)"
-    )
+    assert others_note.endswith("in: left out, as no pictures: 2 (.json 1, without extension 1)")
 
 
 def test_a_folder_of_damaged_pictures_errors(tmp_path):
@@ -198,7 +197,9 @@ def test_twelve_bits_in_sixteen_are_said_and_white_mends_them(tmp_path):
     for name in ("a.png", "b.png"):
         Image.fromarray(samples).save(tmp_path / name)
     found = domain(tmp_path, preprocess="none")
-    assert any("2 pictures: its 16 bits hold no level above 4095" in note for note in found.notes)
+    assert any(
+        ", 2 of its pictures: its 16 bits hold no level above 4095" in note for note in found.notes
+    )
     found = domain(tmp_path, preprocess="none", white=4095)
     assert not any("no level above" in note for note in found.notes)
     expected = np.rint(samples / 4095 * 255).astype(np.uint8)

@@ -180,7 +180,7 @@ class Domain:
                 f"{printable(folder)}: none of its {len(found)} pictures can be read{first}"
             )
         self.notes += [
-            f"{printable(folder)}: {count} pictures: {note}" for note, count in told.items()
+            f"{printable(folder)}, {count} of its pictures: {note}" for note, count in told.items()
         ]
         if self.transparent:
             self.notes.append(
@@ -364,12 +364,12 @@ def _left_out_words(folder: Path, left_out: Sequence[Path]) -> Iterator[str]:
     others = [path.suffix for path in left_out if path.suffix.lower() not in UNREAD_IMAGES]
     if pictures:
         yield (
-            f"{printable(folder)}: {len(pictures)} pictures are left out, since their kinds are "
-            f"not read here ({counted_suffixes(pictures)}); convert them to PNG, TIFF or JPEG"
+            f"{printable(folder)}: left out, as pictures of kinds that are not read here: "
+            f"{len(pictures)} ({counted_suffixes(pictures)}); convert them to PNG, TIFF or JPEG"
         )
     if others:
         yield (
-            f"{printable(folder)}: {len(others)} files that are no pictures are left out "
+            f"{printable(folder)}: left out, as no pictures: {len(others)} "
             f"({counted_suffixes(others)})"
         )
 

@@ -168,6 +168,36 @@ def test_a_transport_stream_of_a_transport_stream_keeps_its_clock(tmp_path):
         assert packet_times(tmp_path / "out.ts", kind) == packet_times(source, kind)
 
 
+@pytest.mark.behaviour(2, 4)
+@pytest.mark.parametrize("of_the_file", [False, True])
+def test_subtitles_and_chapters_come_along(tmp_path, of_the_file):
+    """Chapters are on the clock of the streams, or were left where they were."""
+    whole, source = streams.mkv(tmp_path / "whole.mkv"), tmp_path / "in.mkv"
+    chapters = tmp_path / "chapters.txt"
+    late = 0 if of_the_file else 100
+    chapters.write_text(
+        ";FFMETADATA1\n"
+        + "".join(
+            f"[CHAPTER]\nTIMEBASE=1/1000\nSTART={1000 * late + at}\nEND={1000 * late + at + 900}\n"
+            for at in (0, 900)
+        )
+    )
+    command = ["ffmpeg", "-v", "error", "-i", whole, "-i", chapters, "-c", "copy"]
+    command += ["-map", "0:v:0", "-map", "0:a", "-map", "0:s"]
+    command += ["-map_chapters", "1", "-output_ts_offset", "100", source]
+    subprocess.check_call(command)
+    output = tmp_path / "out.mkv"
+    run(plan(source, output))
+    before, after = containers.probe(source), containers.probe(output)
+    assert [float(c["start"] * c["time_base"]) for c in after.chapters] == pytest.approx(
+        [0, 0.9], abs=0.03
+    )
+    assert len(after.streams) == len(before.streams)
+    for index in ("s:0", "s:1"):
+        sent, got = packet_times(whole, index), packet_times(output, index)
+        assert [float(time) for time in got] == pytest.approx([float(t) for t in sent], abs=0.03)
+
+
 # Where it begins anew
 
 

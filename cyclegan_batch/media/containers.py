@@ -374,7 +374,8 @@ def probe(
             for stream in info.streams
         ]
         # Closed captions and matrices are read from frames, everything else before the file closes.
-        return spans.complete(replace(info, streams=tuple(streams)), looks, clock)
+        info = spans.complete(replace(info, streams=tuple(streams)), looks, clock)
+        return replace(info, chapters=_on_the_clock(info.chapters, info.start))
 
 
 def asf_claims(path: Path) -> tuple[int, Fraction] | None:
@@ -399,6 +400,25 @@ def asf_claims(path: Path) -> tuple[int, Fraction] | None:
 _ASF_FILE_PROPERTIES = UUID("8cabdca1-a947-11cf-8ee4-00c00c205365").bytes_le
 _ASF_FIELDS = struct.Struct("<40xQ16xQ8xQI")
 """File size, play duration (100 ns), preroll (ms) and flags; ASF specification, 3.2."""
+
+
+def _on_the_clock(
+    chapters: tuple[dict[str, Any], ...], start: Fraction | None
+) -> tuple[dict[str, Any], ...]:
+    """Return ``chapters`` on the clock of the streams, which begin at ``start`` (seconds).
+
+    Some programs let them count from the first frame (ffmpeg with -output_ts_offset): where all end
+    before it, they do.
+    """
+    ends = [chapter["end"] * chapter["time_base"] for chapter in chapters]
+    if not ends or start is None or max(ends) > start:
+        return chapters
+    moved = []
+    for chapter in chapters:
+        ticks = round(start / chapter["time_base"])
+        times = {name: chapter[name] + ticks for name in ("start", "end")}
+        moved.append({**chapter, **times})
+    return tuple(moved)
 
 
 def media_info(container: av.container.InputContainer, path: Path) -> MediaInfo:

@@ -1217,9 +1217,10 @@ class VideoSource:
     def _say_seams(self) -> None:
         """Note where the clock of the file did not go on, unless the plan has said it already."""
         plan = self._plan
-        if not plan.info.seams:
-            told = seam_notes(self._clock.seams, (self._first or 0) * plan.stream.time_base)
-            self.notes = (*self.notes, *(f"{plan.name}: {note}" for note in told))
+        said = {seam.kind for seam in plan.info.seams}
+        seams = [seam for seam in self._clock.seams if seam.kind not in said]
+        told = seam_notes(seams, (self._first or 0) * plan.stream.time_base)
+        self.notes = (*self.notes, *(f"{plan.name}: {note}" for note in told))
 
     def _turn(self, picture: av.VideoFrame) -> tuple[int, bool]:
         """Return how a frame becomes upright: a photo by its own EXIF, a video by its matrix."""

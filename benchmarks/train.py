@@ -3,7 +3,8 @@
     python benchmarks/train.py curves.tsv                            on the CPU
     python benchmarks/train.py curves.tsv --device cuda --size 256   on a GPU: never run
 
-Plain is float32 and eager. Both start from the same weights, see the same pictures and make the
+Plain is float32 as IEEE has it, and eager; with `--plain tf32` it is what torch and the reference
+compute on CUDA unasked. Both start from the same weights, see the same pictures and make the
 same draws; they take turns within one run, so that what else the machine does falls on both. Prints
 the ratio of their rates, and writes the losses of both, step by step, to OUTPUT and as curves to a
 picture beside it, those of the plain step above.
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of each that are counted")
     parser.add_argument("--warm-up", type=int, default=5, help="of each before them")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 leaves it to torch")
+    parser.add_argument("--plain", choices=["fp32", "tf32"], default="fp32")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction)
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction)
     parser.add_argument("--seconds", type=float, default=1e9, help="end after so many")
@@ -104,8 +106,15 @@ def main() -> None:
         for name in ("compile", "channels_last")
         if (value := getattr(given, name)) is not None
     }
-    plain = TrainConfig(netG=given.netG, ngf=given.ngf, device=given.device, pool_size=10)
+    plain = TrainConfig(
+        netG=given.netG,
+        ngf=given.ngf,
+        device=given.device,
+        pool_size=10,
+        precision=given.plain,
+    )
     both = {"plain": Contestant(plain), "fast": Contestant(replace(plain, **changes))}
+    print("plain:", given.plain, "with float32 as", both["plain"].model.float32)
     print("fast:", ", ".join(f"{name} = {value}" for name, value in changes.items()))
     pairs = scenes(16 * given.batch, given.size)
     end = time.monotonic() + given.seconds

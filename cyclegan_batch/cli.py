@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import shlex
 import signal
 import stat
 import sys
@@ -20,7 +21,7 @@ from . import __version__
 from .errors import ContradictionError, CycleganBatchError, OutputError
 
 if TYPE_CHECKING:
-    from cyclegan_train.run import Outcome, Progress
+    from cyclegan_train.run import Outcome, Progress, Reading
     from cyclegan_train.settings import Settings
 
     from .plan import JobPlan
@@ -572,7 +573,7 @@ def _train_keys() -> tuple[click.Option, ...]:
                 [key.name, *names],
                 type=click.Choice(key.choices) if key.choices else key.kind,
                 default=None,
-                help=f"{key.help or 'As in the reference.'}  [default: {default}]",
+                help=f"{key.help}  [default: {default}]",
             )
         )
     return tuple(options)
@@ -625,7 +626,8 @@ def train(
         values |= {name: value for name, value in keys.items() if value is not None}
         settings = known.settings_for(run, values, resume=resume)
     except ValueError as error:
-        raise click.UsageError(f"{error}.") from error
+        end = "" if str(error).endswith("?") else "."
+        raise click.UsageError(f"{error}{end}") from error
     reporter = Reporter(progress, quiet=quiet)
     try:
         outcome = _train(data, data_a, data_b, run, settings, reporter)
@@ -648,6 +650,8 @@ def train(
     if outcome.first:
         latest = printable(run / "checkpoints" / "latest")
         reporter.say(f"trained for {outcome.step} steps: {latest}")
+        model = shlex.quote(printable(run))
+        reporter.say(f"next: cyclegan-batch translate INPUT OUTPUT -m {model}")
 
 
 def _train(
@@ -669,7 +673,7 @@ def _train(
             "pip install 'cyclegan-batch[train]' brings it"
         ) from error
 
-    def watch(progress: Progress) -> None:
+    def watch(progress: Progress | Reading) -> None:
         reporter.show(
             lambda columns: line(progress, columns),
             lambda: sentence(progress),
@@ -687,6 +691,7 @@ def _train(
             stop=lambda: _STOPS.requested,
             say=reporter.say,
             watch=watch,
+            watch_reading=watch,
         )
 
 

@@ -60,12 +60,12 @@ class GeneratorConfig:
         found = _NET_G.fullmatch(self.netG)
         if found is None:
             raise ValueError(
-                f"{self.netG = !r} is no generator: it is resnet_<n>blocks, "
+                f"netG = {self.netG!r} is no generator: it is resnet_<n>blocks, "
                 "mobile_resnet_<n>blocks or unet_<side>"
             )
         side = int(found["side"] or 32)
         if side < 32 or side & (side - 1):
-            raise ValueError(f"{self.netG = !r}: the side of a U-Net is a power of 2 from 32")
+            raise ValueError(f"netG = {self.netG!r}: the side of a U-Net is a power of 2 from 32")
         for name in ("input_nc", "output_nc", "ngf"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} is to be 1 or more")
@@ -75,14 +75,17 @@ class GeneratorConfig:
         if self.widths is not None:
             if self.family != "mobile_resnet":
                 raise ValueError(
-                    f"{self.widths = } are for a mobile ResNet, and this is {self.netG}"
+                    f"widths = {self.widths} are for a mobile ResNet, and this is {self.netG}"
                 )
             if len(self.widths) != self.n_blocks + 5 or min(self.widths) < 1:
                 raise ValueError(
-                    f"{self.widths = }: {self.netG} has {self.n_blocks + 5} widths of 1 or more"
+                    f"widths = {self.widths}: {self.netG} has {self.n_blocks + 5} widths of 1 or "
+                    "more"
                 )
             if self.widths[0] != self.ngf:
-                raise ValueError(f"{self.widths = } begin with the stem's, which is {self.ngf = }")
+                raise ValueError(
+                    f"widths = {self.widths} begin with the stem's, which is ngf = {self.ngf}"
+                )
 
     @property
     def family(self) -> Family:

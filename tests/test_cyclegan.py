@@ -14,15 +14,26 @@ import pytest
 import torch
 from cyclegan_train import CycleGAN, TrainConfig
 from cyclegan_train.config import GanMode
-from cyclegan_train.cyclegan import learning_rate_factor
+from cyclegan_train.cyclegan import float32_as, generator_config, learning_rate_factor
+from cyclegan_train.data import Domain, Feed, Sampler
 from cyclegan_train.distributed import Ranks
 from cyclegan_train.graphs import DevicePool
 from cyclegan_train.losses import GANLoss, gradient_penalty
-from cyclegan_train.networks import NLayerDiscriminator, PixelDiscriminator
+from cyclegan_train.networks import (
+    NLayerDiscriminator,
+    PixelDiscriminator,
+    discriminator_from_config,
+    least_side,
+)
 from cyclegan_train.pool import ImagePool
+from cyclegan_train.run import _Mean
+from cyclegan_train.settings import DataConfig
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cyclegan_batch.errors import BackendUnavailableError
+from cyclegan_batch.errors import BackendError, BackendUnavailableError
+from cyclegan_batch.generators import generator_from_config
 from tests.conftest import REPOSITORY
 from tests.synthesis import formulas
 
@@ -33,6 +44,8 @@ LOSSES = ["D_A", "G_A", "cycle_A", "idt_A", "D_B", "G_B", "cycle_B", "idt_B"]
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    # Tiny networks: a second thread would mostly wait for the first.
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     random.seed(0)
 
@@ -325,6 +338,24 @@ def test_a_pixel_discriminator_sees_one_pixel():
     ]
 
 
+@pytest.mark.parametrize("norm", ["instance", "batch", "none"])
+@pytest.mark.parametrize(
+    "netD",
+    [{"netD": "pixel"}, *({"netD": "n_layers", "n_layers_D": n} for n in (1, 3, 5))],
+    ids=str,
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_least_side_is_the_smallest_that_a_discriminator_judges_while_it_learns(
+    norm, netD, batch
+):
+    network = discriminator_from_config(tiny(norm=norm, ndf=1, **netD), 1)
+    least = least_side(network, batch)
+    assert network(torch.rand(batch, 1, least, least)).numel() >= batch
+    if least > 1:
+        with pytest.raises((RuntimeError, ValueError)):
+            network(torch.rand(batch, 1, least - 1, least - 1))
+
+
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_without_instance_norm_only_first_and_last_convolution_have_a_bias(norm):
     network = NLayerDiscriminator(3, 4, 3, norm)
@@ -512,6 +543,247 @@ def test_a_learning_rate_that_a_recording_reads_is_set_where_it_is():
     assert loaded.item() == pytest.approx(2e-4)
 
 
+class Tape:
+    """Records on the CPU: keeps the step, and runs it at every replay."""
+
+    def __init__(self, *, empty: bool = False) -> None:
+        self.empty, self.calls = empty, Counter()
+
+    def rehearse(self, body):
+        self.calls["rehearse"] += 1
+        return body()
+
+    def record(self, body):
+        self.calls["record"] += 1
+        self.body = body
+        self.losses = {name: torch.full((), math.nan) for name in LOSSES}
+        return self.losses
+
+    def replay(self):
+        self.calls["replay"] += 1
+        if not self.empty:
+            for name, loss in self.body().items():
+                self.losses[name].copy_(loss)
+
+
+def taped(tape: Tape, **changes) -> CycleGAN:
+    model = CycleGAN(tiny(cuda_graphs=True, **changes))
+    assert model._graphed is not None
+    model._graphed._new_recorder = lambda: tape
+    model._graphed.reset()
+    return model
+
+
+@pytest.mark.behaviour(41)
+def test_a_step_is_rehearsed_recorded_once_and_replayed_with_the_bits_of_the_plain_one():
+    tape, changes = Tape(), {"pool_size": 2, "ema": 0.9, "n_epochs": 1, "n_epochs_decay": 1}
+    plain, recorded = CycleGAN(tiny(**changes)), taped(tape, **changes)
+    recorded.load_state_dict(plain.state_dict())
+    found = []
+    for model in (plain, recorded):
+        random.seed(1)
+        found.append([model.optimize_parameters(*pictures(number)) for number in range(6)])
+        model.update_learning_rate()
+        found[-1] += [model.optimize_parameters(*pictures(number)) for number in range(2)]
+    assert found[0] == found[1]
+    assert_same_bits(plain.state_dict(), recorded.state_dict())
+    assert tape.calls == {"rehearse": 3, "record": 1, "replay": 5}
+    recorded.load_state_dict(plain.state_dict())
+    recorded.step(*pictures(0))
+    assert tape.calls["rehearse"] == 4
+
+
+def test_a_recording_that_trains_nothing_errors():
+    model = taped(Tape(empty=True))
+    for number in range(3):
+        model.step(*pictures(number))
+    with pytest.raises(BackendError, match="trains nothing when it is replayed; leave cuda_graphs"):
+        model.step(*pictures(3))
+
+
+class Waits(TorchDispatchMode):
+    """Collects what a device would have to be waited for: values read, and blocking copies to it.
+
+    The pictures are fake, so the arithmetic is left out; what is sent to a device and asked of it
+    is the real program's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.copies = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func.name().split("::")[1]
+        if name == "_local_scalar_dense":
+            if args[0].device.type == "cuda":
+                self.found.append(name)
+            return 1.0  # Adam's count of its steps, which is the host's
+        out = func(*args, **kwargs)
+        if name in ("_to_copy", "copy_"):
+            target, source = (args[0], args[1]) if name == "copy_" else (out, args[0])
+            if {target.device.type, source.device.type} == {"cpu", "cuda"}:
+                self.copies += 1
+                waits = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+                if waits or target.device.type == "cpu" or id(source) not in PINNED:
+                    self.found.append(f"{name} {tuple(source.shape)}")
+        return out
+
+
+PINNED: set[int] = set()
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A CUDA device whose tensors are fake: all runs but the device's own work."""
+    entered = []
+
+    class Entered:
+        def __init__(self, device):
+            entered.append(device)
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *error):
+            pass
+
+    kept = []
+
+    def pin(values):
+        PINNED.add(id(values))
+        kept.append(values)  # so that no other gets its id
+        return values
+
+    def to(network, device=None, memory_format=None):
+        # torch would swap the tensors, which fake ones do not let happen.
+        for module in network.modules() if device is not None else ():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    module._parameters[name] = nn.Parameter(torch.empty_like(weight, device=device))
+        return network
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device", Entered)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    with FakeTensorMode():
+        yield entered
+    PINNED.clear()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fused_adam": True, "ema": 0.9, "joint_identity": True},
+        {"gan_mode": "wgangp", "channels_last": True},
+        {"pool_size": 0, "precision": "tf32"},
+    ],
+    ids=str,
+)
+def test_no_step_waits_for_its_device(cuda, changes, monkeypatch):
+    seen = set()
+    config = tiny(device="cuda:1", **{"pool_size": 2} | changes)
+
+    def average_of(network):
+        # A copy would be of the mode that makes tensors fake, too.
+        copied = generator_from_config(generator_config(config, "AtoB"))
+        return copied.to(device="cuda:1").requires_grad_(False)
+
+    monkeypatch.setattr("cyclegan_train.cyclegan._average_of", average_of)
+    model = CycleGAN(config)
+    assert model.netG_A.model[1].weight.device == torch.device("cuda:1")
+    model.netG_A.register_forward_hook(
+        lambda *_: seen.add((torch.backends.cudnn.conv.fp32_precision,
+                             torch.backends.cuda.matmul.fp32_precision))
+    )  # fmt: skip
+    before = torch.backends.cudnn.conv.fp32_precision
+    A, B = torch.zeros(2, 1, 3, 32, 32)
+
+    def backward(loss):
+        # torch's own looks for the device itself.
+        for net in NETS:
+            for weight in getattr(model, net).parameters():
+                weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+
+    monkeypatch.setattr(torch.autograd, "backward", backward)
+    monkeypatch.setattr(torch.autograd, "grad", lambda out, x, **_: (torch.zeros_like(x),))
+    with Waits() as waits:
+        for _ in range(4):
+            model.step(A, B)
+    assert waits.found == []
+    assert waits.copies == 8  # two pictures a step, from pinned memory
+    assert cuda == [torch.device("cuda:1")] * 4
+    wanted = "tf32" if changes.get("precision") == "tf32" else "ieee"
+    assert seen == {(wanted, wanted)}
+    assert model.float32 == wanted
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+def test_no_draw_of_a_pool_on_a_device_waits_for_it(cuda):
+    pool = DevicePool(2, torch.device("cuda:1"))
+    images = torch.zeros(3, 3, 8, 8, device="cuda:1")
+    with Waits() as waits:
+        for _ in range(3):
+            pool.draw(3)
+            assert pool.query(images).shape == images.shape
+    assert waits.found == []
+    assert waits.copies == 6
+
+
+def test_no_batch_of_pictures_on_a_device_waits_for_it_nor_does_the_mean_of_its_losses(cuda):
+    class OnDevice(Domain):
+        def __init__(self):
+            self._config = DataConfig(load_size=36, crop_size=32)
+            self.kept = [torch.zeros(3, 36, 36, dtype=torch.uint8, device="cuda:1")] * 4
+
+    mean = _Mean(torch.device("cuda:1"))
+    feed = Feed(OnDevice(), OnDevice(), Sampler(4, 4, batch_size=2), workers=1)
+    with Waits() as waits:
+        for _ in range(4):
+            A, _ = feed.next()
+            mean.add(torch.stack([A.mean()] * len(LOSSES)).double())
+    assert (A.shape, A.device) == ((2, 3, 32, 32), torch.device("cuda:1"))
+    assert (waits.found, waits.copies) == ([], 0)
+    with Waits() as waits:
+        waits_for = A.sum().item()
+    assert (waits_for, waits.found) == (1.0, ["_local_scalar_dense"])
+
+
+@pytest.mark.parametrize("how", ["ieee", "tf32"])
+@pytest.mark.parametrize("older", [None, True, False])
+def test_how_float32_is_multiplied_is_set_for_as_long(how, older):
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def seen() -> list:
+        newer = [cudnn.conv.fp32_precision, matmul.fp32_precision]
+        return [*newer, cudnn.allow_tf32, matmul.allow_tf32]
+
+    untouched = seen()
+    try:
+        if older is not None:
+            cudnn.allow_tf32 = matmul.allow_tf32 = older
+        before = seen()
+        with float32_as(how):
+            assert seen() == [how, how, how == "tf32", how == "tf32"]
+        assert seen() == before
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = True, False
+        matmul.fp32_precision = untouched[1]
+    assert seen() == untouched
+
+
+def test_tf32_is_fp32_on_the_cpu():
+    found = []
+    for precision in ("fp32", "tf32"):
+        torch.manual_seed(3)
+        model = CycleGAN(tiny(precision=precision))
+        assert model.float32 == "ieee"
+        found.append(ten_steps(model))
+    assert found[0] == found[1]
+
+
 @pytest.mark.needs_cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 def test_a_recorded_step_is_the_plain_one_but_for_rounding():
@@ -532,6 +804,25 @@ def test_a_recorded_step_is_the_plain_one_but_for_rounding():
     for one, other in zip(*found, strict=True):
         assert one == pytest.approx(other, rel=1e-2)
     assert_same_weights(graph, weights_of(plain), atol=1e-3)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+@pytest.mark.parametrize("changes", [{}, {"cuda_graphs": True}, {"gan_mode": "wgangp"}], ids=str)
+@pytest.mark.parametrize("device", range(max(1, torch.cuda.device_count())))
+def test_no_step_on_a_gpu_waits_for_it(changes, device):
+    """Never run: it needs a GPU, and several to see that the first is not taken for another."""
+    model = CycleGAN(tiny(device=f"cuda:{device}", pool_size=2, ema=0.9, **changes))
+    for number in range(6):
+        model.step(*pictures(number))
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(6):
+            losses = model.step(*pictures(number))
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    assert all(math.isfinite(loss) for loss in losses.values())
 
 
 def test_pictures_of_another_shape_than_the_recorded_ones_error():
@@ -586,6 +877,41 @@ def test_the_linear_schedule_factor_by_factor():
     assert found[99] == 2e-4
     assert found[100] == pytest.approx(2e-4 * 100 / 101)
     assert found[199] == pytest.approx(2e-4 / 101)
+
+
+def test_a_schedule_without_epochs_at_the_full_rate_begins_on_the_way_down():
+    assert rates(tiny(n_epochs=0, n_epochs_decay=3), 3) == pytest.approx([1.5e-4, 1e-4, 5e-5])
+
+
+@pytest.mark.behaviour(53)
+@pytest.mark.parametrize("lr_policy", ["linear", "step", "cosine"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_state_in_a_longer_schedule_goes_on_at_the_rate_of_that_one(lr_policy, recorded):
+    short, long = (
+        tiny(lr_policy=lr_policy, n_epochs=n, n_epochs_decay=1, lr_decay_iters=2) for n in (1, 3)
+    )
+    wanted = rates(long, 4)
+    for ended in (0, 1, 2):
+        begun = CycleGAN(short)
+        for _ in range(ended):
+            begun.update_learning_rate()
+        model = CycleGAN(long)
+        if recorded:
+            for optimizer in (model.optimizer_G, model.optimizer_D):
+                optimizer.param_groups[0]["lr"] = torch.tensor(9.0)
+        model.load_state_dict(begun.state_dict())
+        for optimizer in (model.optimizer_G, model.optimizer_D):
+            assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(wanted[ended])
+        assert model.learning_rate == pytest.approx(wanted[ended])
+
+
+def test_a_plateau_keeps_the_rate_of_its_state():
+    begun = CycleGAN(tiny(lr_policy="plateau", lr=1.0))
+    for _ in range(7):
+        begun.update_learning_rate(1.0)
+    model = CycleGAN(tiny(lr_policy="plateau", lr=1.0, n_epochs=500))
+    model.load_state_dict(begun.state_dict())
+    assert model.learning_rate == pytest.approx(0.2)
 
 
 def test_the_step_schedule_factor_by_factor():
@@ -690,13 +1016,16 @@ def test_the_networks_have_the_channels_of_their_domains():
     [
         ({"gan_mode": "hinge"}, "gan_mode = 'hinge' is none of lsgan, vanilla, wgangp"),
         ({"norm": "layer"}, "norm = 'layer' is none of"),
-        ({"precision": "int8"}, "precision = 'int8' is none of fp32, bf16, fp16"),
-        ({"n_layers_D": 6}, "n_layers_D = 6 is to be from 1 to 5"),
+        ({"precision": "int8"}, "precision = 'int8' is none of fp32, tf32, bf16, fp16"),
+        ({"n_layers_D": 6}, "^n_layers_D = 6 is to be from 1 to 5"),
         ({"n_layers_D": 0}, "n_layers_D = 0 is to be 1 or more"),
         ({"lr": math.nan}, "lr = nan is to be 0 or more"),
         ({"ema": 1.0}, "ema = 1.0 is to be from 0 to below 1"),
         ({"pool_size": -1}, "pool_size = -1 is to be 0 or more"),
-        ({"input_nc": 1}, "has 1 channels where B has 3; set it to 0"),
+        (
+            {"input_nc": 1},
+            "^lambda_identity = 0.5 compares .* has 1 channels where B has 3; set it to 0",
+        ),
         ({"cuda_graphs": True, "precision": "fp16"}, "cuda_graphs cannot record fp16"),
     ],
     ids=str,
@@ -707,7 +1036,9 @@ def test_what_cannot_be_trained_errors(changes, message):
 
 
 def test_an_unknown_generator_errors():
-    with pytest.raises(ValueError, match="is no generator: it is resnet_<n>blocks"):
+    with pytest.raises(
+        ValueError, match=r"^netG = 'resnet' is no generator: it is resnet_<n>blocks"
+    ):
         CycleGAN(tiny(netG="resnet"))
 
 

@@ -38,6 +38,11 @@ STEPS = 3
 MODES = ("lsgan", "vanilla")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
 def model_of(gan_mode: str, ranks: Ranks = ALONE, *, double: bool) -> CycleGAN:
     torch.manual_seed(0)
     config: TrainConfig = tiny(gan_mode=gan_mode, pool_size=0)
@@ -88,7 +93,32 @@ def whole_run(folder: Path, rank: int) -> Any:
 def stopped_run(folder: Path, rank: int) -> Any:
     # Pictures are counted too while they are read: 7 + 4, and 2 + 2 for the samples of no test.
     stop = after(11 + 4) if rank == 1 else (lambda: False)
-    return train(folder, "stopped", dropout=True, stop=stop)
+    run._ASKED_EVERY = 1
+    try:
+        return train(folder, "stopped", dropout=True, stop=stop)
+    finally:
+        run._ASKED_EVERY = 20
+
+
+def late_run(folder: Path, rank: int) -> Any:
+    """Ask each other every few steps only: as many of both, or one would wait for ever."""
+    asked = []
+    real = Ranks.greatest
+
+    def greatest(self, values):
+        asked.append(values)
+        return real(self, values)
+
+    Ranks.greatest = greatest  # type: ignore[method-assign]
+    run._ASKED_WITHIN = 1e9
+    run._ASKED_EVERY = 2
+    try:
+        stop = after(11 + 4) if rank == 1 else (lambda: False)
+        outcome, _ = train(folder, "late", stop=stop, samples=0, save_latest_every=1e-3 + rank)
+        return outcome, sum(len(values) == 3 for values in asked)
+    finally:
+        Ranks.greatest = real  # type: ignore[method-assign]
+        run._ASKED_EVERY, run._ASKED_WITHIN = 20, 1.0
 
 
 def resumed_run(folder: Path, rank: int) -> Any:
@@ -132,7 +162,7 @@ def failed_run(folder: Path, rank: int) -> str:
     return ""
 
 
-RUNS = (whole_run, stopped_run, resumed_run, broken_run, failed_run)
+RUNS = (whole_run, stopped_run, resumed_run, late_run, broken_run, failed_run)
 
 
 def work(rank: int, folder: Path, ports: list[int]) -> None:
@@ -274,6 +304,17 @@ def test_only_the_first_process_writes_and_speaks(folder, found):
     assert not found[1]["whole_run"][1]
     events = log_of(folder / "whole")
     assert [e["step"] for e in events if e["event"] == "losses"] == [2, 3, 5, 6, 8, 9]
+
+
+def test_processes_ask_each_other_now_and_then_and_stop_together(folder, found):
+    """The second one's wish after four steps is heard at the next question, and saved at once."""
+    (one, asked), (other, asked_too) = (mine["late_run"] for mine in found)
+    assert (one.finished, other.finished) == (False, False)
+    assert one.step == other.step == state_of(folder / "late")["model"]["steps"]
+    assert asked == asked_too
+    assert 4 <= one.step <= 6
+    # At the first steps there is no rate to go by; then at every second one.
+    assert asked <= 2 + one.step // 2 + 1
 
 
 def test_a_loss_that_is_no_number_in_one_process_stops_both_errors(folder, found):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-import safetensors  # noqa: E402 (after the check for torch)
-from cyclegan_train import charts, health, run  # noqa: E402
+import safetensors.torch  # noqa: E402 (after the check for torch)
+from cyclegan_train import charts, health, progress, run  # noqa: E402
 from cyclegan_train.cyclegan import LOSSES, CycleGAN  # noqa: E402
 from cyclegan_train.settings import settings_for, settings_from, values_from_toml  # noqa: E402
 
@@ -28,6 +30,7 @@ TINY: dict[str, Any] = {
     "netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "n_layers_D": 1, "netD": "n_layers",
     "n_epochs": 2, "n_epochs_decay": 1, "pool_size": 3, "load_size": 36, "crop_size": 32,
     "log_every": 2, "samples": 2, "tensorboard": False, "device": "cpu", "threads": 1,
+    "save_latest_every": 0.0,
 }  # fmt: skip
 STEPS = 5
 """Of an epoch of `data`."""
@@ -162,7 +165,9 @@ def test_a_run_that_is_resumed_as_one_that_could_be_recorded_goes_on_bit_for_bit
     options = {"ema": 0.9, "save_every_epochs": 1, "keep_last": 2, "reference_names": True}
     train(data, tmp_path / "run", steps=7, **options)
     assert train(data, tmp_path / "run", resume=True, cuda_graphs=True).finished
-    assert_same(state_of(tmp_path / "run"), state_of(whole))
+    state = state_of(tmp_path / "run")
+    assert state["settings"]["cuda_graphs"]
+    assert_same(state | {"settings": state["settings"] | {"cuda_graphs": False}}, state_of(whole))
     assert log_of(tmp_path / "run") == log_of(whole)
 
 
@@ -202,6 +207,80 @@ def test_a_state_is_saved_within_an_epoch_too(data, tmp_path, monkeypatch):
     assert state_of(tmp_path / "run")["model"]["steps"] == 3
 
 
+class Clock:
+    """A clock that every step moves by a second."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.now = 1000.0
+        real = CycleGAN.step
+
+        def step(model, *pictures):
+            self.now += 1
+            return real(model, *pictures)
+
+        monkeypatch.setattr(CycleGAN, "step", step)
+        monkeypatch.setattr(run.time, "monotonic", lambda: self.now)
+
+
+def saves_of(monkeypatch) -> list[int]:
+    """Return the steps after which states are saved, as they come."""
+    saves, real = [], run._Run._save
+
+    def save(self):
+        saves.append(self.model.steps)
+        real(self)
+
+    monkeypatch.setattr(run._Run, "_save", save)
+    return saves
+
+
+@pytest.mark.behaviour(40)
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.0, [0, 5, 10, 15]),  # every epoch
+        (3.0, [0, 3, 6, 9, 12, 15]),
+        (7.0, [0, 7, 14, 15]),  # epochs of 5 s are not worth a state each
+        (60.0, [0, 15]),
+    ],
+)
+def test_a_state_is_saved_when_so_much_time_has_passed(
+    data, whole, tmp_path, monkeypatch, seconds, expected
+):
+    Clock(monkeypatch)
+    saves = saves_of(monkeypatch)
+    options = {"ema": 0.9, "save_every_epochs": 1, "keep_last": 2, "reference_names": True}
+    train(data, tmp_path / "run", save_latest_every=seconds, **options)
+    assert saves == expected
+    # What is saved less often is the same in the end.
+    for file in (whole / "checkpoints").rglob("*.safetensors"):
+        mine = tmp_path / "run" / file.relative_to(whole)
+        assert mine.read_bytes() == file.read_bytes(), file.name
+
+
+def test_by_default_a_kill_costs_a_minute_and_best_is_there_with_the_state(
+    data, tmp_path, monkeypatch
+):
+    clock, saves = Clock(monkeypatch), saves_of(monkeypatch)
+    real = CycleGAN.step
+
+    def step(model, *pictures):
+        if model.steps == 14:
+            raise SystemExit
+        clock.now += 9
+        return real(model, *pictures)
+
+    monkeypatch.setattr(CycleGAN, "step", step)
+    default = {"save_latest_every": settings_from({}).run.save_latest_every}
+    with pytest.raises(SystemExit):
+        train(data, tmp_path / "run", samples=0, **default)
+    assert saves == [0, 6, 12]
+    card = tmp_path / "run" / "checkpoints" / "best" / "checkpoint.json"
+    epochs = [e for e in log_of(tmp_path / "run") if e["event"] == "epoch"]
+    best = min(epochs, key=lambda event: event["score"])
+    assert json.loads(card.read_text())["netG_A.safetensors"]["epoch"] == best["epoch"]
+
+
 def test_a_run_stopped_while_its_pictures_are_read_has_written_nothing(data, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run.train(data, tmp_path / "run", settings_from(TINY), stop=lambda: True)
@@ -215,6 +294,31 @@ def test_a_run_can_be_made_longer(data, tmp_path):
     assert values_from_toml(folder / "config.toml")["n_epochs"] == 2
 
 
+def rates_of(folder: Path) -> dict[int, float]:
+    return {e["epoch"]: e["lr"] for e in log_of(folder) if e["event"] == "losses"}
+
+
+@pytest.mark.behaviour(53)
+def test_more_epochs_go_on_at_the_rates_of_a_run_that_was_never_shorter(data, tmp_path):
+    folder, said = tmp_path / "run", []
+    train(data, folder, n_epochs=1, n_epochs_decay=1, samples=0)
+    before = state_of(folder)["model"]["networks"]
+    # Within the third epoch, all of which would be lost at a rate of 0.
+    train(data, folder, resume=True, n_epochs=3, steps=2, say=said.append)
+    after = state_of(folder)["model"]["networks"]
+    for net, name in (("netG_A", "model.1.weight"), ("netD_B", "model.0.weight")):
+        assert (after[net][name] - before[net][name]).abs().max() > 1e-4, net
+    assert train(data, folder, resume=True).finished
+    train(data, tmp_path / "whole", n_epochs=3, n_epochs_decay=1, samples=0)
+    found, wanted = rates_of(folder), rates_of(tmp_path / "whole")
+    assert found.pop(2) == pytest.approx(wanted.pop(2) / 2)  # where the shorter one went down
+    assert found == wanted == {1: 2e-4, 3: 2e-4, 4: 1e-4}
+    assert [sentence for sentence in said if "learning rate" in sentence] == [
+        "the learning rate goes up from 0 to 0.0002: with n_epochs = 3 and n_epochs_decay = 1 it "
+        "is that of epoch 3"
+    ]
+
+
 def test_a_run_that_has_ended_stays_as_it_is(data, whole):
     before = (whole / "log.jsonl").read_bytes()
     assert train(data, whole, resume=True).finished
@@ -224,6 +328,98 @@ def test_a_run_that_has_ended_stays_as_it_is(data, whole):
 def test_another_network_on_the_way_errors(data, whole):
     with pytest.raises(ValueError, match=r"ngf = 8: the run in .* began with 4, and keeps it"):
         train(data, whole, resume=True, ngf=8)
+
+
+@pytest.mark.parametrize("kept", [0, 30, 0.5])
+def test_a_log_that_was_lost_or_cut_ends_no_run_and_is_said(data, tmp_path, kept):
+    folder, said = tmp_path / "run", []
+    options = {"n_epochs": 1, "n_epochs_decay": 1, "samples": 0, "save_every_steps": 1}
+    train(data, folder, steps=STEPS + 2, **options)
+    log = folder / "log.jsonl"
+    whole = log.read_bytes()
+    begin = whole[: kept if isinstance(kept, int) else int(len(whole) * kept)]
+    log.write_bytes(begin) if begin else log.unlink()
+    assert train(data, folder, resume=True, say=said.append).finished
+    lines = begin.splitlines(keepends=True)[:-1]
+    lost = len(whole) - len(b"".join(lines))
+    (told,) = [sentence for sentence in said if "log.jsonl" in sentence]
+    assert f"lacks {lost} bytes of what it held when the state was saved; the run goes on" in told
+    assert log.read_bytes().startswith(b"".join(lines))
+    assert log_of(folder)[-1]["step"] == 2 * STEPS
+    train(data, tmp_path / "whole", **options)
+    one, other = state_of(folder), state_of(tmp_path / "whole")
+    assert_same(one["model"], other["model"])
+    assert (
+        log_of(folder)[len(lines) :]
+        == log_of(tmp_path / "whole")[-len(log_of(folder)) + len(lines) :]
+    )
+
+
+def test_lines_that_somebody_wrote_into_the_log_end_no_run(data, tmp_path):
+    train(data, tmp_path / "run", steps=STEPS, n_epochs=1, n_epochs_decay=1, samples=0)
+    log = tmp_path / "run" / "log.jsonl"
+    # Of the same length, so that nothing seems to lack.
+    log.write_bytes(log.read_bytes().replace(b'{"event": "losses"', b"# my own words   ", 1))
+    assert train(data, tmp_path / "run", resume=True).finished
+
+
+def test_a_run_whose_description_is_gone_goes_on_and_writes_it_anew(data, whole, tmp_path):
+    folder = tmp_path / "run"
+    options = {"ema": 0.9, "save_every_epochs": 1, "keep_last": 2, "reference_names": True}
+    train(data, folder, steps=7, **options)
+    config = (folder / "config.toml").read_bytes()
+    for number, (name, damage) in enumerate(
+        {"run.json": None, "config.toml": None, "run.json ": b"{", "run.json  ": b"[]"}.items()
+    ):
+        path, said = folder / name.strip(), []
+        path.unlink() if damage is None else path.write_bytes(damage)
+        train(data, folder, resume=True, steps=1, say=said.append)
+        assert any("run.json: does not say how the run began" in s for s in said) == (number != 1)
+        assert (folder / "config.toml").read_bytes() == config
+        assert json.loads((folder / "run.json").read_text())["steps_per_epoch"] == STEPS
+    assert train(data, folder, resume=True).finished
+    assert_same(state_of(folder), state_of(whole))
+
+
+def test_neither_a_config_nor_a_state_that_holds_one_errors(data, tmp_path):
+    folder = tmp_path / "run"
+    train(data, folder, steps=0)
+    state = state_of(folder)
+    (folder / "config.toml").unlink()
+    for damaged in ({k: v for k, v in state.items() if k != "settings"}, {}):
+        torch.save(damaged, folder / "checkpoints" / "state.pt")
+        with pytest.raises(InputError, match=r"config\.toml: no such file, and state\.pt does not"):
+            train(data, folder, resume=True)
+
+
+def test_a_config_that_was_edited_on_the_way_errors(data, tmp_path):
+    folder = tmp_path / "run"
+    train(data, folder, steps=1)
+    config = folder / "config.toml"
+    text = config.read_text()
+    edited = text.replace("lambda_A = 10.0", "lambda_A = 5.0").replace("ngf = 4", "ngf = 8")
+    config.write_text(edited.replace("n_epochs = 2", "n_epochs = 4"))
+    with pytest.raises(
+        InputError,
+        match=r"config\.toml: holds other keys than the run was made with \(lambda_A = 5.0 instead "
+        r"of 10.0, ngf = 8 instead of 4\); restore them, or begin another run",
+    ):
+        train(data, folder, resume=True, steps=0)
+    # What an option may give anew may be edited, too; so may a state of before settings were kept.
+    config.write_text(text.replace("n_epochs = 2", "n_epochs = 4"))
+    state = state_of(folder)
+    del state["settings"]
+    torch.save(state, folder / "checkpoints" / "state.pt")
+    train(data, folder, resume=True, steps=0)
+    assert state_of(folder)["settings"]["n_epochs"] == 4
+
+
+def test_generators_without_the_state_they_came_from_error(data, tmp_path):
+    train(data, tmp_path / "run", steps=1)
+    (tmp_path / "run" / "checkpoints" / "state.pt").unlink()
+    for resume in (True, False):
+        with pytest.raises(OutputError, match=r"not its checkpoints/state\.pt, without which it"):
+            train(data, tmp_path / "run", resume=resume)
 
 
 def test_a_run_in_the_way_errors(data, whole):
@@ -283,6 +479,9 @@ def test_the_folder_says_what_it_is(data, whole):
     assert described["versions"]["torch"] == torch.__version__
     assert described["data"]["A"]["pictures"] == STEPS
     assert len(described["data"]["A"]["digest"]) == 64
+    assert described["arithmetic"] == {
+        "precision": "fp32", "float32": "ieee", "cudnn_benchmark": False,
+    }  # fmt: skip
     assert described["steps_per_epoch"] == STEPS
 
 
@@ -374,9 +573,80 @@ def test_what_is_skipped_is_said_and_recorded(tmp_path):
     said: list[str] = []
     train(tmp_path / "data", tmp_path / "run", steps=0, say=said.append)
     assert any("bad.jpg" in sentence for sentence in said)
-    assert "A: 1 pictures skipped" in said
+    assert "A: 1 picture skipped" in said
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert "bad.jpg" in described["data"]["A"]["skipped"][0]
+
+
+def test_equal_weights_are_equal_files(whole):
+    for file in (whole / "checkpoints" / "latest").glob("*.safetensors"):
+        data = file.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        assert list(header["__metadata__"]) == sorted(header["__metadata__"])
+        with safetensors.safe_open(file, framework="pt") as opened:
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata() | {"tool_version": "ü"}
+        again = [run._safetensors(weights, dict(order)) for order in
+                 (metadata.items(), reversed(metadata.items()))]  # fmt: skip
+        assert again[0] == again[1]
+        loaded = safetensors.torch.load(again[0])
+        assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("preprocess", ["crop", "none"])
+def test_kernels_are_searched_where_every_picture_has_one_size(
+    data, tmp_path, monkeypatch, preprocess
+):
+    seen, before = [], torch.backends.cudnn.benchmark
+    real = CycleGAN.step
+
+    def step(self, *pictures):
+        seen.append(torch.backends.cudnn.benchmark)
+        return real(self, *pictures)
+
+    monkeypatch.setattr(CycleGAN, "step", step)
+    train(data, tmp_path / "run", steps=1, samples=0, preprocess=preprocess)
+    assert seen == [preprocess == "crop"]
+    assert torch.backends.cudnn.benchmark == before
+
+
+def test_a_batch_of_more_pictures_than_there_are_is_said(data, tmp_path):
+    said: list[str] = []
+    train(data, tmp_path / "run", steps=0, say=said.append, batch_size=6)
+    assert any("takes 6 pictures of each domain, which is more than either has" in s for s in said)
+    said.clear()
+    train(data, tmp_path / "fitting", steps=0, say=said.append, batch_size=5)
+    assert not any("more than either has" in s for s in said)
+
+
+def test_how_far_the_pictures_are_read_is_told(data, tmp_path):
+    told: list[run.Reading] = []
+    run.train(
+        data, tmp_path / "run", settings_from(TINY | {"n_epochs": 0, "n_epochs_decay": 0}),
+        watch_reading=told.append,
+    )  # fmt: skip
+    assert [(r.domain, r.read, r.count) for r in told] == [
+        *(("A", read, 5) for read in range(1, 6)), *(("B", read, 3) for read in range(1, 4)),
+    ]  # fmt: skip
+    assert progress.sentence(run.Reading("A", 1200, 5000)) == "A: read 1,200 of 5,000 pictures"
+    assert progress.line(run.Reading("B", 1, 2), 80).startswith("━" * 12 + "─" * 12 + " B: read 1")
+    assert progress.state(run.Reading("B", 1, 2)) == {"domain": "B", "read": 1, "pictures": 2}
+
+
+def test_pictures_are_decoded_on_every_core_but_for_those_of_other_processes(
+    data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run, "cpu_threads", lambda: 6)
+    used = []
+    monkeypatch.setattr(
+        run, "load_domains", lambda folders, config, **_: used.append(config.workers) or 1 / 0
+    )
+    for ranks, options in ((run.Ranks(), {}), (run.Ranks(0, 4), {}), (run.Ranks(), {"workers": 5})):
+        monkeypatch.setattr(run, "joined_ranks", lambda _, r=ranks: contextlib.nullcontext(r))
+        monkeypatch.setattr(run.Ranks, "any", lambda self, found: found)
+        with pytest.raises(ZeroDivisionError):
+            train(data, tmp_path / "run", **options)
+    assert used == [6, 1, 5]
 
 
 def test_tensorboard_gets_the_losses(data, tmp_path):
@@ -418,10 +688,120 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_state_errors(
     assert {event["event"] for event in log_of(tmp_path / "run")} <= {"losses", "epoch", "health"}
 
 
+@pytest.mark.behaviour(25)
+def test_a_disk_that_cannot_hold_the_checkpoints_errors(data, tmp_path, monkeypatch):
+    free = 10**9
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: usage._replace(free=free))
+    options = {"samples": 0, "ema": 0.9, "reference_names": True, "save_every_epochs": 1}
+    folder = tmp_path / "new" / "run"
+    train(data, folder, **options)
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    whole = sum(file.stat().st_size for file in files if "checkpoints" in file.parts)
+    # As many bytes as it takes: all files, and a second state; their headers make up little.
+    state = (folder / "checkpoints" / "state.pt").stat().st_size
+    free = int(0.75 * (whole + state))
+    with pytest.raises(
+        OutputError, match=r"cannot train in .*: its checkpoints take up to .* are f"
+    ):
+        train(data, tmp_path / "other" / "run", **options)
+    assert not (tmp_path / "other").exists()
+    # What is there already is not needed again.
+    free = state
+    assert train(data, folder, resume=True, n_epochs=3).finished
+    free = int(0.5 * state)
+    with pytest.raises(OutputError, match=r"free some space, use a smaller keep_last, or name"):
+        train(data, folder, resume=True)
+
+
+@pytest.mark.behaviour(25)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_full_disk_is_called_one_and_the_state_stays_errors(data, tmp_path, monkeypatch, suffix):
+    folder = tmp_path / "run"
+    train(data, folder, steps=2, samples=0)
+    before = state_of(folder)
+    real = run.temporary_path
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    monkeypatch.setattr(
+        run, "temporary_path", lambda path: full if path.suffix == suffix else real(path)
+    )
+    with pytest.raises(OutputError, match=r"cannot write .*: the disk is full; free some space"):
+        train(data, folder, resume=True)
+    monkeypatch.undo()
+    assert_same(state_of(folder), before)
+    assert train(data, folder, resume=True).finished
+
+
+def test_a_picture_that_goes_bad_on_the_way_costs_no_step(data, tmp_path, monkeypatch):
+    shutil.copytree(data, tmp_path / "data")
+    bad = tmp_path / "data" / "trainA" / "3.png"
+    whole = bad.read_bytes()
+    real = CycleGAN.step
+
+    def step(self, *pictures):
+        if self.steps == 7:
+            bad.write_bytes(whole[:50])
+        return real(self, *pictures)
+
+    monkeypatch.setattr(CycleGAN, "step", step)
+    folder, options = tmp_path / "run", {"memory_gb": 0.0, "samples": 0, "save_latest_every": 1e9}
+    with pytest.raises(InputError, match=r"3\.png: .* it could be read when the run began"):
+        train(tmp_path / "data", folder, **options)
+    assert state_of(folder)["model"]["steps"] >= 8
+    bad.write_bytes(whole)
+    assert train(tmp_path / "data", folder, resume=True).finished
+    monkeypatch.undo()
+    train(tmp_path / "data", tmp_path / "whole", **options)
+    assert_same(state_of(folder), state_of(tmp_path / "whole"))
+
+
 def test_networks_that_cannot_be_built_error(data, tmp_path):
     with pytest.raises(ModelError, match=r"cannot build the networks: .*resnet_many"):
         train(data, tmp_path / "run", netG="resnet_many")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "netD", [{"netD": "basic"}, {"n_layers_D": 5, "load_size": 68, "crop_size": 64}]
+)
+def test_a_cut_that_is_too_small_for_the_discriminator_errors(data, tmp_path, netD):
+    changes = {"load_size": 20, "crop_size": 16} | netD
+    with pytest.raises(InputError, match=r"crop_size = \d+: the discriminator .* judges .* from"):
+        train(data, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("preprocess", ["none", "scale_width"])
+def test_a_picture_that_is_too_small_for_the_discriminator_is_enlarged(data, tmp_path, preprocess):
+    fill(tmp_path / "trainA", range(2))
+    fill(tmp_path / "trainB", range(10, 12))
+    Image.new("RGB", (10, 10)).save(tmp_path / "trainA" / "small.png")
+    options = {"preprocess": preprocess, "load_size": 10, "netD": "basic", "samples": 1}
+    outcome = train(tmp_path, tmp_path / "run", n_epochs=1, n_epochs_decay=0, **options)
+    assert outcome.finished
+
+
+def test_pictures_of_two_sizes_for_a_penalty_between_them_error(data, tmp_path):
+    fill(tmp_path / "trainA", range(2))
+    fill(tmp_path / "trainB", range(10, 12))
+    Image.new("RGB", (48, 32)).save(tmp_path / "trainB" / "wide.png")
+    options = {"preprocess": "none", "gan_mode": "wgangp", "samples": 0}
+    with pytest.raises(InputError, match=r"wgangp mixes .* there are 40×40 and 48×32; use a prepr"):
+        train(tmp_path, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_step_refuses_is_told_with_its_pictures_errors(data, tmp_path, monkeypatch):
+    def step(self, *pictures):
+        raise ValueError("Expected more than 1 spatial element")
+
+    monkeypatch.setattr(CycleGAN, "step", step)
+    with pytest.raises(
+        ModelError, match=r"after step 0, with pictures of 32×32 and 32×32, .*spatial"
+    ):
+        train(data, tmp_path / "run", samples=0)
 
 
 def test_a_failing_compiler_errors(data, tmp_path, monkeypatch):

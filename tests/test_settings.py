@@ -12,6 +12,7 @@ import pytest
 from cyclegan_train import settings
 from cyclegan_train.config import TrainConfig
 
+from cyclegan_batch.errors import InputError
 from tests.conftest import REPOSITORY
 
 RECIPES = sorted(settings.RECIPES.glob("*.toml"))
@@ -42,6 +43,8 @@ def test_settings_survive_being_written(tmp_path):
     assert settings.settings_from(settings.values_from_toml(path)) == changed
     for key in settings.keys().values():
         assert f"\n{key.name} = " in path.read_text()
+        assert key.help, key.name
+    assert "#  " not in path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -76,6 +79,7 @@ def test_text_becomes_the_kind_of_its_key(name, text, value):
             "cuda_graphs replays one shape, and preprocess = 'none' leaves pictures of many",
         ),
         ({"memory_gb": float("nan")}, "memory_gb = nan is to be 0 or more"),
+        ({"save_latest_every": -1}, "save_latest_every = -1.0 is to be 0 or more"),
     ],
 )
 def test_a_wrong_key_errors(values, message):
@@ -96,6 +100,11 @@ def test_a_wrong_key_errors(values, message):
 def test_wrong_text_errors(name, text, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         settings.value_from_text(name, text)
+
+
+def test_a_file_that_cannot_be_read_errors(tmp_path):
+    with pytest.raises(InputError, match=r"run: cannot be read: Is a directory; check the perm"):
+        settings.values_from_toml((tmp_path / "run").mkdir() or tmp_path / "run")
 
 
 def test_what_is_no_toml_errors(tmp_path):

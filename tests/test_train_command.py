@@ -63,6 +63,7 @@ def test_two_folders_become_a_run(data, tmp_path):
     assert done.stdout == ""
     assert "A: 4 pictures of" in done.stderr
     assert "trained for 8 steps" in done.stderr
+    assert f"next: cyclegan-batch translate INPUT OUTPUT -m {tmp_path / 'run'}\n" in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "latest" / "netG_A.safetensors").exists()
     config = (tmp_path / "run" / "config.toml").read_text()
     # Recipe, --set, option: each over the one before.
@@ -109,7 +110,7 @@ def test_progress_as_json_has_rate_and_time_left(data, tmp_path):
     done = train(data, tmp_path / "run", *SMALL, *larger, "--progress=json")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stderr.splitlines()]
-    progress = [line for line in lines if line["event"] == "progress"]
+    progress = [line for line in lines if line["event"] == "progress" and "step" in line]
     assert progress
     assert progress[0]["steps"] == 24
     assert progress[-1]["rate"] > 0
@@ -131,6 +132,7 @@ def test_a_folder_that_is_not_there_is_one_clear_line_errors(tmp_path):
         ([], "give DATA and RUN"),
         (["a", "b", "c"], "give DATA and RUN"),
         (["data", "run", "--set", "nfg=3"], "'nfg' is no key of a training; do you mean ngf?"),
+        (["data", "run", "--set", "input_nc=1"], "Error: lambda_identity = 0.5 compares what G_A"),
         (["data", "run", "--set", "ngf"], "'ngf' is not KEY=VALUE"),
         (["data", "run", "--ngf", "few"], "'few' is not a valid integer"),
         (["data", "run", "--netD", "big"], "'big' is not one of 'basic'"),
@@ -146,7 +148,23 @@ def test_a_wrong_command_errors(tmp_path, monkeypatch, capsys, arguments, messag
         cli.main(["train", *arguments])
     # Where pictures are is no question of spelling.
     assert end.value.code == (1 if arguments == ["data"] else 2)
-    assert message in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert message in said
+    assert "?." not in said
+
+
+def test_how_far_the_pictures_are_read_is_shown(data, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr("cyclegan_batch.progress._PLAIN_EVERY", 0.0)
+    monkeypatch.setattr("cyclegan_batch.progress._JSON_EVERY", 0.0)
+    none = [*SMALL, "--n-epochs=0"]
+    done = train(data, tmp_path / "plain", *none, "--progress=plain")
+    assert done.returncode == 0, done.stderr
+    for sentence in ("A: read 1 of 4 pictures", "B: read 4 of 4 pictures"):
+        assert f"{sentence}\n" in done.stderr
+    done = train(data, tmp_path / "json", *none, "--progress=json")
+    first = json.loads(done.stderr.splitlines()[0])
+    assert first == {"event": "progress", "domain": "A", "read": 1, "pictures": 4}
 
 
 def test_every_key_is_an_option_in_both_spellings():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args, get_type_hints
 
 GanMode: TypeAlias = Literal["lsgan", "vanilla", "wgangp"]
-Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
+Precision: TypeAlias = Literal["fp32", "tf32", "bf16", "fp16"]
 LrPolicy: TypeAlias = Literal["linear", "step", "plateau", "cosine"]
 
 
@@ -28,18 +28,27 @@ class TrainConfig:
     n_layers_D: int = 3  # noqa: N815
     """Strides of 2 in the discriminator, 1 to 5, where ``netD`` is ``n_layers``."""
     ngf: int = 64
+    """Channels of a generator's first convolution; the others are multiples of it."""
     ndf: int = 64
+    """Channels of a discriminator's first convolution; the others are multiples of it."""
     input_nc: int = 3
     """Channels of A."""
     output_nc: int = 3
     """Channels of B."""
     norm: Literal["instance", "batch", "syncbatch", "none"] = "instance"
+    """What follows the convolutions of all networks; ``syncbatch`` is ``batch`` over all GPUs."""
     dropout: bool = False
+    """Drop half of the values within the generators' blocks while they learn."""
     upsample: Literal["deconv", "resize"] = "deconv"
+    """How a ResNet grows again: transposed convolutions as in the reference, or enlarging by the
+    nearest pixel and a convolution, which leaves no checkerboard."""
     init_type: Literal["normal", "xavier", "kaiming", "orthogonal"] = "normal"
+    """How the weights are drawn at the beginning."""
     init_gain: float = 0.02
+    """Standard deviation of those drawn by ``normal``, gain of ``xavier`` and ``orthogonal``."""
     # The losses
     gan_mode: GanMode = "lsgan"
+    """Adversarial loss: least squares, cross-entropy, or Wasserstein with a gradient penalty."""
     lambda_A: float = 10.0  # noqa: N815
     """Weight of the cycle A → B → A."""
     lambda_B: float = 10.0  # noqa: N815
@@ -52,8 +61,11 @@ class TrainConfig:
     """Fakes kept per domain; 0 shows every discriminator the newest ones only."""
     # The optimisers
     lr: float = 2e-4
+    """Learning rate of Adam, for generators and discriminators, at the beginning."""
     beta1: float = 0.5
+    """Adam's decay of the mean gradient."""
     lr_policy: LrPolicy = "linear"
+    """How the learning rate goes down from epoch to epoch."""
     n_epochs: int = 100
     """Epochs at the full learning rate (``linear``)."""
     n_epochs_decay: int = 100
@@ -67,10 +79,12 @@ class TrainConfig:
     device: str = "auto"
     """``auto`` (CUDA where there is one), ``cpu`` or ``cuda[:N]``. CUDA is experimental."""
     precision: Precision = "fp32"
-    """``bf16`` and ``fp16`` by autocast; statistics and losses are float32 in all of them."""
+    """``fp32`` is float32 as IEEE has it; ``tf32`` multiplies with 10 bits of mantissa on CUDA, as
+    torch and the reference do there unasked, and is fp32 elsewhere; ``bf16`` and ``fp16`` by
+    autocast. Statistics and losses are float32 in all of them."""
     channels_last: bool = False
-    """Keep pictures and weights with the channels innermost. For CUDA: on the CPU it is slower,
-    since InstanceNorm has to turn every picture around."""
+    """Keep pictures and weights with the channels innermost. Slower on the CPU, since InstanceNorm
+    and the padding turn every picture around; on CUDA not measured yet."""
     fused_adam: bool = False
     """Update all weights in one kernel."""
     joint_identity: bool = False
@@ -106,9 +120,9 @@ class TrainConfig:
                 "bf16"
             )
         if self.n_layers_D > 5:
-            raise ValueError(f"{self.n_layers_D = } is to be from 1 to 5")
+            raise ValueError(f"n_layers_D = {self.n_layers_D} is to be from 1 to 5")
         if self.lambda_identity and self.input_nc != self.output_nc:
             raise ValueError(
-                f"{self.lambda_identity = } compares what G_A makes of B with B, and A has "
-                f"{self.input_nc} channels where B has {self.output_nc}; set it to 0"
+                f"lambda_identity = {self.lambda_identity} compares what G_A makes of B with B, "
+                f"and A has {self.input_nc} channels where B has {self.output_nc}; set it to 0"
             )

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from cyclegan_batch.generators import (
 
 from .config import TrainConfig
 from .distributed import ALONE, Ranks
-from .graphs import DevicePool, GraphedStep
+from .graphs import CudaRecorder, DevicePool, GraphedStep, pinned
 from .losses import GANLoss, gradient_penalty
 from .networks import discriminator_from_config
 from .pool import ImagePool
@@ -56,6 +57,7 @@ class CycleGAN:
     def __init__(self, config: TrainConfig, ranks: Ranks = ALONE) -> None:
         self.config = config
         self.device = _device(config.device, ranks)
+        self._on_cuda = self.device.type == "cuda"
         self._ranks = ranks
         if config.norm == "syncbatch" and ranks.size > 1 and self.device.type == "cpu":
             raise ValueError(
@@ -83,13 +85,18 @@ class CycleGAN:
                 DevicePool(config.pool_size, self.device),
             )
             self.fake_B_pool, self.fake_A_pool = pools
-            self._graphed = GraphedStep(self._compute, pools, self.device)
+            recorder = functools.partial(CudaRecorder, self.device)
+            self._graphed = GraphedStep(
+                self._compute, pools, self._counted, recorder if self._on_cuda else None
+            )
         else:
             self.fake_A_pool = ImagePool(config.pool_size)
             self.fake_B_pool = ImagePool(config.pool_size)
         self.epoch = 1
         """The epoch in progress, counted from 1."""
         self.steps = 0
+        if config.lr_policy != "plateau":
+            self._follow_schedule()
         self.ema_A = _average_of(self.netG_A) if config.ema else None
         """The moving average of ``netG_A``, in eval mode; None without ``ema``."""
         self.ema_B = _average_of(self.netG_B) if config.ema else None
@@ -118,19 +125,38 @@ class CycleGAN:
 
         ``real_A`` and ``real_B`` are ``(N, C, H, W)`` in [-1, 1] on any device.
         """
-        return {name: float(loss) for name, loss in self.step(real_A, real_B).items()}
+        losses = self.step(real_A, real_B)
+        # At once: every one by itself would be waited for.
+        return dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
 
     def step(self, real_A: Tensor, real_B: Tensor) -> dict[str, Tensor]:
         """Do what `optimize_parameters` does; the losses stay on the device, as scalars.
 
-        So a loop that does not look at every loss does not wait for the device at every step.
+        So a loop that does not look at every loss does not wait for the device at every step,
+        but with fp16, which looks at every gradient. Raises ValueError for pictures that the
+        networks cannot take.
         """
-        real_A, real_B = self._to_device(real_A), self._to_device(real_B)
-        compute = self._compute if self._graphed is None else self._graphed
-        losses = compute(real_A, real_B)
-        self.steps += 1
-        self._update_averages()
+        with self.computing():
+            real_A, real_B = self._to_device(real_A), self._to_device(real_B)
+            compute = self._compute if self._graphed is None else self._graphed
+            losses = compute(real_A, real_B)
+            self.steps += 1
+            self._update_averages()
         return losses
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute on this model's device, and float32 as the config has it, for as long."""
+        if not self._on_cuda:
+            yield
+            return
+        with torch.cuda.device(self.device), float32_as(self.float32):
+            yield
+
+    @property
+    def float32(self) -> str:
+        """How float32 is multiplied: ``ieee``, or ``tf32`` where the config and CUDA have it."""
+        return "tf32" if self._on_cuda and self.config.precision == "tf32" else "ieee"
 
     def _compute(self, real_A: Tensor, real_B: Tensor) -> dict[str, Tensor]:
         """Do what of a step is the device's."""
@@ -200,6 +226,11 @@ class CycleGAN:
         torch.autograd.backward(self._scaler.scale(loss))
         return loss
 
+    def _counted(self) -> float:
+        """Return how many steps the last optimiser of a step has made."""
+        (weight, *_) = self.optimizer_D.param_groups[0]["params"]
+        return float(self.optimizer_D.state[weight]["step"])
+
     def _update_averages(self) -> None:
         """Move the averages towards the weights.
 
@@ -232,14 +263,23 @@ class CycleGAN:
             for plateau in self._plateaus:
                 plateau.step(metric)
         else:
-            lr = self.config.lr * learning_rate_factor(self.config, self.epoch)
-            for optimizer in (self.optimizer_G, self.optimizer_D):
-                for group in optimizer.param_groups:
-                    if isinstance(group["lr"], Tensor):  # read from there by a recorded step
-                        group["lr"].fill_(lr)
-                    else:
-                        group["lr"] = lr
+            self._follow_schedule()
+        return self.learning_rate
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the epoch in progress, which both optimisers have."""
         return float(self.optimizer_G.param_groups[0]["lr"])
+
+    def _follow_schedule(self) -> None:
+        """Set both learning rates to what the schedule has in this epoch."""
+        lr = self.config.lr * learning_rate_factor(self.config, self.epoch)
+        for optimizer in (self.optimizer_G, self.optimizer_D):
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):  # read from there by a recorded step
+                    group["lr"].fill_(lr)
+                else:
+                    group["lr"] = lr
 
     # The state
 
@@ -261,7 +301,11 @@ class CycleGAN:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to where `state_dict` was taken. Raises where it is of another config."""
+        """Go back to where `state_dict` was taken. Raises where it is of another config.
+
+        The learning rate is the schedule's of that epoch, which a config with more epochs changes;
+        that of ``plateau`` is the state's.
+        """
         self.epoch, self.steps = state["epoch"], state["steps"]
         for name in self._stateful():
             getattr(self, name).load_state_dict(state["networks"][name])
@@ -269,6 +313,8 @@ class CycleGAN:
         _load_adam(self.optimizer_D, state["optimizer_D"])
         for plateau, saved in zip(self._plateaus, state["plateaus"], strict=True):
             plateau.load_state_dict(saved)
+        if self.config.lr_policy != "plateau":
+            self._follow_schedule()
         self._scaler.load_state_dict(state["scaler"])
         self.fake_A_pool.load_state_dict(state["fake_A_pool"], self.device)
         self.fake_B_pool.load_state_dict(state["fake_B_pool"], self.device)
@@ -294,19 +340,52 @@ class CycleGAN:
     def _to_device(self, pictures: Tensor) -> Tensor:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         dtype = next(self.netG_A.parameters()).dtype
+        pictures = pinned(pictures, self.device)
         return pictures.to(self.device, dtype, non_blocking=True, memory_format=layout)
 
     def _adam(self, *networks: nn.Module) -> torch.optim.Adam:
         weights = itertools.chain.from_iterable(network.parameters() for network in networks)
         betas = (self.config.beta1, 0.999)
         fused = self.config.fused_adam or None
-        recorded = self.config.cuda_graphs and self.device.type == "cuda"
+        recorded = self.config.cuda_graphs and self._on_cuda
         lr = torch.tensor(self.config.lr, device=self.device) if recorded else self.config.lr
         return torch.optim.Adam(weights, lr=lr, betas=betas, fused=fused, capturable=recorded)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         half = _HALF.get(self.config.precision)
         return contextlib.nullcontext() if half is None else torch.autocast(self.device.type, half)
+
+
+@contextlib.contextmanager
+def float32_as(how: str) -> Iterator[None]:
+    """Let CUDA multiply float32 as ``ieee`` or ``tf32`` for as long, in the whole process.
+
+    torch's own default is tf32 in convolutions: 10 of the 23 bits of a mantissa.
+    """
+    backends: Any = torch.backends
+    groups = (
+        (backends.cudnn, (backends.cudnn.conv, backends.cudnn.rnn)),
+        (backends.cuda.matmul, (backends.cuda.matmul,)),
+    )
+    before: list[tuple[bool | None, list[str]]] = []
+    for group, switches in groups:
+        try:
+            allowed = group.allow_tf32
+        except RuntimeError:  # somebody has set one of torch's two switches and not the other
+            allowed = None
+        before.append((allowed, [switch.fp32_precision for switch in switches]))
+        # Both, since torch.compile reads the older one, which fails where they contradict.
+        group.allow_tf32 = how == "tf32"
+        for switch in switches:
+            switch.fp32_precision = how
+    try:
+        yield
+    finally:
+        for (group, switches), (allowed, precisions) in zip(groups, before, strict=True):
+            if allowed is not None:
+                group.allow_tf32 = allowed
+            for switch, precision in zip(switches, precisions, strict=True):
+                switch.fp32_precision = precision
 
 
 def generator_config(config: TrainConfig, direction: str) -> GeneratorConfig:

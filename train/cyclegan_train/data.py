@@ -43,6 +43,7 @@ from cyclegan_batch.inputs import (
     counted_suffixes,
     natural_key,
 )
+from cyclegan_batch.machine import cpu_threads
 from cyclegan_batch.media.headers import read_header
 from cyclegan_batch.media.images import decode_picture
 
@@ -52,7 +53,7 @@ _MAX_PIXELS = 2**28
 """Pictures beyond are refused by their header, as in a translation."""
 
 _AHEAD = 2
-"""Batches per worker that are made before they are asked for."""
+"""Pictures per worker that are read ahead, and batches that wait beside those being made."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,10 @@ class Domain:
         self.transparent = 0
         """Pictures that were laid on white."""
         told: Counter[str] = Counter()
+        self.shapes: dict[tuple[int, int], Path] = {}
+        """The heights and widths of prepared pictures, each with the first one that has it."""
+        self.content: list[bytes] = []
+        """The SHA-256 of every file that can be used, in order."""
         digest = hashlib.sha256()
         contents = hashlib.sha256()
         found, left_out = _listed(folder)
@@ -153,7 +158,8 @@ class Domain:
         self.notes += _left_out_words(folder, left_out)
         if most is not None and len(found) > most:
             found = [found[number * len(found) // most] for number in range(most)]
-        for number, (path, result) in enumerate(_in_parallel(self._load, found, config.workers)):
+        workers = config.workers or cpu_threads()
+        for number, (path, result) in enumerate(_in_parallel(self._load, found, workers)):
             if watch:
                 watch(number + 1, len(found))
             if isinstance(result, InputError):
@@ -163,6 +169,8 @@ class Domain:
             told.update(notes)
             digest.update(os.fsencode(path.relative_to(folder)) + b"\0" + content)
             contents.update(content)
+            self.content.append(content)
+            self.shapes.setdefault((prepared.shape[1], prepared.shape[2]), path)
             self.paths.append(path)
             self.transparent += transparent
             self.bytes += prepared.nbytes
@@ -201,7 +209,7 @@ class Domain:
         return result[0]
 
     def augmented(self, number: int, draw: random.Random) -> Tensor:
-        """Return one picture, cut and mirrored as drawn: float32 ``(C, H, W)`` in [-1, 1]."""
+        """Return one picture, cut and mirrored as drawn: uint8 ``(C, H, W)``."""
         picture = self.prepared(number)
         # Always the same three draws: so no option shifts those of the other pictures.
         down, right, mirror = draw.random(), draw.random(), draw.random()
@@ -212,10 +220,13 @@ class Domain:
             picture = tv.crop(picture, top, left, side, side)
         if self._config.flip and mirror < 0.5:
             picture = tv.horizontal_flip(picture)
-        return _normalized(picture)
+        return picture
 
     def centred(self, number: int) -> Tensor:
-        """Return one picture, cut out of its middle: what samples are drawn from."""
+        """Return one picture, cut out of its middle: float32 ``(C, H, W)`` in [-1, 1].
+
+        It is what samples are drawn from.
+        """
         picture = self.prepared(number)
         if self._cuts:
             picture = tv.center_crop(picture, [self._config.crop_size])
@@ -295,9 +306,13 @@ def load_domains(
     *,
     channels: tuple[int, int],
     sizes: SizeRequirements,
-    watch: Callable[[int, int], None] | None = None,
+    watch: Callable[[str, int, int], None] = lambda domain, read, count: None,
 ) -> tuple[Domain, Domain]:
-    """Read both training folders; A has the first call on the memory. Raises InputError."""
+    """Read both training folders; A has the first call on the memory.
+
+    ``watch`` is called with A or B, how many of its pictures are read, and of how many. Raises
+    InputError.
+    """
     if "crop" in config.preprocess:
         side = config.crop_size
         if side % sizes.multiple_of or side < sizes.minimum:
@@ -306,21 +321,39 @@ def load_domains(
                 f"{sizes.multiple_of}, from {sizes.minimum} on; choose another crop_size"
             )
     budget = int(config.memory_gb * 1e9)
-    a = Domain(folders[0], config, channels=channels[0], sizes=sizes, budget=budget, watch=watch)
+    watches = [functools.partial(watch, letter) for letter in "AB"]
+    a = Domain(
+        folders[0], config, channels=channels[0], sizes=sizes, budget=budget, watch=watches[0]
+    )
     rest = budget - (a.bytes if a.kept is not None else 0)
-    b = Domain(folders[1], config, channels=channels[1], sizes=sizes, budget=rest, watch=watch)
+    b = Domain(folders[1], config, channels=channels[1], sizes=sizes, budget=rest, watch=watches[1])
     if a.contents == b.contents:
         raise InputError(
             f"{printable(a.folder)} and {printable(b.folder)}: hold the same pictures; give two "
             "folders of different domains"
         )
+    if shared := set(a.content) & set(b.content):
+        a.notes.append(
+            f"{sum(content in shared for content in a.content)} of the {len(a)} pictures of A are "
+            "in B as well: what is in both teaches nothing of their difference"
+        )
+    for domain in (a, b):
+        if config.batch_size > 1 and len(domain.shapes) > 1:
+            (first, _), (size, path) = list(domain.shapes.items())[:2]
+            raise _of_two_sizes(path, size, first)
     return a, b
 
 
-def _normalized(picture: Tensor) -> Tensor:
-    scaled = tv.to_dtype(picture, torch.float32, scale=True)
-    normalized: Tensor = tv.normalize(scaled, [0.5] * len(picture), [0.5] * len(picture))
-    return normalized
+def _of_two_sizes(path: Path, size: Sequence[int], other: Sequence[int]) -> InputError:
+    return InputError(
+        f"{printable(path)}: {size[1]}×{size[0]} does not go into one batch with "
+        f"{other[1]}×{other[0]}; use batch_size 1, or a preprocess that cuts"
+    )
+
+
+def _normalized(pictures: Tensor) -> Tensor:
+    """Return uint8 pictures as float32 in [-1, 1], wherever they are, without asking the host."""
+    return pictures.to(torch.float32).mul_(1 / 255).sub_(0.5).div_(0.5)
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -472,7 +505,8 @@ class Feed:
         self.a, self.b, self.sampler = a, b, sampler
         kept = a.kept is not None and b.kept is not None
         self._pool = None if kept else ThreadPoolExecutor(workers)
-        self._ahead = _AHEAD * workers
+        # Every one is a batch of floats: no more than keep all workers busy.
+        self._ahead = workers + _AHEAD
         self._coming: dict[tuple[int, int], Future[tuple[Tensor, Tensor]]] = {}
 
     def next(self) -> tuple[Tensor, Tensor]:
@@ -512,9 +546,5 @@ def _stacked(domain: Domain, numbers: Sequence[int], seeds: Sequence[str]) -> Te
     ]
     for number, picture in zip(numbers, pictures, strict=True):
         if picture.shape != pictures[0].shape:
-            sizes = [f"{p.shape[2]}×{p.shape[1]}" for p in (picture, pictures[0])]
-            raise InputError(
-                f"{printable(domain.paths[number])}: {sizes[0]} does not go into one batch with "
-                f"{sizes[1]}; use batch_size 1, or a preprocess that cuts"
-            )
-    return torch.stack(pictures)
+            raise _of_two_sizes(domain.paths[number], picture.shape[1:], pictures[0].shape[1:])
+    return _normalized(torch.stack(pictures))

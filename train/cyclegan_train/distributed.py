@@ -71,12 +71,17 @@ class Ranks:
 
     def any(self, found: bool) -> bool:
         """Return whether it is so in any process."""
+        return bool(self.greatest([int(found)])[0])
+
+    def greatest(self, values: list[int]) -> list[int]:
+        """Return the greatest of each value over all processes."""
         if self.size == 1:
-            return found
-        flag = torch.tensor(int(found))
+            return values
+        found = torch.tensor(values)
         with self._together():
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        greatest: list[int] = found.tolist()
+        return greatest
 
     def gathered(self, value: Any) -> list[Any] | None:
         """Return everyone's value by rank, to the first process; None to the others."""

@@ -12,15 +12,30 @@ against `ImagePool`. **The recording is experimental: it was never run on a GPU.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from cyclegan_batch.errors import BackendError
+
 from .pool import draw_place
+
+Body: TypeAlias = Callable[[], dict[str, Tensor]]
+"""A step on pictures that lie where they always do; it returns its losses."""
 
 _WARM_UP = 3
 """Steps before the recording, in which libraries choose their kernels and Adam makes its state."""
+
+
+def pinned(values: Tensor, device: torch.device) -> Tensor:
+    """Return values that a copy to ``device`` takes without the host waiting for it.
+
+    CUDA copies so out of pinned memory alone, which torch gives back once the copy is done.
+    """
+    return values.pin_memory() if device.type == "cuda" and values.device.type == "cpu" else values
 
 
 class DevicePool:
@@ -50,8 +65,9 @@ class DevicePool:
         if self._places is None or self._returns_old is None:
             self._places = torch.zeros(count, dtype=torch.int64, device=self._device)
             self._returns_old = torch.zeros(count, 1, 1, 1, dtype=torch.bool, device=self._device)
-        self._places.copy_(torch.tensor(places))
-        self._returns_old.copy_(torch.tensor(returns_old).reshape(-1, 1, 1, 1))
+        for kept, drawn in ((self._places, places), (self._returns_old, returns_old)):
+            values = pinned(torch.tensor(drawn).view(kept.shape), self._device)
+            kept.copy_(values, non_blocking=True)
 
     def query(self, images: Tensor) -> Tensor:
         """Return as many pictures as came, ``(N, C, H, W)``, without a graph."""
@@ -87,32 +103,85 @@ class DevicePool:
             self._images = torch.cat([*images, *spare]).to(device)
 
 
+class Recorder(Protocol):
+    """What a `GraphedStep` records with."""
+
+    def rehearse(self, body: Body) -> dict[str, Tensor]:
+        """Run a step that is not recorded, as one that will be."""
+
+    def record(self, body: Body) -> dict[str, Tensor]:
+        """Record a step without running it; return where each replay leaves its losses."""
+
+    def replay(self) -> None:
+        """Run the recorded step."""
+
+
+class CudaRecorder:
+    """Records on one CUDA device. Experimental: never run on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        # torch's own for it is of the device that was current when it first recorded anything.
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._graph = torch.cuda.CUDAGraph()
+
+    def rehearse(self, body: Body) -> dict[str, Tensor]:
+        """Run a step on the stream that it will be recorded on.
+
+        Not on the default one, whose memory a recording could not take over.
+        """
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream), warnings.catch_warnings():
+            # What runs here is to be recorded next: nothing to be told of.
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+            losses = body()
+        current.wait_stream(self._stream)
+        return losses
+
+    def record(self, body: Body) -> dict[str, Tensor]:
+        """Record a step. Its device has to be the current one (Adam asks that one's stream)."""
+        with torch.cuda.graph(self._graph, stream=self._stream):
+            return body()
+
+    def replay(self) -> None:
+        """Run the recorded step on the current stream."""
+        self._graph.replay()
+
+
 class GraphedStep:
-    """Runs ``body`` on pictures that lie where they always do; on CUDA by replaying a recording.
+    """Runs ``body`` on pictures that lie where they always do, by replaying a recording.
 
     ``body`` takes real_A and real_B, asks the ``pools`` (that of fake_B first) and returns scalars
     by name; it leaves nothing to the host. The first steps are steps like any other and are not
-    recorded.
+    recorded; without a ``recorder`` none is. ``counted`` returns how many steps the optimisers have
+    made, by their own count on the device: what was recorded has to move it.
     """
 
     def __init__(
         self,
         body: Callable[[Tensor, Tensor], dict[str, Tensor]],
         pools: tuple[DevicePool, DevicePool],
-        device: torch.device,
+        counted: Callable[[], float],
+        new_recorder: Callable[[], Recorder] | None,
     ) -> None:
-        self._body, self._pools, self._device = body, pools, device
+        self._body, self._pools, self._counted = body, pools, counted
+        self._new_recorder = new_recorder
         self._reals: tuple[Tensor, Tensor] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget the recording: tensors that it reads or writes have been replaced."""
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._recorder = self._new_recorder() if self._new_recorder else None
         self._losses: dict[str, Tensor] = {}
         self._warm = 0
 
     def __call__(self, real_A: Tensor, real_B: Tensor) -> dict[str, Tensor]:
-        """Do one step. Raises ValueError for pictures of another shape than the first ones."""
+        """Do one step.
+
+        Raises ValueError for pictures of another shape than the first ones, BackendError where the
+        recording computes nothing.
+        """
         if self._reals is None:
             self._reals = (real_A.clone(), real_B.clone())
         for kept, given in zip(self._reals, (real_A, real_B), strict=True):
@@ -125,21 +194,25 @@ class GraphedStep:
         # fake_B has as many pictures as real_A.
         for pool, real in zip(self._pools, self._reals, strict=True):
             pool.draw(len(real))
-        if self._device.type != "cuda":
-            return self._body(*self._reals)
+        if self._recorder is None:
+            return self._step()
         if self._warm < _WARM_UP:
             self._warm += 1
-            # Not on the default stream, whose memory a recording could not take over.
-            stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(stream):
-                losses = self._body(*self._reals)
-            torch.cuda.current_stream(self._device).wait_stream(stream)
-            return losses
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._losses = self._body(*self._reals)
-        self._graph.replay()
+            return self._recorder.rehearse(self._step)
+        if self._losses:
+            self._recorder.replay()
+        else:
+            before = self._counted()
+            self._losses = self._recorder.record(self._step)
+            self._recorder.replay()
+            if self._counted() != before + 1:
+                raise BackendError(
+                    "the step that was recorded as a CUDA graph trains nothing when it is "
+                    "replayed; leave cuda_graphs out, and report it"
+                )
         # The next replay writes into the same ones.
         return {name: loss.clone() for name, loss in self._losses.items()}
+
+    def _step(self) -> dict[str, Tensor]:
+        assert self._reals is not None
+        return self._body(*self._reals)

@@ -6,9 +6,11 @@ sigmoid: what a score means is the loss's affair (losses.py).
 
 from __future__ import annotations
 
+import itertools
+
 from torch import Tensor, nn
 
-from cyclegan_batch.generators import Norm, convolutions_have_bias, norm_layer
+from cyclegan_batch.generators import InstanceNorm, Norm, convolutions_have_bias, norm_layer
 
 from .config import TrainConfig
 
@@ -19,6 +21,28 @@ def discriminator_from_config(config: TrainConfig, channels: int) -> nn.Module:
         return PixelDiscriminator(channels, config.ndf, config.norm)
     n_layers = 3 if config.netD == "basic" else config.n_layers_D
     return NLayerDiscriminator(channels, config.ndf, n_layers, config.norm)
+
+
+def least_side(netD: nn.Module, batch_size: int = 1) -> int:
+    """Return the side of the smallest square that a discriminator can be trained on.
+
+    Smaller than it a picture is no larger than a kernel, or a norm has one value to normalise.
+    """
+
+    def takes(side: int) -> bool:
+        for layer in netD.modules():
+            if isinstance(layer, nn.Conv2d):
+                side = (side + 2 * int(layer.padding[0]) - layer.kernel_size[0]) // layer.stride[0]
+                side += 1
+                if side < 1:
+                    return False
+            elif isinstance(layer, InstanceNorm | nn.BatchNorm2d | nn.SyncBatchNorm):
+                together = 1 if isinstance(layer, InstanceNorm) else batch_size
+                if side * together == 1:
+                    return False
+        return True
+
+    return next(side for side in itertools.count(1) if takes(side))
 
 
 class NLayerDiscriminator(nn.Module):

@@ -1,4 +1,4 @@
-"""Say in one line where a training is: step, epoch, rate, time left, losses."""
+"""Say in one line where a training is: pictures read, then step, epoch, rate, time left, losses."""
 
 from __future__ import annotations
 
@@ -6,23 +6,29 @@ from typing import Any
 
 from cyclegan_batch.report import clock
 
-from .run import Progress
+from .run import Progress, Reading
 
 _BAR = 24
 """Columns of the bar."""
 
 
-def line(progress: Progress, columns: int) -> str:
+def line(progress: Progress | Reading, columns: int) -> str:
     """Return a bar and `sentence`, in at most ``columns`` columns; the bar goes first."""
     words = sentence(progress)
     if len(words) + _BAR + 1 <= columns:
-        full = _BAR * progress.step // max(1, progress.steps)
+        if isinstance(progress, Reading):
+            done, whole = progress.read, progress.count
+        else:
+            done, whole = progress.step, progress.steps
+        full = _BAR * done // max(1, whole)
         return f"{'━' * full}{'─' * (_BAR - full)} {words}"
     return words[:columns]
 
 
-def sentence(progress: Progress) -> str:
+def sentence(progress: Progress | Reading) -> str:
     """Return where a training is, for people."""
+    if isinstance(progress, Reading):
+        return f"{progress.domain}: read {progress.read:,} of {progress.count:,} pictures"
     parts = [
         f"epoch {progress.epoch}/{progress.epochs}",
         f"step {progress.step}/{progress.steps}",
@@ -37,8 +43,10 @@ def sentence(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def state(progress: Progress) -> dict[str, Any]:
+def state(progress: Progress | Reading) -> dict[str, Any]:
     """Return where a training is, for scripts."""
+    if isinstance(progress, Reading):
+        return {"domain": progress.domain, "read": progress.read, "pictures": progress.count}
     left = progress.seconds_left
     return {
         "epoch": progress.epoch,

@@ -13,8 +13,9 @@
           netG_A.safetensors    a generator that says itself what it is (netG_A_ema: its average)
           checkpoint.json       the same in one file for people
 
-``state.pt`` is the truth: it holds the length of the log, too, and a resumed run cuts off what was
-written after it. So a run that was stopped anywhere, or killed, ends with the weights, the
+``state.pt`` is the truth: it holds the keys of the run and the length of the log, too, and a
+resumed run cuts off what was written after it. It is written about once a minute, and ``best`` and
+``latest`` with it. So a run that was stopped anywhere, or killed, ends with the weights, the
 optimisers and the log of one that never was, bit for bit on the CPU with the same number of
 threads; only the seconds in the log differ.
 
@@ -59,15 +60,21 @@ from cyclegan_batch.errors import (
 )
 from cyclegan_batch.files import output_error, printable, publish, temporary_path
 from cyclegan_batch.frames import SizeRequirements
+from cyclegan_batch.machine import cpu_threads
 
 from .charts import losses_png, sheet_png
 from .cyclegan import LOSSES, CycleGAN, generator_config
 from .data import Domain, Feed, Sampler, find_folders, load_domains
 from .distributed import Ranks, joined_ranks
 from .health import signs_in_losses, signs_in_samples
-from .settings import Settings, toml_from
+from .networks import least_side
+from .settings import Settings, changed_keys, toml_from
 
 _STATE_VERSION = 1
+_ASKED_EVERY = 20
+"""Steps, at most, after which several processes ask each other whether to stop or to save."""
+_ASKED_WITHIN = 1.0
+"""Seconds, about, within which they do."""
 _SCORED = ("cycle_A", "cycle_B", "idt_A", "idt_B")
 """The losses whose sum decides which epoch is best, and what ``plateau`` watches."""
 
@@ -97,6 +104,16 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How many pictures of a domain are read: what there is to tell before the first step."""
+
+    domain: str
+    """``A`` or ``B``."""
+    read: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a call of `train` ended."""
 
@@ -119,24 +136,28 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda sentence: None,
     watch: Callable[[Progress], None] = lambda progress: None,
+    watch_reading: Callable[[Reading], None] = lambda reading: None,
 ) -> Outcome:
     """Train in the folder ``run``, from its state if it has one, to the last epoch.
 
     ``data`` holds trainA and trainB (and testA, testB for the samples), or ``data_a`` and
     ``data_b`` are the two. ``stop`` is asked before every step: where it says so, the state is
     saved and the call returns; while the pictures are read nothing is written yet, and it raises
-    KeyboardInterrupt. ``say`` is told sentences, ``watch`` where the run is. In one of several
-    processes of torchrun it trains with the others, and only the first tells anything.
+    KeyboardInterrupt. ``say`` is told sentences, ``watch`` where the run is, and before its first
+    step ``watch_reading`` how far the pictures are read. In one of several processes of torchrun
+    it trains with the others, and only the first tells anything.
 
     Raises InputError, ModelError, OutputError, OutOfMemoryError, BackendError (also for another
     process that has ended), BackendUnavailableError, and DivergedError.
     """
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
-    with joined_ranks(settings.train.device) as ranks:
+    one_size = "crop" in settings.data.preprocess
+    with joined_ranks(settings.train.device) as ranks, _kernels_searched(one_size):
         if not ranks.first:
             say, watch = (lambda sentence: None), (lambda progress: None)
-        begun = _Run(data, data_a, data_b, run, settings, stop, say, ranks)
+            watch_reading = lambda reading: None  # noqa: E731 (as the two above)
+        begun = _Run(data, data_a, data_b, run, settings, stop, say, watch_reading, ranks)
         try:
             return begun.go(stop, watch)
         except torch.OutOfMemoryError as error:
@@ -168,32 +189,44 @@ class _Run:
         settings: Settings,
         stop: Callable[[], bool],
         say: Callable[[str], None],
+        watch_reading: Callable[[Reading], None],
         ranks: Ranks,
     ) -> None:
         self.folder, self.settings, self.say, self.ranks = folder, settings, say, ranks
         self.checkpoints = folder / "checkpoints"
         config = settings.train
+        # Before the pictures, which take the time.
+        state = self._read_state()
         folder_a, folder_b, *tests = find_folders(data, data_a, data_b)
         random.seed(settings.run.seed)
         torch.manual_seed(settings.run.seed)
         try:
-            sizes = generator_config(config, "AtoB").sizes
             self.model = CycleGAN(config, ranks)
         except ValueError as error:
             raise ModelError(f"cannot build the networks: {error}") from error
+        sizes = self._sizes()
+        if ranks.first:
+            self._check_space()
+        if config.precision == "tf32" and self.model.float32 != "tf32":
+            say("tf32 is CUDA's: the CPU computes in fp32")
         if not ranks.first:
             # The networks are the same everywhere; what is drawn from now on is one's own.
             random.seed(f"{settings.run.seed} {ranks.rank}")
             torch.manual_seed(random.getrandbits(63))
         channels = (config.input_nc, config.output_nc)
 
-        def watch(read: int, count: int) -> None:
+        def watch(domain: str, read: int, count: int) -> None:
+            watch_reading(Reading(domain, read, count))
             if stop():
                 raise KeyboardInterrupt
 
+        # The processes of one machine share its cores.
+        workers = settings.data.workers or max(1, cpu_threads() // ranks.size)
+        self.data = dataclasses.replace(settings.data, workers=workers)
         self.a, self.b = load_domains(
-            (folder_a, folder_b), settings.data, channels=channels, sizes=sizes, watch=watch
+            (folder_a, folder_b), self.data, channels=channels, sizes=sizes, watch=watch
         )
+        self._refuse_mixed_sizes()
         self._tell_data()
         self.samples = self._read_samples(tests, channels, sizes)
         if self.model.device.type == "cuda":
@@ -206,31 +239,38 @@ class _Run:
             rank=ranks.rank,
             size=ranks.size,
         )
-        self.feed = Feed(self.a, self.b, self.sampler, workers=settings.data.workers)
+        self.feed = Feed(self.a, self.b, self.sampler, workers=workers)
         self.window = _Mean(self.model.device)
         self.whole_epoch = _Mean(self.model.device)
         self.best = math.inf
         self.seconds = 0.0
         """What the run took before this process."""
         self.last: dict[str, float] = {}
-        self._since = time.monotonic()
+        self._best: dict[str, bytes] | None = None
+        """The files of the best epoch, where they are newer than those in ``best``."""
+        self._stop_wanted = False
+        self._asked_at = 0
+        """The step before which several processes ask each other next."""
+        self._since = self._saved = time.monotonic()
         self._ticks: deque[float] = deque(maxlen=50)
         self.log: _Log | None = None
         """None where another process writes it, as the board."""
         self.board: Any = None
-        state = self.checkpoints / "state.pt"
-        # Asked of all before one of them writes it.
-        resumes = ranks.any(state.exists())
         if ranks.first:
             with _writing(folder):
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
                 (folder / "samples").mkdir(exist_ok=True)
-        log_bytes = self._restore(state) if resumes else 0
+        if state is not None:
+            self._restore(state)
         if ranks.first:
-            self.log = _Log(folder / "log.jsonl", log_bytes)
-            if not resumes:
-                _write(folder / "run.json", _json(self._description()))
-        if not resumes:
+            self.log = _Log(folder / "log.jsonl", state["log_bytes"] if state else 0)
+            if self.log.lost:
+                say(
+                    f"{printable(self.log.path)}: lacks {self.log.lost} bytes of what it held when "
+                    "the state was saved; the run goes on all the same, and the curves lack them"
+                )
+            self._describe(resumes=state is not None)
+        if state is None:
             self._save()
         if ranks.first:
             # After the state is known to fit: a resumed run may have been given other keys.
@@ -243,10 +283,12 @@ class _Run:
         """Train until the last epoch ends or ``stop`` says so."""
         model, settings = self.model, self.settings
         while model.epoch <= settings.epochs:
-            if self.ranks.any(stop()):
+            stops, due = self._asked(stop())
+            if stops or due:
                 self._save()
+            if stops:
                 return Outcome(False, model.epoch, model.steps, self.ranks.first)
-            losses = model.step(*self.feed.next())
+            losses = self._step()
             values = torch.stack([losses[name] for name in LOSSES]).double()
             self.window.add(values)
             self.whole_epoch.add(values)
@@ -261,6 +303,42 @@ class _Run:
             self._ticks.append(time.monotonic())
             watch(self._progress())
         return Outcome(True, settings.epochs, model.steps, self.ranks.first)
+
+    def _asked(self, stop: bool) -> tuple[bool, bool]:
+        """Return whether to stop, and whether a save is due, as all processes do it together.
+
+        They ask each other every ``_ASKED_EVERY`` steps, or within about a second where steps take
+        longer: waiting for each other at every step would cost more than a step of a small network.
+        """
+        every = self.settings.run.save_latest_every
+        due = self.ranks.first and 0 < every <= time.monotonic() - self._saved
+        if self.ranks.size == 1:
+            return stop, due
+        self._stop_wanted |= stop
+        if self.model.steps < self._asked_at:
+            return False, False
+        wait = min(_ASKED_EVERY, max(1, int(self._rate() * _ASKED_WITHIN)))
+        wanted = [int(self._stop_wanted), int(due), -wait]
+        stops, due_somewhere, wait = self.ranks.greatest(wanted)
+        self._asked_at = self.model.steps - wait
+        return bool(stops), bool(due_somewhere)
+
+    def _step(self) -> dict[str, Tensor]:
+        try:
+            pictures = self.feed.next()
+        except InputError:
+            # Of several processes the others do not come to save with this one.
+            if self.ranks.size == 1:
+                self._save()
+            raise
+        try:
+            return self.model.step(*pictures)
+        except ValueError as error:
+            sizes = [f"{picture.shape[3]}×{picture.shape[2]}" for picture in pictures]
+            raise ModelError(
+                f"the step after step {self.model.steps}, with pictures of {' and '.join(sizes)}, "
+                f"cannot be computed: {error}"
+            ) from error
 
     def close(self) -> None:
         """Release threads and files."""
@@ -283,7 +361,7 @@ class _Run:
                 "event": "losses",
                 "epoch": self.model.epoch,
                 "step": self.model.steps,
-                "lr": _lr(self.model),
+                "lr": self.model.learning_rate,
                 "seconds": round(self._seconds(), 1),
                 **mean,
             }
@@ -291,7 +369,7 @@ class _Run:
         if self.board is not None:
             for name, value in mean.items():
                 self.board.add_scalar(f"loss/{name}", value, self.model.steps)
-            self.board.add_scalar("lr", _lr(self.model), self.model.steps)
+            self.board.add_scalar("lr", self.model.learning_rate, self.model.steps)
 
     def _end_epoch(self) -> None:
         model, epoch = self.model, self.model.epoch
@@ -305,11 +383,14 @@ class _Run:
         self._check_weights()
         if self.ranks.first:
             if improved:
-                self._write_weights("best", epoch)
+                self._best = self._weights(epoch)
             if epoch % self.settings.run.save_every_epochs == 0 or epoch == self.settings.epochs:
-                self._write_weights(f"epoch_{epoch:04d}", epoch)
+                self._write_weights(f"epoch_{epoch:04d}", self._weights(epoch))
                 self._forget_old_checkpoints()
-        self._save(ended=epoch)
+        every = self.settings.run.save_latest_every
+        due = self.ranks.first and time.monotonic() - self._saved >= every
+        if epoch == self.settings.epochs or self.ranks.any(due):
+            self._save()
 
     def _tell_epoch(self, log: _Log, epoch: int, score: float, mean: dict[str, float]) -> None:
         """Write how an epoch was: for the log, and for the eye."""
@@ -326,24 +407,28 @@ class _Run:
             self.board.flush()
 
     def _progress(self) -> Progress:
-        ticks = self._ticks
-        spent = ticks[-1] - ticks[0] if len(ticks) > 1 else 0.0
         return Progress(
             min(self.model.epoch, self.settings.epochs),
             self.settings.epochs,
             self.model.steps,
             self.settings.epochs * self.sampler.batches,
-            (len(ticks) - 1) / spent if spent else 0.0,
+            self._rate(),
             self.last,
         )
+
+    def _rate(self) -> float:
+        """Return the steps per second, lately; 0 before the second one."""
+        ticks = self._ticks
+        spent = ticks[-1] - ticks[0] if len(ticks) > 1 else 0.0
+        return (len(ticks) - 1) / spent if spent else 0.0
 
     def _seconds(self) -> float:
         return self.seconds + time.monotonic() - self._since
 
     # The state
 
-    def _save(self, *, ended: int | None = None) -> None:
-        """Write the state, and the weights of ``latest``; in an epoch that ``ended`` or within."""
+    def _save(self) -> None:
+        """Write the state, and the weights of ``latest`` and ``best``."""
         self._check_weights()
         model = self.model.state_dict()
         pools = {
@@ -355,6 +440,7 @@ class _Run:
         self.log.flush()
         state = {
             "version": _STATE_VERSION,
+            "settings": self.settings.flat(),
             "model": model,
             "sampler": self.sampler.state_dict(),
             **everyone[0][0],
@@ -365,10 +451,20 @@ class _Run:
             "seconds": self._seconds(),
             "data": [self.a.digest, self.b.digest],
         }
+        if self._best is not None:
+            self._write_weights("best", self._best)
+            self._best = None
         if self.model.steps:
-            self._write_weights("latest", self.model.epoch if ended is None else ended)
+            # Between two epochs the weights are of the one that has ended.
+            epoch = self.model.epoch - (self.sampler.position == 0)
+            self._write_weights("latest", self._weights(epoch))
+            if self.settings.run.reference_names:
+                for net in ("G_A", "G_B", "D_A", "D_B"):
+                    weights = _plain(getattr(self.model, f"net{net}"))
+                    _write_tensors(self.checkpoints / f"latest_net_{net}.pth", weights)
         # Last: until it is there, the run is where it was before.
-        _write_through(self.checkpoints / "state.pt", lambda path: torch.save(state, path))
+        _write_tensors(self.checkpoints / "state.pt", state)
+        self._saved = time.monotonic()
 
     def _own_state(self) -> dict[str, Any]:
         """Return what is another one in every process, as the pools are."""
@@ -381,9 +477,14 @@ class _Run:
             "cuda_random": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         }
 
-    def _restore(self, path: Path) -> int:
-        """Go back to where `_save` was called; return the length that the log had."""
+    def _read_state(self) -> dict[str, Any] | None:
+        """Return the state that this run can go on from; None where none was saved yet."""
+        path = self.checkpoints / "state.pt"
+        # Asked of all before one of them writes it.
+        if not self.ranks.any(path.exists()):
+            return None
         try:
+            state: dict[str, Any]
             state = torch.load(path, map_location="cpu", weights_only=True)
             version = state["version"]
         # torch raises all kinds of things at a damaged file; it is the file that is wrong.
@@ -397,13 +498,26 @@ class _Run:
                 f"{printable(path)}: is of version {version} where this release reads "
                 f"{_STATE_VERSION}; go on with the release that wrote it"
             )
-        began = 1 + len(others := state.get("others", []))
+        began = 1 + len(state.get("others", []))
         if began != self.ranks.size:
             raise InputError(
                 f"{printable(path)}: is of {began} processes, each with pools and random states "
                 f"of its own, and {self.ranks.size} would go on; start {began}, with torchrun "
                 "--nproc-per-node where they are several"
             )
+        # Those of before 2026-12 hold no settings.
+        if changed := changed_keys(state.get("settings", {}), self.settings):
+            words = [f"{name} = {now!r} instead of {was!r}" for name, (was, now) in changed.items()]
+            raise InputError(
+                f"{printable(self.folder / 'config.toml')}: holds other keys than the run was made "
+                f"with ({', '.join(words)}); restore them, or begin another run"
+            )
+        return state
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to where `_save` was called."""
+        path = self.checkpoints / "state.pt"
+        others = state.get("others", [])
         own, pools = (state, {}) if self.ranks.first else others[self.ranks.rank - 1]
         for digest, domain in zip(state["data"], (self.a, self.b), strict=True):
             if digest != domain.digest:
@@ -426,20 +540,46 @@ class _Run:
         torch.set_rng_state(own["torch_random"])
         if self.model.device.type == "cuda" and len(own["cuda_random"]) == 1:
             torch.cuda.set_rng_state(own["cuda_random"][0], self.model.device)
-        threads = json.loads((self.folder / "run.json").read_text())["machine"]["threads"]
-        if threads != torch.get_num_threads():
+        before = float(state["model"]["optimizer_G"]["param_groups"][0]["lr"])
+        if self.model.learning_rate > before:
+            config = self.settings.train
             self.say(
-                f"the run began on {threads} CPU threads and goes on on {torch.get_num_threads()}: "
-                "the last bits of its weights can differ from those of an uninterrupted one"
+                f"the learning rate goes up from {before:.3g} to {self.model.learning_rate:.3g}: "
+                f"with n_epochs = {config.n_epochs} and n_epochs_decay = {config.n_epochs_decay} "
+                f"it is that of epoch {self.model.epoch}"
             )
-        return int(state["log_bytes"])
+
+    def _describe(self, *, resumes: bool) -> None:
+        """Write run.json; where the run goes on, only if there is none, and tell what differs."""
+        path = self.folder / "run.json"
+        if resumes:
+            try:
+                threads = json.loads(path.read_text("utf-8"))["machine"]["threads"]
+            except (OSError, ValueError, KeyError, TypeError):
+                self.say(
+                    f"{printable(path)}: does not say how the run began; it is written anew, and "
+                    "says how it goes on"
+                )
+            else:
+                if threads != torch.get_num_threads():
+                    self.say(
+                        f"the run began on {threads} CPU threads and goes on on "
+                        f"{torch.get_num_threads()}: the last bits of its weights can differ from "
+                        "those of an uninterrupted one"
+                    )
+                return
+        _write(path, _json(self._description()))
 
     def _check_weights(self) -> None:
-        for name in ("netG_A", "netG_B", "netD_A", "netD_B"):
-            network: nn.Module = getattr(self.model, name)
-            for key, weight in network.named_parameters():
-                if not bool(weight.isfinite().all()):
-                    self._diverged(f"{name}.{key} holds NaN or infinity")
+        weights = {
+            f"{name}.{key}": weight
+            for name in ("netG_A", "netG_B", "netD_A", "netD_B")
+            for key, weight in getattr(self.model, name).named_parameters()
+        }
+        finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
+        for name, sound in zip(weights, finite, strict=True):
+            if not sound:
+                self._diverged(f"{name} holds NaN or infinity")
 
     def _diverged(self, what: str) -> None:
         step = self.model.steps
@@ -454,11 +594,17 @@ class _Run:
 
     # The checkpoints
 
-    def _write_weights(self, name: str, epoch: int) -> None:
-        """Write both generators as they are, in a folder of that name."""
+    def _write_weights(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Write what `_weights` has returned, in a folder of that name."""
         place = self.checkpoints / name
         with _writing(place):
             place.mkdir(parents=True, exist_ok=True)
+        for file, data in files.items():
+            _write(place / file, data)
+
+    def _weights(self, epoch: int) -> dict[str, bytes]:
+        """Return the files that hold both generators as they are."""
+        files: dict[str, bytes] = {}
         described: dict[str, Any] = {}
         for letter, direction in (("A", "AtoB"), ("B", "BtoA")):
             averaged: nn.Module | None = getattr(self.model, f"ema_{letter}")
@@ -469,19 +615,10 @@ class _Run:
                 if network is not None:
                     card = self._card(direction, "ema" if suffix else "raw", epoch)
                     file = f"netG_{letter}{suffix}.safetensors"
-                    weights = _plain(network)
                     metadata = {key: _text(value) for key, value in card.items()}
-                    data = safetensors.torch.save(weights, metadata)
-                    _write(place / file, data)
+                    files[file] = _safetensors(_plain(network), metadata)
                     described[file] = card
-        _write(place / "checkpoint.json", _json(described))
-        if name == "latest" and self.settings.run.reference_names:
-            for net in ("G_A", "G_B", "D_A", "D_B"):
-                weights = _plain(getattr(self.model, f"net{net}"))
-                _write_through(
-                    self.checkpoints / f"latest_net_{net}.pth",
-                    lambda path, weights=weights: torch.save(weights, path),  # type: ignore[misc]
-                )
+        return files | {"checkpoint.json": _json(described)}
 
     def _card(self, direction: str, weights: str, epoch: int) -> dict[str, Any]:
         """Return what a generator's file says of itself."""
@@ -516,7 +653,7 @@ class _Run:
             for letter in "AB"
         ]
         assert self.samples is not None
-        with _evaluating(*nets):
+        with self.model.computing(), _evaluating(*nets):
             for domain, there, back, own, other in (
                 (self.samples[0], nets[0], nets[1], "A", "B"),
                 (self.samples[1], nets[1], nets[0], "B", "A"),
@@ -560,16 +697,81 @@ class _Run:
 
     # The data
 
+    def _sizes(self) -> SizeRequirements:
+        """Return which pictures all four networks can be trained on. Raises InputError."""
+        config, data = self.settings.train, self.settings.data
+        sizes = generator_config(config, "AtoB").sizes
+        least = least_side(self.model.netD_A, data.batch_size)
+        if "crop" in data.preprocess and data.crop_size < least:
+            raise InputError(
+                f"crop_size = {data.crop_size}: the discriminator (netD = {config.netD}, "
+                f"n_layers_D = {config.n_layers_D}) judges pictures from {least} on; choose a "
+                "larger crop_size, or n_layers with a smaller n_layers_D"
+            )
+        return dataclasses.replace(sizes, minimum=max(sizes.minimum, least))
+
+    def _check_space(self) -> None:
+        """Refuse a disk that cannot hold the checkpoints. Raises OutputError."""
+        config, data, run = self.settings.train, self.settings.data, self.settings.run
+        generators, networks = (
+            sum(
+                weight.nbytes
+                for name in names
+                for weight in getattr(self.model, name).state_dict().values()
+            )
+            for names in (("netG_A", "netG_B"), ("netG_A", "netG_B", "netD_A", "netD_B"))
+        )
+        averages = generators if config.ema else 0
+        side = data.crop_size if "crop" in data.preprocess else data.load_size
+        pools = config.pool_size * (config.input_nc + config.output_nc) * side**2 * 4
+        # Two moments of Adam for every weight.
+        state = 3 * networks + averages + self.ranks.size * pools
+        numbered = self.settings.epochs // run.save_every_epochs + 1
+        numbered = min(numbered, run.keep_last) if run.keep_last else numbered
+        whole = state + (2 + numbered) * (generators + averages)
+        whole += networks if run.reference_names else 0
+        there = sum(file.stat().st_size for file in self.checkpoints.rglob("*") if file.is_file())
+        place = next(
+            path for path in (self.folder, *self.folder.resolve().parents) if path.exists()
+        )
+        free = shutil.disk_usage(place).free
+        # A new state is written beside the old one.
+        needed = state + max(0, whole - there)
+        if free < needed:
+            raise OutputError(
+                f"cannot train in {printable(self.folder)}: its checkpoints take up to "
+                f"{needed / 1e9:.3g} GB more, and {free / 1e9:.3g} GB of the disk are free; free "
+                "some space, use a smaller keep_last, or name another folder"
+            )
+
+    def _refuse_mixed_sizes(self) -> None:
+        """Refuse pictures of several sizes where a step needs one. Raises InputError."""
+        sizes = {size: domain for domain in (self.a, self.b) for size in domain.shapes}
+        if self.settings.train.gan_mode == "wgangp" and len(sizes) > 1:
+            (height, width), (other_height, other_width) = list(sizes)[:2]
+            raise InputError(
+                f"gan_mode = wgangp mixes real and fake pictures of one size, and there are "
+                f"{width}×{height} and {other_width}×{other_height}; use a preprocess that crops, "
+                "or lsgan"
+            )
+
     def _tell_data(self) -> None:
         for letter, domain in (("A", self.a), ("B", self.b)):
             where = "in memory" if domain.kept is not None else "decoded as they are needed"
-            self.say(f"{letter}: {len(domain)} pictures of {printable(domain.folder)}, {where}")
+            count = _counted(len(domain), "picture")
+            self.say(f"{letter}: {count} of {printable(domain.folder)}, {where}")
             for note in domain.notes:
                 self.say(note)
             for skipped in domain.skipped[:10]:
                 self.say(f"skipped: {skipped.reason}")
             if domain.skipped:
-                self.say(f"{letter}: {len(domain.skipped)} pictures skipped")
+                self.say(f"{letter}: {_counted(len(domain.skipped), 'picture')} skipped")
+        together = self.data.batch_size * self.ranks.size
+        if together > max(len(self.a), len(self.b)):
+            self.say(
+                f"a step takes {together} pictures of each domain, which is more than either has: "
+                "every step has some of them several times, each cut and mirrored by itself"
+            )
 
     def _read_samples(
         self, tests: list[Path | None], channels: tuple[int, int], sizes: SizeRequirements
@@ -581,7 +783,7 @@ class _Run:
         found = [
             Domain(
                 test or train.folder,
-                self.settings.data,
+                self.data,
                 channels=nc,
                 sizes=sizes,
                 budget=2**30,
@@ -626,6 +828,11 @@ class _Run:
                 "threads": torch.get_num_threads(),
                 "processes": self.ranks.size,
             },
+            "arithmetic": {
+                "precision": self.settings.train.precision,
+                "float32": self.model.float32,
+                "cudnn_benchmark": device.type == "cuda" and torch.backends.cudnn.benchmark,
+            },
             "data": {"A": described(self.a), "B": described(self.b)},
             "epochs": self.settings.epochs,
             "steps_per_epoch": self.sampler.batches,
@@ -662,28 +869,38 @@ class _Log:
     """A file of JSON lines that can be cut back to where a state was saved."""
 
     def __init__(self, path: Path, size: int) -> None:
-        self._path = path
+        self.path = path
         with _writing(path):
             # Opened so that neither what is there nor a cut is lost in a buffer.
             self._file = path.open("r+b" if path.exists() else "w+b")
-            self._file.truncate(size)
-            self._file.seek(size)
+            kept = self._file.read(size)
+            if len(kept) < size:
+                kept = kept[: kept.rfind(b"\n") + 1]
+            self.lost = size - len(kept)
+            """Bytes that a state counted and that are not there."""
+            self._file.truncate(len(kept))
+            self._file.seek(len(kept))
 
     @property
     def size(self) -> int:
         return self._file.tell()
 
     def write(self, event: Mapping[str, Any]) -> None:
-        with _writing(self._path):
+        with _writing(self.path):
             self._file.write(json.dumps(event).encode() + b"\n")
             self._file.flush()
 
     def read(self) -> Iterator[dict[str, Any]]:
-        with self._path.open("rb") as file:
-            yield from (json.loads(line) for line in file)
+        """Yield every event; lines that somebody else wrote are passed over."""
+        with self.path.open("rb") as file:
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict) and "event" in event:
+                        yield event
 
     def flush(self) -> None:
-        with _writing(self._path):
+        with _writing(self.path):
             self._file.flush()
             os.fsync(self._file.fileno())
 
@@ -691,8 +908,15 @@ class _Log:
         self._file.close()
 
 
-def _lr(model: CycleGAN) -> float:
-    return float(model.optimizer_G.param_groups[0]["lr"])
+@contextlib.contextmanager
+def _kernels_searched(one_size: bool) -> Iterator[None]:
+    """Let cuDNN look for the fastest kernels, as the reference does, where sizes do not change."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or one_size
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _plain(network: nn.Module) -> dict[str, Tensor]:
@@ -727,11 +951,40 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _safetensors(weights: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return a safetensors file whose metadata are in order.
+
+    The library leaves them in a random one, so that equal weights had another digest each time.
+    """
+    data = safetensors.torch.save(weights, metadata)
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[begin:]
+
+
 def _write(path: Path, data: bytes) -> None:
     """Write a file so that nobody ever sees half of it. Raises OutputError."""
 
     def write(partial: Path) -> None:
         partial.write_bytes(data)
+
+    _write_through(path, write)
+
+
+def _write_tensors(path: Path, content: object) -> None:
+    """Write a file of torch's. Raises OutputError."""
+
+    def write(partial: Path) -> None:
+        # Given a path, torch reports a full disk as an assertion that failed in its writer.
+        with partial.open("wb") as file:
+            torch.save(content, file)
 
     _write_through(path, write)
 
@@ -754,8 +1007,3 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise output_error(path, error) from error
-    except RuntimeError as error:
-        # torch.save reports a full disk so.
-        raise OutputError(
-            f"cannot write {printable(path)}: {str(error).splitlines()[0]}; check the disk"
-        ) from error

@@ -19,7 +19,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from cyclegan_batch.errors import OutputError
+from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.files import printable
 
 from .config import TrainConfig
@@ -47,14 +47,14 @@ class DataConfig:
     memory_gb: float = 4.0
     """Pictures of both domains are decoded once and kept in memory as uint8 up to so many GB;
     beyond, they are decoded when they are needed, by workers."""
-    workers: int = 2
-    """Threads that decode."""
+    workers: int = 0
+    """Threads that decode; 0 is as many as there are cores."""
     white: int = 0
     """Level of pictures of more than 8 bits that becomes white, as translate --white; 0: the
     largest there is."""
 
     def __post_init__(self) -> None:
-        _at_least(self, load_size=1, crop_size=1, batch_size=1, memory_gb=0, workers=1, white=0)
+        _at_least(self, load_size=1, crop_size=1, batch_size=1, memory_gb=0, workers=0, white=0)
         if self.preprocess.startswith("resize") and self.load_size < self.crop_size:
             raise ValueError(
                 f"load_size = {self.load_size} is less than crop_size = {self.crop_size}, which is "
@@ -70,6 +70,9 @@ class RunConfig:
     """Of the weights, the order of the pictures, their cuts and the pools."""
     log_every: int = 50
     """Steps that a line of the log is the mean of."""
+    save_latest_every: float = 60.0
+    """Seconds of training that a kill costs at most: the state and the latest weights are saved
+    when so many have passed, within an epoch too. 0 saves at the end of every epoch instead."""
     save_every_steps: int = 5000
     """Save the state also within an epoch, after so many steps; 0 never does."""
     save_every_epochs: int = 5
@@ -89,6 +92,7 @@ class RunConfig:
         _at_least(
             self,
             log_every=1,
+            save_latest_every=0,
             save_every_steps=0,
             save_every_epochs=1,
             keep_last=0,
@@ -141,7 +145,14 @@ class Key:
 
 FREE_ON_RESUME = frozenset(
     {"n_epochs", "n_epochs_decay", "device", "memory_gb", "workers", "threads", "tensorboard"}
-    | {"save_every_steps", "save_every_epochs", "keep_last", "samples", "reference_names"}
+    | {
+        "save_latest_every",
+        "save_every_steps",
+        "save_every_epochs",
+        "keep_last",
+        "samples",
+        "reference_names",
+    }
     | {"compile", "cuda_graphs"}
 )
 """What may be given anew when a run goes on; everything else is the run's own."""
@@ -170,9 +181,10 @@ def settings_for(run: Path, values: Mapping[str, object], *, resume: bool) -> Se
     """Return the settings of a run: ``values`` over the defaults, or over those it began with.
 
     Raises ValueError for a key that is wrong, or that a run cannot change on the way; OutputError
-    where ``run`` holds a run and is not to be resumed.
+    where ``run`` holds a run and is not to be resumed; InputError where nothing says how it began.
     """
-    if not (run / "checkpoints" / "state.pt").exists():
+    state = run / "checkpoints" / "state.pt"
+    if not state.exists():
         _refuse_foreign(run)
         return settings_from(values)
     if not resume:
@@ -180,7 +192,8 @@ def settings_for(run: Path, values: Mapping[str, object], *, resume: bool) -> Se
             f"{printable(run)}: holds a run already; --resume goes on with it, and another folder "
             "begins another"
         )
-    own = values_from_toml(run / "config.toml")
+    written = run / "config.toml"
+    own = values_from_toml(written) if written.exists() else _kept_in(state)
     given = settings_from(values).flat()
     changed = {name for name in values if given[name] != own.get(name, given[name])}
     for name in sorted(changed - FREE_ON_RESUME):
@@ -191,13 +204,42 @@ def settings_for(run: Path, values: Mapping[str, object], *, resume: bool) -> Se
     return settings_from(own | {name: given[name] for name in changed})
 
 
+def changed_keys(began: Mapping[str, Value], settings: Settings) -> dict[str, tuple[Any, Any]]:
+    """Return the keys in which a run would go on otherwise than it ``began``: before and after."""
+    now = settings.flat()
+    return {
+        name: (began[name], now[name])
+        for name in sorted(began.keys() & now.keys() - FREE_ON_RESUME)
+        if began[name] != now[name]
+    }
+
+
+def _kept_in(state: Path) -> dict[str, Value]:
+    """Return the keys that the state of a run holds. Raises InputError."""
+    import torch
+
+    try:
+        kept = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["settings"]
+        return {name: _checked(name, value) for name, value in kept.items()}
+    # torch raises all kinds of things at a damaged file; states of old hold no settings.
+    except Exception as error:
+        raise InputError(
+            f"{printable(state.parent.parent / 'config.toml')}: no such file, and {state.name} "
+            "does not hold the keys of the run; restore it, or begin another run"
+        ) from error
+
+
 def values_from_toml(path: Path) -> dict[str, Value]:
     """Return the keys of a TOML file. Raises ValueError for what is no flat list of our keys.
 
-    Raises OSError where it cannot be read.
+    Raises InputError where it cannot be read.
     """
     try:
         found = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"{printable(path)}: cannot be read: {error.strerror or error}; check the permissions"
+        ) from error
     except ValueError as error:  # TOML's own error, and text that is not UTF-8
         raise ValueError(f"{path}: is no TOML: {error}") from error
     try:
@@ -253,6 +295,11 @@ def _refuse_foreign(run: Path) -> None:
     """Refuse a folder that holds something else than a run. Raises OutputError."""
     if run.exists() and not run.is_dir():
         raise OutputError(f"{printable(run)}: is a file; name a folder for the run")
+    if any((run / "checkpoints").glob("*/netG_*.safetensors")):
+        raise OutputError(
+            f"{printable(run)}: holds the generators of a run and not its checkpoints/state.pt, "
+            "without which it cannot go on; restore that file, or name a new folder for the run"
+        )
     if run.is_dir() and any(run.iterdir()) and not (run / "run.json").exists():
         raise OutputError(
             f"{printable(run)}: holds other things than a run; name a new folder for the run"

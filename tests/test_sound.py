@@ -46,8 +46,7 @@ def clip(
         picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
         sound: Any = output.add_stream(codec, rate=rate)
         sound.codec_context.layout = layout
-        if codec.startswith("wma"):
-            sound.codec_context.bit_rate = 128_000
+        sound.codec_context.bit_rate = 128_000
         packets = []
         for number in range(FRAMES):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90 + number, np.uint8))

@@ -997,6 +997,26 @@ def test_what_the_encoder_refuses_is_not_blamed_on_the_folder_errors(tmp_path, m
         run(made)
 
 
+@pytest.mark.behaviour(5)
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi", ".ts", ".nut", ".webm"])
+def test_no_encoder_fails_after_the_last_frame(tmp_path, suffix):
+    """Many a header is accepted whose first packet is not, or which nobody finds again."""
+    source = streams.plain(tmp_path / "in.mkv", frames=25, audio=None)
+    written = 0
+    for codec in ("rawvideo", "ffv1", "mjpeg", "png", "prores_ks", "libvpx", "mpeg2video"):
+        output = tmp_path / f"{codec}{suffix}"
+        try:
+            made = plan(source, output, TranslateOptions(codec=codec))
+        except OutputError:
+            continue
+        run(made)
+        with av.open(str(output)) as container:
+            assert len(list(container.decode(video=0))) == 25, codec
+        written += 1
+    assert written > 0
+    assert leftovers(tmp_path) == []
+
+
 def test_discard_leaves_nothing(tmp_path):
     source = streams.plain(tmp_path / "in.mp4", frames=10, audio=None)
     made = plan(source, tmp_path / "out.mp4")

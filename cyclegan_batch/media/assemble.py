@@ -208,7 +208,11 @@ def plan_streams(
     trial = _Trial(
         container, info, _SampleVideo(encoder, pix_fmt, size, encoder_options, stretch_format)
     )
-    if error := trial.failure(None, [Carried(video.index, "video")]):
+    error = trial.failure(None, [Carried(video.index, "video")])
+    codec = av.Codec(encoder, "w").canonical_name
+    if error is None and container.codecs is not None and codec not in container.codecs:
+        error = "as data that no player finds"
+    if error:
         raise OutputError(
             f"cannot write {printable(output)}: {container.label} cannot hold {encoder} video in "
             f"{pix_fmt} ({error}); choose another --codec or another extension than {output.suffix}"
@@ -597,8 +601,12 @@ class _Trial:
             metadata_errors="surrogateescape",
         ) as container:
             streams = list(container.streams)
+            video = next(n for n, choice in enumerate(carried) if choice.way == "video")
+            shown = 0
             for packet in demux(container, streams):
                 found[packet.stream.index] += packet.size > 0
+                if packet.stream.index == video and packet.stream.type == "video":
+                    shown += len(packet.decode())
             for number, choice in enumerate(carried):
                 if choice.way not in ("video", "copy", "transcode") or not sent[number]:
                     continue
@@ -609,7 +617,7 @@ class _Trial:
                     return f"the {kind} is not found again"
                 if found[number] != sent[number]:
                     return f"of {sent[number]} packets {found[number]} are found again"
-        return None
+        return None if shown else "the video cannot be decoded"
 
 
 def _sample(source: av.container.InputContainer) -> dict[int, list[av.Packet[Any]]]:
@@ -1038,8 +1046,11 @@ def _write(
             # The one muxer that neither takes length-prefixed units nor converts them itself.
             pictures = _with_start_codes(pictures, first.streams.video[0])
         refused: Counter[int] = Counter()
+        ticks: dict[int, int] = {}
         for packet in _by_time(_of_stream(pictures, video), others):
             index = packet.stream_index
+            if container.muxer == "avi" and index != video.index:
+                ticks[index] = _ascending(packet, output.streams[index].time_base, ticks.get(index))
             # FLAC's encoder ends with a packet of nothing but its final header.
             sent[index] += packet.size > 0
             try:
@@ -1383,6 +1394,21 @@ def _with_start_codes(packets: Iterator[av.Packet[Any]], template: Any) -> Itera
         for converted in filters.filter(packet):
             converted.time_base = base
             yield converted
+
+
+def _ascending(packet: av.Packet[Any], base: Fraction | None, last: int | None) -> int:
+    """Keep a packet behind the one at ``last`` in ticks of ``base``; return its own tick.
+
+    AVI's clock for ADPCM is coarser than its packets, and it times them by their bytes anyway.
+    """
+    base = base or packet.time_base
+    ticks = math.floor((packet.dts or 0) * packet.time_base / base + Fraction(1, 2))
+    if last is None or ticks > last:
+        return ticks
+    packet.duration = math.ceil((packet.duration or 0) * packet.time_base / base)
+    packet.pts = packet.dts = last + 1
+    packet.time_base = base
+    return last + 1
 
 
 def _of_stream(packets: Iterator[av.Packet[Any]], stream: Any) -> Iterator[av.Packet[Any]]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from . import __version__
 from .files import printable
-from .machine import cpu_threads, nvidia_gpus
+from .machine import cpu_threads, nvidia_gpus, own_scheduling
 
 ENCODERS = (
     "libx264",
@@ -123,7 +123,7 @@ def encoder_error(name: str) -> str | None:
     av.logging.set_level(av.logging.ERROR)
     try:
         # Captured, or it goes to the terminal.
-        with av.logging.Capture():
+        with own_scheduling(), av.logging.Capture():
             context = av.CodecContext.create(name, "w")
             context.options = quiet
             context.width, context.height = _TRIED_SIZE  # type: ignore[attr-defined]

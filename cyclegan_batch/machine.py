@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def cpu_threads() -> int:
     """Return how many threads this process may run at once."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def own_scheduling() -> Iterator[None]:
+    """Give this thread, and those that start meanwhile, the scheduling that this thread has now.
+
+    SVT-AV1 makes the thread that opens it and all of its own real-time ones (SCHED_FIFO, 99) where
+    it may, which is as root. From there it spreads to every thread and process that starts later:
+    whatever else the machine has to do stands still, and a runtime that spins for its own threads
+    does so for minutes. Only Linux schedules each thread by itself.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    wanted = os.sched_getscheduler(0), os.sched_getparam(0)
+    before = _threads()
+    try:
+        yield
+    finally:
+        for thread in {0, *(_threads() - before)}:
+            # One may have ended, and a process may not be allowed to.
+            with contextlib.suppress(OSError):
+                if os.sched_getscheduler(thread) != wanted[0]:
+                    os.sched_setscheduler(thread, *wanted)
+
+
+def _threads() -> set[int]:
+    """Return the threads of this process, by the system's numbers."""
+    return {int(task.name) for task in Path("/proc/self/task").iterdir()}
 
 
 def nvidia_gpus() -> tuple[str, ...]:

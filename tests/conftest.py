@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,19 @@ SMALL = [
 PATHS = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "train")])
 ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS}
 """Of a process that is to find the packages of this checkout."""
+
+
+@pytest.fixture(autouse=True)
+def scheduling_stays() -> Iterator[None]:
+    """Fail a test that leaves this thread real-time, as SVT-AV1 does: all later ones would be."""
+    if sys.platform != "linux":
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    yield
+    after = os.sched_getscheduler(0)
+    os.sched_setscheduler(0, *before)
+    assert after == before[0]
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ import pytest
 from av.stream import Disposition
 
 from cyclegan_batch.errors import OutputError
+from cyclegan_batch.machine import own_scheduling
 from cyclegan_batch.media import assemble as assemble_module
 from cyclegan_batch.media.assemble import StreamPlan, Stretch, assemble, plan_streams
 from cyclegan_batch.media.containers import MediaInfo, StreamInfo, open_container, probe
@@ -72,7 +73,7 @@ def encode(
         # Kept now: `reformat` may return the very frame, whose time is then set for its stretch.
         times = tuple(frame.pts for frame in part)
         path = folder / f".{len(stretches)}.unit"
-        with av.open(str(path), "w", format="mp4") as output:
+        with own_scheduling(), av.open(str(path), "w", format="mp4") as output:
             stream: Any = output.add_stream(codec, rate=25, options=SETTINGS.get(codec, {}))
             stream.width, stream.height, stream.pix_fmt = part[0].width, part[0].height, "yuv420p"
             context = stream.codec_context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -15,12 +16,15 @@ import cv2
 import pytest
 from PIL import Image
 
-from cyclegan_batch import translate
+from cyclegan_batch import doctor, translate
+from cyclegan_batch.api import plan_translation, run_plan
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import OutOfMemoryError
 from cyclegan_batch.frames import Pixels
+from cyclegan_batch.machine import own_scheduling
 from cyclegan_batch.model import open_model
-from tests.synthesis import generators
+from cyclegan_batch.pipeline import Counters
+from tests.synthesis import generators, streams
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux has a priority for each thread"
@@ -123,3 +127,50 @@ def test_openvino_that_is_compiled_again_in_a_run_has_threads_of_full_priority(
             assert (opened.infer(frames) == expected).all()
 
     assert in_a_lowered_thread(work) == {}
+
+
+def policies() -> set[int]:
+    """Return the scheduling policies of this process's threads."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.add(os.sched_getscheduler(int(task.name)))
+    return found
+
+
+def test_what_a_library_does_to_the_scheduling_of_its_caller_is_undone() -> None:
+    """SCHED_BATCH in place of SVT-AV1's SCHED_FIFO: any user may have it."""
+    done = threading.Event()
+    with own_scheduling():
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        thread = threading.Thread(target=done.wait)
+        thread.start()
+        assert policies() >= {os.SCHED_BATCH}
+    try:
+        assert policies() == {os.SCHED_OTHER}
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.behaviour(24)
+def test_an_encoder_makes_no_thread_a_real_time_one(tmp_path: Path) -> None:
+    """As root SVT-AV1 does, and the machine stands still. The caller's thread is the fixture's."""
+    source = streams.plain(tmp_path / "in.mp4", audio=None, frames=30)
+    plan = plan_translation(
+        source,
+        tmp_path / "out.mp4",
+        model=generators.identity(tmp_path / "a.onnx"),
+        codec="libsvtav1",
+        preset="12",
+    )
+    seen = policies()
+
+    def look(counters: Counters) -> None:
+        if counters.frames_done:  # so the encoder is open
+            seen.update(policies())
+
+    run_plan(plan, watch=look)
+    assert seen | policies() == {os.SCHED_OTHER}
+    assert doctor.encoder_error("libsvtav1") is None
+    assert policies() == {os.SCHED_OTHER}

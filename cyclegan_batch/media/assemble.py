@@ -32,6 +32,7 @@ from av.video.stream import VideoStream
 from ..errors import InputError, OutputError
 from ..files import output_error, printable
 from ..frames import Size
+from ..machine import own_scheduling
 from ..options import TranslateOptions
 from . import Dropped, Place, aspect, dropped_at
 from .clocks import BROADCAST, JobClock
@@ -440,7 +441,7 @@ class _SampleVideo:
 
     def _encoded(self) -> bytes:
         buffer = io.BytesIO()
-        with av.open(buffer, "w", format=self._format) as output:
+        with own_scheduling(), av.open(buffer, "w", format=self._format) as output:
             stream: Any = output.add_stream(self._encoder, rate=25)
             picture = self._picture
             stream.width, stream.height = picture.width, picture.height

@@ -44,7 +44,7 @@ from ..files import (
     temporary_path,
 )
 from ..frames import Frame, Geometry, Pixels, PixelType, Size
-from ..machine import cpu_threads
+from ..machine import cpu_threads, own_scheduling
 from ..options import TranslateOptions
 from . import Dropped, Place, dropped_at
 from .alpha import Alpha, alpha_of, has_alpha
@@ -481,7 +481,7 @@ def _held(
     shown: list[Any] = []
     file = io.BytesIO()
     with contextlib.suppress(av.error.FFmpegError, ValueError):
-        with av.open(file, "w", format=plan.format) as written:
+        with own_scheduling(), av.open(file, "w", format=plan.format) as written:
             stream = _add_encoder(written, plan, colour, size, aspect)
             written.mux([*stream.encode(frame), *stream.encode(None)])
         file.seek(0)
@@ -651,7 +651,8 @@ def _opened(
     def opened() -> list[str]:
         context: Any = av.CodecContext.create(plan.name, "w")
         _set_up(context, plan, colour, size, aspect)
-        context.open()
+        with own_scheduling():
+            context.open()
         return [key for key in context.options if key != "chroma_sample_location"]
 
     # FFmpeg only warns of what it does not know inside x264-params and its like.
@@ -1711,7 +1712,11 @@ class VideoSink:
             frame.time_base = encoder.time_base
             self._times.append(timing.pts)
             self._last_duration = timing.duration
-            self._mux(self._stream.encode(frame))
+            first = len(self._times) == 1
+            # The first frame opens the encoder.
+            with own_scheduling() if first else contextlib.nullcontext():
+                packets = self._stream.encode(frame)
+            self._mux(packets)
 
     def finish(self) -> Sequence[Dropped]:
         """Flush the encoder, join its stretch with the rest, publish. Raises OutputError."""

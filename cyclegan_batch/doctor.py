@@ -197,7 +197,9 @@ def _runtimes() -> dict[str, dict[str, Any]]:
             if name.startswith("onnxruntime"):
                 offers = importlib.import_module("onnxruntime").get_available_providers()
             elif name == "openvino":
-                core = importlib.import_module("openvino").Core()
+                from .backends.openvino import import_openvino
+
+                core = import_openvino().Core()
                 offers = [f"{d} ({core.get_property(d, 'FULL_DEVICE_NAME')})"
                           for d in core.available_devices]  # fmt: skip
             elif name.startswith("tensorrt"):

@@ -46,7 +46,7 @@ from cyclegan_batch.frames import Pixels, as_pixel_type
 from cyclegan_batch.machine import nvidia_gpus
 from cyclegan_batch.model import Model, open_model, widest_tensor
 from cyclegan_batch.parity import parity
-from tests.conftest import REPOSITORY
+from tests.conftest import ENVIRONMENT, REPOSITORY
 from tests.synthesis import generators
 from tests.synthesis.generators import natural
 
@@ -289,6 +289,39 @@ def test_a_closed_context_errors_and_its_siblings_live(tmp_path: Path, backend: 
     with pytest.raises(BackendError, match="closed"):
         first.fork()
     assert np.array_equal(other.infer(frames), 255 - frames)
+
+
+_IMPORTED = """
+import multiprocessing, sys
+from pathlib import Path
+from cyclegan_batch.backends import open_backend
+from cyclegan_batch.doctor import examine
+from cyclegan_batch.model import open_model
+
+multiprocessing.Process.start = lambda process: print("started", process)
+if sys.argv[1] == "doctor":
+    print(examine()["runtimes"]["openvino"]["error"])
+else:
+    print(open_backend(open_model(Path(sys.argv[2])), backend="openvino").notes)
+"""
+
+
+@pytest.mark.parametrize("asked", ["translate", "doctor"])
+def test_openvino_tells_nobody_that_it_was_imported(tmp_path: Path, asked: str) -> None:
+    """It would start a copy of this process that does so, and leave its own folder in HOME."""
+    pytest.importorskip("openvino")
+    home = tmp_path / "home"
+    home.mkdir()
+    file = generators.invert(tmp_path / "a.onnx")
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTED, asked, file],
+        env=ENVIRONMENT | {"HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("()" if asked == "translate" else "None", "")
+    assert not (home / "intel").exists()
 
 
 def test_openvino_frees_a_request_when_its_context_is_closed(resnet: Model) -> None:

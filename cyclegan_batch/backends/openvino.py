@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +111,24 @@ class OpenVinoBackend:
         return checked(out, frames, self.card)
 
 
+def import_openvino() -> Any:
+    """Return the package, which then reports to nobody that it was imported.
+
+    Its import starts a copy of this process that sends the event to Google Analytics, and waits for
+    it for up to 3 s; a run that ends meanwhile has the traceback of that copy (tried: 2026.4). The
+    module that does so is optional to it. Raises ImportError.
+    """
+    absent: Any = None
+    spared = "openvino_telemetry" not in sys.modules
+    if spared:
+        sys.modules["openvino_telemetry"] = absent
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if spared:
+            del sys.modules["openvino_telemetry"]
+
+
 def open_openvino(
     model: Model, *, device: str, precision: str, threads: int, contexts: int
 ) -> OpenVinoBackend:
@@ -120,7 +139,7 @@ def open_openvino(
             "for an NVIDIA GPU, or --device cpu"
         )
     try:
-        openvino = importlib.import_module("openvino")
+        openvino = import_openvino()
     except ImportError as error:
         raise BackendUnavailableError(
             f'openvino cannot be loaded ({error}); pip install "cyclegan-batch[openvino]"'

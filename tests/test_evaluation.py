@@ -130,6 +130,29 @@ def test_partners_have_the_same_path_and_the_rest_is_counted(tmp_path, torchmetr
     assert (one.pictures, one.notes) == (1, ())
 
 
+@pytest.mark.parametrize("way", ["pairs", "labels", "sets"])
+def test_what_is_no_picture_that_is_read_is_told(tmp_path, torchmetrics, way):
+    folders = tmp_path / "results", tmp_path / "truth"
+    for folder in folders:
+        for number in range(2):
+            pixels = painted(np.full((12, 12), number)) if way == "labels" else noise(number)
+            save(folder / f"{number}.png", pixels)
+    (folders[0] / "2.psd").touch()
+    (folders[0] / "3.EXR").touch()
+    (folders[1] / "notes.txt").touch()
+    if way == "pairs":
+        found = evaluation.evaluate_pictures(*folders)
+    elif way == "labels":
+        found = evaluation.evaluate_labels(*folders, PALETTE)
+    else:
+        found = evaluation.evaluate_sets(*folders, means_and_roughness)
+    assert found.notes[:2] == (
+        f"{folders[0]}: left out, as pictures of kinds that are not read here: 2 (.psd 1, .exr 1); "
+        "convert them to PNG, TIFF or JPEG",
+        f"{folders[1]}: left out, as no pictures: 1 (.txt 1)",
+    )
+
+
 def test_folders_without_partners_errors(tmp_path, torchmetrics):
     save(tmp_path / "results" / "one.png", noise(1))
     save(tmp_path / "truth" / "other.png", noise(2))

@@ -356,12 +356,14 @@ def _normalized(pictures: Tensor) -> Tensor:
     return pictures.to(torch.float32).mul_(1 / 255).sub_(0.5).div_(0.5)
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Return the pictures in ``folder`` and beneath it, by their names; hidden ones are none.
+def pictures_in(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the pictures in ``folder`` and beneath it, by their names, and what is left out.
 
-    Raises InputError where there are none, or the folder cannot be read.
+    What is left out are sentences; hidden files are not mentioned. Raises InputError where there
+    are no pictures, or the folder cannot be read.
     """
-    return _listed(folder)[0]
+    found, left_out = _listed(folder)
+    return found, tuple(_left_out_words(folder, left_out))
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -392,7 +394,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _left_out_words(folder: Path, left_out: Sequence[Path]) -> Iterator[str]:
-    """Yield what of a folder is not trained on: pictures that are not read, and other files."""
+    """Yield what of a folder is not used: pictures that are not read, and other files."""
     pictures = [path.suffix for path in left_out if path.suffix.lower() in UNREAD_IMAGES]
     others = [path.suffix for path in left_out if path.suffix.lower() not in UNREAD_IMAGES]
     if pictures:

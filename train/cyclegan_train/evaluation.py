@@ -337,7 +337,7 @@ def evaluate_labels(
     """
     matched = _match(results, truth, source)
     pairs, sizes = matched.pairs, _Sizes(resize)
-    known = () if train_truth is None else tuple(_pictures(train_truth).values())
+    known = () if train_truth is None else tuple(_pictures(train_truth)[0].values())
     total = len(known) + len(pairs)
     mode = None
     if known:
@@ -435,7 +435,8 @@ def evaluate_sets(
     """
     fid_module, kid_module = (_package(f"torchmetrics.image.{name}") for name in ("fid", "kid"))
     folders = (results, real)
-    paths = [list(_pictures(folder).values()) for folder in folders]
+    listed = [_pictures(folder) for folder in folders]
+    paths = [list(pictures.values()) for pictures, _ in listed]
     for folder, own in zip(folders, paths, strict=True):
         if len(own) < 2:
             raise InputError(f"{printable(folder)}: one picture is no set; FID needs 2 at least")
@@ -457,7 +458,7 @@ def evaluate_sets(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         kid_mean, kid_std = (float(value) for value in kid.compute())
-    notes = []
+    notes = [note for _, left_out in listed for note in left_out]
     if smaller < given.num_features:
         notes.append(
             f"FID of {smaller} pictures is too high and changes with their number: its covariance "
@@ -577,7 +578,8 @@ def _match(results: Path, truth: Path, source: Path | None) -> _Matched:
     places = [place for place in (results, truth, source) if place is not None]
     if all(place.is_file() for place in places):
         return _Matched([_Pair(results, truth, source)], [])
-    named = [_pictures(place) for place in places]
+    folders = [_pictures(place) for place in places]
+    named = [pictures for pictures, _ in folders]
     own, true, sources = named[0], named[1], named[2] if source is not None else None
     common = [name for name in own if all(name in each for each in named[1:])]
     if not common:
@@ -589,7 +591,8 @@ def _match(results: Path, truth: Path, source: Path | None) -> _Matched:
             "folder, endings apart"
         )
     pairs = [_Pair(own[name], true[name], sources[name] if sources else None) for name in common]
-    notes = [
+    notes = [note for _, notes in folders for note in notes]
+    notes += [
         f"{printable(place)}: {len(each) - len(common)} of its {len(each)} pictures have no "
         "partner and are left out"
         for place, each in zip(places, named, strict=True)
@@ -599,14 +602,18 @@ def _match(results: Path, truth: Path, source: Path | None) -> _Matched:
     return _Matched(pairs, notes)
 
 
-def _pictures(place: Path) -> dict[Path, Path]:
-    """Return the pictures in a folder, or the one, by their paths within it, endings apart."""
+def _pictures(place: Path) -> tuple[dict[Path, Path], tuple[str, ...]]:
+    """Return the pictures in a folder, or the one, by their paths within it, endings apart.
+
+    And sentences that tell what of the folder is left out.
+    """
     if not place.exists():
         raise InputError(f"{printable(place)}: no such file or folder; check the name")
     if place.is_file():
-        return {Path(place.stem): place}
+        return {Path(place.stem): place}, ()
     found: dict[Path, Path] = {}
-    for path in pictures_in(place):
+    pictures, left_out = pictures_in(place)
+    for path in pictures:
         name = path.relative_to(place).with_suffix("")
         if name in found:
             raise InputError(
@@ -614,7 +621,7 @@ def _pictures(place: Path) -> dict[Path, Path]:
                 "leave one of them"
             )
         found[name] = path
-    return found
+    return found, left_out
 
 
 def _other(pairs: Sequence[_Pair], number: int) -> _Pair:

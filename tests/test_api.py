@@ -212,11 +212,18 @@ def test_two_processes_on_one_folder_do_it_together(tmp_path: Path, folder: Path
     for number in range(4, 200):
         Image.fromarray(noise(64, 64, 3)).save(folder / f"{number}.png")
     command = [sys.executable, "-m", "cyclegan_batch", "translate", folder, out, "-m", model]
-    both = [
-        subprocess.Popen([*command, "-n", "-q"], stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    told = [process.communicate(timeout=120)[1] for process in both]
+    both: list[subprocess.Popen[str]] = []
+    try:
+        for _ in range(2):
+            both.append(
+                subprocess.Popen([*command, "-n", "-q"], stderr=subprocess.PIPE, text=True)
+            )
+        told = [process.communicate(timeout=120)[1] for process in both]
+    finally:
+        # One that has not ended would compute beside every later test.
+        for process in both:
+            process.kill()
+            process.communicate()
     assert [process.returncode for process in both] == [0, 0], told
     assert sorted(path.name for path in out.iterdir()) == sorted(
         path.name for path in folder.iterdir() if path.suffix != ".txt"

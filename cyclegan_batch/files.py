@@ -55,6 +55,7 @@ class OutputLock:
                 if pause is not None:
                     time.sleep(pause)
         except OSError as error:
+            self.release()  # a disk without room for a word takes the file all the same
             raise output_error(final, error) from error
         holder = ""
         with contextlib.suppress(OSError):

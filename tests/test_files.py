@@ -154,6 +154,19 @@ def test_the_second_process_says_who_writes_an_output_and_a_dead_one_holds_nothi
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.behaviour(25)
+def test_a_disk_without_room_for_the_holder_keeps_no_lock_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        OutputLock(tmp_path / "a.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_system_without_locks_still_gets_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

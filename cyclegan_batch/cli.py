@@ -438,8 +438,10 @@ def translate(
 
                 stack.enter_context(printed())
             done = _run(plan, reporter)
+        # From here on a stop has nothing to stop.
         if report:
-            _write_report(report, done)
+            with _STOPS.deferred():
+                _write_report(report, done)
     except ContradictionError as error:
         raise click.UsageError(f"{error}.") from error
     except CycleganBatchError as error:
@@ -447,10 +449,11 @@ def translate(
             raise
         reporter.insist(str(error))  # every line is JSON, this one too
         sys.exit(1)
-    if progress == "json":
-        print(json.dumps({"event": "end"} | json.loads(done.to_json())), file=sys.stderr)
-    else:
-        _print_outcome(done, reporter, verbose=verbose)
+    with _STOPS.deferred():
+        if progress == "json":
+            print(json.dumps({"event": "end"} | json.loads(done.to_json())), file=sys.stderr)
+        else:
+            _print_outcome(done, reporter, verbose=verbose)
     sys.exit(done.exit_code)
 
 
@@ -467,9 +470,14 @@ def _run(plan: JobPlan, reporter: Reporter) -> Report:
 
     reporter.total = plan.frames
     try:
-        return api.run_plan(plan, counters=counters, watch=watch)
-    except CycleganBatchError as error:
-        return api.report_run(plan, counters, error=error)
+        try:
+            return api.run_plan(plan, counters=counters, watch=watch)
+        except CycleganBatchError as error:
+            return api.report_run(plan, counters, error=error)
+    except KeyboardInterrupt:
+        # Between the steps of the run, or behind the last of them: what is written stays written.
+        counters.interrupted = True
+        return api.report_run(plan, counters)
     finally:
         reporter.close()
 

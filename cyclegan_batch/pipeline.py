@@ -754,7 +754,6 @@ class _Run:
             self._record(end.name, error)
         elif end.at is not None:
             self.counters.units_done += 1
-            self.counters.written += end.at.sink.written
         for dropped in lacking:
             self._record_dropped(dropped)
 
@@ -783,6 +782,8 @@ class _Run:
         at.leave()
         if not keep:
             at.sink.discard()
+        # Of a shard that was given up, too: each of its pictures has a name of its own.
+        self.counters.written += at.sink.written
         self.counters.notes.extend([*at.source.notes, *at.sink.notes])
 
 

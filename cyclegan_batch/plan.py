@@ -288,9 +288,9 @@ def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[Input
     ]
     if existing and not options.skip_existing:
         first = existing[0].output
-        among = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        among = f" and {len(existing) - 1} more: exist" if len(existing) > 1 else ": exists"
         raise OutputError(
-            f"{printable(first)}{among}: exists already, and nothing is overwritten unasked; "
+            f"{printable(first)}{among} already, and nothing is overwritten unasked; "
             "-y overwrites, -n leaves what exists and does the rest"
         )
     left = set(existing)

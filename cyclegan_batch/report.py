@@ -109,10 +109,10 @@ class Report:
 
     @property
     def _frames(self) -> str:
-        done = str(self.frames)
+        done = _counted(self.frames, "frame")
         if self.status != "whole" and self.expected_frames is not None:
-            done += f" of {self.expected_frames}"
-        return f"{done} frames in {clock(self.seconds)}"
+            done = f"{self.frames} of {_counted(self.expected_frames, 'frame')}"
+        return f"{done} in {clock(self.seconds)}"
 
     @property
     def _files(self) -> str:
@@ -151,7 +151,8 @@ def report_from_counters(
     """Sum up a run."""
     failures = list(counters.failures)
     status: Status = "whole"
-    if counters.interrupted:
+    # A stop that came when all was written has stopped nothing.
+    if counters.interrupted and not 0 < planned == len(counters.written):
         status = "interrupted"
     elif error is not None:
         status = "failed"
@@ -161,8 +162,8 @@ def report_from_counters(
     elif counters.pipe_closed:
         status = "partial"
     elif failures:
-        # A pipe has no name among what was written.
-        some = counters.written or (counters.units_done and counters.frames_done)
+        # A pipe has no name among what was written, and is not planned by one either.
+        some = counters.written or (not planned and counters.units_done and counters.frames_done)
         status = "partial" if some or skipped else "failed"
     return Report(
         status=status,

@@ -20,6 +20,8 @@ from cyclegan_batch import (
 )
 from cyclegan_batch.api import plan_translation, run_plan
 from cyclegan_batch.files import OutputLock
+from cyclegan_batch.pipeline import Counters, Failure, Stage
+from cyclegan_batch.report import report_from_counters
 from tests.synthesis import generators, streams
 
 DICE = np.random.default_rng(1)
@@ -137,6 +139,26 @@ def test_a_job_that_writes_nothing_at_all_errors(tmp_path: Path, picture: Path) 
     assert translate([*broken, picture], tmp_path / "out", model=model).status == "partial"
 
 
+@pytest.mark.behaviour(22)
+@pytest.mark.parametrize(("planned", "status"), [(2, "failed"), (0, "partial")])
+def test_frames_without_a_file_are_no_part_of_a_result_but_for_a_pipe(
+    planned: int, status: str
+) -> None:
+    counters = Counters(frames_done=5, units_done=1, failures=[Failure("a.mkv", "lost")])
+    counters.stages = {"read": Stage(workers=1)}
+    report = report_from_counters(
+        counters,
+        planned=planned,
+        expected_frames=6,
+        skipped=0,
+        overwrite=False,
+        notes=(),
+        error=None,
+        record={},
+    )
+    assert report.status == status
+
+
 def test_the_same_input_gives_the_same_pixels_twice(tmp_path: Path, picture: Path) -> None:
     model = generators.tiny_resnet(tmp_path / "m.onnx")
     for name in ("a.png", "b.png"):
@@ -215,9 +237,7 @@ def test_two_processes_on_one_folder_do_it_together(tmp_path: Path, folder: Path
     both: list[subprocess.Popen[str]] = []
     try:
         for _ in range(2):
-            both.append(
-                subprocess.Popen([*command, "-n", "-q"], stderr=subprocess.PIPE, text=True)
-            )
+            both.append(subprocess.Popen([*command, "-n", "-q"], stderr=subprocess.PIPE, text=True))
         told = [process.communicate(timeout=120)[1] for process in both]
     finally:
         # One that has not ended would compute beside every later test.

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,7 +20,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from cyclegan_batch import TranslateOptions, cli
+from cyclegan_batch import TranslateOptions, api, cli
+from cyclegan_batch.media import images
 from cyclegan_batch.plan import JobPlan
 from tests.synthesis import generators, streams
 
@@ -416,6 +418,51 @@ def test_a_ctrl_c_that_foreign_code_swallows_is_not_lost() -> None:
         stops._stop(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         stops.check()
+
+
+@pytest.mark.behaviour(24)
+@pytest.mark.parametrize("late", ["report_run", "_write_report", "_print_outcome"])
+def test_a_stop_behind_the_last_file_says_what_was_written(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    """It said that nothing was written, or that the same command does it again."""
+    where, sent = (api if late == "report_run" else cli), [signal.SIGTERM]
+    really = getattr(where, late)
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        if sent:
+            signal.raise_signal(sent.pop())
+        return really(*arguments, **options)
+
+    monkeypatch.setattr(where, late, stopped)
+    words = [pictures, tmp_path / "out", "-m", model, "--report", tmp_path / "report.json"]
+    done = cyclegan_batch("translate", *words)
+    assert not sent
+    assert (done.returncode, done.stderr.splitlines()[-1][:10]) == (0, "Done: 3 fr"), done.stderr
+    assert done.stderr.endswith("; 3 files\n")
+    assert json.loads((tmp_path / "report.json").read_text())["status"] == "whole"
+
+
+@pytest.mark.behaviour(22, 24)
+def test_what_a_stopped_folder_of_images_has_by_then_is_counted(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard that is not whole has pictures that are; 24 of 31 were told as 2."""
+    out, really = tmp_path / "out", images.publish
+
+    def second_stops(*arguments: Any, **options: Any) -> None:
+        really(*arguments, **options)
+        if len(list(out.glob("*.png"))) == 2:
+            cli._STOPS.requested = True
+            time.sleep(0.5)  # the run looks ten times a second
+
+    monkeypatch.setattr(images, "publish", second_stops)
+    done = cyclegan_batch("translate", pictures, out, "-m", model)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1].endswith(
+        "; 2 of 3 files written; the same command with -n does what is left"
+    )
+    assert len(list(out.iterdir())) == 2
 
 
 EMBEDDED = """

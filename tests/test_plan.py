@@ -167,7 +167,7 @@ def test_what_exists_is_refused_skipped_or_overwritten(model: Path, tmp_path: Pa
     picture(out / "0.png")
     # A link to nowhere is something, too.
     (out / "1.png").symlink_to("nowhere")
-    with pytest.raises(OutputError, match=r"0\.png and 1 more: exists already.*-y .*-n "):
+    with pytest.raises(OutputError, match=r"0\.png and 1 more: exist already.*-y .*-n "):
         planned(tmp_path / "in", out, model=model)
     made = planned(tmp_path / "in", out, model=model, skip_existing=True)
     assert ([entry.output.name for entry in made.entries], made.skipped) == (["2.png"], 2)

@@ -33,7 +33,8 @@ def reserve(stream: Any, aspect: Fraction | None, size: Size, muxer: str) -> Non
     """
     if not aspect:
         return
-    stream.codec_context.sample_aspect_ratio = aspect
+    if stream.codec_context is not None:
+        stream.codec_context.sample_aspect_ratio = aspect
     if aspect == 1 or muxer not in _WITH_PLACEHOLDER:
         return
     height, width = size

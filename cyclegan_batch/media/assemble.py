@@ -25,6 +25,7 @@ import av
 import av.container
 import av.error
 import av.stream
+from av.format import Flags
 from av.stream import Disposition
 from av.subtitles.subtitle import SubtitleSet
 from av.video.stream import VideoStream
@@ -439,6 +440,11 @@ class _SampleVideo:
             self._made = self._encoded()
         return av.open(io.BytesIO(self._made), "r")
 
+    def shown(self) -> set[str]:
+        """Return what `_pixels` says of the frame as it is decoded from the stretch."""
+        with self.open() as stretch:
+            return {_pixels(frame) for frame in stretch.decode(stretch.streams.video[0])}
+
     def _encoded(self) -> bytes:
         buffer = io.BytesIO()
         with own_scheduling(), av.open(buffer, "w", format=self._format) as output:
@@ -454,6 +460,12 @@ class _SampleVideo:
                 packet.dts = packet.pts
                 output.mux(packet)
         return buffer.getvalue()
+
+
+def _pixels(frame: Any) -> str:
+    """Return size and pixel format without its bits: ProRes 4444 has 10 in MKV and 12 in MOV."""
+    name = re.sub(r"(p|gray)\d+[lb]e$", r"\1", frame.format.name)
+    return f"{frame.width}×{frame.height} {name}"
 
 
 class _Trial:
@@ -515,10 +527,11 @@ class _Trial:
             streams = []
             for choice in carried:
                 if choice.way == "video":
-                    stream: Any = output.add_stream_from_template(template, opaque=True)
+                    stream: Any = _add_copied(output, template)
                     if _needs_start_codes(muxer, template):
                         stream.codec_context.extradata = None
-                    stream.codec_context.framerate = Fraction(25)
+                    if stream.codec_context is not None:
+                        stream.codec_context.framerate = Fraction(25)
                 else:
                     assert source is not None
                     stream = _add_stream(output, source.streams[choice.index], choice, b"\0")
@@ -603,11 +616,11 @@ class _Trial:
         ) as container:
             streams = list(container.streams)
             video = next(n for n, choice in enumerate(carried) if choice.way == "video")
-            shown = 0
+            shown: set[str] = set()
             for packet in demux(container, streams):
                 found[packet.stream.index] += packet.size > 0
                 if packet.stream.index == video and packet.stream.type == "video":
-                    shown += len(packet.decode())
+                    shown |= {_pixels(frame) for frame in packet.decode()}
             for number, choice in enumerate(carried):
                 if choice.way not in ("video", "copy", "transcode") or not sent[number]:
                     continue
@@ -618,7 +631,11 @@ class _Trial:
                     return f"the {kind} is not found again"
                 if found[number] != sent[number]:
                     return f"of {sent[number]} packets {found[number]} are found again"
-        return None if shown else "the video cannot be decoded"
+        if not shown:
+            return "the video cannot be decoded"
+        if shown != self._video.shown():
+            return f"it would be read as {', '.join(sorted(shown))}"
+        return None
 
 
 def _sample(source: av.container.InputContainer) -> dict[int, list[av.Packet[Any]]]:
@@ -680,43 +697,59 @@ def _add_stream(
     encoded = choice.way == "transcode"
     stream.metadata.update(_stream_tags(template.metadata, output, encoded=encoded))
     if isinstance(template, VideoStream):
-        _shape(stream, template.sample_aspect_ratio, output)
+        size = template.codec_context.height, template.codec_context.width
+        _shape(stream, template.sample_aspect_ratio, size, output)
     stream.disposition = template.disposition
     return stream
 
 
 def _shape(
-    stream: Any, sample_aspect_ratio: Fraction | None, output: av.container.OutputContainer
+    stream: Any,
+    sample_aspect_ratio: Fraction | None,
+    size: Size,
+    output: av.container.OutputContainer,
 ) -> None:
     """Give an output stream the shape of its pixels, which no template copies."""
-    context = stream.codec_context
-    aspect.reserve(stream, sample_aspect_ratio, (context.height, context.width), output.format.name)
+    aspect.reserve(stream, sample_aspect_ratio, size, output.format.name)
 
 
 def _add_copied(output: av.container.OutputContainer, template: av.stream.Stream) -> Any:
     """Add a stream whose packets are copied, also where FFmpeg's own list does not know of it.
 
     That list (`avformat_query_codec`) is shorter than what writers take: MKV's lacks all codecs
-    that it holds under the tags of other containers, such as WMA, Speex and ADPCM.
+    that it holds under the tags of other containers, such as WMA, Speex and ADPCM, PNG and Huffyuv.
     """
     try:
         stream: Any = output.add_stream_from_template(template, opaque=True)
     except ValueError:
-        codec = output.default_audio_codec
-        if template.type != "audio" or codec == "none":
+        codec = "none"
+        if template.type == "audio":
+            codec = output.default_audio_codec
+        elif template.type == "video" and output.format.name == "matroska":
+            codec = output.default_video_codec
+        if codec == "none":
             raise
     else:
-        if template.type == "audio" and stream.codec_context is not None:
+        context = stream.codec_context
+        if template.type == "audio" and context is not None:
             # MP4 must know the layout of PCM.
-            state_layout(stream.codec_context)
+            state_layout(context)
+        if context is not None and context.name in TAGGED:
+            context.codec_tag = template.codec_context.codec_tag
         return stream
     # Takes every codec and, as is done above, leaves out the tag of the source's container.
     with av.open(io.BytesIO(), "w", format="null") as anything:
-        untagged = anything.add_stream_from_template(template, opaque=True)
+        untagged: Any = anything.add_stream_from_template(template, opaque=True)
+        if untagged.codec_context is not None and untagged.codec_context.name in TAGGED:
+            untagged.codec_context.codec_tag = template.codec_context.codec_tag
         stream = output.add_mux_stream(codec)
         av.BitStreamFilterContext("null", untagged, stream)
         stream.time_base = template.time_base
     return stream
+
+
+TAGGED = ("rawvideo", "utvideo")
+"""Codecs whose pixel format only the tag of the stream tells, which AVI, MKV and NUT keep."""
 
 
 def _add_audio_encoder(
@@ -1018,15 +1051,24 @@ def _write(
     ):
         output.metadata.update(plan.metadata)
         ways: dict[int, _Way] = {}
+        aspects: dict[int, Fraction] = {}
         for choice in plan.carried:
             if choice.way == "video":
-                video = _add_translated(output, first.streams.video[0], plan, joined)
+                pictures_of = first.streams.video[0]
+                video = _add_translated(output, pictures_of, plan, joined)
+                shape = plan.sample_aspect_ratio or pictures_of.sample_aspect_ratio
+                if shape:
+                    aspects[video.index] = shape
                 continue
             assert source is not None
             template = source.streams[choice.index]
             stream = _add_stream(output, template, choice, covers.get(choice.index, b""))
+            if isinstance(template, VideoStream) and template.sample_aspect_ratio:
+                aspects[stream.index] = template.sample_aspect_ratio
             if choice.way != "attach" and template.type != "attachment":
-                ways[choice.index] = _Way(choice, template, stream, losses)
+                flags: Any = output.format.flags
+                may_meet = bool(flags & Flags.ts_nonstrict.value)
+                ways[choice.index] = _Way(choice, template, stream, losses, may_meet=may_meet)
         output.set_chapters(_moved_chapters(plan, joined, chapters_later - joined.shift))
         output.start_encoding()
         for index, cover in covers.items():
@@ -1068,11 +1110,6 @@ def _write(
                 what = f"not taken by {container.label}" if refusal else "damaged"
                 trouble = f"{what} ({reason(error)})"
                 losses.packet(plan.carried[index], number, time, trouble)
-        aspects = {
-            stream.index: stream.codec_context.sample_aspect_ratio
-            for stream in output.streams.video
-            if stream.codec_context.sample_aspect_ratio
-        }
     with _as_output_error(plan.output):
         aspect.fill_in(partial, container.muxer, aspects)
     return sent
@@ -1086,19 +1123,20 @@ def _add_translated(
 ) -> Any:
     """Add the translated video: the encoder's parameters, the source's name, language and place."""
     video = plan.video
-    stream: Any = output.add_stream_from_template(template, opaque=True)
+    stream: Any = _add_copied(output, template)
     stream.time_base = joined.time_base
     if _needs_start_codes(output.format.name, template):
         # Parameter sets come with every key frame then; these are in MP4's form.
         stream.codec_context.extradata = None
-    if video.average_rate is not None:
+    if video.average_rate is not None and stream.codec_context is not None:
         stream.codec_context.framerate = video.average_rate
     stream.metadata.update(_stream_tags(video.metadata, output, encoded=True))
     if plan.alpha and template.codec_context.name in ALPHA_DECODERS:
         stream.metadata["alpha_mode"] = "1"
-    if plan.fields is not None:
+    if plan.fields is not None and stream.codec_context is not None:
         stream.codec_context.field_order = FIELD_ORDER[plan.fields]
-    _shape(stream, plan.sample_aspect_ratio or template.sample_aspect_ratio, output)
+    size = template.codec_context.height, template.codec_context.width
+    _shape(stream, plan.sample_aspect_ratio or template.sample_aspect_ratio, size, output)
     disposition = Disposition(0)
     for name in video.disposition:
         disposition |= Disposition[name]
@@ -1172,7 +1210,9 @@ def _one_line(lines: Sequence[bytes]) -> bytes:
 class _Way:
     """One stream on its way from the source to the output."""
 
-    def __init__(self, choice: Carried, template: Any, stream: Any, losses: _Losses) -> None:
+    def __init__(
+        self, choice: Carried, template: Any, stream: Any, losses: _Losses, *, may_meet: bool
+    ) -> None:
         self.choice = choice
         self._losses = losses
         self._packets = 0
@@ -1180,6 +1220,10 @@ class _Way:
         self.stream = stream
         self._started = template.type != "video"
         self._last: int | None = None
+        self._latest: Fraction | None = None
+        """Seconds at which the last packet is decoded."""
+        self._may_meet = may_meet
+        """Two packets may have one time, as the container has it."""
         self._lines: list[tuple[int, bytes]] = []
         """Subtitles on screen: when each ends, in ticks of the source, and its ASS line."""
         self._shown_from = 0
@@ -1234,16 +1278,30 @@ class _Way:
             ticks = round(shift / out.time_base)
             out.pts = (out.pts or 0) - ticks
             out.dts = (out.dts or 0) - ticks
-            if self._last is not None and out.dts <= self._last:
-                # A broken source; muxers refuse what does not ascend. ffmpeg does the same.
-                out.dts = self._last + 1
-                out.pts = max(out.pts, out.dts)
-            if not out.duration and self._last is not None and self.template.type == "audio":
+            self._keep_behind(out)
+            if not out.duration and self._latest is not None and self.template.type == "audio":
                 # MP4 would end before a last packet that lasts no time.
-                out.duration = out.dts - self._last
-            self._last = out.dts
+                out.duration = round(out.dts - self._latest / out.time_base)
+            self._latest = out.dts * out.time_base
             out.stream = self.stream
             yield out
+
+    def _keep_behind(self, out: av.Packet[Any]) -> None:
+        """Move a packet that would not ascend behind the last one; muxers refuse it otherwise.
+
+        By the shortest step there is: TrueHD has 1200 packets a second, of which MKV's clock of
+        milliseconds times every fifth together with another.
+        """
+        if self._latest is None or out.dts is None or out.pts is None:
+            return
+        time = out.dts * out.time_base
+        if time > self._latest or (time == self._latest and self._may_meet):
+            return
+        tick = min(self.stream.time_base or out.time_base, out.time_base)
+        pts, duration = out.pts * out.time_base, (out.duration or 0) * out.time_base
+        out.dts = math.floor(self._latest / tick) + (0 if self._may_meet else 1)
+        out.pts = max(round(pts / tick), out.dts)
+        out.duration, out.time_base = round(duration / tick), tick
 
     def _converted(self, packet: av.Packet[Any]) -> list[av.Packet[Any]]:
         """Return a subtitle in the other text format; an empty one (a gap in MP4) has no line."""

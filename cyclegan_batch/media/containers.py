@@ -259,10 +259,16 @@ def demux(
 ) -> Iterator[av.Packet[Any]]:
     """Yield the packets of ``streams``, at the end an empty one for each of them.
 
-    An empty packet has a ``stream`` but no ``stream_index`` of its own.
+    An empty packet has a ``stream`` but no ``stream_index`` of its own. The headers with which
+    Theora begins anew where OGG files were joined are left out: they are no frames.
     """
+    theora = any(stream.type == "video" and stream.name == "theora" for stream in streams)
     try:
-        yield from container.demux(list(streams))
+        for packet in container.demux(list(streams)):
+            # Its first bit tells a header (Theora specification, 6.1).
+            header = theora and packet.size and memoryview(packet)[0] & 0x80
+            if not header or packet.stream.name != "theora":
+                yield packet
     except IndexError:
         # PyAV 18.1 trips at the end, over a stream that only appeared on the way (MPEG-TS); by
         # then all of ours are done.
@@ -758,8 +764,8 @@ def _look_into(
         try:
             packet = next(packets, None)
         except av.error.FFmpegError:
-            if done:
-                # All that was wanted is known; the rest is the translation's to report.
+            if done or any(look.first is not None for look in looks.values()):
+                # There is a picture; that the file breaks off is the translation's to report.
                 return
             raise
         if packet is None:

@@ -48,7 +48,7 @@ from ..machine import cpu_threads, own_scheduling
 from ..options import TranslateOptions
 from . import Dropped, Place, dropped_at
 from .alpha import Alpha, alpha_of, has_alpha
-from .assemble import OF_THE_DISK, StreamPlan, Stretch, assemble, plan_streams
+from .assemble import OF_THE_DISK, TAGGED, StreamPlan, Stretch, assemble, plan_streams
 from .clocks import LONGEST_GAP, JobClock, seam_notes, start_note
 from .colour import ColourPlan, FromRGB, ToRGB, bits_of, output_tags, resolve
 from .containers import (
@@ -403,10 +403,14 @@ _WITH_QUALITY = {
     "av1_nvenc": {"rc": "vbr", "b": "0"},
 }
 
-_OWN_RATE_CONTROL = frozenset({"b", "qp", "crf", "cq", "global_quality", "q", "qscale", "rc"})
+_OWN_RATE_CONTROL = frozenset(
+    {"b", "qp", "crf", "cq", "global_quality", "q", "qscale", "rc", "lossless"}
+)
 """Whoever passes one of these by ``--encoder-opt`` decides about the rate alone."""
 
-_QSCALE = {"mpeg4": 2, "mpeg2video": 2, "mpeg1video": 2, "mjpeg": 2}
+_QSCALE = dict.fromkeys(
+    ("mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "wmv1", "wmv2", "flv", "msmpeg4v2", "msmpeg4"), 2
+)
 """Encoders with a fixed quantiser instead, 1..31; FFmpeg's own default is 200 kb/s."""
 _FF_QP2LAMBDA = 118
 
@@ -757,14 +761,17 @@ def _encoder_threads(name: str) -> int:
 
 
 def _stretch_format(name: str, *, alpha: bool) -> str:
-    """Return the muxer of the stretch: MP4, else MKV, else MOV, whichever can hold the codec."""
+    """Return the muxer of the stretch: MP4, else MKV, MOV or NUT, whichever can hold the codec."""
     beside = alpha and name in ALPHA_DECODERS.values()
-    for muxer in ("matroska",) if beside else ("mp4", "matroska", "mov"):
+    choices: tuple[str, ...] = ("matroska",) if beside else ("mp4", "matroska", "mov", "nut")
+    if name in TAGGED:
+        choices = ("nut",)
+    for muxer in choices:
         with contextlib.suppress(ValueError, av.error.FFmpegError):
             trial = av.open(io.BytesIO(), "w", format=muxer)
             trial.add_stream(name)
             return muxer
-    raise OutputError(f"--codec {name} fits neither MP4, MKV nor MOV; choose another one")
+    raise OutputError(f"--codec {name} fits neither MP4, MKV, MOV nor NUT; choose another one")
 
 
 def choose_pix_fmt(source: str, formats: list[str], *, alpha: bool = False) -> str:

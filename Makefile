@@ -37,7 +37,7 @@ demo: $(VENV)/.light
 	$(BIN)/cyclegan-batch demo demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal $(PYTEST_ARGS)
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow -rA $(PYTEST_ARGS)

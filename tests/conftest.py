@@ -14,6 +14,12 @@ import pytest
 _ABSENT: Any = None
 sys.modules.setdefault("openvino_telemetry", _ABSENT)
 
+INTERPRETED = not Path("/dev/nvidiactl").exists()
+"""Whether Triton interprets its kernels, as it does without a GPU. It decides that when it is
+imported, which `torch.compile` does in some test or other."""
+if INTERPRETED:
+    os.environ["TRITON_INTERPRET"] = "1"
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 SMALL = [

@@ -21,7 +21,7 @@ import pytest
 
 from benchmarks import gpu
 from benchmarks.gpu_sections import rows
-from tests.conftest import REPOSITORY
+from tests.conftest import INTERPRETED, REPOSITORY
 
 torch = pytest.importorskip("torch")
 
@@ -312,7 +312,8 @@ def test_marked_tests_are_run_and_counted(tmp_path):
 @pytest.fixture
 def dry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compute as the process of a dry run does, without a process: torch is imported already."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    if not INTERPRETED:
+        pytest.skip("Triton compiles here, where a dry run interprets")
     monkeypatch.setattr(torch, "compile", lambda body, **how: body)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: None)
     threads = torch.get_num_threads()
@@ -378,10 +379,11 @@ def test_a_file_that_draws_another_picture_is_seen_on_onnxruntime(notebook, monk
 
 
 @pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch):
-    """Return the kernels' module, in Triton's interpreter: it is read while they are defined."""
+def fused():
+    """Return the kernels' module, in Triton's interpreter."""
     pytest.importorskip("triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    if not INTERPRETED:
+        pytest.skip("Triton compiles here")
     from benchmarks.gpu_sections import norm_act_pad
 
     return norm_act_pad

@@ -5,9 +5,17 @@ A flag, its field here and its word in the README are the same word; a test hold
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_type_hints
+
+_LEAST = {
+    **dict.fromkeys(("batch_size", "threads", "frames", "preview", "max_pixels"), 1),
+    **dict.fromkeys(("stream", "ss", "to", "max_failures"), 0),
+}
+"""The least value of the options that are numbers; images check their own."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,36 @@ class TranslateOptions:
     cache_dir: Path | None = None
     """Where exported checkpoints and built engines are kept; None: the usual place."""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value that no option has: it would be taken for another one."""
+        for name, kind in get_type_hints(type(self)).items():
+            value, words = getattr(self, name), _words(kind)
+            if words and name != "size" and value is not None and value not in words:
+                raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}")
+        if self.size != "native":
+            sides = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+            if len(sides) != 2 or not all(isinstance(n, Integral) and n >= 1 for n in sides):
+                raise ValueError(
+                    f"size must be 'native', the shorter side or (height, width), got {self.size!r}"
+                )
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if not isinstance(value, Real) or not least <= float(value) < math.inf:
+                raise ValueError(f"{name} must be a number from {least}, got {value!r}")
+        if self.overwrite and self.skip_existing:
+            raise ValueError("overwrite and skip_existing contradict each other; choose one")
+
     @property
     def deinterlaces(self) -> bool:
         """Whole frames are made of the fields, at either rate."""
         return self.deinterlace or self.deinterlace_rate is not None
+
+
+def _words(kind: object) -> tuple[str, ...]:
+    """Return the words that a type names: of a Literal, also as one kind among others."""
+    parts = get_args(kind)
+    return tuple(
+        word for part in parts for word in ((part,) if isinstance(part, str) else _words(part))
+    )

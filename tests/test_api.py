@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,6 +138,28 @@ def test_a_job_that_writes_nothing_at_all_errors(tmp_path: Path, picture: Path) 
     with pytest.raises(InputError, match=r"nothing was written: 2 failures, the first: .*0\.png"):
         translate(broken, tmp_path / "out", model=model)
     assert translate([*broken, picture], tmp_path / "out", model=model).status == "partial"
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"size": "100x100"}, "size must be 'native', the shorter side or .*, got '100x100'"),
+        ({"size": (0, 5)}, r"size must be .*\(height, width\), got \(0, 5\)"),
+        ({"on_error": "stop"}, "on_error must be one of skip, fail, got 'stop'"),
+        ({"container": "avi"}, "container must be one of same, mp4, mkv, mov, webm, got 'avi'"),
+        ({"deinterlace_rate": "double"}, "deinterlace_rate must be one of frame, field"),
+        ({"ss": "0:01"}, "ss must be a number from 0, got '0:01'"),
+        ({"frames": 0}, "frames must be a number from 1, got 0"),
+        ({"overwrite": True, "skip_existing": True}, "overwrite and skip_existing contradict"),
+    ],
+)
+def test_a_value_that_an_option_does_not_have_errors(
+    tmp_path: Path, picture: Path, option: dict[str, Any], words: str
+) -> None:
+    """Each was taken for another: a size for the native one, no frames for all of them."""
+    model = generators.identity(tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match=words):
+        translate(picture, tmp_path / "out.png", model=model, **option)
 
 
 @pytest.mark.behaviour(22)

@@ -387,10 +387,12 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
                 digest.update(hashlib.file_digest(weights, "sha256").digest())
         if beside:
             external_data_helper.load_external_data_for_model(proto, str(path.parent))
-        for node in proto.graph.node:
-            for text in (*node.input, *node.output):
-                if isinstance(text, bytes):
-                    text.decode()  # protobuf gives what is no text as it is
+        texts = [text for node in proto.graph.node for text in (*node.input, *node.output)]
+        texts += [text for prop in proto.metadata_props for text in (prop.key, prop.value)]
+        texts += [end.name for end in (*proto.graph.input, *proto.graph.output)]
+        for text in texts:
+            if isinstance(text, bytes):
+                text.decode()  # protobuf gives what is no text as it is
         if declare_ends(proto) or beside:
             content = proto.SerializeToString()
         onnx.checker.check_model(proto)

@@ -327,3 +327,11 @@ def test_the_widest_tensor_is_counted_for_each_pixel(tmp_path: Path) -> None:
     fixed = open_model(generators.tiny_resnet(tmp_path / "a.onnx", fixed=(64, 48), batch=2))
     assert widest_tensor(fixed) >= 4
     assert widest_tensor(open_model(generators.identity(tmp_path / "b.onnx"))) == 3
+
+
+@pytest.mark.parametrize("text", [b"contract_version", b"frames"])
+def test_metadata_and_names_that_are_no_text_errors(tmp_path: Path, text: bytes) -> None:
+    path = generators.invert(tmp_path / "a.onnx")
+    path.write_bytes(path.read_bytes().replace(text, b"\xff" + text[1:]))
+    with pytest.raises(ModelError, match="is not valid ONNX"):
+        open_model(path)

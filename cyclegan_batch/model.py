@@ -389,7 +389,8 @@ def _read(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
             external_data_helper.load_external_data_for_model(proto, str(path.parent))
         texts = [text for node in proto.graph.node for text in (*node.input, *node.output)]
         texts += [text for prop in proto.metadata_props for text in (prop.key, prop.value)]
-        texts += [end.name for end in (*proto.graph.input, *proto.graph.output)]
+        for end in (*proto.graph.input, *proto.graph.output):
+            texts += [end.name, *(axis.dim_param for axis in end.type.tensor_type.shape.dim)]
         for text in texts:
             if isinstance(text, bytes):
                 text.decode()  # protobuf gives what is no text as it is

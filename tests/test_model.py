@@ -335,3 +335,14 @@ def test_metadata_and_names_that_are_no_text_errors(tmp_path: Path, text: bytes)
     path.write_bytes(path.read_bytes().replace(text, b"\xff" + text[1:]))
     with pytest.raises(ModelError, match="is not valid ONNX"):
         open_model(path)
+
+
+def test_a_symbolic_axis_that_is_no_text_errors(tmp_path: Path) -> None:
+    path = generators.invert(tmp_path / "a.onnx")
+    proto = onnx.load(path)
+    axis = proto.graph.input[0].type.tensor_type.shape.dim[1]
+    axis.dim_param = "rows_of_it"
+    onnx.save(proto, path)
+    path.write_bytes(path.read_bytes().replace(b"rows_of_it", b"\xffows_of_it"))
+    with pytest.raises(ModelError, match="is not valid ONNX"):
+        open_model(path)

@@ -306,12 +306,13 @@ def test_a_mark_with_an_unknown_number_is_a_problem():
     assert "behaviour('7')" in text
 
 
-def test_the_list_tells_tested_from_logic_only_and_from_untested():
+def test_the_list_tells_tested_from_logic_only_in_part_and_untested():
     items = [_test_of(1), _test_of(37), _test_of(37, needs="needs_cuda"), _test_of(1)]
-    items.append(_test_of(1, needs="corpus"))
+    items += [_test_of(1, needs="corpus"), _test_of(20)]
     lines = list(behaviours.report(behaviours.evidence(items)))
     assert len(lines) == len(behaviours.BEHAVIOURS) == 54
     assert re.match(r"  1  tested .*\[2 anywhere, 1 on real data\]", lines[0])
     assert re.match(r"  2  no test ", lines[1])
     assert re.match(r" 19  later ", lines[18])
+    assert re.match(r" 20  in part ", lines[19])
     assert re.match(r" 37  logic only .*\[1 anywhere, 1 on a GPU, needs two GPUs\]", lines[36])

@@ -15,8 +15,8 @@ _ABSENT: Any = None
 sys.modules.setdefault("openvino_telemetry", _ABSENT)
 
 INTERPRETED = not Path("/dev/nvidiactl").exists()
-"""Whether Triton interprets its kernels, as it does without a GPU. It decides that when it is
-imported, which `torch.compile` does in some test or other."""
+"""Whether Triton interprets its kernels, as it is made to without a GPU. Triton reads the variable
+when it is imported, and any test that calls `torch.compile` may be the first to import it."""
 if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -217,8 +217,7 @@ def _without_overflow(
             "fp32",
             (
                 f"{printable(Path(card.path.name))} is computed in fp32: the integer arithmetic "
-                "of this CPU overflows in openvino and would spoil the picture; an fp32 file is "
-                "as fast here",
+                "of this CPU overflows in openvino and would spoil the picture",
             ),
         )
     return in_integers, "int8", ()

@@ -21,7 +21,7 @@ from .backends import Backend, open_backend
 from .errors import InputError, OutputError, OutputExistsError
 from .files import printable
 from .frames import Pixels, as_pixel_type, geometry, to_uint8
-from .model import ModelCard, open_model
+from .models.model import ModelCard, open_model
 from .options import TranslateOptions
 from .pipeline import Counters, Failure, is_hopeless, run
 from .plan import JobPlan, Opener, plan_job

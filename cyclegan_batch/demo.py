@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .files import output_error
 from .frames import Pixels
 from .landscapes import NIGHT, Landscape
-from .parity import parity
+from .models.parity import parity
 
 MODEL = Path(__file__).with_name("day2night.onnx")
 """The generator of the demo: what ``train --recipe demo`` ends with, exported.

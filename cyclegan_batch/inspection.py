@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint_files import Direction, is_checkpoint
+from .models.checkpoint_files import Direction, is_checkpoint
 from .errors import InputError
 from .files import printable
 from .options import TranslateOptions
 
 if TYPE_CHECKING:
-    from .checkpoints import LoadedGenerator
+    from .models.checkpoints import LoadedGenerator
 
 
 def inspect_file(
@@ -34,12 +34,12 @@ def inspect_file(
             f"{printable(path)}: no such file; inspect describes a model, a clip or a picture"
         )
     if suffix in {".onnx", ".engine", ".plan", ".trt"} or is_checkpoint(path):
-        from . import engines, model
+        from .models import engine_card, model
 
         opened = model.open_model(path, model_io=model_io, direction=direction)
         described = {"kind": "model"} | model.describe(opened.card)
         if opened.engine:
-            described |= engines.describe_engine(opened.engine)
+            described |= engine_card.describe_engine(opened.engine)
         if opened.checkpoint:
             described |= _describe_generator(opened.checkpoint)
         return described

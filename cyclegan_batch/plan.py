@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .inputs import Entry, InputTree
     from .media.images import ImageShard
     from .media.video import VideoPlan
-    from .model import Model, ModelCard
+    from .models.model import Model, ModelCard
 
 Opener: TypeAlias = "Callable[[Path, TranslateOptions], Model]"
 """What opens the model of a job."""
@@ -264,7 +264,7 @@ def plan_job(
 
 
 def _open_as_it_is(path: Path, options: TranslateOptions) -> Model:
-    from .model import open_model
+    from .models.model import open_model
 
     return open_model(path, model_io=options.model_io, direction=options.direction)
 

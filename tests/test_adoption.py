@@ -12,7 +12,7 @@ from onnx import TensorProto
 
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.frames import Pixels, SizeRequirements
-from cyclegan_batch.model import open_model
+from cyclegan_batch.models.model import open_model
 from tests.synthesis import generators
 from tests.synthesis.generators import Graph, natural, run
 

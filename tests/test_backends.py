@@ -44,8 +44,8 @@ from cyclegan_batch.errors import (
 )
 from cyclegan_batch.frames import Pixels, as_pixel_type
 from cyclegan_batch.machine import nvidia_gpus
-from cyclegan_batch.model import Model, open_model, widest_tensor
-from cyclegan_batch.parity import parity
+from cyclegan_batch.models.model import Model, open_model, widest_tensor
+from cyclegan_batch.models.parity import parity
 from tests.conftest import ENVIRONMENT, REPOSITORY
 from tests.synthesis import generators
 from tests.synthesis.generators import natural

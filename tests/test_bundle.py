@@ -24,9 +24,9 @@ from click.testing import CliRunner, Result
 
 from cyclegan_batch import cli
 from cyclegan_batch.errors import ModelError, OutputError
-from cyclegan_batch.generators import GeneratorConfig, generator_from_config
-from cyclegan_batch.model import open_model
-from cyclegan_batch.parity import parity
+from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
+from cyclegan_batch.models.model import open_model
+from cyclegan_batch.models.parity import parity
 from tests.synthesis import generators
 
 pytest.importorskip("torch")

@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from cyclegan_batch.checkpoints import load_generator
+from cyclegan_batch.models.checkpoints import load_generator
 from cyclegan_batch.errors import ModelError
-from cyclegan_batch.generators import GeneratorConfig, generator_from_config
+from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from tests.synthesis import formulas
 
 MOBILE = (8, 12, 20, 6, 10, 12, 8)

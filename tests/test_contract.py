@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from cyclegan_batch.contract import GeneratorIO, contract_from_generator
+from cyclegan_batch.models.contract import GeneratorIO, contract_from_generator
 from tests.synthesis import generators
 from tests.synthesis.generators import Graph, run
 

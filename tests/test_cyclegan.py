@@ -33,7 +33,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyclegan_batch.errors import BackendError, BackendUnavailableError
-from cyclegan_batch.generators import generator_from_config
+from cyclegan_batch.models.networks import generator_from_config
 from tests.conftest import REPOSITORY
 from tests.synthesis import formulas
 

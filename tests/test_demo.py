@@ -13,8 +13,8 @@ from PIL import Image
 
 from cyclegan_batch import demo, open_generator
 from cyclegan_batch.landscapes import DAY, NIGHT, window
-from cyclegan_batch.model import open_model
-from cyclegan_batch.parity import parity
+from cyclegan_batch.models.model import open_model
+from cyclegan_batch.models.parity import parity
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from cyclegan_batch.generators import (
+from cyclegan_batch.models.networks import (
     GeneratorConfig,
     InstanceNorm,
     generator_from_config,

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.frames import SizeRequirements
-from cyclegan_batch.model import (
+from cyclegan_batch.models.model import (
     GeneratorIO,
     contract_from_generator,
     describe,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.parity import OF_PRECISION, Parity, natural_frames, parity
+from cyclegan_batch.models.parity import OF_PRECISION, Parity, natural_frames, parity
 
 GREY = np.full((1, 100, 100, 3), 100, np.uint8)
 

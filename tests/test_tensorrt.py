@@ -32,9 +32,17 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cyclegan_batch import cli, engines, open_generator
+from cyclegan_batch import cli, open_generator
+from cyclegan_batch.models import engine_card
 from cyclegan_batch.backends import tensorrt as backend
-from cyclegan_batch.engines import Build, Machine, Profile, card_path, profile_for, read_card
+from cyclegan_batch.models.engine_card import (
+    Build,
+    Machine,
+    Profile,
+    card_path,
+    profile_for,
+    read_card,
+)
 from cyclegan_batch.errors import (
     BackendError,
     BackendUnavailableError,
@@ -42,10 +50,10 @@ from cyclegan_batch.errors import (
     OutOfMemoryError,
 )
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.generators import GeneratorConfig, generator_from_config
+from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.inspection import inspect_file
 from cyclegan_batch.machine import nvidia_gpus
-from cyclegan_batch.model import Model, open_model, write_model
+from cyclegan_batch.models.model import Model, open_model, write_model
 from tests.conftest import REPOSITORY
 from tests.synthesis import fake_tensorrt, generators
 from tests.synthesis.fake_tensorrt import Gpu
@@ -242,7 +250,7 @@ def test_an_engine_of_an_earlier_recipe_is_rebuilt_and_one_in_a_file_goes_on(
     open_on(gpu, model, tmp_path)
     backend.write_engine(model, tmp_path / "x.engine", Build(SMALL))
     gpu.builds.clear()
-    monkeypatch.setattr(backend, "Build", lambda *a, **k: Build(*a, **k, recipe=engines.RECIPE + 1))
+    monkeypatch.setattr(backend, "Build", lambda *a, **k: Build(*a, **k, recipe=engine_card.RECIPE + 1))
     open_on(gpu, model, tmp_path)
     assert len(gpu.builds) == 1
     open_on(gpu, open_model(tmp_path / "x.engine"), tmp_path)
@@ -392,7 +400,7 @@ import sys, time
 import pytest
 from pathlib import Path
 from cyclegan_batch.backends import tensorrt as backend
-from cyclegan_batch.engines import Build, Profile
+from cyclegan_batch.models.engine_card import Build, Profile
 from tests.synthesis import fake_tensorrt
 
 gpu = fake_tensorrt.install(pytest.MonkeyPatch())
@@ -618,7 +626,7 @@ def test_an_engine_says_what_it_is(engine: Path) -> None:
     assert described["gpu"] == ("NVIDIA Fake 1 (compute capability 8.6, 84 multiprocessors, 1 GiB)")
     assert described["tensorrt"] == "11.4.0.106"
     assert described["shapes"] == "1,8,8 to 4,16,16, tuned for 2,8,8"
-    assert described["built_with"] == {"builder_level": 3, "recipe": engines.RECIPE}
+    assert described["built_with"] == {"builder_level": 3, "recipe": engine_card.RECIPE}
     assert described["engine_parity"].startswith("exact")
     assert described["pixel_type"] == "uint8"
     json.dumps(described)
@@ -864,14 +872,14 @@ def test_an_engine_without_a_card_or_with_a_broken_one_errors(engine: Path) -> N
         open_model(engine)
     with pytest.raises(ModelError, match="no such model file"):
         open_model(engine.with_name("none.engine"))
-    engines.write_engine_file(_card_of(engine, Build(SMALL)), b"")
+    engine_card.write_engine_file(_card_of(engine, Build(SMALL)), b"")
     with pytest.raises(ModelError, match="leave the option out"):
         open_model(engine, model_io="nchw rgb")
 
 
-def _card_of(engine: Path, build: Build) -> engines.EngineCard:
+def _card_of(engine: Path, build: Build) -> engine_card.EngineCard:
     model = open_model(engine.with_name("invert.onnx"))
-    return engines.EngineCard(
+    return engine_card.EngineCard(
         path=engine, model=model.card, engine_sha256="", onnx_sha256="", build=build,
         machine=Machine("A", (8, 6), "11"), tool_version="0",
     )  # fmt: skip
@@ -880,7 +888,7 @@ def _card_of(engine: Path, build: Build) -> engines.EngineCard:
 def test_an_engine_of_one_size_has_a_card_of_fixed_size(tmp_path: Path, engine: Path) -> None:
     only = (2, 16, 8)
     card = _card_of(engine, Build(Profile(only, only, only)))
-    engines.write_engine_file(card, b"")
+    engine_card.write_engine_file(card, b"")
     found = open_model(engine).card
     assert found.sizes.fixed == (16, 8)
     assert found.batch == 2
@@ -1280,7 +1288,7 @@ def test_tensorrt_tells_how_far_it_is_and_keeps_its_timings(
         backend.engine_from_graph(
             model.graph, Build(SMALL), name="r", timing_cache=tmp_path / "t", say=said.append
         )
-    assert engines.unsealed((tmp_path / "t").read_bytes())
+    assert engine_card.unsealed((tmp_path / "t").read_bytes())
     assert any("step" in sentence for sentence in said)
 
 

@@ -22,7 +22,7 @@ from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import OutOfMemoryError
 from cyclegan_batch.frames import Pixels
 from cyclegan_batch.machine import own_scheduling
-from cyclegan_batch.model import open_model
+from cyclegan_batch.models.model import open_model
 from cyclegan_batch.pipeline import Counters
 from tests.synthesis import generators, streams
 

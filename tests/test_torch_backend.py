@@ -26,8 +26,8 @@ from cyclegan_batch.errors import (
     OutOfMemoryError,
 )
 from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
-from cyclegan_batch.model import Model, describe, open_model
-from cyclegan_batch.parity import parity
+from cyclegan_batch.models.model import Model, describe, open_model
+from cyclegan_batch.models.parity import parity
 from tests.conftest import REPOSITORY
 from tests.synthesis.generators import natural
 
@@ -36,11 +36,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from cyclegan_batch.backends.torch import TorchBackend, _FrameNorm  # noqa: E402
-from cyclegan_batch.generators import (  # noqa: E402
-    GeneratorConfig,
-    generator_from_config,
-    init_weights,
-)
+from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config, init_weights
 
 TINY = GeneratorConfig("resnet_2blocks", ngf=4)
 

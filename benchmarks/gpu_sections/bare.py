@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cyclegan_batch.parity import parity
+from cyclegan_batch.models.parity import parity
 
 from . import ceilings
 from .measuring import GFLOP, Bench, HalfNorm, Job, arithmetic, on_bytes, required, with_norm

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from cyclegan_batch.backends import open_backend
-from cyclegan_batch.model import Model, open_model
+from cyclegan_batch.models.model import Model, open_model
 
 from .bare import Fused
 from .measuring import Bench, Job, on_bytes, pictures

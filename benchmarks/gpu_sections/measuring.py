@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.generators import (
+from cyclegan_batch.models.networks import (
     GeneratorConfig,
     InstanceNorm,
     generator_from_config,
     init_weights,
 )
-from cyclegan_batch.parity import natural_frames
+from cyclegan_batch.models.parity import natural_frames
 
 from .rows import NotRunError
 

@@ -20,7 +20,7 @@ import torch
 
 from cyclegan_batch.api import translate
 from cyclegan_batch.backends import open_backend
-from cyclegan_batch.model import Model, open_model
+from cyclegan_batch.models.model import Model, open_model
 
 from .measuring import Bench, Job, pictures
 

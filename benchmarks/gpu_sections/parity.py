@@ -21,8 +21,8 @@ import torch
 
 from cyclegan_batch.backends import PRECISIONS, open_backend
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.model import Model, open_model
-from cyclegan_batch.parity import OF_PRECISION, Parity, ParityClass, parity
+from cyclegan_batch.models.model import Model, open_model
+from cyclegan_batch.models.parity import OF_PRECISION, Parity, ParityClass, parity
 
 from .measuring import Bench, HalfNorm, Job, on_bytes, pictures, with_norm
 

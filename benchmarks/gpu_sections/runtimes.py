@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cyclegan_batch.backends import open_backend
-from cyclegan_batch.model import open_model
-from cyclegan_batch.parity import OF_PRECISION, parity
+from cyclegan_batch.models.model import open_model
+from cyclegan_batch.models.parity import OF_PRECISION, parity
 
 from .measuring import Bench, Job, NotRunError, pictures, required
 from .parity import described

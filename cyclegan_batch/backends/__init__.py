@@ -13,8 +13,8 @@ from ..errors import BackendError, BackendUnavailableError, ModelError, OutOfMem
 from ..files import printable
 from ..frames import Pixels, as_pixel_type
 from ..machine import cpu_threads, nvidia_gpus
-from ..model import Model, ModelCard, sample_frames, writes_out_its_norm
-from ..parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
+from ..models.model import Model, ModelCard, sample_frames, writes_out_its_norm
+from ..models.parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
 
 OF_ONNX = ("onnxruntime", "openvino", "tensorrt")
 """The runtimes of an ONNX file."""

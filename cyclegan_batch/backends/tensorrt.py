@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from ..doctor import default_cache_dir
-from ..engines import (
+from ..models.engine_card import (
     Build,
     EngineCard,
     Machine,
@@ -55,8 +55,8 @@ from ..errors import (
 from ..files import output_error, printable
 from ..frames import Pixels, as_pixel_type
 from ..machine import cpu_threads
-from ..model import INPUT, OUTPUT, Model, ModelCard, open_model
-from ..parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
+from ..models.model import INPUT, OUTPUT, Model, ModelCard, open_model
+from ..models.parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
 from . import checked, in_batches, says_out_of_memory
 
 Say = Callable[[str], None]

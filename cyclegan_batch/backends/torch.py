@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from ..checkpoints import LoadedGenerator
-from ..contract import BT601
+from ..models.checkpoints import LoadedGenerator
+from ..models.contract import BT601
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..files import printable
 from ..frames import Pixels
-from ..generators import InstanceNorm
-from ..model import Model, ModelCard
+from ..models.networks import InstanceNorm
+from ..models.model import Model, ModelCard
 from . import (
     batch_within_index,
     checked,

@@ -17,7 +17,7 @@ from ..doctor import default_cache_dir
 from ..errors import ModelError, OutputError
 from ..files import publish, temporary_path
 from ..machine import nvidia_gpus
-from ..model import Model
+from ..models.model import Model
 from . import Backend, parity_of
 
 _VERSIONS = ("onnxruntime-gpu", "torch", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")

@@ -20,15 +20,15 @@ import onnx
 
 from cyclegan_batch import __version__
 from cyclegan_batch.backends.onnxruntime import open_onnxruntime
-from cyclegan_batch.checkpoint_files import Direction, find_checkpoint, is_checkpoint
-from cyclegan_batch.checkpoints import load_generator
-from cyclegan_batch.engines import Profile, Shape, profile_for
+from cyclegan_batch.models.checkpoint_files import Direction, find_checkpoint, is_checkpoint
+from cyclegan_batch.models.checkpoints import load_generator
+from cyclegan_batch.models.engine_card import Profile, Shape, profile_for
 from cyclegan_batch.errors import ModelError, OutputError
 from cyclegan_batch.files import output_error, printable, temporary_path
 from cyclegan_batch.frames import Pixels
 from cyclegan_batch.machine import cpu_threads
-from cyclegan_batch.model import Model, ModelCard, describe, open_model
-from cyclegan_batch.parity import LIMITS, parity
+from cyclegan_batch.models.model import Model, ModelCard, describe, open_model
+from cyclegan_batch.models.parity import LIMITS, parity
 
 from . import edge
 from .engine_export import check_precision, contract_file
@@ -43,7 +43,7 @@ BUNDLE_VERSION = 1
 _USUAL_SIZE = 256
 
 _HALF = {"psnr": 50.0, "within2": 0.999}
-"""The class *half* (`cyclegan_batch.parity`): TensorRT may compute FP32 as TF32, so it holds for
+"""The class *half* (`cyclegan_batch.models.parity`): TensorRT may compute FP32 as TF32, so it holds for
 both."""
 
 

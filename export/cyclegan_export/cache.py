@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cyclegan_batch import __version__
-from cyclegan_batch.checkpoint_files import (
+from cyclegan_batch.models.checkpoint_files import (
     Direction,
     FoundCheckpoint,
     find_checkpoint,
@@ -34,7 +34,7 @@ from cyclegan_batch.options import TranslateOptions
 from . import OPSET
 
 if TYPE_CHECKING:
-    from cyclegan_batch.model import Model
+    from cyclegan_batch.models.model import Model
 
 
 def open_exported(
@@ -46,7 +46,7 @@ def open_exported(
     checkpoint is opened as it is, for torch to run; ``say`` is told. Raises what
     `open_model` and `export_onnx` raise.
     """
-    from cyclegan_batch.model import open_model
+    from cyclegan_batch.models.model import open_model
 
     as_it_is = options.backend == "torch" or options.model_io is not None
     if is_checkpoint(path) and not as_it_is:

@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cyclegan_batch.errors import BackendError
 from cyclegan_batch.frames import SizeRequirements
-from cyclegan_batch.generators import InstanceNorm
+from cyclegan_batch.models.networks import InstanceNorm
 
 from . import OPSET
 

@@ -17,7 +17,7 @@ from cyclegan_batch.inputs import IMAGE_FORMATS, PIPE, VIDEO_SUFFIXES, natural_k
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.images import decode_picture
 from cyclegan_batch.options import TranslateOptions
-from cyclegan_batch.parity import natural_frames
+from cyclegan_batch.models.parity import natural_frames
 
 
 @dataclass(frozen=True)

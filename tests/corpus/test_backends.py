@@ -13,8 +13,8 @@ from onnx.reference import ReferenceEvaluator
 from cyclegan_batch.backends import OF_ONNX, open_backend
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.model import open_model
-from cyclegan_batch.parity import parity
+from cyclegan_batch.models.model import open_model
+from cyclegan_batch.models.parity import parity
 from tests.corpus.test_model import STYLES, style
 
 pytestmark = pytest.mark.corpus

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclegan_batch.checkpoints import load_generator
-from cyclegan_batch.generators import GeneratorConfig
+from cyclegan_batch.models.checkpoints import load_generator
+from cyclegan_batch.models.networks import GeneratorConfig
 
 pytestmark = pytest.mark.corpus
 

@@ -16,7 +16,7 @@ from cyclegan_export import export_onnx
 
 from cyclegan_batch import cli
 from cyclegan_batch.backends import open_backend
-from cyclegan_batch.model import open_model
+from cyclegan_batch.models.model import open_model
 
 pytestmark = pytest.mark.corpus
 

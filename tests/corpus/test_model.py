@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cyclegan_batch.errors import ModelError
-from cyclegan_batch.model import open_model
+from cyclegan_batch.models.model import open_model
 
 pytestmark = pytest.mark.corpus
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cyclegan_batch.backends import tensorrt as backend
-from cyclegan_batch.engines import Build, Profile, profile_for
-from cyclegan_batch.model import open_model
+from cyclegan_batch.models.engine_card import Build, Profile, profile_for
+from cyclegan_batch.models.model import open_model
 
 pytestmark = [pytest.mark.corpus, pytest.mark.needs_tensorrt]
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendUnavailableError
-from cyclegan_batch.model import open_model
-from cyclegan_batch.parity import parity
+from cyclegan_batch.models.model import open_model
+from cyclegan_batch.models.parity import parity
 
 pytestmark = pytest.mark.corpus
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from cyclegan_batch.errors import BackendUnavailableError
-from cyclegan_batch.generators import (
+from cyclegan_batch.models.networks import (
     GeneratorConfig,
     generator_from_config,
     init_weights,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from cyclegan_batch.generators import without_halves
+from cyclegan_batch.models.networks import without_halves
 
 from .config import GanMode
 

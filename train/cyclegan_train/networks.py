@@ -10,7 +10,7 @@ import itertools
 
 from torch import Tensor, nn
 
-from cyclegan_batch.generators import InstanceNorm, Norm, convolutions_have_bias, norm_layer
+from cyclegan_batch.models.networks import InstanceNorm, Norm, convolutions_have_bias, norm_layer
 
 from .config import TrainConfig
 

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint_files import FoundCheckpoint, find_checkpoint
-from .errors import ModelError
-from .files import printable
-from .generators import GeneratorConfig, Norm, generator_from_config
+from ..errors import ModelError
+from ..files import printable
+from .networks import GeneratorConfig, Norm, generator_from_config
 
 __all__ = [
     "FoundCheckpoint",

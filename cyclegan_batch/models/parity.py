@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from .frames import Pixels, Size
+from ..frames import Pixels, Size
 
 ParityClass = Literal["exact", "half", "near", "coarse", "none"]
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from .card import ModelCard
-from .doctor import default_state_dir
-from .errors import ModelError, OutputError
-from .files import output_error, printable, publish, temporary_path
-from .frames import SizeRequirements
+from ..doctor import default_state_dir
+from ..errors import ModelError, OutputError
+from ..files import output_error, printable, publish, temporary_path
+from ..frames import SizeRequirements
 
 CARD_VERSION = 1
 

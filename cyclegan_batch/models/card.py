@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .frames import PixelType, SizeRequirements
+from ..frames import PixelType, SizeRequirements
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from torch.nn import init
 
-from .frames import SizeRequirements
+from ..frames import SizeRequirements
 
 Norm: TypeAlias = Literal["instance", "batch", "syncbatch", "none"]
 Upsample: TypeAlias = Literal["deconv", "resize"]

@@ -20,9 +20,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from .errors import ModelError
-from .files import printable
-from .frames import PixelType, Size
+from ..errors import ModelError
+from ..files import printable
+from ..frames import PixelType, Size
 
 CONTRACT_VERSION = 1
 INPUT, OUTPUT = "frames", "translated"

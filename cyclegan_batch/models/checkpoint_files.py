@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
-from .errors import ModelError
-from .files import printable
+from ..errors import ModelError
+from ..files import printable
 
 Direction: TypeAlias = Literal["AtoB", "BtoA"]
 

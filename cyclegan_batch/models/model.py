@@ -40,13 +40,13 @@ from .contract import (
     pixel_type_of,
     say,
 )
-from .errors import BackendUnavailableError, ModelError
-from .files import output_error, printable, publish, temporary_path
-from .frames import Pixels, SizeRequirements, as_pixel_type
+from ..errors import BackendUnavailableError, ModelError
+from ..files import output_error, printable, publish, temporary_path
+from ..frames import Pixels, SizeRequirements, as_pixel_type
 
 if TYPE_CHECKING:
     from .checkpoints import LoadedGenerator
-    from .engines import EngineCard
+    from .engine_card import EngineCard
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -70,7 +70,7 @@ __all__ = [
 ]
 
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
-"""How TensorRT's engines are named; one of ours has its card beside it (engines.py)."""
+"""How TensorRT's engines are named; one of ours has its card beside it (engine_card.py)."""
 
 VALUES = "contract/values"
 """What `graph_with_values` gives besides: the pixels before they are clamped and rounded."""
@@ -113,7 +113,7 @@ def open_model(
     Raises ModelError, BackendUnavailableError where a checkpoint needs torch and it is missing.
     """
     if path.suffix.lower() in ENGINE_SUFFIXES:
-        from .engines import read_card
+        from .engine_card import read_card
 
         engine = read_card(path)
         described = engine.described()
@@ -242,7 +242,7 @@ def model_from_contract(path: Path, contract: onnx.ModelProto, **card: Unpack[Ca
 
     Raises ModelError where that is no contract file.
     """
-    from . import __version__
+    from .. import __version__
 
     sizes, generator = card["sizes"], card.get("generator")
     fields = {

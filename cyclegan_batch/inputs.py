@@ -262,7 +262,7 @@ def _pipe_or_pattern(source: Path, output: Path | str) -> InputTree | None:
     # A file with % in its name is a file first.
     if not _looks_like_pattern(source.name) or os.path.lexists(source):
         return None
-    from .media.containers import pattern_files
+    from .media.probe import pattern_files
 
     found = pattern_files(source) if source.parent.is_dir() else {}
     if not found:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .models.checkpoint_files import Direction, is_checkpoint
 from .errors import InputError
 from .files import printable
+from .models.checkpoint_files import Direction, is_checkpoint
 from .options import TranslateOptions
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def inspect_file(
         return described
     if suffix in IMAGE_FORMATS:
         return {"kind": "image"} | _describe_picture(path)
-    from .media import containers
+    from .media import probe
 
-    media: dict[str, Any] = containers.describe(containers.probe(path, count_frames=count_frames))
+    media: dict[str, Any] = probe.describe(probe.probe(path, count_frames=count_frames))
     return {"kind": "media"} | media
 
 

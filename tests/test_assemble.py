@@ -22,7 +22,7 @@ from cyclegan_batch.errors import OutputError
 from cyclegan_batch.machine import own_scheduling
 from cyclegan_batch.media import assemble as assemble_module
 from cyclegan_batch.media.assemble import StreamPlan, Stretch, assemble, plan_streams
-from cyclegan_batch.media.containers import MediaInfo, StreamInfo, open_container, probe
+from cyclegan_batch.media.probe import MediaInfo, StreamInfo, open_container, probe
 from cyclegan_batch.options import TranslateOptions
 from tests.synthesis import streams
 

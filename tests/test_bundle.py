@@ -24,8 +24,8 @@ from click.testing import CliRunner, Result
 
 from cyclegan_batch import cli
 from cyclegan_batch.errors import ModelError, OutputError
-from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.models.model import open_model
+from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.models.parity import parity
 from tests.synthesis import generators
 

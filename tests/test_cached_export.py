@@ -18,8 +18,8 @@ from cyclegan_batch import cli, open_generator, translate
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
 from cyclegan_batch.models.model import open_model
-from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.models.parity import parity
+from cyclegan_batch.options import TranslateOptions
 from tests.synthesis import generators
 from tests.test_cli import left_in
 

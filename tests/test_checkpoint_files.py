@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from cyclegan_batch.errors import ModelError
 from cyclegan_batch.models.checkpoint_files import (
     find_checkpoint,
     is_checkpoint,
     safetensors_metadata,
 )
-from cyclegan_batch.errors import ModelError
 from tests.conftest import REPOSITORY
 
 

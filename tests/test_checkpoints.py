@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from cyclegan_batch.models.checkpoints import load_generator
 from cyclegan_batch.errors import ModelError
+from cyclegan_batch.models.checkpoints import load_generator
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from tests.synthesis import formulas
 

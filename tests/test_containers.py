@@ -21,13 +21,7 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import InputError
-from cyclegan_batch.media.containers import (
-    colour_names,
-    demux,
-    describe,
-    open_container,
-    probe,
-)
+from cyclegan_batch.media.probe import colour_names, demux, describe, open_container, probe
 from tests.synthesis import pictures, streams
 
 ORIENTATIONS = [(degrees, mirrored) for degrees in (0, 90, 180, 270) for mirrored in (False, True)]

@@ -37,8 +37,8 @@ from cyclegan_batch import cli
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendUnavailableError, InputError, ModelError, OutputError
 from cyclegan_batch.frames import Pixels, SizeRequirements
-from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.models.model import open_model
+from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.models.parity import natural_frames, parity
 from tests.conftest import REPOSITORY
 from tests.synthesis import generators, streams

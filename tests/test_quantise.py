@@ -26,11 +26,11 @@ from cyclegan_export.gate import translated_by_torch
 from cyclegan_batch import cli
 from cyclegan_batch.backends import BACKENDS, open_backend
 from cyclegan_batch.backends.tensorrt import engine_from_graph
-from cyclegan_batch.models.engine_card import Build, profile_for
 from cyclegan_batch.errors import InputError, ModelError
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
+from cyclegan_batch.models.engine_card import Build, profile_for
 from cyclegan_batch.models.model import Model, open_model
+from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.models.parity import natural_frames, parity
 from tests.synthesis import generators
 

@@ -21,7 +21,7 @@ from cyclegan_batch import cli, translate
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.media import messages
 from cyclegan_batch.media.assemble import Assembled, StreamPlan, Stretch, assemble, plan_streams
-from cyclegan_batch.media.containers import open_container, probe
+from cyclegan_batch.media.probe import open_container, probe
 from cyclegan_batch.media.sound import plan_sound, state_layout
 from cyclegan_batch.options import TranslateOptions
 from tests.synthesis import generators

@@ -33,8 +33,17 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from cyclegan_batch import cli, open_generator
-from cyclegan_batch.models import engine_card
 from cyclegan_batch.backends import tensorrt as backend
+from cyclegan_batch.errors import (
+    BackendError,
+    BackendUnavailableError,
+    ModelError,
+    OutOfMemoryError,
+)
+from cyclegan_batch.frames import Pixels
+from cyclegan_batch.inspection import inspect_file
+from cyclegan_batch.machine import nvidia_gpus
+from cyclegan_batch.models import engine_card
 from cyclegan_batch.models.engine_card import (
     Build,
     Machine,
@@ -43,17 +52,8 @@ from cyclegan_batch.models.engine_card import (
     profile_for,
     read_card,
 )
-from cyclegan_batch.errors import (
-    BackendError,
-    BackendUnavailableError,
-    ModelError,
-    OutOfMemoryError,
-)
-from cyclegan_batch.frames import Pixels
-from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
-from cyclegan_batch.inspection import inspect_file
-from cyclegan_batch.machine import nvidia_gpus
 from cyclegan_batch.models.model import Model, open_model, write_model
+from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from tests.conftest import REPOSITORY
 from tests.synthesis import fake_tensorrt, generators
 from tests.synthesis.fake_tensorrt import Gpu
@@ -250,7 +250,9 @@ def test_an_engine_of_an_earlier_recipe_is_rebuilt_and_one_in_a_file_goes_on(
     open_on(gpu, model, tmp_path)
     backend.write_engine(model, tmp_path / "x.engine", Build(SMALL))
     gpu.builds.clear()
-    monkeypatch.setattr(backend, "Build", lambda *a, **k: Build(*a, **k, recipe=engine_card.RECIPE + 1))
+    monkeypatch.setattr(
+        backend, "Build", lambda *a, **k: Build(*a, **k, recipe=engine_card.RECIPE + 1)
+    )
     open_on(gpu, model, tmp_path)
     assert len(gpu.builds) == 1
     open_on(gpu, open_model(tmp_path / "x.engine"), tmp_path)

@@ -30,6 +30,16 @@ from typing import Any
 import numpy as np
 
 from ..doctor import default_cache_dir
+from ..errors import (
+    BackendError,
+    BackendUnavailableError,
+    ModelError,
+    OutOfMemoryError,
+    OutputError,
+)
+from ..files import output_error, printable
+from ..frames import Pixels, as_pixel_type
+from ..machine import cpu_threads
 from ..models.engine_card import (
     Build,
     EngineCard,
@@ -45,16 +55,6 @@ from ..models.engine_card import (
     unsealed,
     write_engine_file,
 )
-from ..errors import (
-    BackendError,
-    BackendUnavailableError,
-    ModelError,
-    OutOfMemoryError,
-    OutputError,
-)
-from ..files import output_error, printable
-from ..frames import Pixels, as_pixel_type
-from ..machine import cpu_threads
 from ..models.model import INPUT, OUTPUT, Model, ModelCard, open_model
 from ..models.parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
 from . import checked, in_batches, says_out_of_memory

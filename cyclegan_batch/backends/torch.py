@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from ..models.checkpoints import LoadedGenerator
-from ..models.contract import BT601
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..files import printable
 from ..frames import Pixels
-from ..models.networks import InstanceNorm
+from ..models.checkpoints import LoadedGenerator
+from ..models.contract import BT601
 from ..models.model import Model, ModelCard
+from ..models.networks import InstanceNorm
 from . import (
     batch_within_index,
     checked,

@@ -37,7 +37,7 @@ from ..machine import own_scheduling
 from ..options import TranslateOptions
 from . import Dropped, Place, aspect, dropped_at
 from .clocks import BROADCAST, JobClock
-from .containers import (
+from .probe import (
     ALPHA_DECODERS,
     FIELD_ORDER,
     Fields,

@@ -51,7 +51,8 @@ from .alpha import Alpha, alpha_of, has_alpha
 from .assemble import OF_THE_DISK, TAGGED, StreamPlan, Stretch, assemble, plan_streams
 from .clocks import LONGEST_GAP, JobClock, seam_notes, start_note
 from .colour import ColourPlan, FromRGB, ToRGB, bits_of, output_tags, resolve
-from .containers import (
+from .messages import captured
+from .probe import (
     ALPHA_DECODERS,
     FIELD_ORDER,
     UNCOUNTED,
@@ -66,7 +67,6 @@ from .containers import (
     probe,
     reason,
 )
-from .messages import captured
 
 PIPE = Path("-")
 """Standard input or output, as y4m."""

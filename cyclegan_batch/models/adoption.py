@@ -19,6 +19,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from ..errors import ModelError
+from ..files import printable
+from ..frames import SizeRequirements
 from .contract import (
     CONVERTED_OPSET,
     RANGES,
@@ -40,9 +43,6 @@ from .contract import (
     refuse_generator,
     say,
 )
-from ..errors import ModelError
-from ..files import printable
-from ..frames import SizeRequirements
 
 MODEL_IO_GRAMMAR = "[nchw|nhwc] [rgb|bgr] [0..255|0..1|-1..1] [-> 0..255|0..1|-1..1]"
 """What ``--model-io`` takes: any subset, in this order or another, the part after ``->`` last."""

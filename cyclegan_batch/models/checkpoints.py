@@ -28,9 +28,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .checkpoint_files import FoundCheckpoint, find_checkpoint
 from ..errors import ModelError
 from ..files import printable
+from .checkpoint_files import FoundCheckpoint, find_checkpoint
 from .networks import GeneratorConfig, Norm, generator_from_config
 
 __all__ = [

@@ -22,6 +22,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
+from ..errors import BackendUnavailableError, ModelError
+from ..files import output_error, printable, publish, temporary_path
+from ..frames import Pixels, SizeRequirements, as_pixel_type
 from .adoption import MODEL_IO_GRAMMAR, Adoption, adopt, declare_ends, parse_model_io
 from .card import ModelCard
 from .checkpoint_files import Direction, find_checkpoint, is_checkpoint
@@ -40,9 +43,6 @@ from .contract import (
     pixel_type_of,
     say,
 )
-from ..errors import BackendUnavailableError, ModelError
-from ..files import output_error, printable, publish, temporary_path
-from ..frames import Pixels, SizeRequirements, as_pixel_type
 
 if TYPE_CHECKING:
     from .checkpoints import LoadedGenerator

@@ -20,13 +20,13 @@ import onnx
 
 from cyclegan_batch import __version__
 from cyclegan_batch.backends.onnxruntime import open_onnxruntime
-from cyclegan_batch.models.checkpoint_files import Direction, find_checkpoint, is_checkpoint
-from cyclegan_batch.models.checkpoints import load_generator
-from cyclegan_batch.models.engine_card import Profile, Shape, profile_for
 from cyclegan_batch.errors import ModelError, OutputError
 from cyclegan_batch.files import output_error, printable, temporary_path
 from cyclegan_batch.frames import Pixels
 from cyclegan_batch.machine import cpu_threads
+from cyclegan_batch.models.checkpoint_files import Direction, find_checkpoint, is_checkpoint
+from cyclegan_batch.models.checkpoints import load_generator
+from cyclegan_batch.models.engine_card import Profile, Shape, profile_for
 from cyclegan_batch.models.model import Model, ModelCard, describe, open_model
 from cyclegan_batch.models.parity import LIMITS, parity
 

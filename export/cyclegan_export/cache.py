@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cyclegan_batch import __version__
+from cyclegan_batch.doctor import default_cache_dir
+from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
+from cyclegan_batch.files import output_error, printable, publish
+from cyclegan_batch.machine import nvidia_gpus
 from cyclegan_batch.models.checkpoint_files import (
     Direction,
     FoundCheckpoint,
     find_checkpoint,
     is_checkpoint,
 )
-from cyclegan_batch.doctor import default_cache_dir
-from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
-from cyclegan_batch.files import output_error, printable, publish
-from cyclegan_batch.machine import nvidia_gpus
 from cyclegan_batch.options import TranslateOptions
 
 from . import OPSET

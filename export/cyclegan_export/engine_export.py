@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cyclegan_batch.backends.tensorrt import check_tensorrt, write_engine
-from cyclegan_batch.models.engine_card import Build, EngineCard, Shape, card_path, profile_for
 from cyclegan_batch.errors import ModelError, OutputError
 from cyclegan_batch.files import printable
+from cyclegan_batch.models.engine_card import Build, EngineCard, Shape, card_path, profile_for
 from cyclegan_batch.models.model import Model, open_model
 
 from .onnx_export import Precision, export_onnx

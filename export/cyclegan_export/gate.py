@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from cyclegan_batch.backends import open_backend
-from cyclegan_batch.models.contract import GeneratorIO
 from cyclegan_batch.errors import BackendError, BackendUnavailableError, ModelError
 from cyclegan_batch.files import printable
 from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
+from cyclegan_batch.models.contract import GeneratorIO
 from cyclegan_batch.models.model import Model
 from cyclegan_batch.models.parity import LIMITS, OF_PRECISION, Parity, parity
 

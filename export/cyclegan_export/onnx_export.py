@@ -17,12 +17,12 @@ from typing import Literal
 
 import onnx
 
-from cyclegan_batch.models.checkpoint_files import Direction, find_checkpoint, is_checkpoint
-from cyclegan_batch.models.checkpoints import LoadedGenerator, load_generator
-from cyclegan_batch.models.contract import GeneratorIO, contract_from_generator
 from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
 from cyclegan_batch.files import printable
 from cyclegan_batch.frames import Pixels, PixelType, Size, SizeRequirements
+from cyclegan_batch.models.checkpoint_files import Direction, find_checkpoint, is_checkpoint
+from cyclegan_batch.models.checkpoints import LoadedGenerator, load_generator
+from cyclegan_batch.models.contract import GeneratorIO, contract_from_generator
 from cyclegan_batch.models.model import (
     CardFields,
     ModelCard,

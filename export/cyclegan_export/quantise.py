@@ -26,7 +26,6 @@ import numpy as np
 import onnx
 
 from cyclegan_batch.backends import Backend, open_backend
-from cyclegan_batch.models.contract import INPUT, picture_axes
 from cyclegan_batch.errors import (
     BackendError,
     BackendUnavailableError,
@@ -35,6 +34,7 @@ from cyclegan_batch.errors import (
 )
 from cyclegan_batch.files import printable
 from cyclegan_batch.frames import Pixels, as_pixel_type
+from cyclegan_batch.models.contract import INPUT, picture_axes
 from cyclegan_batch.models.model import CardFields, Model, model_from_contract
 from cyclegan_batch.models.parity import CLASSES, LIMITS, OF_PRECISION, Parity, parity
 

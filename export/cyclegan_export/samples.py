@@ -16,8 +16,8 @@ from cyclegan_batch.frames import Geometry, Pixels, Size
 from cyclegan_batch.inputs import IMAGE_FORMATS, PIPE, VIDEO_SUFFIXES, natural_key
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.images import decode_picture
-from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.models.parity import natural_frames
+from cyclegan_batch.options import TranslateOptions
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _picture(path: Path, place: float) -> Pixels:
 
 
 def _frame_of_video(path: Path, place: float) -> Pixels:
-    from cyclegan_batch.media.containers import probe
+    from cyclegan_batch.media.probe import probe
     from cyclegan_batch.media.video import VideoSource, plan_video
 
     seconds = float(probe(path).duration or 0) * place

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cyclegan_batch.media.containers import StreamInfo, colour_names, probe
+from cyclegan_batch.media.probe import StreamInfo, colour_names, probe
 
 pytestmark = pytest.mark.corpus
 

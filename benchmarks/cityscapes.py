@@ -44,7 +44,7 @@ from cyclegan_train.evaluation import (
 from cyclegan_train.run import Progress, train  # noqa: E402
 
 from cyclegan_batch.frames import SizeRequirements  # noqa: E402
-from cyclegan_batch.inputs import natural_key  # noqa: E402
+from cyclegan_batch.job.inputs import natural_key  # noqa: E402
 from cyclegan_batch.models.checkpoints import load_generator  # noqa: E402
 
 SETS = ("test", "held")

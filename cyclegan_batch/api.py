@@ -21,11 +21,11 @@ from .backends import Backend, open_backend
 from .errors import InputError, OutputError, OutputExistsError
 from .files import printable
 from .frames import Pixels, as_pixel_type, geometry, to_uint8
+from .job.pipeline import Counters, Failure, is_hopeless, run
+from .job.plan import JobPlan, Opener, plan_job
+from .job.report import Report, report_from_counters, versions
 from .models.model import ModelCard, open_model
 from .options import TranslateOptions
-from .pipeline import Counters, Failure, is_hopeless, run
-from .plan import JobPlan, Opener, plan_job
-from .report import Report, report_from_counters, versions
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -121,7 +121,7 @@ def run_plan(
 
 def report_run(plan: JobPlan, counters: Counters, *, error: Exception | None = None) -> Report:
     """Sum up a run of ``plan`` that came as far as ``counters`` say, and ended with ``error``."""
-    from .inputs import PIPE
+    from .job.inputs import PIPE
 
     return report_from_counters(
         counters,
@@ -138,7 +138,7 @@ def report_run(plan: JobPlan, counters: Counters, *, error: Exception | None = N
 
 
 def _copy_others(plan: JobPlan, counters: Counters) -> None:
-    from .inputs import copy_file
+    from .job.inputs import copy_file
 
     for entry in plan.others:
         try:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from cyclegan_train.run import Outcome, Progress, Reading
     from cyclegan_train.settings import Settings
 
-    from .plan import JobPlan
+    from .job.plan import JobPlan
+    from .job.report import Report
     from .progress import Reporter
-    from .report import Report
 
 _PATH = click.Path(path_type=Path)
 
@@ -428,7 +428,7 @@ def translate(
         for note in plan.notes:
             reporter.say(note)
         if options["preview"]:
-            from .preview import write_preview
+            from .job.preview import write_preview
 
             _out(str(write_preview(plan, options["preview"])))
             return
@@ -460,7 +460,7 @@ def translate(
 def _run(plan: JobPlan, reporter: Reporter) -> Report:
     """Run, so that a stop or an error leaves a report, too."""
     from . import api
-    from .pipeline import Counters
+    from .job.pipeline import Counters
 
     counters = Counters()
 

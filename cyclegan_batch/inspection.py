@@ -26,7 +26,7 @@ def inspect_file(
     Of a run, or another folder of generators, the one of ``direction`` is described. Raises
     InputError, ModelError, and BackendUnavailableError where a checkpoint needs torch.
     """
-    from .inputs import IMAGE_FORMATS
+    from .job.inputs import IMAGE_FORMATS
 
     suffix = path.suffix.lower()
     if not path.exists():

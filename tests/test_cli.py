@@ -21,8 +21,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cyclegan_batch import TranslateOptions, api, cli
+from cyclegan_batch.job.plan import JobPlan
 from cyclegan_batch.media import images
-from cyclegan_batch.plan import JobPlan
 from tests.synthesis import generators, streams
 
 COMMAND = [sys.executable, "-m", "cyclegan_batch"]

@@ -24,7 +24,8 @@ from PIL import ExifTags, Image, JpegImagePlugin
 from cyclegan_batch import frames
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.frames import SizeRequirements
-from cyclegan_batch.inputs import Entry, find_inputs
+from cyclegan_batch.job.inputs import Entry, find_inputs
+from cyclegan_batch.job.pipeline import Schedule, Unit, run
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.images import (
     Extras,
@@ -37,7 +38,6 @@ from cyclegan_batch.media.images import (
     plan_images,
 )
 from cyclegan_batch.options import TranslateOptions
-from cyclegan_batch.pipeline import Schedule, Unit, run
 from tests.synthesis import pictures
 from tests.test_inputs import NAMES
 

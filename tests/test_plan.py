@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclegan_batch import plan as planning
 from cyclegan_batch.api import plan_translation, translate
 from cyclegan_batch.errors import InputError, OutputError
-from cyclegan_batch.plan import JobPlan
+from cyclegan_batch.job import plan as planning
+from cyclegan_batch.job.plan import JobPlan
 from tests.synthesis import generators, streams
 
 

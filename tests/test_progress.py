@@ -12,9 +12,9 @@ import pytest
 from rich.cells import cell_len
 
 from cyclegan_batch import progress
-from cyclegan_batch.pipeline import STAGES, Counters, Failure, Stage
+from cyclegan_batch.job.pipeline import STAGES, Counters, Failure, Stage
+from cyclegan_batch.job.report import clock
 from cyclegan_batch.progress import Reporter, live_line, printable
-from cyclegan_batch.report import clock
 
 
 class FakeTerminal(io.StringIO):

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclegan_batch import inputs
 from cyclegan_batch.errors import InputError
-from cyclegan_batch.inputs import Entry, find_inputs, sniff_format
+from cyclegan_batch.job import inputs
+from cyclegan_batch.job.inputs import Entry, find_inputs, sniff_format
 from cyclegan_batch.media.headers import exif_orientation, read_header
 from cyclegan_batch.media.images import decode_picture
 from tests.synthesis import pictures

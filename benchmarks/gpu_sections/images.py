@@ -17,7 +17,7 @@ import cv2
 
 from benchmarks.pipeline import write_identity
 from cyclegan_batch.api import translate
-from cyclegan_batch.report import Report
+from cyclegan_batch.job.report import Report
 
 from .measuring import Bench, Job, pictures, required
 

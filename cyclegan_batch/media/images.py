@@ -47,7 +47,7 @@ from PIL import BmpImagePlugin, Image, ImageCms, JpegImagePlugin, TiffImagePlugi
 from ..errors import InputError, OutputError
 from ..files import output_error, printable, publish, refuse_existing, temporary_path
 from ..frames import Frame, PixelType, Size, as_pixel_type, to_uint8
-from ..inputs import IMAGE_FORMATS, Entry, ImageFormat
+from ..job.inputs import IMAGE_FORMATS, Entry, ImageFormat
 from ..options import TranslateOptions
 from . import Dropped
 from .headers import (

@@ -13,7 +13,7 @@ import numpy as np
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.files import printable
 from cyclegan_batch.frames import Geometry, Pixels, Size
-from cyclegan_batch.inputs import IMAGE_FORMATS, PIPE, VIDEO_SUFFIXES, natural_key
+from cyclegan_batch.job.inputs import IMAGE_FORMATS, PIPE, VIDEO_SUFFIXES, natural_key
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.images import decode_picture
 from cyclegan_batch.models.parity import natural_frames

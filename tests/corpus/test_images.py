@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclegan_batch.inputs import find_inputs
+from cyclegan_batch.job.inputs import find_inputs
 from tests.test_images import translate
 
 pytestmark = pytest.mark.corpus

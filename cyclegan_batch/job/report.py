@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from .files import printable
+from ..files import printable
 from .pipeline import Counters, Failure, Stage
 
 Status = Literal["whole", "partial", "failed", "interrupted"]

@@ -29,8 +29,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from .errors import ContradictionError, InputError, OutputError
-from .files import output_error, printable, publish, temporary_path
+from ..errors import ContradictionError, InputError, OutputError
+from ..files import output_error, printable, publish, temporary_path
 
 Kind: TypeAlias = Literal["image", "video", "pattern", "pipe", "unread", "other"]
 ImageFormat: TypeAlias = Literal["jpg", "png", "webp", "avif", "bmp", "tiff", "gif", "jp2", "heic"]
@@ -262,7 +262,7 @@ def _pipe_or_pattern(source: Path, output: Path | str) -> InputTree | None:
     # A file with % in its name is a file first.
     if not _looks_like_pattern(source.name) or os.path.lexists(source):
         return None
-    from .media.probe import pattern_files
+    from ..media.probe import pattern_files
 
     found = pattern_files(source) if source.parent.is_dir() else {}
     if not found:
@@ -352,7 +352,7 @@ def _check_container(target: Path, container: str) -> None:
 def _is_in(suffix: str, container: str) -> bool:
     """Tell whether an extension means ``container``, or, for ``same``, one that is written."""
     # Not at the top: pictures alone need no FFmpeg.
-    from .media.assemble import CONTAINERS
+    from ..media.assemble import CONTAINERS
 
     written = CONTAINERS.get(suffix)
     if container == "same":

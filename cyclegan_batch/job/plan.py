@@ -14,19 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .errors import InputError, OutputError
-from .files import printable
-from .frames import Geometry, Size
-from .frames import geometry as frame_geometry
-from .options import TranslateOptions
+from ..errors import InputError, OutputError
+from ..files import printable
+from ..frames import Geometry, Size
+from ..frames import geometry as frame_geometry
+from ..options import TranslateOptions
 from .pipeline import Failure, Schedule, Unit, too_many_failures
 
 if TYPE_CHECKING:
-    from .backends import Backend
+    from ..backends import Backend
+    from ..media.images import ImageShard
+    from ..media.video import VideoPlan
+    from ..models.model import Model, ModelCard
     from .inputs import Entry, InputTree
-    from .media.images import ImageShard
-    from .media.video import VideoPlan
-    from .models.model import Model, ModelCard
 
 Opener: TypeAlias = "Callable[[Path, TranslateOptions], Model]"
 """What opens the model of a job."""
@@ -264,7 +264,7 @@ def plan_job(
 
 
 def _open_as_it_is(path: Path, options: TranslateOptions) -> Model:
-    from .models.model import open_model
+    from ..models.model import open_model
 
     return open_model(path, model_io=options.model_io, direction=options.direction)
 
@@ -300,7 +300,7 @@ def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[Input
 
 def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> VideoPlan:
     """Plan one video. Raises InputError, OutputError."""
-    from .media.video import plan_video
+    from ..media.video import plan_video
 
     shape = geometry_from_options(card, options)
 
@@ -313,7 +313,7 @@ def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> Vid
 
 
 def _video_unit(plan: VideoPlan) -> Unit:
-    from .media.video import VideoSink, VideoSource
+    from ..media.video import VideoSink, VideoSource
 
     source, sink = partial(VideoSource, plan), partial(VideoSink, plan)
     return Unit(plan.name, source, sink, frames=plan.frames_expected)
@@ -324,13 +324,13 @@ def _plan_shards(
 ) -> tuple[ImageShard, ...]:
     if not images:
         return ()
-    from .media.images import plan_images
+    from ..media.images import plan_images
 
     return plan_images(images, options, pixel_type=card.pixel_type)
 
 
 def _image_unit(shard: ImageShard) -> Unit:
-    from .media.images import ImageSink, ImageSource
+    from ..media.images import ImageSink, ImageSource
 
     source, sink = partial(ImageSource, shard), partial(ImageSink, shard)
     return Unit(shard.name, source, sink, frames=len(shard.entries))
@@ -340,7 +340,7 @@ def _some_sizes(images: Sequence[Entry], options: TranslateOptions) -> list[Size
     """Return the sizes (height, width) that the headers of some pictures tell, evenly spread."""
     if not images:
         return []
-    from .media.headers import read_header
+    from ..media.headers import read_header
 
     sizes = []
     step = -(-len(images) // _LOOKED_AT)
@@ -406,8 +406,8 @@ def _open_backend(
     model: Model, options: TranslateOptions, sizes: Sequence[Size], say: Callable[[str], None]
 ) -> tuple[Backend, Schedule]:
     """Open the backend that the options ask for, and lay out the run around it."""
-    from .backends import default_contexts, open_backend
-    from .machine import cpu_threads
+    from ..backends import default_contexts, open_backend
+    from ..machine import cpu_threads
 
     cores = cpu_threads()
     threads = options.threads or cores

@@ -26,8 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from .backends import Backend
-from .errors import (
+from ..backends import Backend
+from ..errors import (
     CycleganBatchError,
     InputError,
     OutOfMemoryError,
@@ -35,8 +35,8 @@ from .errors import (
     OutputExistsError,
     OutputInUseError,
 )
-from .frames import Frame, Geometry, Pixels, Size, stack
-from .media import Dropped, Place, Sink, Source
+from ..frames import Frame, Geometry, Pixels, Size, stack
+from ..media import Dropped, Place, Sink, Source
 
 T = TypeVar("T")
 

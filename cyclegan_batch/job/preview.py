@@ -8,14 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .api import Generator
-from .errors import CycleganBatchError, InputError, OutputError
-from .files import output_error, printable, publish, temporary_path
-from .frames import Pixels, to_uint8
+from ..api import Generator
+from ..errors import CycleganBatchError, InputError, OutputError
+from ..files import output_error, printable, publish, temporary_path
+from ..frames import Pixels, to_uint8
+from ..media import Dropped, Source
+from ..media.images import ImageSource, encode_picture, plan_images
+from ..media.video import VideoPlan, VideoSource
 from .inputs import PIPE, Entry
-from .media import Dropped, Source
-from .media.images import ImageSource, encode_picture, plan_images
-from .media.video import VideoPlan, VideoSource
 from .plan import JobPlan
 
 _COLUMN = 480

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from cyclegan_batch import progress
+from cyclegan_batch.cli import progress
+from cyclegan_batch.cli.progress import Reporter, live_line, printable
 from cyclegan_batch.job.pipeline import STAGES, Counters, Failure, Stage
 from cyclegan_batch.job.report import clock
-from cyclegan_batch.progress import Reporter, live_line, printable
 
 
 class FakeTerminal(io.StringIO):

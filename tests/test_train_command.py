@@ -155,8 +155,8 @@ def test_a_wrong_command_errors(tmp_path, monkeypatch, capsys, arguments, messag
 
 def test_how_far_the_pictures_are_read_is_shown(data, tmp_path, monkeypatch):
     pytest.importorskip("torch")
-    monkeypatch.setattr("cyclegan_batch.progress._PLAIN_EVERY", 0.0)
-    monkeypatch.setattr("cyclegan_batch.progress._JSON_EVERY", 0.0)
+    monkeypatch.setattr("cyclegan_batch.cli.progress._PLAIN_EVERY", 0.0)
+    monkeypatch.setattr("cyclegan_batch.cli.progress._JSON_EVERY", 0.0)
     none = [*SMALL, "--n-epochs=0"]
     done = train(data, tmp_path / "plain", *none, "--progress=plain")
     assert done.returncode == 0, done.stderr

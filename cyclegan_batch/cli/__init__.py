@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from . import __version__
-from .errors import ContradictionError, CycleganBatchError, OutputError
+from .. import __version__
+from ..errors import ContradictionError, CycleganBatchError, OutputError
 
 if TYPE_CHECKING:
     from cyclegan_train.run import Outcome, Progress, Reading
     from cyclegan_train.settings import Settings
 
-    from .job.plan import JobPlan
-    from .job.report import Report
+    from ..job.plan import JobPlan
+    from ..job.report import Report
     from .progress import Reporter
 
 _PATH = click.Path(path_type=Path)
@@ -409,7 +409,7 @@ def translate(
         raise click.UsageError("-y overwrites what exists, -n leaves it: choose one.")
     from cyclegan_export.cache import open_exported
 
-    from . import api
+    from .. import api
     from .progress import Reporter
 
     reporter = Reporter(progress, quiet=quiet)
@@ -428,13 +428,13 @@ def translate(
         for note in plan.notes:
             reporter.say(note)
         if options["preview"]:
-            from .job.preview import write_preview
+            from ..job.preview import write_preview
 
             _out(str(write_preview(plan, options["preview"])))
             return
         with contextlib.ExitStack() as stack:
             if verbose and progress != "json":
-                from .media.messages import printed
+                from ..media.messages import printed
 
                 stack.enter_context(printed())
             done = _run(plan, reporter)
@@ -459,8 +459,8 @@ def translate(
 
 def _run(plan: JobPlan, reporter: Reporter) -> Report:
     """Run, so that a stop or an error leaves a report, too."""
-    from . import api
-    from .job.pipeline import Counters
+    from .. import api
+    from ..job.pipeline import Counters
 
     counters = Counters()
 
@@ -484,7 +484,7 @@ def _run(plan: JobPlan, reporter: Reporter) -> Report:
 
 def _check_report(report: Path, plan: JobPlan, model: Path) -> None:
     """Refuse a name for the report that cannot be meant, before the work. Raises OutputError."""
-    from .files import printable
+    from ..files import printable
 
     name = printable(report)
     if report.is_dir():
@@ -512,7 +512,7 @@ def _check_report(report: Path, plan: JobPlan, model: Path) -> None:
 
 def _write_report(report: Path, done: Report) -> None:
     """Write the report under its name when it is whole. Raises OutputError."""
-    from .files import output_error, publish, temporary_path
+    from ..files import output_error, publish, temporary_path
 
     text = done.to_json() + "\n"
     try:
@@ -653,7 +653,7 @@ def train(
                 "with --resume goes on"
             )
         sys.exit(130)
-    from .files import printable
+    from ..files import printable
 
     if outcome.first:
         latest = printable(run / "checkpoints" / "latest")
@@ -674,7 +674,7 @@ def _train(
         from cyclegan_train.progress import line, sentence, state
         from cyclegan_train.run import train as begin
     except ImportError as error:
-        from .errors import BackendUnavailableError
+        from ..errors import BackendUnavailableError
 
         raise BackendUnavailableError(
             f"cannot train: {error.name or error} is not installed; "
@@ -842,7 +842,7 @@ def export(checkpoint: Path, output: Path, quiet: bool, **options: Any) -> None:
         from cyclegan_export.engine_export import export_engine
         from cyclegan_export.onnx_export import export_onnx
     except ImportError as error:
-        from .errors import BackendUnavailableError
+        from ..errors import BackendUnavailableError
 
         raise BackendUnavailableError(
             f"cannot export: {error.name or error} is not installed; "
@@ -913,7 +913,7 @@ def evaluate(
     try:
         from cyclegan_train import evaluation as scores
     except ImportError as error:
-        from .errors import BackendUnavailableError
+        from ..errors import BackendUnavailableError
 
         raise BackendUnavailableError(
             f"cannot evaluate: {error.name or error} is not installed; "
@@ -973,7 +973,7 @@ def inspect(
     model_io: str | None,
 ) -> None:
     """Print what a model, a checkpoint, a run, a media file or an image says of itself."""
-    from .inspection import inspect_file
+    from ..inspection import inspect_file
 
     described = inspect_file(file, count_frames=count, model_io=model_io, direction=direction)
     _print_description(described, as_json=as_json)
@@ -983,7 +983,7 @@ def inspect(
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(as_json: bool) -> None:
     """Print devices, runtimes, FFmpeg, the encoders that really open, and the cache."""
-    from .doctor import examine, lines
+    from ..doctor import examine, lines
 
     report = examine()
     _out(json.dumps(report, indent=2) if as_json else "\n".join(lines(report)))
@@ -1003,11 +1003,11 @@ def demo(folder: Path, training_data: int | None) -> None:
     from .progress import printable
 
     if training_data is not None:
-        from .landscapes import write_domains
+        from ..landscapes import write_domains
 
         write_domains(folder, training_data)
         return
-    from .demo import run_demo
+    from ..demo import run_demo
 
     run_demo(folder, say=lambda sentence: print(printable(sentence), file=sys.stderr))
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from .job.pipeline import Counters
-from .job.report import clock
+from ..job.pipeline import Counters
+from ..job.report import clock
 
 Mode = Literal["auto", "plain", "json", "none"]
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch import demo, open_generator
-from cyclegan_batch.landscapes import DAY, NIGHT, window
+from cyclegan_batch.demo.landscapes import DAY, NIGHT, window
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.parity import parity
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cyclegan_batch.demo.landscapes import DAY, NIGHT, Landscape, window, write_domains
 from cyclegan_batch.errors import OutputError
-from cyclegan_batch.landscapes import DAY, NIGHT, Landscape, window, write_domains
 
 
 def _names(folder: Path) -> list[str]:

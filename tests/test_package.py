@@ -112,7 +112,7 @@ def test_the_wheel_holds_the_three_packages_and_their_types(wheel):
     assert {f"{package}/py.typed" for package in packages} <= set(names)
     modules = {path.relative_to(REPOSITORY).as_posix() for path in _modules("cyclegan_batch")}
     assert modules <= set(names)
-    data = {"cyclegan_batch/day2night.onnx", "cyclegan_train/recipes/demo.toml"}
+    data = {"cyclegan_batch/demo/day2night.onnx", "cyclegan_train/recipes/demo.toml"}
     assert data <= set(names), "the demo's generator and the recipes travel along"
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cyclegan_train import run, settings
 
-from cyclegan_batch.landscapes import DAY, NIGHT, window, write_domains
+from cyclegan_batch.demo.landscapes import DAY, NIGHT, window, write_domains
 from cyclegan_batch.models.checkpoint_files import find_checkpoint
 from cyclegan_batch.models.checkpoints import load_generator
 

@@ -1003,7 +1003,7 @@ def demo(folder: Path, training_data: int | None) -> None:
     from .progress import printable
 
     if training_data is not None:
-        from ..landscapes import write_domains
+        from ..demo.landscapes import write_domains
 
         write_domains(folder, training_data)
         return

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .files import output_error
-from .frames import Pixels
+from ..files import output_error
+from ..frames import Pixels
 
 Colour: TypeAlias = tuple[int, int, int]
 """RGB, 0 to 255."""

@@ -21,10 +21,10 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 
-from .files import output_error
-from .frames import Pixels
+from ..files import output_error
+from ..frames import Pixels
 from .landscapes import NIGHT, Landscape
-from .models.parity import parity
+from ..models.parity import parity
 
 MODEL = Path(__file__).with_name("day2night.onnx")
 """The generator of the demo: what ``train --recipe demo`` ends with, exported.
@@ -78,7 +78,7 @@ def run_demo(folder: Path, *, say: Callable[[str], None] = lambda sentence: None
     ``say`` is told what happens, one sentence at a time. Raises OutputError and what `translate`
     raises.
     """
-    from .api import translate
+    from ..api import translate
 
     demo = Demo(
         model=folder / MODEL.name,

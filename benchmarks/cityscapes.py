@@ -34,7 +34,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "train")]
 from cyclegan_train import settings as known  # noqa: E402
 from cyclegan_train.charts import curves_png, sheet_png  # noqa: E402
 from cyclegan_train.data import Domain, read_picture  # noqa: E402
-from cyclegan_train.evaluation import (
+from cyclegan_train.evaluation import (  # noqa: E402
     CITYSCAPES,
     RESULTS,
     LabelEvaluation,
@@ -44,7 +44,7 @@ from cyclegan_train.evaluation import (
 from cyclegan_train.run import Progress, train  # noqa: E402
 
 from cyclegan_batch.frames import SizeRequirements  # noqa: E402
-from cyclegan_batch.job.inputs import natural_key  # noqa: E402
+from cyclegan_batch.media.formats import natural_key  # noqa: E402
 from cyclegan_batch.models.checkpoints import load_generator  # noqa: E402
 
 SETS = ("test", "held")

@@ -13,8 +13,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
+
 if TYPE_CHECKING:
-    from .api import open_generator, translate
+    from .api import translate
     from .errors import (
         BackendError,
         BackendUnavailableError,
@@ -27,9 +29,8 @@ if TYPE_CHECKING:
         OutputExistsError,
         OutputInUseError,
     )
+    from .generator import open_generator
     from .options import TranslateOptions
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "open_generator": ".api",
+    "open_generator": ".generator",
     "translate": ".api",
     "TranslateOptions": ".options",
 }

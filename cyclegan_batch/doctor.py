@@ -18,9 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .files import printable
-from .machine import cpu_threads, nvidia_gpus, own_scheduling
+from ._version import __version__
+from .machine import cpu_threads, default_cache_dir, nvidia_gpus, own_scheduling
+from .wording import printable
 
 ENCODERS = (
     "libx264",
@@ -87,23 +87,6 @@ def lines(report: dict[str, Any]) -> list[str]:
     said.append(f"Cache      {cache['path']}, {size}")
     said += [f"Warning    {warning}" for warning in report["warnings"]]
     return said
-
-
-def default_cache_dir() -> Path:
-    """Return where caches lie unless told otherwise: under ``XDG_CACHE_HOME``, or ``~/.cache``."""
-    return _xdg_dir("XDG_CACHE_HOME", ".cache")
-
-
-def default_state_dir() -> Path:
-    """Return where this user's own state lies: ``XDG_STATE_HOME``, or ``~/.local/state``."""
-    return _xdg_dir("XDG_STATE_HOME", ".local/state")
-
-
-def _xdg_dir(variable: str, otherwise: str) -> Path:
-    said = os.environ.get(variable, "")
-    # The XDG specification: a relative path is to be ignored.
-    base = Path(said) if Path(said).is_absolute() else Path.home() / otherwise
-    return base / "cyclegan-batch"
 
 
 def encoder_error(name: str) -> str | None:

@@ -44,6 +44,21 @@ class BackendUnavailableError(BackendError):
     """A missing package, driver, provider or device; the message names the extra to install."""
 
 
+def missing_extra(
+    extra: str, error: ImportError, *, doing: str, package: str | None = None
+) -> BackendUnavailableError:
+    """Return the error for a package that is not installed, with the extra that brings it.
+
+    ``doing`` completes "cannot", as in ``export`` or ``train``; ``package`` replaces the name that
+    ``error`` carries.
+    """
+    missing = package or (error.name or str(error)).partition(".")[0]
+    return BackendUnavailableError(
+        f"cannot {doing}: {missing} is not installed; "
+        f'pip install "cyclegan-batch[{extra}]" brings it'
+    )
+
+
 class OutOfMemoryError(BackendError):
     """The device has no room for this batch; the pipeline halves the batch and goes on."""
 

@@ -16,12 +16,18 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from .errors import OutputError, OutputExistsError, OutputInUseError
+from .wording import printable
 
 if sys.platform != "win32":
     import fcntl
+
+PathLike: TypeAlias = str | os.PathLike[str]
+"""A path as a Python caller may give it."""
 
 
 def temporary_path(final: Path) -> Path:
@@ -109,6 +115,25 @@ def _locked(path: Path, flags: int = 0) -> int | None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def writing(final: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield the temporary path of ``final``, and `publish` it where the block ends well.
+
+    The folder of ``final`` must exist. Whatever ends the block, no temporary file is left. Raises
+    OutputError, also for an OSError of the block, and OutputExistsError where ``final`` exists and
+    ``overwrite`` is false.
+    """
+    partial = temporary_path(final)
+    try:
+        yield partial
+        publish(partial, final, overwrite=overwrite)
+    except OSError as error:
+        raise output_error(final, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def refuse_existing(final: Path) -> None:
     """Raise OutputExistsError where ``final`` exists."""
     if os.path.lexists(final):
@@ -143,16 +168,6 @@ def publish(partial: Path, final: Path, *, overwrite: bool) -> None:
         _flush_folder(final.parent)
     except OSError as error:
         raise output_error(final, error) from error
-
-
-def printable(path: Path) -> str:
-    """Return ``path`` as text for messages: what is not printable text is spelled as an escape.
-
-    Bytes that are not UTF-8 would stop a print, line ends would break a message in two, and control
-    characters would reach the terminal.
-    """
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

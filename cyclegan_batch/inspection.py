@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
-from .files import printable
 from .models.checkpoint_files import Direction, is_checkpoint
 from .options import TranslateOptions
+from .wording import printable
 
 if TYPE_CHECKING:
     from .models.checkpoints import LoadedGenerator
@@ -26,7 +26,7 @@ def inspect_file(
     Of a run, or another folder of generators, the one of ``direction`` is described. Raises
     InputError, ModelError, and BackendUnavailableError where a checkpoint needs torch.
     """
-    from .job.inputs import IMAGE_FORMATS
+    from .media.formats import IMAGE_FORMATS
 
     suffix = path.suffix.lower()
     if not path.exists():

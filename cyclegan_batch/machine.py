@@ -1,4 +1,4 @@
-"""What this machine has to compute with: the threads a process may use, and the NVIDIA GPUs."""
+"""What this machine has, its threads and NVIDIA GPUs, and where a user's files belong on it."""
 
 from __future__ import annotations
 
@@ -124,3 +124,20 @@ def _visible(gpus: list[tuple[str, str]]) -> tuple[str, ...]:
 def _field(text: str, name: str) -> str:
     found = re.search(rf"^{name}:[ \t]*(\S.*)$", text, re.MULTILINE)
     return found[1].strip() if found else ""
+
+
+def default_cache_dir() -> Path:
+    """Return where caches lie unless told otherwise: under ``XDG_CACHE_HOME``, or ``~/.cache``."""
+    return _xdg_dir("XDG_CACHE_HOME", ".cache")
+
+
+def default_state_dir() -> Path:
+    """Return where this user's own state lies: ``XDG_STATE_HOME``, or ``~/.local/state``."""
+    return _xdg_dir("XDG_STATE_HOME", ".local/state")
+
+
+def _xdg_dir(variable: str, otherwise: str) -> Path:
+    said = os.environ.get(variable, "")
+    # The XDG specification: a relative path is to be ignored.
+    base = Path(said) if Path(said).is_absolute() else Path.home() / otherwise
+    return base / "cyclegan-batch"

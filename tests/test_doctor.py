@@ -164,8 +164,8 @@ def test_two_wheels_that_overwrite_each_other_are_warned_of(
 @pytest.mark.parametrize(
     ("variable", "found", "otherwise"),
     [
-        ("XDG_CACHE_HOME", doctor.default_cache_dir, ".cache"),
-        ("XDG_STATE_HOME", doctor.default_state_dir, ".local/state"),
+        ("XDG_CACHE_HOME", machine.default_cache_dir, ".cache"),
+        ("XDG_STATE_HOME", machine.default_state_dir, ".local/state"),
     ],
 )
 def test_cache_and_state_lie_where_xdg_says(

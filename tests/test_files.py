@@ -15,7 +15,8 @@ import pytest
 
 from cyclegan_batch import files
 from cyclegan_batch.errors import OutputError, OutputExistsError, OutputInUseError
-from cyclegan_batch.files import OutputLock, output_error, printable, publish, temporary_path
+from cyclegan_batch.files import OutputLock, output_error, publish, temporary_path
+from cyclegan_batch.wording import printable
 
 
 @pytest.mark.behaviour(17)

@@ -24,9 +24,10 @@ from PIL import ExifTags, Image, JpegImagePlugin
 from cyclegan_batch import frames
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.frames import SizeRequirements
-from cyclegan_batch.job.inputs import Entry, find_inputs
+from cyclegan_batch.job.inputs import find_inputs
 from cyclegan_batch.job.pipeline import Schedule, Unit, run
 from cyclegan_batch.media import Dropped
+from cyclegan_batch.media.formats import Entry
 from cyclegan_batch.media.images import (
     Extras,
     ImageShard,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cyclegan_batch.errors import ContradictionError, InputError, OutputError
-from cyclegan_batch.job.inputs import Entry, copy_file, find_inputs, natural_key, why_unread
+from cyclegan_batch.job.inputs import copy_file, find_inputs, why_unread
+from cyclegan_batch.media.formats import Entry, natural_key
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 JPEG = b"\xff\xd8\xff\xe0" + bytes(12)

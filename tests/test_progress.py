@@ -12,9 +12,9 @@ import pytest
 from rich.cells import cell_len
 
 from cyclegan_batch.cli import progress
-from cyclegan_batch.cli.progress import Reporter, live_line, printable
+from cyclegan_batch.cli.progress import Reporter, live_line
 from cyclegan_batch.job.pipeline import STAGES, Counters, Failure, Stage
-from cyclegan_batch.job.report import clock
+from cyclegan_batch.wording import clock, printable
 
 
 class FakeTerminal(io.StringIO):

@@ -16,7 +16,8 @@ from PIL import Image
 
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.job import inputs
-from cyclegan_batch.job.inputs import Entry, find_inputs, sniff_format
+from cyclegan_batch.job.inputs import find_inputs
+from cyclegan_batch.media.formats import Entry, sniff_format
 from cyclegan_batch.media.headers import exif_orientation, read_header
 from cyclegan_batch.media.images import decode_picture
 from tests.synthesis import pictures

@@ -36,7 +36,11 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from cyclegan_batch.backends.torch import TorchBackend, _FrameNorm  # noqa: E402
-from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config, init_weights
+from cyclegan_batch.models.networks import (  # noqa: E402
+    GeneratorConfig,
+    generator_from_config,
+    init_weights,
+)
 
 TINY = GeneratorConfig("resnet_2blocks", ngf=4)
 

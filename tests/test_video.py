@@ -23,14 +23,8 @@ import pytest
 
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.media import Dropped, video
-from cyclegan_batch.media.video import (
-    PIPE,
-    VideoPlan,
-    VideoSink,
-    VideoSource,
-    choose_pix_fmt,
-    plan_video,
-)
+from cyclegan_batch.media.formats import PIPE
+from cyclegan_batch.media.video import VideoPlan, VideoSink, VideoSource, choose_pix_fmt, plan_video
 from cyclegan_batch.options import TranslateOptions
 from tests.synthesis import colours, streams
 from tests.synthesis import pictures as photos

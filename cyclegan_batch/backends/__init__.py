@@ -10,11 +10,11 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import BackendError, BackendUnavailableError, ModelError, OutOfMemoryError
-from ..files import printable
 from ..frames import Pixels, as_pixel_type
 from ..machine import cpu_threads, nvidia_gpus
 from ..models.model import Model, ModelCard, sample_frames, writes_out_its_norm
 from ..models.parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
+from ..wording import printable
 
 OF_ONNX = ("onnxruntime", "openvino", "tensorrt")
 """The runtimes of an ONNX file."""

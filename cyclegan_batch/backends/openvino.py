@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, BackendUnavailableError, ModelError, OutOfMemoryError
-from ..files import printable
 from ..frames import Pixels
 from ..models.model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
+from ..wording import printable
 from . import checked, in_batches, parity_of, says_out_of_memory, verify
 
 _KEPT_KERNELS = 64

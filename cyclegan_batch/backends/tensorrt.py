@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 
-from ..doctor import default_cache_dir
 from ..errors import (
     BackendError,
     BackendUnavailableError,
@@ -37,9 +36,9 @@ from ..errors import (
     OutOfMemoryError,
     OutputError,
 )
-from ..files import output_error, printable
+from ..files import output_error
 from ..frames import Pixels, as_pixel_type
-from ..machine import cpu_threads
+from ..machine import cpu_threads, default_cache_dir
 from ..models.engine_card import (
     Build,
     EngineCard,
@@ -57,6 +56,7 @@ from ..models.engine_card import (
 )
 from ..models.model import INPUT, OUTPUT, Model, ModelCard, open_model
 from ..models.parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
+from ..wording import printable
 from . import checked, in_batches, says_out_of_memory
 
 Say = Callable[[str], None]
@@ -449,7 +449,7 @@ class _Builder:
 
         Raises BackendError, ModelError.
         """
-        from .. import __version__
+        from .._version import __version__
 
         name = printable(Path(model.card.path.name))
         self._say(f"building an engine of {name} for {self.machine.gpu} ({build.profile}) …")

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
-from ..files import printable
 from ..frames import Pixels
 from ..models.checkpoints import LoadedGenerator
 from ..models.contract import BT601
 from ..models.model import Model, ModelCard
 from ..models.networks import InstanceNorm
+from ..wording import printable
 from . import (
     batch_within_index,
     checked,

@@ -12,11 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..doctor import default_cache_dir
+from .._version import __version__
 from ..errors import ModelError, OutputError
 from ..files import publish, temporary_path
-from ..machine import nvidia_gpus
+from ..machine import default_cache_dir, nvidia_gpus
 from ..models.model import Model
 from . import Backend, parity_of
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .. import __version__
+from .._version import __version__
 from ..errors import ContradictionError, CycleganBatchError, OutputError
 
 if TYPE_CHECKING:
@@ -484,7 +484,7 @@ def _run(plan: JobPlan, reporter: Reporter) -> Report:
 
 def _check_report(report: Path, plan: JobPlan, model: Path) -> None:
     """Refuse a name for the report that cannot be meant, before the work. Raises OutputError."""
-    from ..files import printable
+    from ..wording import printable
 
     name = printable(report)
     if report.is_dir():
@@ -531,9 +531,13 @@ def _write_report(report: Path, done: Report) -> None:
 
 def _print_plan(plan: JobPlan, *, as_json: bool) -> None:
     """Print a plan to stdout: it is what the command was asked for."""
-    from .progress import printable
+    from ..wording import printable
 
-    _out(json.dumps(plan.describe(), indent=2) if as_json else printable("\n".join(plan.lines())))
+    _out(
+        json.dumps(plan.describe(), indent=2)
+        if as_json
+        else "\n".join(map(printable, plan.lines()))
+    )
 
 
 def _print_outcome(report: Report, reporter: Reporter, *, verbose: bool) -> None:
@@ -653,7 +657,7 @@ def train(
                 "with --resume goes on"
             )
         sys.exit(130)
-    from ..files import printable
+    from ..wording import printable
 
     if outcome.first:
         latest = printable(run / "checkpoints" / "latest")
@@ -919,7 +923,8 @@ def evaluate(
             f"cannot evaluate: {error.name or error} is not installed; "
             "pip install 'cyclegan-batch[train]' brings it"
         ) from error
-    from .progress import Reporter, printable
+    from ..wording import printable
+    from .progress import Reporter
 
     reporter = Reporter(quiet=quiet)
 
@@ -954,7 +959,7 @@ def evaluate(
     if as_json:
         _out(json.dumps({kind: scores.as_json(each) for kind, each in found.items()}, indent=2))
     else:
-        _out(printable("\n\n".join("\n".join(each.lines()) for each in found.values())))
+        _out("\n\n".join("\n".join(map(printable, each.lines())) for each in found.values()))
 
 
 @main.command()
@@ -1000,7 +1005,7 @@ def doctor(as_json: bool) -> None:
 )
 def demo(folder: Path, training_data: int | None) -> None:
     """Translate a clip and pictures made on the spot into FOLDER, with a sheet to look at."""
-    from .progress import printable
+    from ..wording import printable
 
     if training_data is not None:
         from ..demo.landscapes import write_domains
@@ -1013,7 +1018,7 @@ def demo(folder: Path, training_data: int | None) -> None:
 
 
 def _print_description(described: Any, *, as_json: bool) -> None:
-    from .progress import printable
+    from ..wording import printable
 
     if as_json:
         _out(json.dumps(described, indent=2, default=str))
@@ -1033,7 +1038,7 @@ def _print_description(described: Any, *, as_json: bool) -> None:
                 lines.append(f"{indent}{key}: {item}")
 
     show(described, "")
-    _out(printable("\n".join(lines)))
+    _out("\n".join(map(printable, lines)))
 
 
 if __name__ == "__main__":

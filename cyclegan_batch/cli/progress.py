@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from ..job.pipeline import Counters
-from ..job.report import clock
+from ..wording import clock, printable
 
 Mode = Literal["auto", "plain", "json", "none"]
 
@@ -24,15 +24,6 @@ _NAME = 32
 """Columns of the file's name, at most."""
 _LEAST_NAME = 10
 """Columns that the name needs to tell anything."""
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with bytes that are not UTF-8 written as escapes."""
-    return (
-        "".join(f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in text)
-        .encode("utf-8", "backslashreplace")
-        .decode("utf-8")
-    )
 
 
 class Reporter:
@@ -120,7 +111,7 @@ class Reporter:
 
     def _print(self, text: str) -> None:
         self.close()
-        self._write(printable(text) + "\n")
+        self._write("\n".join(map(printable, text.split("\n"))) + "\n")
 
     def _line(self, content: dict[str, Any]) -> None:
         self._write(json.dumps(content) + "\n")

@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import InputError, OutputError
-from ..files import printable
 from ..frames import Geometry, Size
 from ..frames import geometry as frame_geometry
 from ..options import TranslateOptions
+from ..wording import counted, printable
 from .pipeline import Failure, Schedule, Unit, too_many_failures
 
 if TYPE_CHECKING:
     from ..backends import Backend
+    from ..media.formats import Entry
     from ..media.images import ImageShard
     from ..media.video import VideoPlan
     from ..models.model import Model, ModelCard
-    from .inputs import Entry, InputTree
+    from .inputs import InputTree
 
 Opener: TypeAlias = "Callable[[Path, TranslateOptions], Model]"
 """What opens the model of a job."""
@@ -138,7 +139,7 @@ class JobPlan:
         found = [
             f"model    {printable(card.path)} ({card.architecture}, sha256 {card.digest[:12]})",
             f"runs on  {self.backend.name}, {self.backend.device}, {self.backend.precision}; "
-            f"{_counted(schedule.batch_size, 'frame')} per call, {calls}",
+            f"{counted(schedule.batch_size, 'frame')} per call, {calls}",
             f"memory   {self._memory_words()}",
         ]
         found += [f"note     {note}" for note in self.notes]
@@ -156,10 +157,10 @@ class JobPlan:
         ]
         found += [f"FAILS    {failure.cause}" for failure in self.failures]
         frames = (
-            "an unknown number of frames" if self.frames is None else _counted(self.frames, "frame")
+            "an unknown number of frames" if self.frames is None else counted(self.frames, "frame")
         )
         files = len(self.entries) - len(self.failures) + len(self.others)
-        told = f"would write {_counted(files, 'file')}, {frames}"
+        told = f"would write {counted(files, 'file')}, {frames}"
         if self.skipped:
             stay = "exists already and stays" if self.skipped == 1 else "exist already and stay"
             told += f"; {self.skipped} {stay}"
@@ -279,7 +280,7 @@ def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[Input
 
     Raises OutputError where something exists and neither is given.
     """
-    from .inputs import PIPE
+    from ..media.formats import PIPE
 
     if options.overwrite or options.preview:
         return tree, 0
@@ -509,7 +510,3 @@ _WAYS = {
     "transcode": "encoded",
     "attach": "attached",
 }
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" + ("" if count == 1 else "s")

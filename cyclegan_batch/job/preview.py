@@ -8,14 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..api import Generator
 from ..errors import CycleganBatchError, InputError, OutputError
-from ..files import output_error, printable, publish, temporary_path
+from ..files import output_error, publish, temporary_path
 from ..frames import Pixels, to_uint8
+from ..generator import Generator
 from ..media import Dropped, Source
+from ..media.formats import PIPE, Entry
 from ..media.images import ImageSource, encode_picture, plan_images
 from ..media.video import VideoPlan, VideoSource
-from .inputs import PIPE, Entry
+from ..wording import printable
 from .plan import JobPlan
 
 _COLUMN = 480

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ..files import printable
+from ..wording import clock, counted, printable
 from .pipeline import Counters, Failure, Stage
 
 Status = Literal["whole", "partial", "failed", "interrupted"]
@@ -109,9 +109,9 @@ class Report:
 
     @property
     def _frames(self) -> str:
-        done = _counted(self.frames, "frame")
+        done = counted(self.frames, "frame")
         if self.status != "whole" and self.expected_frames is not None:
-            done = f"{self.frames} of {_counted(self.expected_frames, 'frame')}"
+            done = f"{self.frames} of {counted(self.expected_frames, 'frame')}"
         return f"{done} in {clock(self.seconds)}"
 
     @property
@@ -119,7 +119,7 @@ class Report:
         if self.status == "whole" or (len(self.outputs) == self.planned and not self.error):
             one = len(self.outputs) == 1
             return printable(self.outputs[0]) if one else f"{len(self.outputs)} files"
-        return f"{len(self.outputs) or 'none'} of {_counted(self.planned, 'file')} written"
+        return f"{len(self.outputs) or 'none'} of {counted(self.planned, 'file')} written"
 
     @property
     def _remedy(self) -> str:
@@ -182,16 +182,6 @@ def report_from_counters(
         notes=notes,
         record=record,
     )
-
-
-def clock(seconds: float) -> str:
-    """Return ``seconds`` as ``h:mm:ss``."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def versions() -> dict[str, str]:

@@ -1,9 +1,9 @@
 """Sources and sinks: one pair for each medium, all behind the two protocols below.
 
-Neither owns a thread and neither is thread-safe: `cyclegan_batch.job.pipeline` alone schedules them.
-The two ends that must run in order (`Source.read`, `Sink.write`) are called from one thread each;
-the two conversions beside them (`Source.converter`, `Sink.converter`) are made once per worker, so
-that each worker holds its own state and many run side by side.
+Neither owns a thread and neither is thread-safe: `cyclegan_batch.job.pipeline` alone schedules
+them. The two ends that must run in order (`Source.read`, `Sink.write`) are called from one thread
+each; the two conversions beside them (`Source.converter`, `Sink.converter`) are made once per
+worker, so that each worker holds its own state and many run side by side.
 
     Source.read → converter → (batcher, backend) → converter → Sink.write … Sink.finish
 """

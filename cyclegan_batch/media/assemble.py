@@ -31,10 +31,11 @@ from av.subtitles.subtitle import SubtitleSet
 from av.video.stream import VideoStream
 
 from ..errors import InputError, OutputError
-from ..files import output_error, printable
+from ..files import output_error
 from ..frames import Size
 from ..machine import own_scheduling
 from ..options import TranslateOptions
+from ..wording import printable
 from . import Dropped, Place, aspect, dropped_at
 from .clocks import BROADCAST, JobClock
 from .probe import (

@@ -23,7 +23,7 @@ from PIL import BmpImagePlugin, Image, JpegImagePlugin
 
 from ..errors import InputError
 from ..frames import Size
-from ..job.inputs import SNIFFED, ImageFormat, sniff_format
+from .formats import SNIFFED, ImageFormat, sniff_format
 
 # Pillow warns about metadata that it cannot read. What matters of it is said in our own notes, and
 # `warnings.catch_warnings` may not be used from several threads.

@@ -45,11 +45,12 @@ import numpy.typing as npt
 from PIL import BmpImagePlugin, Image, ImageCms, JpegImagePlugin, TiffImagePlugin
 
 from ..errors import InputError, OutputError
-from ..files import output_error, printable, publish, refuse_existing, temporary_path
+from ..files import output_error, publish, refuse_existing, temporary_path
 from ..frames import Frame, PixelType, Size, as_pixel_type, to_uint8
-from ..job.inputs import IMAGE_FORMATS, Entry, ImageFormat
 from ..options import TranslateOptions
+from ..wording import printable
 from . import Dropped
+from .formats import IMAGE_FORMATS, Entry, ImageFormat
 from .headers import (
     FORMAT_NAMES,
     Header,

@@ -28,8 +28,8 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 
 from ..errors import InputError
-from ..files import printable
 from ..frames import Size
+from ..wording import printable
 from .alpha import alpha_of, has_alpha
 from .clocks import BROADCAST, JobClock, Seam
 from .flv import joined_flv

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import AvifImagePlugin, GifImagePlugin
 
 from ..errors import InputError
-from ..job.inputs import HEIC_MISSING
+from .formats import HEIC_MISSING
 from .headers import Header, exif_orientation
 from .tiff import whole_range
 

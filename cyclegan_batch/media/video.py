@@ -35,22 +35,17 @@ from av.filter import Graph
 from av.video.stream import VideoStream
 
 from ..errors import CycleganBatchError, InputError, OutputError
-from ..files import (
-    OutputLock,
-    output_error,
-    printable,
-    publish,
-    refuse_existing,
-    temporary_path,
-)
+from ..files import OutputLock, output_error, publish, refuse_existing, temporary_path
 from ..frames import Frame, Geometry, Pixels, PixelType, Size
 from ..machine import cpu_threads, own_scheduling
 from ..options import TranslateOptions
+from ..wording import printable
 from . import Dropped, Place, dropped_at
 from .alpha import Alpha, alpha_of, has_alpha
 from .assemble import OF_THE_DISK, TAGGED, StreamPlan, Stretch, assemble, plan_streams
 from .clocks import LONGEST_GAP, JobClock, seam_notes, start_note
 from .colour import ColourPlan, FromRGB, ToRGB, bits_of, output_tags, resolve
+from .formats import PIPE
 from .messages import captured
 from .probe import (
     ALPHA_DECODERS,
@@ -67,9 +62,6 @@ from .probe import (
     probe,
     reason,
 )
-
-PIPE = Path("-")
-"""Standard input or output, as y4m."""
 
 _PATTERN = re.compile(r"%0?\d*d")
 _Y4M = ".y4m"

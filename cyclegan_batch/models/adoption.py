@@ -20,8 +20,8 @@ import onnx
 from onnx import TensorProto
 
 from ..errors import ModelError
-from ..files import printable
 from ..frames import SizeRequirements
+from ..wording import first_line, printable
 from .contract import (
     CONVERTED_OPSET,
     RANGES,
@@ -36,7 +36,6 @@ from .contract import (
     contract_from_generator,
     dimensions_of,
     ends,
-    first_line,
     fixed_size,
     is_inside,
     picture_axes,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
 from ..errors import ModelError
-from ..files import printable
+from ..wording import printable
 
 Direction: TypeAlias = Literal["AtoB", "BtoA"]
 

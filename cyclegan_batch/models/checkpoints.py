@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..files import printable
+from ..wording import printable
 from .checkpoint_files import FoundCheckpoint, find_checkpoint
 from .networks import GeneratorConfig, Norm, generator_from_config
 

@@ -21,8 +21,8 @@ import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from ..errors import ModelError
-from ..files import printable
 from ..frames import PixelType, Size
+from ..wording import printable
 
 CONTRACT_VERSION = 1
 INPUT, OUTPUT = "frames", "translated"
@@ -447,8 +447,3 @@ def refuse_generator(path: Path, found: str) -> NoReturn:
         f"{printable(path)}: {found}; it is no generator that this tool can translate with: one "
         "picture in, one of the same size out, 1 or 3 channels"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an onnx error, whose others are for its makers."""
-    return str(error).strip().partition("\n")[0]

@@ -21,10 +21,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..doctor import default_state_dir
 from ..errors import ModelError, OutputError
-from ..files import output_error, printable, publish, temporary_path
+from ..files import output_error, publish, temporary_path
 from ..frames import SizeRequirements
+from ..machine import default_state_dir
+from ..wording import printable
 from .card import ModelCard
 
 CARD_VERSION = 1

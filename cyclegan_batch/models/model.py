@@ -23,8 +23,9 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from ..errors import BackendUnavailableError, ModelError
-from ..files import output_error, printable, publish, temporary_path
+from ..files import output_error, publish, temporary_path
 from ..frames import Pixels, SizeRequirements, as_pixel_type
+from ..wording import first_line, printable
 from .adoption import MODEL_IO_GRAMMAR, Adoption, adopt, declare_ends, parse_model_io
 from .card import ModelCard
 from .checkpoint_files import Direction, find_checkpoint, is_checkpoint
@@ -37,7 +38,6 @@ from .contract import (
     check_output_size,
     contract_from_generator,
     ends,
-    first_line,
     fixed_size,
     picture_axes,
     pixel_type_of,
@@ -242,7 +242,7 @@ def model_from_contract(path: Path, contract: onnx.ModelProto, **card: Unpack[Ca
 
     Raises ModelError where that is no contract file.
     """
-    from .. import __version__
+    from .._version import __version__
 
     sizes, generator = card["sizes"], card.get("generator")
     fields = {

@@ -21,7 +21,7 @@ import onnx
 from cyclegan_batch import __version__
 from cyclegan_batch.backends.onnxruntime import open_onnxruntime
 from cyclegan_batch.errors import ModelError, OutputError
-from cyclegan_batch.files import output_error, printable, temporary_path
+from cyclegan_batch.files import output_error, temporary_path
 from cyclegan_batch.frames import Pixels
 from cyclegan_batch.machine import cpu_threads
 from cyclegan_batch.models.checkpoint_files import Direction, find_checkpoint, is_checkpoint
@@ -29,6 +29,7 @@ from cyclegan_batch.models.checkpoints import load_generator
 from cyclegan_batch.models.engine_card import Profile, Shape, profile_for
 from cyclegan_batch.models.model import Model, ModelCard, describe, open_model
 from cyclegan_batch.models.parity import LIMITS, parity
+from cyclegan_batch.wording import printable
 
 from . import edge
 from .engine_export import check_precision, contract_file
@@ -43,8 +44,8 @@ BUNDLE_VERSION = 1
 _USUAL_SIZE = 256
 
 _HALF = {"psnr": 50.0, "within2": 0.999}
-"""The class *half* (`cyclegan_batch.models.parity`): TensorRT may compute FP32 as TF32, so it holds for
-both."""
+"""The class *half* (`cyclegan_batch.models.parity`), for FP16 and FP32 alike, since TensorRT may
+compute FP32 as TF32."""
 
 
 @dataclass(frozen=True)

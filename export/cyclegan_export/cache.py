@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cyclegan_batch import __version__
-from cyclegan_batch.doctor import default_cache_dir
 from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
-from cyclegan_batch.files import output_error, printable, publish
-from cyclegan_batch.machine import nvidia_gpus
+from cyclegan_batch.files import output_error, publish
+from cyclegan_batch.machine import default_cache_dir, nvidia_gpus
 from cyclegan_batch.models.checkpoint_files import (
     Direction,
     FoundCheckpoint,
@@ -30,6 +29,7 @@ from cyclegan_batch.models.checkpoint_files import (
     is_checkpoint,
 )
 from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.wording import printable
 
 from . import OPSET
 

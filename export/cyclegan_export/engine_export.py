@@ -13,9 +13,9 @@ from typing import Any
 
 from cyclegan_batch.backends.tensorrt import check_tensorrt, write_engine
 from cyclegan_batch.errors import ModelError, OutputError
-from cyclegan_batch.files import printable
 from cyclegan_batch.models.engine_card import Build, EngineCard, Shape, card_path, profile_for
 from cyclegan_batch.models.model import Model, open_model
+from cyclegan_batch.wording import printable
 
 from .onnx_export import Precision, export_onnx
 
@@ -44,8 +44,9 @@ def export_engine(
     ``source`` is what `export_onnx` takes, which is told ``onnx_options``, or an ONNX that is
     inside the contract already, which is taken as it is (``precision`` None: that file's, else
     fp32). The shapes (N, H, W) are the frames that the engine will take; see
-    `cyclegan_batch.models.engine_card.profile_for`, and `Build` for what the others mean. An FP32 engine
-    computes without TF32. Raises ModelError, BackendError, BackendUnavailableError, OutputError.
+    `cyclegan_batch.models.engine_card.profile_for`, and `Build` for what the others mean. An
+    FP32 engine computes without TF32. Raises ModelError, BackendError, BackendUnavailableError,
+    OutputError.
     """
     for path in (output, card_path(output)):
         if path.exists() and not overwrite:

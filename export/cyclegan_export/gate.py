@@ -1,10 +1,10 @@
 """The gate: a file that was written draws what the network it is from draws, or it is refused.
 
 The file itself is run by onnxruntime on the CPU and compared with torch in float32 in grey levels
-(`cyclegan_batch.models.parity`). onnxruntime's CPU computes a float16 file in float32, so there that holds
-the graph and its weights only. What half precision does to the arithmetic is therefore computed in
-torch besides, with every layer's output rounded to half: where one of them leaves its range, the
-file is refused whatever the CPU says.
+(`cyclegan_batch.models.parity`). onnxruntime's CPU computes a float16 file in float32, so this
+comparison covers the graph and its weights only. What half precision does to the arithmetic is
+therefore computed in torch besides, with every layer's output rounded to half: where one of them
+leaves its range, the file is refused, whatever the comparison on the CPU gives.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendError, BackendUnavailableError, ModelError
-from cyclegan_batch.files import printable
 from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
 from cyclegan_batch.models.contract import GeneratorIO
 from cyclegan_batch.models.model import Model
 from cyclegan_batch.models.parity import LIMITS, OF_PRECISION, Parity, parity
+from cyclegan_batch.wording import printable
 
 LARGEST_HALF = float(torch.finfo(torch.float16).max)
 """65504: beyond it half precision has infinity only."""

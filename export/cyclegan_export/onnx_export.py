@@ -18,7 +18,6 @@ from typing import Literal
 import onnx
 
 from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
-from cyclegan_batch.files import printable
 from cyclegan_batch.frames import Pixels, PixelType, Size, SizeRequirements
 from cyclegan_batch.models.checkpoint_files import Direction, find_checkpoint, is_checkpoint
 from cyclegan_batch.models.checkpoints import LoadedGenerator, load_generator
@@ -31,6 +30,7 @@ from cyclegan_batch.models.model import (
     write_model,
 )
 from cyclegan_batch.models.parity import Parity
+from cyclegan_batch.wording import printable
 
 from .gate import (
     LARGEST_HALF,

@@ -32,11 +32,11 @@ from cyclegan_batch.errors import (
     CycleganBatchError,
     ModelError,
 )
-from cyclegan_batch.files import printable
 from cyclegan_batch.frames import Pixels, as_pixel_type
 from cyclegan_batch.models.contract import INPUT, picture_axes
 from cyclegan_batch.models.model import CardFields, Model, model_from_contract
 from cyclegan_batch.models.parity import CLASSES, LIMITS, OF_PRECISION, Parity, parity
+from cyclegan_batch.wording import printable
 
 CALIBRATION_FRAMES = 16
 

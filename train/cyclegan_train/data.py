@@ -35,12 +35,12 @@ from torchvision.transforms import v2  # type: ignore[import-untyped]
 from torchvision.transforms.v2 import functional as tv  # type: ignore[import-untyped]
 
 from cyclegan_batch.errors import InputError
-from cyclegan_batch.files import printable
 from cyclegan_batch.frames import Pixels, SizeRequirements
-from cyclegan_batch.job.inputs import IMAGE_FORMATS, UNREAD_IMAGES, counted_suffixes, natural_key
 from cyclegan_batch.machine import cpu_threads
+from cyclegan_batch.media.formats import IMAGE_FORMATS, UNREAD_IMAGES, counted_suffixes, natural_key
 from cyclegan_batch.media.headers import read_header
 from cyclegan_batch.media.images import decode_picture
+from cyclegan_batch.wording import printable
 
 from .settings import DataConfig
 

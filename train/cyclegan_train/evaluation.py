@@ -38,8 +38,8 @@ from torchvision.transforms import v2  # type: ignore[import-untyped]
 from torchvision.transforms.v2 import functional as tv  # type: ignore[import-untyped]
 
 from cyclegan_batch.errors import BackendUnavailableError, InputError, ModelError
-from cyclegan_batch.files import printable
 from cyclegan_batch.models.checkpoints import load_state
+from cyclegan_batch.wording import printable
 
 from .data import pictures_in, read_picture
 

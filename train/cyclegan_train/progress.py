@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cyclegan_batch.job.report import clock
+from cyclegan_batch.wording import clock
 
 from .run import Progress, Reading
 

@@ -58,9 +58,10 @@ from cyclegan_batch.errors import (
     OutOfMemoryError,
     OutputError,
 )
-from cyclegan_batch.files import output_error, printable, publish, temporary_path
+from cyclegan_batch.files import output_error, publish, temporary_path
 from cyclegan_batch.frames import SizeRequirements
 from cyclegan_batch.machine import cpu_threads
+from cyclegan_batch.wording import printable
 
 from .charts import losses_png, sheet_png
 from .cyclegan import LOSSES, CycleGAN, generator_config

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cyclegan_batch.errors import InputError, OutputError
-from cyclegan_batch.files import printable
+from cyclegan_batch.wording import printable
 
 from .config import TrainConfig
 

@@ -1,0 +1,103 @@
+"""A generator as a function on arrays, for a program that has its frames already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+
+from .backends import Backend, open_backend
+from .files import PathLike
+from .frames import Pixels, as_pixel_type, geometry, to_uint8
+from .models.card import ModelCard
+from .models.model import open_model
+
+
+class Generator:
+    """A generator as a function on arrays; a context manager, not thread-safe."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        size: Literal["native"] | int | tuple[int, int] = "native",
+        fit: Literal["pad", "stretch"] | None = None,
+    ) -> None:
+        self._backend = backend
+        self._size, self._fit = size, fit
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model says of itself."""
+        return self._backend.card
+
+    def __call__(self, frames: Pixels) -> Pixels:
+        """Translate RGB ``frames``, ``(N, H, W, 3)``, uint8 in 0..255 or floating point in [0, 1].
+
+        The result has the shape of ``frames``, at any H and W, and their dtype (floating point goes
+        through 8 bits where the model takes uint8). Raises ValueError for another shape.
+        """
+        if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+            raise ValueError(f"frames must be (N, H, W, 3) and not empty, got {frames.shape = }")
+        kind = frames.dtype
+        if kind != np.uint8 and kind.kind != "f":
+            raise ValueError(f"frames must be uint8 or floating point in [0, 1], got {kind = }")
+        if self.card.pixel_type == "uint8":
+            into = frames if kind == np.uint8 else to_uint8(frames)
+        else:
+            into = as_pixel_type(frames, "float16") if kind == np.uint8 else frames
+            into = into.astype(np.float16, copy=False)
+        height, width = frames.shape[1:3]
+        shape = geometry((height, width), self.card.sizes, size=self._size, fit=self._fit)
+        rows = self._backend.infer(np.stack([shape.into_network(frame) for frame in into]))
+        out = np.stack([shape.out_of_network(row) for row in rows])
+        if kind == np.uint8:
+            return to_uint8(out)
+        return (out / np.float32(255)).astype(kind) if out.dtype == np.uint8 else out.astype(kind)
+
+    def close(self) -> None:
+        """Release the model; twice is fine."""
+        self._backend.close()
+
+    def __enter__(self) -> Generator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_generator(
+    model: PathLike,
+    *,
+    direction: Literal["AtoB", "BtoA"] | None = None,
+    model_io: str | None = None,
+    backend: str = "auto",
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    trust_engine: bool = False,
+    cache_dir: PathLike | None = None,
+    size: Literal["native"] | int | tuple[int, int] = "native",
+    fit: Literal["pad", "stretch"] | None = None,
+) -> Generator:
+    """Open the generator at ``model`` for use on arrays; torch runs a checkpoint as it is.
+
+    Raises ModelError, BackendError.
+    """
+    opened = open_backend(
+        open_model(Path(model), model_io=model_io, direction=direction),
+        backend=backend,
+        device=device,
+        precision=precision,
+        threads=threads,
+        trust_engine=trust_engine,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+    )
+    return Generator(opened, size=size, fit=fit)

@@ -26,7 +26,7 @@ MOST = 1500
 
 def jobs(bench: Bench) -> Iterator[Job]:
     # In a dry run one of them, which loads no torch: all that it can do is to be skipped.
-    lightest = [REPOSITORY / "tests" / "test_tensorrt.py"]
+    lightest = [REPOSITORY / "tests" / "backends" / "test_tensorrt.py"]
     for file in marked_files() if bench.cuda else lightest:
         yield file.name, partial(of_file, file)
 
@@ -34,7 +34,7 @@ def jobs(bench: Bench) -> Iterator[Job]:
 def marked_files() -> list[Path]:
     """Return the files with such tests; to collect all files takes longer than to run them."""
     marked = re.compile(r"^@pytest\.mark\.needs_cuda", re.MULTILINE)
-    files = sorted((REPOSITORY / "tests").glob("test_*.py"))
+    files = sorted((REPOSITORY / "tests").rglob("test_*.py"))
     return [file for file in files if marked.search(file.read_text())]
 
 

@@ -196,7 +196,7 @@ def open_openvino(
 
 _NO_INTEGERS = {"LP_TRANSFORMS_MODE": "NO"}
 """Leaves the convolutions of an INT8 file between their (de)quantisations, in float. Not documented
-by OpenVINO; `tests/test_quantise.py` holds it against onnxruntime."""
+by OpenVINO; `tests/export/test_quantise.py` holds it against onnxruntime."""
 
 
 def _without_overflow(

@@ -1,4 +1,4 @@
-"""Real generators are read and built by TensorRT (tests/test_tensorrt.py says by which)."""
+"""Real generators are read and built by TensorRT (see tests/backends/test_tensorrt.py)."""
 
 from __future__ import annotations
 

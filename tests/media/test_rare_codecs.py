@@ -14,8 +14,8 @@ import pytest
 
 from cyclegan_batch.errors import OutputError
 from cyclegan_batch.options import TranslateOptions
+from tests.media.test_video import needs_ffprobe, pictures, plan, run
 from tests.synthesis import streams
-from tests.test_video import needs_ffprobe, pictures, plan, run
 
 pytestmark = needs_ffprobe
 RATE = 48_000

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch import cli
+from tests.cli.test_cli import assert_one_clear_line, cyclegan_batch
 from tests.conftest import ENVIRONMENT, PATHS, REPOSITORY, SMALL
-from tests.test_cli import assert_one_clear_line, cyclegan_batch
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -213,7 +213,7 @@ def test_from_two_folders_to_a_translated_video(data, tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    from tests.test_cli import write_clip
+    from tests.cli.test_cli import write_clip
 
     run, cache = tmp_path / "run", tmp_path / "cache"
     assert train(data, run, *SMALL).returncode == 0

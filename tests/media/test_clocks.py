@@ -18,9 +18,9 @@ import pytest
 from cyclegan_batch.media import probe as media_probe
 from cyclegan_batch.media.clocks import JobClock
 from cyclegan_batch.media.video import VideoSource
+from tests.media.test_video import FAST, plan, run
+from tests.media.test_video import times as frame_times
 from tests.synthesis import streams
-from tests.test_video import FAST, plan, run
-from tests.test_video import times as frame_times
 
 pytestmark = pytest.mark.skipif(
     shutil.which("ffprobe") is None or shutil.which("ffmpeg") is None,

@@ -14,8 +14,8 @@ import pytest
 from cyclegan_batch.errors import OutputError
 from cyclegan_batch.media.video import _Lost, _Waiting
 from cyclegan_batch.options import TranslateOptions
+from tests.media.test_video import FAST, needs_ffprobe, pictures, plan, probe, run, seen, times
 from tests.synthesis import streams
-from tests.test_video import FAST, needs_ffprobe, pictures, plan, probe, run, seen, times
 
 
 def clip(path: Path, order: str = "tff", *, size: str = "64x48", frames: int = 5) -> Path:

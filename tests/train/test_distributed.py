@@ -30,8 +30,8 @@ from cyclegan_train.settings import settings_for  # noqa: E402
 
 from cyclegan_batch.errors import BackendError, CycleganBatchError, InputError  # noqa: E402
 from tests.conftest import ENVIRONMENT, SMALL  # noqa: E402
-from tests.test_cyclegan import NETS, pictures, tiny, weights_of, without_effect  # noqa: E402
-from tests.test_run import TINY, assert_same, fill, log_of, state_of  # noqa: E402
+from tests.train.test_cyclegan import NETS, pictures, tiny, weights_of, without_effect  # noqa: E402
+from tests.train.test_run import TINY, assert_same, fill, log_of, state_of  # noqa: E402
 
 STEPS = 3
 """Of an epoch of the runs: seven pictures by two processes."""

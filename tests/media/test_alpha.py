@@ -17,8 +17,8 @@ from cyclegan_batch.media import video
 from cyclegan_batch.media.alpha import Alpha, alpha_of, has_alpha, put_alpha
 from cyclegan_batch.media.video import choose_pix_fmt
 from cyclegan_batch.options import TranslateOptions
-from tests.test_fields import clip as fields
-from tests.test_video import FAST, needs_ffprobe, plan, probe, run
+from tests.media.test_fields import clip as fields
+from tests.media.test_video import FAST, needs_ffprobe, plan, probe, run
 
 SIZE = (48, 64)
 ENCODERS = {

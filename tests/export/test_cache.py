@@ -20,12 +20,12 @@ from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputErr
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.parity import parity
 from cyclegan_batch.options import TranslateOptions
+from tests.cli.test_cli import left_in
 from tests.synthesis import generators
-from tests.test_cli import left_in
 
 torch = pytest.importorskip("torch")
 
-from tests.test_torch_backend import checkpoint  # noqa: E402
+from tests.backends.test_torch import checkpoint  # noqa: E402
 
 OPTIONS = TranslateOptions
 

@@ -39,8 +39,8 @@ from cyclegan_batch.media.images import (
     plan_images,
 )
 from cyclegan_batch.options import TranslateOptions
+from tests.job.test_inputs import NAMES
 from tests.synthesis import pictures
-from tests.test_inputs import NAMES
 
 LOSSLESS = ("png", "bmp", "tiff")
 

@@ -11,7 +11,7 @@ import pytest
 
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.video import VideoSource
-from tests.test_video import plan
+from tests.media.test_video import plan
 
 pytestmark = pytest.mark.skipif(
     shutil.which("ffmpeg") is None, reason="ffmpeg, which makes these files, is not installed"

@@ -23,8 +23,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..files import output_error
 from ..frames import Pixels
-from .landscapes import NIGHT, Landscape
 from ..models.parity import parity
+from .landscapes import NIGHT, Landscape
 
 MODEL = Path(__file__).with_name("day2night.onnx")
 """The generator of the demo: what ``train --recipe demo`` ends with, exported.

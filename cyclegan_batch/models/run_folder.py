@@ -1,0 +1,53 @@
+"""The names in the folder of a training run.
+
+    RUN/
+      config.toml               every key of the run, and what it means
+      run.json                  versions, the machine, the data and their digest, what was skipped
+      log.jsonl                 one JSON object per line: losses, epochs, health warnings
+      losses.png                their curves
+      samples/epoch_0001.png    the generators' outputs for the same images after every epoch
+      tensorboard/              where TensorBoard is installed
+      checkpoints/
+        state.pt                all that the next step depends on: what --resume reads
+        latest/ best/ epoch_0005/
+          netG_A.safetensors    a generator with its card (netG_A_ema: its moving average)
+          checkpoint.json       both cards in one file, for people
+
+Training writes it, a translation finds its generator in it, and an export measures on the images
+that it names.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+CONFIG = "config.toml"
+DESCRIPTION = "run.json"
+LOG = "log.jsonl"
+CURVES = "losses.png"
+SAMPLES = "samples"
+TENSORBOARD = "tensorboard"
+
+CHECKPOINTS = "checkpoints"
+STATE = "state.pt"
+LATEST = "latest"
+BEST = "best"
+CARDS = "checkpoint.json"
+
+EMA_ENDING = "_ema.safetensors"
+"""Of the file of a generator whose weights are moving averages."""
+
+
+def epoch_name(epoch: int) -> str:
+    """Return the name of what is kept of one epoch: its checkpoint and its sheet of samples."""
+    return f"epoch_{epoch:04d}"
+
+
+def generator_name(letter: Literal["A", "B"], *, ema: bool = False) -> str:
+    """Return the file of the generator that reads domain ``letter``."""
+    return f"netG_{letter}{EMA_ENDING if ema else '.safetensors'}"
+
+
+def reference_name(network: str) -> str:
+    """Return the file of a network such as ``G_A``, as the reference implementation calls it."""
+    return f"latest_net_{network}.pth"

@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import re
 import shutil
 import stat
 from collections import Counter
@@ -46,6 +45,7 @@ from ..media.formats import (
     natural_key,
     sniff_format,
 )
+from ..media.pattern import parse_pattern, pattern_files
 from ..wording import printable
 
 
@@ -179,10 +179,8 @@ def _pipe_or_pattern(source: Path, output: Path | str) -> InputTree | None:
             )
         return InputTree((Entry("pipe", PIPE, Path(output)),), None)
     # A file with % in its name is a file first.
-    if not _looks_like_pattern(source.name) or os.path.lexists(source):
+    if not parse_pattern(source.name) or os.path.lexists(source):
         return None
-    from ..media.probe import pattern_files
-
     found = pattern_files(source) if source.parent.is_dir() else {}
     if not found:
         raise InputError(
@@ -199,10 +197,6 @@ def _pipe_or_pattern(source: Path, output: Path | str) -> InputTree | None:
     if places.of(target) in {places.of(path) for path in found.values()}:
         raise OutputError(f"{printable(target)}: is one of the inputs; choose another output name")
     return InputTree((Entry("pattern", source, target),), None)
-
-
-def _looks_like_pattern(name: str) -> bool:
-    return len(re.findall("%0?[0-9]{0,2}d", name.replace("%%", ""))) == 1
 
 
 def _single_file(

@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import CycleganBatchError, InputError
-from ..frames import Frame
+
+if TYPE_CHECKING:
+    from ..frames import Frame
 
 
 @dataclass(frozen=True)

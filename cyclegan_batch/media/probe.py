@@ -33,6 +33,7 @@ from ..wording import printable
 from .alpha import alpha_of, has_alpha
 from .clocks import BROADCAST, JobClock, Seam
 from .flv import joined_flv
+from .pattern import pattern_files
 
 Fields: TypeAlias = Literal["tff", "bff"]
 """Which field of an interlaced frame is shown first: the top one (line 0 is in it) or the other."""
@@ -314,46 +315,6 @@ def _check_is_file(path: Path) -> None:
         raise InputError(f"{name} is no regular file; copy its content into a file first")
     if status.st_size == 0:
         raise InputError(f"{name} is empty (0 bytes); copy or record it again")
-
-
-def pattern_files(pattern: Path) -> dict[int, Path]:
-    """Return the files that ``pattern`` (``f_%06d.png``) stands for by their numbers, ascending.
-
-    Named as FFmpeg names them: ``%d`` has no leading zeros, and ``%6d`` as many as ``%06d``.
-    Raises InputError where it is no pattern, and at a gap: FFmpeg would end there, or fail.
-    """
-    pieces = re.split(r"(%%|%0?[0-9]{0,2}d)", pattern.name)
-    places = [at for at, piece in enumerate(pieces) if piece.startswith("%") and piece[-1] == "d"]
-    if len(places) != 1:
-        raise InputError(
-            f"{printable(pattern)} is no pattern: found "
-            f"{'more than one number' if places else 'no number'}, expected one like %06d"
-        )
-    (at,) = places
-    before, after = (
-        "".join("%" if piece == "%%" else piece for piece in part)
-        for part in (pieces[:at], pieces[at + 1 :])
-    )
-    digits = int(pieces[at][1:-1] or 0)
-    name = re.compile(re.escape(before) + "([0-9]+)" + re.escape(after))
-    try:
-        entries = [entry.name for entry in pattern.parent.iterdir()]
-    except OSError as error:
-        raise input_error(pattern, error) from error
-    texts = (match[1] for entry in entries if (match := name.fullmatch(entry)))
-    numbers = sorted(int(text) for text in texts if text == f"{int(text):0{digits}d}")
-    files = {n: pattern.with_name(f"{before}{n:0{digits}d}{after}") for n in numbers}
-    first, last = min(files, default=0), max(files, default=-1)
-    missing = next((number for number in range(first, last) if number not in files), None)
-    if missing is not None:
-        gap = pattern.with_name(f"{before}{missing:0{digits}d}{after}")
-        count = last - first + 1 - len(files)
-        many = f", and {count - 1} more like it" if count > 1 else ""
-        raise InputError(
-            f"cannot play {printable(pattern)}: {printable(gap)} is missing{many}, between the "
-            f"numbers {first} and {last}; number the pictures without gaps"
-        )
-    return files
 
 
 def probe(

@@ -47,6 +47,7 @@ from .clocks import LONGEST_GAP, JobClock, seam_notes, start_note
 from .colour import ColourPlan, FromRGB, ToRGB, bits_of, output_tags, resolve
 from .formats import PIPE
 from .messages import captured
+from .pattern import parse_pattern
 from .probe import (
     ALPHA_DECODERS,
     FIELD_ORDER,
@@ -63,7 +64,6 @@ from .probe import (
     reason,
 )
 
-_PATTERN = re.compile(r"%0?\d*d")
 _Y4M = ".y4m"
 _Y4M_MUXER = "yuv4mpegpipe"
 
@@ -151,7 +151,7 @@ def plan_video(
     Raises InputError where ``path`` is no video or is HDR, OutputError where it cannot be encoded
     as asked.
     """
-    if _PATTERN.search(output.name):
+    if parse_pattern(output.name):
         raise OutputError(
             f"cannot write {printable(output)}: numbered pictures are no output here; "
             "name a video, and let FFmpeg take it apart: ffmpeg -i VIDEO out_%06d.png"
@@ -261,7 +261,7 @@ def _name(path: Path, pipe: str = "standard input") -> str:
 
 def _picture_rate(path: Path, options: TranslateOptions) -> Fraction | None:
     """Return the rate of a pattern of pictures, or None for any other input. Raises InputError."""
-    if path == PIPE or not _PATTERN.search(path.name) or path.exists():
+    if path == PIPE or not parse_pattern(path.name) or path.exists():
         return None
     if options.fps is None:
         raise InputError(

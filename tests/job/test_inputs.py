@@ -617,7 +617,7 @@ def test_a_copy_of_what_cannot_be_read_or_written_errors(tmp_path: Path) -> None
 
 def test_looking_for_inputs_loads_nothing_heavy() -> None:
     code = (
-        "import sys, cyclegan_batch.inputs; "
+        "import sys, cyclegan_batch.job.inputs; "
         "print(*sorted({'cv2', 'PIL', 'av', 'numpy', 'onnx', 'torch'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

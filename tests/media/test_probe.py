@@ -345,7 +345,10 @@ def test_a_pattern_of_images_is_read_from_its_lowest_number(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("g_%03d.png", "no file matches .*g_%03d"), ("f_7.png", "is no pattern: found no number")],
+    [
+        ("g_%03d.png", "no file matches .*g_%03d"),
+        ("f_7.png", "is no pattern of numbered images: write exactly one number"),
+    ],
 )
 def test_a_pattern_that_matches_nothing_errors(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "f_007.png").write_bytes(streams.cover_picture())

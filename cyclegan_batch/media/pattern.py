@@ -1,0 +1,94 @@
+"""Numbered images that are named together (``f_%06d.png``), as FFmpeg's image2 demuxer does.
+
+This is the grammar of FFmpeg 8 (``av_get_frame_filename2``), tried against it: exactly one number,
+``%d`` or ``%6d`` or ``%06d``, where the width pads with zeros with or without the leading 0; ``%%``
+is a percent sign, and so is ``%`` with digits before another ``%``. A name with any other ``%``, or
+with more than one number, is no pattern. FFmpeg applies the grammar to the whole path; here it
+applies to the file's name only, and whoever passes the path on to FFmpeg escapes the folder.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..wording import printable
+
+_TOKEN = re.compile(r"%([0-9]*)([%d])|([^%]+)")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The parts of a pattern's file name."""
+
+    before: str
+    digits: int
+    """The number is padded with zeros to at least this width."""
+    after: str
+
+    def name(self, number: int) -> str:
+        """Return the file name of ``number``."""
+        return f"{self.before}{number:0{self.digits}d}{self.after}"
+
+    def number(self, name: str) -> int | None:
+        """Return the number in the file name ``name``, or None where the name does not match."""
+        match = re.fullmatch(re.escape(self.before) + "([0-9]+)" + re.escape(self.after), name)
+        if match is None:
+            return None
+        text = match[1]
+        padded = len(text) == max(self.digits, 1)
+        return int(text) if padded or (len(text) > self.digits and text[0] != "0") else None
+
+
+def parse_pattern(name: str) -> Pattern | None:
+    """Return the pattern that a file name is, or None where it is none."""
+    parts, digits, end = [""], 0, 0
+    for token in _TOKEN.finditer(name):
+        if token.start() != end:
+            return None
+        width, kind, text = token.groups()
+        if kind == "d":
+            digits = int(width or 0)
+            parts.append("")
+        else:
+            parts[-1] += text or "%"
+        end = token.end()
+    if end != len(name) or len(parts) != 2:
+        return None
+    return Pattern(parts[0], digits, parts[1])
+
+
+def pattern_files(path: Path) -> dict[int, Path]:
+    """Return the files that the pattern ``path`` stands for by their numbers, ascending.
+
+    Raises InputError where the name is no pattern, where the folder cannot be listed, and at a gap
+    in the numbers: FFmpeg would end there, or fail.
+    """
+    pattern = parse_pattern(path.name)
+    if pattern is None:
+        raise InputError(
+            f"{printable(path)} is no pattern of numbered images: write exactly one number such as "
+            "%06d, and %% for a percent sign"
+        )
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError as error:
+        raise InputError(
+            f"cannot read {printable(path)}: {error.strerror or error}; check the name, the "
+            "permissions and the disk"
+        ) from error
+    numbers = sorted(n for name in names if (n := pattern.number(name)) is not None)
+    files = {n: path.with_name(pattern.name(n)) for n in numbers}
+    first, last = min(files, default=0), max(files, default=-1)
+    missing = next((number for number in range(first, last) if number not in files), None)
+    if missing is not None:
+        gap = path.with_name(pattern.name(missing))
+        count = last - first + 1 - len(files)
+        more = f", and {count - 1} more like it" if count > 1 else ""
+        raise InputError(
+            f"cannot play {printable(path)}: {printable(gap)} is missing{more}, between the "
+            f"numbers {first} and {last}; number the images without gaps"
+        )
+    return files

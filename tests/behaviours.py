@@ -1,7 +1,8 @@
 """List which promised behaviours have a test: ``python -m tests.behaviours``, for ``make check``.
 
 A test holds behaviours by number, ``@pytest.mark.behaviour(7)``. A number that is not in the list
-below fails the check, and so does a behaviour that this release claims and that no test holds.
+below fails the check, and so does a behaviour that this release claims and that no test holds. A
+test that this machine skips, since it lacks ffprobe, say, is no evidence.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import pytest
+
+from tests.needs import has, needs_of
 
 BEHAVIOURS = {
     1: "a video comes out with every frame its source decodes to; a truncated one is reported",
@@ -96,6 +99,8 @@ class Evidence:
     """Those that read the shared clips, images and models."""
     on_hardware: int = 0
     """Those that need a GPU or TensorRT."""
+    skipped: int = 0
+    """Those that this machine skips, since it lacks something else that they need."""
 
 
 class _Collector:
@@ -110,17 +115,20 @@ class _Collector:
 
 def evidence(items: Iterable[pytest.Item]) -> dict[int, Evidence]:
     """Return the tests of each behaviour, by the marks on ``items``."""
-    found: dict[int, Evidence] = defaultdict(Evidence)
+    tests_of: dict[int, Evidence] = defaultdict(Evidence)
     for item in items:
-        needs_hardware = any(item.get_closest_marker(m) for m in ("needs_cuda", "needs_tensorrt"))
+        needs = set(needs_of(item))
         for number in {n for mark in item.iter_markers("behaviour") for n in mark.args}:
-            if needs_hardware:
-                found[number].on_hardware += 1
-            elif item.get_closest_marker("corpus"):
-                found[number].on_real_data += 1
+            tests = tests_of[number]
+            if needs & {"cuda", "tensorrt"}:
+                tests.on_hardware += 1
+            elif not all(has(name) for name in needs):
+                tests.skipped += 1
+            elif "corpus" in needs:
+                tests.on_real_data += 1
             else:
-                found[number].anywhere += 1
-    return dict(found)
+                tests.anywhere += 1
+    return dict(tests_of)
 
 
 def problems(found: Mapping[int, Evidence]) -> Iterator[str]:
@@ -130,7 +138,8 @@ def problems(found: Mapping[int, Evidence]) -> Iterator[str]:
     for number in sorted(CLAIMED):
         tests = found.get(number, Evidence())
         if not tests.anywhere and not tests.on_real_data:
-            yield f"this release claims behaviour {number}, and no test holds it"
+            skipped = f"; this machine skips {tests.skipped}" if tests.skipped else ""
+            yield f"this release claims behaviour {number}, and no test that runs holds it{skipped}"
 
 
 def report(found: Mapping[int, Evidence]) -> Iterator[str]:
@@ -153,6 +162,7 @@ def report(found: Mapping[int, Evidence]) -> Iterator[str]:
                 (tests.anywhere, "anywhere"),
                 (tests.on_real_data, "on real data"),
                 (tests.on_hardware, "on a GPU"),
+                (tests.skipped, "skipped here"),
             )
             if count
         ]

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
+from tests.needs import DATA, REPOSITORY, has, need, needs_of, refuse_absence
+
 # Tests import OpenVINO by themselves, too; see `backends.openvino.import_openvino`.
 _ABSENT: Any = None
 sys.modules.setdefault("openvino_telemetry", _ABSENT)
 
-INTERPRETED = not Path("/dev/nvidiactl").exists()
+INTERPRETED = not has("cuda")
 """Whether Triton interprets its kernels, as it is made to without a GPU. Triton reads the variable
 when it is imported, and any test that calls `torch.compile` may be the first to import it."""
 if INTERPRETED:
     os.environ["TRITON_INTERPRET"] = "1"
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 SMALL = [
     "--netG=resnet_1blocks", "--ngf=4", "--ndf=4", "--netD=n_layers", "--n_layers_D=1",
@@ -47,10 +47,18 @@ def scheduling_stays() -> Iterator[None]:
     assert after == before[0]
 
 
+def pytest_configure() -> None:
+    """Refuse to run where REQUIRE lists what is absent."""
+    refuse_absence()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine has not all needs of."""
+    need(*needs_of(item))
+
+
 @pytest.fixture(scope="session")
 def corpus() -> Path:
-    """Return the folder of real models, clips and images; skip where it is absent."""
-    folder = Path(os.environ.get("CYCLEGAN_BATCH_DATA", REPOSITORY.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}: set CYCLEGAN_BATCH_DATA")
-    return folder
+    """Return the folder of real models, clips and images."""
+    need("corpus")
+    return DATA

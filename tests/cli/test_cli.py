@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cyclegan_batch import TranslateOptions, api, cli
+from cyclegan_batch.cli import process
 from cyclegan_batch.job.plan import JobPlan
 from cyclegan_batch.media import images
 from tests.synthesis import generators, streams
@@ -413,7 +414,7 @@ def test_a_second_ctrl_c_ends_at_once_and_the_next_run_replaces_what_it_left(
 
 @pytest.mark.behaviour(24)
 def test_a_ctrl_c_that_foreign_code_swallows_is_not_lost() -> None:
-    stops = cli._Stops()
+    stops = process.Stops()
     with contextlib.suppress(KeyboardInterrupt):  # what a callback in C does with an exception
         stops._stop(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
@@ -426,7 +427,7 @@ def test_a_stop_behind_the_last_file_says_what_was_written(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
     """It said that nothing was written, or that the same command does it again."""
-    where, sent = (api if late == "report_run" else cli), [signal.SIGTERM]
+    where, sent = (api if late == "report_run" else cli.translate), [signal.SIGTERM]
     really = getattr(where, late)
 
     def stopped(*arguments: Any, **options: Any) -> Any:
@@ -453,7 +454,7 @@ def test_what_a_stopped_folder_of_images_has_by_then_is_counted(
     def second_stops(*arguments: Any, **options: Any) -> None:
         really(*arguments, **options)
         if len(list(out.glob("*.png"))) == 2:
-            cli._STOPS.requested = True
+            process.STOPS.requested = True
             time.sleep(0.5)  # the run looks ten times a second
 
     monkeypatch.setattr(images, "publish", second_stops)
@@ -852,7 +853,7 @@ def test_a_wrong_word_is_a_usage_error(model: Path, clip: Path, arguments: Seque
 
 
 def test_flags_options_and_plan_share_their_words() -> None:
-    flags = {parameter.name for parameter in cli.translate.params}
+    flags = {parameter.name for parameter in cli.translate.command.params}
     told_to_the_command = {"progress", "quiet", "verbose", "dry_run", "report"}
     options = {item.name for item in fields(TranslateOptions)}
     in_plan = {item.name for item in fields(JobPlan)}

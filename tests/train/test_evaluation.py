@@ -554,4 +554,4 @@ def test_without_a_package_one_line_says_what_to_install_errors(
             monkeypatch.setitem(sys.modules, name, None)
     said = f"^cannot evaluate: {package}\\S* is not installed; pip install 'cyclegan-batch"
     with pytest.raises(BackendUnavailableError, match=said):
-        cli.evaluate.main(["1.png", *options, "1.png"], standalone_mode=False)
+        cli.evaluate.command.main(["1.png", *options, "1.png"], standalone_mode=False)

@@ -1,0 +1,116 @@
+"""``evaluate``: the scores of `cyclegan_train.evaluation`, printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import PATH
+from .process import print_result
+
+
+@click.command("evaluate")
+@click.argument("results", type=PATH)
+@click.option(
+    "--truth", type=PATH, metavar="FOLDER", help="What they should be, by the same names."
+)
+@click.option(
+    "--source", type=PATH, metavar="FOLDER", help="What they were made from: scored beside them."
+)
+@click.option("--resize", is_flag=True, help="Bring results of another size to their truth's.")
+@click.option(
+    "--palette",
+    metavar="cityscapes|FILE",
+    help="They are label maps of these colours; JSON or TOML, name = [red, green, blue].",
+)
+@click.option(
+    "--train-truth",
+    type=PATH,
+    metavar="FOLDER",
+    help="Label maps of the training: scores what never sees the input.",
+)
+@click.option(
+    "--real", type=PATH, metavar="FOLDER", help="Any real pictures: FID and KID against them."
+)
+@click.option(
+    "--inception", type=PATH, metavar="WEIGHTS", help="InceptionV3's weights, for FID and KID."
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Only the numbers.")
+def command(
+    results: Path,
+    truth: Path | None,
+    source: Path | None,
+    resize: bool,
+    palette: str | None,
+    train_truth: Path | None,
+    real: Path | None,
+    inception: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Score RESULTS, a folder of pictures or one, against --truth, --real or both.
+
+    Against a truth: PSNR, SSIM and L1, or with --palette the accuracies and the IoU of label maps.
+    """
+    if truth is None and real is None:
+        raise click.UsageError("give --truth FOLDER, --real FOLDER, or both.")
+    if truth is None and (source or palette or train_truth or resize):
+        raise click.UsageError("--source, --palette, --train-truth and --resize need --truth.")
+    if train_truth and not palette:
+        raise click.UsageError("--train-truth holds label maps: give their --palette, too.")
+    if inception and not real:
+        raise click.UsageError("--inception is for FID and KID: give --real FOLDER, too.")
+    try:
+        from cyclegan_train import evaluation as scores
+    except ImportError as error:
+        from ..errors import BackendUnavailableError
+
+        raise BackendUnavailableError(
+            f"cannot evaluate: {error.name or error} is not installed; "
+            "pip install 'cyclegan-batch[train]' brings it"
+        ) from error
+    from ..wording import printable
+    from .progress import Reporter
+
+    reporter = Reporter(quiet=quiet)
+
+    def watch(done: int, total: int) -> None:
+        told = f"{done} of {total} pictures read"
+        reporter.show(lambda columns: told[:columns], lambda: told, dict)
+
+    found: dict[str, Any] = {}
+    try:
+        features = scores.inception_features(inception) if real else None
+        if truth and palette:
+            found["labels"] = scores.evaluate_labels(
+                results,
+                truth,
+                scores.palette_from(palette),
+                source=source,
+                train_truth=train_truth,
+                resize=resize,
+                watch=watch,
+            )
+        elif truth:
+            found["pictures"] = scores.evaluate_pictures(
+                results, truth, source=source, resize=resize, watch=watch
+            )
+        if real and features:
+            found["sets"] = scores.evaluate_sets(results, real, features, watch=watch)
+    finally:
+        reporter.close()
+    for each in found.values():
+        for note in each.notes:
+            reporter.say(note)
+    if as_json:
+        print_result(
+            json.dumps({kind: scores.as_json(each) for kind, each in found.items()}, indent=2)
+        )
+    else:
+        print_result(
+            "\n\n".join("\n".join(map(printable, each.lines())) for each in found.values())
+        )

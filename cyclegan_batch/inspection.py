@@ -45,9 +45,10 @@ def inspect_file(
         return described
     if suffix in IMAGE_FORMATS:
         return {"kind": "image"} | _describe_picture(path)
-    from .media import probe
+    from .media.description import describe
+    from .media.probe import probe
 
-    media: dict[str, Any] = probe.describe(probe.probe(path, count_frames=count_frames))
+    media: dict[str, Any] = describe(probe(path, count_frames=count_frames))
     return {"kind": "media"} | media
 
 

@@ -265,7 +265,7 @@ def _check_container(target: Path, container: str) -> None:
 def _is_in(suffix: str, container: str) -> bool:
     """Tell whether an extension means ``container``, or, for ``same``, one that is written."""
     # Not at the top: pictures alone need no FFmpeg.
-    from ..media.assemble import CONTAINERS
+    from ..media.containers import CONTAINERS
 
     written = CONTAINERS.get(suffix)
     if container == "same":

@@ -98,3 +98,7 @@ def _rows(plane: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 
 __all__ = ["Alpha", "alpha_of", "has_alpha", "put_alpha"]
+
+
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders that read alpha where FFmpeg's own of that codec leaves it out."""

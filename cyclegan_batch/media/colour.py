@@ -30,7 +30,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from ..errors import InputError
 from ..frames import Pixels, PixelType
 from .alpha import Alpha, put_alpha
-from .probe import ColourTags, Fields, StreamInfo
+from .stream_info import ColourTags, Fields, StreamInfo
 
 Matrix = Literal["bt601", "bt709", "bt2020", "fcc", "smpte240m", "rgb"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import av
 import av.error
 
-from .probe import demux, open_container
+from .demuxing import demux, open_container
 
 _GUESSED = {
     1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1",

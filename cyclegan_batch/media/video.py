@@ -41,28 +41,21 @@ from ..machine import cpu_threads, own_scheduling
 from ..options import TranslateOptions
 from ..wording import printable
 from . import Dropped, Place, dropped_at
-from .alpha import Alpha, alpha_of, has_alpha
-from .assemble import OF_THE_DISK, TAGGED, StreamPlan, Stretch, assemble, plan_streams
+from .alpha import ALPHA_DECODERS, Alpha, alpha_of, has_alpha
+from .assemble import assemble
 from .clocks import LONGEST_GAP, JobClock, seam_notes, start_note
 from .colour import ColourPlan, FromRGB, ToRGB, bits_of, output_tags, resolve
+from .demuxing import demux, open_container, reason
 from .formats import PIPE
+from .frame_properties import orientation
+from .joined_video import Stretch
+from .lookahead import UNCOUNTED
 from .messages import captured
+from .muxing import DISK_ERRNOS, TAGGED
 from .pattern import parse_pattern
-from .probe import (
-    ALPHA_DECODERS,
-    FIELD_ORDER,
-    UNCOUNTED,
-    Fields,
-    MediaInfo,
-    StreamInfo,
-    asf_claims,
-    demux,
-    media_info,
-    open_container,
-    orientation,
-    probe,
-    reason,
-)
+from .probe import asf_claims, media_info, probe
+from .stream_info import FIELD_ORDER, Fields, MediaInfo, StreamInfo
+from .streams import StreamPlan, plan_streams
 
 _Y4M = ".y4m"
 _Y4M_MUXER = "yuv4mpegpipe"
@@ -1829,7 +1822,7 @@ class VideoSink:
     def _failed(self, error: Exception) -> OutputError:
         plan = self._plan
         from_system = not isinstance(error, av.error.FFmpegError)
-        if isinstance(error, OSError) and (from_system or error.errno in OF_THE_DISK):
+        if isinstance(error, OSError) and (from_system or error.errno in DISK_ERRNOS):
             return output_error(plan.output, error)
         return OutputError(
             f"cannot write {printable(plan.output)}: {plan.encoder.name} failed "

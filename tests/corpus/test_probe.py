@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from cyclegan_batch.media.probe import StreamInfo, colour_names, probe
+from cyclegan_batch.media.probe import probe
+from cyclegan_batch.media.stream_info import StreamInfo, colour_names
 
 pytestmark = pytest.mark.corpus
 

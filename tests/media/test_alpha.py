@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import OutputError
-from cyclegan_batch.media import probe as media_probe
 from cyclegan_batch.media import video
 from cyclegan_batch.media.alpha import Alpha, alpha_of, has_alpha, put_alpha
+from cyclegan_batch.media.description import describe
+from cyclegan_batch.media.probe import probe as probe_media
 from cyclegan_batch.media.video import choose_pix_fmt
 from cyclegan_batch.options import TranslateOptions
 from tests.media.test_fields import clip as fields
@@ -211,10 +212,10 @@ def test_alpha_is_found_in_every_format(name):
 def test_what_a_file_tells_of_alpha_and_fields(tmp_path):
     for codec, suffix, alpha in (("libvpx-vp9", ".webm", True), ("qtrle", ".mov", True)):
         source = clip(tmp_path / f"in{suffix}", codec)
-        words = media_probe.describe(media_probe.probe(source))["streams"][0]
+        words = describe(probe_media(source))["streams"][0]
         assert (words["alpha"], words["interlaced"], words["first_field"]) == (alpha, False, None)
     source = fields(tmp_path / "fields.mkv", "bff", frames=1)
-    words = media_probe.describe(media_probe.probe(source))["streams"][0]
+    words = describe(probe_media(source))["streams"][0]
     assert (words["alpha"], words["interlaced"], words["first_field"]) == (False, True, "bottom")
 
 

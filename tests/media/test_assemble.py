@@ -21,8 +21,12 @@ from av.stream import Disposition
 from cyclegan_batch.errors import OutputError
 from cyclegan_batch.machine import own_scheduling
 from cyclegan_batch.media import assemble as assemble_module
-from cyclegan_batch.media.assemble import StreamPlan, Stretch, assemble, plan_streams
-from cyclegan_batch.media.probe import MediaInfo, StreamInfo, open_container, probe
+from cyclegan_batch.media.assemble import assemble
+from cyclegan_batch.media.demuxing import open_container
+from cyclegan_batch.media.joined_video import JoinedVideo, Stretch
+from cyclegan_batch.media.probe import probe
+from cyclegan_batch.media.stream_info import MediaInfo, StreamInfo
+from cyclegan_batch.media.streams import StreamPlan, plan_streams
 from cyclegan_batch.options import TranslateOptions
 from tests.synthesis import streams
 
@@ -722,7 +726,7 @@ def test_the_written_file_is_read_before_it_counts_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, words: str
 ) -> None:
     plan, stretches, output = _planned(tmp_path)
-    honest = assemble_module._JoinedVideo.packets
+    honest = JoinedVideo.packets
 
     def faulty(joined: Any) -> Any:
         for packet in honest(joined):
@@ -732,7 +736,7 @@ def test_the_written_file_is_read_before_it_counts_errors(
                 packet.pts += 5
             yield packet
 
-    monkeypatch.setattr(assemble_module._JoinedVideo, "packets", faulty)
+    monkeypatch.setattr(JoinedVideo, "packets", faulty)
     with pytest.raises(OutputError, match=words):
         assemble(stretches, plan, output)
     assert not output.exists()

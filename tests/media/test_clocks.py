@@ -15,8 +15,10 @@ from typing import Any
 import av
 import pytest
 
-from cyclegan_batch.media import probe as media_probe
+from cyclegan_batch.media import lookahead
 from cyclegan_batch.media.clocks import JobClock
+from cyclegan_batch.media.description import describe
+from cyclegan_batch.media.probe import probe
 from cyclegan_batch.media.video import VideoSource
 from tests.media.test_video import FAST, plan, run
 from tests.media.test_video import times as frame_times
@@ -188,7 +190,7 @@ def test_subtitles_and_chapters_come_along(tmp_path, of_the_file):
     subprocess.check_call(command)
     output = tmp_path / "out.mkv"
     run(plan(source, output))
-    before, after = media_probe.probe(source), media_probe.probe(output)
+    before, after = probe(source), probe(output)
     assert [float(c["start"] * c["time_base"]) for c in after.chapters] == pytest.approx(
         [0, 0.9], abs=0.03
     )
@@ -276,14 +278,14 @@ def test_a_clock_that_begins_anew_is_told_once(tmp_path):
         f"{source}: the clock begins anew 2 times, first at 0.811 s; "
         "what follows is joined to what was"
     ]
-    assert media_probe.describe(made.info)["clock"]["begins_anew"] == 2
+    assert describe(made.info)["clock"]["begins_anew"] == 2
 
 
 @pytest.mark.behaviour(2)
 def test_what_only_reading_shows_is_told_afterwards(tmp_path, monkeypatch):
     """The plan reads no large recording as a whole."""
-    monkeypatch.setattr(media_probe, "_CHEAP_BYTES", 0)
-    monkeypatch.setattr(media_probe, "LOOKAHEAD_PACKETS", 10)
+    monkeypatch.setattr(lookahead, "_CHEAP_BYTES", 0)
+    monkeypatch.setattr(lookahead, "LOOKAHEAD_PACKETS", 10)
     part = streams.plain(tmp_path / "part.ts", frames=30)
     source = joined(tmp_path / "in.ts", part, part)
     made = plan(source, tmp_path / "out.mkv")
@@ -430,7 +432,7 @@ def test_a_stretch_counts_on_the_one_clock(tmp_path, options, count, first):
 @pytest.mark.behaviour(36)
 def test_inspect_counts_from_the_first_frame(tmp_path):
     part = streams.plain(tmp_path / "1.ts", start=Fraction(36000))
-    found = media_probe.describe(media_probe.probe(joined(tmp_path / "in.ts", part, part)))
+    found = describe(probe(joined(tmp_path / "in.ts", part, part)))
     assert found["clock"] == {"begins_at_seconds": 36000.0, "begins_anew": 1, "jumps": 0}
     assert [stream["start_seconds"] for stream in found["streams"]] == [
         0,
@@ -441,8 +443,8 @@ def test_inspect_counts_from_the_first_frame(tmp_path):
 
 @pytest.mark.behaviour(36)
 def test_a_matroska_that_begins_late_is_as_long_as_what_it_holds(tmp_path):
-    found = media_probe.probe(streams.plain(tmp_path / "in.mkv", start=Fraction(100)))
-    assert media_probe.describe(found)["duration_seconds"] == pytest.approx(1.02, abs=0.01)
+    found = probe(streams.plain(tmp_path / "in.mkv", start=Fraction(100)))
+    assert describe(found)["duration_seconds"] == pytest.approx(1.02, abs=0.01)
 
 
 @pytest.mark.behaviour(2)

@@ -11,7 +11,7 @@ import pytest
 
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.media.colour import FromRGB, ToRGB, bits_of, resolve
-from cyclegan_batch.media.probe import ColourTags, StreamInfo
+from cyclegan_batch.media.stream_info import ColourTags, StreamInfo
 from tests.synthesis import colours
 
 FORMATS = ("yuv420p", "yuv444p", "yuv420p10le", "yuv444p10le")

@@ -21,7 +21,10 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import InputError
-from cyclegan_batch.media.probe import colour_names, demux, describe, open_container, probe
+from cyclegan_batch.media.demuxing import demux, open_container
+from cyclegan_batch.media.description import describe
+from cyclegan_batch.media.probe import probe
+from cyclegan_batch.media.stream_info import colour_names
 from tests.synthesis import pictures, streams
 
 ORIENTATIONS = [(degrees, mirrored) for degrees in (0, 90, 180, 270) for mirrored in (False, True)]

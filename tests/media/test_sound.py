@@ -19,10 +19,13 @@ from click.testing import CliRunner
 
 from cyclegan_batch import cli, translate
 from cyclegan_batch.errors import InputError, OutputError
-from cyclegan_batch.media import messages
-from cyclegan_batch.media.assemble import Assembled, StreamPlan, Stretch, assemble, plan_streams
-from cyclegan_batch.media.probe import open_container, probe
+from cyclegan_batch.media import messages, other_streams
+from cyclegan_batch.media.assemble import Assembled, assemble
+from cyclegan_batch.media.demuxing import open_container
+from cyclegan_batch.media.joined_video import Stretch
+from cyclegan_batch.media.probe import probe
 from cyclegan_batch.media.sound import plan_sound, state_layout
+from cyclegan_batch.media.streams import StreamPlan, plan_streams
 from cyclegan_batch.options import TranslateOptions
 from tests.synthesis import generators
 
@@ -512,9 +515,9 @@ def test_of_a_file_that_breaks_off_the_sound_that_is_there_comes_out(
             yield packet
 
     plan = planned(source, tmp_path / "out.mkv", audio=audio)
-    monkeypatch.setattr("cyclegan_batch.media.assemble.plan_streams", None)
+    monkeypatch.setattr("cyclegan_batch.media.streams.plan_streams", None)
     monkeypatch.setattr(f"{__name__}.planned", lambda *_, **__: plan)
-    honest = assemble.__globals__["demux"]
+    honest = other_streams.demux
     reads: list[str] = []
 
     def demux(container: Any, streams: Any) -> Any:
@@ -522,7 +525,7 @@ def test_of_a_file_that_breaks_off_the_sound_that_is_there_comes_out(
         broken = container.name.endswith("in.mkv")
         return breaks_off(container, streams) if broken else honest(container, streams)
 
-    monkeypatch.setitem(assemble.__globals__, "demux", demux)
+    monkeypatch.setattr(other_streams, "demux", demux)
     done = translated(source, tmp_path / "out.mkv")
     assert ["cannot be read to their end (Invalid data)" in str(e.error) for e in done.dropped] == [
         True

@@ -14,7 +14,8 @@ from ..frames import Pixels, to_uint8
 from ..generator import Generator
 from ..media import Dropped, Source
 from ..media.formats import PIPE, Entry
-from ..media.images import ImageSource, encode_picture, plan_images
+from ..media.images import ImageSource, plan_images
+from ..media.pictures import encode_picture
 from ..media.video import VideoPlan, VideoSource
 from ..wording import printable
 from .plan import JobPlan

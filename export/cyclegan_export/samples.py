@@ -14,7 +14,7 @@ from cyclegan_batch.errors import InputError
 from cyclegan_batch.frames import Geometry, Pixels, Size
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.formats import IMAGE_FORMATS, PIPE, VIDEO_SUFFIXES, natural_key
-from cyclegan_batch.media.images import decode_picture
+from cyclegan_batch.media.pictures import decode_picture
 from cyclegan_batch.models.parity import natural_frames
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import printable

@@ -19,7 +19,7 @@ from cyclegan_batch.job import inputs
 from cyclegan_batch.job.inputs import find_inputs
 from cyclegan_batch.media.formats import Entry, sniff_format
 from cyclegan_batch.media.headers import exif_orientation, read_header
-from cyclegan_batch.media.images import decode_picture
+from cyclegan_batch.media.pictures import decode_picture
 from tests.media.test_images import one, translate
 from tests.synthesis import pictures
 

@@ -39,7 +39,7 @@ from cyclegan_batch.frames import Pixels, SizeRequirements
 from cyclegan_batch.machine import cpu_threads
 from cyclegan_batch.media.formats import IMAGE_FORMATS, UNREAD_IMAGES, counted_suffixes, natural_key
 from cyclegan_batch.media.headers import read_header
-from cyclegan_batch.media.images import decode_picture
+from cyclegan_batch.media.pictures import decode_picture
 from cyclegan_batch.wording import printable
 
 from .settings import DataConfig

@@ -1,0 +1,601 @@
+"""Pictures: decode them for the network, and write what comes back.
+
+OpenCV decodes and encodes JPEG, PNG and WebP, from and to bytes only (its own file access crashes
+on names that are not UTF-8); it releases the interpreter while it works, where Pillow holds it.
+Pillow decodes BMP and CMYK, and writes TIFF, which tifffile reads.
+
+What becomes of a picture:
+
+- EXIF orientation is applied once; the file that is written is upright and says nothing of it.
+  Title, camera, dates, GPS and other descriptive EXIF go along into JPEG, PNG, WebP and TIFF; the
+  thumbnail (it shows the old picture), maker notes, XMP and IPTC do not.
+- Grey, palette and 1-bit pictures become RGB, and are written as RGB. CMYK becomes sRGB by its
+  profile. An RGB profile is carried along, and the numbers stay as they are; a grey picture with a
+  grey profile becomes sRGB. PNG's own colour chunks are carried into PNG.
+- 16 bits become 8 by rounding, ``(v * 255 + 32767) // 65535``, and ``--white`` sets the level that
+  becomes 255; only a model that takes float16 sees
+  them all (as far as float16 goes, 11 bits), and then a PNG is written with 16 bits.
+- Transparency does not reach the network. It is kept bit for bit in PNG, WebP and TIFF (with
+  ``--keep-size`` it is resized with the picture; 16 bits are rounded like the colours). JPEG and
+  BMP are written without it where it is opaque everywhere, and refused otherwise.
+- JPEG is written without chroma subsampling. JPEG and WebP have quality 95 unless told otherwise;
+  WebP is lossless at 100. BMP has no place for a profile or EXIF: it is written without.
+- JPEG, PNG and TIFF keep the resolution; TIFF keeps what GeoTIFF says where the picture keeps its
+  size and is not turned.
+- Animations and files of several pages are refused: one picture in, one picture out.
+
+A JPEG whose data are damaged in the middle decodes, as in every program built on libjpeg; one that
+is cut off does not.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import BmpImagePlugin, Image, ImageCms, JpegImagePlugin, TiffImagePlugin
+
+from ..errors import InputError, OutputError
+from ..frames import PixelType, Size, as_pixel_type, to_uint8
+from .formats import ImageFormat
+from .headers import FORMAT_NAMES, Header, damaged, portable_exif, quiet_png, read_header
+from .tiff import decode_tiff
+
+# Both are settings of the whole process, so they are made once, where the module is loaded. The
+# pipeline runs one conversion per core already: threads inside each would only get in its way. And
+# what OpenCV has to say, it says as a result or an exception; its log goes to the terminal.
+cv2.setNumThreads(1)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+DEFAULT_QUALITY = 95
+"""Of JPEG and WebP: beyond it files grow much faster than they get better."""
+
+_LARGEST_SIDE: dict[ImageFormat, int] = {"jpg": 65535, "webp": 16383, "avif": 65536}
+"""The formats whose headers have few bits for a side (ITU-T T.81, RFC 9649, AV1 5.5.1)."""
+
+_WITHOUT_ALPHA = frozenset({"jpg", "bmp"})
+
+_EIGHT_BITS = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+"""The 8-bit sample of every 16-bit one, rounded."""
+
+Samples = npt.NDArray[Any]
+"""One picture of uint8 or uint16: ``(H, W)``, or ``(H, W, channels)``."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is written with the pixels of a picture."""
+
+    alpha: Samples | None = None
+    """``(H, W)``, uint8, or uint16 where ``bits`` is 16."""
+    unnamed: bool = False
+    """``alpha`` is a band that its TIFF does not call alpha."""
+    bits: int = 8
+    """16 where the pixels (float16 then) tell more than 256 levels apart."""
+    icc: bytes | None = None
+    """An RGB profile."""
+    exif: bytes | None = None
+    """A TIFF structure without orientation and thumbnail."""
+    dpi: tuple[float, float] | None = None
+    """Pixels per inch, across and down."""
+    geo: tuple[tuple[int, Any], ...] = ()
+    """GeoTIFF tags and their values, true of a picture of ``geo_size`` only."""
+    geo_size: Size | None = None
+    colour_chunks: tuple[tuple[bytes, bytes], ...] = ()
+    """PNG's cICP, sRGB, gAMA and cHRM: type and content."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, upright."""
+
+    pixels: Samples
+    """RGB ``(H, W, 3)``: uint8, or float16 in [0, 1]."""
+    extras: Extras
+    notes: tuple[str, ...] = ()
+    """What was done to it that its owner should know."""
+
+
+# Reading
+
+
+def refuse_lost_alpha(alpha: Samples | None, name: str, format_: ImageFormat) -> None:
+    """Raise InputError where ``alpha`` is not opaque everywhere and ``format_`` cannot hold it."""
+    if alpha is None or format_ not in _WITHOUT_ALPHA:
+        return
+    if int(alpha.min()) < np.iinfo(alpha.dtype).max:
+        raise InputError(
+            f"{name}: has transparency, and {FORMAT_NAMES[format_]} cannot hold it; "
+            "write it with --format png (or webp)"
+        )
+
+
+def decode_picture(
+    data: bytes,
+    name: str,
+    *,
+    pixel_type: PixelType = "uint8",
+    max_pixels: int = 2**28,
+    white: int | None = None,
+) -> Picture:
+    """Return the picture in ``data``, upright, as RGB of ``pixel_type``; ``name`` is for messages.
+
+    ``white``: the level of a picture of more than 8 bits that becomes white, None its largest.
+
+    Safe to call from several threads. Raises InputError where ``data`` is no whole picture of a
+    known format, or a larger one than ``max_pixels``.
+    """
+    header = read_header(io.BytesIO(data), name, max_pixels=max_pixels)
+    if header.pages > 1:
+        raise InputError(f"{name}: {_SEVERAL.get(header.format, _ANIMATION)}")
+    if header.transfer in _HDR:
+        word, curve = _HDR[header.transfer]
+        raise InputError(
+            f"{name}: the picture is HDR ({word}), and generators are trained on SDR pictures; "
+            "tone-map it first, e.g. with FFmpeg: -vf format=gbrp16le,setparams=color_primaries="
+            f"bt2020:color_trc={curve}:colorspace=gbr,zscale=t=linear:npl=100,format=gbrpf32le,"
+            "tonemap=hable,zscale=p=bt709:t=iec61966-2-1,format=gbrp"
+        )
+    notes: list[str] = []
+    try:
+        samples, alpha, icc = _rgb(data, header, white, notes)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    # OpenCV and Pillow raise all kinds of things on a hostile file; it is the file that is wrong.
+    except Exception as error:
+        raise damaged(name, header.format, _reason(error)) from error
+    if samples.shape[:2] != header.size:
+        raise damaged(name, header.format, "its sizes contradict each other")
+    samples = _upright(samples, header.orientation)
+    alpha = None if alpha is None else _upright(alpha, header.orientation)
+    if header.geo and header.orientation != 1:
+        notes.append("it is turned upright, and what GeoTIFF says of its place was left out")
+    exif = portable_exif(header.exif) if header.exif else None
+    if exif and len(exif) > 65500:
+        notes.append("its EXIF data are more than a JPEG can hold (64 KiB), and were left out")
+        exif = None
+    deep = samples.dtype == np.uint16
+    if deep and pixel_type == "uint8":
+        notes.append("16 bits become 8 by rounding: the model takes 8")
+        samples = _EIGHT_BITS[samples]
+        alpha = None if alpha is None else _as_eight_bits(alpha)
+        deep = False
+    pixels = np.ascontiguousarray(samples)
+    return Picture(
+        pixels=(pixels / np.float32(65535)).astype(np.float16)
+        if deep
+        else as_pixel_type(pixels, pixel_type),
+        extras=Extras(
+            alpha=alpha,
+            unnamed=_UNNAMED in notes,
+            bits=16 if deep else 8,
+            icc=icc,
+            exif=exif,
+            dpi=header.dpi[::-1] if header.dpi and header.orientation > 4 else header.dpi,
+            # Where a pixel lies is not turned with the picture.
+            geo=header.geo if header.orientation == 1 else (),
+            geo_size=header.size if header.geo else None,
+            colour_chunks=header.png.colour_chunks if header.png and not header.icc else (),
+        ),
+        notes=tuple(notes),
+    )
+
+
+_HDR = {16: ("PQ", "smpte2084"), 18: ("HLG", "arib-std-b67")}
+"""ITU-T H.273 transfer characteristics that mean high dynamic range: what they are called, here and
+in FFmpeg."""
+
+_ANIMATION = "is an animation; make a video of it, and translate that"
+_SEVERAL: dict[ImageFormat, str] = {
+    "tiff": "holds several pages and not one picture; split it into single pictures first",
+    "heic": "holds several pictures; save the one that is meant by itself",
+    "gif": "is an animation; with a video as output, such as out.mp4, it is translated as one",
+}
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, cv2.error):
+        return "the decoder gave up"
+    return str(error) or type(error).__name__
+
+
+def _as_eight_bits(samples: Samples) -> Samples:
+    return _EIGHT_BITS[samples] if samples.dtype == np.uint16 else samples
+
+
+def _rgb(
+    data: bytes, header: Header, white: int | None, notes: list[str]
+) -> tuple[Samples, Samples | None, bytes | None]:
+    """Return RGB ``(H, W, 3)`` and alpha ``(H, W)``, uint8 or uint16, and the profile to carry."""
+    space = _profile_space(header.icc)
+    if header.format == "tiff":
+        samples, alpha = _tiff(data, notes)
+    elif header.format in ("avif", "gif", "heic", "jp2"):
+        # Loaded with the first such picture.
+        from .stills import decode_still
+
+        samples, alpha = decode_still(data, header)
+    else:
+        samples, alpha = _samples(data, header)
+    if samples.dtype == np.uint16:
+        samples = _whitened(samples, header.levels, white, notes)
+    if header.mode == "CMYK":
+        return _rgb_from_cmyk(samples, header.icc, space, notes), None, None
+    if space in (None, b"RGB "):
+        return _three_channels(samples), alpha, header.icc
+    if space == b"GRAY" and samples.ndim == 2:
+        return _rgb_from_profiled_grey(samples, header.icc or b""), alpha, None
+    notes.append("its colour profile is broken or for other colours than its own; it was left out")
+    return _three_channels(samples), alpha, None
+
+
+def _whitened(samples: Samples, levels: int, white: int | None, notes: list[str]) -> Samples:
+    """Return uint16 ``samples`` with the level ``white`` of the file's ``levels`` as 65535.
+
+    None leaves them, and says so where they use so little of the range that a camera of 10, 12 or
+    14 bits has probably left its samples as they were.
+    """
+    if white is not None:
+        scaled = min(white, levels - 1) * 65535 / (levels - 1)
+        table = np.minimum(np.rint(np.arange(65536) * (65535 / scaled)), 65535).astype(np.uint16)
+        stretched: Samples = table[samples]
+        return stretched
+    largest = int(samples.max())
+    if 0 < largest <= _FEW_LEVELS:
+        level = max(2 ** largest.bit_length() - 1, 255)
+        notes.append(
+            f"its 16 bits hold no level above {level}, so it is nearly black; "
+            f"--white {level} makes that level white"
+        )
+    return samples
+
+
+_FEW_LEVELS = 65535 // 16
+"""Of 16 bits: the largest of 12."""
+
+
+def _profile_space(icc: bytes | None) -> bytes | None:
+    """Return the colour space of a profile (ICC.1:2022, 7.2); None without one, ``?`` if broken."""
+    if icc is None:
+        return None
+    return icc[16:20] if len(icc) >= 128 and icc[36:40] == b"acsp" else b"?"
+
+
+def _samples(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
+    """Return the stored samples, ``(H, W)`` for grey, RGB or inks, and the alpha beside them."""
+    if header.format == "jpg" and header.mode != "CMYK":
+        # OpenCV does grey and YCbCr alike, with no copy.
+        return _opencv(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION), None
+    if header.format in ("png", "webp"):
+        raw = _opencv(quiet_png(data) if header.format == "png" else data, cv2.IMREAD_UNCHANGED)
+        samples, alpha = _split(raw)
+        if header.png is not None and header.png.transparent_grey is not None:
+            # OpenCV knows one transparent colour, but not one transparent grey.
+            opaque = np.iinfo(samples.dtype).max
+            alpha = np.where(samples == header.png.transparent_grey, 0, opaque)
+            alpha = alpha.astype(samples.dtype)
+        return samples, alpha
+    return _pillow(data, header)
+
+
+def _opencv(data: bytes, flags: int) -> Samples:
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    # Its type says otherwise, but this is how OpenCV reports a damaged file.
+    if decoded is None:
+        raise ValueError("the decoder gave up")
+    return decoded
+
+
+def _split(raw: Samples) -> tuple[Samples, Samples | None]:
+    """Split OpenCV's grey, BGR or BGRA into grey or RGB, and alpha."""
+    if raw.ndim == 2:
+        return raw, None
+    if raw.shape[2] == 3:
+        return cv2.cvtColor(raw, cv2.COLOR_BGR2RGB), None
+    return cv2.cvtColor(raw, cv2.COLOR_BGRA2RGB), np.ascontiguousarray(raw[..., 3])
+
+
+_UNNAMED = "its last band is not said to be alpha; it is carried as it is, where alpha is"
+
+
+def _tiff(data: bytes, notes: list[str]) -> tuple[Samples, Samples | None]:
+    found = decode_tiff(data)
+    if found.unnamed:
+        notes.append(_UNNAMED)
+    if found.left_out:
+        notes.append(f"{found.left_out} more bands than a colour and its alpha were left out")
+    return found.colours, found.alpha
+
+
+def _pillow(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
+    """Decode BMP, and JPEG of inks."""
+    image = _PILLOW[header.format](io.BytesIO(data))
+    image.load()
+    if image.mode == "CMYK":
+        return np.asarray(image), None
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L")), None
+    if image.mode in ("P", "RGB", "RGBX"):
+        return np.asarray(image.convert("RGB")), None
+    if image.mode == "RGBA":
+        rgba = np.asarray(image)
+        return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
+    raise InputError(f"colour mode {image.mode} is not supported; convert it to RGB")
+
+
+_PILLOW: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "jpg": JpegImagePlugin.JpegImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+}
+
+
+def _rgb_from_cmyk(
+    inks: Samples, icc: bytes | None, space: bytes | None, notes: list[str]
+) -> Samples:
+    height, width = inks.shape[:2]
+    image = Image.frombytes("CMYK", (width, height), _as_eight_bits(inks).tobytes())
+    if space == b"CMYK":
+        converted = _to_srgb(image, icc or b"")
+        if converted is not None:
+            return converted
+    notes.append("CMYK without a usable profile became RGB by plain arithmetic: colours may be off")
+    return np.asarray(image.convert("RGB"))
+
+
+def _rgb_from_profiled_grey(samples: Samples, icc: bytes) -> Samples:
+    """Return sRGB from grey of 8 or 16 bits by its profile: a curve, so 256 points tell it all."""
+    ramp = _to_srgb(
+        Image.fromarray(np.arange(256, dtype=np.uint8)[np.newaxis]),
+        icc,
+        # Without this littleCMS takes the curve at fewer points, and is 10 levels off in the dark.
+        ImageCms.Flags.NOOPTIMIZE,
+    )
+    if ramp is None:
+        return _three_channels(samples)
+    curve: Samples = ramp[0]
+    if samples.dtype == np.uint16:
+        position = np.arange(65536) / 257.0
+        deep = [np.interp(position, np.arange(256), channel) * 257.0 for channel in curve.T]
+        curve = np.rint(np.stack(deep, axis=-1)).astype(np.uint16)
+    coloured: Samples = curve[samples]
+    return coloured
+
+
+def _to_srgb(
+    image: Image.Image, icc: bytes, flags: ImageCms.Flags = ImageCms.Flags.NONE
+) -> Samples | None:
+    """Return ``image`` as sRGB by its profile, or None where the profile cannot be used.
+
+    Every call opens profiles of its own: littleCMS shares nothing between them, so several threads
+    may do this at once.
+    """
+    try:
+        converted = ImageCms.profileToProfile(
+            image,
+            ImageCms.ImageCmsProfile(io.BytesIO(icc)),
+            ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
+            # As image editors do it: white stays white, and black is not crushed.
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=flags | ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+    return None if converted is None else np.asarray(converted)
+
+
+def _three_channels(samples: Samples) -> Samples:
+    return cv2.cvtColor(samples, cv2.COLOR_GRAY2RGB) if samples.ndim == 2 else samples
+
+
+def _upright(samples: Samples, orientation: int) -> Samples:
+    """Apply an EXIF orientation (EXIF 2.32, 4.6.4): where the first row and column belong."""
+    if orientation in (5, 6, 7, 8):
+        samples = samples.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        samples = samples[::-1]
+    if orientation in (2, 3, 6, 7):
+        samples = samples[:, ::-1]
+    return np.ascontiguousarray(samples)
+
+
+# Writing
+
+
+def encode_picture(
+    pixels: Samples,
+    format: ImageFormat,  # noqa: A002 - the option's own name
+    *,
+    quality: int | None = None,
+    extras: Extras = Extras(),
+) -> bytes:
+    """Return RGB ``pixels`` ``(H, W, 3)`` of either pixel type as a file of ``format``.
+
+    ``quality``: of jpg and webp, 95 by default; webp is lossless at 100. ``extras`` are written
+    where the format holds them; alpha is resized where the pixels have another size, and ``bits``
+    16 makes a PNG of 16 bits from float16 pixels. Safe to call from several threads.
+
+    Raises OutputError, with no file name.
+    """
+    height, width = pixels.shape[:2]
+    if max(height, width) > _LARGEST_SIDE.get(format, 2**31 - 1):
+        raise OutputError(
+            f"{width}×{height} is more than {FORMAT_NAMES[format]} can hold "
+            f"({_LARGEST_SIDE[format]} pixels a side); choose --format png"
+        )
+    deep = extras.bits == 16 and format == "png" and pixels.dtype == np.float16
+    colours = _sixteen_bits(pixels) if deep else to_uint8(pixels)
+    if extras.alpha is not None:
+        held = format not in _WITHOUT_ALPHA
+        alpha = _matching_alpha(extras.alpha, (height, width), deep) if held else None
+        extras = replace(extras, alpha=alpha)
+    try:
+        return _ENCODERS[format](colours, DEFAULT_QUALITY if quality is None else quality, extras)
+    except (cv2.error, OSError, ValueError, RuntimeError, MemoryError) as error:
+        raise OutputError(f"{FORMAT_NAMES[format]} encoder: {_reason(error)}") from error
+
+
+def _sixteen_bits(pixels: Samples) -> Samples:
+    scaled: Samples = np.clip(pixels.astype(np.float32) * 65535.0, 0.0, 65535.0)
+    return np.floor(scaled + 0.5).astype(np.uint16)
+
+
+def _matching_alpha(alpha: Samples, size: tuple[int, int], deep: bool) -> Samples:
+    if deep and alpha.dtype == np.uint8:
+        alpha = alpha.astype(np.uint16) * 257
+    elif not deep:
+        alpha = _as_eight_bits(alpha)
+    if alpha.shape != size:
+        shrinks = size[0] * size[1] < alpha.size
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        alpha = cv2.resize(alpha, size[::-1], interpolation=method)
+    return alpha
+
+
+def _bgr(colours: Samples, alpha: Samples | None) -> Samples:
+    """Return the channels in OpenCV's order."""
+    if alpha is None:
+        return cv2.cvtColor(colours, cv2.COLOR_RGB2BGR)
+    blue_green_red_alpha = cv2.cvtColor(colours, cv2.COLOR_RGB2BGRA)
+    blue_green_red_alpha[..., 3] = alpha
+    return blue_green_red_alpha
+
+
+def _imencode(suffix: str, samples: Samples, parameters: Sequence[int] = ()) -> bytes:
+    done, encoded = cv2.imencode(suffix, samples, list(parameters))
+    if not done:
+        raise ValueError("the encoder gave up")
+    return encoded.tobytes()
+
+
+def _encode_jpg(colours: Samples, quality: int, extras: Extras) -> bytes:
+    plain = _imencode(
+        ".jpg",
+        _bgr(colours, None),
+        (
+            *(cv2.IMWRITE_JPEG_QUALITY, quality),
+            *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
+        ),
+    )
+    # The metadata are put in here, because OpenCV fails on a profile of more than 64 KiB: behind
+    # the start and the JFIF segment, which has to be the first. A profile is cut into numbered
+    # pieces (ICC.1:2022, B.4).
+    segments = b""
+    if extras.exif:
+        segments += _jpeg_segment(0xE1, b"Exif\0\0" + extras.exif)
+    if extras.icc:
+        pieces = [extras.icc[start : start + 65519] for start in range(0, len(extras.icc), 65519)]
+        for number, piece in enumerate(pieces, 1):
+            head = b"ICC_PROFILE\0" + bytes([number, len(pieces)])
+            segments += _jpeg_segment(0xE2, head + piece)
+    start = 2
+    if plain[2:4] == b"\xff\xe0":
+        start = 4 + int.from_bytes(plain[4:6])
+        if extras.dpi:
+            # JFIF 1.02: the unit, 1 for inches, and the density.
+            density = (min(max(round(value), 1), 65535) for value in extras.dpi)
+            plain = plain[:13] + struct.pack(">BHH", 1, *density) + plain[18:]
+    return plain[:start] + segments + plain[start:]
+
+
+def _jpeg_segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def _encode_png(colours: Samples, quality: int, extras: Extras) -> bytes:
+    plain = _imencode(".png", _bgr(colours, extras.alpha))
+    # The metadata are put in here, because libpng refuses profiles that are slightly wrong, and
+    # says so on the terminal. They belong behind IHDR, which is 25 bytes and follows the signature.
+    chunks = b"".join(_png_chunk(kind, content) for kind, content in extras.colour_chunks)
+    if extras.dpi:
+        per_metre = (round(value / 0.0254) for value in extras.dpi)
+        chunks += _png_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1))
+    if extras.icc:
+        chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(extras.icc))
+    if extras.exif:
+        chunks += _png_chunk(b"eXIf", extras.exif)
+    return plain[:33] + chunks + plain[33:]
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def _encode_webp(colours: Samples, quality: int, extras: Extras) -> bytes:
+    parameters = [cv2.IMWRITE_WEBP_QUALITY, quality]
+    if quality >= 100:
+        parameters = [cv2.IMWRITE_WEBP_LOSSLESS_MODE, cv2.IMWRITE_WEBP_LOSSLESS_PRESERVE_COLOR]
+    samples = _bgr(colours, extras.alpha)
+    blocks = [(cv2.IMAGE_METADATA_ICCP, extras.icc), (cv2.IMAGE_METADATA_EXIF, extras.exif)]
+    kept = [(kind, np.frombuffer(block, np.uint8)) for kind, block in blocks if block]
+    if not kept:
+        return _imencode(".webp", samples, parameters)
+    kinds, contents = zip(*kept, strict=True)
+    done, encoded = cv2.imencodeWithMetadata(".webp", samples, kinds, contents, parameters)
+    if not done:
+        raise ValueError("the encoder gave up")
+    return encoded.tobytes()
+
+
+def _encode_bmp(colours: Samples, quality: int, extras: Extras) -> bytes:
+    return _imencode(".bmp", _bgr(colours, None))
+
+
+def _encode_tiff(colours: Samples, quality: int, extras: Extras) -> bytes:
+    samples = colours if extras.alpha is None else np.dstack([colours, extras.alpha])
+    options: dict[str, Any] = {}
+    if extras.icc:
+        options["icc_profile"] = extras.icc
+    if extras.dpi:
+        options["dpi"] = extras.dpi
+    geo = dict(extras.geo) if extras.geo_size == colours.shape[:2] else {}
+    if extras.exif:
+        exif = Image.Exif()
+        exif.load(extras.exif)
+        for tag, value in geo.items():
+            exif[tag] = value
+        options["exif"] = exif
+    else:
+        # Pillow writes the EXIF folders of a TIFF only without compression.
+        options["compression"] = "tiff_adobe_deflate"
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        for tag, value in geo.items():
+            tags[tag] = value
+        options["tiffinfo"] = tags
+    image = Image.fromarray(samples)
+    if extras.unnamed and extras.alpha is not None:
+        # Pillow's mode with a fourth band that has no meaning.
+        image = Image.frombytes("RGBX", image.size, image.tobytes())
+    file = io.BytesIO()
+    image.save(file, "TIFF", **options)
+    return file.getvalue()
+
+
+def _encode_avif(colours: Samples, quality: int, extras: Extras) -> bytes:
+    samples = colours if extras.alpha is None else np.dstack([colours, extras.alpha])
+    options: dict[str, Any] = {"quality": quality, "subsampling": "4:4:4", "max_threads": 1}
+    if extras.icc:
+        options["icc_profile"] = extras.icc
+    if extras.exif:
+        options["exif"] = extras.exif
+    file = io.BytesIO()
+    Image.fromarray(samples).save(file, "AVIF", **options)
+    return file.getvalue()
+
+
+_ENCODERS: dict[ImageFormat, Callable[..., bytes]] = {
+    "jpg": _encode_jpg,
+    "png": _encode_png,
+    "webp": _encode_webp,
+    "avif": _encode_avif,
+    "bmp": _encode_bmp,
+    "tiff": _encode_tiff,
+}

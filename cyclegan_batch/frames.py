@@ -21,6 +21,8 @@ Pixels: TypeAlias = npt.NDArray[Any]
 PixelType: TypeAlias = Literal["uint8", "float16"]
 Size: TypeAlias = tuple[int, int]
 """Height, width: the order of the array's axes."""
+BatchShape: TypeAlias = tuple[int, int, int]
+"""N, H, W: the shape of a batch of frames without its three channels."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
 from ..errors import ModelError
 from ..wording import printable
+from .run_folder import CHECKPOINTS, CONFIG, DESCRIPTION, LATEST, generator_name, reference_name
 
 Direction: TypeAlias = Literal["AtoB", "BtoA"]
 
@@ -22,20 +23,20 @@ SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".ckpt"})
 
 _NAMES: dict[Direction, tuple[str, ...]] = {
     "AtoB": (
-        "netG_A_ema.safetensors",
-        "netG_A.safetensors",
-        "latest_net_G_A.pth",
+        generator_name("A", ema=True),
+        generator_name("A"),
+        reference_name("G_A"),
         "netG_A2B.pth",
     ),
     "BtoA": (
-        "netG_B_ema.safetensors",
-        "netG_B.safetensors",
-        "latest_net_G_B.pth",
+        generator_name("B", ema=True),
+        generator_name("B"),
+        reference_name("G_B"),
         "netG_B2A.pth",
     ),
 }
-"""What a generator is called in a folder, the best first: ours, the reference implementation's, and
-aitorzip's."""
+"""The names of a generator's file in a folder, in order of preference: ours (its moving average,
+then its last weights), the reference implementation's, and aitorzip's."""
 
 _EITHER = "latest_net_G.pth"
 """The one generator of the reference implementation's test model: either direction."""
@@ -95,7 +96,7 @@ def find_checkpoint(path: Path, direction: Direction | None = None) -> FoundChec
 
 def _in_folder(path: Path, direction: Direction | None) -> FoundCheckpoint:
     # A run may hold the reference's names, too (train --reference-names): its own come first.
-    places = (path / "checkpoints" / "latest", path / "latest", path)
+    places = (path / CHECKPOINTS / LATEST, path / LATEST, path)
     there = next((held for place in places if (held := _generators(place))), {})
     chosen = direction or next(iter(there), None)
     if chosen is not None and chosen in there:
@@ -110,11 +111,13 @@ def _in_folder(path: Path, direction: Direction | None) -> FoundCheckpoint:
         notes.append(
             f"{printable(path)}: holds two generators: AtoB is used; --direction BtoA for the other"
         )
-    if file.name.endswith("_ema.safetensors"):
-        notes.append(
-            f"{printable(path)}: the moving average of the weights (EMA), {file.name}, is used; "
-            f"name {file.name.replace('_ema', '')} in the same folder for the last ones"
-        )
+    if chosen is not None:
+        average, last, *_ = _NAMES[chosen]
+        if file.name == average:
+            notes.append(
+                f"{printable(path)}: the moving average of the weights (EMA), {average}, is used; "
+                f"name {last} in the same folder for the last ones"
+            )
     return FoundCheckpoint(file, found.direction, tuple(notes))
 
 
@@ -132,7 +135,7 @@ def _refuse_folder(
     path: Path, direction: Direction | None, there: Mapping[Direction, Path]
 ) -> NoReturn:
     """Say what a folder holds where a generator is expected. Raises ModelError."""
-    name = printable(path)
+    name, latest = printable(path), f"{CHECKPOINTS}/{LATEST}"
     if there:
         (other, file), = there.items()  # fmt: skip
         wanted = " or ".join(_NAMES[direction or "AtoB"][1:3])
@@ -140,10 +143,10 @@ def _refuse_folder(
             f"{name}: holds no generator {direction} ({wanted} is expected), only {other} "
             f"({file.name}); leave --direction out for that one"
         )
-    if (path / "run.json").is_file() and (path / "config.toml").is_file():
+    if (path / DESCRIPTION).is_file() and (path / CONFIG).is_file():
         raise ModelError(
-            f"{name}: is a run that has no checkpoint yet (checkpoints/latest is written at the "
-            "end of an epoch); let it finish one"
+            f"{name}: is a run that has no checkpoint yet ({latest} is written at the end of an "
+            "epoch); let it finish one"
         )
     try:
         names = sorted(each.name for each in path.iterdir())
@@ -153,9 +156,9 @@ def _refuse_folder(
     listed = [printable(Path(each)) for each in (files or names)[:4]]
     holds = ", ".join(listed) + (" …" if len(files or names) > 4 else "") if listed else "nothing"
     raise ModelError(
-        f"{name}: holds no generator under a name that is known (checkpoints/latest/"
-        f"netG_A.safetensors, latest_net_G_A.pth or {_EITHER} is expected), it holds {holds}; "
-        "give the file of a generator, or the folder of a run"
+        f"{name}: holds no generator under a name that is known ({latest}/"
+        f"{generator_name('A')}, {reference_name('G_A')} or {_EITHER} is expected), it holds "
+        f"{holds}; give the file of a generator, or the folder of a run"
     )
 
 

@@ -23,15 +23,14 @@ from typing import Any
 
 from ..errors import ModelError, OutputError
 from ..files import output_error, publish, temporary_path
-from ..frames import SizeRequirements
+from ..frames import BatchShape, SizeRequirements
 from ..machine import default_state_dir
 from ..wording import printable
 from .card import ModelCard
 
 CARD_VERSION = 1
 
-Shape = tuple[int, int, int]
-"""N, H, W of the frames."""
+Shape = BatchShape  # Until the backends use the name in frames.py.
 
 RECIPE = 1
 """How the builder of this version sets TensorRT up; one more whenever that changes what comes out,

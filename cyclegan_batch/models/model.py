@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, Unpack
 
@@ -97,6 +98,21 @@ class Model:
     """What an engine says of itself besides."""
     checkpoint: LoadedGenerator | None = None
     """The network of a checkpoint, which torch runs as it is."""
+
+    @cached_property
+    def graph_sha256(self) -> str:
+        """SHA-256 of the contract graph, hexadecimal.
+
+        It differs from the digest on the card where the file was adopted or has external weights.
+        """
+        return hashlib.sha256(self.graph).hexdigest()
+
+    @cached_property
+    def norm_written_out(self) -> bool:
+        """Whether the graph computes its normalisation from means instead of by one operator."""
+        proto = onnx.ModelProto.FromString(self.graph)
+        kinds = {node.op_type for node in proto.graph.node}
+        return "ReduceMean" in kinds and "InstanceNormalization" not in kinds
 
 
 def open_model(
@@ -349,10 +365,8 @@ def widest_tensor(model: Model) -> float:
 
 
 def writes_out_its_norm(model: Model) -> bool:
-    """Tell whether the normalisation is written out in means instead of one operator."""
-    proto = onnx.ModelProto.FromString(model.graph)
-    kinds = {node.op_type for node in proto.graph.node}
-    return "ReduceMean" in kinds and "InstanceNormalization" not in kinds
+    """Return `Model.norm_written_out`, until the backends read it themselves."""
+    return model.norm_written_out
 
 
 # Reading a file

@@ -27,19 +27,21 @@ LIMITS: dict[ParityClass, str] = {
 }
 """The rules of the classes, in words."""
 
-OF_PRECISION: dict[str, ParityClass] = {
+REQUIRED_CLASS: dict[str, ParityClass] = {
     "fp32": "exact",
     "fp16": "half",
     "tf32": "half",
     "bf16": "near",
     "int8": "coarse",
 }
-"""The class that a precision must reach to be accepted."""
+"""The class that a model must reach in each precision to be accepted."""
+
+OF_PRECISION = REQUIRED_CLASS  # Until the backends use the new name.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parity:
-    """What was measured."""
+    """How alike two translations are, as measured by `parity`."""
 
     psnr: float
     """Decibels; infinite where nothing differs."""
@@ -70,14 +72,15 @@ def parity(found: Pixels, reference: Pixels) -> Parity:
         raise ValueError(f"{found.shape = } and {reference.shape = } are to be alike")
     difference = np.abs(_grey_levels(found) - _grey_levels(reference))
     if np.isnan(difference).any():
-        return Parity(math.nan, math.nan, math.nan, 0.0, "none")
+        return Parity(psnr=math.nan, max=math.nan, p999=math.nan, within2=0.0, cls="none")
     mean_square = float(np.mean(np.square(difference)))
     psnr = 10 * math.log10(255.0**2 / mean_square) if mean_square else math.inf
     largest = float(difference.max())
     rank = difference.size - 1 - difference.size // 1000
     p999 = float(np.partition(difference, rank, axis=None)[rank])
     within2 = float(np.mean(difference <= 2.0))
-    return Parity(psnr, largest, p999, within2, _class(psnr, largest, within2))
+    cls = _class(psnr, largest, within2)
+    return Parity(psnr=psnr, max=largest, p999=p999, within2=within2, cls=cls)
 
 
 def natural_frames(size: Size, count: int) -> Pixels:

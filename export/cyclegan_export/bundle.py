@@ -157,7 +157,7 @@ def _fill(
         "tool_version": __version__,
         "target": target,
         "expects": device.expects,
-        "onnx_sha256": hashlib.sha256(model.graph).hexdigest(),
+        "onnx_sha256": model.graph_sha256,
         "shapes": None if fixed else {key: [*shape, 3] for key, shape in bounds.items()},
         "golden": {
             "input": "golden_input.bin",

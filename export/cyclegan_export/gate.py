@@ -24,16 +24,13 @@ from torch import Tensor, nn
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendError, BackendUnavailableError, ModelError
 from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
-from cyclegan_batch.models.contract import GeneratorIO
+from cyclegan_batch.models.contract import BT601, GeneratorIO
 from cyclegan_batch.models.model import Model
-from cyclegan_batch.models.parity import LIMITS, OF_PRECISION, Parity, parity
+from cyclegan_batch.models.parity import LIMITS, REQUIRED_CLASS, Parity, parity
 from cyclegan_batch.wording import printable
 
 LARGEST_HALF = float(torch.finfo(torch.float16).max)
 """65504: beyond it half precision has infinity only."""
-
-_BT601 = (0.299, 0.587, 0.114)
-"""Luma from gamma-coded RGB, ITU-R BT.601-7, 2.5.1."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def pass_gate(path: Path, model: Model, frames: Pixels, reference: Pixels, again
         found = parity(opened.infer(with_pixels), reference)
     finally:
         opened.close()
-    needed = OF_PRECISION[model.card.precision]
+    needed = REQUIRED_CLASS[model.card.precision]
     if not found.reaches(needed):
         raise ModelError(
             f"{printable(path)}: not written: against {against} it is {found}, where {needed} is "
@@ -89,7 +86,7 @@ def pass_half_gate(
             "--no-verify"
         )
     measured = HalfArithmetic(parity(found, reference), value, layer)
-    needed = OF_PRECISION["fp16"]
+    needed = REQUIRED_CLASS["fp16"]
     if not measured.parity.reaches(needed):
         raise ModelError(
             f"{printable(path)}: not written: with every layer rounded to half precision it is "
@@ -118,7 +115,7 @@ def translated_by_torch(
             top = 255.0 if pixel_type == "uint8" else 1.0
             x = torch.from_numpy(frame).float() * (2.0 / top) - 1.0
             if channels == 1:
-                x = x @ torch.tensor(_BT601)[:, None]
+                x = x @ torch.tensor(BT601)[:, None]
             y: Tensor = network(x.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
             if not allow_nan and not y.isfinite().all():
                 raise ModelError(
@@ -156,7 +153,7 @@ def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
         (low, high), x = io.takes, frame.astype(np.float64)
         x = x / 255.0 * (high - low) + low
         if entry.shape[axis] == 1:
-            x = x @ np.array(_BT601)[:, None]
+            x = x @ np.array(BT601)[:, None]
         elif io.order == "bgr":
             x = x[..., ::-1]
         x = x.transpose(2, 0, 1) if io.layout == "nchw" else x

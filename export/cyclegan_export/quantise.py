@@ -35,7 +35,7 @@ from cyclegan_batch.errors import (
 from cyclegan_batch.frames import Pixels, as_pixel_type
 from cyclegan_batch.models.contract import INPUT, picture_axes
 from cyclegan_batch.models.model import CardFields, Model, model_from_contract
-from cyclegan_batch.models.parity import CLASSES, LIMITS, OF_PRECISION, Parity, parity
+from cyclegan_batch.models.parity import CLASSES, LIMITS, REQUIRED_CLASS, Parity, parity
 from cyclegan_batch.wording import printable
 
 CALIBRATION_FRAMES = 16
@@ -167,7 +167,7 @@ def worth_it(
     is told the table of what was tried. Raises ModelError where nothing reaches the class of INT8,
     or nothing that does is faster than FP32 by `GAIN`.
     """
-    needed, total = OF_PRECISION["int8"], len(calibrated.layers)
+    needed, total = REQUIRED_CLASS["int8"], len(calibrated.layers)
     in_int8: CardFields = {**card, "precision": "int8"}
 
     def model(kept: Sequence[Layer]) -> Model:

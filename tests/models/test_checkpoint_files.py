@@ -163,7 +163,7 @@ def test_a_damaged_header_says_nothing(tmp_path: Path, content: bytes) -> None:
 
 def test_looking_for_a_checkpoint_loads_no_torch() -> None:
     code = (
-        "import sys, cyclegan_batch.checkpoint_files\n"
+        "import sys, cyclegan_batch.models.checkpoint_files\n"
         "assert not {'torch', 'onnx', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)

@@ -198,7 +198,7 @@ def test_a_pickle_with_a_payload_is_not_run_errors(tmp_path, how):
 @pytest.mark.behaviour(43)
 def test_a_whole_pickled_network_is_named_errors(tmp_path):
     path = saved(tmp_path / "g.pth", network_of(GeneratorConfig("resnet_2blocks", ngf=4)))
-    message = r"holds cyclegan_batch\.generators\.ResnetGenerator .* save the weights again"
+    message = r"holds cyclegan_batch\.models\.networks\.ResnetGenerator .* save the weights again"
     with pytest.raises(ModelError, match=message):
         load_generator(path)
 

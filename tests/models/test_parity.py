@@ -24,7 +24,7 @@ def moved(*levels_and_counts: tuple[int, int]) -> Pixels:
 
 
 def test_nothing_differs_is_exact() -> None:
-    assert parity(GREY, GREY) == Parity(math.inf, 0.0, 0.0, 1.0, "exact")
+    assert parity(GREY, GREY) == Parity(psnr=math.inf, max=0.0, p999=0.0, within2=1.0, cls="exact")
 
 
 @pytest.mark.behaviour(33)

@@ -296,7 +296,7 @@ import multiprocessing, sys
 from pathlib import Path
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.doctor import examine
-from cyclegan_batch.model import open_model
+from cyclegan_batch.models.model import open_model
 
 multiprocessing.Process.start = lambda process: print("started", process)
 if sys.argv[1] == "doctor":
@@ -366,7 +366,7 @@ faulthandler.enable()
 import torch
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendError
-from cyclegan_batch.model import open_model
+from cyclegan_batch.models.model import open_model
 from tests.synthesis import generators
 
 model = open_model(generators.tiny_resnet(Path(sys.argv[1]) / "a.onnx"))
@@ -487,7 +487,7 @@ from pathlib import Path
 import numpy as np
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import OutOfMemoryError
-from cyclegan_batch.model import open_model
+from cyclegan_batch.models.model import open_model
 
 opened = open_backend(open_model(Path(sys.argv[2])), backend=sys.argv[1], threads=1)
 small = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)

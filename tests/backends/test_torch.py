@@ -289,7 +289,7 @@ from pathlib import Path
 import numpy as np
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import OutOfMemoryError
-from cyclegan_batch.model import open_model
+from cyclegan_batch.models.model import open_model
 
 opened = open_backend(open_model(Path(sys.argv[1])), threads=1)
 small = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
@@ -322,7 +322,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from cyclegan_batch.backends import open_backend
-from cyclegan_batch.model import open_model
+from cyclegan_batch.models.model import open_model
 
 opened = open_backend(open_model(Path(sys.argv[1])), threads=1)
 sizes = [(4 * i, 4 * j) for i in range(2, 18) for j in range(2, 18)]
@@ -456,7 +456,7 @@ def test_without_torch_a_checkpoint_names_what_to_install_errors(tmp_path: Path)
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from cyclegan_batch.model import open_model\n"
+        "from cyclegan_batch.models.model import open_model\n"
         f"open_model(Path({str(checkpoint(tmp_path / 'g.pth'))!r}))"
     )
     run = subprocess.run(

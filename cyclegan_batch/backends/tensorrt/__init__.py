@@ -29,17 +29,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import (
+from ...errors import (
     BackendError,
     BackendUnavailableError,
     ModelError,
     OutOfMemoryError,
     OutputError,
 )
-from ..files import output_error
-from ..frames import Pixels, as_pixel_type
-from ..machine import cpu_threads, default_cache_dir
-from ..models.engine_card import (
+from ...files import output_error
+from ...frames import Pixels, as_pixel_type
+from ...machine import cpu_threads, default_cache_dir
+from ...models.engine_card import (
     Build,
     EngineCard,
     Machine,
@@ -54,10 +54,10 @@ from ..models.engine_card import (
     unsealed,
     write_engine_file,
 )
-from ..models.model import INPUT, OUTPUT, Model, ModelCard, open_model
-from ..models.parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
-from ..wording import printable
-from . import checked, in_batches, says_out_of_memory
+from ...models.model import INPUT, OUTPUT, Model, ModelCard, open_model
+from ...models.parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
+from ...wording import printable
+from .. import checked, in_batches, says_out_of_memory
 
 Say = Callable[[str], None]
 
@@ -449,7 +449,7 @@ class _Builder:
 
         Raises BackendError, ModelError.
         """
-        from .._version import __version__
+        from ..._version import __version__
 
         name = printable(Path(model.card.path.name))
         self._say(f"building an engine of {name} for {self.machine.gpu} ({build.profile}) …")
@@ -535,7 +535,7 @@ class _Builder:
         What the file itself is off was measured when it was exported; of a foreign one nothing is
         known, and that is noted. Raises ModelError where it misses the class of its precision.
         """
-        from .onnxruntime import open_onnxruntime
+        from ..onnxruntime import open_onnxruntime
 
         card, profile = model.card, made.profile
         try:
@@ -742,7 +742,7 @@ def _read_timing(path: Path | None) -> bytes:
 
 
 def _write_timing(path: Path, timings: bytes) -> None:
-    from ..files import publish, temporary_path
+    from ...files import publish, temporary_path
 
     content = sealed(timings)
     # A cache: where it cannot be written, the next build measures again.

@@ -15,7 +15,7 @@ from ..frames import Pixels
 from ..machine import nvidia_gpus
 from ..models.model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values, widest_tensor
 from ..wording import printable
-from . import batch_within_index, checked, failure_of, in_batches, says_out_of_memory, verify
+from .common import batch_within_index, checked, failure_of, in_batches, says_out_of_memory, verify
 
 _FATAL_ONLY = 4
 """onnxruntime's log severity: everything that matters comes as an exception too."""

@@ -15,7 +15,7 @@ from ..errors import BackendError, BackendUnavailableError, ModelError, OutOfMem
 from ..frames import Pixels
 from ..models.model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
 from ..wording import printable
-from . import checked, in_batches, parity_of, says_out_of_memory, verify
+from .common import checked, in_batches, parity_of, says_out_of_memory, verify
 
 _KEPT_KERNELS = 64
 """Kernels that OpenVINO keeps for shapes seen before; its default of 5,000 grows without a visible

@@ -32,7 +32,7 @@ from ..models.contract import BT601
 from ..models.model import Model, ModelCard
 from ..models.networks import InstanceNorm
 from ..wording import printable
-from . import (
+from .common import (
     batch_within_index,
     checked,
     failure_of,

@@ -17,7 +17,7 @@ from ..errors import ModelError, OutputError
 from ..files import publish, temporary_path
 from ..machine import default_cache_dir, nvidia_gpus
 from ..models.model import Model
-from . import Backend, parity_of
+from .common import Backend, parity_of
 
 _VERSIONS = ("onnxruntime-gpu", "torch", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
 """The packages that decide which arithmetic a GPU does."""

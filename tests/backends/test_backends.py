@@ -28,14 +28,16 @@ from cyclegan_batch.backends import (
     MEASURED_ON_GPU,
     OF_ONNX,
     Backend,
-    batch_within_index,
     default_contexts,
-    in_batches,
     open_backend,
+)
+from cyclegan_batch.backends import onnxruntime as onnxruntime_backend
+from cyclegan_batch.backends.common import (
+    batch_within_index,
+    in_batches,
     parity_of,
     says_out_of_memory,
 )
-from cyclegan_batch.backends import onnxruntime as onnxruntime_backend
 from cyclegan_batch.errors import (
     BackendError,
     BackendUnavailableError,
@@ -923,7 +925,9 @@ def test_a_batch_on_a_gpu_stays_within_what_32_bits_count(
     assert batch_within_index(frames, 64.0, 4) == 4
     assert batch_within_index(frames, 1e9, None) == 1
     widest = widest_tensor(resnet)
-    monkeypatch.setattr("cyclegan_batch.backends._MOST_ELEMENTS", int(2.5 * widest * 64 * 64))
+    monkeypatch.setattr(
+        "cyclegan_batch.backends.common._MOST_ELEMENTS", int(2.5 * widest * 64 * 64)
+    )
     small = natural((64, 64), 5)
     assert np.array_equal(opened.infer(small), small)
     assert np.array_equal(opened.fork().infer(small), small)

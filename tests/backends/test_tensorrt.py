@@ -34,6 +34,8 @@ from PIL import Image
 
 from cyclegan_batch import cli, open_generator
 from cyclegan_batch.backends import tensorrt as backend
+from cyclegan_batch.backends.tensorrt import build as building
+from cyclegan_batch.backends.tensorrt import library
 from cyclegan_batch.errors import (
     BackendError,
     BackendUnavailableError,
@@ -320,13 +322,13 @@ def test_an_engine_that_tensorrt_does_not_open_any_more_is_rebuilt(
 ) -> None:
     open_on(gpu, model, tmp_path)
     gpu.refuse["open"] = "Serialization assertion magicTag failed"
-    building = backend.engine_from_graph
+    really = building.engine_from_graph
 
     def build(*arguments: Any, **options: Any) -> bytes:
         gpu.refuse.clear()
-        return building(*arguments, **options)
+        return really(*arguments, **options)
 
-    monkeypatch.setattr(backend, "engine_from_graph", build)
+    monkeypatch.setattr(building, "engine_from_graph", build)
     opened = open_on(gpu, model, tmp_path)
     assert len(gpu.builds) == 2
     assert any("magicTag failed" in note and "built anew" in note for note in opened.notes)
@@ -373,7 +375,7 @@ def test_a_build_is_what_was_asked_for(tmp_path: Path, gpu: Gpu, model: Model) -
 def test_a_long_build_says_how_far_it_is_and_ctrl_c_ends_it_errors(
     gpu: Gpu, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "_SPOKEN", 0.1)
+    monkeypatch.setattr(building, "_SPOKEN", 0.1)
     begun, going_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -401,12 +403,12 @@ _LEFT_BUILDING = """
 import sys, time
 import pytest
 from pathlib import Path
-from cyclegan_batch.backends import tensorrt as backend
+from cyclegan_batch.backends.tensorrt import build as building
 from cyclegan_batch.models.engine_card import Build, Profile
 from tests.synthesis import fake_tensorrt
 
 gpu = fake_tensorrt.install(pytest.MonkeyPatch())
-backend._SPOKEN, backend._STOPPING = 0.1, 0.1
+building._SPOKEN, building._STOPPING = 0.1, 0.1
 
 def step():
     time.sleep(1)
@@ -418,7 +420,7 @@ def say(sentence):
 gpu.building = step
 shape = (1, 8, 8)
 try:
-    backend.engine_from_graph(b"", Build(Profile(shape, shape, shape)), name="x", say=say)
+    building.engine_from_graph(b"", Build(Profile(shape, shape, shape)), name="x", say=say)
 except KeyboardInterrupt:
     assert not Path(sys.argv[1]).exists()
     sys.exit(7)
@@ -528,8 +530,8 @@ def test_out_of_memory_is_known_by_its_code_errors(tmp_path: Path, gpu: Gpu, mod
 
 
 def test_a_thread_hears_its_own_errors_and_a_build_those_of_tensorrts_threads(gpu: Gpu) -> None:
-    trt = backend._import()
-    log, severity = backend._log(trt), trt.ILogger.Severity.ERROR
+    trt = library.import_tensorrt()
+    log, severity = library.logger(trt), trt.ILogger.Severity.ERROR
 
     def in_a_thread(work: Callable[[], Any]) -> None:
         thread = threading.Thread(target=work)
@@ -1064,9 +1066,15 @@ OBJECTS = {
 """What TensorRT's objects are called in which function of the backend, and their classes."""
 
 
+def source_of_the_backend() -> str:
+    """Return the source of all modules of the package."""
+    folder = Path(backend.__file__).parent
+    return "\n".join(path.read_text() for path in sorted(folder.glob("*.py")))
+
+
 def names_used() -> set[str]:
     """Return every name of TensorRT that the backend uses, as ``Class.name``."""
-    tree = ast.parse(Path(backend.__file__).read_text())
+    tree = ast.parse(source_of_the_backend())
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -1124,8 +1132,8 @@ def test_every_name_exists_in_the_bindings(tmp_path: Path, version: str) -> None
     zipfile.ZipFile(wheels[0]).extractall(tmp_path)
     source = tmp_path / "empty.c"
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in _ENTRY_POINTS))
-    for library in ("nvinfer", "nvonnxparser", "nvinfer_plugin"):
-        name = f"lib{library}.so.{version.partition('.')[0]}"
+    for each in ("nvinfer", "nvonnxparser", "nvinfer_plugin"):
+        name = f"lib{each}.so.{version.partition('.')[0]}"
         command = ["gcc", "-shared", "-fPIC", "-o", tmp_path / "tensorrt_bindings" / name, source]
         subprocess.run(command, check=True)
     script = (
@@ -1146,7 +1154,7 @@ def test_every_name_exists_in_the_bindings(tmp_path: Path, version: str) -> None
 
 def test_every_name_of_cuda_exists_in_its_bindings() -> None:
     runtime = pytest.importorskip("cuda.bindings.runtime")
-    source = Path(backend.__file__).read_text()
+    source = source_of_the_backend()
     used = set(re.findall(r"\bcuda[A-Z]\w+", source)) - {"cudaErrorMemoryAllocation"}
     assert {"cudaMallocHost", "cudaMemcpyAsync", "cudaStreamSynchronize"} <= used
     there = set(dir(runtime)) | set(dir(runtime.cudaMemcpyKind))
@@ -1261,7 +1269,7 @@ def test_tensorrt_says_why_it_refuses_errors(tmp_path: Path) -> None:
 def test_tensorrt_reports_to_the_recorder_of_what_failed_and_not_to_the_logger() -> None:
     """Of a runtime here, as a context takes a GPU."""
     trt = pytest.importorskip("tensorrt")
-    log, recorder = backend._log(trt), backend._recorder(trt)
+    log, recorder = library.logger(trt), library.error_recorder(trt)
     log.clear()
     runtime = trt.Runtime(log)
     assert runtime.deserialize_cuda_engine(b"no engine" * 9) is None
@@ -1283,7 +1291,7 @@ def test_tensorrt_tells_how_far_it_is_and_keeps_its_timings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt")
-    monkeypatch.setattr(backend, "_SPOKEN", 0.2)
+    monkeypatch.setattr(building, "_SPOKEN", 0.2)
     model = open_model(generators.tiny_resnet(tmp_path / "resnet.onnx"))
     said: list[str] = []
     for _ in range(2):

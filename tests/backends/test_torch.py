@@ -481,7 +481,9 @@ def test_a_batch_on_a_gpu_stays_within_what_32_bits_count(
     channels = 8 if config.upsample == "resize" else 3 if config.netG == "unet_32" else 4
     assert channels <= widest < channels * 1.1
     backend = opened(model)
-    monkeypatch.setattr("cyclegan_batch.backends._MOST_ELEMENTS", int(2.5 * widest * 32 * 32))
+    monkeypatch.setattr(
+        "cyclegan_batch.backends.common._MOST_ELEMENTS", int(2.5 * widest * 32 * 32)
+    )
     seen: list[int] = []
     # On the CPU, which is called a GPU here.
     backend.device, backend._widest = "cuda:0", widest

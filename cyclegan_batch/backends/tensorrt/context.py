@@ -1,0 +1,231 @@
+"""Run an engine on a GPU: its execution context, and the CUDA runtime below it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...errors import BackendError, BackendUnavailableError, ModelError, OutOfMemoryError
+from ...frames import Pixels
+from ...models.engine_card import EngineCard, Machine, Profile, Shape
+from ...models.model import INPUT, OUTPUT, ModelCard
+from ...wording import printable
+from ..common import says_out_of_memory
+from .library import created, error_recorder, import_tensorrt, logger
+
+
+class Cuda:
+    """The CUDA runtime on one device; what it reports becomes our errors."""
+
+    def __init__(self, device: str) -> None:
+        if device == "cpu":
+            raise BackendUnavailableError(
+                "tensorrt was asked for cpu and runs on NVIDIA GPUs only; pass --backend auto, or "
+                "--device cuda"
+            )
+        self.index = int(device.partition(":")[2] or 0)
+        try:
+            self.runtime: Any = importlib.import_module("cuda.bindings.runtime")
+        except ImportError as error:
+            raise BackendUnavailableError(
+                f"tensorrt needs cuda-bindings, which cannot be loaded ({error}); pip install "
+                '"cyclegan-batch[tensorrt]"'
+            ) from error
+        try:
+            count = self.call("cudaGetDeviceCount")
+        except BackendError as error:
+            raise BackendUnavailableError(
+                f"tensorrt finds no NVIDIA GPU that it can use: {error}; see cyclegan-batch "
+                "doctor, or pass --backend auto"
+            ) from error
+        if self.index >= count:
+            raise BackendUnavailableError(
+                f"tensorrt was asked for cuda:{self.index} and this machine has {count} NVIDIA "
+                "GPUs, the first of them cuda:0; pass another --device"
+            )
+
+    def use(self) -> None:
+        """Make the device the current one of this thread."""
+        self.call("cudaSetDevice", self.index)
+
+    def machine(self, trt: Any) -> Machine:
+        """Return what engines of this GPU are bound to."""
+        found = self.call("cudaGetDeviceProperties", self.index)
+        name = found.name.decode(errors="replace").rstrip("\0")
+        return Machine(
+            name,
+            (int(found.major), int(found.minor)),
+            str(trt.__version__),
+            int(found.multiProcessorCount),
+            round(int(found.totalGlobalMem) / 2**30),
+        )
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Call a function of the runtime, return its result. Raises BackendError."""
+        code, *found = getattr(self.runtime, name)(*arguments)
+        if int(code) != 0:
+            words = code.name
+            with contextlib.suppress(Exception):
+                words += f", {self.runtime.cudaGetErrorString(code)[1].decode()}"
+            kind = OutOfMemoryError if says_out_of_memory(RuntimeError(words)) else BackendError
+            raise kind(f"{name}: {words}")
+        return found[0] if found else None
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """An engine that is open."""
+
+    engine: Any
+    runtime: Any
+    """Must outlive the engine."""
+    card: EngineCard
+
+    @property
+    def profile(self) -> Profile:
+        """The shapes of frames that the engine takes."""
+        return self.card.build.profile
+
+
+class Context:
+    """An execution context: a stream, and buffers for frames of one shape at a time."""
+
+    def __init__(self, cuda: Cuda, engine: Engine, card: ModelCard) -> None:
+        self.engine = engine
+        self._cuda, self._card = cuda, card
+        self._shape: Shape | None = None
+        self._buffers: list[Callable[[], None]] = []
+        """How to release what is allocated."""
+        self._stream: Any = None
+        trt = import_tensorrt()
+        log = logger(trt)
+        log.clear()
+        # Its memory is ours, for the frames at hand: TensorRT's own would be for the largest that
+        # the profile takes, and half a batch would need no less.
+        self._context = created(
+            lambda: engine.engine.create_execution_context(
+                trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            ),
+            f"tensorrt makes no context of {printable(card.path)}",
+            log,
+        )
+        # A field behind the context's: the context refers to it until it is gone.
+        self._errors = error_recorder(trt)
+        self._context.error_recorder = self._errors
+        self._stream = cuda.call("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
+
+    def infer(self, frames: Pixels) -> Pixels:
+        """Translate ``frames``, whose shape the profile covers. Raises BackendError, ModelError."""
+        shape, cuda = shape_of(frames), self._cuda
+        if shape != self._shape:
+            self._prepare(shape, frames)
+        self._host_in[:] = frames.reshape(-1).view(np.uint8)
+        kind, size = cuda.runtime.cudaMemcpyKind, frames.nbytes
+        cuda.call(
+            "cudaMemcpyAsync", self._device_in, self._host_in.ctypes.data, size,
+            kind.cudaMemcpyHostToDevice, self._stream,
+        )  # fmt: skip
+        self._errors.clear()
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise self._failed(shape)
+        cuda.call(
+            "cudaMemcpyAsync", self._host_out.ctypes.data, self._device_out, size,
+            kind.cudaMemcpyDeviceToHost, self._stream,
+        )  # fmt: skip
+        cuda.call("cudaStreamSynchronize", self._stream)
+        # Copied: the next call writes into the same memory.
+        return self._host_out.view(frames.dtype).reshape(frames.shape).copy()
+
+    def close(self) -> None:
+        """Release everything; twice is fine. What CUDA says to that is of no use any more."""
+        with contextlib.suppress(BackendError):
+            self._cuda.use()
+        self._release()
+        self._context = None
+        if self._stream is not None:
+            with contextlib.suppress(BackendError):
+                self._cuda.call("cudaStreamDestroy", self._stream)
+            self._stream = None
+
+    def _prepare(self, shape: Shape, frames: Pixels) -> None:
+        """Make room for frames of another shape. Raises OutOfMemoryError, BackendError."""
+        self._release()
+        context = self._context
+        self._errors.clear()
+        if not context.set_input_shape(INPUT, (*shape, 3)):
+            raise self._failed(shape)
+        out = tuple(context.get_tensor_shape(OUTPUT))
+        if out != frames.shape:
+            raise ModelError(
+                f"{printable(self._card.path)}: gives {out} for {frames.shape} where a generator "
+                "keeps the size; it cannot translate pictures"
+            )
+        work = int(context.update_device_memory_size_for_shapes())
+        if work == 0 and self._errors.num_errors():
+            raise self._failed(shape)
+        try:
+            # Zero is no size that CUDA gives memory for, and the context wants an address.
+            context.set_device_memory(self._on_device(max(work, 1)), work)
+            # It returns nothing.
+            if self._errors.num_errors():
+                raise self._failed(shape)
+            self._device_in = self._on_device(frames.nbytes)
+            self._device_out = self._on_device(frames.nbytes)
+            self._host_in = self._on_host(frames.nbytes)
+            self._host_out = self._on_host(frames.nbytes)
+        except OutOfMemoryError as error:
+            raise self._no_memory(shape) from error
+        for name, address in ((INPUT, self._device_in), (OUTPUT, self._device_out)):
+            if not context.set_tensor_address(name, address):
+                raise self._failed(shape)
+        self._shape = shape
+
+    def _on_device(self, size: int) -> int:
+        address = int(self._cuda.call("cudaMalloc", size))
+        self._buffers.append(lambda: self._cuda.call("cudaFree", address))
+        return address
+
+    def _on_host(self, size: int) -> Pixels:
+        """Return page-locked memory: only from there a copy goes on by itself."""
+        address = int(self._cuda.call("cudaMallocHost", size))
+        self._buffers.append(lambda: self._cuda.call("cudaFreeHost", address))
+        memory: Pixels = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+        return memory
+
+    def _release(self) -> None:
+        self._shape = None
+        while self._buffers:
+            with contextlib.suppress(BackendError):
+                self._buffers.pop()()
+
+    def _failed(self, shape: Shape) -> BackendError:
+        words = self._errors.words()
+        if self._errors.out_of_memory():
+            return self._no_memory(shape)
+        return BackendError(
+            f"tensorrt: {printable(self._card.path)} fails on frames of {shape_words(shape)} "
+            f"(N,H,W): {words or 'no reason given'}; try --backend onnxruntime"
+        )
+
+    def _no_memory(self, shape: Shape) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"tensorrt: no memory on cuda:{self._cuda.index} for a batch of {shape_words(shape)} "
+            "(N,H,W)"
+        )
+
+
+def shape_of(frames: Pixels) -> Shape:
+    """Return the count, height and width of ``frames``."""
+    count, height, width = frames.shape[:3]
+    return count, height, width
+
+
+def shape_words(shape: Shape) -> str:
+    """Return ``shape`` as ``N,H,W`` for a message."""
+    return ",".join(map(str, shape))

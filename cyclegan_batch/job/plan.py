@@ -314,7 +314,8 @@ def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> Vid
 
 
 def _video_unit(plan: VideoPlan) -> Unit:
-    from ..media.video import VideoSink, VideoSource
+    from ..media.video_sink import VideoSink
+    from ..media.video_source import VideoSource
 
     source, sink = partial(VideoSource, plan), partial(VideoSink, plan)
     return Unit(plan.name, source, sink, frames=plan.frames_expected)

@@ -16,7 +16,8 @@ from ..media import Dropped, Source
 from ..media.formats import PIPE, Entry
 from ..media.images import ImageSource, plan_images
 from ..media.pictures import encode_picture
-from ..media.video import VideoPlan, VideoSource
+from ..media.video import VideoPlan
+from ..media.video_source import VideoSource
 from ..wording import printable
 from .plan import JobPlan
 

@@ -7,6 +7,7 @@ sample for sample. It has full range in every pixel format and is neither multip
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -97,8 +98,21 @@ def _rows(plane: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     return rows.reshape(plane.height, plane.line_size // dtype.itemsize)
 
 
-__all__ = ["Alpha", "alpha_of", "has_alpha", "put_alpha"]
-
-
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that read alpha where FFmpeg's own of that codec leaves it out."""
+
+
+def decoder(stream: Any, *, alpha: bool) -> Callable[[av.Packet[Any]], list[av.VideoFrame]]:
+    """Return what decodes the packets of ``stream``: itself, or a decoder that reads alpha."""
+    reader = ALPHA_DECODERS.get(stream.codec_context.codec.canonical_name) if alpha else None
+    if reader is None:
+        return lambda packet: packet.decode()
+    context: Any = av.CodecContext.create(reader, "r")
+    context.extradata = stream.codec_context.extradata
+    context.thread_count = stream.codec_context.thread_count
+    context.flags = stream.codec_context.flags
+    decode: Callable[[av.Packet[Any]], list[av.VideoFrame]] = context.decode
+    return decode
+
+
+__all__ = ["ALPHA_DECODERS", "Alpha", "alpha_of", "decoder", "has_alpha", "put_alpha"]

@@ -99,7 +99,8 @@ def _picture(path: Path, place: float) -> Pixels:
 
 def _frame_of_video(path: Path, place: float) -> Pixels:
     from cyclegan_batch.media.probe import probe
-    from cyclegan_batch.media.video import VideoSource, plan_video
+    from cyclegan_batch.media.video import plan_video
+    from cyclegan_batch.media.video_source import VideoSource
 
     seconds = float(probe(path).duration or 0) * place
     options = TranslateOptions(ss=seconds, frames=1)

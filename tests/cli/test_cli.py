@@ -380,11 +380,11 @@ def test_a_second_ctrl_c_ends_at_once_and_the_next_run_replaces_what_it_left(
     code = (
         "import time\n"
         "from cyclegan_batch.cli import main\n"
-        "from cyclegan_batch.media import video\n"
+        "from cyclegan_batch.media import video_sink\n"
         "def stuck(*arguments):\n"
         "    print('stuck', flush=True)\n"
         "    time.sleep(60)\n"
-        "video.assemble = stuck\n"
+        "video_sink.assemble = stuck\n"
         "main()\n"
     )
     out = tmp_path / "out"

@@ -10,7 +10,8 @@ import pytest
 
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.colour import FromRGB, ToRGB
-from cyclegan_batch.media.video import VideoSource, plan_video
+from cyclegan_batch.media.video import plan_video
+from cyclegan_batch.media.video_source import VideoSource
 from cyclegan_batch.options import TranslateOptions
 
 pytestmark = pytest.mark.corpus

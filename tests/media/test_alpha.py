@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import OutputError
-from cyclegan_batch.media import video
+from cyclegan_batch.media import video_sink, video_source
 from cyclegan_batch.media.alpha import Alpha, alpha_of, has_alpha, put_alpha
 from cyclegan_batch.media.description import describe
+from cyclegan_batch.media.encoder import choose_pix_fmt
 from cyclegan_batch.media.probe import probe as probe_media
-from cyclegan_batch.media.video import choose_pix_fmt
 from cyclegan_batch.options import TranslateOptions
+from tests.media.identity import FAST, plan, run
 from tests.media.test_fields import clip as fields
-from tests.media.test_video import FAST, needs_ffprobe, plan, probe, run
+from tests.media.witness import needs_ffprobe, probe
 
 SIZE = (48, 64)
 ENCODERS = {
@@ -169,7 +170,7 @@ def test_alpha_is_turned_and_resized_with_its_picture(tmp_path):
 
     small = tmp_path / "small.mov"
     made = plan(upright, small, TranslateOptions(codec="qtrle"), output_size=lambda _: (24, 32))
-    source_, sink = video.VideoSource(made), video.VideoSink(made)
+    source_, sink = video_source.VideoSource(made), video_sink.VideoSink(made)
     from_raw, to_encoded = source_.converter(), sink.converter()
     for item in source_.read():
         frame: Any = from_raw(item)  # type: ignore[arg-type]

@@ -19,9 +19,9 @@ from cyclegan_batch.media import lookahead
 from cyclegan_batch.media.clocks import JobClock
 from cyclegan_batch.media.description import describe
 from cyclegan_batch.media.probe import probe
-from cyclegan_batch.media.video import VideoSource
-from tests.media.test_video import FAST, plan, run
-from tests.media.test_video import times as frame_times
+from cyclegan_batch.media.video_source import VideoSource
+from tests.media.identity import FAST, plan, run
+from tests.media.witness import times as frame_times
 from tests.synthesis import streams
 
 pytestmark = pytest.mark.skipif(

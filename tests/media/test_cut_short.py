@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cyclegan_batch.media import Dropped
-from cyclegan_batch.media.video import VideoSource
-from tests.media.test_video import plan
+from cyclegan_batch.media.video_source import VideoSource
+from tests.media.identity import plan
 
 pytestmark = pytest.mark.skipif(
     shutil.which("ffmpeg") is None, reason="ffmpeg, which makes these files, is not installed"

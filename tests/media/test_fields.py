@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import OutputError
-from cyclegan_batch.media.video import _Lost, _Waiting
+from cyclegan_batch.media.deinterlace import FieldTimes
+from cyclegan_batch.media.loss import Lost
 from cyclegan_batch.options import TranslateOptions
-from tests.media.test_video import FAST, needs_ffprobe, pictures, plan, probe, run, seen, times
+from tests.media.identity import FAST, plan, run, seen
+from tests.media.witness import needs_ffprobe, pictures, probe, times
 from tests.synthesis import streams
 
 
@@ -236,13 +238,13 @@ def test_the_rate_of_frames_is_what_deinterlacing_gives_anyway(tmp_path):
 
 def test_the_second_field_lies_halfway_to_the_next_frame():
     """A frame that is lost is two of the output's."""
-    waiting = _Waiting(both=True, step=40)
+    waiting = FieldTimes(both=True, step=40)
     for pts in (0, 40, None, 100):
-        frame: av.VideoFrame | _Lost = _Lost(80, "broken")
+        frame: av.VideoFrame | Lost = Lost(80, "broken")
         if pts is not None:
             frame = av.VideoFrame(16, 16, "yuv420p")
             frame.pts = pts
         waiting.put(frame)
     found = list(waiting.timed([av.VideoFrame(16, 16, "yuv420p") for _ in range(6)]))
     assert [item.pts for item in found] == [0, 40, 80, 140, 160, 200, 200, 240]
-    assert [isinstance(item, _Lost) for item in found] == [False] * 4 + [True] * 2 + [False] * 2
+    assert [isinstance(item, Lost) for item in found] == [False] * 4 + [True] * 2 + [False] * 2

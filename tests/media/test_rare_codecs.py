@@ -14,7 +14,8 @@ import pytest
 
 from cyclegan_batch.errors import OutputError
 from cyclegan_batch.options import TranslateOptions
-from tests.media.test_video import needs_ffprobe, pictures, plan, run
+from tests.media.identity import plan, run
+from tests.media.witness import needs_ffprobe, pictures
 from tests.synthesis import streams
 
 pytestmark = needs_ffprobe

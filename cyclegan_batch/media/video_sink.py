@@ -1,0 +1,231 @@
+"""Encode one stretch of a video, and make the final file of it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.container
+import av.error
+
+from ..errors import OutputError
+from ..files import OutputLock, output_error, publish, refuse_existing, temporary_path
+from ..frames import Frame
+from ..machine import own_scheduling
+from ..wording import printable
+from . import Dropped
+from .assemble import assemble
+from .colour import FromRGB
+from .demuxing import reason
+from .encoder import add_encoder
+from .formats import PIPE
+from .joined_video import Stretch
+from .muxing import DISK_ERRNOS
+from .video import Timing, VideoPlan
+
+
+class _Y4MFile:
+    """A file of y4m whose header says the sample aspect ratio: PyAV cannot set it on a stream."""
+
+    def __init__(self, file: Any, aspect: Fraction | None) -> None:
+        self._file = file
+        self._aspect = aspect
+
+    def write(self, data: bytes) -> int:
+        """Write ``data``, which is the header first."""
+        if self._aspect is not None:
+            ratio = f" A{self._aspect.numerator}:{self._aspect.denominator}".encode()
+            self._file.write(bytes(data).replace(b" A0:0", ratio, 1))
+            self._aspect = None
+        else:
+            self._file.write(data)
+        return len(data)
+
+
+class VideoSink:
+    """Encode one stretch, and make the final file of it."""
+
+    def __init__(self, plan: VideoPlan) -> None:
+        self._plan = plan
+        self._piped = plan.output == PIPE
+        self._partial = temporary_path(plan.output)
+        self._stretch = self._partial.with_name(f"{self._partial.stem}-0.partial")
+        if plan.streams is None:
+            # y4m is final as it is.
+            self._stretch = self._partial
+        self._container: av.container.OutputContainer | None = None
+        self._stream: Any = None
+        self._file: Any = None
+        """What y4m is written to."""
+        self._times: list[int] = []
+        self._last_duration: int | None = None
+        self._written: list[Path] = []
+        self._lock: OutputLock | None = None
+        if not self._piped and plan.output.parent.is_dir():
+            self._claim()
+        self.notes: tuple[str, ...] = ()
+        """What the user is told once the file is written."""
+
+    @property
+    def written(self) -> list[Path]:
+        """The final names that are whole so far."""
+        return self._written
+
+    def converter(self) -> Callable[[Frame], tuple[Timing, av.VideoFrame]]:
+        """Return a function from a translated frame to one for the encoder; each worker its own."""
+        plan = self._plan
+        from_rgb = FromRGB(plan.colour, plan.encoder.pix_fmt, plan.encoder.fields)
+
+        def convert(frame: Frame) -> tuple[Timing, av.VideoFrame]:
+            timing: Timing = frame.tag
+            try:
+                return timing, from_rgb(
+                    frame.pixels, interlaced=timing.interlaced, alpha=timing.alpha
+                )
+            except av.error.FFmpegError as error:
+                raise self._failed(error) from error
+
+        return convert
+
+    def write(self, item: tuple[Timing, av.VideoFrame]) -> None:
+        """Encode the next frame. Raises OutputError, BrokenPipeError where nobody reads."""
+        timing, frame = item
+        encoder = self._plan.encoder
+        with self._translated():
+            if self._container is None:
+                self._open()
+            frame.pts = (
+                len(self._times) if encoder.counts_frames else timing.pts - self._origin(timing)
+            )
+            frame.time_base = encoder.time_base
+            self._times.append(timing.pts)
+            self._last_duration = timing.duration
+            first = len(self._times) == 1
+            # The first frame opens the encoder.
+            with own_scheduling() if first else contextlib.nullcontext():
+                packets = self._stream.encode(frame)
+            self._mux(packets)
+
+    def finish(self) -> Sequence[Dropped]:
+        """Flush the encoder, join its stretch with the rest, publish. Raises OutputError."""
+        plan = self._plan
+        dropped: Sequence[Dropped] = ()
+        if self._container is None:
+            raise OutputError(
+                f"cannot write {printable(plan.output)}: no frame arrived; see the failures above"
+            )
+        with self._translated():
+            if plan.streams is not None:
+                self._mux(self._last_packets())
+            container, self._container = self._container, None
+            container.close()
+            self._close_file()
+            if self._piped:
+                return ()
+        if plan.streams is not None:
+            stretch = Stretch(
+                self._stretch, plan.stream.time_base, tuple(self._times), self._last_duration
+            )
+            assembled = assemble([stretch], plan.streams, self._partial)
+            self.notes, dropped = assembled.notes, assembled.dropped
+        publish(self._partial, plan.output, overwrite=plan.options.overwrite)
+        self._written.append(plan.output)
+        self.discard()
+        return dropped
+
+    def discard(self) -> None:
+        """Close and remove what has only a temporary name."""
+        container, self._container = self._container, None
+        if container is not None:
+            # It may be closed because the disk is full or the pipe gone: that is known already.
+            with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
+                container.close()
+        with contextlib.suppress(OSError):
+            self._close_file()
+        if not self._piped:
+            for path in {self._stretch, self._partial}:
+                # Where not even the folder exists, there is nothing to remove.
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _claim(self) -> None:
+        """Take the output for this process. Raises OutputInUseError, OutputExistsError."""
+        if self._lock is None:
+            self._lock = OutputLock(self._plan.output)
+            if not self._plan.options.overwrite:
+                try:
+                    refuse_existing(self._plan.output)
+                except OutputError:
+                    self._lock.release()
+                    raise
+
+    def _last_packets(self) -> list[av.Packet[Any]]:
+        packets: list[av.Packet[Any]] = self._stream.encode(None)
+        if len(self._times) <= 2 and packets and packets[0].pts == 0:
+            # x265 4.2 knows its delay from the third frame on; until then it returns what happens
+            # to be in memory. All that counts here is that it ascends and comes before 0.
+            for number, packet in enumerate(packets):
+                packet.dts = number - len(packets)
+        return packets
+
+    def _close_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.flush()
+            if not self._piped:
+                file.close()
+
+    def _origin(self, timing: Timing) -> int:
+        return self._times[0] if self._times else timing.pts
+
+    def _open(self) -> None:
+        plan = self._plan
+        encoder = plan.encoder
+        options = {"strict": "-1"} if plan.streams is None else {}
+        if encoder.format in ("mp4", "mov"):
+            # Room for time stamps of any source, so that the order is kept.
+            options["movie_timescale"] = str(min(encoder.time_base.denominator, 2**31 - 1))
+        if not self._piped:
+            plan.output.parent.mkdir(parents=True, exist_ok=True)
+            self._claim()
+        target: Any = f"file:{self._stretch.absolute()}"
+        if plan.streams is None:
+            self._file = sys.stdout.buffer if self._piped else self._stretch.open("wb")
+            target = _Y4MFile(self._file, plan.sample_aspect_ratio)
+        self._container = av.open(target, "w", format=encoder.format, container_options=options)
+        self._stream = add_encoder(
+            self._container, encoder, plan.colour, plan.output_size, plan.sample_aspect_ratio
+        )
+
+    def _mux(self, packets: list[av.Packet[Any]]) -> None:
+        assert self._container is not None
+        for packet in packets:
+            self._container.mux_one(packet)
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn what FFmpeg and the system say into an OutputError, except that a pipe is closed."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except (av.error.FFmpegError, OSError) as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> OutputError:
+        plan = self._plan
+        from_system = not isinstance(error, av.error.FFmpegError)
+        if isinstance(error, OSError) and (from_system or error.errno in DISK_ERRNOS):
+            return output_error(plan.output, error)
+        return OutputError(
+            f"cannot write {printable(plan.output)}: {plan.encoder.name} failed "
+            f"({reason(error)}); choose another --codec"
+        )

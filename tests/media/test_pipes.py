@@ -1,0 +1,136 @@
+"""y4m through standard input and standard output, and as a file."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cyclegan_batch.errors import InputError
+from cyclegan_batch.media import Dropped
+from cyclegan_batch.media.formats import PIPE
+from cyclegan_batch.media.video_sink import VideoSink
+from tests.media.identity import FAST, LOSSLESS, plan, run, seen
+from tests.media.witness import needs_ffprobe, pictures, probe, times
+from tests.synthesis import streams
+from tests.synthesis.videos import moving
+
+
+class Standard:
+    """Stands for sys.stdin or sys.stdout."""
+
+    def __init__(self, buffer: Any) -> None:
+        self.buffer = buffer
+
+
+@needs_ffprobe
+@pytest.mark.behaviour(11)
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "yuv422p", "yuv420p10le"])
+def test_y4m_goes_out_and_in_again(tmp_path, monkeypatch, pix_fmt):
+    source = moving(tmp_path / "in.mkv", frames=10, pix_fmt=pix_fmt)
+    sink_end = (tmp_path / "pipe.y4m").open("wb")
+    monkeypatch.setattr(sys, "stdout", Standard(sink_end))
+    made = plan(source, PIPE)
+    assert made.encoder.pix_fmt == pix_fmt
+    _, sink = run(made)
+    assert sink.written == []
+    sink_end.close()
+    monkeypatch.undo()
+    assert probe(
+        tmp_path / "pipe.y4m", "stream=pix_fmt,r_frame_rate,nb_read_frames", "-count_frames"
+    )["streams"] == [{"pix_fmt": pix_fmt, "r_frame_rate": "25/1", "nb_read_frames": "10"}]
+
+    reading, writing = os.pipe()
+    feeder = subprocess.Popen(["cat", str(tmp_path / "pipe.y4m")], stdout=writing)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stdin:
+        monkeypatch.setattr(sys, "stdin", Standard(stdin))
+        back = plan(PIPE, tmp_path / "out.mp4", LOSSLESS)
+        assert back.name == "standard input"
+        dropped, _ = run(back)
+    assert feeder.wait() == 0
+    assert not dropped
+    difference = pictures(tmp_path / "out.mp4").astype(int) - pictures(source)
+    assert len(difference) == 10
+    assert np.abs(difference).mean() < 2
+
+
+@pytest.mark.behaviour(11)
+def test_a_closed_pipe_is_passed_on_as_such(tmp_path, monkeypatch):
+    source = moving(tmp_path / "in.mkv", frames=10)
+    reading, writing = os.pipe()
+    os.close(reading)
+    stdout = os.fdopen(writing, "wb", buffering=0)
+    monkeypatch.setattr(sys, "stdout", Standard(stdout))
+    made = plan(source, PIPE)
+    sink = VideoSink(made)
+    convert = sink.converter()
+    encoded = [convert(frame) for frame in seen(made)] * 50
+    with pytest.raises(BrokenPipeError):
+        write_all(sink, encoded)
+    sink.discard()
+    stdout.close()
+
+
+def test_standard_input_that_is_no_y4m_errors(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", Standard(io.BytesIO(b"RIFF, or so")))
+    with pytest.raises(InputError, match=r"standard input is not y4m .*-f yuv4mpegpipe"):
+        plan(PIPE, tmp_path / "out.mp4")
+
+
+@needs_ffprobe
+@pytest.mark.behaviour(11)
+def test_y4m_can_be_a_file_too(tmp_path):
+    source = streams.plain(
+        tmp_path / "in.mp4", frames=5, audio=None, sample_aspect_ratio=Fraction(4, 3)
+    )
+    run(plan(source, tmp_path / "a.y4m"))
+    header = (tmp_path / "a.y4m").read_bytes().split(b"\n")[0].split()
+    assert header[:6] == [b"YUV4MPEG2", b"W64", b"H48", b"F25:1", b"Ip", b"A4:3"]
+    assert header[6] == b"C420mpeg2"
+    run(plan(tmp_path / "a.y4m", tmp_path / "b.mp4"))
+    assert len(times(tmp_path / "b.mp4")) == 5
+
+
+@pytest.mark.behaviour(1, 11, 22)
+@pytest.mark.parametrize("missing", [1, 1000, 4608 + len("ME\n")])
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_cut_short_y4m_is_told(tmp_path, monkeypatch, missing, piped):
+    run(plan(streams.plain(tmp_path / "in.mkv", frames=10, audio=None), tmp_path / "whole.y4m"))
+    source = tmp_path / "a.y4m"
+    source.write_bytes((tmp_path / "whole.y4m").read_bytes()[:-missing])
+    there = 4608 + len("FRAME\n") - missing
+    with source.open("rb") as stdin:
+        monkeypatch.setattr(sys, "stdin", Standard(stdin))
+        *frames, last = seen(plan(PIPE if piped else source, tmp_path / "out.mkv"))
+    assert len(frames) == 9
+    assert isinstance(last, Dropped)
+    assert f"is cut short: behind 9 whole frames there are {there} bytes" in str(last.error)
+    assert last.name == ("standard input" if piped else str(source))
+
+
+@pytest.mark.behaviour(11)
+def test_a_whole_y4m_is_not_called_short(tmp_path, monkeypatch):
+    run(plan(moving(tmp_path / "in.mkv", frames=10), tmp_path / "a.y4m"))
+    # Every frame may have a header of its own length.
+    content = (tmp_path / "a.y4m").read_bytes().replace(b"FRAME\n", b"FRAME Ip\n", 1)
+    (tmp_path / "b.y4m").write_bytes(content)
+    for options, count in ((FAST, 10), (replace(FAST, to=0.2), 5), (replace(FAST, frames=3), 3)):
+        assert len(seen(plan(tmp_path / "b.y4m", tmp_path / "out.mkv", options))) == count
+        with (tmp_path / "b.y4m").open("rb") as stdin:
+            monkeypatch.setattr(sys, "stdin", Standard(stdin))
+            assert len(seen(plan(PIPE, tmp_path / "out.mkv", options))) == count
+
+
+def write_all(sink: VideoSink, encoded: Sequence[Any]) -> None:
+    for item in encoded:
+        sink.write(item)
+    sink.finish()

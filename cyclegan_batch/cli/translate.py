@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
-import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ..errors import ContradictionError, CycleganBatchError, OutputError
+from ..errors import ContradictionError, CycleganBatchError
 from .options import PATH, Count, Seconds, Size, key_values, options_of
 from .process import STOPS, print_result
 
@@ -211,6 +209,7 @@ def command(
     from cyclegan_export.cache import open_exported
 
     from .. import api
+    from ..job.report import check_report_path, write_report
     from .progress import Reporter
 
     reporter = Reporter(progress, quiet=quiet)
@@ -225,7 +224,7 @@ def command(
             plan.backend.close()
             sys.exit(3 if plan.failures else 0)
         if report:
-            _check_report(report, plan, model)
+            check_report_path(report, plan, model)
         for note in plan.notes:
             reporter.say(note)
         if options["preview"]:
@@ -242,7 +241,7 @@ def command(
         # From here on a stop has nothing to stop.
         if report:
             with STOPS.deferred():
-                _write_report(report, done)
+                write_report(done, report)
     except ContradictionError as error:
         raise click.UsageError(f"{error}.") from error
     except CycleganBatchError as error:
@@ -281,53 +280,6 @@ def _run(plan: JobPlan, reporter: Reporter) -> Report:
         return api.report_run(plan, counters)
     finally:
         reporter.close()
-
-
-def _check_report(report: Path, plan: JobPlan, model: Path) -> None:
-    """Refuse a name for the report that cannot be meant, before the work. Raises OutputError."""
-    from ..wording import printable
-
-    name = printable(report)
-    if report.is_dir():
-        raise OutputError(f"cannot write the report {name}: it is a folder; name a file in it")
-    if not report.parent.is_dir():
-        raise OutputError(
-            f"cannot write the report {name}: its folder does not exist; create it first"
-        )
-    if not os.access(report if report.exists() else report.parent, os.W_OK):
-        raise OutputError(
-            f"cannot write the report {name}: permission denied; choose a folder that you may "
-            "write to"
-        )
-    used = {
-        model.resolve(),
-        plan.model.card.path.resolve(),
-        *(each.source.resolve() for each in (*plan.entries, *plan.others)),
-        *(each.output.resolve() for each in (*plan.entries, *plan.others)),
-    }
-    if report.resolve() in used:
-        raise OutputError(
-            f"cannot write the report {name}: it is a file of the job itself; choose another name"
-        )
-
-
-def _write_report(report: Path, done: Report) -> None:
-    """Write the report under its name when it is whole. Raises OutputError."""
-    from ..files import output_error, publish, temporary_path
-
-    text = done.to_json() + "\n"
-    try:
-        if report.exists() and not stat.S_ISREG(report.stat().st_mode):
-            report.write_text(text)  # a pipe or a device takes no other name
-            return
-        partial = temporary_path(report)
-        try:
-            partial.write_text(text)
-            publish(partial, report, overwrite=True)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise output_error(report, error) from error
 
 
 def _print_plan(plan: JobPlan, *, as_json: bool) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import OutputError
+from ..files import output_error, writing
 from ..wording import clock, counted, printable
 from .pipeline import Counters, Failure, Stage
+
+if TYPE_CHECKING:
+    from .plan import JobPlan
 
 Status = Literal["whole", "partial", "failed", "interrupted"]
 
@@ -193,3 +199,46 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def check_report_path(path: Path, plan: JobPlan, model: Path) -> None:
+    """Refuse a report file that cannot be written or would replace a file of the job.
+
+    ``model`` is the file as the caller gave it; the plan's may be its export. Raises OutputError.
+    """
+    name = printable(path)
+    if path.is_dir():
+        raise OutputError(f"cannot write the report {name}: it is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"cannot write the report {name}: its folder does not exist; create it first"
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise OutputError(
+            f"cannot write the report {name}: permission denied; choose a folder that you may "
+            "write to"
+        )
+    used = {
+        model.resolve(),
+        plan.model.card.path.resolve(),
+        *(each.source.resolve() for each in (*plan.entries, *plan.others)),
+        *(each.output.resolve() for each in (*plan.entries, *plan.others)),
+    }
+    if path.resolve() in used:
+        raise OutputError(
+            f"cannot write the report {name}: it is a file of the job itself; choose another name"
+        )
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write ``report`` as JSON, under its name only when it is whole. Raises OutputError."""
+    text = report.to_json() + "\n"
+    if path.exists() and not path.is_file():
+        # A pipe or a device is written to as it is: it cannot be replaced by a temporary file.
+        try:
+            path.write_text(text)
+        except OSError as error:
+            raise output_error(path, error) from error
+        return
+    with writing(path, overwrite=True) as partial:
+        partial.write_text(text)

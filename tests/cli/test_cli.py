@@ -22,6 +22,7 @@ from PIL import Image
 
 from cyclegan_batch import TranslateOptions, api, cli
 from cyclegan_batch.cli import process
+from cyclegan_batch.job import report as job_report
 from cyclegan_batch.job.plan import JobPlan
 from cyclegan_batch.media import images
 from tests.synthesis import generators, streams
@@ -422,12 +423,13 @@ def test_a_ctrl_c_that_foreign_code_swallows_is_not_lost() -> None:
 
 
 @pytest.mark.behaviour(24)
-@pytest.mark.parametrize("late", ["report_run", "_write_report", "_print_outcome"])
+@pytest.mark.parametrize("late", ["report_run", "write_report", "_print_outcome"])
 def test_a_stop_behind_the_last_file_says_what_was_written(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
     """It said that nothing was written, or that the same command does it again."""
-    where, sent = (api if late == "report_run" else cli.translate), [signal.SIGTERM]
+    where = {"report_run": api, "write_report": job_report, "_print_outcome": cli.translate}[late]
+    sent = [signal.SIGTERM]
     really = getattr(where, late)
 
     def stopped(*arguments: Any, **options: Any) -> Any:

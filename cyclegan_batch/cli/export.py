@@ -84,7 +84,6 @@ _ENGINE = options_of(
     click.option(
         "--version-compatible", is_flag=True, help="Engine: for later TensorRT of the same major."
     ),
-    click.option("--refit", is_flag=True, help="Engine: its weights can be exchanged later."),
 )
 
 _ENGINE_NAMES = (
@@ -95,7 +94,6 @@ _ENGINE_NAMES = (
     "workspace",
     "hardware_compatible",
     "version_compatible",
-    "refit",
 )
 
 

@@ -77,8 +77,6 @@ class Build:
     """One engine for every GPU from Ampere on, somewhat slower."""
     version_compatible: bool = False
     """One engine for later versions of TensorRT of the same major number."""
-    refit: bool = False
-    """The weights can be exchanged later."""
     tf32: bool = False
     """FP32 convolutions may round their inputs to TF32: class half instead of exact."""
     recipe: int = RECIPE
@@ -327,6 +325,7 @@ def _card_from_json(engine: Path, said: Mapping[str, Any]) -> EngineCard:
     shapes = {key: _shape(build["profile"][key]) for key in ("min", "opt", "max")}
     build["profile"] = Profile(**shapes)
     build.setdefault("recipe", 0)
+    build.pop("refit", None)  # an option of the first cards, which nothing used
     return EngineCard(
         path=engine,
         model=ModelCard(**model),

@@ -31,7 +31,6 @@ def export_engine(
     workspace: int | None = None,
     hardware_compatible: bool = False,
     version_compatible: bool = False,
-    refit: bool = False,
     precision: Precision | None = None,
     cache_dir: Path | None = None,
     verify: bool = True,
@@ -80,7 +79,6 @@ def export_engine(
         workspace=workspace,
         hardware_compatible=hardware_compatible,
         version_compatible=version_compatible,
-        refit=refit,
     )
     card, notes = write_engine(model, output, build, cache_dir=cache_dir, verify=verify, say=say)
     for note in notes:

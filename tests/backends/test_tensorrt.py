@@ -267,6 +267,7 @@ def test_a_card_of_the_first_version_is_read_and_its_engine_rebuilt(
 ) -> None:
     said = json.loads(card_path(engine).read_text())
     del said["build"]["recipe"], said["machine"]["multiprocessors"], said["machine"]["memory_gib"]
+    said["build"]["refit"] = False
     card_path(engine).write_text(json.dumps(said))
     gpu.builds.clear()
     opened = open_on(gpu, open_model(engine), tmp_path / "cache")
@@ -362,14 +363,14 @@ def test_timings_are_reused_and_never_when_damaged(
 
 def test_a_build_is_what_was_asked_for(tmp_path: Path, gpu: Gpu, model: Model) -> None:
     build = Build(SMALL, builder_level=5, workspace=64, hardware_compatible=True,
-                  version_compatible=True, refit=True, tf32=True)  # fmt: skip
+                  version_compatible=True, tf32=True)  # fmt: skip
     backend.write_engine(model, tmp_path / "x.engine", build, cache_dir=tmp_path)
     (made,) = gpu.builds
     assert made.profile == ((1, 8, 8, 3), (2, 8, 8, 3), (4, 16, 16, 3))
     assert made.builder_optimization_level == 5
     assert made.workspace == 64 * 2**20
     assert made.hardware_compatibility_level == "AMPERE_PLUS"
-    assert made.flags == {"VERSION_COMPATIBLE", "REFIT", "TF32"}
+    assert made.flags == {"VERSION_COMPATIBLE", "TF32"}
 
 
 def test_a_long_build_says_how_far_it_is_and_ctrl_c_ends_it_errors(
@@ -938,7 +939,7 @@ def test_export_writes_an_engine_of_a_contract_file(
     tmp_path: Path, gpu: Gpu, model: Model, key: Path
 ) -> None:
     engine = tmp_path / "night.engine"
-    command = ("export", model.card.path, engine, "--opt-shape", "2,8,8", "--refit")
+    command = ("export", model.card.path, engine, "--opt-shape", "2,8,8", "--version-compatible")
     done = run(*command, "--max-shape", "4,16,16", "--builder-level", "1", "--workspace", "9")
     assert done.exit_code == 0, done.output
     assert "night.engine: fp32" in done.output
@@ -1028,9 +1029,11 @@ def test_an_engine_of_a_checkpoint_leaves_its_onnx_beside_it(
 
 
 def test_options_of_an_engine_for_an_onnx_errors(tmp_path: Path) -> None:
-    done = run("export", "g.pth", tmp_path / "a.onnx", "--opt-shape", "1,8,8", "--refit")
+    done = run(
+        "export", "g.pth", tmp_path / "a.onnx", "--opt-shape", "1,8,8", "--version-compatible"
+    )
     assert done.exit_code == 2
-    assert "--opt-shape, --refit: for an engine only" in done.output
+    assert "--opt-shape, --version-compatible: for an engine only" in done.output
 
 
 def test_an_engine_without_tensorrt_errors_before_the_work(

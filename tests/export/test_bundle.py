@@ -295,9 +295,9 @@ def test_the_command_writes_a_bundle_for_the_size_it_was_trained_at(tmp_path: Pa
     done = run(model, tmp_path / "c", "--bundle", "generic", "--precision", "fp16")
     assert done.exit_code == 1
     assert "is fp32 and fp16 was asked for; give the checkpoint" in done.output
-    done = run(model, tmp_path / "c", "--bundle", "generic", "--refit")
+    done = run(model, tmp_path / "c", "--bundle", "generic", "--version-compatible")
     assert done.exit_code == 2
-    assert "--refit: for an engine only" in done.output
+    assert "--version-compatible: for an engine only" in done.output
 
 
 def test_a_folder_of_something_else_is_never_overwritten_errors(tmp_path: Path) -> None:

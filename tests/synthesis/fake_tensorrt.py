@@ -320,7 +320,7 @@ def _tensorrt(gpu: Gpu) -> Any:
         ProfilingVerbosity=names("DETAILED"),
         MemoryPoolType=names("WORKSPACE"),
         HardwareCompatibilityLevel=names("AMPERE_PLUS"),
-        BuilderFlag=names("VERSION_COMPATIBLE", "REFIT", "TF32"),
+        BuilderFlag=names("VERSION_COMPATIBLE", "TF32"),
         LayerInformationFormat=names("JSON"),
         ExecutionContextAllocationStrategy=names("USER_MANAGED"),
     )

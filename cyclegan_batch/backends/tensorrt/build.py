@@ -338,8 +338,6 @@ def _build(
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if build.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    if build.refit:
-        config.set_flag(trt.BuilderFlag.REFIT)
     if not build.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     profile = created(builder.create_optimization_profile, f"{version} makes no profile", log)

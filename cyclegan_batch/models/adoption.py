@@ -109,36 +109,6 @@ class Adoption:
     """What the user should be told once."""
 
 
-def declare_ends(proto: onnx.ModelProto) -> bool:
-    """Fill in, in place, the types and shapes that a graph's two ends do not declare.
-
-    Some exporters (TensorFlow's, at an unknown rank) leave them to whoever reads the file, and
-    runtimes do infer them. An input of unknown rank is taken for four free axes, and so is an
-    output that inference cannot follow: a graph that is none of that is refused later, or by the
-    backend. Returns whether anything was missing.
-    """
-    weights = {weight.name for weight in proto.graph.initializer}
-    inputs = [value for value in proto.graph.input if value.name not in weights]
-    missing = [v for v in (*inputs, *proto.graph.output) if dimensions_of(v) is None]
-    if not missing:
-        return False
-
-    def free(value: onnx.ValueInfoProto) -> None:
-        tensor = value.type.tensor_type
-        if dimensions_of(value) is None and tensor.elem_type:
-            for _ in range(4):
-                tensor.shape.dim.add()
-
-    for value in inputs:
-        free(value)
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    for value, found in zip(proto.graph.output, inferred.graph.output, strict=True):
-        if dimensions_of(value) is None:
-            value.CopyFrom(found)
-            free(value)
-    return True
-
-
 def adopt(path: Path, proto: onnx.ModelProto, said: Said) -> Adoption:
     """Bring the foreign generator ``proto``, read from ``path``, inside the contract.
 

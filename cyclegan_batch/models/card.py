@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..frames import PixelType, SizeRequirements
+from ..wording import printable
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,28 @@ class ModelCard:
     """How a foreign file was understood (``nchw rgb 0..255``), or None."""
     notes: tuple[str, ...] = ()
     """What the user should be told once."""
+
+
+def describe(card: ModelCard) -> dict[str, Any]:
+    """Return the card as plain values that JSON takes, in the order in which they are shown."""
+    fields = asdict(card)
+    sizes = fields.pop("sizes")
+    kind = "contract ONNX" if card.contract_version else "checkpoint"
+    if card.adopted:
+        kind = "foreign ONNX, adopted"
+    shown = {
+        "path": printable(card.path),
+        "kind": kind,
+        "contract_version": fields.pop("contract_version") or None,
+    }
+    del fields["path"]
+    shown |= {key: list(value) if isinstance(value, tuple) else value for key, value in
+              fields.items() if key not in ("digest", "notes")}  # fmt: skip
+    shown |= {
+        "multiple_of": sizes["multiple_of"],
+        "minimum": sizes["minimum"],
+        "fixed_size": None if sizes["fixed"] is None else list(sizes["fixed"]),
+        "digest": card.digest,
+        "notes": list(card.notes),
+    }
+    return shown

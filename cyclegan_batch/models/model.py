@@ -9,41 +9,38 @@ weights that lie beside the file, what is no ONNX, and the card's form in ``meta
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import re
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
-from onnx import TensorProto, external_data_helper, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from ..errors import BackendUnavailableError, ModelError
 from ..files import output_error, publish, temporary_path
-from ..frames import Pixels, SizeRequirements, as_pixel_type
+from ..frames import Pixels, as_pixel_type
 from ..wording import first_line, printable
-from .adoption import MODEL_IO_GRAMMAR, Adoption, adopt, declare_ends, parse_model_io
-from .card import ModelCard
+from .adoption import MODEL_IO_GRAMMAR, adopt, parse_model_io
+from .card import ModelCard, describe
+from .card_metadata import (
+    CardFields,
+    card_of_adopted,
+    card_of_contract,
+    card_properties,
+    set_card_properties,
+)
 from .checkpoint_files import Direction, find_checkpoint, is_checkpoint
 from .contract import (
     CONTRACT_VERSION,
     INPUT,
     OUTPUT,
     GeneratorIO,
-    Shapes,
-    check_output_size,
     contract_from_generator,
-    ends,
-    fixed_size,
-    picture_axes,
-    pixel_type_of,
-    say,
 )
+from .onnx_file import check_weights, read_onnx
 
 if TYPE_CHECKING:
     from .checkpoints import LoadedGenerator
@@ -75,14 +72,6 @@ ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 VALUES = "contract/values"
 """What `graph_with_values` gives besides: the pixels before they are clamped and rounded."""
-
-_PREFIX = "cyclegan_batch."
-"""What the keys of the card begin with in ``metadata_props``."""
-
-_WITHOUT_CARD = (
-    "export the checkpoint again (cyclegan-batch export), or take the ONNX that it was made from"
-)
-"""What to do with a wrong card."""
 
 
 @dataclass(frozen=True)
@@ -144,15 +133,15 @@ def open_model(
             )
         return _model_of_checkpoint(path, direction)
     try:
-        content, proto, digest = _read(path)
-        _check_weights(path, proto)
-        card = _metadata(proto)
+        content, proto, digest = read_onnx(path)
+        check_weights(path, proto)
+        card = card_properties(proto)
         if "contract_version" in card:
-            described = _card_of_contract(path, proto, card, digest)
+            described = card_of_contract(path, proto, card, digest)
             _check_said_by_itself(described, model_io, direction)
             return Model(described, content)
         adoption = adopt(path, proto, said)
-        described = _card_of_adopted(path, proto, adoption, digest)
+        described = card_of_adopted(path, proto, adoption, digest)
     except ValueError as error:
         # What the checker does not look at: a name that is no text, a weight of another size.
         raise ModelError(
@@ -215,70 +204,12 @@ def _model_of_checkpoint(path: Path, direction: Direction | None) -> Model:
     return Model(card, b"", checkpoint=loaded)
 
 
-def describe(card: ModelCard) -> dict[str, Any]:
-    """Return the card as plain values that JSON takes, in the order in which they are shown."""
-    fields = asdict(card)
-    sizes = fields.pop("sizes")
-    kind = "contract ONNX" if card.contract_version else "checkpoint"
-    if card.adopted:
-        kind = "foreign ONNX, adopted"
-    shown = {
-        "path": printable(card.path),
-        "kind": kind,
-        "contract_version": fields.pop("contract_version") or None,
-    }
-    del fields["path"]
-    shown |= {key: list(value) if isinstance(value, tuple) else value for key, value in
-              fields.items() if key not in ("digest", "notes")}  # fmt: skip
-    shown |= {
-        "multiple_of": sizes["multiple_of"],
-        "minimum": sizes["minimum"],
-        "fixed_size": None if sizes["fixed"] is None else list(sizes["fixed"]),
-        "digest": card.digest,
-        "notes": list(card.notes),
-    }
-    return shown
-
-
-class CardFields(TypedDict, total=False):
-    """What `model_from_contract` is told of a graph; the rest of a `ModelCard` it finds itself."""
-
-    architecture: Required[str]
-    sizes: Required[SizeRequirements]
-    precision: str
-    trained_size: int | None
-    direction: Literal["AtoB", "BtoA"] | None
-    source_digest: str | None
-    parity: str | None
-    generator: dict[str, Any] | None
-
-
 def model_from_contract(path: Path, contract: onnx.ModelProto, **card: Unpack[CardFields]) -> Model:
     """Give a contract graph its card, in place, and return both as they will be read at ``path``.
 
     Raises ModelError where that is no contract file.
     """
-    from .._version import __version__
-
-    sizes, generator = card["sizes"], card.get("generator")
-    fields = {
-        "contract_version": CONTRACT_VERSION,
-        "architecture": card["architecture"],
-        "multiple_of": sizes.multiple_of,
-        "minimum": sizes.minimum,
-        "trained_size": card.get("trained_size"),
-        "direction": card.get("direction"),
-        "precision": card.get("precision", "fp32"),
-        "source_digest": card.get("source_digest"),
-        "tool_version": __version__,
-        "parity": card.get("parity"),
-        "generator": None if generator is None else json.dumps(generator),
-    }
-    kept = {
-        prop.key: prop.value for prop in contract.metadata_props if not prop.key.startswith(_PREFIX)
-    }
-    said = {f"{_PREFIX}{key}": str(value) for key, value in fields.items() if value is not None}
-    helper.set_model_props(contract, kept | said)
+    set_card_properties(contract, card)
     content = contract.SerializeToString()
     try:
         onnx.checker.check_model(contract, full_check=True)
@@ -288,7 +219,7 @@ def model_from_contract(path: Path, contract: onnx.ModelProto, **card: Unpack[Ca
             "give another file of the same network"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
-    return Model(_card_of_contract(path, contract, _metadata(contract), digest), content)
+    return Model(card_of_contract(path, contract, card_properties(contract), digest), content)
 
 
 def write_model(
@@ -367,250 +298,3 @@ def widest_tensor(model: Model) -> float:
 def writes_out_its_norm(model: Model) -> bool:
     """Return `Model.norm_written_out`, until the backends read it themselves."""
     return model.norm_written_out
-
-
-# Reading a file
-
-
-def _read(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
-    """Return the ONNX at ``path`` as bytes and parsed, all weights inside, and its digest."""
-    name = printable(path)
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ModelError(f"{name}: no such model file; check the path") from error
-    except OSError as error:
-        raise ModelError(f"{name}: cannot be read: {error.strerror}; check the file") from error
-    if not content:
-        raise ModelError(f"{name}: the file is empty; download or export it again")
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(content)
-    except DecodeError as error:
-        raise ModelError(
-            f"{name}: is no ONNX file, or one that is cut short ({len(content)} bytes cannot be "
-            "parsed); download or export it again"
-        ) from error
-    if not proto.ir_version or not proto.graph.node:
-        raise ModelError(f"{name}: holds no ONNX graph; a generator exported to ONNX is needed")
-    digest = hashlib.sha256(content)
-    beside = _external_files(path, proto)
-    try:
-        for file in beside:
-            with file.open("rb") as weights:
-                digest.update(hashlib.file_digest(weights, "sha256").digest())
-        if beside:
-            external_data_helper.load_external_data_for_model(proto, str(path.parent))
-        texts = [text for node in proto.graph.node for text in (*node.input, *node.output)]
-        texts += [text for prop in proto.metadata_props for text in (prop.key, prop.value)]
-        for end in (*proto.graph.input, *proto.graph.output):
-            texts += [end.name, *(axis.dim_param for axis in end.type.tensor_type.shape.dim)]
-        for text in texts:
-            if isinstance(text, bytes):
-                text.decode()  # protobuf gives what is no text as it is
-        if declare_ends(proto) or beside:
-            content = proto.SerializeToString()
-        onnx.checker.check_model(proto)
-    except FileNotFoundError as error:
-        missing = printable(Path(error.filename or ""))
-        raise ModelError(
-            f"{name}: its weights file {missing} is missing; keep the two side by side"
-        ) from error
-    # protobuf says "too large" with a ValueError, the checker with its own error.
-    except (
-        onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, OSError,
-    ) as error:  # fmt: skip
-        raise ModelError(
-            f"{name}: is not valid ONNX: {first_line(error)}; export it again"
-        ) from error
-    return content, proto, digest.hexdigest()
-
-
-def _external_files(path: Path, proto: onnx.ModelProto) -> list[Path]:
-    """Return the files that hold weights beside ``path``, each once. Raises ModelError.
-
-    A location may lead anywhere: only what lies in the model's own folder is read, symbolic links
-    followed.
-    """
-    folder = path.parent.resolve()
-    found: dict[Path, None] = {}
-    for tensor in _tensors(proto):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
-        target = (folder / location).resolve()
-        if not location or not target.is_relative_to(folder):
-            raise ModelError(
-                f"{printable(path)}: wants weights from {location!r}, outside its own folder; "
-                "they are not read: keep the model and its weights in one folder"
-            )
-        found[target] = None
-    return list(found)
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Yield every tensor that may hold data: weights, attributes, subgraphs and functions."""
-
-    def of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
-        for node in nodes:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("g"):
-                    yield from of_graph(attribute.g)
-                for graph in attribute.graphs:
-                    yield from of_graph(graph)
-
-    def of_graph(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        yield from of_nodes(graph.node)
-
-    yield from of_graph(proto.graph)
-    for function in proto.functions:
-        yield from of_nodes(function.node)
-
-
-def _check_weights(path: Path, proto: onnx.ModelProto) -> None:
-    """Refuse weights that are no numbers: they would blacken every frame. Raises ModelError."""
-    for tensor in proto.graph.initializer:
-        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
-            values = numpy_helper.to_array(tensor)
-            if np.isnan(values).any():
-                raise ModelError(
-                    f"{printable(path)}: the weight {tensor.name!r} holds NaN where numbers are "
-                    "expected: its training diverged, or the file is damaged; use a file of "
-                    "another checkpoint"
-                )
-
-
-# Cards
-
-
-def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
-    """Return the card's own keys without their prefix."""
-    return {
-        prop.key.removeprefix(_PREFIX): prop.value
-        for prop in proto.metadata_props
-        if prop.key.startswith(_PREFIX)
-    }
-
-
-def _card_of_contract(
-    path: Path, proto: onnx.ModelProto, said: dict[str, str], digest: str
-) -> ModelCard:
-    """Return the card of a contract file, checked against the graph. Raises ModelError."""
-    name = printable(path)
-
-    def number(key: str, default: int | None) -> int | None:
-        if key not in said:
-            return default
-        if not re.fullmatch(r"[1-9][0-9]{0,5}", said[key]):
-            raise ModelError(
-                f"{name}: its card says {key} = {said[key]!r} where a number of at least 1 is "
-                f"expected; {_WITHOUT_CARD}"
-            )
-        return int(said[key])
-
-    version = number("contract_version", None)
-    assert version is not None
-    if version > CONTRACT_VERSION:
-        raise ModelError(
-            f"{name}: was written for version {version} of the contract, this tool knows up to "
-            f"{CONTRACT_VERSION}; install a newer cyclegan-batch"
-        )
-    entry, leave = ends(path, proto)
-    pixel_type = pixel_type_of(entry, leave)
-    if pixel_type is None:
-        raise ModelError(
-            f"{name}: its card names the contract, but the graph takes {say(entry)} and gives "
-            f"{say(leave)} where 'frames' and 'translated', (N, H, W, 3) of uint8 or float16, "
-            f"are expected; {_WITHOUT_CARD}"
-        )
-    precision = _weight_precision(proto)
-    if said.get("precision", precision) != precision:
-        raise ModelError(
-            f"{name}: its card says {said['precision']}, but its weights are {precision}; "
-            f"{_WITHOUT_CARD}"
-        )
-    batch, height, width = picture_axes(entry, "nhwc")
-    sizes = SizeRequirements(
-        multiple_of=number("multiple_of", 1) or 1,
-        minimum=number("minimum", 1) or 1,
-        fixed=fixed_size(path, height, width),
-    )
-    check_output_size(path, Shapes(proto), sizes.smallest_fit((64, 64)))
-    if said.get("direction") not in (None, "AtoB", "BtoA"):
-        raise ModelError(
-            f"{name}: its card says direction = {said['direction']!r} where AtoB or BtoA is "
-            f"expected; {_WITHOUT_CARD}"
-        )
-    return ModelCard(
-        path=path,
-        digest=digest,
-        contract_version=version,
-        architecture=said.get("architecture", "unknown"),
-        pixel_type=pixel_type,
-        sizes=sizes,
-        batch=batch,
-        trained_size=number("trained_size", None),
-        direction=said.get("direction"),
-        precision=precision,
-        source_digest=said.get("source_digest"),
-        tool_version=said.get("tool_version"),
-        parity=said.get("parity"),
-        generator=_generator(name, said),
-    )
-
-
-def _generator(name: str, said: dict[str, str]) -> dict[str, Any] | None:
-    if "generator" not in said:
-        return None
-    try:
-        found = json.loads(said["generator"])
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ModelError(
-            f"{name}: its card says generator = {said['generator'][:80]!r} where a JSON object is "
-            f"expected; {_WITHOUT_CARD}"
-        )
-    return found
-
-
-def _card_of_adopted(
-    path: Path, proto: onnx.ModelProto, adoption: Adoption, digest: str
-) -> ModelCard:
-    """Return the card of a foreign file: what it does not say of itself is None."""
-    fixed = adoption.sizes.fixed
-    return ModelCard(
-        path=path,
-        digest=digest,
-        contract_version=0,
-        architecture=proto.producer_name or "unknown",
-        pixel_type="uint8",
-        sizes=adoption.sizes,
-        batch=adoption.batch,
-        trained_size=fixed[0] if fixed and fixed[0] == fixed[1] else None,
-        direction=None,
-        precision=_weight_precision(proto),
-        source_digest=None,
-        tool_version=None,
-        parity=None,
-        adopted=str(adoption.io),
-        notes=(adoption.note,),
-    )
-
-
-def _weight_precision(proto: onnx.ModelProto) -> Literal["fp32", "fp16", "int8"]:
-    """Return the number type that most weights have."""
-    kinds = {node.op_type for node in proto.graph.node}
-    if kinds & {"QuantizeLinear", "DequantizeLinear", "ConvInteger", "QLinearConv"}:
-        return "int8"
-    count: dict[int, int] = {TensorProto.FLOAT: 0, TensorProto.FLOAT16: 0}
-    for tensor in proto.graph.initializer:
-        if tensor.data_type in count:
-            count[tensor.data_type] += int(np.prod(tensor.dims))
-    return "fp16" if count[TensorProto.FLOAT16] > count[TensorProto.FLOAT] else "fp32"

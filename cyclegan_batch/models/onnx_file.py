@@ -1,0 +1,164 @@
+"""An ONNX file on the disk becomes a whole, checked graph.
+
+Weights may lie in files beside it, the file may be damaged or no ONNX at all, and it may name any
+file of the machine as its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, external_data_helper, numpy_helper
+
+from ..errors import ModelError
+from ..wording import first_line, printable
+from .contract import dimensions_of
+
+
+def read_onnx(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
+    """Return the ONNX at ``path`` as bytes and parsed, all weights inside, and its digest."""
+    name = printable(path)
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ModelError(f"{name}: no such model file; check the path") from error
+    except OSError as error:
+        raise ModelError(f"{name}: cannot be read: {error.strerror}; check the file") from error
+    if not content:
+        raise ModelError(f"{name}: the file is empty; download or export it again")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+    except DecodeError as error:
+        raise ModelError(
+            f"{name}: is no ONNX file, or one that is cut short ({len(content)} bytes cannot be "
+            "parsed); download or export it again"
+        ) from error
+    if not proto.ir_version or not proto.graph.node:
+        raise ModelError(f"{name}: holds no ONNX graph; a generator exported to ONNX is needed")
+    digest = hashlib.sha256(content)
+    beside = _external_files(path, proto)
+    try:
+        for file in beside:
+            with file.open("rb") as weights:
+                digest.update(hashlib.file_digest(weights, "sha256").digest())
+        if beside:
+            external_data_helper.load_external_data_for_model(proto, str(path.parent))
+        texts = [text for node in proto.graph.node for text in (*node.input, *node.output)]
+        texts += [text for prop in proto.metadata_props for text in (prop.key, prop.value)]
+        for end in (*proto.graph.input, *proto.graph.output):
+            texts += [end.name, *(axis.dim_param for axis in end.type.tensor_type.shape.dim)]
+        for text in texts:
+            if isinstance(text, bytes):
+                text.decode()  # protobuf gives what is no text as it is
+        if declare_ends(proto) or beside:
+            content = proto.SerializeToString()
+        onnx.checker.check_model(proto)
+    except FileNotFoundError as error:
+        missing = printable(Path(error.filename or ""))
+        raise ModelError(
+            f"{name}: its weights file {missing} is missing; keep the two side by side"
+        ) from error
+    # protobuf says "too large" with a ValueError, the checker with its own error.
+    except (
+        onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, OSError,
+    ) as error:  # fmt: skip
+        raise ModelError(
+            f"{name}: is not valid ONNX: {first_line(error)}; export it again"
+        ) from error
+    return content, proto, digest.hexdigest()
+
+
+def declare_ends(proto: onnx.ModelProto) -> bool:
+    """Fill in, in place, the types and shapes that a graph's two ends do not declare.
+
+    Some exporters (TensorFlow's, at an unknown rank) leave them to whoever reads the file, and
+    runtimes do infer them. An input of unknown rank is taken for four free axes, and so is an
+    output that inference cannot follow: a graph that is none of that is refused later, or by the
+    backend. Returns whether anything was missing.
+    """
+    weights = {weight.name for weight in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in weights]
+    missing = [v for v in (*inputs, *proto.graph.output) if dimensions_of(v) is None]
+    if not missing:
+        return False
+
+    def free(value: onnx.ValueInfoProto) -> None:
+        tensor = value.type.tensor_type
+        if dimensions_of(value) is None and tensor.elem_type:
+            for _ in range(4):
+                tensor.shape.dim.add()
+
+    for value in inputs:
+        free(value)
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    for value, found in zip(proto.graph.output, inferred.graph.output, strict=True):
+        if dimensions_of(value) is None:
+            value.CopyFrom(found)
+            free(value)
+    return True
+
+
+def _external_files(path: Path, proto: onnx.ModelProto) -> list[Path]:
+    """Return the files that hold weights beside ``path``, each once. Raises ModelError.
+
+    A location may lead anywhere: only what lies in the model's own folder is read, symbolic links
+    followed.
+    """
+    folder = path.parent.resolve()
+    found: dict[Path, None] = {}
+    for tensor in _tensors(proto):
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+        target = (folder / location).resolve()
+        if not location or not target.is_relative_to(folder):
+            raise ModelError(
+                f"{printable(path)}: wants weights from {location!r}, outside its own folder; "
+                "they are not read: keep the model and its weights in one folder"
+            )
+        found[target] = None
+    return list(found)
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Yield every tensor that may hold data: weights, attributes, subgraphs and functions."""
+
+    def of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("g"):
+                    yield from of_graph(attribute.g)
+                for graph in attribute.graphs:
+                    yield from of_graph(graph)
+
+    def of_graph(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        yield from of_nodes(graph.node)
+
+    yield from of_graph(proto.graph)
+    for function in proto.functions:
+        yield from of_nodes(function.node)
+
+
+def check_weights(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuse weights that are no numbers: they would blacken every frame. Raises ModelError."""
+    for tensor in proto.graph.initializer:
+        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
+            values = numpy_helper.to_array(tensor)
+            if np.isnan(values).any():
+                raise ModelError(
+                    f"{printable(path)}: the weight {tensor.name!r} holds NaN where numbers are "
+                    "expected: its training diverged, or the file is damaged; use a file of "
+                    "another checkpoint"
+                )

@@ -20,7 +20,7 @@ from .job.pipeline import Counters, Failure, is_hopeless, run
 from .job.plan import JobPlan, Opener, plan_job
 from .job.report import Report, report_from_counters, versions
 from .options import TranslateOptions
-from .wording import printable
+from .wording import grouped, printable
 
 
 def translate(
@@ -116,6 +116,7 @@ def report_run(plan: JobPlan, counters: Counters, *, error: Exception | None = N
     """Sum up a run of ``plan`` that came as far as ``counters`` say, and ended with ``error``."""
     from .media.formats import PIPE
 
+    card = asdict(plan.model.card) | {"notes": grouped(plan.model.card.notes)}
     return report_from_counters(
         counters,
         planned=sum(entry.output != PIPE for entry in plan.entries)
@@ -126,7 +127,7 @@ def report_run(plan: JobPlan, counters: Counters, *, error: Exception | None = N
         overwrite=plan.options.overwrite,
         notes=tuple(dict.fromkeys([*plan.notes, *counters.notes])),
         error=None if error is None else str(error),
-        record=plan.describe() | {"card": asdict(plan.model.card), "versions": versions()},
+        record=plan.describe() | {"card": card, "versions": versions()},
     )
 
 

@@ -3,7 +3,39 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that the user is told once."""
+
+    subject: Path | str | None
+    """The file, or what else the text is about; None where the text is a sentence by itself."""
+    text: str
+
+    def __str__(self) -> str:
+        return self.text if self.subject is None else f"{printable(self.subject)}: {self.text}"
+
+
+def grouped(notes: Iterable[Note]) -> tuple[str, ...]:
+    """Return one sentence for each text among ``notes``: ``a.mp4 and 2 more: is interlaced``."""
+    alike: dict[tuple[bool, str], list[Note]] = {}
+    for note in dict.fromkeys(notes):
+        alike.setdefault((note.subject is None, note.text), []).append(note)
+    sentences = []
+    for first, *others in alike.values():
+        more = f" and {len(others)} more" if others else ""
+        sentences.append(
+            str(
+                first
+                if first.subject is None
+                else Note(f"{printable(first.subject)}{more}", first.text)
+            )
+        )
+    return tuple(sentences)
 
 
 def printable(text: Path | str) -> str:

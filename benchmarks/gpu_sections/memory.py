@@ -63,9 +63,9 @@ def ladder(bench: Bench, checkpoint: Path, folder: Path) -> dict[str, Any]:
         "sent": count,
         "written": len(written),
         "status": report.status,
-        "halved": sum("out of memory" in note for note in report.notes),
+        "halved": sum("out of memory" in note.text for note in report.notes),
         "largest": largest,
-        "notes": [note for note in report.notes if "memory" in note],
+        "notes": [str(note) for note in report.notes if "memory" in note.text],
     }
 
 

@@ -60,7 +60,7 @@ def of_file(bench: Bench, checkpoint: Path, path: Path, precision: str) -> dict[
         backend.infer(frames)
         count += 1
     fps = count * len(frames) / (time.perf_counter() - begin)
-    notes = list(backend.notes)
+    notes = list(map(str, backend.notes))
     backend.close()
     needed = OF_PRECISION[precision]
     return (

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import BackendError, BackendUnavailableError, ModelError
 from ..machine import cpu_threads, nvidia_gpus
 from ..models.model import Model, writes_out_its_norm
-from ..wording import printable
+from ..wording import Note, printable
 from .common import Backend
 
 OF_ONNX = ("onnxruntime", "openvino", "tensorrt")
@@ -88,7 +88,9 @@ def open_backend(
             continue
         # A runtime that is not installed is no news; one that is and does not work, is.
         broken = [e for e in missing if not isinstance(e.__cause__, ImportError)]
-        opened.notes += tuple(f"{error}; going on with {name} on {where}" for error in broken)
+        opened.notes += tuple(
+            Note(None, f"{error}; going on with {name} on {where}") for error in broken
+        )
         if not broken and (device, where) == ("auto", "cpu"):
             opened.notes += _unused_gpu(backend, precision)
         return opened
@@ -150,17 +152,18 @@ def _candidates(model: Model, backend: str, device: str, precision: str) -> list
     return found
 
 
-def _unused_gpu(backend: str, precision: str) -> tuple[str, ...]:
+def _unused_gpu(backend: str, precision: str) -> tuple[Note, ...]:
     """Return a note where a GPU is left alone that could be named."""
     if backend == "openvino" or (backend != "torch" and precision == "bf16"):
         return ()
     gpus = nvidia_gpus()
     if not gpus:
         return ()
-    return (
-        f"{gpus[0]}: is not used, as translating on it has not been measured yet; pass --device "
-        "cuda to use it all the same (experimental)",
+    text = (
+        "is not used, as translating on it has not been measured yet; pass --device cuda to use "
+        "it all the same (experimental)"
     )
+    return (Note(gpus[0], text),)
 
 
 def _compare_with_cpu(

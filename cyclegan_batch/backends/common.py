@@ -12,7 +12,7 @@ from ..errors import BackendError, ModelError, OutOfMemoryError
 from ..frames import Pixels, as_pixel_type
 from ..models.model import ModelCard, sample_frames
 from ..models.parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
-from ..wording import printable
+from ..wording import Note, printable
 
 _MOST_ELEMENTS = 2**31 - 1
 
@@ -43,7 +43,7 @@ class Backend(Protocol):
     """``cpu`` or ``cuda:N``: where the arithmetic happens. Arrays are on the host."""
     precision: str
     """One of `PRECISIONS`: what the arithmetic really uses."""
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     """What the user should be told once."""
 
     def infer(self, frames: Pixels) -> Pixels:

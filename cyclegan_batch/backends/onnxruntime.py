@@ -14,7 +14,7 @@ from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..frames import Pixels
 from ..machine import nvidia_gpus
 from ..models.model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values, widest_tensor
-from ..wording import printable
+from ..wording import Note, printable
 from .common import batch_within_index, checked, failure_of, in_batches, says_out_of_memory, verify
 
 _FATAL_ONLY = 4
@@ -30,7 +30,7 @@ class OnnxRuntimeBackend:
         self, card: ModelCard, session: Any, device: str, precision: str, widest: float = 0.0
     ) -> None:
         self.card, self.device, self.precision = card, device, precision
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[Note, ...] = ()
         self._widest = widest
         self._session: Any = session
         self._options = _import().RunOptions()
@@ -86,7 +86,7 @@ def open_onnxruntime(
             graph, model.card, device, precision, threads - contexts + 1, on_cpu_too=on_cpu_too
         )
 
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     try:
         opened = session(model.graph, on_cpu_too=device == "cpu")
     except OutOfMemoryError:
@@ -115,7 +115,7 @@ def open_onnxruntime(
     return backend
 
 
-def _nodes_on_cpu(session: Any, card: ModelCard, device: str) -> tuple[str, ...]:
+def _nodes_on_cpu(session: Any, card: ModelCard, device: str) -> tuple[Note, ...]:
     """Return, as a note, which nodes of a session on a GPU are computed on the CPU."""
     try:
         parts = session.get_provider_graph_assignment_info()
@@ -128,11 +128,12 @@ def _nodes_on_cpu(session: Any, card: ModelCard, device: str) -> tuple[str, ...]
             return ()
         words = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         share = f"{kinds.total()} of {len(nodes)} nodes ({words})"
-    return (
-        f"{printable(Path(card.path.name))}: onnxruntime {_import().__version__} computes {share} "
+    text = (
+        f"onnxruntime {_import().__version__} computes {share} "
         f"on the CPU instead of {device}, and every frame goes forth and back for them; install "
-        "onnxruntime-gpu 1.25 or later, or export the file with this version (opset 18)",
+        "onnxruntime-gpu 1.25 or later, or export the file with this version (opset 18)"
     )
+    return (Note(Path(card.path.name), text),)
 
 
 def precision_on_cuda(card: ModelCard, precision: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import BackendError, BackendUnavailableError, ModelError, OutOfMemoryError
 from ..frames import Pixels
 from ..models.model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
-from ..wording import printable
+from ..wording import Note, printable
 from .common import checked, in_batches, parity_of, says_out_of_memory, verify
 
 _KEPT_KERNELS = 64
@@ -59,7 +59,7 @@ class OpenVinoBackend:
 
     def __init__(self, card: ModelCard, network: _Network, precision: str) -> None:
         self.card, self.precision = card, precision
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[Note, ...] = ()
         self._network: _Network | None = network
         self._compiled: Any = network.compiled()
         self._request: Any = self._compiled.create_infer_request()
@@ -145,7 +145,7 @@ def open_openvino(
             f'openvino cannot be loaded ({error}); pip install "cyclegan-batch[openvino]"'
         ) from error
     core = openvino.Core()
-    note: tuple[str, ...] = ()
+    note: tuple[Note, ...] = ()
     bf16 = precision == "bf16"
     if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendUnavailableError(
@@ -182,7 +182,8 @@ def open_openvino(
         found = parity_of(
             OpenVinoBackend(model.card, network, "bf16"), OpenVinoBackend(model.card, exact, "fp32")
         )
-        note = (f"{printable(Path(model.card.path.name))} in bf16 against fp32 is {found}",)
+        name = printable(Path(model.card.path.name))
+        note = (Note(None, f"{name} in bf16 against fp32 is {found}"),)
     arithmetic = "bf16" if bf16 else "fp32"
     if model.card.precision == "int8":
         in_floats = _Network(
@@ -201,7 +202,7 @@ by OpenVINO; `tests/export/test_quantise.py` holds it against onnxruntime."""
 
 def _without_overflow(
     card: ModelCard, in_integers: _Network, in_floats: _Network
-) -> tuple[_Network, str, tuple[str, ...]]:
+) -> tuple[_Network, str, tuple[Note, ...]]:
     """Return the network that draws the picture of an INT8 file, its precision, and a note.
 
     Without VNNI a CPU adds products of 8 bits in 16, and OpenVINO lets the sums overflow: measured
@@ -212,14 +213,11 @@ def _without_overflow(
             OpenVinoBackend(card, in_integers, "int8"), OpenVinoBackend(card, in_floats, "fp32")
         )
     except ModelError:
-        return (
-            in_floats,
-            "fp32",
-            (
-                f"{printable(Path(card.path.name))} is computed in fp32: the integer arithmetic "
-                "of this CPU overflows in openvino and would spoil the picture",
-            ),
+        text = (
+            f"{printable(Path(card.path.name))} is computed in fp32: the integer arithmetic "
+            "of this CPU overflows in openvino and would spoil the picture"
         )
+        return in_floats, "fp32", (Note(None, text),)
     return in_integers, "int8", ()
 
 

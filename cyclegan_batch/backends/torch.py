@@ -31,7 +31,7 @@ from ..models.checkpoints import LoadedGenerator
 from ..models.contract import BT601
 from ..models.model import Model, ModelCard
 from ..models.networks import InstanceNorm
-from ..wording import printable
+from ..wording import Note, printable
 from .common import (
     batch_within_index,
     checked,
@@ -94,7 +94,7 @@ class TorchBackend:
         self, card: ModelCard, generator: LoadedGenerator, device: str, precision: str, threads: int
     ) -> None:
         self.card, self.device, self.precision = card, device, precision
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[Note, ...] = ()
         self._generator: LoadedGenerator | None = generator
         self._threads = threads
         self._widest = 0.0 if device == "cpu" else _widest_tensor(generator)
@@ -222,7 +222,7 @@ def open_torch(
         remedy = "pass --precision fp32" if precision == "tf32" else "leave --precision out"
         found = parity_of(backend, opened("fp32"), remedy=remedy)
         name = printable(Path(model.card.path.name))
-        backend.notes = (f"{name} in {precision} against fp32 is {found}",)
+        backend.notes = (Note(None, f"{name} in {precision} against fp32 is {found}"),)
     return backend
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from ..job.pipeline import Counters
-from ..wording import clock, printable
+from ..wording import clock, grouped, printable
 
 Mode = Literal["auto", "plain", "json", "none"]
 
@@ -65,9 +65,10 @@ class Reporter:
 
     def watch(self, counters: Counters) -> None:
         """Show the state; called about ten times a second."""
-        for note in counters.notes[self._heard :]:
-            self._heard += 1
-            self.say(note)
+        notes = counters.notes[self._heard :]
+        self._heard += len(notes)
+        for sentence in grouped(notes):
+            self.say(sentence)
         total = self.total
         self.show(
             lambda columns: live_line(counters, total, columns),

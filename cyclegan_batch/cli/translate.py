@@ -210,6 +210,7 @@ def command(
 
     from .. import api
     from ..job.report import check_report_path, write_report
+    from ..wording import grouped
     from .progress import Reporter
 
     reporter = Reporter(progress, quiet=quiet)
@@ -225,8 +226,8 @@ def command(
             sys.exit(3 if plan.failures else 0)
         if report:
             check_report_path(report, plan, model)
-        for note in plan.notes:
-            reporter.say(note)
+        for sentence in grouped(plan.notes):
+            reporter.say(sentence)
         if options["preview"]:
             from ..job.preview import write_preview
 

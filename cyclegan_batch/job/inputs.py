@@ -46,7 +46,7 @@ from ..media.formats import (
     sniff_format,
 )
 from ..media.pattern import parse_pattern, pattern_files
-from ..wording import printable
+from ..wording import Note, printable
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class InputTree:
     entries: tuple[Entry, ...]
     root: Path | None
     """The folder that everything is written into, or None where OUTPUT is one file or a pipe."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     """What the user is told once."""
 
 
@@ -115,7 +115,7 @@ def find_inputs(
     return tree
 
 
-def _new_formats(entries: Sequence[Entry]) -> Iterator[str]:
+def _new_formats(entries: Sequence[Entry]) -> Iterator[Note]:
     """Yield what becomes a PNG, since its own format is not written."""
     suffixes = [
         entry.source.suffix
@@ -125,9 +125,10 @@ def _new_formats(entries: Sequence[Entry]) -> Iterator[str]:
     ]
     if suffixes:
         many = f"{len(suffixes)} pictures become" if len(suffixes) > 1 else "1 picture becomes"
-        yield (
+        yield Note(
+            None,
             f"{many} PNG, since the format is not written here: {counted_suffixes(suffixes)}; "
-            "--format chooses another"
+            "--format chooses another",
         )
 
 
@@ -300,9 +301,10 @@ def _kept_apart(tree: InputTree) -> InputTree:
         for entry in alike
     }
     many = f"{len(alike)} files keep their full names" if len(alike) > 1 else None
-    note = (
+    note = Note(
+        None,
         f"{many or '1 file keeps its full name'}, as two would share one without it: "
-        f"{printable(alike[0].source)} becomes {printable(apart[alike[0]].output)}"
+        f"{printable(alike[0].source)} becomes {printable(apart[alike[0]].output)}",
     )
     return replace(
         tree,
@@ -311,7 +313,7 @@ def _kept_apart(tree: InputTree) -> InputTree:
     )
 
 
-def _converted_note(entries: Iterable[Entry], container: str) -> Iterator[str]:
+def _converted_note(entries: Iterable[Entry], container: str) -> Iterator[Note]:
     """Yield what the user is told of videos whose container is not written."""
     others = [
         entry.source.suffix
@@ -320,12 +322,14 @@ def _converted_note(entries: Iterable[Entry], container: str) -> Iterator[str]:
     ]
     if others and container == "same":
         counted = counted_suffixes(others)
-        yield (
-            f"1 video becomes MKV, as its container is read and not written here ({counted})"
+        many = (
+            "1 video becomes MKV, as its container is"
             if len(others) == 1
-            else f"{len(others)} videos become MKV, as their containers are read and not written "
-            f"here ({counted})"
-        ) + "; --container chooses another"
+            else f"{len(others)} videos become MKV, as their containers are"
+        )
+        yield Note(
+            None, f"{many} read and not written here ({counted}); --container chooses another"
+        )
 
 
 def _output_name(source: Path, kind: Kind, format: str, container: str) -> str:  # noqa: A002
@@ -402,7 +406,7 @@ def _mirrored(
             f"{printable(root)}: is a file, and {wanted} a folder as output; choose another name"
         )
     entries: list[Entry] = []
-    notes: list[str] = []
+    notes: list[Note] = []
     for source in sources:
         if not source.is_dir():
             kind = _kind_of_named_file(source, root)
@@ -493,25 +497,26 @@ class _Listing:
             seen.append(f"{len(self.hidden)} hidden")
         return ", ".join(seen) or "no files"
 
-    def notes(self, folder: Path, copy_others: bool) -> Iterator[str]:
+    def notes(self, folder: Path, copy_others: bool) -> Iterator[Note]:
         """Yield what is left out, once for each reason."""
-        if self.links:
-            more = f" and {len(self.links) - 1} more" if len(self.links) > 1 else ""
-            yield (
-                f"{printable(folder / sorted(self.links)[0])}{more}: a link to a folder is not "
-                "followed; name it as an input of its own to include it"
+        for link in sorted(self.links):
+            yield Note(
+                folder / link,
+                "a link to a folder is not followed; name it as an input of its own to include it",
             )
         if self.labels and copy_others:
-            yield (
-                f"{printable(folder)}: copied as they are, since pictures of these kinds are not "
-                f"read here: {counted_suffixes(path.suffix for path in self.labels)}"
+            yield Note(
+                folder,
+                "copied as they are, since pictures of these kinds are not read here: "
+                f"{counted_suffixes(path.suffix for path in self.labels)}",
             )
         if self.others and not copy_others:
             suffixes = sorted({path.suffix for path in self.others if path.suffix})[:5]
             shown = f" ({printable(Path(', '.join(suffixes)))})" if suffixes else ""
-            yield (
-                f"{printable(folder)}: left out, as neither pictures nor videos: "
-                f"{len(self.others)} of its files{shown}; --copy-others copies them"
+            yield Note(
+                folder,
+                f"left out, as neither pictures nor videos: {len(self.others)} of its files"
+                f"{shown}; --copy-others copies them",
             )
 
 

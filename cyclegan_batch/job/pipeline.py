@@ -37,6 +37,7 @@ from ..errors import (
 )
 from ..frames import Frame, Geometry, Pixels, Size, stack
 from ..media import Dropped, Place, Sink, Source
+from ..wording import Note
 
 T = TypeVar("T")
 
@@ -148,8 +149,8 @@ class Counters:
     unit: str = ""
     """The unit that is being written."""
     failures: list[Failure] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """Sentences to be said once, in the order in which they came up."""
+    notes: list[Note] = field(default_factory=list)
+    """What the user is told once, in the order in which it came up."""
     written: list[Path] = field(default_factory=list)
     left: int = 0
     """Outputs that another process has written meanwhile, and that stay (``--skip-existing``)."""
@@ -690,9 +691,9 @@ class _Run:
         with self.lock:
             if self.batcher.batch_size == size:
                 self.batcher.batch_size = size // 2
+                text = f"out of memory with a batch of {size} at frame {picture.frame.index}"
                 self.counters.notes.append(
-                    f"{picture.at.unit.name}: out of memory with a batch of {size} at frame "
-                    f"{picture.frame.index}; going on with {size // 2}"
+                    Note(picture.at.unit.name, f"{text}; going on with {size // 2}")
                 )
 
     def _from_rgb(self, message: Any) -> list[Any]:

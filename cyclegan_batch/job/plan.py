@@ -18,7 +18,7 @@ from ..errors import InputError, OutputError
 from ..frames import Geometry, Size
 from ..frames import geometry as frame_geometry
 from ..options import TranslateOptions
-from ..wording import counted, printable
+from ..wording import Note, counted, grouped, printable
 from .pipeline import Failure, Schedule, Unit, too_many_failures
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class JobPlan:
     """Outputs that exist and stay as they are (``--skip-existing``)."""
     failures: tuple[Failure, ...]
     """Inputs that could not even be planned, where the plan goes on without them."""
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     """What the user is told once, before the first frame."""
     sizes: tuple[Size, ...]
     """Every (height, width) that is known beforehand: of all videos, and of some pictures."""
@@ -142,7 +142,7 @@ class JobPlan:
             f"{counted(schedule.batch_size, 'frame')} per call, {calls}",
             f"memory   {self._memory_words()}",
         ]
-        found += [f"note     {note}" for note in self.notes]
+        found += [f"note     {sentence}" for sentence in grouped(self.notes)]
         for video in self.videos:
             found += _video_lines(video)
         for shard in self.shards:
@@ -254,12 +254,7 @@ def plan_job(
         shards=tuple(shards),
         skipped=skipped,
         failures=tuple(failures),
-        notes=tuple(
-            _said_once(
-                [*_sight(generator.card, options, sizes), *backend.notes, *notes],
-                [video.name for video in videos],
-            )
-        ),
+        notes=(*_sight(generator.card, options, sizes), *backend.notes, *notes),
         sizes=tuple(dict.fromkeys(sizes)),
     )
 
@@ -369,7 +364,7 @@ _OF_VIDEOS = {"codec", "crf", "preset", "pix_fmt", "encoder_opt", "audio", "stre
 _OF_IMAGES = {"format", "quality", "white"}
 
 
-def _without_effect(options: TranslateOptions, kinds: set[str]) -> list[str]:
+def _without_effect(options: TranslateOptions, kinds: set[str]) -> list[Note]:
     """Say which of the options given mean nothing to what is translated."""
     defaults = asdict(TranslateOptions())
     given = [name for name, value in asdict(options).items() if value != defaults[name]]
@@ -381,26 +376,8 @@ def _without_effect(options: TranslateOptions, kinds: set[str]) -> list[str]:
     ):
         useless = [f"--{name.replace('_', '-')}" for name in given if name in names]
         if kinds and useless and not there:
-            found.append(f"{', '.join(useless)}: no effect, as no {what} is among the inputs")
-    return found
-
-
-def _said_once(notes: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return ``notes``, with those that say the same of several files put into one sentence.
-
-    ``names``: the files; a note about one of them begins with its name and a colon.
-    """
-    known = set(names)
-    whose: dict[str, list[str]] = {}
-    for note in dict.fromkeys(notes):
-        # The longest name that fits: a name may hold a colon.
-        ends = [at for at in range(len(note)) if note.startswith(": ", at) and note[:at] in known]
-        name, text = (note[: ends[-1]], note[ends[-1] :]) if ends else ("", note)
-        whose.setdefault(text, []).append(name)
-    found = []
-    for text, names_of in whose.items():
-        more = f" and {len(names_of) - 1} more" if len(names_of) > 1 else ""
-        found.append(f"{names_of[0]}{more}{text}")
+            text = f"no effect, as no {what} is among the inputs"
+            found.append(Note(", ".join(useless), text))
     return found
 
 
@@ -439,7 +416,7 @@ def _open_backend(
     )
 
 
-def _sight(card: ModelCard, options: TranslateOptions, sizes: Sequence[Size]) -> list[str]:
+def _sight(card: ModelCard, options: TranslateOptions, sizes: Sequence[Size]) -> list[Note]:
     """Say what the network sees against what it was trained on."""
     if not sizes:
         return []
@@ -447,7 +424,7 @@ def _sight(card: ModelCard, options: TranslateOptions, sizes: Sequence[Size]) ->
     seen = list(dict.fromkeys(_way(shape(size)) for size in sizes))
     trained = f"trained at {card.trained_size}, " if card.trained_size else ""
     more = f" and {len(seen) - 3} other sizes" if len(seen) > 3 else ""
-    return [f"{printable(Path(card.path.name))}: {trained}sees {', '.join(seen[:3])}{more}"]
+    return [Note(Path(card.path.name), f"{trained}sees {', '.join(seen[:3])}{more}")]
 
 
 def _way(shape: Geometry) -> str:

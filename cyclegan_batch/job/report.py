@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import OutputError
 from ..files import output_error, writing
-from ..wording import clock, counted, printable
+from ..wording import Note, clock, counted, grouped, printable
 from .pipeline import Counters, Failure, Stage
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ class Report:
     error: str | None
     """What ended the run before its end."""
     overwrite: bool
-    notes: tuple[str, ...]
-    """What was said once."""
+    notes: tuple[Note, ...]
+    """What the user was told once."""
     record: dict[str, Any]
     """The plan, and every version and digest that the pixels depend on."""
 
@@ -140,6 +140,7 @@ class Report:
     def to_json(self) -> str:
         """Return the report as JSON; bytes of names that are not UTF-8 are lone surrogates."""
         content = asdict(self) | {"exit_code": self.exit_code, "rate": self.rate}
+        content["notes"] = grouped(self.notes)
         return json.dumps(content, default=str, indent=2)
 
 
@@ -150,7 +151,7 @@ def report_from_counters(
     expected_frames: int | None,
     skipped: int,
     overwrite: bool,
-    notes: tuple[str, ...],
+    notes: tuple[Note, ...],
     error: str | None,
     record: dict[str, Any],
 ) -> Report:

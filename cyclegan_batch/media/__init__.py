@@ -19,6 +19,7 @@ from ..errors import CycleganBatchError, InputError
 
 if TYPE_CHECKING:
     from ..frames import Frame
+from ..wording import Note
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Source(Protocol):
         """
 
     @property
-    def notes(self) -> Sequence[str]:
+    def notes(self) -> Sequence[Note]:
         """What was found on the way that the user is told once."""
         ...
 
@@ -104,7 +105,7 @@ class Sink(Protocol):
         ...
 
     @property
-    def notes(self) -> Sequence[str]:
+    def notes(self) -> Sequence[Note]:
         """What was found on the way that the user is told once."""
         ...
 

@@ -24,7 +24,7 @@ from av.format import Flags
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from ..wording import printable
+from ..wording import Note, printable
 from . import Dropped, aspect
 from .alpha import ALPHA_DECODERS
 from .containers import container_for
@@ -51,7 +51,7 @@ from .verification import verify
 class Assembled:
     """What is to be said of a file that was put together."""
 
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     """What the user is told once."""
     dropped: tuple[Dropped, ...]
     """What of the source's other streams is damaged and missing."""
@@ -74,14 +74,14 @@ def assemble(stretches: Sequence[Stretch], plan: StreamPlan, output_partial: Pat
     except BaseException:
         output_partial.unlink(missing_ok=True)
         raise
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     # What begins late in the source begins early enough here.
     if moved >= Fraction(1, 1000) and joined.shift <= 0:
-        notes = (
-            f"{printable(plan.output)}: {container_for(plan.output).label} cannot start below "
-            f"zero, so all streams start {float(moved):.3f} s later than in "
-            f"{printable(plan.source)}",
+        text = (
+            f"{container_for(plan.output).label} cannot start below zero, so all streams start "
+            f"{float(moved):.3f} s later than in {printable(plan.source)}"
         )
+        notes = (Note(plan.output, text),)
     return Assembled(notes, losses.dropped)
 
 

@@ -29,6 +29,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from ..errors import InputError
 from ..frames import Pixels, PixelType
+from ..wording import Note
 from .alpha import Alpha, put_alpha
 from .stream_info import ColourTags, Fields, StreamInfo
 
@@ -93,7 +94,7 @@ class ColourPlan:
     """What the output is tagged with: the source's own tags."""
     guessed: bool
     """The source does not say its matrix."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") -> ColourPlan:
@@ -146,14 +147,16 @@ def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") 
             tags.matrix, tags.primaries, tags.transfer, 2, tags.chroma_location
         )
     guessed = tagged is None and wanted is None and not rgb
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     if guessed and not _is_grey(stream.pix_fmt):
-        notes = (
-            f"{named}the video does not say its colour matrix: taken as {guess} "
-            f"({'full' if full else 'limited'} range); --color MATRIX[:RANGE] says otherwise",
+        text = (
+            f"the video does not say its colour matrix: taken as {guess} "
+            f"({'full' if full else 'limited'} range); --color MATRIX[:RANGE] says otherwise"
         )
+        notes = (Note(name or None, text),)
     if wanted and tagged not in (None, wanted, "rgb"):
-        notes = (f"{named}--color {override} is used although the video is tagged {tagged}",)
+        text = f"--color {override} is used although the video is tagged {tagged}"
+        notes = (Note(name or None, text),)
     location = _LOCATIONS.get(tags.chroma_location) or ("center" if full and not rgb else "left")
     return ColourPlan(
         matrix=matrix,

@@ -15,7 +15,7 @@ from ..errors import InputError, OutputError
 from ..files import output_error, publish, refuse_existing, temporary_path
 from ..frames import Frame, PixelType
 from ..options import TranslateOptions
-from ..wording import printable
+from ..wording import Note, printable
 from . import Dropped
 from .formats import IMAGE_FORMATS, Entry, ImageFormat
 from .headers import Header, read_header
@@ -48,7 +48,7 @@ class ImageShard:
     max_pixels: int
     overwrite: bool
     white: int | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     """What the user is told once."""
 
 
@@ -64,10 +64,11 @@ def plan_images(
         raise OutputError(f"--quality {options.quality}: must be 1..100")
     if options.white is not None and not 1 <= options.white <= 65535:
         raise OutputError(f"--white {options.white}: must be 1..65535")
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     lossy = {"jpg", "webp", "avif"} & {_format_of(entry.output) for entry in pictures}
     if options.quality is not None and pictures and not lossy:
-        notes = (f"--quality {options.quality}: no picture is written as jpg, webp or avif",)
+        subject = f"--quality {options.quality}"
+        notes = (Note(subject, "no picture is written as jpg, webp or avif"),)
     shards = []
     for start in range(0, len(pictures), SHARD):
         part = tuple(pictures[start : start + SHARD])
@@ -110,7 +111,7 @@ class ImageSource:
 
     def __init__(self, shard: ImageShard) -> None:
         self.shard = shard
-        self._notes: dict[str, list[Path]] = {}
+        self._notes: list[Note] = []
 
     def read(self) -> Iterator[_File | Dropped]:
         """Yield the bytes of each picture, or Dropped where a header or the system refuses it.
@@ -181,18 +182,13 @@ class ImageSource:
             notes.append("is written with 8 bits; --format png keeps 16")
         if picture.extras.geo and _format_of(file.entry.output) != "tiff":
             notes.append("what GeoTIFF says of its place is held by TIFF only, and was left out")
-        for note in notes:
-            self._notes.setdefault(note, []).append(file.entry.source)
+        self._notes += [Note(file.entry.source, text) for text in notes]
         return Frame(file.index, picture.pixels, PictureTag(file.entry.output, picture.extras))
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What was done to pictures so far that their owner should know, once for each reason."""
-        sentences = []
-        for found, names in sorted(self._notes.items()):
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            sentences.append(f"{printable(min(names))}{more}: {found}")
-        return tuple(sentences)
+    def notes(self) -> tuple[Note, ...]:
+        """What was done to pictures so far that their owner should know, by reason and name."""
+        return tuple(sorted(self._notes, key=lambda note: (note.text, note.subject)))
 
     def close(self) -> None:
         """Release nothing: no file stays open."""
@@ -223,15 +219,10 @@ class ImageSink:
         """Pictures of another size than what GeoTIFF says of them is true of."""
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[Note, ...]:
         """What could not be written; what a format cannot hold, the source knows beforehand."""
-        if not self._displaced:
-            return ()
-        more = f" and {len(self._displaced) - 1} more" if len(self._displaced) > 1 else ""
-        return (
-            f"{printable(min(self._displaced))}{more}: has another size than its source, and what "
-            "GeoTIFF says of its place was left out",
-        )
+        text = "has another size than its source, and what GeoTIFF says of its place was left out"
+        return tuple(Note(output, text) for output in sorted(self._displaced))
 
     def converter(self) -> Callable[[Frame], _Encoded | Dropped]:
         """Return the encoder."""

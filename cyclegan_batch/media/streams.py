@@ -18,7 +18,7 @@ import av.stream
 from ..errors import InputError, OutputError
 from ..frames import Size
 from ..options import TranslateOptions
-from ..wording import printable
+from ..wording import Note, printable
 from .clocks import BROADCAST
 from .containers import Container, container_for
 from .demuxing import open_container
@@ -46,7 +46,7 @@ class StreamPlan:
     """Seconds of the source that become 0 where nothing is cut: where its first stream begins."""
     to_last_frame: bool
     """Everything ends with the last translated frame (``--to``, ``--frames``)."""
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     """One warning for each thing that is left out."""
     undecodable: tuple[str, ...] = ()
     """Why a track of sound is lost that was to be encoded anew, one sentence for each."""
@@ -106,7 +106,7 @@ def plan_streams(
     lost = [*lost]
     given = len(lost)
     undecodable: list[str] = []
-    mixed: list[str] = []
+    mixed: list[Note] = []
     carried: list[Carried] = []
     others = [stream for stream in info.streams if stream.index != video.index]
     with contextlib.ExitStack() as stack:
@@ -174,12 +174,14 @@ def plan_streams(
         lost.append(f"{len(info.chapters)} chapters: {container.label} cannot hold them")
     if undecodable and (options.strict or options.on_error == "fail"):
         raise InputError("; ".join(undecodable))
-    notes = tuple(f"{printable(output)} goes without {what}" for what in lost)
+    notes = tuple(Note(None, f"{printable(output)} goes without {what}") for what in lost)
     if notes and options.strict:
         # Another container helps against none of what the encoder loses.
         remedy = ", or choose .mkv" if len(notes) > given else ""
-        raise OutputError(f"{'; '.join(notes)}; leave out --strict to accept that{remedy}")
-    notes += (*mixed, *undecodable)
+        raise OutputError(
+            f"{'; '.join(map(str, notes))}; leave out --strict to accept that{remedy}"
+        )
+    notes += (*mixed, *(Note(None, why) for why in undecodable))
     return StreamPlan(
         source=info.path,
         output=output,
@@ -275,12 +277,15 @@ def _refuse_audio_encoder(
 
 def _mixed_down(
     source: av.container.InputContainer, stream: StreamInfo, choice: Carried
-) -> list[str]:
+) -> list[Note]:
     """Return a note where the encoder takes fewer channels than there are."""
     made = plan_sound(str(choice.encoder), source.streams[stream.index].codec_context)
     if not made.mixed_down:
         return []
     return [
-        f"stream {stream.index} ({stream.label}): {made.encoder} does not take its "
-        f"{stream.channels} channels, so they are mixed down to {made.layout}"
+        Note(
+            None,
+            f"stream {stream.index} ({stream.label}): {made.encoder} does not take its "
+            f"{stream.channels} channels, so they are mixed down to {made.layout}",
+        )
     ]

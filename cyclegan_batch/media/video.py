@@ -27,7 +27,7 @@ import av.error
 from ..errors import InputError, OutputError
 from ..frames import PixelType, Size
 from ..options import TranslateOptions
-from ..wording import printable
+from ..wording import Note, printable
 from .alpha import Alpha
 from .clocks import seam_notes, start_note
 from .colour import ColourPlan, resolve
@@ -72,7 +72,7 @@ class VideoPlan:
     options: TranslateOptions
     frames_expected: int | None
     """By the header, or by duration and rate; None where neither is known."""
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     """What the user is told once."""
     opened: av.container.InputContainer | None = field(default=None, repr=False, compare=False)
     """A pipe, which cannot be opened twice."""
@@ -169,23 +169,26 @@ def plan_video(
             lost=lost,
         )
     else:
-        losses = tuple(f"{_name(output, 'standard output')} goes without {what}" for what in lost)
+        target_name = _name(output, "standard output")
+        losses = tuple(Note(None, f"{target_name} goes without {what}") for what in lost)
         if losses and options.strict:
-            raise OutputError(f"{'; '.join(losses)}; leave out --strict to accept that")
-    notes = [*colour.notes, *(f"{name}: {note}" for note in encoder.notes)]
+            words = "; ".join(map(str, losses))
+            raise OutputError(f"{words}; leave out --strict to accept that")
+    notes = [*colour.notes, *(Note(name, text) for text in encoder.notes)]
     if stream.bits > 8 and pixel_type == "uint8":
-        notes.append(
-            f"{name}: of its {stream.bits} bits, 8 pass the network (the model takes uint8); "
+        text = (
+            f"of its {stream.bits} bits, 8 pass the network (the model takes uint8); "
             "a model file that takes float16 keeps them"
         )
+        notes.append(Note(name, text))
     if stream.interlaced and not options.deinterlaces and wanted.fields == encoder.fields:
-        notes.append(f"{name}: the video is interlaced; --deinterlace makes whole frames of it")
-    notes += [f"{name}: {note}" for note in _clock_notes(info, stream, streams)]
+        text = "the video is interlaced; --deinterlace makes whole frames of it"
+        notes.append(Note(name, text))
+    notes += [Note(name, text) for text in _clock_notes(info, stream, streams)]
     notes += losses if streams is None else streams.notes
     if to_y4m and stream.constant_rate is False:
-        notes.append(
-            f"{name}: y4m has one frame rate, so the variable times of the source are lost"
-        )
+        text = "y4m has one frame rate, so the variable times of the source are lost"
+        notes.append(Note(name, text))
     return VideoPlan(
         path=path,
         output=output,

@@ -17,7 +17,7 @@ from ..errors import OutputError
 from ..files import OutputLock, output_error, publish, refuse_existing, temporary_path
 from ..frames import Frame
 from ..machine import own_scheduling
-from ..wording import printable
+from ..wording import Note, printable
 from . import Dropped
 from .assemble import assemble
 from .colour import FromRGB
@@ -68,7 +68,7 @@ class VideoSink:
         self._lock: OutputLock | None = None
         if not self._piped and plan.output.parent.is_dir():
             self._claim()
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[Note, ...] = ()
         """What the user is told once the file is written."""
 
     @property

@@ -18,6 +18,7 @@ from av.video.stream import VideoStream
 
 from ..errors import CycleganBatchError, InputError
 from ..frames import Frame, Geometry, Pixels
+from ..wording import Note
 from . import Dropped, Place, dropped_at
 from .alpha import alpha_of, decoder
 from .clocks import LONGEST_GAP, JobClock, seam_notes
@@ -54,7 +55,7 @@ class VideoSource:
 
     def __init__(self, plan: VideoPlan) -> None:
         self._plan = plan
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[Note, ...] = ()
         """What only reading shows, to be said once."""
         self._container: av.container.InputContainer | None = None
         self._first: int | None = None
@@ -371,7 +372,7 @@ class VideoSource:
         said = {seam.kind for seam in plan.info.seams}
         seams = [seam for seam in self._clock.seams if seam.kind not in said]
         told = seam_notes(seams, (self._first or 0) * plan.stream.time_base)
-        self.notes = (*self.notes, *(f"{plan.name}: {note}" for note in told))
+        self.notes = (*self.notes, *(Note(plan.name, text) for text in told))
 
     def _turn(self, picture: av.VideoFrame) -> tuple[int, bool]:
         """Return how a frame becomes upright: a photo by its own EXIF, a video by its matrix."""
@@ -387,10 +388,11 @@ class VideoSource:
             shown = shown[::-1]
         if not self.notes and shown != plan.size:
             height, width = plan.size
-            self.notes = (
-                f"{plan.name}: the video changes its size (frame {index} is "
-                f"{shown[1]}×{shown[0]}); all frames become {width}×{height}",
+            text = (
+                f"the video changes its size (frame {index} is {shown[1]}×{shown[0]}); "
+                f"all frames become {width}×{height}"
             )
+            self.notes = (Note(plan.name, text),)
 
     def _dropped(self, index: int, lost: Lost) -> Dropped:
         advice = "repair the file" + self._or_skip("leave such frames out")
@@ -495,15 +497,18 @@ class VideoSource:
         seconds = float((gaps.first - (self._first or 0)) * plan.stream.time_base)
         frames = f"{gaps.missing}{' more' if dropped else ''} frame"
         frames += " is" if gaps.missing == 1 else "s are"
-        told = f"{plan.name}: {frames} missing from {seconds:.3f} s on"
+        told = f"{frames} missing from {seconds:.3f} s on"
         # Where parts are joined the demuxer marks the last packet of the first, which is whole.
         seams = [seam.at for seam in self._clock.seams]
         marked = [end for end in self._marked if all(abs(end - at) > 1 for at in seams)]
         if not dropped and not marked:
-            self.notes = (*self.notes, f"{told}; the source gives no damage as the reason")
+            text = f"{told}; the source gives no damage as the reason"
+            self.notes = (*self.notes, Note(plan.name, text))
             return None
         advice = "repair the file" + self._or_skip("do without")
-        return InputError(f"{told}: the damaged file gives nothing to decode there; {advice}")
+        return InputError(
+            f"{plan.name}: {told}: the damaged file gives nothing to decode there; {advice}"
+        )
 
     def _found_and_said_end(self) -> tuple[Fraction, Fraction | None]:
         """Return where the video ends, and where by the header it should, in seconds.

@@ -21,7 +21,7 @@ from onnx import TensorProto
 
 from ..errors import ModelError
 from ..frames import SizeRequirements
-from ..wording import first_line, printable
+from ..wording import Note, first_line, printable
 from .contract import (
     CONVERTED_OPSET,
     RANGES,
@@ -105,7 +105,7 @@ class Adoption:
     sizes: SizeRequirements
     batch: int | None
     """The only batch size that it takes, or None."""
-    note: str
+    note: Note
     """What the user should be told once."""
 
 
@@ -163,12 +163,12 @@ def adopt(path: Path, proto: onnx.ModelProto, said: Said) -> Adoption:
             f"{last.op_type if last else 'its input'} where Tanh, Sigmoid or Clip would say); "
             "pass --model-io 0..255, --model-io 0..1 or --model-io=-1..1"
         )
-    note = f"{printable(Path(path.name))} is a foreign model, adopted as {io}"
+    text = f"{printable(Path(path.name))} is a foreign model, adopted as {io}"
     if is_inside(proto, io):
-        note += ", and run as it is"
+        text += ", and run as it is"
     elif said.takes is None and not (_of_bytes(entry) and _of_bytes(leave)):
-        note += "; the range is read from its graph, --model-io says otherwise"
-    return Adoption(contract, io, sizes, batch, note)
+        text += "; the range is read from its graph, --model-io says otherwise"
+    return Adoption(contract, io, sizes, batch, Note(None, text))
 
 
 # Where the channels are

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..frames import PixelType, SizeRequirements
-from ..wording import printable
+from ..wording import Note, grouped, printable
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ModelCard:
     """The fields of `generators.GeneratorConfig`, where it was exported from a checkpoint."""
     adopted: str | None = None
     """How a foreign file was understood (``nchw rgb 0..255``), or None."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     """What the user should be told once."""
 
 
@@ -62,6 +62,6 @@ def describe(card: ModelCard) -> dict[str, Any]:
         "minimum": sizes["minimum"],
         "fixed_size": None if sizes["fixed"] is None else list(sizes["fixed"]),
         "digest": card.digest,
-        "notes": list(card.notes),
+        "notes": list(grouped(card.notes)),
     }
     return shown

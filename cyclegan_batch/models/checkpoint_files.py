@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias, get_args
 
 from ..errors import ModelError
-from ..wording import printable
+from ..wording import Note, printable
 from .run_folder import CHECKPOINTS, CONFIG, DESCRIPTION, LATEST, generator_name, reference_name
 
 Direction: TypeAlias = Literal["AtoB", "BtoA"]
@@ -52,7 +52,7 @@ class FoundCheckpoint:
     path: Path
     direction: Direction | None
     """None where neither the file nor the caller says it."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     """What the user should be told once."""
 
 
@@ -108,16 +108,16 @@ def _in_folder(path: Path, direction: Direction | None) -> FoundCheckpoint:
     found = find_checkpoint(file, direction)
     notes = []
     if direction is None and len(there) == 2:
-        notes.append(
-            f"{printable(path)}: holds two generators: AtoB is used; --direction BtoA for the other"
-        )
+        text = "holds two generators: AtoB is used; --direction BtoA for the other"
+        notes.append(Note(path, text))
     if chosen is not None:
         average, last, *_ = _NAMES[chosen]
         if file.name == average:
-            notes.append(
-                f"{printable(path)}: the moving average of the weights (EMA), {average}, is used; "
+            text = (
+                f"the moving average of the weights (EMA), {average}, is used; "
                 f"name {last} in the same folder for the last ones"
             )
+            notes.append(Note(path, text))
     return FoundCheckpoint(file, found.direction, tuple(notes))
 
 

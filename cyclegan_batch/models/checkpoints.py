@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..wording import printable
+from ..wording import Note, printable
 from .checkpoint_files import FoundCheckpoint, find_checkpoint
 from .networks import GeneratorConfig, Norm, generator_from_config
 
@@ -73,7 +73,7 @@ class LoadedGenerator:
         return int(said) if re.fullmatch(r"[1-9][0-9]{0,5}", said) else None
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[Note, ...]:
         """What the user should be told once: where other tools would draw another picture."""
         what = []
         if self.config.norm == "batch":
@@ -82,10 +82,11 @@ class LoadedGenerator:
             what.append("dropout is off")
         if not what:
             return ()
-        return (
-            f"{printable(Path(self.path.name))}: {' and '.join(what)}; the reference "
-            "implementation's test script does so only when it is told to evaluate",
+        text = (
+            f"{' and '.join(what)}; the reference implementation's test script does so only when "
+            "it is told to evaluate"
         )
+        return (Note(Path(self.path.name), text),)
 
 
 def load_generator(path: Path) -> LoadedGenerator:

@@ -25,7 +25,7 @@ from ..errors import ModelError, OutputError
 from ..files import output_error, publish, temporary_path
 from ..frames import BatchShape, SizeRequirements
 from ..machine import default_state_dir
-from ..wording import printable
+from ..wording import Note, grouped, printable
 from .card import ModelCard
 
 CARD_VERSION = 1
@@ -302,6 +302,7 @@ def _json_of(card: EngineCard) -> dict[str, Any]:
     fields = asdict(card)
     del fields["path"]
     fields["model"]["path"] = printable(Path(card.model.path.name))
+    fields["model"]["notes"] = grouped(card.model.notes)
     return {"version": CARD_VERSION, **fields}
 
 
@@ -317,7 +318,7 @@ def _card_from_json(engine: Path, said: Mapping[str, Any]) -> EngineCard:
         fixed=None if fixed is None else (int(fixed[0]), int(fixed[1])),
     )
     model["path"] = engine.with_name(Path(str(model["path"])).name)
-    model["notes"] = tuple(model.get("notes", ()))
+    model["notes"] = tuple(Note(None, str(sentence)) for sentence in model.get("notes", ()))
     if model["pixel_type"] not in ("uint8", "float16"):
         raise ValueError(f"pixel_type {model['pixel_type']!r}")
     machine, build = dict(said["machine"]), dict(said["build"])

@@ -29,7 +29,7 @@ from cyclegan_batch.models.checkpoint_files import (
     is_checkpoint,
 )
 from cyclegan_batch.options import TranslateOptions
-from cyclegan_batch.wording import printable
+from cyclegan_batch.wording import Note, printable
 
 from . import OPSET
 
@@ -84,7 +84,7 @@ def cached_export(
     precision: Literal["fp32", "fp16"] = "fp32",
     cache_dir: Path | None = None,
     say: Callable[[str], None] = lambda sentence: None,
-) -> tuple[Path, tuple[str, ...]]:
+) -> tuple[Path, tuple[Note, ...]]:
     """Return the ONNX of the checkpoint at ``source``, and what the user should be told once.
 
     ``source``, ``direction`` and ``precision`` as for `export_onnx`. ``cache_dir``: where it is
@@ -96,7 +96,7 @@ def cached_export(
     final, entry = folder / f"{found.path.stem}.onnx", folder / "entry.json"
     kept = _read(entry)
     if kept is not None and _digest(final) == kept["sha256"]:
-        return final, tuple(kept["notes"])
+        return final, tuple(Note(*note) for note in kept["notes"])
     try:
         from .onnx_export import check_exporter, export_onnx
     except ImportError as error:
@@ -113,7 +113,8 @@ def cached_export(
             partial, line = Path(name) / final.name, Path(name) / entry.name
             exported = export_onnx(source, partial, direction=direction, precision=precision)
             publish(partial, final, overwrite=True)
-            line.write_text(json.dumps({"sha256": exported.card.digest, "notes": exported.notes}))
+            notes = [(note.subject and str(note.subject), note.text) for note in exported.notes]
+            line.write_text(json.dumps({"sha256": exported.card.digest, "notes": notes}))
             publish(line, entry, overwrite=True)
     except (OSError, OutputError) as error:
         reason = output_error(folder, error) if isinstance(error, OSError) else error
@@ -137,7 +138,10 @@ def _read(entry: Path) -> dict[str, Any] | None:
         said = json.loads(entry.read_bytes())
     except (OSError, ValueError):
         return None
-    return said if isinstance(said, dict) and {"sha256", "notes"} <= said.keys() else None
+    if not isinstance(said, dict) or not {"sha256", "notes"} <= said.keys():
+        return None
+    # Earlier versions kept sentences.
+    return said if all(isinstance(note, list) for note in said["notes"]) else None
 
 
 def _on_gpu(options: TranslateOptions) -> bool:

@@ -15,7 +15,7 @@ from cyclegan_batch.backends.tensorrt import check_tensorrt, write_engine
 from cyclegan_batch.errors import ModelError, OutputError
 from cyclegan_batch.models.engine_card import Build, EngineCard, Shape, card_path, profile_for
 from cyclegan_batch.models.model import Model, open_model
-from cyclegan_batch.wording import printable
+from cyclegan_batch.wording import grouped, printable
 
 from .onnx_export import Precision, export_onnx
 
@@ -81,8 +81,8 @@ def export_engine(
         version_compatible=version_compatible,
     )
     card, notes = write_engine(model, output, build, cache_dir=cache_dir, verify=verify, say=say)
-    for note in notes:
-        say(note)
+    for sentence in grouped(notes):
+        say(sentence)
     size = output.stat().st_size / 1e6
     parity = card.parity or "unverified"
     say(f"{printable(output)}: {card.model.precision}, {size:.1f} MB, {parity} against its ONNX")

@@ -30,7 +30,7 @@ from cyclegan_batch.models.model import (
     write_model,
 )
 from cyclegan_batch.models.parity import Parity
-from cyclegan_batch.wording import printable
+from cyclegan_batch.wording import Note, grouped, printable
 
 from .gate import (
     LARGEST_HALF,
@@ -64,7 +64,7 @@ class Exported:
     card: ModelCard
     parity: Parity | None
     """Of the file against what it was made from; None where it was not measured."""
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     """What the user should be told once."""
 
 
@@ -103,8 +103,8 @@ def export_onnx(
         made = _from_checkpoint(source, model_io, direction, precision, io, shape)
     else:
         made = _from_foreign(source, model_io, direction, precision, io, shape)
-    for note in made.notes:
-        say(note)
+    for sentence in grouped(made.notes):
+        say(sentence)
     if calibrate is not None:
         made = _in_int8(made, output, calibrate, samples, say, verify=verify)
     measured, words = _measured(made, output, samples, say) if verify else (None, UNVERIFIED)
@@ -126,7 +126,7 @@ class _Made:
     """Frames (uint8) to their translations in the pixel type of the contract graph."""
     against: str
     """What the reference is, in words."""
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     half: Callable[[Path, Pixels], HalfArithmetic] | None = None
     """Given the output's name and frames: what half precision does. None for other precisions."""
 
@@ -216,7 +216,7 @@ def _from_foreign(
         partial(translated_by_file, source, model.io),
         "the file that was given",
         given.notes if precision in (given.precision, "int8") else (
-            *given.notes, f"{name}: is {given.precision}, and stays so"
+            *given.notes, Note(source, f"is {given.precision}, and stays so")
         ),
     )  # fmt: skip
 

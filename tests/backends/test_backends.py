@@ -48,6 +48,7 @@ from cyclegan_batch.frames import Pixels, as_pixel_type
 from cyclegan_batch.machine import nvidia_gpus
 from cyclegan_batch.models.model import Model, open_model, widest_tensor
 from cyclegan_batch.models.parity import parity
+from cyclegan_batch.wording import grouped
 from tests.conftest import ENVIRONMENT, REPOSITORY
 from tests.synthesis import generators
 from tests.synthesis.generators import natural
@@ -612,7 +613,7 @@ def test_auto_goes_on_where_a_runtime_does_not_work_and_says_so(
     monkeypatch.setattr("cyclegan_batch.backends.openvino.open_openvino", broken)
     opened = open_backend(resnet, device="cpu")
     assert opened.name == "onnxruntime"
-    assert opened.notes == (
+    assert grouped(opened.notes) == (
         "openvino does not open it: an operator is missing; going on with onnxruntime on cpu",
     )
     with pytest.raises(BackendError, match="an operator is missing"):
@@ -687,7 +688,7 @@ def test_bf16_runs_in_openvino_and_is_in_its_class(tmp_path: Path) -> None:
     assert (opened.name, opened.precision) == ("openvino", "bf16")
     assert found.reaches("near")
     assert found.cls != "exact"
-    (note,) = opened.notes
+    (note,) = grouped(opened.notes)
     assert "in bf16 against fp32 is" in note
 
 
@@ -808,10 +809,10 @@ def test_auto_takes_no_gpu_that_was_not_measured_and_says_how_to(
     for backend in ("auto", "onnxruntime"):
         opened = open_backend(resnet, backend=backend)
         assert opened.device == "cpu"
-        (note,) = opened.notes
+        (note,) = grouped(opened.notes)
         assert note.startswith("H200: is not used, as translating on it has not been measured")
         assert "pass --device cuda" in note
-    assert not open_backend(resnet, device="cpu").notes
+    assert not grouped(open_backend(resnet, device="cpu").notes)
     measured(monkeypatch, ("onnxruntime", "fp16"), ("torch", "tf32"))
     assert open_backend(resnet).device == "cpu"
     measured(monkeypatch, TF32)
@@ -899,7 +900,7 @@ def test_another_picture_on_a_gpu_is_not_accepted_errors(
     measured(monkeypatch, TF32)
     opened = open_backend(resnet, cache_dir=tmp_path)
     assert opened.device == "cpu"
-    (note,) = opened.notes
+    (note,) = grouped(opened.notes)
     assert "in tf32 it is none" in note
     assert "going on with" in note
 
@@ -965,13 +966,13 @@ def test_nodes_that_a_gpu_leaves_to_the_cpu_are_told(
     assert opened.notes == ()
     assert cuda.made[0].options.entries["session.disable_cpu_ep_fallback"] == "1"
     monkeypatch.setattr(FakeSession, "on_cpu", ("Pad",) * 20 + ("Floor",))
-    (note,) = open_backend(resnet, device="cuda").notes
+    (note,) = grouped(open_backend(resnet, device="cuda").notes)
     assert note.startswith(
         "resnet.onnx: onnxruntime 1.0 computes 21 of 40 nodes (20 Pad, 1 Floor) on the CPU instead "
         "of cuda:0, and every frame goes forth and back for them; install onnxruntime-gpu 1.25"
     )
     monkeypatch.delattr(FakeSession, "get_provider_graph_assignment_info")
-    (note,) = open_backend(resnet, device="cuda").notes
+    (note,) = grouped(open_backend(resnet, device="cuda").notes)
     assert "computes some nodes on the CPU" in note
 
 
@@ -1004,8 +1005,8 @@ def test_auto_says_that_the_gpu_could_not_be_used(
     measured(monkeypatch, TF32)
     opened = open_backend(resnet)
     assert opened.device == "cpu"
-    assert len(opened.notes) == 1
-    assert "asked for cuda:0 and uses CPUExecutionProvider" in opened.notes[0]
+    assert len(grouped(opened.notes)) == 1
+    assert "asked for cuda:0 and uses CPUExecutionProvider" in grouped(opened.notes)[0]
 
 
 def test_a_named_backend_on_any_device_goes_on_with_the_cpu_and_says_so(
@@ -1015,7 +1016,7 @@ def test_a_named_backend_on_any_device_goes_on_with_the_cpu_and_says_so(
     measured(monkeypatch, TF32)
     opened = open_backend(resnet, backend="onnxruntime")
     assert opened.device == "cpu"
-    assert "going on with onnxruntime on cpu" in opened.notes[0]
+    assert "going on with onnxruntime on cpu" in grouped(opened.notes)[0]
 
 
 def test_no_cuda_in_onnxruntime_errors(resnet: Model, monkeypatch: pytest.MonkeyPatch) -> None:

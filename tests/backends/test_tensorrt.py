@@ -56,6 +56,7 @@ from cyclegan_batch.models.engine_card import (
 )
 from cyclegan_batch.models.model import Model, open_model, write_model
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
+from cyclegan_batch.wording import grouped
 from tests.conftest import REPOSITORY
 from tests.synthesis import fake_tensorrt, generators
 from tests.synthesis.fake_tensorrt import Gpu
@@ -272,7 +273,7 @@ def test_a_card_of_the_first_version_is_read_and_its_engine_rebuilt(
     gpu.builds.clear()
     opened = open_on(gpu, open_model(engine), tmp_path / "cache")
     assert len(gpu.builds) == 1
-    assert "built for NVIDIA Fake 1 (compute capability 8.6), this is" in opened.notes[0]
+    assert "built for NVIDIA Fake 1 (compute capability 8.6), this is" in grouped(opened.notes)[0]
 
 
 def damage(path: Path) -> None:
@@ -332,7 +333,7 @@ def test_an_engine_that_tensorrt_does_not_open_any_more_is_rebuilt(
     monkeypatch.setattr(building, "engine_from_graph", build)
     opened = open_on(gpu, model, tmp_path)
     assert len(gpu.builds) == 2
-    assert any("magicTag failed" in note and "built anew" in note for note in opened.notes)
+    assert any("magicTag failed" in note and "built anew" in note for note in grouped(opened.notes))
 
 
 def test_a_cache_that_cannot_be_written_costs_only_the_next_run(
@@ -341,7 +342,7 @@ def test_a_cache_that_cannot_be_written_costs_only_the_next_run(
     (tmp_path / "cache").write_text("a file where a folder is expected")
     opened = open_on(gpu, model, tmp_path / "cache")
     assert opened.infer(frames(1, 8, 8)).shape == (1, 8, 8, 3)
-    assert any("the next run builds it again" in note for note in opened.notes)
+    assert any("the next run builds it again" in note for note in grouped(opened.notes))
 
 
 @pytest.mark.parametrize("how", ["whole", "damaged", "cut short", "empty"])
@@ -598,7 +599,7 @@ def test_half_precision_is_confirmed_or_said_to_be_missing(
     gpu.layers = '{"Layers": [{"Name": "a", "Inputs": [{"Format/Datatype": "Float"}]}]}'
     card, notes = backend.write_engine(halved, path, Build(SMALL), cache_dir=tmp_path)
     assert card.layers == "0 of 1 with half precision"
-    assert "shows no layer in half precision" in notes[0]
+    assert "shows no layer in half precision" in notes[0].text
 
 
 @pytest.mark.behaviour(33)
@@ -608,10 +609,10 @@ def test_a_reduced_file_that_was_never_measured_is_told(
 ) -> None:
     """Its engine is compared with the file itself, where the file's own error does not show."""
     reduced = replace(model, card=replace(model.card, precision=precision))
-    (note,) = open_on(gpu, reduced, tmp_path).notes
+    (note,) = grouped(open_on(gpu, reduced, tmp_path).notes)
     assert note.startswith(f"invert.onnx: says of itself that it is {precision} and not how near")
     measured = replace(model, card=replace(reduced.card, parity="coarse: 40 dB"))
-    assert not open_on(gpu, measured, tmp_path / "other").notes
+    assert not grouped(open_on(gpu, measured, tmp_path / "other").notes)
 
 
 # An engine as a file
@@ -747,7 +748,7 @@ def test_a_key_that_others_may_know_or_change_is_no_key_errors(
     with pytest.raises(ModelError, match="was not built here"):
         open_on(gpu, open_model(path), tmp_path / "cache")
     gpu.builds.clear()
-    (note,) = open_on(gpu, model, tmp_path / "cache").notes
+    (note,) = grouped(open_on(gpu, model, tmp_path / "cache").notes)
     assert len(gpu.builds) == 1
     assert re.search(f"the next run builds it again: .*{match}", note)
     _, (note,) = backend.write_engine(model, path, Build(SMALL))
@@ -766,7 +767,7 @@ def test_a_cache_folder_of_others_is_neither_read_nor_written(
     opened = open_on(gpu, model, tmp_path)
     assert (len(gpu.builds), len(gpu.opened)) == (2, 1)
     assert gpu.builds[1].known == b""
-    assert "the next run builds it again" in opened.notes[0]
+    assert "the next run builds it again" in grouped(opened.notes)[0]
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "engines").iterdir()}
 
 
@@ -804,12 +805,12 @@ def test_a_trusted_engine_is_measured_against_the_onnx_beside_it_errors(
 ) -> None:
     key.unlink()
     elsewhere = tmp_path / "elsewhere"
-    assert not open_on(gpu, open_model(engine), elsewhere, trust_engine=True).notes
+    assert not grouped(open_on(gpu, open_model(engine), elsewhere, trust_engine=True).notes)
     gpu.add = 9
     with pytest.raises(ModelError, match="where exact is expected"):
         open_on(gpu, open_model(engine), elsewhere, trust_engine=True)
     (tmp_path / "invert.onnx").unlink()
-    (note,) = open_on(gpu, open_model(engine), elsewhere, trust_engine=True).notes
+    (note,) = grouped(open_on(gpu, open_model(engine), elsewhere, trust_engine=True).notes)
     assert "compared with nothing; put invert.onnx beside it" in note
 
 
@@ -824,7 +825,7 @@ def test_an_engine_of_another_machine_is_rebuilt_from_the_onnx_beside_it(
     opened = open_on(changed, open_model(engine), tmp_path / "cache")
     np.testing.assert_array_equal(opened.infer(frames(1, 16, 16)), 255 - frames(1, 16, 16))
     assert [build.profile[2] for build in changed.builds] == [(4, 16, 16, 3)]
-    assert any("built" in note and "from invert.onnx" in note for note in opened.notes)
+    assert any("built" in note and "from invert.onnx" in note for note in grouped(opened.notes))
     open_on(changed, open_model(engine), tmp_path / "cache")
     assert len(changed.builds) == 1
 

@@ -28,6 +28,7 @@ from cyclegan_batch.errors import (
 from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
 from cyclegan_batch.models.model import Model, describe, open_model
 from cyclegan_batch.models.parity import parity
+from cyclegan_batch.wording import grouped
 from tests.conftest import REPOSITORY
 from tests.synthesis.generators import natural
 
@@ -186,7 +187,7 @@ def test_bf16_is_in_its_class_or_refused(tmp_path: Path) -> None:
     assert reduced.precision == "bf16"
     assert found.reaches("near")
     assert found.cls != "exact"
-    (note,) = reduced.notes
+    (note,) = grouped(reduced.notes)
     assert note.startswith("g.pth in bf16 against fp32 is ")
     assert np.array_equal(reduced.fork().infer(frames), reduced.infer(frames))
     wild = open_model(checkpoint(tmp_path / "wild.pth", gain=0.3))
@@ -380,7 +381,7 @@ def test_a_checkpoint_has_a_card(tmp_path: Path) -> None:
 def test_what_is_said_of_a_folder_is_on_the_card(tmp_path: Path) -> None:
     checkpoint(tmp_path / "latest_net_G_A.pth", GeneratorConfig("unet_32", ngf=2, norm="batch"))
     checkpoint(tmp_path / "latest_net_G_B.pth")
-    two, norm = open_model(tmp_path).card.notes
+    two, norm = grouped(open_model(tmp_path).card.notes)
     assert "holds two generators: AtoB is used" in two
     assert "BatchNorm takes the statistics of its training" in norm
     assert open_model(tmp_path, direction="BtoA").card.notes == ()

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from cyclegan_batch.cli import progress
 from cyclegan_batch.cli.progress import Reporter, live_line
 from cyclegan_batch.job.pipeline import STAGES, Counters, Failure, Stage
-from cyclegan_batch.wording import clock, printable
+from cyclegan_batch.wording import Note, clock, printable
 
 
 class FakeTerminal(io.StringIO):
@@ -129,14 +129,15 @@ def test_the_time_left_is_never_negative(log: io.StringIO, now: Clock) -> None:
 
 def test_everything_is_said_once(log: io.StringIO) -> None:
     reporter = Reporter("plain")
-    state = counters(notes=["one"])
+    one, two, zero = (Note(None, text) for text in ("one", "two", "zero"))
+    state = counters(notes=[one])
     reporter.say("zero")
     reporter.watch(state)
-    state.notes += ["two", "zero", "one"]
+    state.notes += [two, zero, one]
     reporter.watch(state)
     reporter.watch(state)
     assert log.getvalue() == "zero\none\ntwo\n"
-    assert state.notes == ["one", "two", "zero", "one"]  # the report holds them, too
+    assert state.notes == [one, two, zero, one]  # the report holds them, too
 
 
 def test_the_quiet_hear_only_what_is_missing(log: io.StringIO, now: Clock) -> None:

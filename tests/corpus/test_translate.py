@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cyclegan_batch import InputError, translate
+from cyclegan_batch.wording import grouped
 from tests.synthesis import generators
 
 pytestmark = [
@@ -135,7 +136,7 @@ def test_a_clip_comes_out_with_its_frames_times_sound_and_size(
     heard, hears = sound(source), sound(out)
     moved = after[0] - before[0]
     if moved > tick:
-        assert any("move" in note for note in report.notes), report.notes
+        assert any("move" in note for note in grouped(report.notes)), grouped(report.notes)
     if moved < -tick:
         # What begins late in its source begins at 0.
         assert min([after[0], *(stream[0][1] for stream in hears)]) == pytest.approx(0, abs=tick)

@@ -20,6 +20,7 @@ from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputErr
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.parity import parity
 from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.wording import Note, grouped
 from tests.cli.test_cli import left_in
 from tests.synthesis import generators
 
@@ -42,7 +43,7 @@ class Exporter:
         if self.fails is not None:
             raise self.fails
         generators.identity(output)
-        return SimpleNamespace(card=open_model(output).card, notes=("g.pth: a note",))
+        return SimpleNamespace(card=open_model(output).card, notes=(Note("g.pth", "a note"),))
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_an_export_is_made_once_and_found_again(
 ) -> None:
     said: list[str] = []
     first = cached_export(path, cache_dir=tmp_path / "cache", say=said.append)
-    assert first == (first[0], ("g.pth: a note",))
+    assert first == (first[0], (Note("g.pth", "a note"),))
     assert open_model(first[0]).card.architecture == "hand-made"
     assert first[0].name == "g.onnx"
     assert len(said) == 2
@@ -141,7 +142,7 @@ def test_a_checkpoint_is_opened_by_way_of_its_export(
 ) -> None:
     options = OPTIONS(cache_dir=tmp_path / "cache", precision="fp16", direction="BtoA")
     model = open_exported(path, options)
-    assert (model.checkpoint, model.card.notes) == (None, ("g.pth: a note",))
+    assert (model.checkpoint, grouped(model.card.notes)) == (None, ("g.pth: a note",))
     (asked,) = exporter.asked
     assert (asked["source"], asked["precision"], asked["direction"]) == (path, "fp16", "BtoA")
     onnx = generators.identity(tmp_path / "a.onnx")

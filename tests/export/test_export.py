@@ -40,6 +40,7 @@ from cyclegan_batch.frames import Pixels, SizeRequirements
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.models.parity import natural_frames, parity
+from cyclegan_batch.wording import grouped
 from tests.conftest import REPOSITORY
 from tests.synthesis import generators, streams
 
@@ -239,7 +240,7 @@ def test_a_shape_that_the_network_does_not_take_errors(checkpoint, tmp_path, sha
 
 
 def test_what_runs_otherwise_than_in_the_references_test_script_is_said(made):
-    (note,) = made(UNET).notes
+    (note,) = grouped(made(UNET).notes)
     assert "BatchNorm" in note
     assert "reference" in note
 
@@ -425,7 +426,7 @@ def test_a_foreign_file_stays_as_it_is_errors(tmp_path, options, match):
 def test_a_foreign_file_in_half_precision_stays_so(tmp_path):
     exported = export_onnx(generators.foreign(tmp_path / "f.onnx", half=True), tmp_path / "a.onnx")
     assert exported.card.precision == "fp16"
-    assert any("stays so" in note for note in exported.notes)
+    assert any("stays so" in note for note in grouped(exported.notes))
 
 
 def test_weights_beside_a_foreign_file_come_inside(tmp_path):

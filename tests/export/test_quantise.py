@@ -32,6 +32,7 @@ from cyclegan_batch.models.engine_card import Build, profile_for
 from cyclegan_batch.models.model import Model, open_model
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.models.parity import natural_frames, parity
+from cyclegan_batch.wording import grouped
 from tests.synthesis import generators
 
 SIDE = 64
@@ -198,7 +199,7 @@ def test_the_contract_around_it_stays_and_nothing_of_the_tool_is_left(everywhere
 def test_every_backend_draws_it_at_any_size(everywhere, backend):
     opened = open_backend(open_model(everywhere(RESNET).path), backend=backend, device="cpu")
     # OpenVINO computes in floats where the CPU's integers overflow, and then says so.
-    assert opened.precision == ("fp32" if opened.notes else "int8")
+    assert opened.precision == ("fp32" if grouped(opened.notes) else "int8")
     for count, height, width in ((1, SIDE, SIDE), (3, 48, 80)):
         frames = natural_frames((height, width), count)
         exact = translated_by_torch(network_of(RESNET), frames, channels=3)
@@ -233,7 +234,7 @@ def test_openvino_computes_in_floats_where_its_integers_overflow(
     exact = open_backend(open_model(everywhere(RESNET).path), backend="onnxruntime", device="cpu")
     assert parity(opened.infer(frames), exact.infer(frames)).reaches("near")
     assert opened.precision == ("fp32" if overflows else "int8")
-    assert [("overflows in openvino" in note) for note in opened.notes] == [True] * overflows
+    assert ["overflows in openvino" in note.text for note in opened.notes] == [True] * overflows
     assert len(settings_seen) == 3  # once with the values for `verify`
     opened.close()
     exact.close()

@@ -13,6 +13,7 @@ import pytest
 from cyclegan_batch.errors import ContradictionError, InputError, OutputError
 from cyclegan_batch.job.inputs import copy_file, find_inputs, why_unread
 from cyclegan_batch.media.formats import Entry, natural_key
+from cyclegan_batch.wording import grouped
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
 JPEG = b"\xff\xd8\xff\xe0" + bytes(12)
@@ -222,8 +223,10 @@ def test_a_folder_is_mirrored_with_its_tree_names_and_formats(tmp_path: Path) ->
         e.source.relative_to(root) == e.output.relative_to(tmp_path / "out") for e in tree.entries
     )
     assert tree.root == tmp_path / "out"
-    assert len(tree.notes) == 1
-    assert re.search(r"in: left out, .*: 2 of its files \(\.json, \.txt\); --copy", tree.notes[0])
+    assert len(grouped(tree.notes)) == 1
+    assert re.search(
+        r"in: left out, .*: 2 of its files \(\.json, \.txt\); --copy", grouped(tree.notes)[0]
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -251,7 +254,7 @@ def test_depth_maps_are_copied_on_request_and_it_is_said(tmp_path: Path) -> None
         touch(tmp_path / "in" / name)
     tree = find_inputs([tmp_path / "in"], tmp_path / "out", copy_others=True)
     assert [entry.kind for entry in tree.entries] == ["other", "image", "other", "other"]
-    (note,) = tree.notes
+    (note,) = grouped(tree.notes)
     assert note.endswith(
         "copied as they are, since pictures of these kinds are not read here: .exr 2, .psd 1"
     )
@@ -322,8 +325,8 @@ def test_links_to_files_are_read_and_links_to_folders_are_named(tmp_path: Path) 
     os.mkfifo(root / "queue.png")
     tree = find_inputs([root], tmp_path / "out")
     assert [entry.source.name for entry in tree.entries] == ["a.png", "b.png", "broken.png"]
-    assert len(tree.notes) == 1
-    assert "in/loop: a link to a folder is not followed" in tree.notes[0]
+    assert len(grouped(tree.notes)) == 1
+    assert "in/loop: a link to a folder is not followed" in grouped(tree.notes)[0]
 
 
 def test_hidden_files_and_what_is_under_way_are_left_out(tmp_path: Path) -> None:
@@ -403,7 +406,7 @@ def test_videos_whose_container_is_not_written_become_mkv_and_two_keep_their_ful
     assert found(container="mov") == [
         "a.flv.mov", "a.wmv.mov", "b.MPG.mov", "b.mkv.mov", "c.mov", "d.mov", "sub/a.mov"
     ]  # fmt: skip
-    notes = find_inputs([tmp_path / "in"], tmp_path / "out").notes
+    notes = grouped(find_inputs([tmp_path / "in"], tmp_path / "out").notes)
     assert notes == (
         "5 videos become MKV, as their containers are read and not written here (.wmv 2, .flv 1, "
         ".mpg 1, .vob 1); --container chooses another",
@@ -418,8 +421,10 @@ def test_pictures_of_one_name_keep_their_full_names_in_another_format(tmp_path: 
         touch(tmp_path / "in" / name)
     tree = find_inputs([tmp_path / "in"], tmp_path / "out", format="png")
     assert [entry.output.name for entry in tree.entries] == ["a.bmp.png", "a.png", "b.png"]
-    assert len(tree.notes) == 1
-    assert tree.notes[0].startswith("1 file keeps its full name, as two would share one without it")
+    assert len(grouped(tree.notes)) == 1
+    assert grouped(tree.notes)[0].startswith(
+        "1 file keeps its full name, as two would share one without it"
+    )
 
 
 @pytest.mark.behaviour(13)

@@ -25,6 +25,7 @@ from cyclegan_batch.errors import (
 from cyclegan_batch.frames import Frame, Geometry, Pixels, Size, SizeRequirements, geometry
 from cyclegan_batch.job.pipeline import Counters, Schedule, Span, Unit, run
 from cyclegan_batch.media import Dropped, Place, dropped_at
+from cyclegan_batch.wording import Note, grouped
 
 PLAIN = Schedule(batch_size=1, contexts=1, converters=2)
 
@@ -34,7 +35,7 @@ class TroubleError(Exception):
 
 
 class FakeSource:
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def __init__(self, numbers: list[int], size: Size = (4, 6)) -> None:
         self.numbers, self.size = numbers, size
@@ -58,7 +59,7 @@ class FakeSource:
 
 
 class FakeSink:
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     def __init__(self) -> None:
         self.got: list[tuple[int, int]] = []
@@ -604,7 +605,7 @@ def test_out_of_memory_halves_the_batch_and_loses_no_frame(contexts: int) -> Non
     assert sink.got == translated(list(range(50)))
     assert {shape[0] for shape in backend.shapes} <= {8, 4, 2}
     assert backend.shapes[-1][0] == 2
-    notes = list(counters.notes)
+    notes = grouped(counters.notes)
     assert len(notes) == 2
     assert notes[0].startswith("clip: out of memory with a batch of 8 at frame ")
     assert notes[1].endswith("going on with 2")

@@ -13,6 +13,7 @@ from cyclegan_batch.api import plan_translation, translate
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.job import plan as planning
 from cyclegan_batch.job.plan import JobPlan
+from cyclegan_batch.wording import grouped
 from tests.synthesis import generators, streams
 
 
@@ -74,7 +75,7 @@ def test_memory_of_pictures_is_told_from_their_headers(model: Path, tmp_path: Pa
     made = planned(tmp_path / "in", tmp_path / "out", model=model)
     assert set(made.sizes) == {(24, 32), (240, 320), (60, 50)}
     assert made.memory == made.schedule.frames_in_flight * 240 * 320 * 3
-    assert any("sees 32×24, 320×240, 50×60" in note for note in made.notes)
+    assert any("sees 32×24, 320×240, 50×60" in note for note in grouped(made.notes))
 
 
 def test_memory_that_nothing_tells_is_not_guessed(model: Path, tmp_path: Path) -> None:
@@ -119,19 +120,19 @@ def test_what_is_true_of_many_files_is_said_once(model: Path, tmp_path: Path) ->
         (tmp_path / "in").mkdir(exist_ok=True)
         streams.plain(tmp_path / "in" / name, frames=2)
     made = planned(tmp_path / "in", tmp_path / "out", model=model)
-    guesses = [note for note in made.notes if "colour matrix" in note]
+    guesses = [note for note in grouped(made.notes) if "colour matrix" in note]
     assert len(guesses) == 1
     assert guesses[0].startswith(f"{tmp_path / 'in' / 'a: b.mp4'} and 2 more: the video does not")
-    assert len(set(made.notes)) == len(made.notes)
+    assert len(set(grouped(made.notes))) == len(grouped(made.notes))
 
 
 def test_what_the_network_sees_is_said_first(model: Path, clip: Path, tmp_path: Path) -> None:
     trained = generators.tiny_resnet(tmp_path / "tiny.onnx")
     made = planned(clip, tmp_path / "out.mp4", model=trained)
-    assert made.notes[0] == "tiny.onnx: trained at 64, sees 64×48"
+    assert grouped(made.notes)[0] == "tiny.onnx: trained at 64, sees 64×48"
     fixed = generators.invert(tmp_path / "fixed.onnx", fixed=(32, 32))
     made = planned(clip, tmp_path / "out.mp4", model=fixed)
-    assert made.notes[0] == "fixed.onnx: sees 64×48 resized to 32×32"
+    assert grouped(made.notes)[0] == "fixed.onnx: sees 64×48 resized to 32×32"
 
 
 @pytest.mark.parametrize(
@@ -146,13 +147,13 @@ def test_an_option_that_does_nothing_is_said(
     options: dict[str, Any], note: str | None, model: Path, clip: Path, tmp_path: Path
 ) -> None:
     made = planned(clip, tmp_path / "out.mp4", model=model, **options)
-    assert [each for each in made.notes if "no effect" in each] == ([note] if note else [])
+    assert [each for each in grouped(made.notes) if "no effect" in each] == ([note] if note else [])
 
 
 def test_options_of_videos_do_nothing_to_pictures(model: Path, tmp_path: Path) -> None:
     source = picture(tmp_path / "a.png")
     made = planned(source, tmp_path / "b.png", model=model, ss=1.0, encoder_opt={"bf": "0"})
-    (note,) = (each for each in made.notes if "no effect" in each)
+    (note,) = (each for each in grouped(made.notes) if "no effect" in each)
     assert note == "--encoder-opt, --ss: no effect, as no video is among the inputs"
 
 

@@ -18,6 +18,7 @@ from cyclegan_batch.media.description import describe
 from cyclegan_batch.media.encoder import choose_pix_fmt
 from cyclegan_batch.media.probe import probe as probe_media
 from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, plan, run
 from tests.media.test_fields import clip as fields
 from tests.media.witness import needs_ffprobe, probe
@@ -88,7 +89,7 @@ def test_alpha_is_carried_past_the_network(tmp_path, given, codec, suffix, writt
         lossy = {"crf": 4.0, "encoder_opt": {"cpu-used": "8"}}
     made = plan(source, output, TranslateOptions(codec=codec, strict=True, **lossy))
     assert (made.encoder.alpha, made.encoder.pix_fmt) == (True, written)
-    assert not [note for note in made.notes if "the alpha of" in note]
+    assert not [note for note in grouped(made.notes) if "the alpha of" in note]
     run(made)
     sent, got = seen_alpha(source, ENCODERS[given][0]), seen_alpha(output, written)
     assert got.shape == sent.shape == (4, *SIZE)
@@ -123,7 +124,7 @@ def test_the_loss_of_alpha_is_said_once_and_an_error_when_strict(
     source = clip(tmp_path / ("in.webm" if "vp" in given else "in.mov"), given)
     output = tmp_path / f"out{suffix}"
     made = plan(source, output, TranslateOptions(**options))
-    told = [note for note in made.notes if "the alpha of" in note]
+    told = [note for note in grouped(made.notes) if "the alpha of" in note]
     assert len(told) == 1
     assert told[0].startswith(f"{output} goes without the alpha of stream 0 (video ")
     assert f"): {why}" in told[0]
@@ -254,4 +255,4 @@ def test_a_gif_is_transparent_only_where_something_is_missing(tmp_path):
         first.save(tmp_path / f"{name}.gif", save_all=True, append_images=[second], duration=40)
     for name, told in (("opaque", False), ("clear", True)):
         made = plan(tmp_path / f"{name}.gif", tmp_path / "out.mp4", FAST)
-        assert any("the alpha of" in note for note in made.notes) == told
+        assert any("the alpha of" in note for note in grouped(made.notes)) == told

@@ -28,6 +28,7 @@ from cyclegan_batch.media.probe import probe
 from cyclegan_batch.media.stream_info import MediaInfo, StreamInfo
 from cyclegan_batch.media.streams import StreamPlan, plan_streams
 from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.wording import grouped
 from tests.synthesis import streams
 
 SETTINGS = {
@@ -49,7 +50,7 @@ def translate(
         info, video, output, chosen, encoder=codec, pix_fmt="yuv420p", size=video.size or (0, 0)
     )
     stretches = encode(info, video, output.parent, codec=codec, per=per, options=chosen)
-    return plan, assemble(stretches, plan, output).notes
+    return plan, grouped(assemble(stretches, plan, output).notes)
 
 
 def encode(
@@ -170,7 +171,7 @@ def test_all_that_mp4_can_hold_survives(tmp_path: Path, suffix: str) -> None:
     kept = 5 if suffix == ".mov" else 6
     # Its languages are those of the Macintosh, which FFmpeg names by the older codes.
     languages = {"deu": "ger"} if suffix == ".mov" else {}
-    assert len(plan.notes) == 6 - kept
+    assert len(grouped(plan.notes)) == 6 - kept
     assert notes == ()
     before, after = probe(source), probe(output)
     assert [s.codec for s in after.streams] == [s.codec for s in before.streams][:kept]
@@ -389,7 +390,7 @@ def test_what_mp4_cannot_hold_is_named_once_each_and_the_rest_goes_in(tmp_path: 
     source, output = streams.mkv(tmp_path / "a.mkv"), tmp_path / "out.mp4"
     plan, _ = translate(source, output)
 
-    assert [note.split("without ")[1] for note in plan.notes] == [
+    assert [note.split("without ")[1] for note in grouped(plan.notes)] == [
         "stream 5 (attachment application/x-truetype-font): MP4 cannot hold it",
     ]
     after = probe(output)
@@ -421,7 +422,7 @@ def test_each_loss_is_one_warning_and_an_error_when_strict_errors(
             encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
         )  # fmt: skip
 
-    notes = plan().notes
+    notes = grouped(plan().notes)
     assert len(notes) == len(lost)
     for note, what in zip(notes, lost, strict=True):
         assert (f"stream {what} (" if isinstance(what, int) else what) in note
@@ -439,8 +440,8 @@ def test_a_stream_of_an_unknown_codec_is_named_and_left_out(
     source, output = streams.mkv(tmp_path / "a.mkv", frames=5), tmp_path / "out.mkv"
     source.write_bytes(source.read_bytes().replace(known, unknown))
     plan, _ = translate(source, output)
-    assert len(plan.notes) == 1
-    assert f"stream {index} ({probe(source).streams[index].kind} unknown" in plan.notes[0]
+    assert len(grouped(plan.notes)) == 1
+    assert f"stream {index} ({probe(source).streams[index].kind} unknown" in grouped(plan.notes)[0]
     assert columns(output) == columns(source)
 
 
@@ -834,7 +835,10 @@ def test_sound_that_does_not_fit_is_offered_in_another_form(tmp_path: Path) -> N
         info, info.best_video(), tmp_path / "o.ts", TranslateOptions(),
         encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
     )  # fmt: skip
-    assert "stream 1 (audio flac, eng): MPEG-TS cannot hold it; --audio aac keeps" in plan.notes[0]
+    assert (
+        "stream 1 (audio flac, eng): MPEG-TS cannot hold it; --audio aac keeps"
+        in grouped(plan.notes)[0]
+    )
 
 
 def _broken_sound(tmp_path: Path) -> Path:
@@ -886,10 +890,10 @@ def test_in_avi_which_has_no_clock_all_streams_begin_with_the_first(
 def test_sound_that_begins_late_in_avi_is_a_loss(tmp_path: Path) -> None:
     source = _apart(tmp_path, picture=Fraction(0), sound=Fraction(1, 2))
     plan, _ = translate(source, tmp_path / "out.avi")
-    assert len(plan.notes) == 2
-    assert "attached picture" in plan.notes[0]
-    assert "without the late start of stream 1 (audio mp3)" in plan.notes[1]
-    assert "AVI begins all sound at once" in plan.notes[1]
+    assert len(grouped(plan.notes)) == 2
+    assert "attached picture" in grouped(plan.notes)[0]
+    assert "without the late start of stream 1 (audio mp3)" in grouped(plan.notes)[1]
+    assert "AVI begins all sound at once" in grouped(plan.notes)[1]
 
 
 @pytest.mark.behaviour(3, 4)

@@ -20,6 +20,7 @@ from cyclegan_batch.media.clocks import JobClock
 from cyclegan_batch.media.description import describe
 from cyclegan_batch.media.probe import probe
 from cyclegan_batch.media.video_source import VideoSource
+from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, plan, run
 from tests.media.witness import times as frame_times
 from tests.synthesis import streams
@@ -144,9 +145,9 @@ def test_a_clock_that_begins_anywhere_begins_at_zero(tmp_path, name, start, how)
     assert max(*pictures, *sound) < 1.1
     # Also to each other: both are counted from the first frame.
     assert same(from_first_frame(output), from_first_frame(source), TICK)
-    assert told((*made.notes, *sink.notes)) == told(made.notes)
-    assert [how in note for note in told(made.notes)] == [True]
-    assert told(made.notes)[0].startswith(f"{source}: the clock begins ")
+    assert told((*grouped(made.notes), *grouped(sink.notes))) == told(grouped(made.notes))
+    assert [how in note for note in told(grouped(made.notes))] == [True]
+    assert told(grouped(made.notes))[0].startswith(f"{source}: the clock begins ")
 
 
 @pytest.mark.behaviour(2)
@@ -156,7 +157,7 @@ def test_a_common_beginning_is_not_worth_a_word(tmp_path, name):
     output = tmp_path / "out.mp4"
     made = plan(source, output)
     _, sink = run(made)
-    assert told((*made.notes, *sink.notes)) == []
+    assert told((*grouped(made.notes), *grouped(sink.notes))) == []
     assert packet_times(output, "v")[0] < 0.03
 
 
@@ -165,7 +166,7 @@ def test_a_transport_stream_of_a_transport_stream_keeps_its_clock(tmp_path):
     source = streams.plain(tmp_path / "in.ts", start=Fraction(36000))
     made = plan(source, tmp_path / "out.ts")
     run(made)
-    assert told(made.notes) == []
+    assert told(grouped(made.notes)) == []
     for kind in "va":
         assert packet_times(tmp_path / "out.ts", kind) == packet_times(source, kind)
 
@@ -246,7 +247,7 @@ def test_joined_parts_follow_each_other(tmp_path, name, output, frames):
     begins = {kind: packet_times(output, kind)[len(first[kind])] for kind in "va"}
     apart = second["a"][0] - second["v"][0]
     assert begins["a"] - begins["v"] == pytest.approx(apart, abs=TICK)
-    assert len(told((*made.notes, *sink.notes))) <= 1
+    assert len(told((*grouped(made.notes), *grouped(sink.notes)))) <= 1
 
 
 @pytest.mark.behaviour(2)
@@ -274,7 +275,7 @@ def test_a_clock_that_begins_anew_is_told_once(tmp_path):
     parts = [streams.plain(tmp_path / f"{number}.ts", frames=20) for number in range(3)]
     source = joined(tmp_path / "in.ts", *parts)
     made = plan(source, tmp_path / "out.mkv")
-    assert told(made.notes) == [
+    assert told(grouped(made.notes)) == [
         f"{source}: the clock begins anew 2 times, first at 0.811 s; "
         "what follows is joined to what was"
     ]
@@ -289,11 +290,11 @@ def test_what_only_reading_shows_is_told_afterwards(tmp_path, monkeypatch):
     part = streams.plain(tmp_path / "part.ts", frames=30)
     source = joined(tmp_path / "in.ts", part, part)
     made = plan(source, tmp_path / "out.mkv")
-    assert told(made.notes) == []
+    assert told(grouped(made.notes)) == []
     reader = VideoSource(made)
     assert len(list(reader.read())) == 60
     reader.close()
-    assert reader.notes == (
+    assert grouped(reader.notes) == (
         f"{source}: the clock begins anew at 1.216 s; what follows is joined to what was",
     )
 
@@ -353,7 +354,7 @@ def test_a_jump_ahead_is_closed(tmp_path, suffix, kinds):
     assert same(got, from_first_frame(whole), 0.05)
     for times in got.values():
         assert min(b - a for a, b in itertools.pairwise(times)) > 0.019
-    assert [note.split("; ")[1] for note in told(made.notes)] == ["the gap is closed"]
+    assert [note.split("; ")[1] for note in told(grouped(made.notes))] == ["the gap is closed"]
 
 
 @pytest.mark.behaviour(2)
@@ -367,7 +368,7 @@ def test_a_gap_in_a_file_with_a_clock_of_its_own_is_content(tmp_path, suffix):
     got, sent = packet_times(output, "v"), packet_times(source, "v")
     assert since_first(got) == pytest.approx(since_first(sent), abs=TICK)
     assert got[-1] > 20
-    assert told(made.notes) == []
+    assert told(grouped(made.notes)) == []
 
 
 @pytest.mark.behaviour(2)
@@ -377,7 +378,7 @@ def test_a_shorter_gap_is_content_everywhere(tmp_path):
     made = plan(source, tmp_path / "out.mkv")
     run(made)
     assert since_first(packet_times(tmp_path / "out.mkv", "v"))[-1] == pytest.approx(8.96, abs=0.01)
-    assert told(made.notes) == []
+    assert told(grouped(made.notes)) == []
 
 
 @pytest.mark.behaviour(2)
@@ -391,7 +392,7 @@ def test_what_is_missing_from_one_stream_alone_is_no_jump(tmp_path):
     output = tmp_path / "out.mkv"
     made = plan(source, output)
     run(made)
-    assert told(made.notes) == []
+    assert told(grouped(made.notes)) == []
     got = from_first_frame(output)
     assert same(got, from_first_frame(source), TICK)
     assert max(b - a for a, b in itertools.pairwise(got["a"])) > 15

@@ -12,6 +12,7 @@ import pytest
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.media.colour import FromRGB, ToRGB, bits_of, resolve
 from cyclegan_batch.media.stream_info import ColourTags, StreamInfo
+from cyclegan_batch.wording import grouped
 from tests.synthesis import colours
 
 FORMATS = ("yuv420p", "yuv444p", "yuv420p10le", "yuv444p10le")
@@ -196,7 +197,7 @@ def test_an_untagged_stream_stays_untagged_and_the_guess_is_said():
         plan = resolve(stream(size=size), name="clip.mp4")
         assert (plan.matrix, plan.full_range, plan.guessed) == (guess, False, True)
         assert plan.tags == ColourTags()
-        assert plan.notes == (
+        assert grouped(plan.notes) == (
             f"clip.mp4: the video does not say its colour matrix: taken as {guess} "
             "(limited range); --color MATRIX[:RANGE] says otherwise",
         )
@@ -223,7 +224,9 @@ def test_color_replaces_the_guess_and_tags_stay():
     plan = resolve(stream(tags=tagged("bt601", full=False)), "bt709", name="a.mp4")
     assert (plan.matrix, plan.full_range) == ("bt709", False)
     assert plan.tags == tagged("bt601", full=False)
-    assert plan.notes == ("a.mp4: --color bt709 is used although the video is tagged bt601",)
+    assert grouped(plan.notes) == (
+        "a.mp4: --color bt709 is used although the video is tagged bt601",
+    )
 
 
 def test_the_old_full_range_formats_say_so_themselves():

@@ -15,6 +15,7 @@ from cyclegan_batch.errors import OutputError
 from cyclegan_batch.media.encoder import choose_pix_fmt
 from cyclegan_batch.media.video_sink import VideoSink
 from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, LOSSLESS, leftovers, plan, run, seen
 from tests.media.witness import needs_ffprobe, pictures, probe, tick, times
 from tests.synthesis import streams
@@ -77,7 +78,7 @@ def test_any_size_comes_out_as_it_went_in(tmp_path, size):
     made = plan(source, output)
     odd = bool(size[0] % 2 or size[1] % 2)
     assert made.encoder.pix_fmt == ("yuv444p" if odd else "yuv420p")
-    told = [note for note in made.notes if "so it encodes yuv444p" in note]
+    told = [note for note in grouped(made.notes) if "so it encodes yuv444p" in note]
     assert len(told) == odd
     run(made)
     assert pictures(output).shape == (3, *size, 3)
@@ -166,7 +167,7 @@ def test_an_encoder_that_does_not_open_falls_back_once(tmp_path):
     asked = TranslateOptions(codec="h264_nvenc", preset="p4", encoder_opt={"tune": "hq"})
     made = plan(source, tmp_path / "out.mp4", asked)
     assert made.encoder.name == "libx264"
-    told = [note for note in made.notes if "h264_nvenc" in note]
+    told = [note for note in grouped(made.notes) if "h264_nvenc" in note]
     assert len(told) == 1
     assert "h264_nvenc does not open here" in told[0]
     assert "libx264 encodes" in told[0]

@@ -15,6 +15,7 @@ from cyclegan_batch.errors import OutputError
 from cyclegan_batch.media.deinterlace import FieldTimes
 from cyclegan_batch.media.loss import Lost
 from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, plan, run, seen
 from tests.media.witness import needs_ffprobe, pictures, probe, times
 from tests.synthesis import streams
@@ -60,7 +61,7 @@ def test_fields_keep_their_mark(tmp_path, codec, suffix, order):
     assert marks(source) == {(1, int(order == "tff"))}
     output = tmp_path / f"out{suffix}"
     made = plan(source, output, TranslateOptions(codec=codec, strict=True))
-    assert [note for note in made.notes if "interlaced" in note] == [
+    assert [note for note in grouped(made.notes) if "interlaced" in note] == [
         f"{source}: the video is interlaced; --deinterlace makes whole frames of it"
     ]
     run(made)
@@ -86,7 +87,7 @@ def test_a_mark_that_the_encoder_cannot_set_is_said_to_be_lost(tmp_path, codec, 
     source = clip(tmp_path / "in.mkv", size=size, frames=2)
     output = tmp_path / f"out{suffix}"
     made = plan(source, output, TranslateOptions(codec=codec))
-    assert [note for note in made.notes if "interlaced" in note] == [
+    assert [note for note in grouped(made.notes) if "interlaced" in note] == [
         f"{output} goes without the mark that stream 0 (video ffv1) is interlaced: {codec} cannot "
         "set it here, so players will show both fields at once; --deinterlace makes whole frames "
         "of them"
@@ -174,7 +175,7 @@ def test_a_kept_network_size_has_no_fields(tmp_path):
     source = clip(tmp_path / "in.mkv", frames=1)
     made = plan(source, tmp_path / "out.mp4", output_size=lambda _: (24, 32))
     assert made.encoder.fields is None
-    assert not [note for note in made.notes if "goes without" in note]
+    assert not [note for note in grouped(made.notes) if "goes without" in note]
 
 
 # Deinterlacing
@@ -196,7 +197,7 @@ def test_every_field_becomes_a_frame_at_its_time(tmp_path, suffix, order):
     run(made)
     if suffix != ".mpg":
         assert made.frames_expected == 10
-    assert not [note for note in made.notes if "interlaced" in note]
+    assert not [note for note in grouped(made.notes) if "interlaced" in note]
     got = [float(time) for time in times(output)]
     assert len(got) == len(times(wanted)) == 10
     since = [time - got[0] for time in got]

@@ -31,6 +31,7 @@ from cyclegan_batch.media.images import (
     plan_images,
 )
 from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.wording import Note, grouped
 from tests.job.test_inputs import NAMES
 from tests.synthesis import pictures
 
@@ -53,7 +54,7 @@ def translate(
     """Run the pictures through source and sink; return what was written, dropped and said."""
     written: list[Path] = []
     dropped: list[Dropped] = []
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     for shard in plan_images(entries, TranslateOptions(**options), pixel_type=pixel_type):
         source, sink = ImageSource(shard), ImageSink(shard)
         decode, encode = source.converter(), sink.converter()
@@ -68,7 +69,7 @@ def translate(
         source.close()
         written += sink.written
         notes += (*source.notes, *sink.notes)
-    return written, dropped, notes
+    return written, dropped, grouped(notes)
 
 
 def one(
@@ -135,7 +136,7 @@ def test_pictures_are_planned_in_shards_of_256() -> None:
     assert sum((shard.entries for shard in shards), ()) == entries
     assert shards[2].name == "in/512.png … 599.png (88 of 600 pictures)"
     assert [len(shard.notes) for shard in shards] == [1, 0, 0]
-    assert "--quality 80: no picture is written as jpg, webp or avif" in shards[0].notes[0]
+    assert "--quality 80: no picture is written as jpg, webp or avif" in grouped(shards[0].notes)[0]
     assert plan_images((video,), TranslateOptions(), pixel_type="uint8") == ()
 
 

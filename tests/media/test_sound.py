@@ -27,6 +27,7 @@ from cyclegan_batch.media.probe import probe
 from cyclegan_batch.media.sound import plan_sound, state_layout
 from cyclegan_batch.media.streams import StreamPlan, plan_streams
 from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.wording import grouped
 from tests.synthesis import generators
 
 FRAMES = 12
@@ -221,7 +222,7 @@ def test_channels_that_an_encoder_does_not_take_are_mixed_down_and_told(
 ) -> None:
     source = clip(tmp_path / "in.mov", layout=layout)
     plan = planned(source, tmp_path / "out.mkv", audio=encoder)
-    (note,) = (note for note in plan.notes if "mixed down" in note)
+    (note,) = (note for note in grouped(plan.notes) if "mixed down" in note)
     assert f"{encoder} does not take its" in note
     assert note.endswith(f"so they are mixed down to {result}")
     with open_container(source) as container:
@@ -313,7 +314,7 @@ def test_mkv_holds_what_its_writer_takes(
     plan = planned(source, tmp_path / "out.mkv")
     if codec == "nellymoser":
         # The one of these for which MKV has no name at all.
-        assert "MKV cannot hold it; --audio aac keeps its sound" in plan.notes[0]
+        assert "MKV cannot hold it; --audio aac keeps its sound" in grouped(plan.notes)[0]
         return
     assert plan.notes == ()
     assert not translated(source, tmp_path / "out.mkv").dropped
@@ -349,7 +350,7 @@ def test_sound_that_mp4_cannot_hold_is_named_before_the_first_frame(tmp_path: Pa
     """PCM whose layout nobody can guess is refused only where the file is ended."""
     source = clip(tmp_path / "in.mkv", layout="10 channels")
     plan = planned(source, tmp_path / "out.mp4")
-    assert plan.notes == (
+    assert grouped(plan.notes) == (
         f"{tmp_path}/out.mp4 goes without stream 1 (audio pcm_s16le): MP4 cannot hold it; "
         "--audio aac keeps its sound",
     )
@@ -374,7 +375,7 @@ def test_what_is_planned_comes_out(
     output = tmp_path / f"out{suffix}"
     plan = planned(source, output)
     assert not translated(source, output).dropped
-    held = not any("cannot hold it" in note for note in plan.notes)
+    held = not any("cannot hold it" in note for note in grouped(plan.notes))
     assert bool(sound_packets(output)) == held
 
 
@@ -488,7 +489,7 @@ def test_a_track_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     plan = planned(source, tmp_path / "out.mkv", audio="aac")
     assert [each.way for each in plan.carried] == ["video"]
     words = r"in\.mkv: stream 1 \(audio flac\): nothing of it can be decoded"
-    assert re.search(words, plan.notes[-1])
+    assert re.search(words, grouped(plan.notes)[-1])
     done = translated(source, tmp_path / "out.mkv", audio="aac")
     assert [bool(re.search(words, str(each.error))) for each in done.dropped] == [True]
     for options in ({"strict": True}, {"on_error": "fail"}):

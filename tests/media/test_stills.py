@@ -20,6 +20,7 @@ from cyclegan_batch.job.inputs import find_inputs
 from cyclegan_batch.media.formats import Entry, sniff_format
 from cyclegan_batch.media.headers import exif_orientation, read_header
 from cyclegan_batch.media.pictures import decode_picture
+from cyclegan_batch.wording import grouped
 from tests.media.test_images import one, translate
 from tests.synthesis import pictures
 
@@ -158,7 +159,7 @@ def test_what_has_no_writer_becomes_png_and_it_is_said_with_a_count(tmp_path: Pa
         "c.avif": "avif",
         "d.png": "png",
     }
-    assert tree.notes[1:] == (
+    assert grouped(tree.notes)[1:] == (
         "3 pictures become PNG, since the format is not written here: .gif 2, .jp2 1; "
         "--format chooses another",
     )

@@ -17,6 +17,7 @@ from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.media import Dropped, video_source
 from cyclegan_batch.media.video_sink import VideoSink
 from cyclegan_batch.media.video_source import VideoSource
+from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, LOSSLESS, plan, run, seen
 from tests.media.witness import ALIKE, needs_ffprobe, pictures, single_threaded_times, times
 from tests.synthesis import streams
@@ -80,8 +81,8 @@ def test_a_stream_that_changes_its_size_comes_out_in_one(tmp_path):
     made = plan(source, tmp_path / "out.mp4")
     reader = VideoSource(made)
     assert len(list(reader.read())) == 10
-    assert len(reader.notes) == 1
-    assert "in.h264: the video changes its size" in reader.notes[0]
+    assert len(grouped(reader.notes)) == 1
+    assert "in.h264: the video changes its size" in grouped(reader.notes)[0]
     run(made)
     assert pictures(tmp_path / "out.mp4").shape == (10, *made.size, 3)
 
@@ -235,7 +236,7 @@ def test_gaps_of_an_undamaged_transport_stream_are_a_note(tmp_path, milliseconds
     reader.close()
     assert len(items) == len(milliseconds)
     assert not [item for item in items if isinstance(item, Dropped)]
-    assert [told in note for note in reader.notes] == ([] if told is None else [True])
+    assert [told in note for note in grouped(reader.notes)] == ([] if told is None else [True])
 
 
 @pytest.mark.behaviour(1, 10)
@@ -351,11 +352,11 @@ def test_deinterlacing_keeps_count_and_times(tmp_path):
     source = streams.plain(tmp_path / "in.mkv", frames=20, audio=None, interlaced=True)
     output = tmp_path / "out.mkv"
     as_is = plan(source, output)
-    assert [note for note in as_is.notes if "interlaced" in note] == [
+    assert [note for note in grouped(as_is.notes) if "interlaced" in note] == [
         f"{source}: the video is interlaced; --deinterlace makes whole frames of it"
     ]
     made = plan(source, output, replace(FAST, deinterlace=True))
-    assert not [note for note in made.notes if "interlaced" in note]
+    assert not [note for note in grouped(made.notes) if "interlaced" in note]
     before, after = seen(as_is), seen(made)
     assert [frame.tag for frame in after] == [frame.tag for frame in before]
     assert any(

@@ -15,6 +15,7 @@ from cyclegan_batch.models.checkpoint_files import (
     is_checkpoint,
     safetensors_metadata,
 )
+from cyclegan_batch.wording import grouped
 from tests.conftest import REPOSITORY
 
 
@@ -49,7 +50,7 @@ def test_a_run_gives_its_latest_generators(run: Path, inner: str) -> None:
     latest = run / "checkpoints" / "latest"
     found = find_checkpoint(run / inner)
     assert (found.path, found.direction) == (latest / "netG_A.safetensors", "AtoB")
-    (note,) = found.notes
+    (note,) = grouped(found.notes)
     assert note.endswith("holds two generators: AtoB is used; --direction BtoA for the other")
     found = find_checkpoint(run / inner, "BtoA")
     assert (found.path, found.direction) == (latest / "netG_B.safetensors", "BtoA")
@@ -68,9 +69,9 @@ def test_the_moving_average_is_taken_where_there_is_one_and_that_is_said(run: Pa
         said(latest / f"netG_{letter}_ema.safetensors", direction=direction)
     found = find_checkpoint(run, "BtoA")
     assert found.path == latest / "netG_B_ema.safetensors"
-    (note,) = found.notes
+    (note,) = grouped(found.notes)
     assert "(EMA), netG_B_ema.safetensors, is used; name netG_B.safetensors" in note
-    assert len(find_checkpoint(run).notes) == 2
+    assert len(grouped(find_checkpoint(run).notes)) == 2
 
 
 def test_the_reference_implementations_folder_gives_its_latest(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.models.checkpoints import load_generator
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
+from cyclegan_batch.wording import grouped
 from tests.synthesis import formulas
 
 MOBILE = (8, 12, 20, 6, 10, 12, 8)
@@ -146,7 +147,7 @@ def test_what_a_file_says_of_its_training_is_read(tmp_path):
 def test_where_the_reference_would_draw_another_picture_is_said(tmp_path):
     assert load_generator(saved(tmp_path / "g.pth", small())).notes == ()
     state = small(norm="batch", dropout=True)
-    (note,) = load_generator(saved(tmp_path / "g.pth", state)).notes
+    (note,) = grouped(load_generator(saved(tmp_path / "g.pth", state)).notes)
     assert note.startswith("g.pth: BatchNorm takes the statistics of its training and dropout is o")
 
 

@@ -32,7 +32,7 @@ from ...models.engine_card import (
     write_engine_file,
 )
 from ...models.model import Model, ModelCard, open_model
-from ...wording import printable
+from ...wording import Note, printable
 from ..common import checked, in_batches
 from .build import Builder, Say, engine_from_graph, silent
 from .context import Context, Cuda, Engine, shape_of, shape_words
@@ -51,7 +51,7 @@ class TensorRtBackend:
     def __init__(self, engines: _Engines) -> None:
         self.card, self.device = engines.card, f"cuda:{engines.cuda.index}"
         self.precision = "tf32" if engines.tf32 else engines.card.precision
-        self.notes: tuple[str, ...] = ()
+        self.notes: tuple[Note, ...] = ()
         self._engines: _Engines | None = engines
         self._context: Context | None = None
         self._cancelled = threading.Event()
@@ -157,7 +157,7 @@ def write_engine(
     cache_dir: Path | None = None,
     verify: bool = True,
     say: Say = silent,
-) -> tuple[EngineCard, tuple[str, ...]]:
+) -> tuple[EngineCard, tuple[Note, ...]]:
     """Build an engine of a contract file and write it to ``path``, its card beside it.
 
     Returns the card, and what the user should be told. ``verify``: accept it only in the parity
@@ -169,10 +169,8 @@ def write_engine(
     made, content = builder.build(model, build, verify=verify)
     card = write_engine_file(replace(made.card, path=path), content)
     if card.seal is None:
-        builder.notes.append(
-            f"{printable(path)}: cannot be sealed as built here, so loading it will take "
-            f"--trust-engine: {key_error()}"
-        )
+        text = "cannot be sealed as built here, so loading it will take --trust-engine"
+        builder.notes.append(Note(path, f"{text}: {key_error()}"))
     return card, tuple(builder.notes)
 
 
@@ -278,10 +276,11 @@ def _open_file(model: Model, builder: Builder, trust_engine: bool) -> _Engines |
     assert card is not None
     misfits = card.misfits(builder.machine)
     if misfits:
-        builder.notes.append(
-            f"{printable(Path(card.path.name))}: {'; '.join(misfits)}; an engine for this machine "
-            f"is used, from {printable(Path(card.model.path.name))}"
+        text = (
+            f"{'; '.join(misfits)}; an engine for this machine is used, "
+            f"from {printable(Path(card.model.path.name))}"
         )
+        builder.notes.append(Note(Path(card.path.name), text))
         return None
     try:
         content = card.path.read_bytes()
@@ -295,10 +294,11 @@ def _open_file(model: Model, builder: Builder, trust_engine: bool) -> _Engines |
         # Whoever built it may have measured it: that is not our measurement.
         source = _source_beside(card)
         if source is None:
-            builder.notes.append(
-                f"{printable(Path(card.path.name))}: is loaded on trust, and its pictures are "
-                f"compared with nothing; put {printable(Path(card.model.path.name))} beside it"
+            text = (
+                "is loaded on trust, and its pictures are compared with nothing; "
+                f"put {printable(Path(card.model.path.name))} beside it"
             )
+            builder.notes.append(Note(Path(card.path.name), text))
         else:
             builder.measure(source, opened)
     return _Engines.of_file(model, builder, opened)

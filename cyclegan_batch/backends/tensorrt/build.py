@@ -39,7 +39,7 @@ from ...models.engine_card import (
 )
 from ...models.model import INPUT, Model
 from ...models.parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
-from ...wording import printable
+from ...wording import Note, printable
 from ..common import checked, says_out_of_memory
 from ..onnxruntime import open_onnxruntime
 from .context import Context, Cuda, Engine
@@ -67,7 +67,7 @@ class Builder:
         self, trt: ModuleType, cuda: Cuda, machine: Machine, cache_dir: Path, say: Say
     ) -> None:
         self.cuda, self.machine, self.cache_dir = cuda, machine, cache_dir
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         """What the user should be told once."""
         self._trt, self._say = trt, say
 
@@ -109,7 +109,7 @@ class Builder:
         return folder
 
     def _will_build_again(self, reason: str) -> None:
-        note = f"the engine cannot be kept, the next run builds it again: {reason}"
+        note = Note(None, f"the engine cannot be kept, the next run builds it again: {reason}")
         if note not in self.notes:
             self.notes.append(note)
 
@@ -183,7 +183,7 @@ class Builder:
         except OutOfMemoryError:
             raise
         except BackendError as error:
-            self.notes.append(f"{error}; it was built anew")
+            self.notes.append(Note(None, f"{error}; it was built anew"))
             return None
 
     def _inspected(self, made: Engine, name: str) -> str | None:
@@ -198,9 +198,8 @@ class Builder:
             return None
         half = sum(bool(re.search(r"\b(FP16|Half)\b", json.dumps(layer))) for layer in layers)
         if made.card.model.precision == "fp16" and not half:
-            self.notes.append(
-                f"{name}: is fp16, but TensorRT's inspector shows no layer in half precision"
-            )
+            text = "is fp16, but TensorRT's inspector shows no layer in half precision"
+            self.notes.append(Note(name, text))
         return f"{half} of {len(layers)} with half precision"
 
     def measure(self, model: Model, made: Engine) -> Parity | None:
@@ -215,10 +214,11 @@ class Builder:
                 model, device="cpu", precision="auto", threads=cpu_threads(), contexts=1
             )
         except BackendUnavailableError:
-            self.notes.append(
-                f"{printable(Path(card.path.name))}: its engine was compared with nothing, as "
-                'onnxruntime is not installed; pip install "cyclegan-batch[cpu]"'
+            text = (
+                "its engine was compared with nothing, as onnxruntime is not installed; "
+                'pip install "cyclegan-batch[cpu]"'
             )
+            self.notes.append(Note(Path(card.path.name), text))
             return None
         side = card.trained_size or 256
         height, width = (
@@ -242,11 +242,12 @@ class Builder:
                 f"{needed} is expected ({LIMITS[needed]}); use --backend onnxruntime"
             )
         if card.precision in ("fp16", "int8") and card.parity is None:
-            self.notes.append(
-                f"{printable(Path(card.path.name))}: says of itself that it is {card.precision} "
+            text = (
+                f"says of itself that it is {card.precision} "
                 "and not how near to fp32; its engine was compared with the file only, whose own "
                 "error does not show there: export it from its checkpoint to have it measured"
             )
+            self.notes.append(Note(Path(card.path.name), text))
         return found
 
 

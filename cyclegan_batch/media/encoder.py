@@ -27,9 +27,8 @@ from .colour import ColourPlan, FromRGB, bits_of, output_tags
 from .demuxing import reason
 from .messages import captured
 from .muxing import TAGGED
+from .standard_input import Y4M_MUXER
 from .stream_info import FIELD_ORDER, Fields, StreamInfo
-
-Y4M_MUXER = "yuv4mpegpipe"
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,11 @@ moved to one tick after the last, so that no frame is lost.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-
-import av
-import av.container
-import av.error
 
 from ..errors import InputError, OutputError
 from ..frames import PixelType, Size
@@ -31,9 +26,7 @@ from ..wording import Note, printable
 from .alpha import Alpha
 from .clocks import seam_notes, start_note
 from .colour import ColourPlan, resolve
-from .demuxing import reason
 from .encoder import (
-    Y4M_MUXER,
     EncoderPlan,
     Extras,
     default_codec,
@@ -43,6 +36,7 @@ from .encoder import (
 from .formats import PIPE
 from .pattern import parse_pattern
 from .probe import media_info, probe
+from .standard_input import standard_input
 from .stream_info import Fields, MediaInfo, StreamInfo
 from .streams import StreamPlan, plan_streams
 
@@ -74,8 +68,6 @@ class VideoPlan:
     """By the header, or by duration and rate; None where neither is known."""
     notes: tuple[Note, ...]
     """What the user is told once."""
-    opened: av.container.InputContainer | None = field(default=None, repr=False, compare=False)
-    """A pipe, which cannot be opened twice."""
 
     @property
     def name(self) -> str:
@@ -124,9 +116,8 @@ def plan_video(
             f"cannot write {printable(output)}: numbered pictures are no output here; "
             "name a video, and let FFmpeg take it apart: ffmpeg -i VIDEO out_%06d.png"
         )
-    opened = _open_pipe() if path == PIPE else None
-    if opened is not None:
-        info = media_info(opened, path)
+    if path == PIPE:
+        info = media_info(standard_input().container, path)
     else:
         info = probe(path, image_pattern_rate=_picture_rate(path, options))
     stream = info.best_video(options.stream)
@@ -204,7 +195,6 @@ def plan_video(
         options=options,
         frames_expected=_frames_expected(info, stream, options),
         notes=tuple(dict.fromkeys(notes)),
-        opened=opened,
     )
 
 
@@ -251,31 +241,6 @@ def _picture_rate(path: Path, options: TranslateOptions) -> Fraction | None:
             f"--fps {options.fps} is no frame rate; expected a number such as 25 or 30000/1001"
         ) from cause
     return rate
-
-
-class _Counted:
-    """A pipe that knows how much was read of it."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.count = 0
-
-    def read(self, size: int) -> bytes:
-        """Return at most ``size`` bytes, none at the end."""
-        data: bytes = self._file.read(size)
-        self.count += len(data)
-        return data
-
-
-def _open_pipe() -> av.container.InputContainer:
-    """Open standard input as y4m; nothing in y4m refers to another file. Raises InputError."""
-    try:
-        return av.open(_Counted(sys.stdin.buffer), "r", format=Y4M_MUXER)
-    except (av.error.FFmpegError, OSError) as error:
-        raise InputError(
-            f"standard input is not y4m ({reason(error)}); pipe it like this: "
-            "ffmpeg -i VIDEO -f yuv4mpegpipe - | cyclegan-batch translate - OUTPUT …"
-        ) from error
 
 
 def _frames_expected(info: MediaInfo, stream: StreamInfo, options: TranslateOptions) -> int | None:

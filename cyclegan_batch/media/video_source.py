@@ -25,11 +25,12 @@ from .clocks import LONGEST_GAP, JobClock, seam_notes
 from .colour import ToRGB
 from .deinterlace import Deinterlacer, FieldTimes
 from .demuxing import demux, open_container, reason
-from .encoder import Y4M_MUXER
+from .formats import PIPE
 from .frame_properties import orientation
 from .lookahead import UNCOUNTED
 from .loss import Gaps, Lost, Shown, UncertainError
 from .probe import asf_claims
+from .standard_input import Y4M_MUXER, StandardInput, standard_input
 from .video import Timing, VideoPlan
 
 
@@ -58,6 +59,7 @@ class VideoSource:
         self.notes: tuple[Note, ...] = ()
         """What only reading shows, to be said once."""
         self._container: av.container.InputContainer | None = None
+        self._pipe: StandardInput | None = None
         self._first: int | None = None
         """Time of the first frame in ticks."""
         self._end = 0
@@ -150,16 +152,21 @@ class VideoSource:
 
     def close(self) -> None:
         """Close the file."""
-        if self._container is not None:
-            self._container.close()
-            self._container = None
+        container, self._container = self._container, None
+        if container is None:
+            return
+        if self._pipe is not None:
+            self._pipe.close()
+        else:
+            container.close()
 
     # Decoding
 
     def _open(self) -> av.container.InputContainer:
         plan = self._plan
-        if plan.opened is not None:
-            return plan.opened
+        if plan.path == PIPE:
+            self._pipe = standard_input()
+            return self._pipe.container
         return open_container(plan.path, image_pattern_rate=plan.picture_rate)
 
     def _pictures(self) -> Iterator[av.VideoFrame | Lost]:
@@ -174,7 +181,7 @@ class VideoSource:
                 yield item
                 given += 1
         except UncertainError:
-            if self._plan.opened is not None:
+            if self._plan.path == PIPE:
                 raise InputError(f"{self._plan.name}: a frame of it cannot be decoded") from None
             self._packets, self._ends, self._broken, self._marked = 0, {}, None, []
             self._stood, self._pauses = {}, {}
@@ -285,7 +292,7 @@ class VideoSource:
         """Say whether the container's index leads exactly to frames (not MPEG-TS, PS and AVI)."""
         plan = self._plan
         indexed = plan.info.format.startswith(("mov", "matroska"))
-        return indexed and not plan.options.deinterlaces and plan.opened is None
+        return indexed and not plan.options.deinterlaces
 
     def _seek(
         self, container: av.container.InputContainer, stream: Any, first: av.VideoFrame
@@ -474,11 +481,9 @@ class VideoSource:
 
     def _size(self) -> int:
         """Return how many bytes the file has, or came out of the pipe."""
-        if self._plan.opened is None:
-            return self._plan.path.stat().st_size
-        pipe: Any = self._plan.opened.file
-        counted: int = pipe.file.count
-        return counted
+        if self._pipe is not None:
+            return self._pipe.bytes_read
+        return self._plan.path.stat().st_size
 
     def _or_skip(self, purpose: str) -> str:
         """Return how damage is gone over where it ends the run."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -78,6 +79,19 @@ def test_a_closed_pipe_is_passed_on_as_such(tmp_path, monkeypatch):
         write_all(sink, encoded)
     sink.discard()
     stdout.close()
+
+
+@pytest.mark.behaviour(11)
+def test_the_plan_of_a_pipe_is_a_value_and_its_header_is_read_once(tmp_path, monkeypatch):
+    """Planned twice, pickled, and read: the pipe itself stays where it is."""
+    run(plan(moving(tmp_path / "in.mkv", frames=10), tmp_path / "a.y4m"))
+    with (tmp_path / "a.y4m").open("rb") as stdin:
+        monkeypatch.setattr(sys, "stdin", Standard(stdin))
+        first, second = plan(PIPE, tmp_path / "out.mkv"), plan(PIPE, tmp_path / "out.mkv")
+        assert first == second
+        assert len(seen(pickle.loads(pickle.dumps(second)))) == 10
+        with pytest.raises(InputError, match="standard input is not y4m"):
+            plan(PIPE, tmp_path / "out.mkv")
 
 
 def test_standard_input_that_is_no_y4m_errors(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 from dataclasses import replace
 from fractions import Fraction
@@ -310,6 +311,27 @@ def test_hdr_errors(tmp_path):
     source, _ = patches(tmp_path / "in.mkv", "bt2020", full=False, transfer=16)
     with pytest.raises(InputError, match=r"in.mkv: the video is HDR \(PQ\).*tone-map it first"):
         plan(source, tmp_path / "out.mkv")
+
+
+# The plan as a value
+
+
+@pytest.mark.parametrize("pattern", [False, True])
+def test_a_plan_is_pickled_and_what_comes_back_runs(tmp_path, pattern):
+    source = tmp_path / "f_%02d.png" if pattern else tmp_path / "in.mkv"
+    if pattern:
+        for number in range(5):
+            assert cv2.imwrite(str(tmp_path / f"f_{number:02d}.png"), streams.picture(number))
+    else:
+        streams.plain(source, frames=5)
+    planned = plan(source, tmp_path / "out.mkv", replace(FAST, fps="25"))
+    restored = pickle.loads(pickle.dumps(planned))
+    assert restored == planned
+    dropped, sink = run(restored)
+    assert not dropped
+    assert sink.written == [tmp_path / "out.mkv"]
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert len(list(container.decode(video=0))) == 5
 
 
 # What is no video

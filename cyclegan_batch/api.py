@@ -16,9 +16,11 @@ from typing import Any
 
 from .errors import InputError, OutputError, OutputExistsError
 from .files import PathLike
-from .job.pipeline import Counters, Failure, is_hopeless, run
+from .job.pipeline import run
 from .job.plan import JobPlan, Opener, plan_job
+from .job.plan_text import plan_description
 from .job.report import Report, report_from_counters, versions
+from .job.units import Counters, Failure, is_hopeless
 from .options import TranslateOptions
 from .wording import grouped, printable
 
@@ -127,7 +129,7 @@ def report_run(plan: JobPlan, counters: Counters, *, error: Exception | None = N
         overwrite=plan.options.overwrite,
         notes=tuple(dict.fromkeys([*plan.notes, *counters.notes])),
         error=None if error is None else str(error),
-        record=plan.describe() | {"card": card, "versions": versions()},
+        record=plan_description(plan) | {"card": card, "versions": versions()},
     )
 
 

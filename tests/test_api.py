@@ -21,8 +21,8 @@ from cyclegan_batch import (
 )
 from cyclegan_batch.api import plan_translation, run_plan
 from cyclegan_batch.files import OutputLock
-from cyclegan_batch.job.pipeline import Counters, Failure, Stage
 from cyclegan_batch.job.report import report_from_counters
+from cyclegan_batch.job.units import Counters, Failure, Stage
 from tests.synthesis import generators, streams
 
 DICE = np.random.default_rng(1)

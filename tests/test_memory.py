@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 MEASURE = """
 import json, sys
 from cyclegan_batch import api
-from cyclegan_batch.job.pipeline import Counters
+from cyclegan_batch.job.units import Counters
 
 source, target, model, *moments = sys.argv[1:]
 left, found = [int(moment) for moment in moments], []

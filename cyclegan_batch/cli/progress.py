@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from ..job.pipeline import Counters
+from ..job.units import Counters
 from ..wording import clock, grouped, printable
 
 Mode = Literal["auto", "plain", "json", "none"]

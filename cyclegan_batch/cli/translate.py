@@ -261,7 +261,7 @@ def command(
 def _run(plan: JobPlan, reporter: Reporter) -> Report:
     """Run, so that a stop or an error leaves a report, too."""
     from .. import api
-    from ..job.pipeline import Counters
+    from ..job.units import Counters
 
     counters = Counters()
 
@@ -285,12 +285,13 @@ def _run(plan: JobPlan, reporter: Reporter) -> Report:
 
 def _print_plan(plan: JobPlan, *, as_json: bool) -> None:
     """Print a plan to stdout: it is what the command was asked for."""
+    from ..job.plan_text import plan_description, plan_lines
     from ..wording import printable
 
     print_result(
-        json.dumps(plan.describe(), indent=2)
+        json.dumps(plan_description(plan), indent=2)
         if as_json
-        else "\n".join(map(printable, plan.lines()))
+        else "\n".join(map(printable, plan_lines(plan)))
     )
 
 

@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import InputError, OutputError
 from ..frames import Geometry, Size
 from ..frames import geometry as frame_geometry
 from ..options import TranslateOptions
-from ..wording import Note, counted, grouped, printable
-from .pipeline import Failure, Schedule, Unit, too_many_failures
+from ..wording import Note, printable
+from .units import Failure, Schedule, Unit, too_many_failures
 
 if TYPE_CHECKING:
     from ..backends import Backend
@@ -84,7 +84,7 @@ class JobPlan:
     @property
     def largest(self) -> Size | None:
         """The size (height, width) whose way through the network takes most, of those known."""
-        return max(self.sizes, key=self._frame_bytes, default=None)
+        return max(self.sizes, key=self.frame_bytes, default=None)
 
     @property
     def memory(self) -> int | None:
@@ -94,92 +94,13 @@ class JobPlan:
         """
         if self.largest is None:
             return None
-        return self.schedule.frames_in_flight * self._frame_bytes(self.largest)
+        return self.schedule.frames_in_flight * self.frame_bytes(self.largest)
 
-    def _frame_bytes(self, size: Size) -> int:
+    def frame_bytes(self, size: Size) -> int:
         """Return the bytes of a frame of ``size`` where it is largest on its way."""
         shape = self.geometry(size)
         samples = max(h * w for h, w in (shape.source, shape.content, shape.network)) * 3
         return samples * (1 if self.model.card.pixel_type == "uint8" else 2)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the plan as JSON-able values, as the report holds it."""
-        card = self.model.card
-        options = asdict(self.options)
-        defaults = asdict(TranslateOptions())
-        return {
-            "inputs": [str(path) for path in self.inputs],
-            "output": str(self.output),
-            "model": {"path": str(card.path), "sha256": card.digest},
-            "backend": self.backend.name,
-            "device": self.backend.device,
-            "precision": self.backend.precision,
-            "batch_size": self.schedule.batch_size,
-            "contexts": self.schedule.contexts,
-            "converters": self.schedule.converters,
-            "units": len(self.units),
-            "frames": self.frames,
-            "copied": len(self.others),
-            "skipped": self.skipped,
-            "frames_in_flight": self.schedule.frames_in_flight,
-            "memory_bytes": self.memory,
-            "videos": [_video_described(video) for video in self.videos],
-            "failures": [asdict(failure) for failure in self.failures],
-            "options": {
-                key: str(value) if isinstance(value, Path) else value
-                for key, value in options.items()
-                if value != defaults[key]
-            },
-        }
-
-    def lines(self) -> list[str]:
-        """Return the plan for people, as ``--dry-run`` prints it: what becomes what, and how."""
-        card, schedule = self.model.card, self.schedule
-        calls = f"{schedule.contexts} at once" if schedule.contexts > 1 else "one at a time"
-        found = [
-            f"model    {printable(card.path)} ({card.architecture}, sha256 {card.digest[:12]})",
-            f"runs on  {self.backend.name}, {self.backend.device}, {self.backend.precision}; "
-            f"{counted(schedule.batch_size, 'frame')} per call, {calls}",
-            f"memory   {self._memory_words()}",
-        ]
-        found += [f"note     {sentence}" for sentence in grouped(self.notes)]
-        for video in self.videos:
-            found += _video_lines(video)
-        for shard in self.shards:
-            folders = {entry.output.parent for entry in shard.entries}
-            if len(shard.entries) == 1:
-                where = printable(shard.entries[0].output)
-            else:
-                where = printable(Path(os.path.commonpath(folders))) + "/"
-            found.append(f"{shard.name} → {where}")
-        found += [
-            f"{printable(each.source)} → {printable(each.output)} (copied)" for each in self.others
-        ]
-        found += [f"FAILS    {failure.cause}" for failure in self.failures]
-        frames = (
-            "an unknown number of frames" if self.frames is None else counted(self.frames, "frame")
-        )
-        files = len(self.entries) - len(self.failures) + len(self.others)
-        told = f"would write {counted(files, 'file')}, {frames}"
-        if self.skipped:
-            stay = "exists already and stays" if self.skipped == 1 else "exist already and stay"
-            told += f"; {self.skipped} {stay}"
-        if self.failures:
-            told += f"; {len(self.failures)} cannot be translated"
-        return [*found, told]
-
-    def _memory_words(self) -> str:
-        flight = f"{self.schedule.frames_in_flight} frames in flight"
-        if self.largest is None or self.memory is None:
-            return f"{flight} × the size of a picture, which is not known yet"
-        each = f"{self._frame_bytes(self.largest) / 2**20:.1f} MiB"
-        height, width = self.largest
-        # Of many pictures only some were looked at.
-        known = "of the pictures looked at, the largest" if self.shards else "RGB"
-        return (
-            f"{flight} × {each} ({width}×{height}, {known}) = "
-            f"{self.memory / 2**20:.0f} MiB of pictures at most"
-        )
 
 
 def plan_job(
@@ -433,58 +354,3 @@ def _way(shape: Geometry) -> str:
     if shape.content == shape.source:
         return network
     return f"{source} resized to {content}" + (f" in {network}" if content != network else "")
-
-
-def _video_described(video: VideoPlan) -> dict[str, Any]:
-    encoder = video.encoder
-    return {
-        "input": str(video.path),
-        "output": str(video.output),
-        "frames": video.frames_expected,
-        "size": list(video.size),
-        "output_size": list(video.output_size),
-        "encoder": encoder.name,
-        "pix_fmt": encoder.pix_fmt,
-        "encoder_options": dict(encoder.options),
-        "encoder_threads": encoder.threads,
-        "matrix": video.colour.matrix,
-        "full_range": video.colour.full_range,
-        "streams": [
-            {"index": each.index, "way": each.way, "encoder": each.encoder, "what": each.label}
-            for each in (video.streams.carried if video.streams else ())
-        ],
-    }
-
-
-def _video_lines(video: VideoPlan) -> list[str]:
-    """Return what a video becomes, and beneath it how."""
-    frames = "?" if video.frames_expected is None else video.frames_expected
-    (height, width), stream, encoder = video.size, video.stream, video.encoder
-    rate = f", {float(stream.average_rate):.6g}/s" if stream.average_rate else ""
-    read = f"{frames} frames, {width}×{height}{rate}, {stream.codec} {stream.pix_fmt}"
-    settings = " ".join(f"{key}={value}" for key, value in encoder.options)
-    height, width = video.output_size
-    written = f"{encoder.name} {encoder.pix_fmt} {width}×{height} {settings}".rstrip()
-    colour = f"{video.colour.matrix} {'full' if video.colour.full_range else 'limited'} range"
-    found = [
-        f"{video.name} → {printable(video.output)}",
-        f"         {read} → {written}; {colour}{', a guess' if video.colour.guessed else ''}",
-    ]
-    others = [
-        each for each in (video.streams.carried if video.streams else ()) if each.way != "video"
-    ]
-    if others:
-        words = [
-            f"{each.label} {_WAYS[each.way]}" + (f" to {each.encoder}" if each.encoder else "")
-            for each in others
-        ]
-        found.append(f"         {'; '.join(words)}")
-    return found
-
-
-_WAYS = {
-    "copy": "copied",
-    "convert": "converted",
-    "transcode": "encoded",
-    "attach": "attached",
-}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import OutputError
 from ..files import output_error, writing
 from ..wording import Note, clock, counted, grouped, printable
-from .pipeline import Counters, Failure, Stage
+from .units import Counters, Failure, Stage
 
 if TYPE_CHECKING:
     from .plan import JobPlan

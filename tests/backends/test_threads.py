@@ -21,7 +21,7 @@ from cyclegan_batch.api import plan_translation, run_plan
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import OutOfMemoryError
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.job.pipeline import Counters
+from cyclegan_batch.job.units import Counters
 from cyclegan_batch.machine import own_scheduling
 from cyclegan_batch.models.model import open_model
 from tests.synthesis import generators, streams

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 
 from cyclegan_batch.cli import progress
 from cyclegan_batch.cli.progress import Reporter, live_line
-from cyclegan_batch.job.pipeline import STAGES, Counters, Failure, Stage
+from cyclegan_batch.job.units import STAGES, Counters, Failure, Stage
 from cyclegan_batch.wording import Note, clock, printable
 
 

@@ -23,7 +23,8 @@ from cyclegan_batch.errors import (
     OutputInUseError,
 )
 from cyclegan_batch.frames import Frame, Geometry, Pixels, Size, SizeRequirements, geometry
-from cyclegan_batch.job.pipeline import Counters, Schedule, Span, Unit, run
+from cyclegan_batch.job.pipeline import run
+from cyclegan_batch.job.units import Counters, Schedule, Span, Unit
 from cyclegan_batch.media import Dropped, Place, dropped_at
 from cyclegan_batch.wording import Note, grouped
 

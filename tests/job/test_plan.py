@@ -13,6 +13,7 @@ from cyclegan_batch.api import plan_translation, translate
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.job import plan as planning
 from cyclegan_batch.job.plan import JobPlan
+from cyclegan_batch.job.plan_text import plan_description, plan_lines
 from cyclegan_batch.wording import grouped
 from tests.synthesis import generators, streams
 
@@ -50,7 +51,7 @@ def test_memory_is_the_frames_in_flight_times_the_largest_frame(
     made = planned([clip, large], tmp_path / "out", model=model)
     assert made.largest == (96, 128)
     assert made.memory == made.schedule.frames_in_flight * 96 * 128 * 3
-    (told,) = (line for line in made.lines() if line.startswith("memory"))
+    (told,) = (line for line in plan_lines(made) if line.startswith("memory"))
     assert f"{made.schedule.frames_in_flight} frames in flight × 0.0 MiB (128×96" in told
 
 
@@ -82,7 +83,7 @@ def test_memory_that_nothing_tells_is_not_guessed(model: Path, tmp_path: Path) -
     (tmp_path / "broken.png").write_text("no picture")
     made = planned(tmp_path / "broken.png", tmp_path / "out.png", model=model)
     assert made.memory is None
-    assert any("which is not known yet" in line for line in made.lines())
+    assert any("which is not known yet" in line for line in plan_lines(made))
 
 
 def test_only_some_of_many_pictures_are_looked_at(
@@ -182,7 +183,7 @@ def test_a_job_with_nothing_left_has_no_units(model: Path, tmp_path: Path) -> No
     source = picture(tmp_path / "a.png")
     made = planned(source, picture(tmp_path / "b.png"), model=model, skip_existing=True)
     assert (made.units, made.frames, made.skipped) == ((), 0, 1)
-    assert made.lines()[-1] == "would write 0 files, 0 frames; 1 exists already and stays"
+    assert plan_lines(made)[-1] == "would write 0 files, 0 frames; 1 exists already and stays"
 
 
 # What cannot be done
@@ -201,7 +202,7 @@ def test_a_video_that_cannot_be_planned_costs_only_itself(
     made = planned([bad, clip], tmp_path / "out", model=model)
     assert [failure.name for failure in made.failures] == [str(bad)]
     assert [video.path for video in made.videos] == [clip]
-    assert made.lines()[-1].endswith("would write 1 file, 5 frames; 1 cannot be translated")
+    assert plan_lines(made)[-1].endswith("would write 1 file, 5 frames; 1 cannot be translated")
     with pytest.raises(InputError, match=r"bad\.mp4"):
         planned([bad, clip], tmp_path / "out", model=model, on_error="fail")
 
@@ -259,13 +260,13 @@ def test_the_record_holds_how_every_video_is_written(
     model: Path, clip: Path, tmp_path: Path
 ) -> None:
     made = planned(clip, tmp_path / "out.mp4", model=model, crf=20.0, size=24, keep_size=True)
-    (video,) = made.describe()["videos"]
+    (video,) = plan_description(made)["videos"]
     assert video["size"] == [48, 64]
     assert video["output_size"] == [24, 32]
     assert (video["encoder"], video["pix_fmt"]) == ("libx264", "yuv420p")
     assert video["encoder_options"]["crf"] == "20"
     assert [each["way"] for each in video["streams"]] == ["video", "copy"]
-    assert made.describe()["options"] == {"crf": 20.0, "keep_size": True, "size": 24}
+    assert plan_description(made)["options"] == {"crf": 20.0, "keep_size": True, "size": 24}
 
 
 @pytest.mark.behaviour(13)
@@ -276,4 +277,4 @@ def test_the_encoder_follows_the_container(
     tmp_path: Path, model: Path, clip: Path, name: str, encoder: str
 ) -> None:
     made = planned(clip, tmp_path / name, model=model, audio="none")
-    assert any(f" {encoder} " in line for line in made.lines()), made.lines()
+    assert any(f" {encoder} " in line for line in plan_lines(made)), plan_lines(made)

@@ -20,7 +20,8 @@ from cyclegan_batch import frames
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.frames import SizeRequirements
 from cyclegan_batch.job.inputs import find_inputs
-from cyclegan_batch.job.pipeline import Schedule, Unit, run
+from cyclegan_batch.job.pipeline import run
+from cyclegan_batch.job.units import Schedule, Unit
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.formats import Entry
 from cyclegan_batch.media.images import (

@@ -1,0 +1,150 @@
+"""A plan in words, as ``--dry-run`` prints it, and as values for JSON."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..options import TranslateOptions
+from ..wording import counted, grouped, printable
+
+if TYPE_CHECKING:
+    from ..media.video import VideoPlan
+    from .plan import JobPlan
+
+
+def plan_description(plan: JobPlan) -> dict[str, Any]:
+    """Return the plan as JSON-able values, as the report holds it."""
+    card = plan.model.card
+    options = asdict(plan.options)
+    defaults = asdict(TranslateOptions())
+    return {
+        "inputs": [str(path) for path in plan.inputs],
+        "output": str(plan.output),
+        "model": {"path": str(card.path), "sha256": card.digest},
+        "backend": plan.backend.name,
+        "device": plan.backend.device,
+        "precision": plan.backend.precision,
+        "batch_size": plan.schedule.batch_size,
+        "contexts": plan.schedule.contexts,
+        "converters": plan.schedule.converters,
+        "units": len(plan.units),
+        "frames": plan.frames,
+        "copied": len(plan.others),
+        "skipped": plan.skipped,
+        "frames_in_flight": plan.schedule.frames_in_flight,
+        "memory_bytes": plan.memory,
+        "videos": [_video_described(video) for video in plan.videos],
+        "failures": [asdict(failure) for failure in plan.failures],
+        "options": {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in options.items()
+            if value != defaults[key]
+        },
+    }
+
+
+def plan_lines(plan: JobPlan) -> list[str]:
+    """Return the plan for people, as ``--dry-run`` prints it: what becomes what, and how."""
+    card, schedule = plan.model.card, plan.schedule
+    calls = f"{schedule.contexts} at once" if schedule.contexts > 1 else "one at a time"
+    found = [
+        f"model    {printable(card.path)} ({card.architecture}, sha256 {card.digest[:12]})",
+        f"runs on  {plan.backend.name}, {plan.backend.device}, {plan.backend.precision}; "
+        f"{counted(schedule.batch_size, 'frame')} per call, {calls}",
+        f"memory   {_memory_words(plan)}",
+    ]
+    found += [f"note     {sentence}" for sentence in grouped(plan.notes)]
+    for video in plan.videos:
+        found += _video_lines(video)
+    for shard in plan.shards:
+        folders = {entry.output.parent for entry in shard.entries}
+        if len(shard.entries) == 1:
+            where = printable(shard.entries[0].output)
+        else:
+            where = printable(Path(os.path.commonpath(folders))) + "/"
+        found.append(f"{shard.name} → {where}")
+    found += [
+        f"{printable(each.source)} → {printable(each.output)} (copied)" for each in plan.others
+    ]
+    found += [f"FAILS    {failure.cause}" for failure in plan.failures]
+    frames = "an unknown number of frames" if plan.frames is None else counted(plan.frames, "frame")
+    files = len(plan.entries) - len(plan.failures) + len(plan.others)
+    told = f"would write {counted(files, 'file')}, {frames}"
+    if plan.skipped:
+        stay = "exists already and stays" if plan.skipped == 1 else "exist already and stay"
+        told += f"; {plan.skipped} {stay}"
+    if plan.failures:
+        told += f"; {len(plan.failures)} cannot be translated"
+    return [*found, told]
+
+
+def _memory_words(plan: JobPlan) -> str:
+    flight = f"{plan.schedule.frames_in_flight} frames in flight"
+    if plan.largest is None or plan.memory is None:
+        return f"{flight} × the size of a picture, which is not known yet"
+    each = f"{plan.frame_bytes(plan.largest) / 2**20:.1f} MiB"
+    height, width = plan.largest
+    # Of many pictures only some were looked at.
+    known = "of the pictures looked at, the largest" if plan.shards else "RGB"
+    return (
+        f"{flight} × {each} ({width}×{height}, {known}) = "
+        f"{plan.memory / 2**20:.0f} MiB of pictures at most"
+    )
+
+
+def _video_described(video: VideoPlan) -> dict[str, Any]:
+    encoder = video.encoder
+    return {
+        "input": str(video.path),
+        "output": str(video.output),
+        "frames": video.frames_expected,
+        "size": list(video.size),
+        "output_size": list(video.output_size),
+        "encoder": encoder.name,
+        "pix_fmt": encoder.pix_fmt,
+        "encoder_options": dict(encoder.options),
+        "encoder_threads": encoder.threads,
+        "matrix": video.colour.matrix,
+        "full_range": video.colour.full_range,
+        "streams": [
+            {"index": each.index, "way": each.way, "encoder": each.encoder, "what": each.label}
+            for each in (video.streams.carried if video.streams else ())
+        ],
+    }
+
+
+def _video_lines(video: VideoPlan) -> list[str]:
+    """Return what a video becomes, and beneath it how."""
+    frames = "?" if video.frames_expected is None else video.frames_expected
+    (height, width), stream, encoder = video.size, video.stream, video.encoder
+    rate = f", {float(stream.average_rate):.6g}/s" if stream.average_rate else ""
+    read = f"{frames} frames, {width}×{height}{rate}, {stream.codec} {stream.pix_fmt}"
+    settings = " ".join(f"{key}={value}" for key, value in encoder.options)
+    height, width = video.output_size
+    written = f"{encoder.name} {encoder.pix_fmt} {width}×{height} {settings}".rstrip()
+    colour = f"{video.colour.matrix} {'full' if video.colour.full_range else 'limited'} range"
+    found = [
+        f"{video.name} → {printable(video.output)}",
+        f"         {read} → {written}; {colour}{', a guess' if video.colour.guessed else ''}",
+    ]
+    others = [
+        each for each in (video.streams.carried if video.streams else ()) if each.way != "video"
+    ]
+    if others:
+        words = [
+            f"{each.label} {_WAYS[each.way]}" + (f" to {each.encoder}" if each.encoder else "")
+            for each in others
+        ]
+        found.append(f"         {'; '.join(words)}")
+    return found
+
+
+_WAYS = {
+    "copy": "copied",
+    "convert": "converted",
+    "transcode": "encoded",
+    "attach": "attached",
+}

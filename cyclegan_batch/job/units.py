@@ -1,0 +1,212 @@
+"""The words that deciding, running and reporting share: units of work, failures, counters."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..errors import CycleganBatchError, OutputError
+from ..media import Place, Sink, Source
+from ..wording import Note
+
+STAGES = ("read", "to rgb", "network", "from rgb", "write")
+"""The stages in the order of the flow, by the names the reports use."""
+
+_HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""What the system says when nothing can be written there at all."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is done or not done as a whole: a stretch of a video, or a shard of images."""
+
+    name: str
+    """What messages call it: the file, or the folder."""
+    open_source: Callable[[], Source]
+    """Opens the input. Raises InputError."""
+    open_sink: Callable[[], Sink]
+    """Opens the output under a temporary name. Raises OutputError."""
+    frames: int | None = None
+    """How many pictures are expected, where the plan could tell."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Damaged frames or packets without a gap between them."""
+
+    first: int
+    last: int
+    start_seconds: float | None
+    """When the first is shown, from the first frame of the file on."""
+    end_seconds: float | None
+    """When the last is shown."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that is missing from the output or damaged in it, and why."""
+
+    name: str
+    """The file, with the frame where there is one."""
+    cause: str
+    count: int = 1
+    """How many frames or packets of the file this is about, or one file."""
+    spans: tuple[Span, ...] = ()
+    """Where in the file, ascending; the first `_MOST_SPANS`."""
+
+    def and_at(self, place: Place) -> Failure:
+        """Return this failure with one more place of the same trouble."""
+        spans = self.spans
+        last = spans[-1]
+        if place.number == last.last + 1:
+            spans = (*spans[:-1], replace(last, last=place.number, end_seconds=place.seconds))
+        elif len(spans) < _MOST_SPANS:
+            spans = (*spans, _span(place))
+        count = self.count + 1
+        return Failure(place.of, f"{_places(place, count, spans)}: {place.trouble}", count, spans)
+
+
+_MOST_SPANS = 1000
+"""Places of one kind of damage in one file that are kept; what is more is counted."""
+_SPANS_SAID = 6
+
+
+def _span(place: Place) -> Span:
+    return Span(place.number, place.number, place.seconds, place.seconds)
+
+
+def _places(newest: Place, count: int, spans: Sequence[Span]) -> str:
+    """Return several places of a file in words: ``clip.ts, frames 3 (0.120 s) and 5 (0.200 s)``."""
+    words = []
+    for span in spans[:_SPANS_SAID]:
+        several = span.last > span.first
+        number = f"{span.first}–{span.last}" if several else f"{span.first}"
+        if span.start_seconds is not None and span.end_seconds is not None:
+            number += f" ({span.start_seconds:.3f}"
+            number += f"–{span.end_seconds:.3f} s)" if several else " s)"
+        words.append(number)
+    told = sum(span.last - span.first + 1 for span in spans[:_SPANS_SAID])
+    if told < count:
+        upto = "" if newest.seconds is None else f" ({newest.seconds:.3f} s)"
+        words.append(f"{count - told:,} more up to {newest.number}{upto}")
+    listed = f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+    return f"{newest.of}, {newest.kind}s {listed}, {count:,} in all"
+
+
+@dataclass
+class Stage:
+    """What one stage did."""
+
+    workers: int
+    busy_seconds: float = 0.0
+    """Seconds its workers spent working, waiting for queues not counted, summed over them."""
+
+
+@dataclass
+class Counters:
+    """The state of a run, written by its threads and read by whoever reports it."""
+
+    frames_done: int = 0
+    units_done: int = 0
+    unit: str = ""
+    """The unit that is being written."""
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    """What the user is told once, in the order in which it came up."""
+    written: list[Path] = field(default_factory=list)
+    left: int = 0
+    """Outputs that another process has written meanwhile, and that stay (``--skip-existing``)."""
+    in_use: dict[Path, Failure] = field(default_factory=dict)
+    """Outputs that another process was writing when their turn came."""
+    stages: dict[str, Stage] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    interrupted: bool = False
+    pipe_closed: bool = False
+    first_error: CycleganBatchError | None = None
+    """The first failure that the run met, as it was raised."""
+    _alike: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
+    """Which of the failures tells of a kind of damage to a file."""
+
+    @property
+    def failed(self) -> int:
+        """How many frames, packets and files are damaged or missing."""
+        return sum(failure.count for failure in self.failures)
+
+    def record(self, name: str, error: CycleganBatchError, place: Place | None = None) -> None:
+        """Note a failure; what is the matter at many places of a file is one."""
+        self.first_error = self.first_error or error
+        if place is None:
+            self.failures.append(Failure(name, str(error)))
+            return
+        kind = place.of, place.kind, place.trouble
+        at = self._alike.setdefault(kind, len(self.failures))
+        if at == len(self.failures):
+            self.failures.append(Failure(name, str(error), spans=(_span(place),)))
+        else:
+            self.failures[at] = self.failures[at].and_at(place)
+
+    def leave_what_exists(self) -> None:
+        """Count as left what the process that was writing it has finished by now."""
+        for output, failure in list(self.in_use.items()):
+            if os.path.lexists(output):
+                del self.in_use[output]
+                self.failures.remove(failure)
+                self.left += 1
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self.started
+
+    def limiting_stage(self) -> str | None:
+        """Return the stage with the largest busy share, or None before the first frame."""
+        if not self.frames_done:
+            return None
+        return max(
+            self.stages, key=lambda name: self.stages[name].busy_seconds / self.stages[name].workers
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a run is laid out: how many of what, and how much may wait in between."""
+
+    batch_size: int
+    contexts: int
+    """Backends that work side by side."""
+    converters: int
+    """Workers of each of the two conversions."""
+
+    @property
+    def converter_queue(self) -> int:
+        """Frames that may wait for a conversion or behind it: two for every worker."""
+        return 2 * self.converters
+
+    @property
+    def network_queue(self) -> int:
+        """Frames that may wait before or behind the network: one batch more than contexts."""
+        return self.batch_size * (self.contexts + 1)
+
+    @property
+    def frames_in_flight(self) -> int:
+        """The most frames that exist at once between reader and writer: in queues and in hands."""
+        in_queues = 2 * self.converter_queue + 2 * self.network_queue
+        in_hands = 2 * self.converters + (2 * self.contexts + 1) * self.batch_size
+        return in_queues + in_hands
+
+
+def too_many_failures(count: int, allowed: int, last: str) -> str:
+    """Return why a job that met ``count`` failures was given up."""
+    return f"gave up, as {count} failures are more than --max-failures {allowed} allows; {last}"
+
+
+def is_hopeless(error: CycleganBatchError) -> bool:
+    """Tell whether an output error will meet every other unit too: no space, no permission."""
+    cause = error.__cause__
+    return (
+        isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno in _HOPELESS
+    )

@@ -11,6 +11,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
+MAX_PIXELS = 2**28
+"""An image of more pixels is refused by its header, unless ``--max-pixels`` is another limit."""
+
 _LEAST = {
     **dict.fromkeys(("batch_size", "threads", "frames", "preview", "max_pixels"), 1),
     **dict.fromkeys(("stream", "ss", "to", "max_failures"), 0),
@@ -89,7 +92,7 @@ class TranslateOptions:
     max_failures: int | None = None
     strict: bool = False
     """What a container cannot hold is an error instead of a warning."""
-    max_pixels: int = 2**28
+    max_pixels: int = MAX_PIXELS
     """A picture of more pixels is refused by its header."""
     copy_others: bool = False
     cache_dir: Path | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ..errors import ContradictionError, CycleganBatchError
+from ..options import MAX_PIXELS
 from .options import PATH, Count, Seconds, Size, key_values, options_of
 from .process import STOPS, print_result
 
@@ -147,7 +148,7 @@ _RUN = options_of(
     click.option(
         "--max-pixels",
         type=click.IntRange(min=1),
-        default=2**28,
+        default=MAX_PIXELS,
         show_default=True,
         help="Refuse larger pictures by their header.",
     ),

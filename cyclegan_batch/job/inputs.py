@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import ContradictionError, InputError, OutputError
-from ..files import output_error, publish, temporary_path
+from ..files import writing
 from ..media.formats import (
     HEIC_MISSING,
     IMAGE_FORMATS,
@@ -137,24 +137,16 @@ def copy_file(entry: Entry, *, overwrite: bool) -> None:
 
     Raises InputError where it cannot be read, OutputError where it cannot be written.
     """
-    partial = temporary_path(entry.output)
     try:
         source = entry.source.open("rb")
     except OSError as error:
         raise _unreadable(entry.source, error) from error
-    with source:
-        try:
-            entry.output.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with partial.open("wb") as target:
-                    shutil.copyfileobj(source, target, 1 << 20)
-                times = os.fstat(source.fileno())
-                os.utime(partial, ns=(times.st_atime_ns, times.st_mtime_ns))
-                publish(partial, entry.output, overwrite=overwrite)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise output_error(entry.output, error) from error
+    with source, writing(entry.output, overwrite=overwrite) as partial:
+        entry.output.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+        times = os.fstat(source.fileno())
+        os.utime(partial, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def why_unread(path: Path) -> str:

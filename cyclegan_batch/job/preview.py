@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..errors import CycleganBatchError, InputError, OutputError
-from ..files import output_error, publish, temporary_path
+from ..errors import InputError, OutputError
+from ..files import writing
 from ..frames import Pixels, to_uint8
 from ..generator import Generator
-from ..media import Dropped, Source
+from ..media import first_frame
 from ..media.formats import PIPE, Entry
 from ..media.images import ImageSource, plan_images
 from ..media.pictures import encode_picture
@@ -60,16 +60,9 @@ def write_preview(plan: JobPlan, count: int) -> Path:
             result = generator(pixels[np.newaxis])[0]
             columns.append(np.vstack([_shrunk(pixels), _gap(_shrunk(pixels)), _shrunk(result)]))
     encoded = encode_picture(_side_by_side(columns), "png")
-    partial = temporary_path(target)
-    try:
+    with writing(target, overwrite=plan.options.overwrite) as partial:
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(encoded)
-            publish(partial, target, overwrite=plan.options.overwrite)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise output_error(target, error) from error
+        partial.write_bytes(encoded)
     return target
 
 
@@ -79,10 +72,10 @@ def _picture(plan: JobPlan, source: VideoPlan | Entry, place: float) -> Pixels:
         # What the job would write stays as it is, whether it is there or not.
         options = replace(plan.options, overwrite=True)
         shard = plan_images([source], options, pixel_type=plan.model.card.pixel_type)[0]
-        return _first(ImageSource(shard), printable(source.source))
+        return first_frame(ImageSource(shard), printable(source.source))
     if source.path == PIPE:
         raise InputError("-: a pipe cannot be previewed, since it is read only once; name a file")
-    return _first(VideoSource(_only_frame_at(source, place)), source.name)
+    return first_frame(VideoSource(_only_frame_at(source, place)), source.name)
 
 
 def _only_frame_at(video: VideoPlan, place: float) -> VideoPlan:
@@ -92,21 +85,6 @@ def _only_frame_at(video: VideoPlan, place: float) -> VideoPlan:
     end = min(seconds, video.options.to if video.options.to is not None else seconds)
     options = replace(video.options, ss=begin + place * max(0.0, end - begin), to=None, frames=1)
     return replace(video, options=options)
-
-
-def _first(source: Source, name: str) -> Pixels:
-    convert = source.converter()
-    error: CycleganBatchError | None = None
-    try:
-        for item in source.read():
-            frame = item if isinstance(item, Dropped) else convert(item)
-            if not isinstance(frame, Dropped):
-                return frame.pixels
-            # One that the decoder concealed follows itself.
-            error = error or frame.error
-    finally:
-        source.close()
-    raise error or InputError(f"{name}: no frame found where the preview looked")
 
 
 def _shrunk(pixels: Pixels) -> Pixels:

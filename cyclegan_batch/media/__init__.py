@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import CycleganBatchError, InputError
+from ..wording import Note
 
 if TYPE_CHECKING:
-    from ..frames import Frame
-from ..wording import Note
+    from ..frames import Frame, Pixels
 
 
 @dataclass(frozen=True)
@@ -124,3 +124,23 @@ class Sink(Protocol):
 
     def discard(self) -> None:
         """Remove all that has only a temporary name. Safe after any error; twice is fine."""
+
+
+def first_frame(source: Source, name: str) -> Pixels:
+    """Return the pixels of the first frame of ``source`` that can be read, and close it.
+
+    ``name`` is for messages. Raises InputError where there is no such frame: the first one's error,
+    if it had one.
+    """
+    convert = source.converter()
+    error: CycleganBatchError | None = None
+    try:
+        for item in source.read():
+            frame = item if isinstance(item, Dropped) else convert(item)
+            if not isinstance(frame, Dropped):
+                return frame.pixels
+            # The error of a frame that the decoder concealed comes before that frame.
+            error = error or frame.error
+    finally:
+        source.close()
+    raise error or InputError(f"{name}: no frame was found at this place; check the file")

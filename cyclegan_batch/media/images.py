@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, OutputError
-from ..files import output_error, publish, refuse_existing, temporary_path
+from ..files import refuse_existing, writing
 from ..frames import Frame, PixelType
 from ..options import TranslateOptions
 from ..wording import Note, printable
@@ -253,18 +253,10 @@ class ImageSink:
         """Write one file; return Dropped where that fails: the pipeline knows what is final."""
         if isinstance(item, Dropped):
             return item
-        partial = temporary_path(item.path)
         try:
-            try:
+            with writing(item.path, overwrite=self.shard.overwrite) as partial:
                 item.path.parent.mkdir(parents=True, exist_ok=True)
                 partial.write_bytes(item.data)
-                publish(partial, item.path, overwrite=self.shard.overwrite)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            problem = output_error(item.path, error)
-            problem.__cause__ = error
-            return Dropped(printable(item.path), problem)
         except OutputError as error:
             return Dropped(printable(item.path), error)
         self._written.append(item.path)

@@ -44,14 +44,13 @@ from PIL import BmpImagePlugin, Image, ImageCms, JpegImagePlugin, TiffImagePlugi
 
 from ..errors import InputError, OutputError
 from ..frames import PixelType, Size, as_pixel_type, to_uint8
+from ..options import MAX_PIXELS
 from .formats import ImageFormat
 from .headers import FORMAT_NAMES, Header, damaged, portable_exif, quiet_png, read_header
 from .tiff import decode_tiff
 
-# Both are settings of the whole process, so they are made once, where the module is loaded. The
-# pipeline runs one conversion per core already: threads inside each would only get in its way. And
-# what OpenCV has to say, it says as a result or an exception; its log goes to the terminal.
-cv2.setNumThreads(1)
+# OpenCV reports a failure by its result or an exception as well. Its log goes to the terminal, and
+# its level is a setting of the whole process.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 DEFAULT_QUALITY = 95
@@ -122,7 +121,7 @@ def decode_picture(
     name: str,
     *,
     pixel_type: PixelType = "uint8",
-    max_pixels: int = 2**28,
+    max_pixels: int = MAX_PIXELS,
     white: int | None = None,
 ) -> Picture:
     """Return the picture in ``data``, upright, as RGB of ``pixel_type``; ``name`` is for messages.

@@ -12,7 +12,7 @@ import numpy as np
 
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.frames import Geometry, Pixels, Size
-from cyclegan_batch.media import Dropped
+from cyclegan_batch.media import first_frame
 from cyclegan_batch.media.formats import IMAGE_FORMATS, PIPE, VIDEO_SUFFIXES, natural_key
 from cyclegan_batch.media.pictures import decode_picture
 from cyclegan_batch.models.parity import natural_frames
@@ -106,16 +106,7 @@ def _frame_of_video(path: Path, place: float) -> Pixels:
     options = TranslateOptions(ss=seconds, frames=1)
     # Its output is never written: a pipe is the one that needs no encoder.
     source = VideoSource(plan_video(path, PIPE, options, pixel_type="uint8"))
-    convert = source.converter()
-    try:
-        for item in source.read():
-            frame = item if isinstance(item, Dropped) else convert(item)
-            if isinstance(frame, Dropped):
-                raise frame.error
-            return frame.pixels
-    finally:
-        source.close()
-    raise InputError(f"{printable(path)}: no frame at {seconds:.2f} s; name another video")
+    return first_frame(source, f"{printable(path)} at {seconds:.2f} s")
 
 
 def _cut(picture: Pixels, size: Size) -> Pixels:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -83,7 +83,6 @@ def test_priorities_are_the_callers_again_behind_a_translation(
     for number in range(3):
         picture = generators.natural((800, 800), seed=number)[0]
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
-    importlib.import_module("cyclegan_batch.media.images")  # which has a setting of its own
     before = cv2.getNumThreads()
     cv2.setNumThreads(3)
     try:
@@ -174,3 +173,12 @@ def test_an_encoder_makes_no_thread_a_real_time_one(tmp_path: Path) -> None:
     assert seen | policies() == {os.SCHED_OTHER}
     assert doctor.encoder_error("libsvtav1") is None
     assert policies() == {os.SCHED_OTHER}
+
+
+def test_the_codec_of_images_leaves_the_threads_of_opencv_to_the_caller() -> None:
+    code = (
+        "import cv2; cv2.setNumThreads(3); import cyclegan_batch.media.pictures; "
+        "print(cv2.getNumThreads())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "3"

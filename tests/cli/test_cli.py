@@ -20,11 +20,10 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from cyclegan_batch import TranslateOptions, api, cli
+from cyclegan_batch import TranslateOptions, api, cli, files
 from cyclegan_batch.cli import process
 from cyclegan_batch.job import report as job_report
 from cyclegan_batch.job.plan import JobPlan
-from cyclegan_batch.media import images
 from tests.synthesis import generators, streams
 
 COMMAND = [sys.executable, "-m", "cyclegan_batch"]
@@ -451,7 +450,7 @@ def test_what_a_stopped_folder_of_images_has_by_then_is_counted(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shard that is not whole has pictures that are; 24 of 31 were told as 2."""
-    out, really = tmp_path / "out", images.publish
+    out, really = tmp_path / "out", files.publish
 
     def second_stops(*arguments: Any, **options: Any) -> None:
         really(*arguments, **options)
@@ -459,7 +458,7 @@ def test_what_a_stopped_folder_of_images_has_by_then_is_counted(
             process.STOPS.requested = True
             time.sleep(0.5)  # the run looks ten times a second
 
-    monkeypatch.setattr(images, "publish", second_stops)
+    monkeypatch.setattr(files, "publish", second_stops)
     done = cyclegan_batch("translate", pictures, out, "-m", model)
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1].endswith(

@@ -40,12 +40,10 @@ from cyclegan_batch.machine import cpu_threads
 from cyclegan_batch.media.formats import IMAGE_FORMATS, UNREAD_IMAGES, counted_suffixes, natural_key
 from cyclegan_batch.media.headers import read_header
 from cyclegan_batch.media.pictures import decode_picture
+from cyclegan_batch.options import MAX_PIXELS
 from cyclegan_batch.wording import printable
 
 from .settings import DataConfig
-
-_MAX_PIXELS = 2**28
-"""Pictures beyond are refused by their header, as in a translation."""
 
 _AHEAD = 2
 """Pictures per worker that are read ahead, and batches that wait beside those being made."""
@@ -280,10 +278,10 @@ def read_picture(
     name = printable(path)
     try:
         with path.open("rb") as file:
-            read_header(file, name, max_pixels=_MAX_PIXELS)
+            read_header(file, name, max_pixels=MAX_PIXELS)
             file.seek(0)
             data = file.read()
-        picture = decode_picture(data, name, max_pixels=_MAX_PIXELS, white=white)
+        picture = decode_picture(data, name, white=white)
     except OSError as error:
         raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
     pixels, alpha = picture.pixels, picture.extras.alpha

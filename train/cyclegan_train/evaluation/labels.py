@@ -1,0 +1,266 @@
+"""Accuracies and the IoU of label maps against their truth, by the colours of a palette."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from cyclegan_batch.errors import InputError
+from cyclegan_batch.frames import Pixels
+from cyclegan_batch.wording import printable
+
+from .pairs import (
+    INPUT,
+    RESULTS,
+    Classes,
+    Sizes,
+    Watch,
+    images_in,
+    match,
+    nearest,
+    other_pair,
+    read_pixels,
+    table,
+)
+
+MODE = "per-pixel mode of the training labels"
+OTHER_LABELS = "another scene's labels"
+_BLIND = (MODE, OTHER_LABELS)
+"""Predictors of labels that never see the input."""
+
+_CHUNK = 2**18
+"""Pixels whose distances to a palette are held at once."""
+
+Colour: TypeAlias = tuple[int, int, int]
+"""Red, green, blue, 0..255."""
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """How well label maps agree with the truth, over all pixels of all pictures."""
+
+    pixel_accuracy: float
+    """Share of the pixels that are of their true class."""
+    class_accuracy: float
+    """The same within each class of the truth, and the mean over these classes."""
+    class_iou: float
+    """Intersection over union, the mean over the classes of the truth and of the prediction."""
+    ious: Mapping[str, float | None]
+    """Of every class; None where neither the truth nor the prediction has it."""
+
+
+@dataclass(frozen=True)
+class LabelEvaluation:
+    """Label maps beside their truth."""
+
+    pictures: int
+    rows: Mapping[str, LabelScore]
+    """`RESULTS` first, then what to compare it with."""
+    ignores_input: bool
+    """Whether the results are no better than what never sees the input."""
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return the table for people."""
+        rows = {
+            name: tuple(
+                f"{value:.3f}"
+                for value in (score.pixel_accuracy, score.class_accuracy, score.class_iou)
+            )
+            for name, score in self.rows.items()
+        }
+        counted = f"{self.pictures} label maps"
+        return table(counted, ("pixel accuracy", "class accuracy", "class IoU"), rows)
+
+
+@dataclass(frozen=True)
+class Palette:
+    """The colours of the classes."""
+
+    colours: Mapping[str, Colour]
+    void: Colour | None = None
+    """What is of no class: where the truth is nearest to it nothing is scored, and where only the
+    results are they are wrong."""
+    blind_iou: float = 0.0
+    """Class IoU under which a network is known to ignore its input; 0 where that is not known."""
+
+    def classes(self, pixels: Pixels) -> Classes:
+        """Return for every pixel the number of the class with the nearest colour, ``(H, W)``.
+
+        Of two that are equally near the first; void comes after the last.
+        """
+        known = [*self.colours.values(), *([self.void] if self.void else [])]
+        flat = pixels.reshape(-1, 3)
+        found = np.empty(len(flat), np.uint8)
+        for start in range(0, len(flat), _CHUNK):
+            part = flat[start : start + _CHUNK].astype(np.float32)
+            nearest = np.full(len(part), np.inf, np.float32)
+            for number, colour in enumerate(np.array(known, np.float32)):
+                # |pixel - colour|² without |pixel|², which is the same for all. Exact: whole
+                # numbers under 2²⁴.
+                distance = colour @ colour - 2 * (part @ colour)
+                np.putmask(found[start : start + _CHUNK], distance < nearest, number)
+                np.minimum(nearest, distance, out=nearest)
+        return found.reshape(pixels.shape[:2])
+
+
+CITYSCAPES = Palette(
+    {
+        "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70),
+        "wall": (102, 102, 156), "fence": (190, 153, 153), "pole": (153, 153, 153),
+        "traffic light": (250, 170, 30), "traffic sign": (220, 220, 0),
+        "vegetation": (107, 142, 35), "terrain": (152, 251, 152), "sky": (70, 130, 180),
+        "person": (220, 20, 60), "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70),
+        "bus": (0, 60, 100), "train": (0, 80, 100), "motorcycle": (0, 0, 230),
+        "bicycle": (119, 11, 32),
+    },
+    void=(0, 0, 0),
+    blind_iou=0.12,
+)  # fmt: skip
+"""The 19 classes that Cityscapes is scored on, and black (cityscapesScripts, helpers/labels.py).
+
+The few colours of classes that are not scored (parking, bridge, …) go to the nearest of these. What
+never sees the photograph reaches a class IoU of about 0.10 on the test pairs of the CycleGAN data
+set (benchmarks/cityscapes.md): hence the 0.12.
+"""
+
+
+def palette_from(name: str) -> Palette:
+    """Return ``cityscapes``, or the palette of a JSON or TOML file: ``name = [red, green, blue]``.
+
+    The name ``void`` is that of what is of no class. Raises InputError.
+    """
+    if name == "cityscapes":
+        return CITYSCAPES
+    path = Path(name)
+    shown = printable(path)
+    try:
+        text = path.read_text("utf-8")
+        found = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise InputError(
+            f"{shown}: no palette: {error.strerror or error}; give cityscapes, or a JSON or TOML "
+            "file"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{shown}: is neither JSON nor TOML: {error}") from error
+    colours = {}
+    for label, colour in found.items() if isinstance(found, dict) else ():
+        whole = isinstance(colour, list) and all(type(value) is int for value in colour)
+        if not whole or len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
+            raise InputError(f"{shown}: {label} = {colour!r} is to be [red, green, blue] of 0..255")
+        colours[label] = (colour[0], colour[1], colour[2])
+    distinct = len(set(colours.values()))
+    if not 3 <= distinct + ("void" not in colours) <= 256 or distinct < len(colours):
+        raise InputError(
+            f"{shown}: holds {distinct} colours for {len(colours)} names; give 2 to 255 classes, "
+            "each with a colour of its own, as name = [red, green, blue]"
+        )
+    void = colours.pop("void", None)
+    return Palette(colours, void)
+
+
+def evaluate_labels(
+    results: Path,
+    truth: Path,
+    palette: Palette,
+    *,
+    source: Path | None = None,
+    train_truth: Path | None = None,
+    resize: bool = False,
+    watch: Watch = lambda done, total: None,
+) -> LabelEvaluation:
+    """Score pictures of label maps against their truth, by the nearest colours of ``palette``.
+
+    ``train_truth`` holds the labels of a training: the predictors that never see the input are made
+    of them. With ``resize`` results of another size than their truth are resized to it, each pixel
+    being the nearest one's class. Raises InputError.
+    """
+    matched = match(results, truth, source)
+    pairs, sizes = matched.pairs, Sizes(resize)
+    known = () if train_truth is None else tuple(images_in(train_truth)[0].values())
+    total = len(known) + len(pairs)
+    mode = None
+    if known:
+        first = palette.classes(read_pixels(pairs[0].truth))
+        mode = _mode(known, palette, first.shape, lambda done: watch(done, total))
+    counts: dict[str, npt.NDArray[np.int64]] = {}
+    for number, pair in enumerate(pairs):
+        true = palette.classes(read_pixels(pair.truth))
+        size = (true.shape[0], true.shape[1])
+        classes = palette.classes(read_pixels(pair.result))
+        rows = {RESULTS: sizes.fitted_labels(classes, pair.result, size)}
+        if pair.source is not None:
+            classes = palette.classes(read_pixels(pair.source))
+            rows[INPUT] = sizes.fitted_labels(classes, pair.source, size)
+        if mode is not None:
+            rows[MODE] = nearest(mode, size)
+        if known or len(pairs) > 1:
+            # Those of a training in even steps; else half the pairs away: neighbours are often
+            # the same street.
+            other = known[number * len(known) // len(pairs)] if known else None
+            other = other or other_pair(pairs, number).truth
+            rows[OTHER_LABELS] = nearest(palette.classes(read_pixels(other)), size)
+        for name, classes in rows.items():
+            counts[name] = counts.get(name, 0) + _confusion(true, classes, len(palette.colours))
+        watch(len(known) + number + 1, total)
+    scores = {name: _label_score(found, tuple(palette.colours)) for name, found in counts.items()}
+    blind = _blindness(scores, palette.blind_iou)
+    notes = (*matched.notes, *sizes.notes(), *blind)
+    return LabelEvaluation(len(pairs), scores, bool(blind), notes)
+
+
+def _blindness(rows: Mapping[str, LabelScore], limit: float) -> list[str]:
+    """Return what there is to say where the results could have been made without the input."""
+    iou = rows[RESULTS].class_iou
+    said = f"ignores its input, or does no better: a class IoU of {iou:.3f}, and "
+    for name in _BLIND:
+        if name in rows and iou <= rows[name].class_iou:
+            return [f"{said}{name} has {rows[name].class_iou:.3f} without seeing it"]
+    return [f"{said}without seeing it one comes close to {limit}"] if iou < limit else []
+
+
+def _mode(
+    labels: Sequence[Path], palette: Palette, size: tuple[int, ...], watch: Callable[[int], None]
+) -> Classes:
+    """Return the commonest class at every pixel, never void: it would never be right."""
+    counts = np.zeros((len(palette.colours), *size), np.int32)
+    for number, path in enumerate(labels):
+        classes = nearest(palette.classes(read_pixels(path)), (size[0], size[1]))
+        for index, plane in enumerate(counts):
+            plane += classes == index
+        watch(number + 1)
+    mode: Classes = counts.argmax(0).astype(np.uint8)
+    return mode
+
+
+def _confusion(true: Classes, found: Classes, classes: int) -> npt.NDArray[np.int64]:
+    """Return how many pixels of every true class (rows) were found to be of which, void last."""
+    scored = true < classes
+    both = true[scored].astype(np.int64) * (classes + 1) + found[scored]
+    return np.bincount(both, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+
+
+def _label_score(counts: npt.NDArray[np.int64], names: Sequence[str]) -> LabelScore:
+    right, true = np.diag(counts), counts.sum(1)
+    either = true + counts.sum(0)[:-1] - right
+    if not true.any():
+        raise InputError("no pixel of the truth is of a class of the palette; check the palette")
+    here, seen = true > 0, either > 0
+    ious = {
+        name: float(right[number] / either[number]) if seen[number] else None
+        for number, name in enumerate(names)
+    }
+    return LabelScore(
+        pixel_accuracy=float(right.sum() / true.sum()),
+        class_accuracy=float(np.mean(right[here] / true[here])),
+        class_iou=float(np.mean(right[seen] / either[seen])),
+        ious=ious,
+    )

@@ -19,8 +19,6 @@ that it names.
 
 from __future__ import annotations
 
-from typing import Literal
-
 CONFIG = "config.toml"
 DESCRIPTION = "run.json"
 LOG = "log.jsonl"
@@ -43,7 +41,7 @@ def epoch_name(epoch: int) -> str:
     return f"epoch_{epoch:04d}"
 
 
-def generator_name(letter: Literal["A", "B"], *, ema: bool = False) -> str:
+def generator_name(letter: str, *, ema: bool = False) -> str:
     """Return the file of the generator that reads domain ``letter``."""
     return f"netG_{letter}{EMA_ENDING if ema else '.safetensors'}"
 

@@ -61,7 +61,7 @@ def test_two_folders_become_a_run(data, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert "A: 4 pictures of" in done.stderr
+    assert "A: 4 images of" in done.stderr
     assert "trained for 8 steps" in done.stderr
     assert f"next: cyclegan-batch translate INPUT OUTPUT -m {tmp_path / 'run'}\n" in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "latest" / "netG_A.safetensors").exists()

@@ -736,7 +736,7 @@ def test_no_batch_of_pictures_on_a_device_waits_for_it_nor_does_the_mean_of_its_
     class OnDevice(Domain):
         def __init__(self):
             self._config = DataConfig(load_size=36, crop_size=32)
-            self.kept = [torch.zeros(3, 36, 36, dtype=torch.uint8, device="cuda:1")] * 4
+            self.cached = [torch.zeros(3, 36, 36, dtype=torch.uint8, device="cuda:1")] * 4
 
     mean = _Mean(torch.device("cuda:1"))
     feed = Feed(OnDevice(), OnDevice(), Sampler(4, 4, batch_size=2), workers=1)

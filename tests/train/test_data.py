@@ -370,11 +370,11 @@ def test_going_on_in_the_middle_of_an_epoch_gives_the_same_batches(data, memory_
 
 def test_what_is_kept_and_what_is_decoded_when_needed_are_the_same(data):
     a, b = domains(data, memory_gb=0.0)
-    assert a.kept is None
-    assert b.kept is None
+    assert a.cached is None
+    assert b.cached is None
     a, b = domains(data)
-    assert len(a.kept) == 5
-    assert a.kept[0].dtype == torch.uint8
+    assert len(a.cached) == 5
+    assert a.cached[0].dtype == torch.uint8
     for one, other in zip(batches(data, 12), batches(data, 12, memory_gb=0.0), strict=True):
         assert torch.equal(one, other)
 

@@ -93,11 +93,11 @@ def whole_run(folder: Path, rank: int) -> Any:
 def stopped_run(folder: Path, rank: int) -> Any:
     # Pictures are counted too while they are read: 7 + 4, and 2 + 2 for the samples of no test.
     stop = after(11 + 4) if rank == 1 else (lambda: False)
-    run._ASKED_EVERY = 1
+    run._POLL_STEPS = 1
     try:
         return train(folder, "stopped", dropout=True, stop=stop)
     finally:
-        run._ASKED_EVERY = 20
+        run._POLL_STEPS = 20
 
 
 def late_run(folder: Path, rank: int) -> Any:
@@ -110,15 +110,15 @@ def late_run(folder: Path, rank: int) -> Any:
         return real(self, values)
 
     Ranks.greatest = greatest  # type: ignore[method-assign]
-    run._ASKED_WITHIN = 1e9
-    run._ASKED_EVERY = 2
+    run._POLL_SECONDS = 1e9
+    run._POLL_STEPS = 2
     try:
         stop = after(11 + 4) if rank == 1 else (lambda: False)
         outcome, _ = train(folder, "late", stop=stop, samples=0, save_latest_every=1e-3 + rank)
         return outcome, sum(len(values) == 3 for values in asked)
     finally:
         Ranks.greatest = real  # type: ignore[method-assign]
-        run._ASKED_EVERY, run._ASKED_WITHIN = 20, 1.0
+        run._POLL_STEPS, run._POLL_SECONDS = 20, 1.0
 
 
 def resumed_run(folder: Path, rank: int) -> Any:
@@ -330,7 +330,7 @@ def test_a_process_that_fails_leaves_no_other_waiting_errors(found):
 
 
 def test_another_number_of_processes_errors(folder, found):
-    with pytest.raises(InputError, match=r"is of 2 processes, .* and 1 would go on; start 2"):
+    with pytest.raises(InputError, match=r"is of 2 processes, .* and 1 would resume it; start 2"):
         train(folder, "whole", resume=True)
 
 

@@ -19,10 +19,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
 import safetensors.torch  # noqa: E402 (after the check for torch)
-from cyclegan_train import charts, health, progress, run  # noqa: E402
+from cyclegan_train import charts, health, progress, run, run_folder  # noqa: E402
 from cyclegan_train.cyclegan import LOSSES, CycleGAN  # noqa: E402
 from cyclegan_train.settings import settings_for, settings_from, values_from_toml  # noqa: E402
 
+from cyclegan_batch import files  # noqa: E402
 from cyclegan_batch.errors import BackendError, InputError, ModelError, OutputError  # noqa: E402
 from cyclegan_batch.models.checkpoints import load_generator  # noqa: E402
 
@@ -374,7 +375,8 @@ def test_a_run_whose_description_is_gone_goes_on_and_writes_it_anew(data, whole,
         path, said = folder / name.strip(), []
         path.unlink() if damage is None else path.write_bytes(damage)
         train(data, folder, resume=True, steps=1, say=said.append)
-        assert any("run.json: does not say how the run began" in s for s in said) == (number != 1)
+        sentence = "run.json: does not describe how the run began"
+        assert any(sentence in s for s in said) == (number != 1)
         assert (folder / "config.toml").read_bytes() == config
         assert json.loads((folder / "run.json").read_text())["steps_per_epoch"] == STEPS
     assert train(data, folder, resume=True).finished
@@ -401,7 +403,7 @@ def test_a_config_that_was_edited_on_the_way_errors(data, tmp_path):
     config.write_text(edited.replace("n_epochs = 2", "n_epochs = 4"))
     with pytest.raises(
         InputError,
-        match=r"config\.toml: holds other keys than the run was made with \(lambda_A = 5.0 instead "
+        match=r"config\.toml: holds other keys than the run began with \(lambda_A = 5.0 instead "
         r"of 10.0, ngf = 8 instead of 4\); restore them, or begin another run",
     ):
         train(data, folder, resume=True, steps=0)
@@ -438,7 +440,7 @@ def test_other_pictures_on_the_way_error(data, tmp_path):
     fill(tmp_path / "data" / "trainB", range(10, 12))
     train(tmp_path / "data", tmp_path / "run", steps=1)
     (tmp_path / "data" / "trainB" / "11.png").unlink()
-    with pytest.raises(InputError, match="trainB: holds other pictures than when the run in"):
+    with pytest.raises(InputError, match="trainB: holds other images than when the run in"):
         train(tmp_path / "data", tmp_path / "run", resume=True)
 
 
@@ -573,7 +575,7 @@ def test_what_is_skipped_is_said_and_recorded(tmp_path):
     said: list[str] = []
     train(tmp_path / "data", tmp_path / "run", steps=0, say=said.append)
     assert any("bad.jpg" in sentence for sentence in said)
-    assert "A: 1 picture skipped" in said
+    assert "A: 1 image skipped" in said
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert "bad.jpg" in described["data"]["A"]["skipped"][0]
 
@@ -586,7 +588,7 @@ def test_equal_weights_are_equal_files(whole):
         with safetensors.safe_open(file, framework="pt") as opened:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             metadata = opened.metadata() | {"tool_version": "ü"}
-        again = [run._safetensors(weights, dict(order)) for order in
+        again = [run_folder._safetensors(weights, dict(order)) for order in
                  (metadata.items(), reversed(metadata.items()))]  # fmt: skip
         assert again[0] == again[1]
         loaded = safetensors.torch.load(again[0])
@@ -613,7 +615,7 @@ def test_kernels_are_searched_where_every_picture_has_one_size(
 def test_a_batch_of_more_pictures_than_there_are_is_said(data, tmp_path):
     said: list[str] = []
     train(data, tmp_path / "run", steps=0, say=said.append, batch_size=6)
-    assert any("takes 6 pictures of each domain, which is more than either has" in s for s in said)
+    assert any("takes 6 images of each domain, which is more than either has" in s for s in said)
     said.clear()
     train(data, tmp_path / "fitting", steps=0, say=said.append, batch_size=5)
     assert not any("more than either has" in s for s in said)
@@ -692,7 +694,7 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_state_errors(
 def test_a_disk_that_cannot_hold_the_checkpoints_errors(data, tmp_path, monkeypatch):
     free = 10**9
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda path: usage._replace(free=free))
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: usage._replace(free=free))
     options = {"samples": 0, "ema": 0.9, "reference_names": True, "save_every_epochs": 1}
     folder = tmp_path / "new" / "run"
     train(data, folder, **options)
@@ -721,11 +723,11 @@ def test_a_full_disk_is_called_one_and_the_state_stays_errors(data, tmp_path, mo
     folder = tmp_path / "run"
     train(data, folder, steps=2, samples=0)
     before = state_of(folder)
-    real = run.temporary_path
+    real = files.temporary_path
     full = tmp_path / "full"
     full.symlink_to("/dev/full")
     monkeypatch.setattr(
-        run, "temporary_path", lambda path: full if path.suffix == suffix else real(path)
+        files, "temporary_path", lambda path: full if path.suffix == suffix else real(path)
     )
     with pytest.raises(OutputError, match=r"cannot write .*: the disk is full; free some space"):
         train(data, folder, resume=True)
@@ -768,7 +770,7 @@ def test_networks_that_cannot_be_built_error(data, tmp_path):
 )
 def test_a_cut_that_is_too_small_for_the_discriminator_errors(data, tmp_path, netD):
     changes = {"load_size": 20, "crop_size": 16} | netD
-    with pytest.raises(InputError, match=r"crop_size = \d+: the discriminator .* judges .* from"):
+    with pytest.raises(InputError, match=r"crop_size = \d+: the discriminator .* needs images of"):
         train(data, tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
 
@@ -799,7 +801,7 @@ def test_what_a_step_refuses_is_told_with_its_pictures_errors(data, tmp_path, mo
 
     monkeypatch.setattr(CycleGAN, "step", step)
     with pytest.raises(
-        ModelError, match=r"after step 0, with pictures of 32×32 and 32×32, .*spatial"
+        ModelError, match=r"after step 0, with images of 32×32 and 32×32, .*spatial"
     ):
         train(data, tmp_path / "run", samples=0)
 

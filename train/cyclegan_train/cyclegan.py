@@ -38,7 +38,7 @@ from .losses import GANLoss, gradient_penalty
 from .networks import discriminator_from_config
 from .pool import ImagePool
 
-_NETWORKS = ("netG_A", "netG_B", "netD_A", "netD_B")
+NETWORKS = ("netG_A", "netG_B", "netD_A", "netD_B")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 LOSSES = ("D_A", "G_A", "cycle_A", "idt_A", "D_B", "G_B", "cycle_B", "idt_B")
@@ -322,7 +322,7 @@ class CycleGAN:
             self._graphed.reset()
 
     def _stateful(self) -> tuple[str, ...]:
-        return (*_NETWORKS, "ema_A", "ema_B") if self.config.ema else _NETWORKS
+        return (*NETWORKS, "ema_A", "ema_B") if self.config.ema else NETWORKS
 
     # The machine
 

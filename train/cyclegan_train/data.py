@@ -132,7 +132,7 @@ class Domain:
         """Of the pictures that can be used, in order."""
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
-        self.kept: list[Tensor] | None = []
+        self.cached: list[Tensor] | None = []
         """The prepared pictures, uint8 ``(C, H, W)``; None where they do not fit."""
         self.bytes = 0
         """Of all prepared pictures, kept or not."""
@@ -167,10 +167,10 @@ class Domain:
             self.paths.append(path)
             self.transparent += transparent
             self.bytes += prepared.nbytes
-            if self.kept is not None and self.bytes <= budget:
-                self.kept.append(prepared)
+            if self.cached is not None and self.bytes <= budget:
+                self.cached.append(prepared)
             else:
-                self.kept = None
+                self.cached = None
         self.digest = digest.hexdigest()
         """SHA-256 of the names and contents of the pictures that can be used."""
         self.contents = contents.hexdigest()
@@ -194,8 +194,8 @@ class Domain:
 
     def prepared(self, number: int) -> Tensor:
         """Return one picture as it is before the cut, uint8 ``(C, H, W)``. Raises InputError."""
-        if self.kept is not None:
-            return self.kept[number]
+        if self.cached is not None:
+            return self.cached[number]
         result = self._load(self.paths[number])
         if isinstance(result, InputError):
             raise InputError(f"{result}; it could be read when the run began") from result
@@ -227,8 +227,8 @@ class Domain:
 
     def to(self, device: torch.device) -> None:
         """Move what is kept to ``device``, so that it is cut and mirrored there."""
-        if self.kept is not None:
-            self.kept = [picture.to(device) for picture in self.kept]
+        if self.cached is not None:
+            self.cached = [picture.to(device) for picture in self.cached]
 
     @property
     def _cuts(self) -> bool:
@@ -318,7 +318,7 @@ def load_domains(
     a = Domain(
         folders[0], config, channels=channels[0], sizes=sizes, budget=budget, watch=watches[0]
     )
-    rest = budget - (a.bytes if a.kept is not None else 0)
+    rest = budget - (a.bytes if a.cached is not None else 0)
     b = Domain(folders[1], config, channels=channels[1], sizes=sizes, budget=rest, watch=watches[1])
     if a.contents == b.contents:
         raise InputError(
@@ -498,7 +498,7 @@ class Feed:
 
     def __init__(self, a: Domain, b: Domain, sampler: Sampler, *, workers: int) -> None:
         self.a, self.b, self.sampler = a, b, sampler
-        kept = a.kept is not None and b.kept is not None
+        kept = a.cached is not None and b.cached is not None
         self._pool = None if kept else ThreadPoolExecutor(workers)
         # Every one is a batch of floats: no more than keep all workers busy.
         self._ahead = workers + _AHEAD

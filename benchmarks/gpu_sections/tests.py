@@ -26,7 +26,7 @@ MOST = 1500
 
 def jobs(bench: Bench) -> Iterator[Job]:
     # In a dry run one of them, which loads no torch: all that it can do is to be skipped.
-    lightest = [REPOSITORY / "tests" / "backends" / "test_tensorrt.py"]
+    lightest = [REPOSITORY / "tests" / "backends" / "tensorrt" / "test_tensorrt.py"]
     for file in marked_files() if bench.cuda else lightest:
         yield file.name, partial(of_file, file)
 

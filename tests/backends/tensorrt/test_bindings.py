@@ -1,0 +1,134 @@
+"""Every name of TensorRT and CUDA that the backend uses exists in the real bindings."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cyclegan_batch.backends import tensorrt as backend
+from tests.conftest import REPOSITORY
+
+VERSIONS = ("10.16.1.11", "11.4.0.106")
+
+LABORATORY = Path(os.environ.get("CYCLEGAN_BATCH_TRT_LAB", REPOSITORY / ".trt-lab"))
+
+OBJECTS = {
+    "_build": {
+        "builder": "Builder",
+        "config": "IBuilderConfig",
+        "parser": "OnnxParser",
+        "each": "ParserError",
+        "profile": "IOptimizationProfile",
+        "timing": "ITimingCache",
+    },
+    "opened": {"runtime": "Runtime"},
+    "_inspected": {"made.engine": "ICudaEngine", "inspector": "EngineInspector"},
+    "__init__": {"engine.engine": "ICudaEngine", "self._context": "IExecutionContext"},
+    "_prepare": {"context": "IExecutionContext"},
+    "infer": {"self._context": "IExecutionContext"},
+}
+"""What TensorRT's objects are called in which function of the backend, and their classes."""
+
+
+def source_of_the_backend() -> str:
+    """Return the source of all modules of the package."""
+    folder = Path(backend.__file__).parent
+    return "\n".join(path.read_text() for path in sorted(folder.glob("*.py")))
+
+
+def names_used() -> set[str]:
+    """Return every name of TensorRT that the backend uses, as ``Class.name``."""
+    tree = ast.parse(source_of_the_backend())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            chain = ast.unparse(node).removeprefix("self._")
+            if re.fullmatch(r"trt(\.\w+)+", chain):
+                found.add(chain.removeprefix("trt."))
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            classes = OBJECTS.get(function.name, {})
+            for node in ast.walk(function):
+                if isinstance(node, ast.Attribute) and ast.unparse(node.value) in classes:
+                    found.add(f"{classes[ast.unparse(node.value)]}.{node.attr}")
+    return found
+
+
+def test_the_names_used_are_found() -> None:
+    assert {
+        "Builder",
+        "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
+        "IBuilderConfig.progress_monitor",
+        "IExecutionContext.execute_async_v3",
+        "ExecutionContextAllocationStrategy.USER_MANAGED",
+        "ICudaEngine.create_engine_inspector",
+    } <= names_used()
+    gone = {"EXPLICIT_BATCH", "FP16", "INT8", "int8_calibrator", "max_workspace_size"}
+    assert not gone & {name.rpartition(".")[2] for name in names_used()}
+
+
+_ENTRY_POINTS = (
+    "createInferBuilder_INTERNAL",
+    "createInferRefitter_INTERNAL",
+    "createInferRuntime_INTERNAL",
+    "createNvOnnxParserRefitter_INTERNAL",
+    "createNvOnnxParser_INTERNAL",
+    "getBuilderPluginRegistry",
+    "getPluginRegistry",
+    "getNvOnnxParserVersion",
+    "initLibNvInferPlugins",
+)
+"""What the bindings want of TensorRT's libraries to be imported at all."""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_name_exists_in_the_bindings(tmp_path: Path, version: str) -> None:
+    """The bindings are imported over empty libraries: classes and names need no more."""
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    wheels = list(LABORATORY.glob(f"wheels/tensorrt_cu13_bindings-{version}-{tag}-*.whl"))
+    if not wheels:
+        pytest.skip(
+            f"no bindings: pip download --no-deps -d {LABORATORY / 'wheels'} "
+            f"tensorrt-cu13-bindings=={version}"
+        )
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc to make the empty libraries with")
+    zipfile.ZipFile(wheels[0]).extractall(tmp_path)
+    source = tmp_path / "empty.c"
+    source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in _ENTRY_POINTS))
+    for each in ("nvinfer", "nvonnxparser", "nvinfer_plugin"):
+        name = f"lib{each}.so.{version.partition('.')[0]}"
+        command = ["gcc", "-shared", "-fPIC", "-o", tmp_path / "tensorrt_bindings" / name, source]
+        subprocess.run(command, check=True)
+    script = (
+        "import functools, json, sys, tensorrt_bindings as trt\n"
+        "def there(name):\n"
+        "    try: functools.reduce(getattr, name.split('.'), trt)\n"
+        "    except AttributeError: return False\n"
+        "    return True\n"
+        "print(json.dumps([trt.__version__, [n for n in sys.argv[1:] if not there(n)]]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *names_used()],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == [version, []]
+
+
+def test_every_name_of_cuda_exists_in_its_bindings() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    source = source_of_the_backend()
+    used = set(re.findall(r"\bcuda[A-Z]\w+", source)) - {"cudaErrorMemoryAllocation"}
+    assert {"cudaMallocHost", "cudaMemcpyAsync", "cudaStreamSynchronize"} <= used
+    there = set(dir(runtime)) | set(dir(runtime.cudaMemcpyKind))
+    assert not used - there

@@ -110,8 +110,8 @@ def _video_described(video: VideoPlan) -> dict[str, Any]:
         "matrix": video.colour.matrix,
         "full_range": video.colour.full_range,
         "streams": [
-            {"index": each.index, "way": each.way, "encoder": each.encoder, "what": each.label}
-            for each in (video.streams.carried if video.streams else ())
+            {"index": each.index, "way": each.action, "encoder": each.encoder, "what": each.label}
+            for each in (video.streams.streams if video.streams else ())
         ],
     }
 
@@ -131,18 +131,18 @@ def _video_lines(video: VideoPlan) -> list[str]:
         f"         {read} → {written}; {colour}{', a guess' if video.colour.guessed else ''}",
     ]
     others = [
-        each for each in (video.streams.carried if video.streams else ()) if each.way != "video"
+        each for each in (video.streams.streams if video.streams else ()) if each.action != "video"
     ]
     if others:
         words = [
-            f"{each.label} {_WAYS[each.way]}" + (f" to {each.encoder}" if each.encoder else "")
+            f"{each.label} {_DONE[each.action]}" + (f" to {each.encoder}" if each.encoder else "")
             for each in others
         ]
         found.append(f"         {'; '.join(words)}")
     return found
 
 
-_WAYS = {
+_DONE = {
     "copy": "copied",
     "convert": "converted",
     "transcode": "encoded",

@@ -11,10 +11,12 @@ from ..wording import printable
 
 @dataclass(frozen=True)
 class Container:
-    """What one of the target containers can do."""
+    """What one of the output containers can hold."""
 
     muxer: str
+    """FFmpeg's name of its writer."""
     label: str
+    """Its name in messages."""
     negative_start: bool = False
     """Time stamps below zero survive (as an edit list)."""
     chapters: bool = False
@@ -22,8 +24,9 @@ class Container:
     cover: bool = False
     """An attached picture is a stream of its own."""
     options: tuple[tuple[str, str], ...] = ()
+    """Options of the muxer."""
     codecs: frozenset[str] | None = None
-    """All that can be read back, where the muxer accepts more than that."""
+    """All codecs that can be read back, where the muxer accepts more than those."""
 
 
 # fmt: off
@@ -32,18 +35,13 @@ _TS_CODECS = frozenset({
     "mp2", "mp3", "aac", "aac_latm", "ac3", "eac3", "dts", "truehd", "opus", "s302m",
     "dvb_subtitle", "dvb_teletext", "hdmv_pgs_subtitle", "klv", "timed_id3", "scte_35",
 })
-
 # fmt: on
 _PASS_DISPOSITIONS = (("default_mode", "passthrough"),)
 
 _MP4 = Container("mp4", "MP4", negative_start=True, chapters=True, cover=True)
-
 _MOV = Container("mov", "MOV", negative_start=True, chapters=True)
-
 _TS = Container("mpegts", "MPEG-TS", codecs=_TS_CODECS)
-
 _M2TS = Container("mpegts", "MPEG-TS", codecs=_TS_CODECS, options=(("mpegts_m2ts_mode", "1"),))
-
 CONTAINERS = {
     ".mp4": _MP4,
     ".m4v": _MP4,
@@ -63,13 +61,13 @@ CONTAINERS = {
 
 
 def container_for(output: Path) -> Container:
-    """Return what the extension of ``output`` names. Raises OutputError."""
-    found = CONTAINERS.get(output.suffix.lower())
-    if found is None:
+    """Return the container that the extension of ``output`` names. Raises OutputError."""
+    container = CONTAINERS.get(output.suffix.lower())
+    if container is None:
         suffix = f"extension {output.suffix!r}" if output.suffix else "no extension"
         better = printable(Path(output.stem + ".mkv"))
         raise OutputError(
             f"cannot write {printable(output)}: {suffix} names no container that is written here; "
             f"choose one of {', '.join(CONTAINERS)}, such as {better}"
         )
-    return found
+    return container

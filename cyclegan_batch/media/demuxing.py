@@ -12,18 +12,21 @@ import stat
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import av
 import av.container
 import av.error
-import av.stream
 import av.video.stream
+from av.stream import Stream
 
 from ..errors import InputError
 from ..wording import printable
 from .flv import joined_flv
 from .pattern import pattern_files
+
+Packet: TypeAlias = "av.Packet[Stream]"
+"""A packet of a stream of any kind."""
 
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,ogg,"
@@ -78,9 +81,7 @@ def open_container(
     return opened
 
 
-def demux(
-    container: av.container.InputContainer, streams: Sequence[av.stream.Stream]
-) -> Iterator[av.Packet[Any]]:
+def demux(container: av.container.InputContainer, streams: Sequence[Stream]) -> Iterator[Packet]:
     """Yield the packets of ``streams``, at the end an empty one for each of them.
 
     An empty packet has a ``stream`` but no ``stream_index`` of its own. The headers with which

@@ -1,4 +1,4 @@
-"""Add streams to a container that is written: their parameters, tags, dispositions and shape."""
+"""Add streams to an output container: their parameters, tags, dispositions and pixel shape."""
 
 from __future__ import annotations
 
@@ -15,154 +15,178 @@ from typing import Any, Literal
 import av
 import av.container
 import av.error
-import av.stream
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from ..errors import OutputError
 from ..files import output_error
-from ..frames import Size
 from ..wording import printable
 from . import aspect
+from .demuxing import Packet
 from .sound import plan_sound, set_up_sound, state_layout
+from .stream_info import StreamKind
 
 
 @dataclass(frozen=True)
-class Carried:
-    """One stream of the output, in its order."""
+class OutputStream:
+    """One stream of the output: which stream of the source it is, and what is done with that."""
 
     index: int
     """The stream's index in the source."""
-    way: Literal["video", "copy", "convert", "transcode", "attach"]
-    """``video`` is the translated one; ``attach`` turns a cover into an attachment."""
+    kind: StreamKind
+    """The stream's kind in the source; an attached picture is video."""
+    action: Literal["video", "copy", "convert", "transcode", "attach"]
+    """``video``: this is the translated video. ``attach``: a cover becomes an attachment."""
     encoder: str | None = None
     """For ``convert`` (subtitles) and ``transcode`` (audio)."""
     label: str = ""
-    """The stream in a few words for messages."""
+    """The stream in a few words for messages; empty for the translated video."""
 
 
 def add_stream(
-    output: av.container.OutputContainer,
-    template: av.stream.Stream,
-    choice: Carried,
-    cover: bytes,
-) -> Any:
-    """Add a stream of the source to ``output`` in the chosen way; ``cover`` is for ``attach``."""
-    if choice.way == "attach":
-        name, kind = _cover_name(template)
-        stream: Any = output.add_attachment(name, kind, cover)
-        tags = without_tags(dict(template.metadata), frozenset({"filename", "mimetype"}))
-        stream.metadata.update(stream_tags(tags, output, encoded=False))
-        return stream
-    if choice.way in ("transcode", "convert") and template.codec_context is None:
+    output: av.container.OutputContainer, template: Stream, planned: OutputStream, cover: bytes
+) -> Stream:
+    """Add the stream ``template`` of the source to ``output`` as ``planned``.
+
+    ``cover`` is the content of the attachment for ``attach``. Raises ValueError or FFmpegError
+    where the container does not take the stream.
+    """
+    if planned.action == "attach":
+        return _add_attachment(output, template, cover)
+    if planned.action in ("transcode", "convert") and template.codec_context is None:
         raise ValueError("there is no decoder for it")
-    if choice.way == "transcode":
-        stream = _add_audio_encoder(output, template, str(choice.encoder))
-    elif choice.way == "convert":
-        stream = output.add_stream(str(choice.encoder))
-        decoder: Any = template.codec_context
-        # The decoder makes the ASS header, which the encoder needs, when it opens.
-        decoder.open(strict=False)
-        stream.codec_context.subtitle_header = decoder.subtitle_header
-        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+    if planned.action == "transcode":
+        stream = _add_audio_encoder(output, template, str(planned.encoder))
+    elif planned.action == "convert":
+        stream = _add_subtitle_encoder(output, template, str(planned.encoder))
     else:
         stream = add_copied_stream(output, template)
-        if (
-            isinstance(template, VideoStream)
-            and template.average_rate
-            and stream.codec_context is not None
-        ):
-            # Not part of what a template copies.
-            stream.codec_context.framerate = template.average_rate
-    encoded = choice.way == "transcode"
+        if isinstance(template, VideoStream):
+            # The frame rate is not among what a template copies.
+            set_frame_rate(stream, template.average_rate)
+    encoded = planned.action == "transcode"
     stream.metadata.update(stream_tags(template.metadata, output, encoded=encoded))
     if isinstance(template, VideoStream):
         size = template.codec_context.height, template.codec_context.width
-        set_pixel_shape(stream, template.sample_aspect_ratio, size, output)
+        aspect.reserve(stream, template.sample_aspect_ratio, size, output.format.name)
     stream.disposition = template.disposition
     return stream
 
 
-def set_pixel_shape(
-    stream: Any,
-    sample_aspect_ratio: Fraction | None,
-    size: Size,
-    output: av.container.OutputContainer,
-) -> None:
-    """Give an output stream the shape of its pixels, which no template copies."""
-    aspect.reserve(stream, sample_aspect_ratio, size, output.format.name)
+def add_copied_stream(output: av.container.OutputContainer, template: Stream) -> Stream:
+    """Add a stream whose packets are copied, also where FFmpeg's list of codecs omits its codec.
 
-
-def add_copied_stream(output: av.container.OutputContainer, template: av.stream.Stream) -> Any:
-    """Add a stream whose packets are copied, also where FFmpeg's own list does not know of it.
-
-    That list (`avformat_query_codec`) is shorter than what writers take: MKV's lacks all codecs
-    that it holds under the tags of other containers, such as WMA, Speex and ADPCM, PNG and Huffyuv.
+    That list (`avformat_query_codec`) is shorter than what muxers take: MKV's lacks all codecs that
+    it holds under the tags of other containers, such as WMA, Speex and ADPCM, PNG and Huffyuv.
     """
     try:
-        stream: Any = output.add_stream_from_template(template, opaque=True)
+        stream = output.add_stream_from_template(template, opaque=True)
     except ValueError:
-        codec = "none"
-        if template.type == "audio":
-            codec = output.default_audio_codec
-        elif template.type == "video" and output.format.name == "matroska":
-            codec = output.default_video_codec
-        if codec == "none":
+        stand_in = _stand_in_codec(output, template)
+        if stand_in is None:
             raise
-    else:
-        context = stream.codec_context
-        if template.type == "audio" and context is not None:
-            # MP4 must know the layout of PCM.
-            state_layout(context)
-        if context is not None and context.name in TAGGED:
-            context.codec_tag = template.codec_context.codec_tag
-        return stream
-    # Takes every codec and, as is done above, leaves out the tag of the source's container.
-    with av.open(io.BytesIO(), "w", format="null") as anything:
-        untagged: Any = anything.add_stream_from_template(template, opaque=True)
-        if untagged.codec_context is not None and untagged.codec_context.name in TAGGED:
-            untagged.codec_context.codec_tag = template.codec_context.codec_tag
-        stream = output.add_mux_stream(codec)
+        return _add_unlisted_stream(output, template, stand_in)
+    if template.type == "audio" and stream.codec_context is not None:
+        # The MP4 muxer requires the channel layout of PCM.
+        state_layout(stream.codec_context)
+    _copy_codec_tag(stream, template)
+    return stream
+
+
+def _stand_in_codec(output: av.container.OutputContainer, template: Stream) -> str | None:
+    """Return a codec of the same kind that ``output`` lists, where a stream can be made from it."""
+    codec = "none"
+    if template.type == "audio":
+        codec = output.default_audio_codec
+    elif template.type == "video" and output.format.name == "matroska":
+        codec = output.default_video_codec
+    return None if codec == "none" else codec
+
+
+def _add_unlisted_stream(
+    output: av.container.OutputContainer, template: Stream, stand_in: str
+) -> Stream:
+    """Add a stream of the codec ``stand_in`` and give it the parameters of ``template``."""
+    # The null muxer takes every codec and leaves out the tag of the source's container.
+    with av.open(io.BytesIO(), "w", format="null") as null:
+        untagged = null.add_stream_from_template(template, opaque=True)
+        _copy_codec_tag(untagged, template)
+        stream = output.add_mux_stream(stand_in)
         av.BitStreamFilterContext("null", untagged, stream)
         stream.time_base = template.time_base
     return stream
 
 
+def _copy_codec_tag(stream: Stream, template: Stream) -> None:
+    if stream.codec_context is not None and stream.codec_context.name in TAGGED:
+        stream.codec_context.codec_tag = template.codec_context.codec_tag
+
+
 TAGGED = ("rawvideo", "utvideo")
-"""Codecs whose pixel format only the tag of the stream tells, which AVI, MKV and NUT keep."""
+"""Codecs whose pixel format stands only in the stream's tag, which AVI, MKV and NUT keep."""
 
 
-def _add_audio_encoder(
-    output: av.container.OutputContainer, template: av.stream.Stream, encoder: str
-) -> Any:
-    plan = plan_sound(encoder, template.codec_context)
-    stream: Any = output.add_stream(encoder, rate=plan.rate)
-    set_up_sound(stream.codec_context, plan)
-    stream.codec_context.time_base = stream.time_base = Fraction(1, plan.rate)
+def set_frame_rate(stream: Any, rate: Fraction | None) -> None:
+    """Set the frame rate of an output's video stream, where it is known."""
+    if rate and stream.codec_context is not None:
+        stream.codec_context.framerate = rate
+
+
+def _add_attachment(
+    output: av.container.OutputContainer, template: Stream, content: bytes
+) -> Stream:
+    name, mime_type = _cover_name(template)
+    stream = output.add_attachment(name, mime_type, content)
+    tags = without_tags(template.metadata, frozenset({"filename", "mimetype"}))
+    stream.metadata.update(stream_tags(tags, output, encoded=False))
     return stream
 
 
-def _cover_name(stream: av.stream.Stream) -> tuple[str, str]:
-    """Return file name and MIME type under which a cover is attached."""
+def _cover_name(stream: Stream) -> tuple[str, str]:
+    """Return the file name and the MIME type under which a cover is attached."""
     codec = stream.codec_context.name if stream.codec_context is not None else "png"
-    ending, kind = {
+    extension, mime_type = {
         "mjpeg": (".jpg", "image/jpeg"),
         "bmp": (".bmp", "image/bmp"),
         "gif": (".gif", "image/gif"),
         "webp": (".webp", "image/webp"),
     }.get(codec, (".png", "image/png"))
-    metadata = stream.metadata
-    return metadata.get("filename", f"cover{ending}"), metadata.get("mimetype", kind)
+    tags = stream.metadata
+    return tags.get("filename", f"cover{extension}"), tags.get("mimetype", mime_type)
 
+
+def _add_audio_encoder(
+    output: av.container.OutputContainer, template: Stream, encoder: str
+) -> Stream:
+    plan = plan_sound(encoder, template.codec_context)
+    stream = output.add_stream(encoder, rate=plan.rate)
+    set_up_sound(stream.codec_context, plan)
+    stream.codec_context.time_base = stream.time_base = Fraction(1, plan.rate)
+    return stream
+
+
+def _add_subtitle_encoder(
+    output: av.container.OutputContainer, template: Stream, encoder: str
+) -> Stream:
+    stream: Any = output.add_stream(encoder)
+    decoder: Any = template.codec_context
+    # The decoder creates the ASS header, which the encoder requires, when it opens.
+    decoder.open(strict=False)
+    stream.codec_context.subtitle_header = decoder.subtitle_header
+    stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
+    return stream  # type: ignore[no-any-return]
+
+
+# Tags
 
 MUXER_TAGS = frozenset({"major_brand", "minor_version", "compatible_brands", "encoder", "duration"})
-"""Tags that a muxer derives from its own file."""
-
+"""Tags of a file that a muxer derives from what it writes."""
 _ENCODING_TAGS = re.compile(
     r"(alpha_mode|encoder|encoder_settings|rotate|BPS|DURATION|NUMBER_OF_\w+|_STATISTICS_\w+)"
     r"(-\w+)?",
     re.IGNORECASE,
 )
-"""Tags that describe packets which are not copied."""
+"""Tags of a stream that describe its packets, so they do not hold once it is encoded anew."""
 
 
 def stream_tags(
@@ -171,14 +195,14 @@ def stream_tags(
     """Return the tags of a source's stream as those of an output's stream."""
     tags = without_tags(tags, frozenset({"duration"}))
     if "name" in tags:
-        # MP4's reader says "name" where its writer wants "title".
+        # FFmpeg's MP4 demuxer calls "name" what its muxer calls "title".
         tags.setdefault("title", tags.pop("name"))
     if output.format.name not in ("mp4", "mov"):
         tags = without_tags(tags, frozenset({"handler_name", "vendor_id"}))
     if output.format.name == "mov" and "language" in tags:
         tags["language"] = _MOV_LANGUAGES.get(tags["language"], tags["language"])
     if encoded:
-        tags = {k: v for k, v in tags.items() if not _ENCODING_TAGS.fullmatch(k)}
+        tags = {key: text for key, text in tags.items() if not _ENCODING_TAGS.fullmatch(key)}
     return tags
 
 
@@ -186,35 +210,43 @@ _MOV_LANGUAGES = {
     "deu": "ger", "nld": "dut", "ell": "gre", "isl": "ice",
     "zho": "chi", "sqi": "alb", "hye": "arm", "kat": "geo",
 }  # fmt: skip
-"""ISO 639-2/T to 639-2/B: FFmpeg's MOV writer knows Macintosh languages by the latter names."""
+"""ISO 639-2/T to 639-2/B: FFmpeg's MOV muxer lists Macintosh languages by the latter codes."""
 
 
 def without_tags(tags: dict[str, str], keys: frozenset[str]) -> dict[str, str]:
     """Return ``tags`` without those named in ``keys``, which are in lower case."""
-    return {key: value for key, value in tags.items() if key.lower() not in keys}
+    return {key: text for key, text in tags.items() if key.lower() not in keys}
 
 
-def needs_start_codes(muxer: str, template: Any) -> bool:
-    """Say whether a muxer takes the packets of ``template`` with start codes only."""
-    return muxer == "avi" and template.codec_context.name in ("h264", "hevc")
+# Packets
 
 
-def with_start_codes(packets: Iterator[av.Packet[Any]], template: Any) -> Iterator[av.Packet[Any]]:
-    """Turn H.264 and HEVC of MP4 into the form with start codes (ITU-T H.264, annex B)."""
-    filters = av.BitStreamFilterContext(f"{template.codec_context.name}_mp4toannexb", template)
-    for packet in packets:
-        base = packet.time_base
-        for converted in filters.filter(packet):
-            converted.time_base = base
-            yield converted
-
-
-def assigned(packets: Iterator[av.Packet[Any]], stream: Any) -> Iterator[av.Packet[Any]]:
+def assigned(packets: Iterator[Packet], stream: Stream) -> Iterator[Packet]:
     """Yield ``packets`` as packets of the output's ``stream``."""
     for packet in packets:
         packet.stream = stream
         yield packet
 
+
+def needs_start_codes(muxer: str, template: Stream) -> bool:
+    """Return whether ``muxer`` takes the packets of ``template`` only in the form of annex B.
+
+    AVI is the one muxer that neither takes length-prefixed units nor converts them itself.
+    """
+    return muxer == "avi" and template.codec_context.name in ("h264", "hevc")
+
+
+def with_start_codes(packets: Iterator[Packet], template: Stream) -> Iterator[Packet]:
+    """Convert H.264 and HEVC of MP4 to the form with start codes (ITU-T H.264, annex B)."""
+    converter = av.BitStreamFilterContext(f"{template.codec_context.name}_mp4toannexb", template)
+    for packet in packets:
+        base = packet.time_base
+        for converted in converter.filter(packet):
+            converted.time_base = base
+            yield converted
+
+
+# Errors
 
 DISK_ERRNOS = frozenset(
     {
@@ -222,17 +254,17 @@ DISK_ERRNOS = frozenset(
         errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO,
     }
 )  # fmt: skip
-"""What the system says; FFmpeg also uses such numbers (EPERM, EINVAL) for opinions of its own."""
+"""Errors that the system raises for a file; FFmpeg raises others (EPERM, EINVAL) by itself."""
 
 
-def is_refused_packet(error: av.error.FFmpegError) -> bool:
-    """Say whether a writer refuses what it was given, and not the disk or the memory."""
+def is_packet_error(error: av.error.FFmpegError) -> bool:
+    """Return whether a muxer refuses the packet, rather than lacking disk space or memory."""
     return error.errno not in DISK_ERRNOS | {errno.ENOMEM}
 
 
 @contextlib.contextmanager
 def as_output_error(path: Path) -> Iterator[None]:
-    """Turn what FFmpeg or the system says while writing ``path`` into an OutputError."""
+    """Raise what FFmpeg or the system raises while ``path`` is written as an OutputError."""
     try:
         yield
     except (av.error.FFmpegError, OSError) as error:

@@ -3,66 +3,69 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeAlias
 
 import av
 import av.container
 import av.error
-import av.stream
-from av.subtitles.subtitle import SubtitleSet
+from av.audio.frame import AudioFrame
+from av.stream import Stream
 
 from ..errors import InputError
 from ..wording import printable
 from . import Dropped, Place, dropped_at
 from .clocks import JobClock
-from .demuxing import demux, reason
+from .demuxing import Packet, demux, reason
 from .joined_video import JoinedVideo
-from .muxing import Carried
+from .muxing import OutputStream
 from .sound import Resampler
 from .streams import StreamPlan
+from .subtitles import SubtitleConverter
 
 _MOST_LOSSES = 10_000
-"""Damaged packets of a file that are listed one by one; what is more is counted."""
+"""Damaged packets of a file that are listed one by one; the rest is counted."""
 
 
 class Losses:
-    """What of the source's other streams cannot be carried."""
+    """What of the source's other streams is damaged or cannot be written."""
 
     def __init__(self, plan: StreamPlan, joined: JoinedVideo) -> None:
         self._plan = plan
         self._name = printable(plan.source)
         self._start = joined.times[0] * joined.time_base
-        """Of the first frame in the output, in seconds."""
-        self._dropped = [Dropped(self._name, InputError(why)) for why in plan.undecodable]
+        """Time of the first frame in the output, in seconds."""
+        self._dropped = [Dropped(self._name, InputError(str(note))) for note in plan.undecodable]
         self._more = 0
 
     @property
     def dropped(self) -> tuple[Dropped, ...]:
-        """All of them."""
+        """All losses, in the order in which they were added."""
         if not self._more:
             return tuple(self._dropped)
-        told = f"{self._name}: {self._more:,} more packets of its other streams are damaged"
-        return (*self._dropped, Dropped(self._name, InputError(told)))
+        text = f"{self._name}: {self._more:,} more packets of its other streams are damaged"
+        return (*self._dropped, Dropped(self._name, InputError(text)))
 
-    def packet(self, choice: Carried, number: int, time: Fraction | None, trouble: str) -> None:
-        """Note the packet ``number`` of a stream, due at ``time`` (seconds of the output).
+    def add_packet(
+        self, planned: OutputStream, number: int, time: Fraction | None, trouble: str
+    ) -> None:
+        """Add the packet ``number`` of a stream, due at ``time`` (seconds of the output).
 
-        Raises InputError where the plan is to stop at damage.
+        Raises InputError where the plan stops at damage.
         """
-        of = f"{self._name}, stream {choice.index} ({choice.label})"
+        stream = f"{self._name}, stream {planned.index} ({planned.label})"
         seconds = None if time is None else float(time - self._start)
         advice = "left out; repair the file"
         if self._plan.stops_at_damage:
             advice = "repair the file, or leave out --on-error fail to do without such packets"
-        self._add(dropped_at(Place(of, "packet", number, seconds, f"{trouble}; {advice}")))
+        self._add(dropped_at(Place(stream, "packet", number, seconds, f"{trouble}; {advice}")))
 
-    def rest(self, cause: str) -> None:
-        """Note that the source cannot be read to its end. Raises InputError like `packet`."""
-        told = f"{self._name}: its other streams cannot be read to their end ({cause})"
-        self._add(Dropped(self._name, InputError(f"{told}; copy or record it again")))
+    def add_rest(self, cause: str) -> None:
+        """Add that the source cannot be read to its end. Raises InputError like `add_packet`."""
+        text = f"{self._name}: its other streams cannot be read to their end ({cause})"
+        self._add(Dropped(self._name, InputError(f"{text}; copy or record it again")))
 
     def _add(self, dropped: Dropped) -> None:
         if self._plan.stops_at_damage:
@@ -73,226 +76,232 @@ class Losses:
             self._more += 1
 
 
-_DRAWING = re.compile(rb"\\p[1-9]")
-"""The override of an ASS line that is a drawing, by the scale of its coordinates."""
+@dataclass(frozen=True)
+class Span:
+    """The part of the source that is written, in seconds on the source's clock."""
 
+    start: Fraction | None
+    """None: from the beginning."""
+    end: Fraction | None
+    """None: to the end."""
+    shift: Fraction
+    """Subtracted from every time."""
 
-def _one_line(lines: Sequence[bytes]) -> bytes:
-    """Return ASS lines as one, below each other, each in its own style."""
-    fields = [line.split(b",", 8) for line in lines]
-    texts = [fields[0][8], *(b"{\\r" + each[2] + b"}" + each[8] for each in fields[1:])]
-    return b",".join([*fields[0][:8], b"\\N".join(texts)])
+    @classmethod
+    def of(cls, plan: StreamPlan, joined: JoinedVideo) -> Span:
+        """Return the span that belongs to the translated frames."""
+        start = joined.source_start if plan.from_first_frame else None
+        end = joined.source_end if plan.to_last_frame else None
+        return cls(start, end, joined.shift)
+
+    def __contains__(self, time: Fraction) -> bool:
+        return (self.start is None or time >= self.start) and (self.end is None or time < self.end)
 
 
 class StreamCopier:
-    """One stream on its way from the source to the output."""
+    """Copy the packets of one stream to the output, text subtitles converted where planned."""
 
     def __init__(
-        self, choice: Carried, template: Any, stream: Any, losses: Losses, *, may_meet: bool
+        self,
+        planned: OutputStream,
+        template: Stream,
+        stream: Stream,
+        span: Span,
+        *,
+        equal_times: bool,
     ) -> None:
-        self.choice = choice
-        self._losses = losses
-        self._packets = 0
+        """``template`` is the source's stream, ``stream`` the output's.
+
+        ``equal_times``: the container takes two packets with one decoding time.
+        """
         self.template = template
         self.stream = stream
-        self._started = template.type != "video"
-        self._last: int | None = None
-        self._latest: Fraction | None = None
-        """Seconds at which the last packet is decoded."""
-        self._may_meet = may_meet
-        """Two packets may have one time, as the container has it."""
-        self._lines: list[tuple[int, bytes]] = []
-        """Subtitles on screen: when each ends, in ticks of the source, and its ASS line."""
-        self._shown_from = 0
-        if choice.way == "transcode":
-            self._resampler = Resampler(stream.codec_context)
-            self._due = Fraction(0)
+        self._kind = planned.kind
+        if span.start is None and self._kind not in ("audio", "video"):
+            # A subtitle may begin before all audio and video; the output has no time for it.
+            span = replace(span, start=span.shift)
+        self._span = span
+        self._equal_times = equal_times
+        self._converter: SubtitleConverter | None = None
+        if planned.action == "convert":
+            self._converter = SubtitleConverter(template, stream, planned.encoder)
+        self._started = self._kind != "video"
+        """The first packet that is written of a video must be a key frame."""
+        self._last: Fraction | None = None
+        """Decoding time of the last packet, in seconds."""
 
-    def take(
-        self, packet: av.Packet[Any], start: Fraction | None, end: Fraction | None, shift: Fraction
-    ) -> Iterator[av.Packet[Any]]:
-        """Yield what becomes of a packet of the source; the empty one at the end flushes."""
-        if self.choice.way == "transcode":
-            yield from self._transcoded(packet, start, end, shift)
+    def take(self, packet: Packet) -> Iterator[Packet]:
+        """Yield what is written after ``packet`` of the source; an empty one ends the stream."""
+        if not packet.size:
+            if self._converter is not None:
+                yield from self._placed(self._converter.rest())
             return
-        if not packet.size and self._lines:
-            yield from self._placed(self._shown_until(None, self.template.time_base), shift)
-        if not packet.size or (packet.pts is None and packet.dts is None):
+        if self._is_gap(packet) or not _complete_times(packet) or not self._cut(packet):
             return
-        if self.template.name == "mov_text" and bytes(packet)[:2] == b"\0\0":
-            # A gap between two lines: muxers that need gaps make them.
-            return
-        base = packet.time_base
-        if packet.pts is None:
-            packet.pts = packet.dts
-        if packet.dts is None:
-            packet.dts = packet.pts
-        assert packet.pts is not None
-        assert packet.dts is not None
-        time = packet.pts * base
-        lasting = self.template.type == "subtitle"
-        until = time + (packet.duration or 0) * base if lasting else time
-        if (start is not None and until < start) or (end is not None and time >= end):
-            return
-        if start is not None and time < start:
-            if not lasting or until == start:
-                return
-            # A line that is on screen at the cut stays until its end.
-            packet.duration = math.floor((until - start) / base)
-            packet.pts = packet.dts = math.ceil(start / base)
-        if start is not None and not self._started and not packet.is_keyframe:
+        if self._span.start is not None and not self._started and not packet.is_keyframe:
             return
         self._started = True
-        copied = self.choice.way == "copy"
-        moved = [_without_header(packet, self.template)] if copied else self._converted(packet)
-        yield from self._placed(moved, shift)
+        if self._converter is None:
+            yield from self._placed([_without_header(packet, self.template)])
+        else:
+            yield from self._placed(self._converter.convert(packet))
 
-    def _placed(
-        self, packets: Sequence[av.Packet[Any]], shift: Fraction
-    ) -> Iterator[av.Packet[Any]]:
-        """Yield packets of the output on its clock, in ascending order."""
-        for out in packets:
-            ticks = round(shift / out.time_base)
-            out.pts = (out.pts or 0) - ticks
-            out.dts = (out.dts or 0) - ticks
-            self._keep_behind(out)
-            if not out.duration and self._latest is not None and self.template.type == "audio":
-                # MP4 would end before a last packet that lasts no time.
-                out.duration = round(out.dts - self._latest / out.time_base)
-            self._latest = out.dts * out.time_base
-            out.stream = self.stream
-            yield out
+    def _is_gap(self, packet: Packet) -> bool:
+        """Return whether a packet of MOV text is a gap; muxers that need gaps write them anew."""
+        return self.template.name == "mov_text" and bytes(packet)[:2] == b"\0\0"
 
-    def _keep_behind(self, out: av.Packet[Any]) -> None:
-        """Move a packet that would not ascend behind the last one; muxers refuse it otherwise.
+    def _cut(self, packet: Packet) -> bool:
+        """Cut ``packet`` at the start of the span; return False where it lies outside."""
+        assert packet.pts is not None
+        base, start, end = packet.time_base, self._span.start, self._span.end
+        time = packet.pts * base
+        if end is not None and time >= end:
+            return False
+        if start is None or time >= start:
+            return True
+        lasts_until = time
+        if self._kind == "subtitle":
+            lasts_until += (packet.duration or 0) * base
+        if lasts_until <= start:
+            return False
+        # A line that is on screen at the start stays until its end.
+        packet.duration = math.floor((lasts_until - start) / base)
+        packet.pts = packet.dts = math.ceil(start / base)
+        return True
 
-        By the shortest step there is: TrueHD has 1200 packets a second, of which MKV's clock of
-        milliseconds times every fifth together with another.
+    def _placed(self, packets: Sequence[Packet]) -> Iterator[Packet]:
+        """Yield packets on the clock of the output, in ascending order."""
+        for packet in packets:
+            ticks = round(self._span.shift / packet.time_base)
+            packet.pts = (packet.pts or 0) - ticks
+            packet.dts = (packet.dts or 0) - ticks
+            self._keep_ascending(packet)
+            if not packet.duration and self._last is not None and self._kind == "audio":
+                # The MP4 muxer would end the stream before a last packet without duration.
+                packet.duration = round(packet.dts - self._last / packet.time_base)
+            self._last = packet.dts * packet.time_base
+            packet.stream = self.stream
+            yield packet
+
+    def _keep_ascending(self, packet: Packet) -> None:
+        """Move a packet behind the last one where it is not; muxers refuse it otherwise.
+
+        It moves by the shortest step there is: TrueHD has 1200 packets a second, of which MKV's
+        clock of milliseconds gives every fifth the time of another.
         """
-        if self._latest is None or out.dts is None or out.pts is None:
+        if self._last is None or packet.dts is None or packet.pts is None:
             return
-        time = out.dts * out.time_base
-        if time > self._latest or (time == self._latest and self._may_meet):
+        time = packet.dts * packet.time_base
+        if time > self._last or (time == self._last and self._equal_times):
             return
-        tick = min(self.stream.time_base or out.time_base, out.time_base)
-        pts, duration = out.pts * out.time_base, (out.duration or 0) * out.time_base
-        out.dts = math.floor(self._latest / tick) + (0 if self._may_meet else 1)
-        out.pts = max(round(pts / tick), out.dts)
-        out.duration, out.time_base = round(duration / tick), tick
-
-    def _converted(self, packet: av.Packet[Any]) -> list[av.Packet[Any]]:
-        """Return a subtitle in the other text format; an empty one (a gap in MP4) has no line."""
-        subtitle = self.template.codec_context.decode2(packet)
-        if subtitle is None or not len(subtitle):
-            return []
-        if any(_DRAWING.search(line.ass) for line in subtitle):
-            # ASS also draws shapes; their coordinates would be shown as words.
-            return []
-        start, duration, base = packet.pts or 0, packet.duration or 0, packet.time_base
-        if self.choice.encoder != "mov_text":
-            return [self._encoded_text(subtitle, start, duration, base)]
-        shown = self._shown_until(max(start, self._shown_from) if self._lines else start, base)
-        if not duration:
-            # It stays until the next one, as far as anybody knows.
-            return [*shown, self._encoded_text(subtitle, start, 0, base)]
-        self._lines += [(start + duration, line.ass) for line in subtitle]
-        return shown
-
-    def _shown_until(self, time: int | None, base: Fraction) -> list[av.Packet[Any]]:
-        """Return what is on screen before ``time``, a packet for every change; None: to the end.
-
-        MOV text shows one packet at a time: where lines overlap, each packet holds all that are on
-        screen.
-        """
-        packets = []
-        while self._lines:
-            start, lines = self._shown_from, [line for _, line in self._lines]
-            ends = [end for end, _ in self._lines] + ([] if time is None else [time])
-            self._shown_from = min(ends)
-            if self._shown_from > start:
-                text = SubtitleSet.create(_one_line(lines), 0, self._shown_from - start)
-                packets.append(self._encoded_text(text, start, self._shown_from - start, base))
-            self._lines = [each for each in self._lines if each[0] > self._shown_from]
-            if self._shown_from == time:
-                break
-        self._shown_from = time or 0
-        return packets
-
-    def _encoded_text(
-        self, subtitle: SubtitleSet, start: int, duration: int, base: Fraction
-    ) -> av.Packet[Any]:
-        out: av.Packet[Any] = self.stream.codec_context.encode_subtitle(subtitle)
-        out.time_base = base
-        out.pts = out.dts = start
-        out.duration = duration
-        return out
-
-    def _transcoded(
-        self, packet: av.Packet[Any], start: Fraction | None, end: Fraction | None, shift: Fraction
-    ) -> Iterator[av.Packet[Any]]:
-        frames: list[Any] = []
-        try:
-            frames = list(packet.decode())
-        except av.error.FFmpegError as error:
-            # A broken packet costs its own sound, as in every player.
-            time = None if packet.pts is None else packet.pts * packet.time_base
-            inside = (start is None or time is None or time >= start) and (
-                end is None or time is None or time < end
-            )
-            if packet.size and inside:
-                due = None if time is None else time - shift
-                trouble = f"cannot be decoded ({reason(error)})"
-                self._losses.packet(self.choice, self._packets, due, trouble)
-        self._packets += packet.size > 0
-        for frame in frames:
-            # What a decoder still held at the end may have no time.
-            time = self._due if frame.pts is None else frame.pts * frame.time_base
-            self._due = time + Fraction(frame.samples, frame.sample_rate)
-            if (start is None or time >= start) and (end is None or time < end):
-                frame.pts = round((time - shift) / frame.time_base)
-                yield from self._encoded(self._resampler.resampled(frame))
-        if not packet.size:
-            yield from self._encoded([*self._resampler.resampled(None), None])
-
-    def _encoded(self, frames: Sequence[Any]) -> Iterator[av.Packet[Any]]:
-        for frame in frames:
-            for packet in self.stream.encode(frame):
-                if packet.dts is not None:
-                    if self._last is not None and packet.dts <= self._last:
-                        # Times that step back in the source; muxers refuse them.
-                        packet.dts = self._last + 1
-                        packet.pts = max(packet.pts or 0, packet.dts)
-                    self._last = packet.dts
-                yield packet
+        tick = min(self.stream.time_base or packet.time_base, packet.time_base)
+        pts, duration = packet.pts * packet.time_base, (packet.duration or 0) * packet.time_base
+        packet.dts = math.floor(self._last / tick) + (0 if self._equal_times else 1)
+        packet.pts = max(round(pts / tick), packet.dts)
+        packet.duration, packet.time_base = round(duration / tick), tick
 
 
-def _without_header(packet: av.Packet[Any], template: Any) -> av.Packet[Any]:
+def _complete_times(packet: Packet) -> bool:
+    """Give ``packet`` both time stamps where it has one; return False where it has none."""
+    if packet.pts is None:
+        packet.pts = packet.dts
+    if packet.dts is None:
+        packet.dts = packet.pts
+    return packet.pts is not None
+
+
+def _without_header(packet: Packet, template: Stream) -> Packet:
     """Return ``packet`` without another header of its stream than that of ``template``.
 
-    Joined FLV has one for each part, and FFmpeg's writer of MKV puts it where it does not fit.
+    Joined FLV files have one for each part, and FFmpeg's MKV muxer puts it where it does not fit.
     """
     context = template.codec_context
     if context is None or not context.extradata or not packet.has_sidedata("new_extradata"):
         return packet
-    bare: av.Packet[Any] = av.Packet(bytes(packet))
+    bare = av.Packet(bytes(packet))
     bare.pts, bare.dts, bare.duration = packet.pts, packet.dts, packet.duration
     bare.time_base, bare.is_keyframe = packet.time_base, packet.is_keyframe
     return bare
 
 
-def carried_packets(
-    plan: StreamPlan,
-    joined: JoinedVideo,
+class AudioTranscoder:
+    """Decode one audio stream and encode it anew."""
+
+    def __init__(
+        self, planned: OutputStream, template: Stream, stream: Any, span: Span, losses: Losses
+    ) -> None:
+        """``template`` is the source's stream, ``stream`` the output's."""
+        self.template = template
+        self.stream = stream
+        self._planned = planned
+        self._span = span
+        self._losses = losses
+        self._resampler = Resampler(stream.codec_context)
+        self._packets = 0
+        """Packets of the source so far."""
+        self._next_time = Fraction(0)
+        """When the next frame begins, in seconds of the source."""
+        self._last_dts: int | None = None
+        """Of the packets of the output."""
+
+    def take(self, packet: Packet) -> Iterator[Packet]:
+        """Yield what is written after ``packet`` of the source; an empty one ends the stream."""
+        frames = self._decoded(packet)
+        self._packets += packet.size > 0
+        for frame in frames:
+            time = self._next_time
+            # A frame that the decoder still held at the end may have no time.
+            if frame.pts is not None:
+                assert frame.time_base is not None
+                time = frame.pts * frame.time_base
+            self._next_time = time + Fraction(frame.samples, frame.sample_rate)
+            if time in self._span:
+                frame.pts = round((time - self._span.shift) / frame.time_base)
+                yield from self._encoded(self._resampler.resample(frame))
+        if not packet.size:
+            yield from self._encoded([*self._resampler.resample(None), None])
+
+    def _decoded(self, packet: Packet) -> list[Any]:
+        try:
+            return list(packet.decode())
+        except av.error.FFmpegError as error:
+            # A damaged packet loses only its own samples, as in every player.
+            time = None if packet.pts is None else packet.pts * packet.time_base
+            if packet.size and (time is None or time in self._span):
+                due = None if time is None else time - self._span.shift
+                trouble = f"cannot be decoded ({reason(error)})"
+                self._losses.add_packet(self._planned, self._packets, due, trouble)
+            return []
+
+    def _encoded(self, frames: Sequence[AudioFrame | None]) -> Iterator[Packet]:
+        for frame in frames:
+            for packet in self.stream.encode(frame):
+                if packet.dts is not None:
+                    if self._last_dts is not None and packet.dts <= self._last_dts:
+                        # The times of the source step back; muxers refuse that.
+                        packet.dts = self._last_dts + 1
+                        packet.pts = max(packet.pts or 0, packet.dts)
+                    self._last_dts = packet.dts
+                yield packet
+
+
+Copier: TypeAlias = StreamCopier | AudioTranscoder
+
+
+def other_packets(
     source: av.container.InputContainer,
-    ways: dict[int, StreamCopier],
+    copiers: Mapping[int, Copier],
     losses: Losses,
-) -> Iterator[av.Packet[Any]]:
-    """Yield the packets of the other streams, in the source's order."""
-    if not ways:
+    end: Fraction | None,
+) -> Iterator[Packet]:
+    """Yield the packets of the other streams for the output, in the source's order.
+
+    ``copiers`` holds one for the index of each stream. A source that breaks off before ``end``
+    (seconds; None: its end) is added to ``losses``.
+    """
+    if not copiers:
         return
-    start = joined.source_start if plan.from_first_frame else None
-    end = joined.source_end if plan.to_last_frame else None
-    # Of all streams, so that the clock comes out as it did for the pictures.
+    # All streams are read, so that the clock comes out as it did for the translated video.
     packets = JobClock(source.format.name).steady(demux(source, list(source.streams)))
     latest = Fraction(0)
     while True:
@@ -300,19 +309,16 @@ def carried_packets(
             packet = next(packets, None)
         except (av.error.FFmpegError, OSError) as error:
             if end is None or latest < end:
-                losses.rest(reason(error))
-            for each in ways.values():
-                flush: av.Packet[Any] = av.Packet()
-                flush.stream = each.template
-                yield from each.take(flush, start, end, joined.shift)
+                losses.add_rest(reason(error))
+            for copier in copiers.values():
+                flush = av.Packet()
+                flush.stream = copier.template
+                yield from copier.take(flush)
             return
         if packet is None:
             return
         if packet.dts is not None:
             latest = max(latest, packet.dts * packet.time_base)
-        # An empty packet at the end has a stream, but no index of its own.
-        way = ways.get(packet.stream.index)
-        if way is not None:
-            heard = way.template.type in ("audio", "video")
-            since = joined.shift if start is None and not heard else start
-            yield from way.take(packet, since, end, joined.shift)
+        # The empty packet at the end has a stream, but no index of its own.
+        if packet.stream.index in copiers:
+            yield from copiers[packet.stream.index].take(packet)

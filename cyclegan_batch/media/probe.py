@@ -6,7 +6,6 @@ import struct
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import av
@@ -20,7 +19,7 @@ from .clocks import JobClock
 from .demuxing import input_error, open_container
 from .frame_properties import bits_per_sample
 from .lookahead import Look, Spans, look_into
-from .stream_info import FIELDS, ColourTags, MediaInfo, StreamInfo
+from .stream_info import FIELDS, Chapter, ColourTags, MediaInfo, StreamInfo
 
 
 def probe(
@@ -76,9 +75,7 @@ _ASF_FIELDS = struct.Struct("<40xQ16xQ8xQI")
 """File size, play duration (100 ns), preroll (ms) and flags; ASF specification, 3.2."""
 
 
-def _on_the_clock(
-    chapters: tuple[dict[str, Any], ...], start: Fraction | None
-) -> tuple[dict[str, Any], ...]:
+def _on_the_clock(chapters: tuple[Chapter, ...], start: Fraction | None) -> tuple[Chapter, ...]:
     """Return ``chapters`` on the clock of the streams, which begin at ``start`` (seconds).
 
     Some programs let them count from the first frame (ffmpeg with -output_ts_offset): where all end
@@ -87,11 +84,11 @@ def _on_the_clock(
     ends = [chapter["end"] * chapter["time_base"] for chapter in chapters]
     if not ends or start is None or max(ends) > start:
         return chapters
-    moved = []
+    moved: list[Chapter] = []
     for chapter in chapters:
         ticks = round(start / chapter["time_base"])
-        times = {name: chapter[name] + ticks for name in ("start", "end")}
-        moved.append({**chapter, **times})
+        start_ticks, end_ticks = chapter["start"] + ticks, chapter["end"] + ticks
+        moved.append({**chapter, "start": start_ticks, "end": end_ticks})
     return tuple(moved)
 
 
@@ -104,7 +101,10 @@ def media_info(container: av.container.InputContainer, path: Path) -> MediaInfo:
         duration=None if duration is None else Fraction(duration, av.time_base),
         streams=tuple(_stream_info(stream) for stream in container.streams),
         metadata=dict(container.metadata),
-        chapters=tuple(dict(chapter) for chapter in container.chapters()),
+        chapters=tuple(
+            {**chapter, "time_base": chapter["time_base"] or Fraction(1, av.time_base)}
+            for chapter in container.chapters()
+        ),
     )
 
 

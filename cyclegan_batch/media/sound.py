@@ -138,7 +138,7 @@ class Resampler:
         self._takes: tuple[str, str, int] | None = None
         self._resampler: av.AudioResampler | None = None
 
-    def resampled(self, frame: Any) -> list[Any]:
+    def resample(self, frame: Any) -> list[Any]:
         """Return what is ready; None flushes."""
         if frame is None:
             return self._rest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 from ..errors import InputError
 from ..frames import Size
@@ -14,6 +14,8 @@ from .clocks import Seam
 
 Fields: TypeAlias = Literal["tff", "bff"]
 """Which field of an interlaced frame is shown first: the top one (line 0 is in it) or the other."""
+
+StreamKind: TypeAlias = Literal["video", "audio", "subtitle", "data", "attachment"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class StreamInfo:
     """One stream of a media file."""
 
     index: int
-    kind: Literal["video", "audio", "subtitle", "data", "attachment"]
+    kind: StreamKind
     codec: str
     time_base: Fraction
     start_pts: int | None
@@ -97,6 +99,17 @@ class StreamInfo:
         return f"{kind} {self.codec}" + ("" if language == "und" else f", {language}")
 
 
+class Chapter(TypedDict):
+    """A chapter of a media file, with PyAV's keys."""
+
+    id: int
+    start: int
+    """In ticks of ``time_base``, like ``end``."""
+    end: int
+    time_base: Fraction
+    metadata: dict[str, str]
+
+
 @dataclass(frozen=True)
 class MediaInfo:
     """A media file, described."""
@@ -108,8 +121,7 @@ class MediaInfo:
     """Seconds."""
     streams: tuple[StreamInfo, ...]
     metadata: dict[str, str]
-    chapters: tuple[dict[str, Any], ...]
-    """``id, start, end, time_base, metadata``, as PyAV reads them."""
+    chapters: tuple[Chapter, ...]
     seams: tuple[Seam, ...] = ()
     """Where the clock of the file begins anew or jumps, as far as it was read for this. All times
     here are on the one clock that `JobClock` makes of it."""

@@ -1,4 +1,8 @@
-"""Decide for every stream of a source how it gets into the output, before the first frame."""
+"""Decide for every stream of a source how it gets into the output, before the first frame.
+
+Which container the output's name stands for is in `media.containers`; whether that container
+holds a stream is tried by `media.trial`; `media.assemble` carries the plan out.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import av
 import av.container
-import av.error
-import av.stream
 
 from ..errors import InputError, OutputError
 from ..frames import Size
@@ -22,24 +23,26 @@ from ..wording import Note, printable
 from .clocks import BROADCAST
 from .containers import Container, container_for
 from .demuxing import open_container
-from .muxing import MUXER_TAGS, Carried, without_tags
+from .muxing import MUXER_TAGS, OutputStream, without_tags
 from .sound import plan_sound
-from .stream_info import Fields, MediaInfo, StreamInfo
+from .stream_info import Chapter, Fields, MediaInfo, StreamInfo
 from .trial import SampleVideo, Trial
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """What goes into the output besides the pictures, and how."""
+    """What the output holds beside the translated frames, and how it gets there."""
 
     source: Path
     output: Path
     format: str
     """FFmpeg's name of the muxer."""
     video: StreamInfo
-    carried: tuple[Carried, ...]
+    """The source's stream that is translated."""
+    streams: tuple[OutputStream, ...]
+    """All streams of the output, in their order."""
     metadata: dict[str, str]
-    chapters: tuple[dict[str, Any], ...]
+    chapters: tuple[Chapter, ...]
     from_first_frame: bool
     """Everything starts with the first translated frame, which moves to 0 (``--ss``)."""
     beginning: Fraction
@@ -48,12 +51,12 @@ class StreamPlan:
     """Everything ends with the last translated frame (``--to``, ``--frames``)."""
     notes: tuple[Note, ...]
     """One warning for each thing that is left out."""
-    undecodable: tuple[str, ...] = ()
-    """Why a track of sound is lost that was to be encoded anew, one sentence for each."""
+    undecodable: tuple[Note, ...] = ()
+    """One note for each audio stream that was to be encoded and cannot be decoded."""
     stops_at_damage: bool = False
     """A damaged packet is an error (``--on-error fail``)."""
     sample_aspect_ratio: Fraction | None = None
-    """Of the translated video; None leaves what its encoder says."""
+    """Of the translated video; None keeps what its encoder wrote."""
     fields: Fields | None = None
     """Which field is first in the translated video, where its frames are interlaced."""
     alpha: bool = False
@@ -80,121 +83,49 @@ def plan_streams(
 
     ``encoder``, ``pix_fmt``, ``size`` (height, width), ``encoder_options`` (FFmpeg's),
     ``sample_aspect_ratio``, ``fields`` and ``alpha`` are those of the translated video, whose
-    stretches are written by the muxer ``stretch_format``, and ``lost`` is what its encoder does not
-    hold of it, counted with the rest. Short files are written to memory with what is planned, and
-    read back; what makes one fail is left out, with a note each, or with ``options.strict`` an
-    OutputError. Raises OutputError where the container cannot hold the translated video itself.
+    stretches are written by the muxer ``stretch_format``; ``lost`` lists what the encoder cannot
+    keep of the video, and is reported with the rest. Short files are written to memory as planned
+    and read back; a stream that makes one fail is left out, with a note each, or with
+    ``options.strict`` an OutputError. Raises OutputError where the container cannot hold the
+    translated video itself.
     """
     container = container_for(output)
-    trial = Trial(
-        container, info, SampleVideo(encoder, pix_fmt, size, encoder_options, stretch_format)
-    )
-    error = trial.failure(None, [Carried(video.index, "video")])
-    codec = av.Codec(encoder, "w").canonical_name
-    if error is None and container.codecs is not None and codec not in container.codecs:
-        error = "as data that no player finds"
-    if error:
-        raise OutputError(
-            f"cannot write {printable(output)}: {container.label} cannot hold {encoder} video in "
-            f"{pix_fmt} ({error}); choose another --codec or another extension than {output.suffix}"
-        )
-    if container.muxer == "avi" and video.constant_rate is False:
-        raise OutputError(
-            f"cannot write {printable(output)}: AVI holds only a constant frame rate, and "
-            f"{printable(info.path)} has a variable one; choose .mkv or .mp4"
-        )
-    lost = [*lost]
-    given = len(lost)
-    undecodable: list[str] = []
-    mixed: list[Note] = []
-    carried: list[Carried] = []
-    others = [stream for stream in info.streams if stream.index != video.index]
-    with contextlib.ExitStack() as stack:
-        source = stack.enter_context(open_container(info.path)) if others else None
-        for stream in info.streams:
-            if stream.index == video.index:
-                carried.append(Carried(stream.index, "video"))
-                continue
-            if _comes_back_by_itself(info, stream) or (
-                stream.kind == "audio" and options.audio == "none"
-            ):
-                continue
-            choices = _choices(stream, container, options)
-            if choices and choices[0].way == "transcode" and not trial.sound(stream.index):
-                undecodable.append(
-                    f"{printable(info.path)}: stream {stream.index} ({stream.label}): nothing of "
-                    "it can be decoded, so its sound is lost; repair the file, or try --audio copy"
-                )
-                continue
-            why: str | None = None
-            for choice in choices:
-                why = trial.failure(source, [Carried(video.index, "video"), choice])
-                if why is None:
-                    carried.append(replace(choice, label=stream.label))
-                    if choice.way == "transcode":
-                        assert source is not None
-                        mixed += _mixed_down(source, stream, choice)
-                    break
-            else:
-                if choices and choices[-1].way == "transcode":
-                    _refuse_audio_encoder(stream, container, output, options.audio, str(why))
-                codec = "libopus" if container.muxer == "webm" else "aac"
-                remedy = f"; --audio {codec} keeps its sound" if stream.kind == "audio" else ""
-                lost.append(
-                    f"stream {stream.index} ({stream.label}): "
-                    f"{container.label} cannot hold it{remedy}"
-                )
-        # Tracks first: attachments and covers get the last places, whatever their order here.
-        carried.sort(key=lambda choice: _place(info.streams[choice.index]))
-        # Each fits alone; whether all fit together is another question.
-        if error := trial.failure(source, carried):
-            raise OutputError(
-                f"cannot write {printable(output)}: {container.label} cannot hold these streams of "
-                f"{printable(info.path)} together ({error}); choose .mkv"
-            )
-    kept = [info.streams[choice.index] for choice in carried]
-    beginning = _beginning(info, kept, container)
-    if container.muxer == "avi":
-        starts = [(stream.start_pts or 0) * stream.time_base for stream in kept]
-        zero = beginning
-        if options.ss is not None:
-            zero = (video.start_pts or 0) * video.time_base + Fraction(options.ss)
-        lost += [
-            f"the late start of stream {stream.index} ({stream.label}): AVI begins all sound at "
-            f"once, here {float(start - zero):.3f} s too early"
-            for stream, start in zip(kept, starts, strict=True)
-            if stream.kind == "audio" and start - zero > _NOTICED
-        ]
-    if video.closed_captions:
-        lost.append(
-            f"the closed captions inside stream {video.index} ({video.label}): "
-            "they end with the packets that carry them"
-        )
-    if info.chapters and not container.chapters:
-        lost.append(f"{len(info.chapters)} chapters: {container.label} cannot hold them")
-    if undecodable and (options.strict or options.on_error == "fail"):
-        raise InputError("; ".join(undecodable))
-    notes = tuple(Note(None, f"{printable(output)} goes without {what}") for what in lost)
-    if notes and options.strict:
-        # Another container helps against none of what the encoder loses.
-        remedy = ", or choose .mkv" if len(notes) > given else ""
-        raise OutputError(
-            f"{'; '.join(map(str, notes))}; leave out --strict to accept that{remedy}"
-        )
-    notes += (*mixed, *(Note(None, why) for why in undecodable))
+    sample = SampleVideo(encoder, pix_fmt, size, encoder_options, stretch_format)
+    trial = Trial(container, info, sample)
+    _check_translated_video(trial, container, info, video, output, encoder, pix_fmt)
+    selection = _StreamSelection(info, video, output, options, trial)
+    selection.select()
+    included = [info.streams[each.index] for each in selection.streams]
+    beginning = _beginning(info, included, container)
+    left_out = [
+        *selection.left_out,
+        *_late_audio(video, included, container, options, beginning),
+        *_captions_and_chapters(info, video, container),
+    ]
+    if selection.undecodable and (options.strict or options.on_error == "fail"):
+        raise InputError("; ".join(map(str, selection.undecodable)))
+    warnings = [f"{printable(output)} goes without {what}" for what in (*lost, *left_out)]
+    if warnings and options.strict:
+        # Another container does not keep what the encoder loses.
+        remedy = ", or choose .mkv" if left_out else ""
+        raise OutputError(f"{'; '.join(warnings)}; leave out --strict to accept that{remedy}")
     return StreamPlan(
         source=info.path,
         output=output,
         format=container.muxer,
         video=video,
-        carried=tuple(carried),
+        streams=tuple(selection.streams),
         metadata=without_tags(info.metadata, MUXER_TAGS),
         chapters=info.chapters if container.chapters else (),
         from_first_frame=options.ss is not None,
         beginning=beginning,
         to_last_frame=options.to is not None or options.frames is not None,
-        notes=notes,
-        undecodable=tuple(undecodable),
+        notes=(
+            *(Note(None, warning) for warning in warnings),
+            *selection.notes,
+            *selection.undecodable,
+        ),
+        undecodable=tuple(selection.undecodable),
         stops_at_damage=options.on_error == "fail",
         sample_aspect_ratio=sample_aspect_ratio,
         fields=fields,
@@ -202,29 +133,126 @@ def plan_streams(
     )
 
 
-def _beginning(info: MediaInfo, kept: Sequence[StreamInfo], container: Container) -> Fraction:
-    """Return when the first of the ``kept`` sounds and pictures begins, in seconds."""
-    start = replace(info, streams=tuple(kept)).start or Fraction(0)
-    if info.format in BROADCAST:
-        # From MPEG-TS to MPEG-TS nothing is gained by another clock, as long as it can be written.
-        return min(start, Fraction(0)) if info.format == container.muxer else start
-    # Elsewhere a little sound below zero is what its decoder needs to begin.
-    return Fraction(0) if -_PRIMING < start < 0 else start
+def _check_translated_video(
+    trial: Trial,
+    container: Container,
+    info: MediaInfo,
+    video: StreamInfo,
+    output: Path,
+    encoder: str,
+    pix_fmt: str,
+) -> None:
+    """Raise OutputError where the container cannot hold the translated video."""
+    failure = trial.failure(None, [OutputStream(video.index, "video", "video")])
+    codec = av.Codec(encoder, "w").canonical_name
+    if failure is None and container.codecs is not None and codec not in container.codecs:
+        failure = "as data that no player finds"
+    if failure:
+        raise OutputError(
+            f"cannot write {printable(output)}: {container.label} cannot hold {encoder} video in "
+            f"{pix_fmt} ({failure}); choose another --codec or another extension than "
+            f"{output.suffix}"
+        )
+    if container.muxer == "avi" and video.constant_rate is False:
+        raise OutputError(
+            f"cannot write {printable(output)}: AVI holds only a constant frame rate, and "
+            f"{printable(info.path)} has a variable one; choose .mkv or .mp4"
+        )
 
 
-_PRIMING = Fraction(1, 2)
-"""Seconds; AAC needs 2112 samples of 8 kHz at most, Opus 80 ms."""
+class _StreamSelection:
+    """The streams of the output, and what of the source's streams is missing among them."""
 
-_NOTICED = Fraction(1, 20)
-"""Seconds between sound and picture from which on people notice (ITU-R BT.1359: 0.045)."""
+    def __init__(
+        self,
+        info: MediaInfo,
+        video: StreamInfo,
+        output: Path,
+        options: TranslateOptions,
+        trial: Trial,
+    ) -> None:
+        self._info = info
+        self._output = output
+        self._options = options
+        self._trial = trial
+        self._container = container_for(output)
+        self._translated = OutputStream(video.index, "video", "video")
+        self.streams: list[OutputStream] = []
+        self.left_out: list[str] = []
+        """Streams that the container cannot hold, and why, for ``goes without …``."""
+        self.undecodable: list[Note] = []
+        """Audio streams of which nothing can be decoded."""
+        self.notes: list[Note] = []
+        """What changes in a stream that is kept."""
+
+    def select(self) -> None:
+        """Choose for every stream what is done with it. Raises OutputError."""
+        with contextlib.ExitStack() as stack:
+            source = None
+            if len(self._info.streams) > 1:
+                source = stack.enter_context(open_container(self._info.path))
+            for stream in self._info.streams:
+                if stream.index == self._translated.index:
+                    self.streams.append(self._translated)
+                elif source is not None and not self._is_unwanted(stream):
+                    self._select(stream, source)
+            # Attachments and covers get the last places, whatever their order here.
+            self.streams.sort(key=lambda each: _position(self._info.streams[each.index]))
+            # Each stream alone fits; a container may still refuse them together.
+            if failure := self._trial.failure(source, self.streams):
+                raise OutputError(
+                    f"cannot write {printable(self._output)}: {self._container.label} cannot hold "
+                    f"these streams of {printable(self._info.path)} together ({failure}); "
+                    "choose .mkv"
+                )
+
+    def _is_unwanted(self, stream: StreamInfo) -> bool:
+        """Return whether a stream is left out without a word."""
+        if stream.kind == "audio":
+            return self._options.audio == "none"
+        return _is_rewritten_by_muxer(self._info, stream)
+
+    def _select(self, stream: StreamInfo, source: av.container.InputContainer) -> None:
+        """Choose the first way of keeping ``stream`` that the container takes, if there is one."""
+        candidates = _candidates(stream, self._container, self._options)
+        transcoded = any(each.action == "transcode" for each in candidates)
+        if transcoded and not self._trial.audio_frames(stream.index):
+            text = (
+                f"stream {stream.index} ({stream.label}): nothing of it can be decoded, so its "
+                "sound is lost; repair the file, or try --audio copy"
+            )
+            self.undecodable.append(Note(self._info.path, text))
+            return
+        failure: str | None = None
+        for candidate in candidates:
+            failure = self._trial.failure(source, [self._translated, candidate])
+            if failure is None:
+                self.streams.append(candidate)
+                if transcoded:
+                    self.notes += _mixed_down(source, stream, candidate)
+                return
+        if transcoded:
+            raise OutputError(
+                f"cannot write {printable(self._output)}: --audio {self._options.audio} does not "
+                f"work for stream {stream.index} ({stream.label}) in {self._container.label} "
+                f"({failure}); choose another encoder such as aac or libopus, or --audio copy or "
+                "none"
+            )
+        codec = "libopus" if self._container.muxer == "webm" else "aac"
+        remedy = f"; --audio {codec} keeps its sound" if stream.kind == "audio" else ""
+        self.left_out.append(
+            f"stream {stream.index} ({stream.label}): "
+            f"{self._container.label} cannot hold it{remedy}"
+        )
 
 
-def _place(stream: StreamInfo) -> int:
+def _position(stream: StreamInfo) -> int:
+    """Return a sort key: first tracks, then covers, then attachments."""
     return 2 if stream.kind == "attachment" else int(stream.attached_picture)
 
 
-def _comes_back_by_itself(info: MediaInfo, stream: StreamInfo) -> bool:
-    """Say whether a data track is one that MP4 muxers make anew: chapter titles, a time code."""
+def _is_rewritten_by_muxer(info: MediaInfo, stream: StreamInfo) -> bool:
+    """Return whether a data track is one that MP4 muxers write anew: chapter titles, time code."""
     chapter_text = stream.codec == "bin_data" and bool(info.chapters)
     return (
         stream.kind == "data"
@@ -233,59 +261,99 @@ def _comes_back_by_itself(info: MediaInfo, stream: StreamInfo) -> bool:
     )
 
 
-def _choices(
+def _candidates(
     stream: StreamInfo, container: Container, options: TranslateOptions
-) -> tuple[Carried, ...]:
-    """Return the ways in which ``stream`` may be carried, best first."""
-    index = stream.index
+) -> tuple[OutputStream, ...]:
+    """Return the ways in which ``stream`` may get into the output, best first."""
+    copied = OutputStream(stream.index, stream.kind, "copy", label=stream.label)
     if stream.attached_picture:
         if container.attachments:
-            return (Carried(index, "attach"),)
-        return (Carried(index, "copy"),) if container.cover else ()
+            return (replace(copied, action="attach"),)
+        return (copied,) if container.cover else ()
     if stream.kind == "attachment":
-        return (Carried(index, "copy"),) if container.attachments else ()
+        return (copied,) if container.attachments else ()
     if stream.kind == "audio" and options.audio != "copy":
-        return (Carried(index, "transcode", options.audio),)
+        return (replace(copied, action="transcode", encoder=options.audio),)
     if container.codecs is not None and stream.codec not in container.codecs:
         return ()
     if container.muxer == "avi" and stream.kind == "video" and stream.codec in ("h264", "hevc"):
         return ()
-    copied = Carried(index, "copy")
-    if stream.kind == "subtitle" and stream.codec in _TEXTS:
-        others = (encoder for encoder in _TEXT_ENCODERS if encoder != stream.codec)
-        return copied, *(Carried(index, "convert", encoder) for encoder in others)
+    if stream.kind == "subtitle" and stream.codec in _TEXT_SUBTITLES:
+        encoders = [each for each in _TEXT_SUBTITLE_ENCODERS if each != stream.codec]
+        return copied, *(replace(copied, action="convert", encoder=each) for each in encoders)
     return (copied,)
 
 
-_TEXTS = frozenset({"ass", "mov_text", "ssa", "subrip", "text", "webvtt"})
-"""Subtitles that are text, and become one another where a container asks for it."""
-
-_TEXT_ENCODERS = ("mov_text", "subrip", "webvtt")
+_TEXT_SUBTITLES = frozenset({"ass", "mov_text", "ssa", "subrip", "text", "webvtt"})
+"""Subtitles that are text, and are converted to one another where a container requires it."""
+_TEXT_SUBTITLE_ENCODERS = ("mov_text", "subrip", "webvtt")
 """What MP4, MKV and WebM hold, in the order in which it is tried."""
 
 
-def _refuse_audio_encoder(
-    stream: StreamInfo, container: Container, output: Path, encoder: str, why: str
-) -> None:
-    """Raise OutputError for an ``--audio`` encoder that does not open or does not fit."""
-    raise OutputError(
-        f"cannot write {printable(output)}: --audio {encoder} does not work for stream "
-        f"{stream.index} ({stream.label}) in {container.label} ({why}); choose another encoder "
-        "such as aac or libopus, or --audio copy or none"
-    )
-
-
 def _mixed_down(
-    source: av.container.InputContainer, stream: StreamInfo, choice: Carried
+    source: av.container.InputContainer, stream: StreamInfo, planned: OutputStream
 ) -> list[Note]:
-    """Return a note where the encoder takes fewer channels than there are."""
-    made = plan_sound(str(choice.encoder), source.streams[stream.index].codec_context)
-    if not made.mixed_down:
+    """Return a note where the encoder takes fewer channels than the stream has."""
+    plan = plan_sound(str(planned.encoder), source.streams[stream.index].codec_context)
+    if not plan.mixed_down:
         return []
-    return [
-        Note(
-            None,
-            f"stream {stream.index} ({stream.label}): {made.encoder} does not take its "
-            f"{stream.channels} channels, so they are mixed down to {made.layout}",
+    text = (
+        f"stream {stream.index} ({stream.label}): {plan.encoder} does not take its "
+        f"{stream.channels} channels, so they are mixed down to {plan.layout}"
+    )
+    return [Note(None, text)]
+
+
+def _beginning(info: MediaInfo, included: Sequence[StreamInfo], container: Container) -> Fraction:
+    """Return when the first audio or video stream of those ``included`` begins, in seconds."""
+    start = replace(info, streams=tuple(included)).start or Fraction(0)
+    if info.format in BROADCAST:
+        # From MPEG-TS to MPEG-TS the clock stays as it is, as long as it can be written.
+        return min(start, Fraction(0)) if info.format == container.muxer else start
+    # In other containers a little audio below zero is what its decoder needs to begin.
+    return Fraction(0) if -_LONGEST_PRIMING < start < 0 else start
+
+
+_LONGEST_PRIMING = Fraction(1, 2)
+"""Seconds; AAC needs 2112 samples of 8 kHz at most, Opus 80 ms."""
+
+
+def _late_audio(
+    video: StreamInfo,
+    included: Sequence[StreamInfo],
+    container: Container,
+    options: TranslateOptions,
+    beginning: Fraction,
+) -> list[str]:
+    """Return the audio streams whose late start AVI cannot hold."""
+    if container.muxer != "avi":
+        return []
+    zero = beginning
+    if options.ss is not None:
+        zero = (video.start_pts or 0) * video.time_base + Fraction(options.ss)
+    late = []
+    for stream in included:
+        delay = (stream.start_pts or 0) * stream.time_base - zero
+        if stream.kind == "audio" and delay > _NOTICEABLE_DELAY:
+            late.append(
+                f"the late start of stream {stream.index} ({stream.label}): AVI begins all sound "
+                f"at once, here {float(delay):.3f} s too early"
+            )
+    return late
+
+
+_NOTICEABLE_DELAY = Fraction(1, 20)
+"""Seconds between audio and video from which on people notice it (ITU-R BT.1359: 0.045)."""
+
+
+def _captions_and_chapters(info: MediaInfo, video: StreamInfo, container: Container) -> list[str]:
+    """Return what is lost of the source's captions and chapters."""
+    left_out = []
+    if video.closed_captions:
+        left_out.append(
+            f"the closed captions inside stream {video.index} ({video.label}): "
+            "they end with the packets that carry them"
         )
-    ]
+    if info.chapters and not container.chapters:
+        left_out.append(f"{len(info.chapters)} chapters: {container.label} cannot hold them")
+    return left_out

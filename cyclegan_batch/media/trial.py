@@ -13,35 +13,36 @@ from typing import Any
 import av
 import av.container
 import av.error
-import av.stream
+from av.audio.frame import AudioFrame
+from av.stream import Stream
+from av.video.frame import VideoFrame
 
 from ..frames import Size
 from ..machine import own_scheduling
 from .containers import Container
-from .demuxing import demux, reason
+from .demuxing import Packet, demux, reason
 from .muxing import (
-    Carried,
+    OutputStream,
     add_copied_stream,
     add_stream,
     assigned,
-    is_refused_packet,
+    is_packet_error,
     needs_start_codes,
+    set_frame_rate,
     with_start_codes,
 )
 from .sound import Resampler, first_sound
 from .stream_info import MediaInfo
 
-_SAMPLED = 12
-"""Packets of a stream with which a container is tried."""
-
-_SAMPLE_BYTES = 2**24
-
-_SAMPLE_PACKETS = 3000
-"""How much of a file is read for them; a stream that begins later is tried by its header."""
+_PACKETS_TRIED = 12
+"""Packets of each stream with which a container is tried."""
+_MOST_BYTES_READ = 2**24
+_MOST_PACKETS_READ = 3000
+"""How much of a source is read for them; a stream that begins later is tried by its header."""
 
 
 class SampleVideo:
-    """One frame from the encoder of the translated video, in a stretch of its own."""
+    """One frame from the encoder of the translated video, in a file of its own."""
 
     def __init__(
         self,
@@ -51,46 +52,46 @@ class SampleVideo:
         options: Mapping[str, str],
         stretch_format: str,
     ) -> None:
-        self._made: bytes | None = None
+        self._file: bytes | None = None
         self._encoder, self._format = encoder, stretch_format
-        self._picture = av.VideoFrame(size[1], size[0], pix_fmt)
-        for plane in self._picture.planes:
+        self._frame = VideoFrame(size[1], size[0], pix_fmt)
+        for plane in self._frame.planes:
             plane.update(bytes(plane.buffer_size))
-        # What it looks like does not matter, and look-ahead buffers are most of its cost.
+        # The quality of the frame does not matter, and look-ahead buffers are most of its cost.
         self._options = {
             "libx264": {"preset": "ultrafast"},
             "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"},
         }.get(encoder, dict(options))
 
     def open(self) -> av.container.InputContainer:
-        """Return the stretch, open for reading. Raises FFmpegError, ValueError."""
-        if self._made is None:
-            self._made = self._encoded()
-        return av.open(io.BytesIO(self._made), "r")
+        """Return the file, open for reading. Raises FFmpegError, ValueError."""
+        if self._file is None:
+            self._file = self._encoded()
+        return av.open(io.BytesIO(self._file), "r")
 
-    def shown(self) -> set[str]:
-        """Return what `_pixels` says of the frame as it is decoded from the stretch."""
+    def decoded_formats(self) -> set[str]:
+        """Return the size and pixel format (`_size_and_format`) to which the frame decodes."""
         with self.open() as stretch:
-            return {_pixels(frame) for frame in stretch.decode(stretch.streams.video[0])}
+            return {_size_and_format(frame) for frame in stretch.decode(stretch.streams.video[0])}
 
     def _encoded(self) -> bytes:
         buffer = io.BytesIO()
         with own_scheduling(), av.open(buffer, "w", format=self._format) as output:
             stream: Any = output.add_stream(self._encoder, rate=25)
-            picture = self._picture
-            stream.width, stream.height = picture.width, picture.height
-            stream.pix_fmt = picture.format.name
+            frame = self._frame
+            stream.width, stream.height = frame.width, frame.height
+            stream.pix_fmt = frame.format.name
             stream.codec_context.time_base = Fraction(1, 25)
             stream.options = self._options
-            picture.pts, picture.time_base = 0, Fraction(1, 25)
-            for packet in [*stream.encode(picture), *stream.encode(None)]:
-                # x265 4.2 does not know it yet.
+            frame.pts, frame.time_base = 0, Fraction(1, 25)
+            for packet in [*stream.encode(frame), *stream.encode(None)]:
+                # x265 4.2 leaves it unset.
                 packet.dts = packet.pts
                 output.mux(packet)
         return buffer.getvalue()
 
 
-def _pixels(frame: Any) -> str:
+def _size_and_format(frame: VideoFrame) -> str:
     """Return size and pixel format without its bits: ProRes 4444 has 10 in MKV and 12 in MOV."""
     name = re.sub(r"(p|gray)\d+[lb]e$", r"\1", frame.format.name)
     return f"{frame.width}×{frame.height} {name}"
@@ -99,25 +100,25 @@ def _pixels(frame: Any) -> str:
 class Trial:
     """Short files written to memory and read back, to learn what a container takes.
 
-    They hold the first packets of every stream: many a header is accepted whose first packet is
-    not, or that cannot be ended, or whose streams nobody finds again.
+    They hold the first packets of every stream: some muxers accept a header and then refuse its
+    first packet, fail at the end of the file, or write streams that no demuxer finds.
     """
 
     def __init__(self, container: Container, info: MediaInfo, video: SampleVideo) -> None:
         self._container = container
         self._info = info
         self._video = video
-        self._sound: dict[int, list[Any]] = {}
-        self._packets: dict[int, list[av.Packet[Any]]] | None = None
+        self._audio_frames: dict[int, list[AudioFrame]] = {}
+        self._packets: dict[int, list[Packet]] | None = None
 
-    def sound(self, index: int) -> list[Any]:
-        """Return the first frames of a stream of sound; none where it cannot be decoded at all."""
-        if index not in self._sound:
-            self._sound[index] = first_sound(self._info.path, index)
-        return self._sound[index]
+    def audio_frames(self, index: int) -> list[AudioFrame]:
+        """Return the first frames of an audio stream; none where no packet can be decoded."""
+        if index not in self._audio_frames:
+            self._audio_frames[index] = first_sound(self._info.path, index)
+        return self._audio_frames[index]
 
     def failure(
-        self, source: av.container.InputContainer | None, carried: Sequence[Carried]
+        self, source: av.container.InputContainer | None, streams: Sequence[OutputStream]
     ) -> str | None:
         """Return why these streams cannot be written and read back, or None where they can."""
         buffer = io.BytesIO()
@@ -130,14 +131,14 @@ class Trial:
                 metadata_errors="surrogateescape",
             )
             try:
-                sent = self._write(output, source, carried)
+                sent = self._write(output, source, streams)
                 output.close()
-                written = buffer.getvalue()
+                content = buffer.getvalue()
             finally:
-                # On a closed file PyAV writes no trailer, which would fail again.
+                # PyAV writes no trailer to a closed file; that would fail a second time.
                 buffer.close()
                 output.close()
-            return self._difference(written, carried, sent)
+            return self._difference(content, streams, sent)
         except (av.error.FFmpegError, ValueError, KeyError) as error:
             return reason(error)
 
@@ -145,73 +146,71 @@ class Trial:
         self,
         output: av.container.OutputContainer,
         source: av.container.InputContainer | None,
-        carried: Sequence[Carried],
+        streams: Sequence[OutputStream],
     ) -> Counter[int]:
         """Write the first packets of every stream; return how many of each."""
-        muxer = self._container.muxer
         sent: Counter[int] = Counter()
         with self._video.open() as stretch:
-            template = stretch.streams.video[0]
-            streams = []
-            for choice in carried:
-                if choice.way == "video":
-                    stream: Any = add_copied_stream(output, template)
-                    if needs_start_codes(muxer, template):
-                        stream.codec_context.extradata = None
-                    if stream.codec_context is not None:
-                        stream.codec_context.framerate = Fraction(25)
-                else:
-                    assert source is not None
-                    stream = add_stream(output, source.streams[choice.index], choice, b"\0")
-                streams.append(stream)
+            added = [self._add(output, stretch, source, planned) for planned in streams]
             output.start_encoding()
-            for choice, stream in zip(carried, streams, strict=True):
-                if choice.way == "video":
-                    pictures: Iterator[av.Packet[Any]] = (
-                        packet for packet in stretch.demux(template) if packet.size
-                    )
-                    if needs_start_codes(muxer, template):
-                        pictures = with_start_codes(pictures, template)
-                    packets: Iterator[av.Packet[Any]] = assigned(pictures, stream)
-                elif choice.way == "transcode":
-                    packets = self._encoded(choice, stream)
-                elif choice.way == "copy":
-                    assert source is not None
-                    packets = assigned(iter(self._first_packets(source, choice.index)), stream)
-                else:
-                    continue
-                refused: Exception | None = None
-                for packet in packets:
-                    try:
-                        output.mux_one(packet)
-                    except av.error.FFmpegError as error:
-                        if choice.way != "copy" or not is_refused_packet(error):
-                            raise
-                        # One that is damaged says nothing of the container.
-                        refused = error
-                    else:
-                        sent[stream.index] += packet.size > 0
-                if refused is not None and not sent[stream.index]:
-                    raise refused
+            for planned, stream in zip(streams, added, strict=True):
+                packets = self._packets_for(planned, stream, stretch, source)
+                sent[stream.index] = _mux(output, packets, skip_damaged=planned.action == "copy")
         return sent
 
-    def _encoded(self, choice: Carried, stream: Any) -> Iterator[av.Packet[Any]]:
+    def _add(
+        self,
+        output: av.container.OutputContainer,
+        stretch: av.container.InputContainer,
+        source: av.container.InputContainer | None,
+        planned: OutputStream,
+    ) -> Stream:
+        if planned.action != "video":
+            assert source is not None
+            return add_stream(output, source.streams[planned.index], planned, b"\0")
+        template = stretch.streams.video[0]
+        stream = add_copied_stream(output, template)
+        if needs_start_codes(self._container.muxer, template):
+            stream.codec_context.extradata = None
+        set_frame_rate(stream, Fraction(25))
+        return stream
+
+    def _packets_for(
+        self,
+        planned: OutputStream,
+        stream: Stream,
+        stretch: av.container.InputContainer,
+        source: av.container.InputContainer | None,
+    ) -> Iterator[Packet]:
+        """Return the packets with which ``stream`` of the output is tried."""
+        if planned.action == "video":
+            template = stretch.streams.video[0]
+            packets: Iterator[Packet] = (each for each in demux(stretch, [template]) if each.size)
+            if needs_start_codes(self._container.muxer, template):
+                packets = with_start_codes(packets, template)
+            return assigned(packets, stream)
+        if planned.action == "transcode":
+            return self._encoded_audio(planned, stream)
+        if planned.action == "copy":
+            assert source is not None
+            return assigned(iter(self._first_packets(source, planned.index)), stream)
+        return iter(())
+
+    def _encoded_audio(self, planned: OutputStream, stream: Any) -> Iterator[Packet]:
         resampler = Resampler(stream.codec_context)
         samples = 0
-        for frame in (*self.sound(choice.index), None):
-            for ready in resampler.resampled(frame):
-                # From 0 on: in the source the first ones may lie before it.
-                ready.pts, ready.time_base = samples, Fraction(1, ready.sample_rate)
-                samples += ready.samples
-                yield from stream.encode(ready)
+        for frame in (*self.audio_frames(planned.index), None):
+            for resampled in resampler.resample(frame):
+                # Times count from 0: the first ones of the source may lie below it.
+                resampled.pts, resampled.time_base = samples, Fraction(1, resampled.sample_rate)
+                samples += resampled.samples
+                yield from stream.encode(resampled)
         yield from stream.encode(None)
 
-    def _first_packets(
-        self, source: av.container.InputContainer, index: int
-    ) -> list[av.Packet[Any]]:
-        """Return copies of a stream's first packets, from 0 on."""
+    def _first_packets(self, source: av.container.InputContainer, index: int) -> list[Packet]:
+        """Return copies of a stream's first packets, whose times count from 0."""
         if self._packets is None:
-            self._packets = _sample(source)
+            self._packets = _first_packets_by_stream(source)
         copies = []
         origin: int | None = None
         last: int | None = None
@@ -221,10 +220,10 @@ class Trial:
             if dts is None:
                 dts = 0 if last is None else last + 1
             origin = dts if origin is None else origin
-            late = 0 if packet.pts is None else max(0, packet.pts - dts)
+            delay = 0 if packet.pts is None else max(0, packet.pts - dts)
             dts = dts - origin if last is None else max(dts - origin, last + 1)
-            copy.dts, copy.pts, copy.time_base = dts, dts + late, packet.time_base
-            # MP4 would end before a last packet that lasts no time.
+            copy.dts, copy.pts, copy.time_base = dts, dts + delay, packet.time_base
+            # The MP4 muxer would end the stream before a last packet without duration.
             copy.duration = packet.duration or (0 if last is None else dts - last)
             last = dts
             copy.is_keyframe = packet.is_keyframe
@@ -232,58 +231,87 @@ class Trial:
         return copies
 
     def _difference(
-        self, written: bytes, carried: Sequence[Carried], sent: Counter[int]
+        self, content: bytes, streams: Sequence[OutputStream], sent: Counter[int]
     ) -> str | None:
-        """Say what of the written streams is not found again, if anything is not."""
-        found: Counter[int] = Counter()
+        """Return what of the streams a reader of ``content`` does not find, or None."""
+        video = next(n for n, planned in enumerate(streams) if planned.action == "video")
+        received: Counter[int] = Counter()
+        formats: set[str] = set()
         with av.open(
-            io.BytesIO(written),
+            io.BytesIO(content),
             "r",
             format=self._container.muxer,
             metadata_errors="surrogateescape",
         ) as container:
-            streams = list(container.streams)
-            video = next(n for n, choice in enumerate(carried) if choice.way == "video")
-            shown: set[str] = set()
-            for packet in demux(container, streams):
-                found[packet.stream.index] += packet.size > 0
+            kinds = [stream.type for stream in container.streams]
+            for packet in demux(container, list(container.streams)):
+                received[packet.stream.index] += packet.size > 0
                 if packet.stream.index == video and packet.stream.type == "video":
-                    shown |= {_pixels(frame) for frame in packet.decode()}
-            for number, choice in enumerate(carried):
-                if choice.way not in ("video", "copy", "transcode") or not sent[number]:
-                    continue
-                kind = "video" if choice.way == "video" else self._info.streams[choice.index].kind
-                if kind not in ("video", "audio"):
-                    continue
-                if number >= len(streams) or streams[number].type != kind:
-                    return f"the {kind} is not found again"
-                if found[number] != sent[number]:
-                    return f"of {sent[number]} packets {found[number]} are found again"
-        if not shown:
+                    formats |= {_size_and_format(frame) for frame in _video_frames(packet)}
+        for number, planned in enumerate(streams):
+            if planned.action not in ("video", "copy", "transcode") or not sent[number]:
+                continue
+            if planned.kind not in ("video", "audio"):
+                continue
+            if number >= len(kinds) or kinds[number] != planned.kind:
+                return f"the {planned.kind} is not found again"
+            if received[number] != sent[number]:
+                return f"of {sent[number]} packets {received[number]} are found again"
+        if not formats:
             return "the video cannot be decoded"
-        if shown != self._video.shown():
-            return f"it would be read as {', '.join(sorted(shown))}"
+        if formats != self._video.decoded_formats():
+            return f"it would be read as {', '.join(sorted(formats))}"
         return None
 
 
-def _sample(source: av.container.InputContainer) -> dict[int, list[av.Packet[Any]]]:
-    """Return the first packets of each stream but the pictures, by index."""
-    first: dict[int, list[av.Packet[Any]]] = {}
+def _video_frames(packet: Packet) -> Iterator[VideoFrame]:
+    for frame in packet.decode():
+        assert isinstance(frame, VideoFrame)
+        yield frame
+
+
+def _mux(
+    output: av.container.OutputContainer, packets: Iterator[Packet], *, skip_damaged: bool
+) -> int:
+    """Write ``packets`` and return how many there were, empty ones not counted.
+
+    With ``skip_damaged`` one that the muxer refuses is left out, since it may be damaged; raises
+    FFmpegError where none is left.
+    """
+    sent = 0
+    refusal: Exception | None = None
+    for packet in packets:
+        try:
+            output.mux_one(packet)
+        except av.error.FFmpegError as error:
+            if not skip_damaged or not is_packet_error(error):
+                raise
+            refusal = error
+        else:
+            sent += packet.size > 0
+    if refusal is not None and not sent:
+        raise refusal
+    return sent
+
+
+def _first_packets_by_stream(source: av.container.InputContainer) -> dict[int, list[Packet]]:
+    """Return the first packets of each stream of the source, by its index."""
+    first: dict[int, list[Packet]] = {}
     size = 0
     packets = demux(source, list(source.streams))
-    # What cannot be read is for the translation to report.
+    # What cannot be read is reported by the translation.
     with contextlib.suppress(av.error.FFmpegError):
         for number, packet in enumerate(packets):
             if not packet.size:
                 continue
             size += packet.size
-            taken = first.setdefault(packet.stream_index, [])
+            of_stream = first.setdefault(packet.stream_index, [])
             gap = packet.stream.type == "subtitle" and bytes(packet)[:2] == b"\0\0"
-            if len(taken) < _SAMPLED and not gap:
-                taken.append(packet)
+            if len(of_stream) < _PACKETS_TRIED and not gap:
+                of_stream.append(packet)
             enough = len(first) == len(source.streams) and all(
-                len(each) >= _SAMPLED for each in first.values()
+                len(each) >= _PACKETS_TRIED for each in first.values()
             )
-            if enough or size > _SAMPLE_BYTES or number > _SAMPLE_PACKETS:
+            if enough or size > _MOST_BYTES_READ or number > _MOST_PACKETS_READ:
                 break
     return first

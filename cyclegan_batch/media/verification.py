@@ -8,9 +8,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import av.container
-import av.error
-import av.stream
 
 from ..errors import OutputError
 from ..wording import printable
@@ -22,54 +19,64 @@ from .streams import StreamPlan
 
 
 def verify(plan: StreamPlan, joined: JoinedVideo, sent: Counter[int], partial: Path) -> Fraction:
-    """Read the written file packet by packet. Raises OutputError unless all arrived, on time.
+    """Read the written file. Raises OutputError unless every packet arrived, on time.
 
-    Returns by how many seconds everything is later because the container cannot start below zero.
+    ``sent`` counts the packets that were written to each stream. Returns by how many seconds
+    everything is later because the container cannot start below zero.
     """
-    times: list[int] = []
-    found: Counter[int] = Counter()
+    stamps: list[int] = []
+    received: Counter[int] = Counter()
     with open_container(partial) as container, as_output_error(plan.output):
-        position = next(i for i, choice in enumerate(plan.carried) if choice.way == "video")
+        position = next(n for n, planned in enumerate(plan.streams) if planned.action == "video")
         stream = container.streams[position]
         tick = stream.time_base or Fraction(1, av.time_base)
-        timed = plan.format != "avi"
         for packet in demux(container, list(container.streams)):
             if not packet.size:
                 continue
-            found[packet.stream_index] += 1
+            received[packet.stream_index] += 1
             if packet.stream_index != stream.index:
                 continue
             if packet.is_discard:
-                raise _not_whole(plan, "one of its frames is marked to be left out")
+                raise _error(plan, "one of its frames is marked to be left out")
             stamp = packet.pts if packet.pts is not None else packet.dts
-            times.append(stamp or 0)
-        kinds = {s.index: s.type for s in container.streams}
-    if len(times) != len(joined.times):
-        raise _not_whole(plan, f"it holds {len(times)} frames, {len(joined.times)} were sent")
+            stamps.append(stamp or 0)
+        kinds = {each.index: each.type for each in container.streams}
+    if len(stamps) != len(joined.times):
+        raise _error(plan, f"it holds {len(stamps)} frames, {len(joined.times)} were sent")
     for index, count in sent.items():
-        if kinds.get(index) == "audio" and found[index] != count:
-            raise _not_whole(
-                plan, f"stream {index} holds {found[index]} audio packets, {count} were sent"
+        if kinds.get(index) == "audio" and received[index] != count:
+            raise _error(
+                plan, f"stream {index} holds {received[index]} audio packets, {count} were sent"
             )
-    if not timed:
+    if plan.format == "avi":
+        # AVI stores no time stamps.
         return Fraction(0)
-    times.sort()
-    moved = times[0] * tick - joined.times[0] * joined.time_base
-    if abs(moved) <= tick or container_for(plan.output).negative_start:
-        moved = Fraction(0)
+    return _verify_times(plan, joined, sorted(stamps), tick)
+
+
+def _verify_times(
+    plan: StreamPlan, joined: JoinedVideo, stamps: list[int], tick: Fraction
+) -> Fraction:
+    """Return by how many seconds all frames are late. Raises OutputError if one is alone in that.
+
+    ``stamps`` are the times read, ascending, in units of ``tick`` (seconds).
+    """
+    delay = stamps[0] * tick - joined.times[0] * joined.time_base
+    if abs(delay) <= tick or container_for(plan.output).negative_start:
+        delay = Fraction(0)
     # In whole numbers of a common unit: there may be a million frames.
-    unit = Fraction(1, math.lcm(*(x.denominator for x in (tick, joined.time_base, moved))))
-    ours, theirs, later = int(tick / unit), int(joined.time_base / unit), int(moved / unit)
-    for number, (time, sent_time) in enumerate(zip(times, joined.times, strict=True)):
-        wanted = sent_time * theirs + later
-        if abs(time * ours - wanted) > ours:
-            there, due = float(time * tick), float(wanted * unit)
-            raise _not_whole(plan, f"frame {number} is at {there:.6f} s, not {due:.6f} s")
-    return moved
+    unit = Fraction(1, math.lcm(*(x.denominator for x in (tick, joined.time_base, delay))))
+    tick_units, base_units, delay_units = (int(x / unit) for x in (tick, joined.time_base, delay))
+    for number, (stamp, time) in enumerate(zip(stamps, joined.times, strict=True)):
+        due = time * base_units + delay_units
+        if abs(stamp * tick_units - due) > tick_units:
+            found = float(stamp * tick)
+            raise _error(plan, f"frame {number} is at {found:.6f} s, not {float(due * unit):.6f} s")
+    return delay
 
 
-def _not_whole(plan: StreamPlan, found: str) -> OutputError:
+def _error(plan: StreamPlan, difference: str) -> OutputError:
     return OutputError(
-        f"{printable(plan.output)} was written but did not come out whole: {found}; "
+        f"{printable(plan.output)} was written but did not come out whole: {difference}; "
         "choose another --codec or container, such as .mkv"
     )

@@ -240,7 +240,7 @@ def test_the_other_video_is_copied_with_its_rotation(tmp_path: Path) -> None:
                     container.mux(packet)
     plan, _ = translate(both, output, stream=1)
 
-    assert [c.way for c in plan.carried] == ["copy", "video", "copy"]
+    assert [c.action for c in plan.streams] == ["copy", "video", "copy"]
     assert packets(output, "v:0") == packets(both, "v:0")
     assert probe(output).streams[0].rotation == 90
     assert len(packets(output, "v:1")) == 25

@@ -487,7 +487,7 @@ def test_a_track_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     source = tmp_path / "in.mkv"
     source.write_bytes(content)
     plan = planned(source, tmp_path / "out.mkv", audio="aac")
-    assert [each.way for each in plan.carried] == ["video"]
+    assert [each.action for each in plan.streams] == ["video"]
     words = r"in\.mkv: stream 1 \(audio flac\): nothing of it can be decoded"
     assert re.search(words, grouped(plan.notes)[-1])
     done = translated(source, tmp_path / "out.mkv", audio="aac")

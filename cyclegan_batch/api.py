@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, OutputError, OutputExistsError
+from .errors import CycleganBatchError, InputError, OutputError, OutputExistsError
 from .files import PathLike
 from .job.pipeline import run
 from .job.plan import JobPlan, Opener, plan_job
@@ -38,10 +38,9 @@ def translate(
     where nothing at all could be written, and with ``on_error="fail"`` at the first damage.
     """
     plan = plan_translation(inputs, output, model=model, **options)
-    counters = Counters()
-    report = run_plan(plan, counters=counters)
-    error = counters.first_error
-    if report.status == "failed" and error is not None:
+    report = run_plan(plan)
+    if report.status == "failed":
+        error = report.failures[0].error
         if len(report.failures) == 1:
             raise error
         raise type(error)(
@@ -114,7 +113,9 @@ def run_plan(
     return report_run(plan, counters)
 
 
-def report_run(plan: JobPlan, counters: Counters, *, error: Exception | None = None) -> Report:
+def report_run(
+    plan: JobPlan, counters: Counters, *, error: CycleganBatchError | None = None
+) -> Report:
     """Sum up a run of ``plan`` that came as far as ``counters`` say, and ended with ``error``."""
     from .media.formats import PIPE
 
@@ -128,7 +129,7 @@ def report_run(plan: JobPlan, counters: Counters, *, error: Exception | None = N
         skipped=plan.skipped + counters.left,
         overwrite=plan.options.overwrite,
         notes=tuple(dict.fromkeys([*plan.notes, *counters.notes])),
-        error=None if error is None else str(error),
+        error=error,
         record=plan_description(plan) | {"card": card, "versions": versions()},
     )
 
@@ -143,7 +144,7 @@ def _copy_others(plan: JobPlan, counters: Counters) -> None:
             if plan.options.skip_existing and isinstance(error, OutputExistsError):
                 counters.left += 1
                 continue
-            counters.failures.append(Failure(printable(entry.source), str(error)))
+            counters.failures.append(Failure(printable(entry.source), error))
             if plan.options.on_error == "fail" or is_hopeless(error):
                 raise
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch import (
+    BackendError,
+    CycleganBatchError,
     InputError,
     ModelError,
     OutputError,
@@ -23,6 +26,7 @@ from cyclegan_batch.api import plan_translation, run_plan
 from cyclegan_batch.files import OutputLock
 from cyclegan_batch.job.report import report_from_counters
 from cyclegan_batch.job.units import Counters, Failure, Stage
+from cyclegan_batch.media import Place, dropped_at
 from tests.synthesis import generators, streams
 
 DICE = np.random.default_rng(1)
@@ -167,7 +171,9 @@ def test_a_value_that_an_option_does_not_have_errors(
 def test_frames_without_a_file_are_no_part_of_a_result_but_for_a_pipe(
     planned: int, status: str
 ) -> None:
-    counters = Counters(frames_done=5, units_done=1, failures=[Failure("a.mkv", "lost")])
+    counters = Counters(
+        frames_done=5, units_done=1, failures=[Failure("a.mkv", InputError("lost"))]
+    )
     counters.stages = {"read": Stage(workers=1)}
     report = report_from_counters(
         counters,
@@ -180,6 +186,36 @@ def test_frames_without_a_file_are_no_part_of_a_result_but_for_a_pipe(
         record={},
     )
     assert report.status == status
+
+
+@pytest.mark.behaviour(22)
+@pytest.mark.parametrize("at_places", [True, False])
+def test_what_ended_the_run_is_listed_once(at_places: bool) -> None:
+    counters = Counters()
+    counters.stages = {"read": Stage(workers=1)}
+    for number in range(3):
+        trouble = "damaged" if at_places else f"damaged in the way {number}"
+        dropped = dropped_at(Place("a.ts", "frame", number, None, trouble))
+        failure = counters.record(dropped.name, dropped.error, dropped.place)
+    ended = InputError("gave up")
+    ended.__cause__ = failure.error
+
+    def failures(error: CycleganBatchError) -> int:
+        report = report_from_counters(
+            counters,
+            planned=1,
+            expected_frames=6,
+            skipped=0,
+            overwrite=False,
+            notes=(),
+            error=error,
+            record={},
+        )
+        assert json.loads(report.to_json())["error"] == str(error)
+        return len(report.failures)
+
+    assert failures(ended) == failures(failure.error) == (1 if at_places else 3)
+    assert failures(BackendError("no memory")) == (2 if at_places else 4)
 
 
 def test_the_same_input_gives_the_same_pixels_twice(tmp_path: Path, picture: Path) -> None:

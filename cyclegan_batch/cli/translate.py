@@ -301,7 +301,8 @@ def _print_outcome(report: Report, reporter: Reporter, *, verbose: bool) -> None
     tell = reporter.say if report.status == "whole" else reporter.insist
     if len(report.failures) > 1:
         for failure in report.failures:
-            if failure.cause != report.error:
+            # The last line gives the error that ended the run.
+            if failure.error is not report.error:
                 tell(f"failed: {failure.cause}")
     if verbose:
         for name, stage in report.stages.items():

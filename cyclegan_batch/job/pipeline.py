@@ -31,12 +31,20 @@ from ..errors import (
     OutOfMemoryError,
     OutputError,
     OutputExistsError,
-    OutputInUseError,
 )
 from ..frames import Frame, Geometry, Pixels, Size, stack
 from ..media import Dropped, Place, Sink, Source
 from ..wording import Note
-from .units import STAGES, Counters, Schedule, Stage, Unit, is_hopeless, too_many_failures
+from .units import (
+    STAGES,
+    Counters,
+    Schedule,
+    Stage,
+    Unit,
+    is_hopeless,
+    too_many_failures,
+    without_frames,
+)
 
 T = TypeVar("T")
 
@@ -576,19 +584,18 @@ class _Run:
         self._record(dropped.name, dropped.error, dropped.place)
 
     def _record(self, name: str, error: CycleganBatchError, place: Place | None = None) -> None:
-        """Note a failure; end the run where the plan says so, or no other unit could do better."""
+        """Record a failure; end the run where the plan requires it or no other unit can succeed."""
         if self.skip_existing and isinstance(error, OutputExistsError):
             self.counters.left += 1
             return
-        self.counters.record(name, error, place)
-        if isinstance(error, OutputInUseError) and error.output is not None:
-            self.counters.in_use[error.output] = self.counters.failures[-1]
+        failure = self.counters.record(name, error, place)
         if not self.skip_errors or is_hopeless(error):
             raise error
         if self.max_failures is not None and self.counters.failed > self.max_failures:
             raise type(error)(
                 too_many_failures(self.counters.failed, self.max_failures, str(error))
-            ) from error
+            ) from failure.error
+        without_frames(error)
 
     def _close(self, at: _Open, *, keep: bool) -> None:
         with self.lock:

@@ -19,7 +19,7 @@ from ..frames import Geometry, Size
 from ..frames import geometry as frame_geometry
 from ..options import TranslateOptions
 from ..wording import Note, printable
-from .units import Failure, Schedule, Unit, too_many_failures
+from .units import Failure, Schedule, Unit, too_many_failures, without_frames
 
 if TYPE_CHECKING:
     from ..backends import Backend
@@ -146,10 +146,11 @@ def plan_job(
         except (InputError, OutputError) as error:
             if options.on_error == "fail" or len(tree.entries) + skipped == 1:
                 raise
-            failures.append(Failure(printable(entry.source), str(error)))
+            failures.append(Failure(printable(entry.source), error))
             most = options.max_failures
             if most is not None and len(failures) > most:
                 raise type(error)(too_many_failures(len(failures), most, str(error))) from error
+            without_frames(error)
     images = [entry for entry in work if entry.kind == "image"]
     shards = _plan_shards(images, generator.card, options)
     units = [*map(_video_unit, videos), *map(_image_unit, shards)]

@@ -37,7 +37,7 @@ def plan_description(plan: JobPlan) -> dict[str, Any]:
         "frames_in_flight": plan.schedule.frames_in_flight,
         "memory_bytes": plan.memory,
         "videos": [_video_described(video) for video in plan.videos],
-        "failures": [asdict(failure) for failure in plan.failures],
+        "failures": [failure.description() for failure in plan.failures],
         "options": {
             key: str(value) if isinstance(value, Path) else value
             for key, value in options.items()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import OutputError
+from ..errors import CycleganBatchError, OutputError
 from ..files import output_error, writing
 from ..wording import Note, clock, counted, grouped, printable
 from .units import Counters, Failure, Stage
@@ -68,7 +68,7 @@ class Report:
     """The stage that was busy for the largest share of the time."""
     pipe_closed: bool
     """Whoever read standard output had enough before its end."""
-    error: str | None
+    error: CycleganBatchError | None
     """What ended the run before its end."""
     overwrite: bool
     notes: tuple[Note, ...]
@@ -139,8 +139,15 @@ class Report:
 
     def to_json(self) -> str:
         """Return the report as JSON; bytes of names that are not UTF-8 are lone surrogates."""
-        content = asdict(self) | {"exit_code": self.exit_code, "rate": self.rate}
-        content["notes"] = grouped(self.notes)
+        content = {item.name: getattr(self, item.name) for item in fields(self)}
+        content |= {
+            "failures": [failure.description() for failure in self.failures],
+            "stages": {name: asdict(stage) for name, stage in self.stages.items()},
+            "error": None if self.error is None else str(self.error),
+            "notes": grouped(self.notes),
+            "exit_code": self.exit_code,
+            "rate": self.rate,
+        }
         return json.dumps(content, default=str, indent=2)
 
 
@@ -152,7 +159,7 @@ def report_from_counters(
     skipped: int,
     overwrite: bool,
     notes: tuple[Note, ...],
-    error: str | None,
+    error: CycleganBatchError | None,
     record: dict[str, Any],
 ) -> Report:
     """Sum up a run."""
@@ -163,8 +170,9 @@ def report_from_counters(
         status = "interrupted"
     elif error is not None:
         status = "failed"
-        # What ended the run is on record, unless no input was to blame for it.
-        if not any(failure.cause in error for failure in failures):
+        # An error that concerns an input is recorded already, or was raised from one that is
+        # (`--max-failures`).
+        if not any(failure.error in (error, error.__cause__) for failure in failures):
             failures.append(Failure(counters.unit, error))
     elif counters.pipe_closed:
         status = "partial"

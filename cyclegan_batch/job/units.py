@@ -6,10 +6,11 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from ..errors import CycleganBatchError, OutputError
+from ..errors import CycleganBatchError, OutputError, OutputInUseError
 from ..media import Place, Sink, Source
 from ..wording import Note
 
@@ -52,49 +53,85 @@ class Failure:
 
     name: str
     """The file, with the frame where there is one."""
-    cause: str
+    error: CycleganBatchError
+    """Of several places with the same trouble, the first one's."""
     count: int = 1
-    """How many frames or packets of the file this is about, or one file."""
+    """How many frames or packets of the file are concerned; 1 where the whole file is."""
     spans: tuple[Span, ...] = ()
     """Where in the file, ascending; the first `_MOST_SPANS`."""
+    last: Place | None = None
+    """The last of the places, where the failure has places."""
+
+    @property
+    def cause(self) -> str:
+        """The reason as a sentence that names the file and all places."""
+        if self.last is None or self.count == 1:
+            return str(self.error)
+        return f"{_places(self.last, self.count, self.spans)}: {self.last.trouble}"
 
     def and_at(self, place: Place) -> Failure:
         """Return this failure with one more place of the same trouble."""
         spans = self.spans
-        last = spans[-1]
-        if place.number == last.last + 1:
-            spans = (*spans[:-1], replace(last, last=place.number, end_seconds=place.seconds))
+        end = spans[-1]
+        if place.number == end.last + 1:
+            spans = (*spans[:-1], replace(end, last=place.number, end_seconds=place.seconds))
         elif len(spans) < _MOST_SPANS:
             spans = (*spans, _span(place))
-        count = self.count + 1
-        return Failure(place.of, f"{_places(place, count, spans)}: {place.trouble}", count, spans)
+        return Failure(place.of, self.error, self.count + 1, spans, place)
+
+    def description(self) -> dict[str, Any]:
+        """Return the failure as values for JSON."""
+        return {
+            "name": self.name,
+            "cause": self.cause,
+            "count": self.count,
+            "spans": [asdict(span) for span in self.spans],
+        }
+
+
+def without_frames(error: CycleganBatchError) -> CycleganBatchError:
+    """Return ``error`` after removing its tracebacks and those of its causes.
+
+    A traceback keeps the arrays and files of every function that it names alive: too much for a
+    run that goes on and keeps thousands of errors.
+    """
+    chain: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while chain:
+        each = chain.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            chain += [each.__cause__, each.__context__]
+    return error
 
 
 _MOST_SPANS = 1000
-"""Places of one kind of damage in one file that are kept; what is more is counted."""
-_SPANS_SAID = 6
+"""Spans that are kept of one kind of damage in one file; the places beyond them are counted."""
+_MOST_WRITTEN_SPANS = 6
+"""Spans that a message lists."""
 
 
 def _span(place: Place) -> Span:
     return Span(place.number, place.number, place.seconds, place.seconds)
 
 
-def _places(newest: Place, count: int, spans: Sequence[Span]) -> str:
+def _places(last: Place, count: int, spans: Sequence[Span]) -> str:
     """Return several places of a file in words: ``clip.ts, frames 3 (0.120 s) and 5 (0.200 s)``."""
     words = []
-    for span in spans[:_SPANS_SAID]:
+    for span in spans[:_MOST_WRITTEN_SPANS]:
         several = span.last > span.first
         number = f"{span.first}–{span.last}" if several else f"{span.first}"
         if span.start_seconds is not None and span.end_seconds is not None:
             number += f" ({span.start_seconds:.3f}"
             number += f"–{span.end_seconds:.3f} s)" if several else " s)"
         words.append(number)
-    told = sum(span.last - span.first + 1 for span in spans[:_SPANS_SAID])
-    if told < count:
-        upto = "" if newest.seconds is None else f" ({newest.seconds:.3f} s)"
-        words.append(f"{count - told:,} more up to {newest.number}{upto}")
-    listed = f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
-    return f"{newest.of}, {newest.kind}s {listed}, {count:,} in all"
+    listed = sum(span.last - span.first + 1 for span in spans[:_MOST_WRITTEN_SPANS])
+    if listed < count:
+        upto = "" if last.seconds is None else f" ({last.seconds:.3f} s)"
+        words.append(f"{count - listed:,} more up to {last.number}{upto}")
+    enumeration = f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+    return f"{last.of}, {last.kind}s {enumeration}, {count:,} in all"
 
 
 @dataclass
@@ -120,14 +157,10 @@ class Counters:
     written: list[Path] = field(default_factory=list)
     left: int = 0
     """Outputs that another process has written meanwhile, and that stay (``--skip-existing``)."""
-    in_use: dict[Path, Failure] = field(default_factory=dict)
-    """Outputs that another process was writing when their turn came."""
     stages: dict[str, Stage] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     interrupted: bool = False
     pipe_closed: bool = False
-    first_error: CycleganBatchError | None = None
-    """The first failure that the run met, as it was raised."""
     _alike: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
     """Which of the failures tells of a kind of damage to a file."""
 
@@ -136,24 +169,24 @@ class Counters:
         """How many frames, packets and files are damaged or missing."""
         return sum(failure.count for failure in self.failures)
 
-    def record(self, name: str, error: CycleganBatchError, place: Place | None = None) -> None:
-        """Note a failure; what is the matter at many places of a file is one."""
-        self.first_error = self.first_error or error
+    def record(self, name: str, error: CycleganBatchError, place: Place | None = None) -> Failure:
+        """Add a failure and return it; the same trouble at many places of a file is one failure."""
         if place is None:
-            self.failures.append(Failure(name, str(error)))
-            return
+            self.failures.append(Failure(name, error))
+            return self.failures[-1]
         kind = place.of, place.kind, place.trouble
         at = self._alike.setdefault(kind, len(self.failures))
         if at == len(self.failures):
-            self.failures.append(Failure(name, str(error), spans=(_span(place),)))
+            self.failures.append(Failure(name, error, spans=(_span(place),), last=place))
         else:
             self.failures[at] = self.failures[at].and_at(place)
+        return self.failures[at]
 
     def leave_what_exists(self) -> None:
-        """Count as left what the process that was writing it has finished by now."""
-        for output, failure in list(self.in_use.items()):
-            if os.path.lexists(output):
-                del self.in_use[output]
+        """Count outputs as left that another process was writing and has finished by now."""
+        for failure in list(self.failures):
+            output = failure.error.output if isinstance(failure.error, OutputInUseError) else None
+            if output is not None and os.path.lexists(output):
                 self.failures.remove(failure)
                 self.left += 1
 

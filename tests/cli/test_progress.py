@@ -13,6 +13,7 @@ from rich.cells import cell_len
 
 from cyclegan_batch.cli import progress
 from cyclegan_batch.cli.progress import Reporter, live_line
+from cyclegan_batch.errors import InputError
 from cyclegan_batch.job.units import STAGES, Counters, Failure, Stage
 from cyclegan_batch.wording import Note, clock, printable
 
@@ -74,7 +75,7 @@ def test_a_line_tells_frames_rate_time_left_and_the_stage_that_limits(
 ) -> None:
     reporter = Reporter("plain", total=200)
     state = busy(now)
-    state.failures.append(Failure("a", "b"))
+    state.failures.append(Failure("a", InputError("b")))
     reporter.watch(state)
     assert log.getvalue() == (
         "50/200 frames, 5.0 frames/s, 0:00:30 left, 1 failed, limited by network\n"

@@ -7,6 +7,7 @@ import contextlib
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -460,6 +461,29 @@ def test_what_a_finished_file_lacks_is_recorded() -> None:
         "clip, stream 1, packet 3 (0.100 s): damaged"
     ]
     assert counters.written == [Path("out")]
+
+
+@pytest.mark.behaviour(27)
+def test_a_failure_that_is_kept_keeps_no_pixels_alive() -> None:
+    pixels_of_the_damaged: list[weakref.ref[Pixels]] = []
+
+    def fail(frame: Frame) -> None:
+        if frame.tag == 2:
+            pixels_of_the_damaged.append(weakref.ref(frame.pixels))
+            try:
+                raise ValueError(frame.pixels.shape)
+            except ValueError as error:
+                raise OutputError("cannot be encoded") from error
+
+    sink = FakeSink()
+    sink.on_convert = fail
+    counters = run(
+        [unit(FakeSource([1, 2, 3]), sink)], FakeBackend(), PLAIN,
+        geometry=as_it_is, skip_errors=True,
+    )  # fmt: skip
+    (failure,) = counters.failures
+    assert isinstance(failure.error.__cause__, ValueError)
+    assert [pixels() for pixels in pixels_of_the_damaged] == [None]
 
 
 def test_every_damaged_frame_counts_as_a_failure_errors() -> None:

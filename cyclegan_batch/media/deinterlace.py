@@ -1,4 +1,4 @@
-"""Deinterlacing by FFmpeg's bwdif, with the times of the frames put back."""
+"""Deinterlace by FFmpeg's bwdif, and give the frames that come out the times of the source."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from .stream_info import Fields
 
 
 class Deinterlacer:
-    """FFmpeg's bwdif, one frame out for each frame in, or ``both`` of its fields."""
+    """FFmpeg's filter bwdif: one frame out for each frame in, or one for each of its fields."""
 
     def __init__(self, frame: av.VideoFrame, fields: Fields | None, *, both: bool) -> None:
+        """``frame`` sets size and pixel format; ``both``: a frame for each of the two fields."""
         self._shape = frame.width, frame.height, frame.format.name
         graph = self._graph = Graph()
         source = graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
         )
-        # Where frames say nothing, what the container says counts.
+        # The container's field order counts where the frames carry no interlaced flag.
         parity = "auto" if frame.interlaced_frame or fields is None else fields
         settings = f"mode={'send_field' if both else 'send_frame'}:parity={parity}"
         graph.link_nodes(source, graph.add("bwdif", settings), graph.add("buffersink"))
@@ -31,19 +32,19 @@ class Deinterlacer:
         self._count = 0
 
     def takes(self, frame: av.VideoFrame) -> bool:
-        """Return whether ``frame`` has the size and pixel format of this filter."""
+        """Return whether ``frame`` has the size and the pixel format of this filter."""
         return (frame.width, frame.height, frame.format.name) == self._shape
 
     def take(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
         """Filter the next frame, and return those that come out: bwdif is one frame late."""
-        # Its own clock: what matters is the order, and time stamps may be missing.
-        kept = frame.pts, frame.time_base
+        # The filter counts frames instead of using PTS, which may be missing.
+        pts, time_base = frame.pts, frame.time_base
         frame.pts, frame.time_base = self._count, Fraction(1, 1000)
         self._count += 1
         self._graph.push(frame)
-        frame.pts = kept[0]
-        if kept[1] is not None:
-            frame.time_base = kept[1]
+        frame.pts = pts
+        if time_base is not None:
+            frame.time_base = time_base
         return self._pull()
 
     def flush(self) -> list[av.VideoFrame]:
@@ -55,40 +56,40 @@ class Deinterlacer:
         frames: list[av.VideoFrame] = []
         with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):
             while True:
-                pulled = self._graph.pull()
-                assert isinstance(pulled, av.VideoFrame)
-                frames.append(pulled)
+                frames.append(self._graph.vpull())
         return frames
 
 
 class FieldTimes:
-    """What went into a deinterlacer: frames come out in the same order, and get their times here.
+    """Remember what entered a deinterlacer, to give the frames that come out their times.
 
-    With ``both`` fields each frame comes out twice, and a tick is half as long.
+    Frames come out in the order in which they entered. With ``both`` fields each comes out twice,
+    and a tick is half as long.
     """
 
     def __init__(self, *, both: bool, step: int) -> None:
+        """``step``: how many of the output's ticks a field lasts where no time stamp tells."""
         self._both, self._step = both, step
         self._items: list[av.VideoFrame | Lost] = []
         self._second = False
 
     def put(self, item: av.VideoFrame | Lost) -> None:
-        """Note the next item in presentation order."""
+        """Take the next item in presentation order."""
         self._items.append(item)
 
     def timed(self, frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame | Lost]:
-        """Yield filtered ``frames``, and the lost ones in between."""
+        """Yield the filtered ``frames`` with their times, and the lost frames between them."""
         for frame in frames:
             yield from self.lost()
-            before = self._items[0]
-            assert isinstance(before, av.VideoFrame)
-            pts = before.pts
+            source = self._items[0]
+            assert isinstance(source, av.VideoFrame)
+            pts = source.pts
             if not self._both or self._second:
                 self._items.pop(0)
             if self._both and pts is not None:
-                pts = 2 * pts + (self._field(before) if self._second else 0)
+                pts = 2 * pts + (self._ticks_to_second_field(source) if self._second else 0)
             self._second = self._both and not self._second
-            frame.pts, frame.duration = pts, before.duration
+            frame.pts, frame.duration = pts, source.duration
             yield frame
 
     def lost(self) -> Iterator[Lost]:
@@ -103,9 +104,9 @@ class FieldTimes:
             yield Lost(first, lost.cause)
             yield Lost(None if first is None else first + self._step, lost.cause)
 
-    def _field(self, before: av.VideoFrame) -> int:
-        """Return after how many of the shorter ticks the second field is shown."""
-        later = (each.pts for each in self._items if isinstance(each, av.VideoFrame))
-        following = next((pts for pts in later if pts is not None), None)
-        gap = None if following is None or before.pts is None else following - before.pts
-        return min([n for n in (before.duration, gap) if n and n > 0], default=self._step)
+    def _ticks_to_second_field(self, frame: av.VideoFrame) -> int:
+        """Return how many of the shorter ticks after the first field the second one is shown."""
+        later = (item.pts for item in self._items if isinstance(item, av.VideoFrame))
+        next_pts = next((pts for pts in later if pts is not None), None)
+        gap = None if next_pts is None or frame.pts is None else next_pts - frame.pts
+        return min([n for n in (frame.duration, gap) if n and n > 0], default=self._step)

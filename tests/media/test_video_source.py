@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import InputError, OutputError
-from cyclegan_batch.media import Dropped, video_source
+from cyclegan_batch.media import Dropped, decoding
+from cyclegan_batch.media.decoding import FrameReader
 from cyclegan_batch.media.video_sink import VideoSink
 from cyclegan_batch.media.video_source import VideoSource
 from cyclegan_batch.wording import grouped
@@ -56,13 +57,13 @@ def test_a_recording_that_begins_between_key_frames_is_read_once(
     content = whole.read_bytes()
     source.write_bytes(content[len(content) // 4 // 188 * 188 :])
     passes = []
-    decode = VideoSource._decode
+    decode = FrameReader._decode
 
-    def counted(self: VideoSource, *, careful: bool) -> Any:
+    def counted(self: FrameReader, *, careful: bool) -> Any:
         passes.append(careful)
         return decode(self, careful=careful)
 
-    monkeypatch.setattr(VideoSource, "_decode", counted)
+    monkeypatch.setattr(FrameReader, "_decode", counted)
     items = seen(plan(source, tmp_path / "out.mkv"))
     assert not any(isinstance(item, Dropped) for item in items)
     # FFmpeg 5 shows some of HEVC's that FFmpeg 8 leaves out.
@@ -131,14 +132,14 @@ def test_a_stretch_reached_by_seeking_equals_one_decoded_from_the_start(
     source = moving(tmp_path / f"in{suffix}", frames=150, options={"g": "10", "x264-params": x264})
     made = plan(source, tmp_path / f"out{suffix}", replace(FAST, ss=4.0, frames=20))
     slow = seen(made)
-    monkeypatch.setattr(video_source, "_FAR", 1)
-    monkeypatch.setattr(video_source, "_MARGIN", Fraction(1, 10))
+    monkeypatch.setattr(decoding, "_SEEK_FROM", 1)
+    monkeypatch.setattr(decoding, "_SEEK_MARGIN", Fraction(1, 10))
     reader = VideoSource(made)
     convert = reader.converter()
     fast: list[Any] = [convert(item) for item in reader.read()]  # type: ignore[arg-type]
     # The index has no key frame in the middle of an open GOP stream but the first.
-    assert reader._sought
-    assert "=1" in x264 or reader._packets < 60, "it has decoded everything"
+    assert reader._reader.has_seeked
+    assert "=1" in x264 or reader._reader.received.packets < 60, "it has decoded everything"
     assert len(fast) == len(slow) == 20
     for one, other in zip(fast, slow, strict=True):
         assert one.tag == other.tag
@@ -147,8 +148,8 @@ def test_a_stretch_reached_by_seeking_equals_one_decoded_from_the_start(
 
 @pytest.mark.behaviour(10, 22)
 def test_a_broken_frame_behind_a_seek_costs_itself_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_source, "_FAR", 1)
-    monkeypatch.setattr(video_source, "_MARGIN", 0.5)
+    monkeypatch.setattr(decoding, "_SEEK_FROM", 1)
+    monkeypatch.setattr(decoding, "_SEEK_MARGIN", 0.5)
     whole = moving(tmp_path / "whole.mkv", frames=100, options={"g": "10", "bf": "0"})
     source = damaged(tmp_path / "in.mkv", whole, [87])
     items = seen(plan(source, tmp_path / "out.mkv", replace(FAST, ss=3.0)))

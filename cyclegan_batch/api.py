@@ -17,7 +17,7 @@ from typing import Any
 from .errors import CycleganBatchError, InputError, OutputError, OutputExistsError
 from .files import PathLike
 from .job.pipeline import run
-from .job.plan import JobPlan, Opener, plan_job
+from .job.plan import JobPlan, plan_job
 from .job.plan_text import plan_description
 from .job.report import Report, report_from_counters, versions
 from .job.units import Counters, Failure, is_hopeless
@@ -30,9 +30,9 @@ def translate(
 ) -> Report:
     """Translate videos, images and folders of them through the generator ``model``.
 
-    ``options`` are the fields of `TranslateOptions`, by the words of the command line. A checkpoint
-    is run by torch as it is, where the command line exports it first; for more speed give the file
-    that `cyclegan_export.export_onnx` writes. Nothing is printed.
+    ``options`` are the fields of `TranslateOptions`, by the words of the command line. As there, a
+    checkpoint is exported once and kept (``cache_dir``); ``backend="torch"`` runs it as it is.
+    Nothing is printed.
 
     What is damaged or missing is listed in the report (``failures``). Raises CycleganBatchError
     where nothing at all could be written, and with ``on_error="fail"`` at the first damage.
@@ -54,13 +54,12 @@ def plan_translation(
     output: PathLike,
     *,
     model: PathLike,
-    opener: Opener | None = None,
     say: Callable[[str], None] = lambda sentence: None,
     **options: Any,
 ) -> JobPlan:
     """Decide everything that `translate` would do, and write nothing.
 
-    ``opener`` opens the model, None as `translate` does; ``say`` is told of what takes minutes.
+    ``say`` receives a sentence before what takes minutes: an export, the building of an engine.
     """
     if options.get("cache_dir") is not None:
         options["cache_dir"] = Path(options["cache_dir"])
@@ -74,7 +73,6 @@ def plan_translation(
         os.fspath(output),
         model=Path(model),
         options=TranslateOptions(**options),
-        opener=opener,
         say=say,
     )
 

@@ -12,7 +12,8 @@ from .backends import Backend, open_backend
 from .files import PathLike
 from .frames import Pixels, as_pixel_type, geometry, to_uint8
 from .models.card import ModelCard
-from .models.model import open_model
+from .models.opening import open_for_translation
+from .options import TranslateOptions
 
 
 class Generator:
@@ -78,26 +79,40 @@ def open_generator(
     *,
     direction: Literal["AtoB", "BtoA"] | None = None,
     model_io: str | None = None,
-    backend: str = "auto",
+    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"] = "auto",
     device: str = "auto",
-    precision: str = "auto",
+    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16", "int8"] = "auto",
     threads: int | None = None,
     trust_engine: bool = False,
     cache_dir: PathLike | None = None,
     size: Literal["native"] | int | tuple[int, int] = "native",
     fit: Literal["pad", "stretch"] | None = None,
 ) -> Generator:
-    """Open the generator at ``model`` for use on arrays; torch runs a checkpoint as it is.
+    """Open the generator at ``model`` for use on arrays; the keywords are those of `translate`.
 
-    Raises ModelError, BackendError.
+    A checkpoint is exported once and kept, so that it draws the pixels that `translate` writes;
+    ``backend="torch"`` runs it as it is. Raises ModelError, BackendError, OutputError, and
+    ValueError for a value that an option does not have.
     """
-    opened = open_backend(
-        open_model(Path(model), model_io=model_io, direction=direction),
+    options = TranslateOptions(
+        direction=direction,
+        model_io=model_io,
         backend=backend,
         device=device,
         precision=precision,
         threads=threads,
         trust_engine=trust_engine,
+        size=size,
+        fit=fit,
         cache_dir=None if cache_dir is None else Path(cache_dir),
     )
-    return Generator(opened, size=size, fit=fit)
+    runtime = open_backend(
+        open_for_translation(Path(model), options),
+        backend=options.backend,
+        device=options.device,
+        precision=options.precision,
+        threads=options.threads,
+        trust_engine=options.trust_engine,
+        cache_dir=options.cache_dir,
+    )
+    return Generator(runtime, size=size, fit=fit)

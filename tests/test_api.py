@@ -89,6 +89,28 @@ def test_translate_returns_a_report_and_prints_nothing(
     assert capfd.readouterr() == ("", "")
 
 
+def test_only_a_checkpoint_loads_the_exporter(tmp_path: Path, picture: Path) -> None:
+    model = generators.identity(tmp_path / "m.onnx")
+    code = (
+        "import sys\n"
+        "from cyclegan_batch import open_generator, translate\n"
+        "from cyclegan_batch.cli import main\n"
+        "picture, model, folder = sys.argv[1:]\n"
+        "open_generator(model).close()\n"
+        "translate(picture, folder + '/a.png', model=model)\n"
+        "try: main(['translate', picture, folder + '/b.png', '-m', model])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'cyclegan_batch.models.opening' in sys.modules\n"
+        "assert not [name for name in sys.modules if name.startswith('cyclegan_export')]\n"
+    )
+    arguments = [str(picture), str(model), str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
 def test_the_network_may_see_another_size(tmp_path: Path, picture: Path) -> None:
     model = generators.identity(tmp_path / "m.onnx")
     translate(picture, tmp_path / "a.png", model=model, size=15, keep_size=True)

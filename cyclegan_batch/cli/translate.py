@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import sys
 from pathlib import Path
@@ -207,8 +206,6 @@ def command(
     """Translate a video, an image, a folder of them, several of these, f_%06d.png, or - (y4m)."""
     if options["overwrite"] and options["skip_existing"]:
         raise click.UsageError("-y overwrites what exists, -n leaves it: choose one.")
-    from cyclegan_export.cache import open_exported
-
     from .. import api
     from ..job.report import check_report_path, write_report
     from ..wording import grouped
@@ -216,10 +213,7 @@ def command(
 
     reporter = Reporter(progress, quiet=quiet)
     try:
-        opener = functools.partial(open_exported, say=reporter.say)
-        plan = api.plan_translation(
-            inputs, output, model=model, opener=opener, say=reporter.say, **options
-        )
+        plan = api.plan_translation(inputs, output, model=model, say=reporter.say, **options)
         STOPS.check()
         if dry_run:
             _print_plan(plan, as_json=progress == "json")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, OutputError
 from ..frames import Geometry, Size
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from ..media.video import VideoPlan
     from ..models.model import Model, ModelCard
     from .inputs import InputTree
-
-Opener: TypeAlias = "Callable[[Path, TranslateOptions], Model]"
-"""What opens the model of a job."""
 
 _MOST_CONVERTERS = 8
 """Beyond this a conversion no longer limits: one worker does about 150 frames/s at 1280×720."""
@@ -109,16 +106,15 @@ def plan_job(
     *,
     model: Path,
     options: TranslateOptions,
-    opener: Opener | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> JobPlan:
     """Decide everything about translating ``inputs`` to ``output`` with the generator ``model``.
 
     An ``output`` that ends in a separator is a folder; a Path keeps no such end, a string does.
-    ``opener`` opens the model; None opens the file as it is (`open_model`).
-    ``say`` is told of what takes minutes: the building of an engine. Raises InputError, ModelError,
-    BackendError, OutputError.
+    ``say`` receives a sentence before what takes minutes: the export of a checkpoint, the building
+    of an engine. Raises InputError, ModelError, BackendError, OutputError.
     """
+    from ..models.opening import open_for_translation
     from .inputs import find_inputs, why_unread
 
     # Cheap refusals first: a typing error should not wait for a model to load.
@@ -131,7 +127,7 @@ def plan_job(
         container=options.container,
     )
     tree, skipped = _without_existing(tree, options)
-    generator = (opener or _open_as_it_is)(model, options)
+    generator = open_for_translation(model, options, say=say)
     notes = [*generator.card.notes, *tree.notes]
     work = [entry for entry in tree.entries if entry.kind != "other"]
     videos: list[VideoPlan] = []
@@ -179,12 +175,6 @@ def plan_job(
         notes=(*_sight(generator.card, options, sizes), *backend.notes, *notes),
         sizes=tuple(dict.fromkeys(sizes)),
     )
-
-
-def _open_as_it_is(path: Path, options: TranslateOptions) -> Model:
-    from ..models.model import open_model
-
-    return open_model(path, model_io=options.model_io, direction=options.direction)
 
 
 def geometry_from_options(card: ModelCard, options: TranslateOptions) -> partial[Geometry]:

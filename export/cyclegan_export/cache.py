@@ -1,9 +1,10 @@
 """Export a checkpoint once: the file is kept, and found again by what it was made from.
 
-`open_exported` is what ``translate -m CHECKPOINT`` opens it with. An entry is a folder, named by
-the checkpoint's digest, the direction, the precision, the opset and this tool's version; in it the
-ONNX, and a line of JSON that is written after it and holds its digest. What does not agree with
-that line is made anew, so a damaged entry costs time and nothing else, and so does a deleted one.
+`cyclegan_batch.models.opening` calls `open_exported` for every checkpoint. An entry is a folder,
+named by the checkpoint's digest, the direction, the precision, the opset and this tool's version;
+in it the ONNX, and a line of JSON that is written after it and holds its digest. What does not
+agree with that line is made anew, so a damaged entry costs time and nothing else, and so does a
+deleted one.
 
 Nothing heavy is imported before something must be exported.
 """
@@ -43,11 +44,12 @@ def open_exported(
     """Open the model at ``path`` for a translation, a checkpoint by way of its export.
 
     Where the exporter is not installed, and where a GPU is named that torch alone can use here, a
-    checkpoint is opened as it is, for torch to run; ``say`` is told. Raises what
-    `open_model` and `export_onnx` raise.
+    checkpoint is opened as it is, for torch to run; a note on the card says so. ``say`` receives
+    what happens during an export. Raises what `open_model` and `export_onnx` raise.
     """
     from cyclegan_batch.models.model import open_model
 
+    reasons: tuple[Note, ...] = ()
     as_it_is = options.backend == "torch" or options.model_io is not None
     if is_checkpoint(path) and not as_it_is:
         if options.precision == "int8":
@@ -57,7 +59,8 @@ def open_exported(
                 "leave --precision out"
             )
         if options.backend == "auto" and _on_gpu(options) and _only_torch_sees_the_gpu():
-            say("onnxruntime here has no CUDA, so torch runs the checkpoint, on the GPU")
+            text = "onnxruntime here has no CUDA, so torch runs the checkpoint, on the GPU"
+            reasons = (Note(None, text),)
         else:
             try:
                 exported, notes = cached_export(
@@ -70,11 +73,16 @@ def open_exported(
             except BackendUnavailableError as error:
                 if options.backend != "auto":
                     raise
-                say(f"{error}; without it torch runs the checkpoint as it is, which is slower")
+                text = f"{error}; without it torch runs the checkpoint as it is, which is slower"
+                reasons = (Note(None, text),)
             else:
-                model = open_model(exported)
-                return replace(model, card=replace(model.card, notes=notes + model.card.notes))
-    return open_model(path, model_io=options.model_io, direction=options.direction)
+                return _with_notes(open_model(exported), notes)
+    opened = open_model(path, model_io=options.model_io, direction=options.direction)
+    return _with_notes(opened, reasons)
+
+
+def _with_notes(model: Model, notes: tuple[Note, ...]) -> Model:
+    return replace(model, card=replace(model.card, notes=notes + model.card.notes))
 
 
 def cached_export(

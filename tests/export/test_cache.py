@@ -155,14 +155,13 @@ def test_a_checkpoint_is_opened_by_way_of_its_export(
 def test_torch_runs_the_checkpoint_where_it_is_named_or_nothing_exports(
     tmp_path: Path, path: Path, exporter: Exporter
 ) -> None:
-    said: list[str] = []
-    model = open_exported(path, OPTIONS(backend="torch"), say=said.append)
+    model = open_exported(path, OPTIONS(backend="torch"))
     assert model.checkpoint is not None
-    assert (exporter.asked, said) == ([], [])
+    assert (exporter.asked, model.card.notes) == ([], ())
     exporter.fails = BackendUnavailableError("cannot export: onnxscript is not installed; pip it")
-    options = OPTIONS(cache_dir=tmp_path / "cache")
-    assert open_exported(path, options, say=said.append).checkpoint is not None
-    (only,) = said
+    model = open_exported(path, OPTIONS(cache_dir=tmp_path / "cache"))
+    assert model.checkpoint is not None
+    (only,) = map(str, model.card.notes)
     assert only.startswith("cannot export: onnxscript is not installed; pip it; without it torch")
     assert not (tmp_path / "cache").exists()
     with pytest.raises(BackendUnavailableError, match="cannot export"):
@@ -174,14 +173,15 @@ def test_torch_runs_it_on_a_gpu_that_only_torch_can_use(
 ) -> None:
     monkeypatch.setattr(cache, "nvidia_gpus", lambda: ("H200",))
     monkeypatch.setattr("cyclegan_batch.backends.onnxruntime.sees_cuda", lambda: False)
-    said: list[str] = []
+    told: list[str] = []
     options = OPTIONS(cache_dir=tmp_path / "cache", device="cuda")
     for torch_sees, exported in ((True, 0), (False, 1)):
         sees = bool(torch_sees)
         monkeypatch.setattr("cyclegan_batch.backends.torch.sees_cuda", lambda sees=sees: sees)
-        model = open_exported(path, options, say=said.append)
+        model = open_exported(path, options)
         assert (model.checkpoint is None, len(exporter.asked)) == (bool(exported), exported)
-    assert "torch runs the checkpoint, on the GPU" in said[0]
+        told += map(str, model.card.notes)
+    assert "torch runs the checkpoint, on the GPU" in told[0]
     monkeypatch.setattr("cyclegan_batch.backends.torch.sees_cuda", lambda: True)
     for device in ("cpu", "auto"):
         model = open_exported(path, OPTIONS(cache_dir=tmp_path / "cache", device=device))
@@ -217,14 +217,54 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "in.png"
 
 
-def test_python_runs_a_checkpoint_in_torch(tmp_path: Path, path: Path, picture: Path) -> None:
+def test_python_runs_a_checkpoint_in_torch_when_asked(
+    tmp_path: Path, path: Path, picture: Path
+) -> None:
     pixels = np.asarray(Image.open(picture))[np.newaxis]
-    with open_generator(path, threads=1) as generator:
+    with open_generator(path, backend="torch", threads=1) as generator:
         expected = generator(pixels)[0]
     assert np.ptp(expected) > 40
-    report = translate(picture, tmp_path / "out.png", model=path, threads=1)
+    report = translate(picture, tmp_path / "out.png", model=path, backend="torch", threads=1)
     assert report.record["backend"] == "torch"
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), expected)
+
+
+@pytest.mark.behaviour(31)
+def test_python_and_the_command_line_draw_the_same_pixels_of_a_checkpoint(
+    tmp_path: Path, path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    cache_dir, by_command = tmp_path / "cache", tmp_path / "command.png"
+    options = ["--cache-dir", cache_dir, "--threads", "1"]
+    code, _, err = command(capsys, "translate", picture, by_command, "-m", path, *options)
+    assert (code, "to ONNX, once" in err) == (0, True), err
+    report = translate(picture, tmp_path / "python.png", model=path, cache_dir=cache_dir, threads=1)
+    assert report.record["backend"] in ("openvino", "onnxruntime")
+    assert by_command.read_bytes() == (tmp_path / "python.png").read_bytes()
+    with open_generator(path, cache_dir=cache_dir, threads=1) as generator:
+        drawn = generator(np.asarray(Image.open(picture))[np.newaxis])[0]
+    assert np.array_equal(np.asarray(Image.open(by_command)), drawn)
+    assert len(list(cache_dir.rglob("*.onnx"))) == 1
+
+
+def test_without_the_exporter_python_and_the_command_line_give_the_same_note(
+    tmp_path: Path,
+    path: Path,
+    picture: Path,
+    exporter: Exporter,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    exporter.fails = BackendUnavailableError("cannot export: onnxscript is not installed; pip it")
+    note = f"{exporter.fails}; without it torch runs the checkpoint as it is, which is slower"
+    report = translate(picture, tmp_path / "a.png", model=path, threads=1)
+    assert report.record["backend"] == "torch"
+    assert note in map(str, report.notes)
+    code, _, err = command(
+        capsys, "translate", picture, tmp_path / "b.png", "-m", path, "--threads", "1"
+    )
+    assert (code, note in err.splitlines()) == (0, True), err
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:

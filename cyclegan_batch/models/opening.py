@@ -1,0 +1,36 @@
+"""Open the model of a translation: a checkpoint by way of its export, every other file as it is.
+
+The command line, `translate` and `open_generator` all open models here. The exporter is a package
+of its own, `cyclegan_export`; this module imports it, and only where a checkpoint is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..options import TranslateOptions
+from .checkpoint_files import is_checkpoint
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+def open_for_translation(
+    path: Path, options: TranslateOptions, *, say: Callable[[str], None] = lambda sentence: None
+) -> Model:
+    """Open the model at ``path``, a checkpoint or the folder of a run as the ONNX made from it.
+
+    The export takes place once and its file is kept in ``options.cache_dir``; ``say`` receives a
+    sentence before and after it. Torch runs the checkpoint itself with ``backend="torch"``, and
+    where the exporter is not installed; a note on the card says so. Raises ModelError,
+    BackendUnavailableError, OutputError.
+    """
+    if is_checkpoint(path):
+        from cyclegan_export.cache import open_exported
+
+        return open_exported(path, options, say=say)
+    from .model import open_model
+
+    return open_model(path, model_io=options.model_io, direction=options.direction)

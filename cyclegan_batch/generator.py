@@ -12,7 +12,7 @@ from .backends import Backend, open_backend
 from .files import PathLike
 from .frames import Pixels, as_pixel_type, geometry, to_uint8
 from .models.card import ModelCard
-from .models.opening import open_for_translation
+from .opening import open_for_translation
 from .options import TranslateOptions
 
 

@@ -100,7 +100,7 @@ def test_only_a_checkpoint_loads_the_exporter(tmp_path: Path, picture: Path) -> 
         "translate(picture, folder + '/a.png', model=model)\n"
         "try: main(['translate', picture, folder + '/b.png', '-m', model])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        "assert 'cyclegan_batch.models.opening' in sys.modules\n"
+        "assert 'cyclegan_batch.opening' in sys.modules\n"
         "assert not [name for name in sys.modules if name.startswith('cyclegan_export')]\n"
     )
     arguments = [str(picture), str(model), str(tmp_path)]

@@ -114,7 +114,7 @@ def plan_job(
     ``say`` receives a sentence before what takes minutes: the export of a checkpoint, the building
     of an engine. Raises InputError, ModelError, BackendError, OutputError.
     """
-    from ..models.opening import open_for_translation
+    from ..opening import open_for_translation
     from .inputs import find_inputs, why_unread
 
     # Cheap refusals first: a typing error should not wait for a model to load.

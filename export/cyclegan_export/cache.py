@@ -1,6 +1,6 @@
 """Export a checkpoint once: the file is kept, and found again by what it was made from.
 
-`cyclegan_batch.models.opening` calls `open_exported` for every checkpoint. An entry is a folder,
+`cyclegan_batch.opening` calls `open_exported` for every checkpoint. An entry is a folder,
 named by the checkpoint's digest, the direction, the precision, the opset and this tool's version;
 in it the ONNX, and a line of JSON that is written after it and holds its digest. What does not
 agree with that line is made anew, so a damaged entry costs time and nothing else, and so does a

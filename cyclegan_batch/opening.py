@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..options import TranslateOptions
-from .checkpoint_files import is_checkpoint
+from .models.checkpoint_files import is_checkpoint
+from .options import TranslateOptions
 
 if TYPE_CHECKING:
-    from .model import Model
+    from .models.model import Model
 
 
 def open_for_translation(
@@ -31,6 +31,6 @@ def open_for_translation(
         from cyclegan_export.cache import open_exported
 
         return open_exported(path, options, say=say)
-    from .model import open_model
+    from .models.model import open_model
 
     return open_model(path, model_io=options.model_io, direction=options.direction)

@@ -48,8 +48,7 @@ def inspect_file(
     from .media.description import describe
     from .media.probe import probe
 
-    media: dict[str, Any] = describe(probe(path, count_frames=count_frames))
-    return {"kind": "media"} | media
+    return {"kind": "media", **describe(probe(path, count_frames=count_frames))}
 
 
 def _describe_generator(loaded: LoadedGenerator) -> dict[str, Any]:

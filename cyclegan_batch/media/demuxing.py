@@ -1,18 +1,19 @@
 """Open a media file safely, and read its packets.
 
-The only module that calls ``av.open`` for reading a user's file: every container is opened by its
-absolute path with a protocol and a format allow-list, so that a playlist, a script or a URL hidden
-in a media file reads no other file and opens no connection.
+Only this module calls ``av.open`` to read a user's file. It opens every container by its absolute
+path with a list of allowed protocols and formats, so that a playlist, a script or a URL hidden in a
+media file reads no other file and opens no connection.
 """
 
 from __future__ import annotations
 
 import errno
+import io
 import stat
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import av
 import av.container
@@ -33,99 +34,104 @@ _FORMATS = (
     "flv,asf,mxf,nut,yuv4mpegpipe,gif,dv,rm,gxf,wtv,nsv,mjpeg,"
     "wav,w64,mp3,flac,aac,ac3,eac3,aiff,caf,au,ape,wv,tta,amr,dts,truehd,mp2"
 )
-"""Demuxers that read one file and nothing else; never a playlist, a script or a device."""
+"""Demuxers that read one file and nothing else: none for playlists, scripts or devices."""
 
 
 def open_container(
     path: Path, *, image_pattern_rate: Fraction | None = None
 ) -> av.container.InputContainer:
-    """Open ``path`` for reading, as a context manager; it reads no other file and no network.
+    """Open ``path`` for reading, as a context manager; no other file and no network is read.
 
-    With ``image_pattern_rate`` (frames per second) ``path`` is a numbered pattern of images
-    (``f_%06d.png``), which starts at the lowest number there is. Raises InputError.
+    With ``image_pattern_rate`` (frames per second) ``path`` is a pattern of numbered images
+    (``f_%06d.png``), of which the first is the one with the lowest number. Raises InputError.
     """
-    options = {"protocol_whitelist": "file"}
-    url: Any
+    file: str | io.RawIOBase
     if image_pattern_rate is None:
         _check_is_file(path)
-        options["format_whitelist"] = _FORMATS
-        # "file:" keeps a name such as "concat:a|b" or "http://…" a name.
-        url, format_name = f"file:{path.absolute()}", None
         try:
-            url = joined_flv(path) or url
+            # With "file:" in front, a name such as "concat:a|b" or "http://…" is only a name.
+            file = joined_flv(path) or f"file:{path.absolute()}"
         except OSError as error:
             raise input_error(path, error) from error
+        format_name, options = None, {"format_whitelist": _FORMATS}
     else:
-        options["format_whitelist"] = "image2"
-        options["framerate"] = str(image_pattern_rate)
-        options["pattern_type"] = "sequence"
-        numbers = pattern_files(path)
-        if not numbers:
-            raise InputError(
-                f"no file matches {printable(path)}; check the name and the number of digits"
-            )
-        options["start_number"] = str(min(numbers))
         folder = str(path.absolute().parent).replace("%", "%%")
-        url, format_name = f"file:{folder}/{path.name}", "image2"
+        file, format_name = f"file:{folder}/{path.name}", "image2"
+        options = _image_pattern_options(path, image_pattern_rate)
     try:
-        opened: av.container.InputContainer = av.open(
-            url,
+        container: av.container.InputContainer = av.open(
+            file,
             "r",
             format=format_name,
-            container_options=options,
-            # Tags in some other encoding come back as they were, byte for byte.
+            container_options={"protocol_whitelist": "file"} | options,
+            # Tags in an encoding other than UTF-8 are kept byte for byte.
             metadata_errors="surrogateescape",
         )
     except (av.error.FFmpegError, OSError) as error:
         raise input_error(path, error) from error
-    return opened
+    return container
+
+
+def _image_pattern_options(pattern: Path, rate: Fraction) -> dict[str, str]:
+    """Return the options of FFmpeg's image2 demuxer. Raises InputError where no file matches."""
+    numbers = pattern_files(pattern)
+    if not numbers:
+        raise InputError(
+            f"no file matches {printable(pattern)}; check the name and the number of digits"
+        )
+    return {
+        "format_whitelist": "image2",
+        "framerate": str(rate),
+        "pattern_type": "sequence",
+        "start_number": str(min(numbers)),
+    }
 
 
 def demux(container: av.container.InputContainer, streams: Sequence[Stream]) -> Iterator[Packet]:
-    """Yield the packets of ``streams``, at the end an empty one for each of them.
+    """Yield the packets of ``streams``, and at the end an empty one for each of them.
 
-    An empty packet has a ``stream`` but no ``stream_index`` of its own. The headers with which
-    Theora begins anew where OGG files were joined are left out: they are no frames.
+    An empty packet has a ``stream`` but no ``stream_index`` of its own. Where OGG files were
+    joined, Theora begins again with headers; these are left out, since they hold no frame.
     """
     theora = any(stream.type == "video" and stream.name == "theora" for stream in streams)
     try:
         for packet in container.demux(list(streams)):
-            # Its first bit tells a header (Theora specification, 6.1).
+            # The first bit of a packet marks a header (Theora specification, 6.1).
             header = theora and packet.size and memoryview(packet)[0] & 0x80
             if not header or packet.stream.name != "theora":
                 yield packet
     except IndexError:
-        # PyAV 18.1 trips at the end, over a stream that only appeared on the way (MPEG-TS); by
-        # then all of ours are done.
+        # PyAV 18.1 raises this at the end of a file in which a stream appeared while it was read
+        # (MPEG-TS). By then all packets of ``streams`` have been yielded.
         return
 
 
 def input_error(path: Path, error: Exception) -> InputError:
-    """Return what FFmpeg says about ``path`` as an InputError in three beats."""
-    reason = getattr(error, "strerror", None) or str(error)
+    """Return FFmpeg's or the system's ``error`` about ``path`` as an InputError."""
+    message = getattr(error, "strerror", None) or str(error)
     if isinstance(error, av.error.InvalidDataError | av.error.ArgumentError):
         return InputError(
             f"cannot read {printable(path)}: its content is no media format that is read here "
-            f"({reason}); give a video such as MP4, MOV, MKV, WebM, AVI or MPEG-TS"
+            f"({message}); give a video such as MP4, MOV, MKV, WebM, AVI or MPEG-TS"
         )
     return InputError(
-        f"cannot read {printable(path)}: {reason}; check the name, the permissions and the disk"
+        f"cannot read {printable(path)}: {message}; check the name, the permissions and the disk"
     )
 
 
 def reason(error: BaseException | None) -> str:
-    """Return what FFmpeg logged about an error, else what it is called."""
+    """Return what FFmpeg logged about an error, else the name of the error."""
     log = getattr(error, "log", None)
     if log and log[2].strip():
         return str(log[2]).strip().rstrip(".")
     if isinstance(error, av.error.FFmpegError) and error.errno == errno.EPERM:
-        # Many a codec returns -1 for whatever is wrong, and that is this error's number.
+        # Many codecs return -1 for any failure, which is also the number of this error.
         return "the codec gives no reason"
     return getattr(error, "strerror", None) or str(error)
 
 
 def _check_is_file(path: Path) -> None:
-    """Refuse what is no regular file with a sentence of its own. Raises InputError."""
+    """Raise InputError, with a message for each case, unless ``path`` is a regular file."""
     name = printable(path)
     try:
         status = path.stat()

@@ -1,4 +1,4 @@
-"""What a media file and its streams are: sizes, rates, clocks, colour tags."""
+"""The description of a media file and its streams: sizes, rates, times, colour tags."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from ..wording import printable
 from .clocks import Seam
 
 Fields: TypeAlias = Literal["tff", "bff"]
-"""Which field of an interlaced frame is shown first: the top one (line 0 is in it) or the other."""
-
+"""The field of an interlaced frame that is shown first: the top one (line 0) or the bottom one."""
 StreamKind: TypeAlias = Literal["video", "audio", "subtitle", "data", "attachment"]
 
 
@@ -41,7 +40,7 @@ class StreamInfo:
     start_pts: int | None
     """In ticks of ``time_base``."""
     duration: int | None
-    """In ticks of ``time_base``; None where the container does not say."""
+    """In ticks of ``time_base``; None where the container does not give it."""
     metadata: dict[str, str]
     disposition: tuple[str, ...]
     # Video only
@@ -49,34 +48,34 @@ class StreamInfo:
     """Stored height and width."""
     sample_aspect_ratio: Fraction | None = None
     rotation: int = 0
-    """Degrees counter-clockwise that bring the stored picture upright: 0, 90, 180, 270."""
+    """Degrees counter-clockwise that bring the stored frame upright: 0, 90, 180, 270."""
     mirrored: bool = False
-    """The display matrix also mirrors left to right, before the rotation: the upright picture is
+    """The display matrix also mirrors left to right, before the rotation: the upright frame is
     ``np.rot90(np.fliplr(stored) if mirrored else stored, rotation // 90)``."""
     average_rate: Fraction | None = None
     constant_rate: bool | None = None
-    """All frames lie on an even grid, within one tick; None where too little is known.
+    """All frames lie on an even grid, within one tick; None where too few times are known.
 
-    From the index where it is whole, else from the first `LOOKAHEAD_PACKETS` packets; from every
-    frame where they were counted."""
+    The times are those of the index where it is complete, else of the first packets
+    (`lookahead.LOOKAHEAD_PACKETS`), or of every frame where the frames were counted."""
     frames_claimed: int | None = None
-    """What the header or the index says."""
+    """By the header or the index."""
     frames_counted: int | None = None
-    """What the stream decodes to, where it was counted."""
+    """Frames that the stream decodes to, where they were counted."""
     pix_fmt: str | None = None
     bits: int = 8
     colour: ColourTags = ColourTags()
     paused: int = 0
-    """Ticks without a picture between the parts of a file whose clock was mended."""
+    """Ticks without a frame between the parts of a file whose clock begins anew or jumps."""
     interlaced: bool | None = None
-    """By the header's field order or the first frame; None where neither says."""
+    """By the header's field order or the first frame; None where neither states it."""
     fields: Fields | None = None
-    """Which field is first, where the video is interlaced; the top one where nothing says it."""
+    """Where the video is interlaced; the top field is first where nothing states it."""
     alpha: bool = False
-    """The pictures are transparent in places: by the pixel format, or beside it (VP8, VP9)."""
+    """The frames hold transparency, in the pixel format or beside it (VP8, VP9)."""
     attached_picture: bool = False
     closed_captions: bool = False
-    """CEA-608/708 captions inside the video's packets (the first of them were looked at)."""
+    """The first packets of the video hold CEA-608/708 captions."""
     # Audio only
     sample_rate: int | None = None
     channels: int | None = None
@@ -123,12 +122,12 @@ class MediaInfo:
     metadata: dict[str, str]
     chapters: tuple[Chapter, ...]
     seams: tuple[Seam, ...] = ()
-    """Where the clock of the file begins anew or jumps, as far as it was read for this. All times
-    here are on the one clock that `JobClock` makes of it."""
+    """Where the clock of the file begins anew or jumps, as far as the file was read. All times of
+    the streams are on the one clock that `JobClock` makes of it."""
 
     @property
     def start(self) -> Fraction | None:
-        """When the first picture or sound begins, in seconds; None where nothing tells."""
+        """When the first audio or video stream begins, in seconds; None where none states it."""
         starts = [
             stream.start_pts * stream.time_base
             for stream in self.streams
@@ -140,15 +139,15 @@ class MediaInfo:
 
     @property
     def length(self) -> Fraction | None:
-        """Seconds from the first picture or sound to the last; None where nothing tells."""
+        """Seconds from the start to the end; None where the container does not state it."""
         if self.duration is None or not self.format.startswith("matroska"):
             return self.duration
-        # Matroska counts from 0.
+        # Matroska's duration counts from time 0, not from the start.
         return self.duration - max(Fraction(0), self.start or Fraction(0))
 
     @property
     def first_frame(self) -> Fraction | None:
-        """When the first frame of the best video is shown, else the first sound, in seconds."""
+        """When the first frame of the best video is shown, in seconds; without video, `start`."""
         videos = [s for s in self.streams if s.kind == "video" and not s.attached_picture]
         if not videos:
             return self.start
@@ -158,8 +157,8 @@ class MediaInfo:
     def best_video(self, index: int | None = None) -> StreamInfo:
         """Return the video stream to translate: ``index``, or the one FFmpeg would choose.
 
-        That is the largest picture, where being marked as default counts as five million pixels;
-        the first of equals. Attached pictures are no video. Raises InputError.
+        That is the stream with the largest frames, where being marked as default counts as five
+        million pixels; of equals the first. Attached pictures are no video. Raises InputError.
         """
         name = printable(self.path)
         videos = [s for s in self.streams if s.kind == "video" and not s.attached_picture]
@@ -180,23 +179,23 @@ class MediaInfo:
 
 
 def _ffmpeg_score(stream: StreamInfo) -> int:
-    """Rank a video stream as the ffmpeg program does when no stream is named."""
+    """Return the rank that the ffmpeg program gives a video stream when none is named."""
     height, width = stream.size or (0, 0)
     return height * width + (5_000_000 if "default" in stream.disposition else 0)
 
 
-FIELDS: dict[int, Fields] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
-"""AVFieldOrder, by the field that is shown first."""
+FIELDS_BY_ORDER: dict[int, Fields] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
+"""The field that is shown first, by AVFieldOrder."""
 
 FIELD_ORDER: dict[Fields, int] = {"tff": 2, "bff": 3}
-"""The same the other way: fields are coded in the order in which they are shown."""
+"""AVFieldOrder by the field that is shown first; fields are coded in the order of showing."""
 
 _HDR = {16: "PQ", 18: "HLG"}
-"""H.273 transfer characteristics that mean high dynamic range."""
+"""Transfer characteristics (ITU-T H.273) of high dynamic range."""
 
 
 def colour_names(colour: ColourTags) -> dict[str, str]:
-    """Return the tags by FFmpeg's names, each ``untagged`` where the file says nothing."""
+    """Return the tags by FFmpeg's names, ``untagged`` where the file does not state one."""
     return {
         "matrix": _MATRICES.get(colour.matrix, f"unknown ({colour.matrix})"),
         "primaries": _PRIMARIES.get(colour.primaries, f"unknown ({colour.primaries})"),
@@ -211,7 +210,7 @@ def _names(text: str) -> dict[int, str]:
     return {int(code): name for code, name in (item.split(":") for item in text.split())}
 
 
-# ITU-T H.273 tables 2, 3 and 4, in the words of FFmpeg's options.
+# ITU-T H.273 tables 2, 3 and 4, by the names that FFmpeg's options have.
 _PRIMARIES = _names(
     "1:bt709 2:untagged 4:bt470m 5:bt470bg 6:smpte170m 7:smpte240m 8:film 9:bt2020 10:smpte428 "
     "11:smpte431 12:smpte432 22:ebu3213"

@@ -33,7 +33,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "train")]
 
 from cyclegan_train import settings as known  # noqa: E402
 from cyclegan_train.charts import curves_png, sheet_png  # noqa: E402
-from cyclegan_train.data import Domain, read_picture  # noqa: E402
+from cyclegan_train.data import Domain, read_image  # noqa: E402
 from cyclegan_train.evaluation import (  # noqa: E402
     CITYSCAPES,
     RESULTS,
@@ -270,7 +270,7 @@ def draw_sheet(out: Path, scenes: int = 6) -> None:
     for truth in truths[::step][:scenes]:
         drawn = [out / "labels" / weights / "test" / f"{truth.stem}.png" for weights in WEIGHTS]
         files = [out / "data" / "testB" / truth.name, *drawn, truth]
-        pictures = [read_picture(file)[0] for file in files]
+        pictures = [read_image(file)[0] for file in files]
         times = [len(pictures[-1]) // len(picture) for picture in pictures]
         pictures = [p.repeat(k, 0).repeat(k, 1) for p, k in zip(pictures, times, strict=True)]
         rows.append(list(zip(("photograph", *WEIGHTS, "truth"), pictures, strict=True)))

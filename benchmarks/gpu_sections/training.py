@@ -163,7 +163,8 @@ def compiled_gradients(bench: Bench) -> dict[str, Any]:
 
 def loop(bench: Bench) -> dict[str, Any]:
     """Measure steps whose pictures come from a folder by the project's own feed."""
-    from cyclegan_train.data import Domain, Feed, Sampler
+    from cyclegan_train.batches import Feed, Sampler
+    from cyclegan_train.data import Domain
     from cyclegan_train.settings import DataConfig
 
     side = bench.side * (1 if bench.cuda else 2)

@@ -34,7 +34,7 @@ def test_a_truth_is_its_own_best_result_and_what_is_blind_is_told_so(
     assert (best.pixel_accuracy, best.class_accuracy, best.class_iou) == (1, 1, 1)
     assert set(best.ious.values()) == {1.0}  # every one of the 19 classes is there
     assert found.notes == (
-        f"{cityscapes}/testB: 1 of its 100 pictures have no partner and are left out",
+        f"{cityscapes}/testB: 1 of its 100 images have no partner and are left out",
     )
     # What never sees the photograph has most of a published pixel accuracy (0.58), and is under
     # the bar that Cityscapes is judged by; so are photographs taken for label maps.

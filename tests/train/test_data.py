@@ -14,7 +14,8 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from cyclegan_train.data import Domain, Feed, Sampler, find_folders, load_domains  # noqa: E402
+from cyclegan_train.batches import Feed, Sampler  # noqa: E402
+from cyclegan_train.data import Domain, find_folders, load_domains  # noqa: E402
 from cyclegan_train.settings import DataConfig  # noqa: E402
 
 from cyclegan_batch.errors import InputError  # noqa: E402 (after the check for torch)
@@ -130,7 +131,7 @@ def test_one_folder_for_both_errors(data):
 def test_two_folders_of_the_same_pictures_error(tmp_path):
     folder_of(tmp_path / "trainA", range(3))
     folder_of(tmp_path / "trainB", range(3))
-    with pytest.raises(InputError, match="hold the same pictures; give two folders of different"):
+    with pytest.raises(InputError, match="hold the same images; give two folders of different"):
         domains(tmp_path)
 
 
@@ -139,15 +140,15 @@ def test_pictures_that_are_in_both_folders_are_counted_and_said(tmp_path):
     folder_of(tmp_path / "trainB", range(1, 7))
     a, b = domains(tmp_path)
     assert a.notes == [
-        "4 of the 5 pictures of A are in B as well: what is in both teaches nothing of their "
-        "difference"
+        "4 of the 5 images of A are in B as well: images in both teach no difference between the "
+        "domains"
     ]
     assert not b.notes
 
 
 def test_an_empty_folder_errors(tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(InputError, match=r"no pictures in it \(1 other files: \.txt 1\)"):
+    with pytest.raises(InputError, match=r"no images in it \(1 other files: \.txt 1\)"):
         domain(tmp_path)
 
 
@@ -161,15 +162,15 @@ def test_what_is_not_trained_on_is_named_and_counted(tmp_path):
     assert found.left_out == {".psd": 2, ".svg": 1, ".json": 1, "": 1}
     pictures_note, others_note = found.notes
     assert pictures_note.endswith(
-        "in: left out, as pictures of kinds that are not read here: 3 (.psd 2, .svg 1); "
+        "in: left out, as images of formats that are not read here: 3 (.psd 2, .svg 1); "
         "convert them to PNG, TIFF or JPEG"
     )
-    assert others_note.endswith("in: left out, as no pictures: 2 (.json 1, without extension 1)")
+    assert others_note.endswith("in: left out, as no images: 2 (.json 1, without extension 1)")
 
 
 def test_a_folder_of_damaged_pictures_errors(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"none of its 1 pictures can be read, .*a\.png"):
+    with pytest.raises(InputError, match=r"none of its 1 images can be read, .*a\.png"):
         domain(tmp_path)
 
 
@@ -224,7 +225,7 @@ def test_twelve_bits_in_sixteen_are_said_and_white_mends_them(tmp_path):
         Image.fromarray(samples).save(tmp_path / name)
     found = domain(tmp_path, preprocess="none")
     assert any(
-        ", 2 of its pictures: its 16 bits hold no level above 4095" in note for note in found.notes
+        ", 2 of its images: its 16 bits hold no level above 4095" in note for note in found.notes
     )
     found = domain(tmp_path, preprocess="none", white=4095)
     assert not any("no level above" in note for note in found.notes)
@@ -243,7 +244,7 @@ def test_transparency_is_laid_on_white_and_said(tmp_path):
     np.testing.assert_array_equal(read[20:], pixels[20:, :, :3])
     mixed = np.rint(pixels[16:20, :, :3] * 0.2 + 255 * 0.8)
     assert np.abs(read[16:20] - mixed).max() <= 1
-    assert "1 pictures with transparency are laid on white" in found.notes[0]
+    assert "1 images with transparency are laid on white" in found.notes[0]
 
 
 def test_one_channel_is_luma(tmp_path):

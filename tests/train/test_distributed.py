@@ -22,9 +22,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
 from cyclegan_train import run  # noqa: E402 (after the check for torch)
+from cyclegan_train.batches import Sampler  # noqa: E402
 from cyclegan_train.config import TrainConfig  # noqa: E402
 from cyclegan_train.cyclegan import CycleGAN  # noqa: E402
-from cyclegan_train.data import Sampler  # noqa: E402
 from cyclegan_train.distributed import ALONE, Ranks, joined_ranks  # noqa: E402
 from cyclegan_train.settings import settings_for  # noqa: E402
 

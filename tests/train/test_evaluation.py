@@ -123,8 +123,8 @@ def test_partners_have_the_same_path_and_the_rest_is_counted(tmp_path, torchmetr
     found = evaluation.evaluate_pictures(tmp_path / "results", tmp_path / "truth")
     assert found.pictures == 2
     assert found.notes == (
-        f"{tmp_path}/results: 2 of its 4 pictures have no partner and are left out",
-        f"{tmp_path}/truth: 1 of its 3 pictures have no partner and are left out",
+        f"{tmp_path}/results: 2 of its 4 images have no partner and are left out",
+        f"{tmp_path}/truth: 1 of its 3 images have no partner and are left out",
     )
     one = evaluation.evaluate_pictures(tmp_path / "results" / "a" / "2.png", tmp_path / "truth/a")
     assert (one.pictures, one.notes) == (1, ())
@@ -147,9 +147,9 @@ def test_what_is_no_picture_that_is_read_is_told(tmp_path, torchmetrics, way):
     else:
         found = evaluation.evaluate_sets(*folders, means_and_roughness)
     assert found.notes[:2] == (
-        f"{folders[0]}: left out, as pictures of kinds that are not read here: 2 (.psd 1, .exr 1); "
+        f"{folders[0]}: left out, as images of formats that are not read here: 2 (.psd 1, .exr 1); "
         "convert them to PNG, TIFF or JPEG",
-        f"{folders[1]}: left out, as no pictures: 1 (.txt 1)",
+        f"{folders[1]}: left out, as no images: 1 (.txt 1)",
     )
 
 
@@ -158,14 +158,14 @@ def test_folders_without_partners_errors(tmp_path, torchmetrics):
     save(tmp_path / "truth" / "other.png", noise(2))
     (tmp_path / "empty").mkdir()
     for truth, message in (
-        ("truth", r"none of its 1 pictures has a partner.*results/one.png and not the name of"),
+        ("truth", r"none of its 1 images has a partner.*results/one.png and not the name of"),
         ("nowhere", "nowhere: no such file or folder"),
-        ("empty", "empty: no pictures in it"),
+        ("empty", "empty: no images in it"),
     ):
         with pytest.raises(InputError, match=message):
             evaluation.evaluate_pictures(tmp_path / "results", tmp_path / truth)
     save(tmp_path / "results" / "one.bmp", noise(1))
-    with pytest.raises(InputError, match=r"one.png and .*one.bmp: differ in their endings only"):
+    with pytest.raises(InputError, match=r"one.png and .*one.bmp: differ in their extensions only"):
         evaluation.evaluate_pictures(tmp_path / "results", tmp_path / "truth")
 
 
@@ -176,7 +176,7 @@ def test_another_size_errors_unless_it_is_to_be_resized(tmp_path, torchmetrics):
         evaluation.evaluate_pictures(result, truth)
     found = evaluation.evaluate_pictures(result, truth, resize=True)
     assert found.rows[evaluation.RESULTS].l1 == 3
-    assert found.notes == ("1 pictures of 16×12 are resized to their truth's 32×24",)
+    assert found.notes == ("1 images of 16×12 are resized to their truth's 32×24",)
 
 
 def test_a_picture_smaller_than_the_window_of_ssim_errors(tmp_path, torchmetrics):
@@ -313,7 +313,7 @@ def test_smaller_label_maps_are_enlarged_by_whole_pixels(tmp_path):
 
 def test_a_truth_of_nothing_but_void_errors(tmp_path):
     black = save(tmp_path / "black.png", np.zeros((4, 4, 3), np.uint8))
-    with pytest.raises(InputError, match="no pixel of the truth is of a class of the palette"):
+    with pytest.raises(InputError, match="no pixel of the truth has a class of the palette"):
         evaluation.evaluate_labels(black, black, PALETTE)
 
 
@@ -331,7 +331,7 @@ def test_palettes_are_read_from_json_and_toml(tmp_path):
     [
         ("{", "is neither JSON nor TOML"),
         ("[1]", "holds 0 colours for 0 names"),
-        ('{"a": [1, 2]}', r"a = \[1, 2\] is to be \[red, green, blue\] of 0..255"),
+        ('{"a": [1, 2]}', r"a = \[1, 2\] must be \[red, green, blue\], each of 0..255"),
         ('{"a": [1, 2, 256], "b": [1, 2, 3]}', "a = "),
         ('{"a": [1, 2, 3], "void": [0, 0, 0]}', "holds 2 colours for 2 names; give 2 to 255"),
         ('{"a": [1, 2, 3], "b": [1, 2, 3]}', "holds 1 colours for 2 names"),
@@ -419,7 +419,7 @@ def test_sets_are_drawn_alike_every_time_and_the_draws_are_told(two_sets, torchm
     assert found[0] == found[1]
     assert found[0].kid_std > 0
     assert torch.equal(before, torch.get_rng_state())
-    assert found[0].lines()[0] == "9 pictures against 12 real ones"
+    assert found[0].lines()[0] == "9 images against 12 real ones"
     assert "(100 subsets of 4)" in found[0].lines()[2]
 
 
@@ -428,13 +428,13 @@ def test_fid_of_fewer_pictures_than_features_is_warned_of(two_sets, torchmetrics
     found = evaluation.evaluate_sets(
         fake, real, lambda pictures: means_and_roughness(pictures).repeat(1, 2)
     )
-    assert "FID of 9 pictures is too high" in found.notes[0]
+    assert "FID of 9 images is too high" in found.notes[0]
     assert "12 features" in found.notes[0]
 
 
 def test_one_picture_is_no_set_errors(tmp_path, two_sets, torchmetrics):
     save(tmp_path / "lone" / "1.png", noise(0))
-    with pytest.raises(InputError, match="one picture is no set"):
+    with pytest.raises(InputError, match="one image is no set"):
         evaluation.evaluate_sets(tmp_path / "lone", two_sets[1], means_and_roughness)
 
 
@@ -504,7 +504,7 @@ def test_the_command_prints_numbers_to_stdout_and_the_rest_to_stderr(tmp_path, c
     head, results = said.out.splitlines()
     assert " ".join(head.split()) == "1 label maps pixel accuracy class accuracy class IoU"
     assert results.split() == ["results", "1.000", "1.000", "1.000"]
-    assert "1 of its 2 pictures have no partner" in said.err
+    assert "1 of its 2 images have no partner" in said.err
 
 
 def test_the_command_prints_json(tmp_path, capsys, torchmetrics):

@@ -41,8 +41,9 @@ from cyclegan_batch.machine import cpu_threads
 from cyclegan_batch.models import run_folder as names
 from cyclegan_batch.wording import counted, first_line, printable
 
+from .batches import Feed, Sampler
 from .cyclegan import LOSSES, NETWORKS, CycleGAN, generator_config
-from .data import Domain, Feed, Sampler, find_folders, load_domains
+from .data import Domain, find_folders, load_domains
 from .distributed import Ranks, joined_ranks
 from .health import signs_in_losses
 from .networks import least_side

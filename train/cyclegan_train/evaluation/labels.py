@@ -1,4 +1,4 @@
-"""Accuracies and the IoU of label maps against their truth, by the colours of a palette."""
+"""Pixel accuracy, class accuracy and class IoU of label maps, by the colours of a palette."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BLIND = (MODE, OTHER_LABELS)
 """Predictors of labels that never see the input."""
 
 _CHUNK = 2**18
-"""Pixels whose distances to a palette are held at once."""
+"""Pixels whose distances to a palette are in memory at once."""
 
 Colour: TypeAlias = tuple[int, int, int]
 """Red, green, blue, 0..255."""
@@ -44,31 +44,32 @@ Colour: TypeAlias = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class LabelScore:
-    """How well label maps agree with the truth, over all pixels of all pictures."""
+    """How well label maps agree with the truth, over all pixels of all images."""
 
     pixel_accuracy: float
-    """Share of the pixels that are of their true class."""
+    """Share of the pixels that have their true class."""
     class_accuracy: float
-    """The same within each class of the truth, and the mean over these classes."""
+    """The mean of that share within each class, over the classes of the truth."""
     class_iou: float
-    """Intersection over union, the mean over the classes of the truth and of the prediction."""
+    """The mean intersection over union, over the classes of the truth and of the prediction."""
     ious: Mapping[str, float | None]
-    """Of every class; None where neither the truth nor the prediction has it."""
+    """The IoU of every class; None where neither the truth nor the prediction has it."""
 
 
 @dataclass(frozen=True)
 class LabelEvaluation:
-    """Label maps beside their truth."""
+    """The scores of label maps against their truth."""
 
     pictures: int
+    """How many label maps were scored."""
     rows: Mapping[str, LabelScore]
-    """`RESULTS` first, then what to compare it with."""
+    """`RESULTS` first, then the rows to compare it with."""
     ignores_input: bool
-    """Whether the results are no better than what never sees the input."""
+    """Whether the results are no better than predictors that never see the input."""
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """Return the table for people."""
+        """Return a table of the scores."""
         rows = {
             name: tuple(
                 f"{value:.3f}"
@@ -76,8 +77,8 @@ class LabelEvaluation:
             )
             for name, score in self.rows.items()
         }
-        counted = f"{self.pictures} label maps"
-        return table(counted, ("pixel accuracy", "class accuracy", "class IoU"), rows)
+        title = f"{self.pictures} label maps"
+        return table(title, ("pixel accuracy", "class accuracy", "class IoU"), rows)
 
 
 @dataclass(frozen=True)
@@ -86,29 +87,29 @@ class Palette:
 
     colours: Mapping[str, Colour]
     void: Colour | None = None
-    """What is of no class: where the truth is nearest to it nothing is scored, and where only the
-    results are they are wrong."""
+    """The colour of no class. Pixels whose truth is nearest to it are not scored; where only the
+    result is nearest to it, the result is wrong."""
     blind_iou: float = 0.0
-    """Class IoU under which a network is known to ignore its input; 0 where that is not known."""
+    """Class IoU below which a network certainly ignores its input; 0 where no such bound exists."""
 
     def classes(self, pixels: Pixels) -> Classes:
         """Return for every pixel the number of the class with the nearest colour, ``(H, W)``.
 
-        Of two that are equally near the first; void comes after the last.
+        Of two equally near classes it is the first; the number of void comes after the last class.
         """
-        known = [*self.colours.values(), *([self.void] if self.void else [])]
+        colours = [*self.colours.values(), *([self.void] if self.void else [])]
         flat = pixels.reshape(-1, 3)
-        found = np.empty(len(flat), np.uint8)
+        classes = np.empty(len(flat), np.uint8)
         for start in range(0, len(flat), _CHUNK):
             part = flat[start : start + _CHUNK].astype(np.float32)
             nearest = np.full(len(part), np.inf, np.float32)
-            for number, colour in enumerate(np.array(known, np.float32)):
-                # |pixel - colour|² without |pixel|², which is the same for all. Exact: whole
-                # numbers under 2²⁴.
+            for number, colour in enumerate(np.array(colours, np.float32)):
+                # |pixel - colour|² less |pixel|², which is the same for all colours. float32 is
+                # exact here: the values are whole numbers below 2²⁴.
                 distance = colour @ colour - 2 * (part @ colour)
-                np.putmask(found[start : start + _CHUNK], distance < nearest, number)
+                np.putmask(classes[start : start + _CHUNK], distance < nearest, number)
                 np.minimum(nearest, distance, out=nearest)
-        return found.reshape(pixels.shape[:2])
+        return classes.reshape(pixels.shape[:2])
 
 
 CITYSCAPES = Palette(
@@ -126,41 +127,43 @@ CITYSCAPES = Palette(
 )  # fmt: skip
 """The 19 classes that Cityscapes is scored on, and black (cityscapesScripts, helpers/labels.py).
 
-The few colours of classes that are not scored (parking, bridge, …) go to the nearest of these. What
-never sees the photograph reaches a class IoU of about 0.10 on the test pairs of the CycleGAN data
-set (benchmarks/cityscapes.md): hence the 0.12.
+The few colours of classes that are not scored (parking, bridge, …) count as the nearest of these.
+The limit of 0.12 is a little above what predictors that never see the photograph reach on the test
+pairs of the CycleGAN data set, a class IoU of about 0.10 (benchmarks/cityscapes.md).
 """
 
 
 def palette_from(name: str) -> Palette:
     """Return ``cityscapes``, or the palette of a JSON or TOML file: ``name = [red, green, blue]``.
 
-    The name ``void`` is that of what is of no class. Raises InputError.
+    The name ``void`` is that of the colour of no class. Raises InputError.
     """
     if name == "cityscapes":
         return CITYSCAPES
     path = Path(name)
-    shown = printable(path)
+    name = printable(path)
     try:
         text = path.read_text("utf-8")
-        found = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+        content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
     except OSError as error:
         raise InputError(
-            f"{shown}: no palette: {error.strerror or error}; give cityscapes, or a JSON or TOML "
+            f"{name}: no palette: {error.strerror or error}; give cityscapes, or a JSON or TOML "
             "file"
         ) from error
     except ValueError as error:
-        raise InputError(f"{shown}: is neither JSON nor TOML: {error}") from error
+        raise InputError(f"{name}: is neither JSON nor TOML: {error}") from error
     colours = {}
-    for label, colour in found.items() if isinstance(found, dict) else ():
-        whole = isinstance(colour, list) and all(type(value) is int for value in colour)
-        if not whole or len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
-            raise InputError(f"{shown}: {label} = {colour!r} is to be [red, green, blue] of 0..255")
+    for label, colour in content.items() if isinstance(content, dict) else ():
+        integers = isinstance(colour, list) and all(type(value) is int for value in colour)
+        if not integers or len(colour) != 3 or not all(0 <= value <= 255 for value in colour):
+            raise InputError(
+                f"{name}: {label} = {colour!r} must be [red, green, blue], each of 0..255"
+            )
         colours[label] = (colour[0], colour[1], colour[2])
     distinct = len(set(colours.values()))
     if not 3 <= distinct + ("void" not in colours) <= 256 or distinct < len(colours):
         raise InputError(
-            f"{shown}: holds {distinct} colours for {len(colours)} names; give 2 to 255 classes, "
+            f"{name}: holds {distinct} colours for {len(colours)} names; give 2 to 255 classes, "
             "each with a colour of its own, as name = [red, green, blue]"
         )
     void = colours.pop("void", None)
@@ -177,20 +180,20 @@ def evaluate_labels(
     resize: bool = False,
     watch: Watch = lambda done, total: None,
 ) -> LabelEvaluation:
-    """Score pictures of label maps against their truth, by the nearest colours of ``palette``.
+    """Score images of label maps against their truth, by the nearest colours of ``palette``.
 
-    ``train_truth`` holds the labels of a training: the predictors that never see the input are made
-    of them. With ``resize`` results of another size than their truth are resized to it, each pixel
-    being the nearest one's class. Raises InputError.
+    ``train_truth`` holds the labels of the training, from which the predictors that never see the
+    input are made. With ``resize``, results of another size than their truth are resized to it,
+    each pixel taking the class of the nearest one. Raises InputError.
     """
     matched = match(results, truth, source)
     pairs, sizes = matched.pairs, Sizes(resize)
-    known = () if train_truth is None else tuple(images_in(train_truth)[0].values())
-    total = len(known) + len(pairs)
+    training = () if train_truth is None else tuple(images_in(train_truth)[0].values())
+    total = len(training) + len(pairs)
     mode = None
-    if known:
+    if training:
         first = palette.classes(read_pixels(pairs[0].truth))
-        mode = _mode(known, palette, first.shape, lambda done: watch(done, total))
+        mode = _mode(training, palette, first.shape, lambda done: watch(done, total))
     counts: dict[str, npt.NDArray[np.int64]] = {}
     for number, pair in enumerate(pairs):
         true = palette.classes(read_pixels(pair.truth))
@@ -202,35 +205,35 @@ def evaluate_labels(
             rows[INPUT] = sizes.fitted_labels(classes, pair.source, size)
         if mode is not None:
             rows[MODE] = nearest(mode, size)
-        if known or len(pairs) > 1:
-            # Those of a training in even steps; else half the pairs away: neighbours are often
-            # the same street.
-            other = known[number * len(known) // len(pairs)] if known else None
-            other = other or other_pair(pairs, number).truth
+        if training:
+            other = training[number * len(training) // len(pairs)]  # in even steps through all
+            rows[OTHER_LABELS] = nearest(palette.classes(read_pixels(other)), size)
+        elif len(pairs) > 1:
+            other = other_pair(pairs, number).truth
             rows[OTHER_LABELS] = nearest(palette.classes(read_pixels(other)), size)
         for name, classes in rows.items():
             counts[name] = counts.get(name, 0) + _confusion(true, classes, len(palette.colours))
-        watch(len(known) + number + 1, total)
-    scores = {name: _label_score(found, tuple(palette.colours)) for name, found in counts.items()}
+        watch(len(training) + number + 1, total)
+    scores = {name: _label_score(each, tuple(palette.colours)) for name, each in counts.items()}
     blind = _blindness(scores, palette.blind_iou)
     notes = (*matched.notes, *sizes.notes(), *blind)
     return LabelEvaluation(len(pairs), scores, bool(blind), notes)
 
 
 def _blindness(rows: Mapping[str, LabelScore], limit: float) -> list[str]:
-    """Return what there is to say where the results could have been made without the input."""
+    """Return a note where the results are no better than a predictor that never sees the input."""
     iou = rows[RESULTS].class_iou
-    said = f"ignores its input, or does no better: a class IoU of {iou:.3f}, and "
+    beginning = f"ignores its input, or does no better: a class IoU of {iou:.3f}, and "
     for name in _BLIND:
         if name in rows and iou <= rows[name].class_iou:
-            return [f"{said}{name} has {rows[name].class_iou:.3f} without seeing it"]
-    return [f"{said}without seeing it one comes close to {limit}"] if iou < limit else []
+            return [f"{beginning}{name} has {rows[name].class_iou:.3f} without seeing it"]
+    return [f"{beginning}without seeing it one comes close to {limit}"] if iou < limit else []
 
 
 def _mode(
     labels: Sequence[Path], palette: Palette, size: tuple[int, ...], watch: Callable[[int], None]
 ) -> Classes:
-    """Return the commonest class at every pixel, never void: it would never be right."""
+    """Return the commonest class at every pixel, never void, which would never be right."""
     counts = np.zeros((len(palette.colours), *size), np.int32)
     for number, path in enumerate(labels):
         classes = nearest(palette.classes(read_pixels(path)), (size[0], size[1]))
@@ -241,10 +244,10 @@ def _mode(
     return mode
 
 
-def _confusion(true: Classes, found: Classes, classes: int) -> npt.NDArray[np.int64]:
-    """Return how many pixels of every true class (rows) were found to be of which, void last."""
+def _confusion(true: Classes, predicted: Classes, classes: int) -> npt.NDArray[np.int64]:
+    """Return the pixels of every true class (rows) by their predicted class, void last."""
     scored = true < classes
-    both = true[scored].astype(np.int64) * (classes + 1) + found[scored]
+    both = true[scored].astype(np.int64) * (classes + 1) + predicted[scored]
     return np.bincount(both, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 
 
@@ -252,15 +255,15 @@ def _label_score(counts: npt.NDArray[np.int64], names: Sequence[str]) -> LabelSc
     right, true = np.diag(counts), counts.sum(1)
     either = true + counts.sum(0)[:-1] - right
     if not true.any():
-        raise InputError("no pixel of the truth is of a class of the palette; check the palette")
-    here, seen = true > 0, either > 0
+        raise InputError("no pixel of the truth has a class of the palette; check the palette")
+    in_truth, in_either = true > 0, either > 0
     ious = {
-        name: float(right[number] / either[number]) if seen[number] else None
+        name: float(right[number] / either[number]) if in_either[number] else None
         for number, name in enumerate(names)
     }
     return LabelScore(
         pixel_accuracy=float(right.sum() / true.sum()),
-        class_accuracy=float(np.mean(right[here] / true[here])),
-        class_iou=float(np.mean(right[seen] / either[seen])),
+        class_accuracy=float(np.mean(right[in_truth] / true[in_truth])),
+        class_iou=float(np.mean(right[in_either] / either[in_either])),
         ious=ious,
     )

@@ -30,19 +30,19 @@ from .pairs import (
     table,
 )
 
-OTHER_TRUTH = "another picture's truth"
+OTHER_TRUTH = "another image's truth"
 MEAN_COLOUR = "the truth's mean colour"
 
 _WINDOW = 11
-"""Pixels of SSIM's window."""
+"""Side of SSIM's window, in pixels."""
 
 
 @dataclass(frozen=True)
 class PictureScore:
-    """How near pictures are to their truth: means over the pictures."""
+    """How near images are to their truth: means over the images."""
 
     psnr: float
-    """Decibels; infinite where one of them equals its truth."""
+    """Decibels; infinite where one of the images equals its truth."""
     ssim: float
     l1: float
     """Mean absolute difference in grey levels, 0..255."""
@@ -50,21 +50,22 @@ class PictureScore:
 
 @dataclass(frozen=True)
 class PictureEvaluation:
-    """Pictures beside their truth."""
+    """The scores of images against their truth."""
 
     pictures: int
+    """How many images were scored."""
     rows: Mapping[str, PictureScore]
-    """`RESULTS` first, then what to compare it with."""
+    """`RESULTS` first, then the rows to compare it with."""
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """Return the table for people."""
+        """Return a table of the scores."""
         rows = {
             name: (f"{score.psnr:.2f} dB", f"{score.ssim:.4f}", f"{score.l1:.2f}")
             for name, score in self.rows.items()
         }
-        counted = f"means over {self.pictures} pictures"
-        return table(counted, ("PSNR", "SSIM", "L1 of 255"), rows)
+        title = f"means over {self.pictures} images"
+        return table(title, ("PSNR", "SSIM", "L1 of 255"), rows)
 
 
 def evaluate_pictures(
@@ -75,11 +76,11 @@ def evaluate_pictures(
     resize: bool = False,
     watch: Watch = lambda done, total: None,
 ) -> PictureEvaluation:
-    """Score pictures against their truth, and beside them ``source``, what they were made from.
+    """Score images against their truth; score what they were made from, ``source``, beside them.
 
-    Each is a picture, or a folder whose pictures have the same names (endings apart). With
-    ``resize`` results of another size than their truth are resized to it, bicubic. Raises
-    InputError, and BackendUnavailableError where torchmetrics is missing.
+    Each is an image, or a folder in which partners have the same names (extensions apart). With
+    ``resize``, results of another size than their truth are resized to it (bicubic). Raises
+    InputError, and BackendUnavailableError where torchmetrics is not installed.
     """
     try:
         functional: Any = importlib.import_module("torchmetrics.functional.image")
@@ -102,8 +103,8 @@ def evaluate_pictures(
         size = (true.shape[0], true.shape[1])
         if min(size) < _WINDOW:
             raise InputError(
-                f"{printable(pair.truth)}: {size_text(size)} is too small for SSIM, which looks at "
-                f"{_WINDOW} × {_WINDOW} pixels; leave it out"
+                f"{printable(pair.truth)}: {size_text(size)} is too small for SSIM, whose window "
+                f"has {_WINDOW} × {_WINDOW} pixels; leave it out"
             )
         rows = {RESULTS: sizes.fitted(read_pixels(pair.result), pair.result, size)}
         if pair.source is not None:
@@ -114,11 +115,11 @@ def evaluate_pictures(
         for name, pixels in rows.items():
             scores.setdefault(name, []).append(_picture_score(pixels, true, ssim))
         watch(len(pairs) + number + 1, total)
-    means = {name: PictureScore(*np.mean(found, 0).tolist()) for name, found in scores.items()}
+    means = {name: PictureScore(*np.mean(each, 0).tolist()) for name, each in scores.items()}
     notes = [*matched.notes, *sizes.notes()]
     if INPUT in means and math.isfinite(gain := means[RESULTS].psnr - means[INPUT].psnr):
-        way = "nearer to the truth than" if gain >= 0 else "farther from the truth than"
-        notes.append(f"{abs(gain):.1f} dB {way} the input")
+        where = "nearer to the truth than" if gain >= 0 else "farther from the truth than"
+        notes.append(f"{abs(gain):.1f} dB {where} the input")
     return PictureEvaluation(len(pairs), means, tuple(notes))
 
 
@@ -128,10 +129,10 @@ def _picture_score(
     difference = pixels.astype(np.float64) - true
     mean_square = float(np.mean(np.square(difference)))
     psnr = 10 * math.log10(255.0**2 / mean_square) if mean_square else math.inf
-    # In float32: exact to 1e-6, and twenty times as fast as in float64.
+    # float32 is exact to 1e-6 here, and twenty times as fast as float64.
     planes = [
         torch.from_numpy(np.array(each, np.float32)).permute(2, 0, 1)[None]
         for each in (pixels, true)
     ]
-    alike = float(ssim(*planes, sigma=1.5, data_range=255.0, k1=0.01, k2=0.03))
-    return psnr, alike, float(np.abs(difference).mean())
+    similarity = float(ssim(*planes, sigma=1.5, data_range=255.0, k1=0.01, k2=0.03))
+    return psnr, similarity, float(np.abs(difference).mean())

@@ -1,0 +1,150 @@
+"""Which images come in which batch, and the batches themselves.
+
+An epoch shows as many images of each domain as the larger folder has, each of that folder once: A
+in an order drawn anew, B drawn at random (as the reference does). Every draw depends on nothing
+but the seed, the epoch and the position in the epoch. The state of the sampler is therefore two
+numbers, and the batches are the same whether images are cached or decoded, by however many workers.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .data import Domain, normalized, two_sizes_error
+
+_AHEAD = 2
+"""Batches that wait, beside those that the workers are making."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample of a batch: which images, and the seed of their cut and flip."""
+
+    a: int
+    b: int
+    seed: str
+
+
+class Sampler:
+    """Draws the images of every batch. Its state is the epoch and the position in it.
+
+    Several processes share the images of an epoch: ``size`` of them, this one being ``rank``,
+    together have the samples, in the same steps, that one process would have with ``size`` times
+    the batch size.
+    """
+
+    def __init__(
+        self,
+        n_a: int,
+        n_b: int,
+        *,
+        batch_size: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
+        self._n_a, self._n_b, self._batch_size, self._seed = n_a, n_b, batch_size, seed
+        self._rank, self._size = rank, size
+        self.epoch = 1
+        """The epoch of the next batch, counted from 1."""
+        self.position = 0
+        """The number of the next batch within that epoch, counted from 0."""
+
+    @property
+    def batches(self) -> int:
+        """Batches in an epoch; images that do not fill the last batch are left out of it."""
+        return max(1, max(self._n_a, self._n_b) // (self._batch_size * self._size))
+
+    def advance(self) -> None:
+        """Go to the next batch, after the last one to the next epoch."""
+        self.epoch, self.position = self.after(1)
+
+    def after(self, steps: int) -> tuple[int, int]:
+        """Return the epoch and the position in it, ``steps`` batches from here."""
+        place = (self.epoch - 1) * self.batches + self.position + steps
+        return place // self.batches + 1, place % self.batches
+
+    def batch(self, epoch: int, position: int) -> list[Draw]:
+        """Return the samples of any batch; the state does not change."""
+        order = _order(max(self._n_a, self._n_b), f"{self._seed} {epoch}")
+        draws = []
+        begin = (position * self._size + self._rank) * self._batch_size
+        for place in range(begin, begin + self._batch_size):
+            number = order[place % len(order)]
+            seed = f"{self._seed} {epoch} {place}"
+            draws.append(Draw(number % self._n_a, random.Random(seed).randrange(self._n_b), seed))
+        return draws
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the state."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go back to where `state_dict` was called."""
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(length: int, seed: str) -> list[int]:
+    order = list(range(length))
+    random.Random(seed).shuffle(order)
+    return order
+
+
+class Feed:
+    """The batches in the sampler's order; threads decode images ahead that are not cached."""
+
+    def __init__(self, a: Domain, b: Domain, sampler: Sampler, *, workers: int) -> None:
+        self.a, self.b, self.sampler = a, b, sampler
+        cached = a.cached is not None and b.cached is not None
+        self._pool = None if cached else ThreadPoolExecutor(workers)
+        # A batch is floats, four times an image: no more than keep all workers busy.
+        self._ahead = workers + _AHEAD
+        self._coming: dict[tuple[int, int], Future[tuple[Tensor, Tensor]]] = {}
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Return real_A and real_B, float32 ``(N, C, H, W)`` in [-1, 1], and advance the sampler.
+
+        Raises InputError where an image can no longer be read, or those of a batch differ in size.
+        """
+        here = (self.sampler.epoch, self.sampler.position)
+        if self._pool is None:
+            batch = self._make(*here)
+        else:
+            for steps in range(self._ahead):
+                place = self.sampler.after(steps)
+                if place not in self._coming:
+                    self._coming[place] = self._pool.submit(self._make, *place)
+            batch = self._coming.pop(here).result()
+        self.sampler.advance()
+        return batch
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _make(self, epoch: int, position: int) -> tuple[Tensor, Tensor]:
+        draws = self.sampler.batch(epoch, position)
+        return (
+            _stacked(self.a, [draw.a for draw in draws], [f"A {draw.seed}" for draw in draws]),
+            _stacked(self.b, [draw.b for draw in draws], [f"B {draw.seed}" for draw in draws]),
+        )
+
+
+def _stacked(domain: Domain, numbers: Sequence[int], seeds: Sequence[str]) -> Tensor:
+    images = [
+        domain.augmented(number, random.Random(seed))
+        for number, seed in zip(numbers, seeds, strict=True)
+    ]
+    for number, image in zip(numbers, images, strict=True):
+        if image.shape != images[0].shape:
+            raise two_sizes_error(domain.paths[number], image.shape[1:], images[0].shape[1:])
+    return normalized(torch.stack(images))

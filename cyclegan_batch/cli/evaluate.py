@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -67,50 +66,40 @@ def command(
     try:
         from cyclegan_train import evaluation as scores
     except ImportError as error:
-        from ..errors import BackendUnavailableError
+        from ..errors import missing_extra
 
-        raise BackendUnavailableError(
-            f"cannot evaluate: {error.name or error} is not installed; "
-            "pip install 'cyclegan-batch[train]' brings it"
-        ) from error
+        raise missing_extra("train", error, doing="evaluate") from error
     from ..wording import printable
     from .progress import Reporter
 
     reporter = Reporter(quiet=quiet)
 
     def watch(done: int, total: int) -> None:
-        told = f"{done} of {total} pictures read"
-        reporter.show(lambda columns: told[:columns], lambda: told, dict)
+        sentence = f"{done} of {total} images read"
+        reporter.show(lambda columns: sentence[:columns], lambda: sentence, dict)
 
-    found: dict[str, Any] = {}
     try:
-        features = scores.inception_features(inception) if real else None
-        if truth and palette:
-            found["labels"] = scores.evaluate_labels(
-                results,
-                truth,
-                scores.palette_from(palette),
-                source=source,
-                train_truth=train_truth,
-                resize=resize,
-                watch=watch,
-            )
-        elif truth:
-            found["pictures"] = scores.evaluate_pictures(
-                results, truth, source=source, resize=resize, watch=watch
-            )
-        if real and features:
-            found["sets"] = scores.evaluate_sets(results, real, features, watch=watch)
+        evaluations = scores.evaluate(
+            results,
+            truth=truth,
+            source=source,
+            palette=palette,
+            train_truth=train_truth,
+            resize=resize,
+            real=real,
+            inception=inception,
+            watch=watch,
+        )
     finally:
         reporter.close()
-    for each in found.values():
+    for each in evaluations.values():
         for note in each.notes:
             reporter.say(note)
     if as_json:
         print_result(
-            json.dumps({kind: scores.as_json(each) for kind, each in found.items()}, indent=2)
+            json.dumps({kind: scores.as_json(each) for kind, each in evaluations.items()}, indent=2)
         )
     else:
         print_result(
-            "\n\n".join("\n".join(map(printable, each.lines())) for each in found.values())
+            "\n\n".join("\n".join(map(printable, each.lines())) for each in evaluations.values())
         )

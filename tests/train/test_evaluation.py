@@ -553,7 +553,7 @@ def test_without_a_package_one_line_says_what_to_install_errors(
         if name.split(".")[0] == package:
             monkeypatch.setitem(sys.modules, name, None)
     said = (
-        f"^cannot evaluate: {package}\\S* is not installed; pip install .cyclegan-batch\\[train\\]"
+        f'^cannot evaluate: {package}\\S* is not installed; pip install "cyclegan-batch\\[train\\]'
     )
     with pytest.raises(BackendUnavailableError, match=said):
         cli.evaluate.command.main(["1.png", *options, "1.png"], standalone_mode=False)

@@ -1,67 +1,69 @@
-"""What is known of a model file, whatever wrote it: the form that models and engines share."""
+"""The card of a model file: its description, in one form for every kind of file."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from ..frames import PixelType, SizeRequirements
 from ..wording import Note, grouped, printable
 
+FilePrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
+"""The number type of a file's weights; a runtime may compute in another one."""
+
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model file says of itself (``metadata_props``), completed by what its graph shows."""
+    """The description of a model file, from its metadata and from its graph or weights."""
 
     path: Path
     digest: str
-    """SHA-256 of the file and of the weights that lie beside it, hexadecimal."""
+    """SHA-256 of the file and of the weights beside it, hexadecimal."""
     contract_version: int
-    """0 for a foreign file that was adopted, and for a checkpoint."""
+    """0 for an adopted foreign file and for a checkpoint."""
     architecture: str
     pixel_type: PixelType
     sizes: SizeRequirements
     batch: int | None
-    """The only batch size the file takes, or None."""
+    """The only batch size that the file accepts, or None."""
     trained_size: int | None
     direction: str | None
     """``AtoB`` or ``BtoA``."""
-    precision: str
-    """``fp32``, ``fp16`` or ``int8``: the type of the file's weights."""
+    precision: FilePrecision
     source_digest: str | None
-    """SHA-256 of the checkpoint it was exported from."""
+    """SHA-256 of the checkpoint that the file was exported from."""
     tool_version: str | None
     parity: str | None
-    """Measured parity, in words."""
+    """The measured parity, in words."""
     generator: dict[str, Any] | None = None
-    """The fields of `generators.GeneratorConfig`, where it was exported from a checkpoint."""
+    """The fields of `networks.GeneratorConfig`, where the file is from a checkpoint."""
     adopted: str | None = None
     """How a foreign file was understood (``nchw rgb 0..255``), or None."""
     notes: tuple[Note, ...] = ()
-    """What the user should be told once."""
+    """Notes for the user, each to be description once."""
 
 
 def describe(card: ModelCard) -> dict[str, Any]:
-    """Return the card as plain values that JSON takes, in the order in which they are shown."""
+    """Return the card as values that JSON can hold, in the order in which they are shown."""
     fields = asdict(card)
     sizes = fields.pop("sizes")
     kind = "contract ONNX" if card.contract_version else "checkpoint"
     if card.adopted:
         kind = "foreign ONNX, adopted"
-    shown = {
+    description = {
         "path": printable(card.path),
         "kind": kind,
         "contract_version": fields.pop("contract_version") or None,
     }
     del fields["path"]
-    shown |= {key: list(value) if isinstance(value, tuple) else value for key, value in
+    description |= {key: list(value) if isinstance(value, tuple) else value for key, value in
               fields.items() if key not in ("digest", "notes")}  # fmt: skip
-    shown |= {
+    description |= {
         "multiple_of": sizes["multiple_of"],
         "minimum": sizes["minimum"],
         "fixed_size": None if sizes["fixed"] is None else list(sizes["fixed"]),
         "digest": card.digest,
         "notes": list(grouped(card.notes)),
     }
-    return shown
+    return description

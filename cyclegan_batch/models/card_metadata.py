@@ -1,6 +1,6 @@
-"""The card of an ONNX file: how it stands in ``metadata_props``, and whether it is true.
+"""Write a card to the metadata of an ONNX file, and read it back, checked against the graph.
 
-A file of the contract carries its card. What the card of a foreign file can say is read from its
+Each field is one entry of ``metadata_props``. A foreign file has none: its card is made from its
 graph.
 """
 
@@ -20,33 +20,33 @@ from ..errors import ModelError
 from ..frames import SizeRequirements
 from ..wording import printable
 from .adoption import Adoption
-from .card import ModelCard
+from .card import FilePrecision, ModelCard
 from .contract import (
     CONTRACT_VERSION,
     Shapes,
     check_output_size,
-    ends,
     fixed_size,
-    picture_axes,
+    image_axes,
+    input_and_output,
     pixel_type_of,
-    say,
+    value_in_words,
 )
 
 _PREFIX = "cyclegan_batch."
-"""What the keys of the card begin with in ``metadata_props``."""
+"""The beginning of the card's keys in ``metadata_props``."""
 
-_WITHOUT_CARD = (
+_REMEDY = (
     "export the checkpoint again (cyclegan-batch export), or take the ONNX that it was made from"
 )
-"""What to do with a wrong card."""
+"""What to do about a wrong card."""
 
 
 class CardFields(TypedDict, total=False):
-    """What `model_from_contract` is told of a graph; the rest of a `ModelCard` it finds itself."""
+    """The fields of a `ModelCard` that a contract graph does not show itself."""
 
     architecture: Required[str]
     sizes: Required[SizeRequirements]
-    precision: str
+    precision: FilePrecision
     trained_size: int | None
     direction: Literal["AtoB", "BtoA"] | None
     source_digest: str | None
@@ -55,7 +55,7 @@ class CardFields(TypedDict, total=False):
 
 
 def set_card_properties(contract: onnx.ModelProto, card: CardFields) -> None:
-    """Write the card into the metadata of ``contract``, in place of the one that is there."""
+    """Write the card to the metadata of ``contract``, in place of an earlier card."""
     sizes, generator = card["sizes"], card.get("generator")
     fields = {
         "contract_version": CONTRACT_VERSION,
@@ -70,15 +70,15 @@ def set_card_properties(contract: onnx.ModelProto, card: CardFields) -> None:
         "parity": card.get("parity"),
         "generator": None if generator is None else json.dumps(generator),
     }
-    kept = {
+    others = {
         prop.key: prop.value for prop in contract.metadata_props if not prop.key.startswith(_PREFIX)
     }
-    said = {f"{_PREFIX}{key}": str(value) for key, value in fields.items() if value is not None}
-    helper.set_model_props(contract, kept | said)
+    own = {f"{_PREFIX}{key}": str(value) for key, value in fields.items() if value is not None}
+    helper.set_model_props(contract, others | own)
 
 
 def card_properties(proto: onnx.ModelProto) -> dict[str, str]:
-    """Return the card's own keys without their prefix."""
+    """Return the card's entries in the metadata, without the prefix of their keys."""
     return {
         prop.key.removeprefix(_PREFIX): prop.value
         for prop in proto.metadata_props
@@ -87,91 +87,94 @@ def card_properties(proto: onnx.ModelProto) -> dict[str, str]:
 
 
 def card_of_contract(
-    path: Path, proto: onnx.ModelProto, said: dict[str, str], digest: str
+    path: Path, proto: onnx.ModelProto, properties: dict[str, str], digest: str
 ) -> ModelCard:
-    """Return the card of a contract file, checked against the graph. Raises ModelError."""
-    name = printable(path)
+    """Return the card of a contract file, checked against its graph. Raises ModelError.
 
-    def number(key: str, default: int | None) -> int | None:
-        if key not in said:
-            return default
-        if not re.fullmatch(r"[1-9][0-9]{0,5}", said[key]):
-            raise ModelError(
-                f"{name}: its card says {key} = {said[key]!r} where a number of at least 1 is "
-                f"expected; {_WITHOUT_CARD}"
-            )
-        return int(said[key])
-
-    version = number("contract_version", None)
+    ``properties`` are what `card_properties` returns, with a ``contract_version`` among them.
+    """
+    version = _number(path, properties, "contract_version")
     assert version is not None
     if version > CONTRACT_VERSION:
         raise ModelError(
-            f"{name}: was written for version {version} of the contract, this tool knows up to "
-            f"{CONTRACT_VERSION}; install a newer cyclegan-batch"
+            f"{printable(path)}: was written for version {version} of the contract, and this tool "
+            f"reads versions up to {CONTRACT_VERSION}; install a newer cyclegan-batch"
         )
-    entry, leave = ends(path, proto)
-    pixel_type = pixel_type_of(entry, leave)
+    graph_input, graph_output = input_and_output(path, proto)
+    pixel_type = pixel_type_of(graph_input, graph_output)
     if pixel_type is None:
         raise ModelError(
-            f"{name}: its card names the contract, but the graph takes {say(entry)} and gives "
-            f"{say(leave)} where 'frames' and 'translated', (N, H, W, 3) of uint8 or float16, "
-            f"are expected; {_WITHOUT_CARD}"
+            f"{printable(path)}: its card names the contract, but its graph has the input "
+            f"{value_in_words(graph_input)} and the output {value_in_words(graph_output)} where "
+            "'frames' and 'translated', (N, H, W, 3) of uint8 or float16, are expected; "
+            f"{_REMEDY}"
         )
     precision = _weight_precision(proto)
-    if said.get("precision", precision) != precision:
+    if properties.get("precision", precision) != precision:
         raise ModelError(
-            f"{name}: its card says {said['precision']}, but its weights are {precision}; "
-            f"{_WITHOUT_CARD}"
+            f"{printable(path)}: its card says {properties['precision']}, but its weights are "
+            f"{precision}; {_REMEDY}"
         )
-    batch, height, width = picture_axes(entry, "nhwc")
+    batch, height, width = image_axes(graph_input, "nhwc")
     sizes = SizeRequirements(
-        multiple_of=number("multiple_of", 1) or 1,
-        minimum=number("minimum", 1) or 1,
+        multiple_of=_number(path, properties, "multiple_of") or 1,
+        minimum=_number(path, properties, "minimum") or 1,
         fixed=fixed_size(path, height, width),
     )
     check_output_size(path, Shapes(proto), sizes.smallest_fit((64, 64)))
-    if said.get("direction") not in (None, "AtoB", "BtoA"):
-        raise ModelError(
-            f"{name}: its card says direction = {said['direction']!r} where AtoB or BtoA is "
-            f"expected; {_WITHOUT_CARD}"
-        )
+    if properties.get("direction") not in (None, "AtoB", "BtoA"):
+        raise _wrong_field(path, properties, "direction", "AtoB or BtoA")
     return ModelCard(
         path=path,
         digest=digest,
         contract_version=version,
-        architecture=said.get("architecture", "unknown"),
+        architecture=properties.get("architecture", "unknown"),
         pixel_type=pixel_type,
         sizes=sizes,
         batch=batch,
-        trained_size=number("trained_size", None),
-        direction=said.get("direction"),
+        trained_size=_number(path, properties, "trained_size"),
+        direction=properties.get("direction"),
         precision=precision,
-        source_digest=said.get("source_digest"),
-        tool_version=said.get("tool_version"),
-        parity=said.get("parity"),
-        generator=_generator(name, said),
+        source_digest=properties.get("source_digest"),
+        tool_version=properties.get("tool_version"),
+        parity=properties.get("parity"),
+        generator=_generator(path, properties),
     )
 
 
-def _generator(name: str, said: dict[str, str]) -> dict[str, Any] | None:
-    if "generator" not in said:
+def _number(path: Path, properties: dict[str, str], key: str) -> int | None:
+    """Return a field that holds a positive number, None where it is absent. Raises ModelError."""
+    if key not in properties:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", properties[key]):
+        raise _wrong_field(path, properties, key, "a number of at least 1")
+    return int(properties[key])
+
+
+def _generator(path: Path, properties: dict[str, str]) -> dict[str, Any] | None:
+    """Return the configuration of the network, None where it is absent. Raises ModelError."""
+    if "generator" not in properties:
         return None
     try:
-        found = json.loads(said["generator"])
+        config = json.loads(properties["generator"])
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise ModelError(
-            f"{name}: its card says generator = {said['generator'][:80]!r} where a JSON object is "
-            f"expected; {_WITHOUT_CARD}"
-        )
-    return found
+        config = None
+    if not isinstance(config, dict):
+        raise _wrong_field(path, properties, "generator", "a JSON object")
+    return config
+
+
+def _wrong_field(path: Path, properties: dict[str, str], key: str, expected: str) -> ModelError:
+    return ModelError(
+        f"{printable(path)}: its card says {key} = {properties[key][:80]!r} where {expected} is "
+        f"expected; {_REMEDY}"
+    )
 
 
 def card_of_adopted(
     path: Path, proto: onnx.ModelProto, adoption: Adoption, digest: str
 ) -> ModelCard:
-    """Return the card of a foreign file: what it does not say of itself is None."""
+    """Return the card of an adopted foreign file; what its graph does not show is None."""
     fixed = adoption.sizes.fixed
     return ModelCard(
         path=path,
@@ -192,8 +195,8 @@ def card_of_adopted(
     )
 
 
-def _weight_precision(proto: onnx.ModelProto) -> Literal["fp32", "fp16", "int8"]:
-    """Return the number type that most weights have."""
+def _weight_precision(proto: onnx.ModelProto) -> FilePrecision:
+    """Return the number type of most weights, and int8 where anything is quantised."""
     kinds = {node.op_type for node in proto.graph.node}
     if kinds & {"QuantizeLinear", "DequantizeLinear", "ConvInteger", "QLinearConv"}:
         return "int8"

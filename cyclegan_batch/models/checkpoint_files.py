@@ -88,7 +88,7 @@ def find_checkpoint(path: Path, direction: Direction | None = None) -> FoundChec
     said, where = _said_direction(path)
     if direction is not None and said not in (None, direction):
         raise ModelError(
-            f"{printable(path)}: goes {said}, as {where} says, and {direction} was asked for; give "
+            f"{printable(path)}: translates {said}, as {where} says, and {direction} was asked for; give "
             "the file of the other generator, or leave --direction out"
         )
     return FoundCheckpoint(path, direction or said)

@@ -1,13 +1,13 @@
-"""The contract, version 1, as a graph: what it is, and how it comes around a generator.
+"""The contract, version 1: its graph, and how that graph is put around a generator.
 
-One input ``frames`` and one output ``translated``, both RGB ``(N, H, W, 3)`` of one size, and both
-uint8 or both float16 in [0, 1]. Whatever the network wants besides (its range, its layout, its
-channel order, its own number type) happens inside the graph, in the nodes that
-`contract_from_generator` puts around it: for the files of others, and for an exporter too.
+A graph of the contract has one input ``frames`` and one output ``translated``, both RGB
+``(N, H, W, 3)`` of the same size, and both uint8 or both float16 in [0, 1]. Conversions to the
+network's range, layout, channel order and number type are nodes of the graph, which
+`contract_from_generator` adds, for foreign files and for the exporter alike.
 
-Here is also what is read off any graph before that: its two ends, its axes, its constants, and
-whether it keeps the size. No file is read here, and nothing is known of the card; a ``path`` is
-taken only to be named in a refusal.
+This module also reads from any graph what that needs: its input and output, its axes, its
+constants, and whether it keeps the size. It reads no file and no card; a ``path`` argument only
+names the file in an error message.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ INPUT, OUTPUT = "frames", "translated"
 _ELEMENTS: dict[PixelType, int] = {"uint8": TensorProto.UINT8, "float16": TensorProto.FLOAT16}
 
 _OLDEST_OPSET = 7
-"""The nodes around a generator broadcast as numpy does, which ONNX does since opset 7."""
+"""The contract's nodes broadcast as numpy does, which ONNX does since opset 7."""
 
 CONVERTED_OPSET = 13
-"""What an older file is converted to."""
+"""The opset that an older file is converted to."""
 
 BT601 = (0.299, 0.587, 0.114)
-"""Luma from gamma-coded RGB, ITU-R BT.601-7, 2.5.1."""
+"""Weights of R, G and B in the luma of gamma-coded RGB: ITU-R BT.601-7, 2.5.1."""
 
 Layout = Literal["nchw", "nhwc"]
 Order = Literal["rgb", "bgr"]
@@ -51,43 +51,43 @@ _BYTES = RANGES["0..255"]
 
 @dataclass(frozen=True)
 class GeneratorIO:
-    """How a generator sees pictures: what the contract's nodes bring it to and back from."""
+    """The form of a generator's images, which the contract's nodes convert to and from."""
 
     layout: Layout = "nchw"
     order: Order = "rgb"
-    takes: Range = (-1.0, 1.0)
-    """The values of black and white that it is fed."""
-    gives: Range = (-1.0, 1.0)
-    """The values that become black and white."""
-    gives_layout: Layout | None = None
-    """None: the layout that it takes."""
+    input_range: Range = (-1.0, 1.0)
+    """The values of black and of white in the input."""
+    output_range: Range = (-1.0, 1.0)
+    """The values that become black and white in the output."""
+    output_layout: Layout | None = None
+    """None: the same as ``layout``."""
 
     def __str__(self) -> str:
-        """Return it in the grammar of ``--model-io``."""
-        words = [self.layout, self.order, _range_name(self.takes)]
-        if self.gives != self.takes:
-            words += ["->", _range_name(self.gives)]
+        """Return the form in the grammar of ``--model-io``."""
+        words = [self.layout, self.order, _range_name(self.input_range)]
+        if self.output_range != self.input_range:
+            words += ["->", _range_name(self.output_range)]
         return " ".join(words)
 
 
-# Around a generator
+# The graph around a generator
 
 
 def contract_from_generator(
     generator: onnx.ModelProto, io: GeneratorIO, *, pixel_type: PixelType = "uint8"
 ) -> onnx.ModelProto:
-    """Put the contract's nodes around a generator of one input and one output.
+    """Return ``generator``, of one input and one output, with the contract's nodes around it.
 
-    The generator takes and gives ``(N, C, H, W)`` or ``(N, H, W, C)``, C = 1 or 3, of one float
-    type or uint8. Its weights and nodes are kept as they are, under the prefix ``generator/``; the
-    nodes around them work in float32. The first node is the Cast from the pixel type and the last
-    the Cast to it, since TensorRT takes uint8 nowhere else. Rounding is half up (floor of
-    x + 0.5): ONNX's own Round goes to even. Where the generator has one channel it is fed BT.601
-    luma, and its output is repeated. ``generator`` itself is not changed. Raises ModelError.
+    Input and output of the generator are ``(N, C, H, W)`` or ``(N, H, W, C)``, with C = 1 or 3, in
+    a float type or uint8. Its nodes and weights are copied unchanged, under the prefix
+    ``generator/``; the nodes around them compute in float32. The first node is the Cast from the
+    pixel type and the last node the Cast to it, since TensorRT accepts uint8 nowhere else. Rounding
+    is half up (floor of x + 0.5), because ONNX's own Round rounds half to even. A generator of one
+    channel receives BT.601 luma, and its output is repeated. Raises ModelError.
 
-    No arithmetic is put around what takes or gives uint8 of 0..255 already, only the layout and
-    the channel order change, and around a generator that is inside the contract nothing at all
-    (two passes over a frame in float32 cost 8 ms at 1280×720).
+    Where the generator's input or output is uint8 of 0..255 already, only layout and channel order
+    are converted there, and a generator inside the contract gets no nodes at all (two passes over a
+    frame in float32 take 8 ms at 1280×720).
     """
     if _opset(generator) < _OLDEST_OPSET:
         generator = onnx.version_converter.convert_version(generator, CONVERTED_OPSET)
@@ -95,21 +95,21 @@ def contract_from_generator(
     inner = generator if whole else compose.add_prefix(generator, "generator/")
     graph = inner.graph
     weights = {weight.name for weight in graph.initializer}
-    (entry,) = (value for value in graph.input if value.name not in weights)
-    (leave,) = graph.output
-    batch, height, width = picture_axes(entry, io.layout)
+    (graph_input,) = (value for value in graph.input if value.name not in weights)
+    (graph_output,) = graph.output
+    batch, height, width = image_axes(graph_input, io.layout)
     nodes = _Nodes(_opset(inner))
-    before = [] if whole else _nodes_before(nodes, entry, io, pixel_type)
-    after = [] if whole else _nodes_after(nodes, leave, io, pixel_type)
+    before = [] if whole else _nodes_before(nodes, graph_input, io, pixel_type)
+    after = [] if whole else _nodes_after(nodes, graph_output, io, pixel_type)
 
     shape = [batch or "N", height or "H", width or "W", 3]
     kind = _ELEMENTS[pixel_type]
     contract = onnx.ModelProto()
     contract.CopyFrom(inner)
-    # Below IR 4 every weight must be an input too, and no runtime may then fold it.
+    # Below IR version 4 every weight must be an input too, which forbids a runtime to fold it.
     contract.ir_version = max(inner.ir_version, 4)
     del contract.graph.input[:], contract.graph.output[:], contract.graph.node[:]
-    # What was inferred for the old shapes is not needed, and may be wrong.
+    # Shapes that were inferred for the generator alone may be wrong in the new graph.
     del contract.graph.value_info[:]
     contract.graph.input.append(helper.make_tensor_value_info(INPUT, kind, shape))
     contract.graph.output.append(helper.make_tensor_value_info(OUTPUT, kind, shape))
@@ -119,27 +119,28 @@ def contract_from_generator(
 
 
 def is_inside(generator: onnx.ModelProto, io: GeneratorIO) -> bool:
-    """Tell whether a generator is inside the contract as it is, in uint8, when fed as ``io``."""
+    """Return whether a generator of the form ``io`` is inside the contract already, in uint8."""
     weights = {weight.name for weight in generator.graph.initializer}
-    entries = [value for value in generator.graph.input if value.name not in weights]
+    inputs = [value for value in generator.graph.input if value.name not in weights]
     return (
         io == GeneratorIO("nhwc", "rgb", _BYTES, _BYTES, "nhwc")
-        and pixel_type_of(entries[0], generator.graph.output[0]) == "uint8"
+        and pixel_type_of(inputs[0], generator.graph.output[0]) == "uint8"
     )
 
 
 def _nodes_before(
-    nodes: _Nodes, entry: onnx.ValueInfoProto, io: GeneratorIO, pixel_type: PixelType
+    nodes: _Nodes, graph_input: onnx.ValueInfoProto, io: GeneratorIO, pixel_type: PixelType
 ) -> list[onnx.NodeProto]:
-    """Return what brings ``frames`` to the generator's input ``entry``."""
-    element, luma = entry.type.tensor_type.elem_type, _channels(entry, io.layout) == 1
+    """Return the nodes that convert ``frames`` to the generator's input."""
+    element = graph_input.type.tensor_type.elem_type
+    luma = _channels(graph_input, io.layout) == 1
     x, kind = INPUT, _ELEMENTS[pixel_type]
-    if luma or element != TensorProto.UINT8 or kind != element or io.takes != _BYTES:
+    if luma or element != TensorProto.UINT8 or kind != element or io.input_range != _BYTES:
         x, kind = nodes.add("Cast", [x], to=TensorProto.FLOAT), TensorProto.FLOAT
-        low, high = io.takes
-        x = nodes.affine(x, (high - low) / _top(pixel_type), low)
+        low, high = io.input_range
+        x = nodes.affine(x, (high - low) / _white(pixel_type), low)
     if luma:
-        # The order does not matter to luma once the picture is RGB: it is taken from RGB.
+        # ``io.order`` does not matter here: frames are RGB.
         x = nodes.add("MatMul", [x, nodes.constant(np.array(BT601)[:, np.newaxis])])
     elif io.order == "bgr":
         x = nodes.add("Gather", [x, nodes.constant([2, 1, 0], np.int64)], axis=3)
@@ -149,50 +150,51 @@ def _nodes_before(
     if x == INPUT:
         nodes.add("Identity", [x])
     before = nodes.take()
-    # The generator reads its input from the last node before it.
-    before[-1].output[0] = entry.name
+    before[-1].output[0] = graph_input.name
     return before
 
 
 def _nodes_after(
-    nodes: _Nodes, leave: onnx.ValueInfoProto, io: GeneratorIO, pixel_type: PixelType
+    nodes: _Nodes, graph_output: onnx.ValueInfoProto, io: GeneratorIO, pixel_type: PixelType
 ) -> list[onnx.NodeProto]:
-    """Return what brings the generator's output ``leave`` to ``translated``."""
-    element, gives_layout = leave.type.tensor_type.elem_type, io.gives_layout or io.layout
-    ready = element == TensorProto.UINT8 == _ELEMENTS[pixel_type] and io.gives == _BYTES
-    x = leave.name if ready else nodes.cast(leave.name, TensorProto.FLOAT, source=element)
-    if gives_layout == "nchw":
+    """Return the nodes that convert the generator's output to ``translated``."""
+    element, layout = graph_output.type.tensor_type.elem_type, io.output_layout or io.layout
+    ready = element == TensorProto.UINT8 == _ELEMENTS[pixel_type] and io.output_range == _BYTES
+    x = graph_output.name
+    if not ready:
+        x = nodes.cast(x, TensorProto.FLOAT, source=element)
+    if layout == "nchw":
         x = nodes.add("Transpose", [x], perm=[0, 2, 3, 1])
-    if _channels(leave, gives_layout) == 1:
+    if _channels(graph_output, layout) == 1:
         x = nodes.add("Concat", [x, x, x], axis=3)
     elif io.order == "bgr":
         x = nodes.add("Gather", [x, nodes.constant([2, 1, 0], np.int64)], axis=3)
     if ready:
-        if x == leave.name:
+        if x == graph_output.name:
             nodes.add("Identity", [x])
         after = nodes.take()
         after[-1].output[0] = OUTPUT
         return after
-    top = _top(pixel_type)
-    low, high = io.gives
-    gain = top / (high - low)
+    white = _white(pixel_type)
+    low, high = io.output_range
+    gain = white / (high - low)
     if pixel_type == "uint8":
         x = nodes.affine(x, gain, 0.5 - low * gain)
         x = nodes.add("Floor", [x])
     else:
         x = nodes.affine(x, gain, -low * gain)
-    x = nodes.clip(x, 0.0, top)
+    x = nodes.clip(x, 0.0, white)
     nodes.add("Cast", [x], out=OUTPUT, to=_ELEMENTS[pixel_type])
     return nodes.take()
 
 
-def _top(pixel_type: PixelType) -> float:
-    """Return white."""
+def _white(pixel_type: PixelType) -> float:
+    """Return the value of white."""
     return 255.0 if pixel_type == "uint8" else 1.0
 
 
 class _Nodes:
-    """The contract's nodes as they are made; every name begins with ``contract/``."""
+    """Collects the contract's nodes and weights; every name begins with ``contract/``."""
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
@@ -213,7 +215,7 @@ class _Nodes:
         return name
 
     def affine(self, x: str, gain: float, offset: float) -> str:
-        """Append ``gain·x + offset``, or what of it does anything: each is one more pass."""
+        """Append ``gain·x + offset``, without a Mul by 1 or an Add of 0: each is a pass."""
         if gain != 1.0:
             x = self.add("Mul", [x, self.constant(gain)])
         if offset != 0.0:
@@ -233,11 +235,13 @@ class _Nodes:
         return nodes
 
 
-# What a graph says of itself
+# Reading a graph
 
 
-def ends(path: Path, proto: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
-    """Return the one picture input and the one picture output. Raises ModelError."""
+def input_and_output(
+    path: Path, proto: onnx.ModelProto
+) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
+    """Return the one image input and the one image output of a graph. Raises ModelError."""
     weights = {weight.name for weight in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in weights]
     outputs = list(proto.graph.output)
@@ -251,20 +255,22 @@ def ends(path: Path, proto: onnx.ModelProto) -> tuple[onnx.ValueInfoProto, onnx.
     return inputs[0], outputs[0]
 
 
-def pixel_type_of(entry: onnx.ValueInfoProto, leave: onnx.ValueInfoProto) -> PixelType | None:
+def pixel_type_of(
+    graph_input: onnx.ValueInfoProto, graph_output: onnx.ValueInfoProto
+) -> PixelType | None:
     """Return the pixel type of a graph that is inside the contract, None for one outside it."""
-    element = entry.type.tensor_type.elem_type
-    for value, name in ((entry, INPUT), (leave, OUTPUT)):
+    element = graph_input.type.tensor_type.elem_type
+    for value, name in ((graph_input, INPUT), (graph_output, OUTPUT)):
         axes = dimensions_of(value) or []
         if value.name != name or value.type.tensor_type.elem_type != element:
             return None
         if len(axes) != 4 or axes[3] != 3:
             return None
-    return next((kind for kind, known in _ELEMENTS.items() if known == element), None)
+    return next((name for name, number in _ELEMENTS.items() if number == element), None)
 
 
 def fixed_size(path: Path, height: int | None, width: int | None) -> Size | None:
-    """Return the only size a graph takes, None where both axes are free. Raises ModelError."""
+    """Return the only size a graph accepts, None where both axes are free. Raises ModelError."""
     if height is not None and width is not None:
         return height, width
     if height is not None or width is not None:
@@ -281,25 +287,25 @@ def _opset(proto: onnx.ModelProto) -> int:
 
 
 def dimensions_of(value: onnx.ValueInfoProto) -> list[int | None] | None:
-    """Return the length of every axis, None for a free one; None where the rank is not known."""
+    """Return the length of every axis, None for a free one; None where the rank is unknown."""
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return None
     return [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
 
 
-def picture_axes(
+def image_axes(
     value: onnx.ValueInfoProto, layout: Layout
 ) -> tuple[int | None, int | None, int | None]:
     """Return batch, height and width, each None where it is free."""
     batch, *rest = dimensions_of(value) or []
     height, width = rest[1:] if layout == "nchw" else rest[:2]
-    # Some exporters write a free axis as 0 or −1.
+    # Some exporters write a free axis as 0 or -1.
     return tuple(n if n is not None and n > 0 else None for n in (batch, height, width))  # type: ignore[return-value]
 
 
 def channel_axis(layout: Layout) -> int:
-    """Return which of the four axes holds the channels."""
+    """Return the index of the channels among the four axes."""
     return 1 if layout == "nchw" else 3
 
 
@@ -308,15 +314,15 @@ def _channels(value: onnx.ValueInfoProto, layout: Layout) -> int | None:
     return dimensions[channel_axis(layout)] if dimensions else None
 
 
-def _range_name(found: Range) -> str:
-    return next(name for name, known in RANGES.items() if known == found)
+def _range_name(values: Range) -> str:
+    return next(name for name, named in RANGES.items() if named == values)
 
 
-def say(value: onnx.ValueInfoProto) -> str:
-    """Return a value in words: ``'image' (1, 3, H, W) float32``."""
+def value_in_words(value: onnx.ValueInfoProto) -> str:
+    """Return name, shape and type of a graph's value: ``'image' (1, 3, H, W) float32``."""
     tensor = value.type.tensor_type
-    known = tensor.elem_type in helper.get_all_tensor_dtypes()
-    kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if known else "?"
+    is_dtype = tensor.elem_type in helper.get_all_tensor_dtypes()
+    kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if is_dtype else "?"
     if not tensor.HasField("shape"):
         return f"{value.name!r} of {kind} and unknown shape"
     axes = (str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?"
@@ -325,17 +331,17 @@ def say(value: onnx.ValueInfoProto) -> str:
 
 
 class Constants:
-    """The values in a graph that its input does not change."""
+    """The values in a graph that do not depend on its input."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        self._made = {out: node for node in proto.graph.node for out in node.output}
+        self._producers = {out: node for node in proto.graph.node for out in node.output}
         self._weights = {weight.name: weight for weight in proto.graph.initializer}
 
     def value(self, name: str) -> np.ndarray[Any, Any] | None:
-        """Return the value of a weight or of a Constant node, or None."""
+        """Return the value of a weight or of a Constant node, None for anything else."""
         if name in self._weights:
             return numpy_helper.to_array(self._weights[name])
-        node = self._made.get(name)
+        node = self._producers.get(name)
         if node is None or node.op_type != "Constant":
             return None
         for attribute in node.attribute:
@@ -346,14 +352,14 @@ class Constants:
         return None
 
 
-# Whether the size is kept
+# Whether a graph keeps the size
 
 
 class Shapes:
-    """What shape inference says of a contract graph at a given size; the weights stay behind."""
+    """Shape inference on a contract graph, without its large weights."""
 
     _LARGE = 256
-    """Weights of more elements cannot be shapes: they are left out, which makes inference quick."""
+    """Weights of more elements cannot be shapes; inference is quick without their values."""
 
     def __init__(self, contract: onnx.ModelProto) -> None:
         graph = onnx.GraphProto()
@@ -361,11 +367,11 @@ class Shapes:
         graph.node.extend(contract.graph.node)
         graph.input.extend(contract.graph.input)
         graph.output.extend(contract.graph.output)
-        known = {value.name for value in graph.input}
+        inputs = {value.name for value in graph.input}
         for weight in contract.graph.initializer:
             if int(np.prod(weight.dims)) <= self._LARGE:
                 graph.initializer.append(weight)
-            elif weight.name not in known:
+            elif weight.name not in inputs:
                 graph.input.append(
                     helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
                 )
@@ -382,15 +388,18 @@ class Shapes:
         ]
 
     def output_size(self, size: Size) -> Size | Literal["unknown", "invalid"]:
-        """Return the size of ``translated`` for ``frames`` of ``size``."""
+        """Return the inferred size of ``translated`` for ``frames`` of ``size``.
+
+        ``"unknown"`` where inference cannot follow the graph, ``"invalid"`` where ``size`` is too
+        small for it.
+        """
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
         frames = next(value for value in proto.graph.input if value.name == INPUT)
         axes = frames.type.tensor_type.shape.dim
         for axis, length in zip(axes, (axes[0].dim_value or 1, *size, 3), strict=True):
             axis.dim_value = length
-        # Whatever the file declares of its output is not to be believed here.
-        del proto.graph.output[0].type.tensor_type.shape.dim[1:3]
+        # The declared shape of the output may be wrong, so it is inferred.
         proto.graph.output[0].type.tensor_type.ClearField("shape")
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
@@ -406,14 +415,14 @@ class Shapes:
             for side, pad in zip(shape or [], pads, strict=False):
                 if side is not None and pad >= side:
                     return "invalid"
-        found = dimensions_of(inferred.graph.output[0])
-        if found is None or len(found) != 4 or found[1] is None or found[2] is None:
+        out = dimensions_of(inferred.graph.output[0])
+        if out is None or len(out) != 4 or out[1] is None or out[2] is None:
             return "unknown"
-        return found[1], found[2]
+        return out[1], out[2]
 
 
 def _reflection(node: onnx.NodeProto, constants: Constants) -> list[int] | None:
-    """Return the widest reflection on each axis of a Pad, or None if it does not reflect."""
+    """Return the wider reflection of each axis of a Pad, None where it does not reflect."""
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if attributes.get("mode", b"constant") != b"reflect":
         return None
@@ -428,22 +437,19 @@ def _reflection(node: onnx.NodeProto, constants: Constants) -> list[int] | None:
 
 
 def check_output_size(path: Path, shapes: Shapes, size: Size) -> None:
-    """Refuse a model that is known to change the size. Raises ModelError."""
-    found = shapes.output_size(size)
-    if isinstance(found, tuple) and found != size:
+    """Refuse a graph whose inferred output size differs from ``size``. Raises ModelError."""
+    out = shapes.output_size(size)
+    if isinstance(out, tuple) and out != size:
         refuse_generator(
             path,
-            f"gives {found[0]}×{found[1]} for {size[0]}×{size[1]} (height × width) where a "
+            f"returns {out[0]}×{out[1]} for {size[0]}×{size[1]} (height × width) where a "
             "generator keeps the size",
         )
 
 
-# Refusals
-
-
-def refuse_generator(path: Path, found: str) -> NoReturn:
-    """Refuse a graph that is no generator, by what was ``found`` in it. Raises ModelError."""
+def refuse_generator(path: Path, finding: str) -> NoReturn:
+    """Raise ModelError for a graph that is no generator, with the ``finding`` that shows it."""
     raise ModelError(
-        f"{printable(path)}: {found}; it is no generator that this tool can translate with: one "
-        "picture in, one of the same size out, 1 or 3 channels"
+        f"{printable(path)}: {finding}; it is no generator that this tool can translate with: one "
+        "image in, one of the same size out, 1 or 3 channels"
     )

@@ -1,9 +1,9 @@
-"""A model file becomes one described object: a graph inside the contract, and its card.
+"""Open a model file: `open_model` returns its card and a graph inside the contract.
 
-This is the door for whoever has a model file. `open_model` promises a graph that is inside the
-contract (contract.py), checked and whole, whether the file was written so or had to be adopted
-(adoption.py), and a `ModelCard` that is true of that graph. Hidden here: the bytes on the disk,
-weights that lie beside the file, what is no ONNX, and the card's form in ``metadata_props``.
+It accepts an ONNX of the contract (contract.py), a foreign ONNX, which is adopted (adoption.py), an
+engine (engine_card.py), and a checkpoint (checkpoints.py). An ONNX is read whole (onnx_file.py) and
+its card is checked against its graph (card_metadata.py). This module also computes what the
+runtimes need to know of a graph.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ..errors import BackendUnavailableError, ModelError
-from ..files import output_error, publish, temporary_path
+from ..errors import ModelError, missing_extra
+from ..files import writing
 from ..frames import Pixels, as_pixel_type
 from ..wording import first_line, printable
 from .adoption import MODEL_IO_GRAMMAR, adopt, parse_model_io
@@ -68,25 +68,25 @@ __all__ = [
 ]
 
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
-"""How TensorRT's engines are named; one of ours has its card beside it (engine_card.py)."""
+"""The endings of TensorRT engines; one that this program built has its card beside it."""
 
 VALUES = "contract/values"
-"""What `graph_with_values` gives besides: the pixels before they are clamped and rounded."""
+"""The second output of `graph_with_values`: the pixels before they are clamped and rounded."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A card, and the contract graph that it describes (adopted already where it was foreign)."""
+    """A card and the contract graph that it describes; or an engine, or a checkpoint."""
 
     card: ModelCard
     graph: bytes
     """The serialised ONNX, inside the contract; empty for an engine and for a checkpoint."""
     io: GeneratorIO | None = None
-    """How the pictures of a foreign file are fed to it; None for a file of the contract."""
+    """The form of a foreign file's images before it was adopted; None for any other file."""
     engine: EngineCard | None = None
-    """What an engine says of itself besides."""
+    """The card of an engine."""
     checkpoint: LoadedGenerator | None = None
-    """The network of a checkpoint, which torch runs as it is."""
+    """The network of a checkpoint, which only torch runs."""
 
     @cached_property
     def graph_sha256(self) -> str:
@@ -107,85 +107,83 @@ class Model:
 def open_model(
     path: Path, *, model_io: str | None = None, direction: Direction | None = None
 ) -> Model:
-    """Read, check and where needed adopt the model at ``path``.
+    """Read and check the model at ``path``, and adopt it where it is a foreign ONNX.
 
-    ``path``: an ONNX; a TensorRT engine, of which the card is read and nothing else yet; a
-    checkpoint, or the folder of a run (`find_checkpoint`), which are opened with torch.
-    ``model_io`` says how a foreign ONNX is to be understood (`MODEL_IO_GRAMMAR`); what it leaves
-    out is read from the graph. ``direction`` is the way it must go, where the file says which, and
-    chooses between the two generators of a run.
+    ``path``: an ONNX; a TensorRT engine, of which only the card is read here; a checkpoint or the
+    folder of a run (`find_checkpoint`), which are opened with torch. ``model_io`` states the form
+    of a foreign ONNX's images (`MODEL_IO_GRAMMAR`); what it leaves out is read from the graph.
+    ``direction`` chooses between the two generators of a run, and a file of the other direction is
+    refused.
 
-    Raises ModelError, BackendUnavailableError where a checkpoint needs torch and it is missing.
+    Raises ModelError, and BackendUnavailableError where a checkpoint needs torch and it is missing.
     """
     if path.suffix.lower() in ENGINE_SUFFIXES:
         from .engine_card import read_card
 
         engine = read_card(path)
-        described = engine.described()
-        _check_said_by_itself(described, model_io, direction)
-        return Model(described, b"", engine=engine)
-    said = parse_model_io(model_io)
+        card = engine.described()
+        _check_options(card, model_io, direction)
+        return Model(card, b"", engine=engine)
+    asked = parse_model_io(model_io)
     if is_checkpoint(path):
         if model_io is not None:
             raise ModelError(
-                f"{printable(path)}: --model-io says how a foreign ONNX is fed, and this is a "
+                f"{printable(path)}: --model-io describes a foreign ONNX, and this is a "
                 "checkpoint; leave the option out"
             )
         return _model_of_checkpoint(path, direction)
     try:
         content, proto, digest = read_onnx(path)
         check_weights(path, proto)
-        card = card_properties(proto)
-        if "contract_version" in card:
-            described = card_of_contract(path, proto, card, digest)
-            _check_said_by_itself(described, model_io, direction)
-            return Model(described, content)
-        adoption = adopt(path, proto, said)
-        described = card_of_adopted(path, proto, adoption, digest)
+        properties = card_properties(proto)
+        if "contract_version" in properties:
+            card = card_of_contract(path, proto, properties, digest)
+            _check_options(card, model_io, direction)
+            return Model(card, content)
+        adoption = adopt(path, proto, asked)
+        card = card_of_adopted(path, proto, adoption, digest)
     except ValueError as error:
-        # What the checker does not look at: a name that is no text, a weight of another size.
+        # The checker accepts names that are no text and weights of another size than declared.
         raise ModelError(
             f"{printable(path)}: is not valid ONNX: {first_line(error)}; download it or export it "
             "again"
         ) from error
-    return Model(described, adoption.contract.SerializeToString(), adoption.io)
+    return Model(card, adoption.contract.SerializeToString(), adoption.io)
 
 
-def _check_said_by_itself(card: ModelCard, model_io: str | None, direction: str | None) -> None:
-    """Refuse to be told what a file with a card says otherwise. Raises ModelError."""
+def _check_options(card: ModelCard, model_io: str | None, direction: str | None) -> None:
+    """Refuse options that contradict the card of a file. Raises ModelError."""
     name = printable(card.path)
     if model_io is not None:
         raise ModelError(
-            f"{name}: --model-io was given, but this file says itself what it takes; leave the "
+            f"{name}: --model-io was given, but this file's own card describes it; leave the "
             "option out"
         )
     if direction is not None and card.direction not in (None, direction):
         raise ModelError(
-            f"{name}: goes {card.direction}, as its card says, and {direction} was asked for; give "
-            "the file of the other generator, or leave --direction out"
+            f"{name}: translates {card.direction}, as its card says, and {direction} was asked "
+            "for; give the file of the other generator, or leave --direction out"
         )
 
 
 def _model_of_checkpoint(path: Path, direction: Direction | None) -> Model:
-    """Open a checkpoint, or a run's. Raises ModelError, BackendUnavailableError."""
-    found = find_checkpoint(path, direction)
+    """Open a checkpoint, or that of a run. Raises ModelError, BackendUnavailableError."""
+    checkpoint = find_checkpoint(path, direction)
     try:
         from .checkpoints import load_generator
     except ImportError as error:
-        raise BackendUnavailableError(
-            f"{printable(path)}: is a checkpoint, and {error.name or error} is not installed to "
-            'read it; pip install "cyclegan-batch[export]"'
-        ) from error
-    loaded = load_generator(found.path)
+        doing = f"read the checkpoint {printable(checkpoint.path)}"
+        raise missing_extra("export", error, doing=doing) from error
+    loaded = load_generator(checkpoint.path)
     config = loaded.config
-    for word, channels in (("takes", config.input_nc), ("gives", config.output_nc)):
+    for word, channels in (("input", config.input_nc), ("output", config.output_nc)):
         if channels not in (1, 3):
             raise ModelError(
-                f"{printable(found.path)}: {word} {channels} channels where a picture has 3, or 1; "
-                "it cannot translate pictures"
+                f"{printable(checkpoint.path)}: its {word} has {channels} channels where an image "
+                "has 3, or 1; it cannot translate images"
             )
     card = ModelCard(
-        path=found.path,
+        path=checkpoint.path,
         digest=loaded.digest,
         contract_version=0,
         architecture=config.netG,
@@ -193,21 +191,21 @@ def _model_of_checkpoint(path: Path, direction: Direction | None) -> Model:
         sizes=config.sizes,
         batch=None,
         trained_size=loaded.trained_size,
-        direction=found.direction,
+        direction=checkpoint.direction,
         precision="fp32",
         source_digest=loaded.digest,
         tool_version=loaded.metadata.get("tool_version"),
         parity=None,
         generator=asdict(config),
-        notes=(*found.notes, *loaded.notes),
+        notes=(*checkpoint.notes, *loaded.notes),
     )
     return Model(card, b"", checkpoint=loaded)
 
 
 def model_from_contract(path: Path, contract: onnx.ModelProto, **card: Unpack[CardFields]) -> Model:
-    """Give a contract graph its card, in place, and return both as they will be read at ``path``.
+    """Write a card to a contract graph, in place, and return what `open_model` would at ``path``.
 
-    Raises ModelError where that is no contract file.
+    Raises ModelError where the result is no contract file.
     """
     set_card_properties(contract, card)
     content = contract.SerializeToString()
@@ -231,35 +229,29 @@ def write_model(
 ) -> ModelCard:
     """Write a contract graph with its card to ``path``; return the card.
 
-    Raises ModelError where what is written is no
-    contract file, OutputError also where ``path`` exists and ``overwrite`` is false.
+    Raises ModelError where the result is no contract file, OutputError also where ``path`` exists
+    and ``overwrite`` is false.
     """
     model = model_from_contract(path, contract, **card)
-    partial = temporary_path(path)
-    try:
+    with writing(path, overwrite=overwrite) as partial:
         partial.write_bytes(model.graph)
-        publish(partial, path, overwrite=overwrite)
-    except OSError as error:
-        raise output_error(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return model.card
 
 
 def graph_with_values(model: Model) -> bytes:
-    """Return the contract graph with a second output, `VALUES`: floats that still show NaN."""
+    """Return the contract graph with a second output, `VALUES`: floats, which can be NaN."""
     proto = onnx.ModelProto.FromString(model.graph)
-    made = {out: node for node in proto.graph.node for out in node.output}
+    producers = {out: node for node in proto.graph.node for out in node.output}
     name = OUTPUT
-    while name in made and made[name].op_type in ("Cast", "Clip", "Floor"):
-        name = made[name].input[0]
+    while name in producers and producers[name].op_type in ("Cast", "Clip", "Floor"):
+        name = producers[name].input[0]
     proto.graph.node.append(helper.make_node("Cast", [name], [VALUES], to=TensorProto.FLOAT))
     proto.graph.output.append(helper.make_tensor_value_info(VALUES, TensorProto.FLOAT, None))
     return proto.SerializeToString()
 
 
 def sample_frames(card: ModelCard) -> Pixels:
-    """Return small frames in the card's pixel type to try a model with: noise, and a black frame.
+    """Return small frames in the card's pixel type: one of noise, the others black.
 
     ``(2, H, W, 3)``, or as many as the file's batch; H and W are the smallest that hold 64.
     """
@@ -273,7 +265,7 @@ def sample_frames(card: ModelCard) -> Pixels:
 
 
 def widest_tensor(model: Model) -> float:
-    """Return how many elements the widest tensor of the graph has for each pixel of a frame.
+    """Return the number of elements of the graph's largest tensor per pixel of a frame.
 
     0 where the shapes of the graph cannot be inferred.
     """

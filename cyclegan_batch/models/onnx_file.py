@@ -1,7 +1,7 @@
-"""An ONNX file on the disk becomes a whole, checked graph.
+"""Read an ONNX file as one whole, checked graph.
 
-Weights may lie in files beside it, the file may be damaged or no ONNX at all, and it may name any
-file of the machine as its weights.
+The weights may lie in files beside it. The file may be damaged or no ONNX at all, and it may name
+any file of this machine as its weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from .contract import dimensions_of
 
 
 def read_onnx(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
-    """Return the ONNX at ``path`` as bytes and parsed, all weights inside, and its digest."""
+    """Return the ONNX at ``path`` as bytes and parsed, all weights inside, and its digest.
+
+    The digest covers the file and the weights beside it. Raises ModelError.
+    """
     name = printable(path)
     try:
         content = path.read_bytes()
@@ -42,12 +45,12 @@ def read_onnx(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
     if not proto.ir_version or not proto.graph.node:
         raise ModelError(f"{name}: holds no ONNX graph; a generator exported to ONNX is needed")
     digest = hashlib.sha256(content)
-    beside = _external_files(path, proto)
+    external_files = _external_files(path, proto)
     try:
-        for file in beside:
+        for file in external_files:
             with file.open("rb") as weights:
                 digest.update(hashlib.file_digest(weights, "sha256").digest())
-        if beside:
+        if external_files:
             external_data_helper.load_external_data_for_model(proto, str(path.parent))
         texts = [text for node in proto.graph.node for text in (*node.input, *node.output)]
         texts += [text for prop in proto.metadata_props for text in (prop.key, prop.value)]
@@ -55,8 +58,8 @@ def read_onnx(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
             texts += [end.name, *(axis.dim_param for axis in end.type.tensor_type.shape.dim)]
         for text in texts:
             if isinstance(text, bytes):
-                text.decode()  # protobuf gives what is no text as it is
-        if declare_ends(proto) or beside:
+                text.decode()  # protobuf returns a string that is not UTF-8 as bytes
+        if _declare_shapes(proto) or external_files:
             content = proto.SerializeToString()
         onnx.checker.check_model(proto)
     except FileNotFoundError as error:
@@ -64,7 +67,7 @@ def read_onnx(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
         raise ModelError(
             f"{name}: its weights file {missing} is missing; keep the two side by side"
         ) from error
-    # protobuf says "too large" with a ValueError, the checker with its own error.
+    # For a model that is too large protobuf raises ValueError, and the checker its own error.
     except (
         onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, OSError,
     ) as error:  # fmt: skip
@@ -74,13 +77,13 @@ def read_onnx(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
     return content, proto, digest.hexdigest()
 
 
-def declare_ends(proto: onnx.ModelProto) -> bool:
-    """Fill in, in place, the types and shapes that a graph's two ends do not declare.
+def _declare_shapes(proto: onnx.ModelProto) -> bool:
+    """Fill in, in place, the shapes that a graph's input and output do not declare.
 
-    Some exporters (TensorFlow's, at an unknown rank) leave them to whoever reads the file, and
-    runtimes do infer them. An input of unknown rank is taken for four free axes, and so is an
-    output that inference cannot follow: a graph that is none of that is refused later, or by the
-    backend. Returns whether anything was missing.
+    Some exporters (TensorFlow's, at an unknown rank) leave them out, and runtimes infer them. An
+    input of unknown rank is given four free axes, and so is an output that inference cannot follow;
+    where that is wrong, the graph is refused later, or by the backend. Returns whether a shape was
+    missing.
     """
     weights = {weight.name for weight in proto.graph.initializer}
     inputs = [value for value in proto.graph.input if value.name not in weights]
@@ -88,30 +91,30 @@ def declare_ends(proto: onnx.ModelProto) -> bool:
     if not missing:
         return False
 
-    def free(value: onnx.ValueInfoProto) -> None:
+    def add_free_axes(value: onnx.ValueInfoProto) -> None:
         tensor = value.type.tensor_type
         if dimensions_of(value) is None and tensor.elem_type:
             for _ in range(4):
                 tensor.shape.dim.add()
 
     for value in inputs:
-        free(value)
+        add_free_axes(value)
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    for value, found in zip(proto.graph.output, inferred.graph.output, strict=True):
+    for value, inferred_value in zip(proto.graph.output, inferred.graph.output, strict=True):
         if dimensions_of(value) is None:
-            value.CopyFrom(found)
-            free(value)
+            value.CopyFrom(inferred_value)
+            add_free_axes(value)
     return True
 
 
 def _external_files(path: Path, proto: onnx.ModelProto) -> list[Path]:
-    """Return the files that hold weights beside ``path``, each once. Raises ModelError.
+    """Return the files that hold weights of the model at ``path``, each once. Raises ModelError.
 
-    A location may lead anywhere: only what lies in the model's own folder is read, symbolic links
-    followed.
+    A location can be any path: after symbolic links are resolved, only files in the model's own
+    folder are accepted.
     """
     folder = path.parent.resolve()
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     for tensor in _tensors(proto):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
@@ -119,15 +122,15 @@ def _external_files(path: Path, proto: onnx.ModelProto) -> list[Path]:
         target = (folder / location).resolve()
         if not location or not target.is_relative_to(folder):
             raise ModelError(
-                f"{printable(path)}: wants weights from {location!r}, outside its own folder; "
+                f"{printable(path)}: names weights in {location!r}, outside its own folder; "
                 "they are not read: keep the model and its weights in one folder"
             )
-        found[target] = None
-    return list(found)
+        files[target] = None
+    return list(files)
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Yield every tensor that may hold data: weights, attributes, subgraphs and functions."""
+    """Yield every tensor that may hold data: in weights, attributes, subgraphs and functions."""
 
     def of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
         for node in nodes:
@@ -152,7 +155,7 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
 
 
 def check_weights(path: Path, proto: onnx.ModelProto) -> None:
-    """Refuse weights that are no numbers: they would blacken every frame. Raises ModelError."""
+    """Refuse weights that hold NaN, which would blacken every frame. Raises ModelError."""
     for tensor in proto.graph.initializer:
         if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
             values = numpy_helper.to_array(tensor)

@@ -150,7 +150,7 @@ def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
     run: Callable[[Pixels], Any] = lambda x: session.run(None, {entry.name: x})[0]  # noqa: E731
     out = []
     for frame in frames:
-        (low, high), x = io.takes, frame.astype(np.float64)
+        (low, high), x = io.input_range, frame.astype(np.float64)
         x = x / 255.0 * (high - low) + low
         if entry.shape[axis] == 1:
             x = x @ np.array(BT601)[:, None]
@@ -164,9 +164,9 @@ def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
             y = run(x)[0].astype(np.float64)
         except Exception as error:
             raise BackendError(f"onnxruntime: the file that was given fails: {error}") from error
-        y = y.transpose(1, 2, 0) if (io.gives_layout or io.layout) == "nchw" else y
+        y = y.transpose(1, 2, 0) if (io.output_layout or io.layout) == "nchw" else y
         y = y[..., ::-1] if io.order == "bgr" and y.shape[2] == 3 else y
-        low, high = io.gives
+        low, high = io.output_range
         y = np.clip(np.floor((y - low) / (high - low) * 255.0 + 0.5), 0, 255)
         out.append(np.broadcast_to(y, (*y.shape[:2], 3)).astype(np.uint8))
     return np.stack(out)

@@ -141,7 +141,7 @@ def _from_checkpoint(
 ) -> _Made:
     if model_io is not None:
         raise ModelError(
-            f"{printable(source)}: --model-io says how a foreign ONNX is fed, and this is a "
+            f"{printable(source)}: --model-io describes a foreign ONNX, and this is a "
             "checkpoint; leave the option out"
         )
     check_exporter()

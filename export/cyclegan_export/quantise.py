@@ -33,7 +33,7 @@ from cyclegan_batch.errors import (
     ModelError,
 )
 from cyclegan_batch.frames import Pixels, as_pixel_type
-from cyclegan_batch.models.contract import INPUT, picture_axes
+from cyclegan_batch.models.contract import INPUT, image_axes
 from cyclegan_batch.models.model import CardFields, Model, model_from_contract
 from cyclegan_batch.models.parity import CLASSES, LIMITS, REQUIRED_CLASS, Parity, parity
 from cyclegan_batch.wording import printable
@@ -358,7 +358,7 @@ def _with_shapes(path: Path, contract: onnx.ModelProto, frames: Pixels) -> onnx.
     for number, node in enumerate(graph.graph.node):
         node.name = node.name or f"generator/{number}_{node.op_type}"
     (entry,) = (value for value in graph.graph.input if value.name == INPUT)
-    batch, _, _ = picture_axes(entry, "nhwc")
+    batch, _, _ = image_axes(entry, "nhwc")
     for axis, length in zip(
         entry.type.tensor_type.shape.dim, (batch or 1, *frames.shape[1:]), strict=True
     ):

@@ -389,9 +389,9 @@ def test_what_is_said_of_a_folder_is_on_the_card(tmp_path: Path) -> None:
 
 def test_pictures_have_one_or_three_channels_errors(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "g.pth", GeneratorConfig("resnet_1blocks", 4, 3, 4))
-    with pytest.raises(ModelError, match=r"g\.pth: takes 4 channels where a picture has 3, or 1"):
+    with pytest.raises(ModelError, match=r"g\.pth: its input has 4 channels where an image has 3"):
         open_model(path)
-    with pytest.raises(ModelError, match="--model-io says how a foreign ONNX is fed"):
+    with pytest.raises(ModelError, match="--model-io describes a foreign ONNX"):
         open_model(path, model_io="nchw")
 
 
@@ -465,7 +465,7 @@ def test_without_torch_a_checkpoint_names_what_to_install_errors(tmp_path: Path)
     )
     said = run.stderr.splitlines()[-1]
     assert "BackendUnavailableError" in said
-    assert 'torch is not installed to read it; pip install "cyclegan-batch[export]"' in said
+    assert 'g.pth: torch is not installed; pip install "cyclegan-batch[export]" brings it' in said
 
 
 @pytest.mark.parametrize("config", KINDS, ids=str)

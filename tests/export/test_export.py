@@ -568,7 +568,7 @@ def test_the_command_writes_a_file_and_says_what_was_measured(made, tmp_path):
     assert graphs[0].SerializeToString() == graphs[1].SerializeToString()  # the same weights
     again = CliRunner().invoke(cli.main, [*command, "-y", "--direction", "AtoB"])
     assert again.exit_code == 1
-    assert "goes BtoA" in again.stderr
+    assert "translates BtoA" in again.stderr
 
 
 def test_the_command_fails_with_one_line(tmp_path):

@@ -148,7 +148,7 @@ def test_a_generator_that_shows_no_range_needs_one_word_and_says_which_errors(
         ("nchw nhwc", "'nchw' and 'nhwc' exclude each other"),
         ("0..1 -> 5", "'5' is no range"),
         ("0..1 ->", "'' is no range"),
-        ("", "nothing is said"),
+        ("", "it is empty"),
     ],
 )
 def test_model_io_that_is_not_in_the_grammar_errors(tmp_path: Path, said: str, match: str) -> None:
@@ -378,10 +378,10 @@ def test_fixed_sizes_and_batches_of_foreign_files_are_honoured(tmp_path: Path) -
     [
         (generators.two_inputs, r"has 2 inputs \('image', 'style'\) where a generator has one"),
         (generators.two_outputs, r"has 2 outputs \('picture', 'mask'\)"),
-        (generators.classifier, r"'scores' \(N, 10\) float32 where a batch of pictures has four"),
+        (generators.classifier, r"'scores' \(N, 10\) float32 where a batch of images has four"),
         (generators.five_channels, r"\(N, 5, H, W\) float32 where 1 or 3 channels"),
-        (generators.upscaler, r"gives \d+×\d+ for \d+×\d+ \(height × width\)"),
-        (lambda path: generators.upscaler(path, fixed=(8, 12)), r"gives 16×24 for 8×12"),
+        (generators.upscaler, r"returns \d+×\d+ for \d+×\d+ \(height × width\)"),
+        (lambda path: generators.upscaler(path, fixed=(8, 12)), r"returns 16×24 for 8×12"),
     ],
 )
 def test_a_model_that_is_no_generator_errors(tmp_path: Path, make, match: str) -> None:  # type: ignore[no-untyped-def]

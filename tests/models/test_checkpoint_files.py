@@ -105,10 +105,14 @@ def test_a_file_is_itself_and_its_direction_is_what_it_says(tmp_path: Path) -> N
 
 def test_the_other_direction_errors(tmp_path: Path, run: Path) -> None:
     path = said(tmp_path / "mine.safetensors", direction="BtoA")
-    with pytest.raises(ModelError, match=r"mine\.safetensors: goes BtoA, as the file itself says"):
+    with pytest.raises(
+        ModelError, match=r"mine\.safetensors: translates BtoA, as the file itself says"
+    ):
         find_checkpoint(path, "AtoB")
     touched(tmp_path, "latest_net_G_A.pth")
-    with pytest.raises(ModelError, match="goes AtoB, as its name says, and BtoA was asked for"):
+    with pytest.raises(
+        ModelError, match="translates AtoB, as its name says, and BtoA was asked for"
+    ):
         find_checkpoint(tmp_path / "latest_net_G_A.pth", "BtoA")
     (run / "checkpoints" / "latest" / "netG_B.safetensors").unlink()
     with pytest.raises(

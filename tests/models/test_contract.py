@@ -34,7 +34,9 @@ def test_rounding_is_half_up_and_values_beyond_the_range_are_clamped(tmp_path: P
         [("image", TensorProto.FLOAT, shape)], [("picture", TensorProto.FLOAT, shape)],
     )  # fmt: skip
     values = (0.0, 255.0)
-    contract = contract_from_generator(onnx.load(path), GeneratorIO(takes=values, gives=values))
+    contract = contract_from_generator(
+        onnx.load(path), GeneratorIO(input_range=values, output_range=values)
+    )
     frames = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
     exact = (frames.astype(np.float64) / 2 - 20) * 3
     expected = np.clip(np.floor(exact + 0.5), 0, 255)

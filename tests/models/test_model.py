@@ -130,7 +130,9 @@ def test_a_direction_is_accepted_where_the_card_says_it_or_nothing(tmp_path: Pat
     path = generators.identity(tmp_path / "m.onnx", direction="BtoA")
     assert open_model(path, direction="BtoA").card.direction == "BtoA"
     open_model(generators.identity(tmp_path / "n.onnx"), direction="AtoB")
-    with pytest.raises(ModelError, match=r"m\.onnx: goes BtoA, as its card says, and AtoB was as"):
+    with pytest.raises(
+        ModelError, match=r"m\.onnx: translates BtoA, as its card says, and AtoB was as"
+    ):
         open_model(path, direction="AtoB")
 
 
@@ -138,12 +140,14 @@ def test_a_card_on_a_graph_outside_the_contract_errors(tmp_path: Path) -> None:
     proto = onnx.load(generators.foreign_resnet(tmp_path / "a.onnx"))
     helper.set_model_props(proto, {f"cyclegan_batch.{k}": v for k, v in card().items()})
     onnx.save(proto, tmp_path / "a.onnx")
-    with pytest.raises(ModelError, match=r"names the contract, but the graph takes 'image'"):
+    with pytest.raises(
+        ModelError, match=r"names the contract, but its graph has the input 'image'"
+    ):
         open_model(tmp_path / "a.onnx")
 
 
 def test_model_io_for_a_file_that_says_it_itself_errors(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="says itself what it takes; leave the option out"):
+    with pytest.raises(ModelError, match="this file's own card describes it; leave the option out"):
         open_model(generators.identity(tmp_path / "a.onnx"), model_io="nchw")
 
 

@@ -50,7 +50,7 @@ class TensorRtBackend:
 
     def __init__(self, engines: _Engines) -> None:
         self.card, self.device = engines.card, f"cuda:{engines.cuda.index}"
-        self.precision = "tf32" if engines.tf32 else engines.card.precision
+        self.precision: str = "tf32" if engines.tf32 else engines.card.precision
         self.notes: tuple[Note, ...] = ()
         self._engines: _Engines | None = engines
         self._context: Context | None = None

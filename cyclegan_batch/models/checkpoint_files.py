@@ -1,7 +1,7 @@
-"""Find the file that is meant: a checkpoint, or a generator in the folder of a run.
+"""Find the file of a generator: a checkpoint, or one in the folder of a run.
 
-No file is opened as a checkpoint here, and torch is not imported: `checkpoints.load_generator` does
-both. What is read is the folder, and what a safetensors file says of itself before its weights.
+This module lists folders and reads the metadata of safetensors files. It neither loads weights nor
+imports torch; `checkpoints.load_generator` does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .run_folder import CHECKPOINTS, CONFIG, DESCRIPTION, LATEST, generator_name
 Direction: TypeAlias = Literal["AtoB", "BtoA"]
 
 SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".ckpt"})
-"""What the names of checkpoints end in."""
+"""The endings of checkpoints."""
 
 _NAMES: dict[Direction, tuple[str, ...]] = {
     "AtoB": (
@@ -38,26 +38,26 @@ _NAMES: dict[Direction, tuple[str, ...]] = {
 """The names of a generator's file in a folder, in order of preference: ours (its moving average,
 then its last weights), the reference implementation's, and aitorzip's."""
 
-_EITHER = "latest_net_G.pth"
-"""The one generator of the reference implementation's test model: either direction."""
+_UNDIRECTED_NAME = "latest_net_G.pth"
+"""The one generator of the reference implementation's test model, of either direction."""
 
 _LONGEST_HEADER = 2**26
-"""Safetensors headers are a few kilobytes; the format itself ends at 100 MB."""
+"""Bytes. Safetensors headers are a few kilobytes; the format's own limit is 100 MB."""
 
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """The file of one generator, and how it was chosen."""
+    """The file of one generator."""
 
     path: Path
     direction: Direction | None
-    """None where neither the file nor the caller says it."""
+    """None where neither the file nor the caller names it."""
     notes: tuple[Note, ...] = ()
-    """What the user should be told once."""
+    """Notes for the user on how the file was chosen, each to be shown once."""
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Tell whether ``path`` is to be opened as a checkpoint: a folder, or a file that looks so."""
+    """Return whether ``path`` is to be opened as a checkpoint: by its name or its first bytes."""
     if path.is_dir() or path.suffix.lower() in SUFFIXES:
         return True
     try:
@@ -65,19 +65,19 @@ def is_checkpoint(path: Path) -> bool:
             start, size = file.read(9), path.stat().st_size
     except OSError:
         return False
-    # A zip, a pickle, or the length of a header and its brace.
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        return True
-    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size
+    is_zip, is_pickle = start[:2] == b"PK", start[:1] == b"\x80"
+    # Safetensors begin with the length of a JSON header.
+    is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size
+    return is_zip or is_pickle or is_safetensors
 
 
 def find_checkpoint(path: Path, direction: Direction | None = None) -> FoundCheckpoint:
-    """Return the generator that ``path`` holds, the one of ``direction`` where it holds two.
+    """Return the file of the generator at ``path``, the one of ``direction`` where there are two.
 
     ``path``: a checkpoint; the folder of a training run, for its latest checkpoint; a folder in it
     (``checkpoints/best``); or the reference implementation's ``checkpoints/NAME``. Where a run
-    keeps a moving average (EMA) of its generators, the average is taken. Without ``direction`` it
-    is AtoB where both are there. Raises ModelError.
+    keeps a moving average (EMA) of its generators, the average is returned. Without ``direction``
+    AtoB is returned where there are both. Raises ModelError.
     """
     if direction not in (None, *get_args(Direction)):
         raise ModelError(f"no direction {direction!r}: it is AtoB or BtoA")
@@ -85,29 +85,29 @@ def find_checkpoint(path: Path, direction: Direction | None = None) -> FoundChec
         return _in_folder(path, direction)
     if not path.exists():
         raise ModelError(f"{printable(path)}: no such file or folder; check the path")
-    said, where = _said_direction(path)
-    if direction is not None and said not in (None, direction):
+    own, source = _direction_of(path)
+    if direction is not None and own not in (None, direction):
         raise ModelError(
-            f"{printable(path)}: translates {said}, as {where} says, and {direction} was asked for; give "
-            "the file of the other generator, or leave --direction out"
+            f"{printable(path)}: translates {own}, as {source} says, and {direction} was asked "
+            "for; give the file of the other generator, or leave --direction out"
         )
-    return FoundCheckpoint(path, direction or said)
+    return FoundCheckpoint(path, direction or own)
 
 
 def _in_folder(path: Path, direction: Direction | None) -> FoundCheckpoint:
-    # A run may hold the reference's names, too (train --reference-names): its own come first.
+    # A run may also hold the reference's names (train --reference-names); its own names come first.
     places = (path / CHECKPOINTS / LATEST, path / LATEST, path)
-    there = next((held for place in places if (held := _generators(place))), {})
-    chosen = direction or next(iter(there), None)
-    if chosen is not None and chosen in there:
-        file = there[chosen]
-    elif (path / _EITHER).is_file():
-        file = path / _EITHER
+    generators = next((files for place in places if (files := _generators(place))), {})
+    chosen = direction or next(iter(generators), None)
+    if chosen is not None and chosen in generators:
+        file = generators[chosen]
+    elif (path / _UNDIRECTED_NAME).is_file():
+        file = path / _UNDIRECTED_NAME
     else:
-        _refuse_folder(path, direction, there)
-    found = find_checkpoint(file, direction)
+        _refuse_folder(path, direction, generators)
+    checkpoint = find_checkpoint(file, direction)
     notes = []
-    if direction is None and len(there) == 2:
+    if direction is None and len(generators) == 2:
         text = "holds two generators: AtoB is used; --direction BtoA for the other"
         notes.append(Note(path, text))
     if chosen is not None:
@@ -118,29 +118,29 @@ def _in_folder(path: Path, direction: Direction | None) -> FoundCheckpoint:
                 f"name {last} in the same folder for the last ones"
             )
             notes.append(Note(path, text))
-    return FoundCheckpoint(file, found.direction, tuple(notes))
+    return FoundCheckpoint(file, checkpoint.direction, tuple(notes))
 
 
 def _generators(folder: Path) -> dict[Direction, Path]:
-    """Return the generators of both directions that ``folder`` itself holds, AtoB first."""
-    found: dict[Direction, Path] = {}
+    """Return the generators directly in ``folder``, AtoB first."""
+    files: dict[Direction, Path] = {}
     for direction, names in _NAMES.items():
         file = next((folder / name for name in names if (folder / name).is_file()), None)
         if file is not None:
-            found[direction] = file
-    return found
+            files[direction] = file
+    return files
 
 
 def _refuse_folder(
-    path: Path, direction: Direction | None, there: Mapping[Direction, Path]
+    path: Path, direction: Direction | None, generators: Mapping[Direction, Path]
 ) -> NoReturn:
-    """Say what a folder holds where a generator is expected. Raises ModelError."""
+    """Raise ModelError with what a folder holds where a generator is expected."""
     name, latest = printable(path), f"{CHECKPOINTS}/{LATEST}"
-    if there:
-        (other, file), = there.items()  # fmt: skip
-        wanted = " or ".join(_NAMES[direction or "AtoB"][1:3])
+    if generators:
+        (other, file), = generators.items()  # fmt: skip
+        expected = " or ".join(_NAMES[direction or "AtoB"][1:3])
         raise ModelError(
-            f"{name}: holds no generator {direction} ({wanted} is expected), only {other} "
+            f"{name}: holds no generator {direction} ({expected} is expected), only {other} "
             f"({file.name}); leave --direction out for that one"
         )
     if (path / DESCRIPTION).is_file() and (path / CONFIG).is_file():
@@ -156,27 +156,27 @@ def _refuse_folder(
     listed = [printable(Path(each)) for each in (files or names)[:4]]
     holds = ", ".join(listed) + (" …" if len(files or names) > 4 else "") if listed else "nothing"
     raise ModelError(
-        f"{name}: holds no generator under a name that is known ({latest}/"
-        f"{generator_name('A')}, {reference_name('G_A')} or {_EITHER} is expected), it holds "
-        f"{holds}; give the file of a generator, or the folder of a run"
+        f"{name}: holds no generator under a usual name ({latest}/{generator_name('A')}, "
+        f"{reference_name('G_A')} or {_UNDIRECTED_NAME} is expected), it holds {holds}; "
+        "give the file of a generator, or the folder of a run"
     )
 
 
-def _said_direction(path: Path) -> tuple[Direction | None, str]:
-    """Return the direction that the file says, by its metadata or else by its name, and which."""
-    said = safetensors_metadata(path).get("direction")
+def _direction_of(path: Path) -> tuple[Direction | None, str]:
+    """Return the direction of a file, and whether its metadata or its name says so, in words."""
+    named = safetensors_metadata(path).get("direction")
     for direction in _NAMES:
-        if said == direction:
+        if named == direction:
             return direction, "the file itself"
     for direction, names in _NAMES.items():
-        # The reference implementation writes one for every few epochs: 200_net_G_A.pth.
+        # The reference implementation also writes a file every few epochs, e.g. 200_net_G_A.pth.
         if path.name in names or path.name.endswith(f"_net_G_{direction[0]}.pth"):
             return direction, "its name"
     return None, ""
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
-    """Return what a safetensors file says of itself; nothing for any other or a damaged one."""
+    """Return the metadata of a safetensors file, empty for a damaged one or any other file."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -185,5 +185,7 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
             header: Any = json.loads(file.read(length))
     except (OSError, ValueError, RecursionError):
         return {}
-    said = header.get("__metadata__") if isinstance(header, dict) else None
-    return {str(key): str(value) for key, value in said.items()} if isinstance(said, dict) else {}
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(metadata, dict):
+        return {}
+    return {str(key): str(value) for key, value in metadata.items()}

@@ -1,7 +1,7 @@
-"""How alike two translations of the same frames are: the measure, and the classes it falls into.
+"""Parity: how alike two translations of the same frames are, as numbers and as a class.
 
-Measured in grey levels of 8 bits, against torch FP32 (or the file in FP32 where there is no
-checkpoint), on natural frames at the size the model was trained at.
+The unit is the grey level of 8 bits. The reference is torch in FP32 (or the file in FP32 where
+there is no checkpoint), on natural frames of the size that the model was trained at.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..frames import Pixels, Size
 ParityClass = Literal["exact", "half", "near", "coarse", "none"]
 
 CLASSES: tuple[ParityClass, ...] = ("exact", "half", "near", "coarse", "none")
-"""The classes, the closest first."""
+"""The classes, the strictest first."""
 
 LIMITS: dict[ParityClass, str] = {
     "exact": "largest difference 1",
@@ -25,7 +25,7 @@ LIMITS: dict[ParityClass, str] = {
     "near": "45 dB and 99 % within 2 levels",
     "coarse": "35 dB",
 }
-"""The rules of the classes, in words."""
+"""The condition of each class, in words."""
 
 REQUIRED_CLASS: dict[str, ParityClass] = {
     "fp32": "exact",
@@ -44,33 +44,33 @@ class Parity:
     """How alike two translations are, as measured by `parity`."""
 
     psnr: float
-    """Decibels; infinite where nothing differs."""
+    """In decibels; infinite where nothing differs."""
     max: float
-    """Largest difference in grey levels."""
+    """The largest difference in grey levels."""
     p999: float
-    """The difference in grey levels that 99.9 % of the values stay within."""
+    """The difference in grey levels that 99.9 % of the values do not exceed."""
     within2: float
-    """Share of the values, 0..1, that differ by at most two grey levels."""
+    """The share of the values, 0..1, that differ by at most two grey levels."""
     cls: ParityClass
-    """The closest class that holds; ``none`` below them all, or with NaN."""
+    """The strictest class whose condition holds; ``none`` where none does, or with NaN."""
 
-    def reaches(self, needed: ParityClass) -> bool:
-        """Tell whether this is ``needed`` or closer."""
-        return CLASSES.index(self.cls) <= CLASSES.index(needed)
+    def reaches(self, required: ParityClass) -> bool:
+        """Return whether the class is ``required`` or a stricter one."""
+        return CLASSES.index(self.cls) <= CLASSES.index(required)
 
     def __str__(self) -> str:
-        """Return it as a card says it."""
+        """Return the sentence that a card holds."""
         return (
             f"{self.cls}: {self.psnr:.1f} dB, {self.within2:.2%} within 2 levels, "
             f"99.9 % within {self.p999:.3g}, largest {self.max:.3g}"
         )
 
 
-def parity(found: Pixels, reference: Pixels) -> Parity:
-    """Compare two arrays of one shape: uint8, or float16 in [0, 1], each in its own type."""
-    if found.shape != reference.shape:
-        raise ValueError(f"{found.shape = } and {reference.shape = } are to be alike")
-    difference = np.abs(_grey_levels(found) - _grey_levels(reference))
+def parity(frames: Pixels, reference: Pixels) -> Parity:
+    """Compare two arrays of one shape, each either uint8 or float16 in [0, 1]."""
+    if frames.shape != reference.shape:
+        raise ValueError(f"{frames.shape = } and {reference.shape = } must be equal")
+    difference = np.abs(_grey_levels(frames) - _grey_levels(reference))
     if np.isnan(difference).any():
         return Parity(psnr=math.nan, max=math.nan, p999=math.nan, within2=0.0, cls="none")
     mean_square = float(np.mean(np.square(difference)))
@@ -84,12 +84,12 @@ def parity(found: Pixels, reference: Pixels) -> Parity:
 
 
 def natural_frames(size: Size, count: int) -> Pixels:
-    """Return computed frames that networks find as hard as photographs: ``(count, H, W, 3)`` uint8.
+    """Return computed frames that are as hard for networks as photographs.
 
-    Dead leaves: discs of every size that hide one another, so edges and flat ground at every scale,
-    lit from one side (Lee, Mumford, Huang, IJCV 41, 2001). Tried with four style networks in bf16:
-    the class on these frames is the class on photographs, where noise of the same spectrum was
-    wrong for three. The same frames for the same arguments.
+    ``(count, H, W, 3)`` uint8, the same for the same arguments. They are dead leaves: discs of
+    every size that hide one another, with edges and flat areas at every scale, lit from one side
+    (Lee, Mumford, Huang, IJCV 41, 2001). For four style networks in bf16 the class on these frames
+    was the class on photographs; on noise of the same spectrum it was another for three of them.
     """
     height, width = size
     random = np.random.default_rng(0)
@@ -98,7 +98,7 @@ def natural_frames(size: Size, count: int) -> Pixels:
     frames = np.empty((count, height, width, 3), np.uint8)
     for frame in frames:
         frame[:] = random.uniform(0, 255, 3)
-        # Radii of density r⁻³ between 1 % and half of the longer side, the large ones behind.
+        # Radii of density r⁻³ between 1 % and half of the longer side, the largest drawn first.
         radii = 0.02 * largest / np.sqrt(random.uniform(0.02**2, 1, 400))
         for radius in np.sort(radii)[::-1]:
             y, x = random.uniform(-0.1, 1.1, 2) * size

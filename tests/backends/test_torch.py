@@ -383,7 +383,7 @@ def test_what_is_said_of_a_folder_is_on_the_card(tmp_path: Path) -> None:
     checkpoint(tmp_path / "latest_net_G_B.pth")
     two, norm = grouped(open_model(tmp_path).card.notes)
     assert "holds two generators: AtoB is used" in two
-    assert "BatchNorm takes the statistics of its training" in norm
+    assert "BatchNorm uses the statistics of its training" in norm
     assert open_model(tmp_path, direction="BtoA").card.notes == ()
 
 

@@ -148,7 +148,7 @@ def test_where_the_reference_would_draw_another_picture_is_said(tmp_path):
     assert load_generator(saved(tmp_path / "g.pth", small())).notes == ()
     state = small(norm="batch", dropout=True)
     (note,) = grouped(load_generator(saved(tmp_path / "g.pth", state)).notes)
-    assert note.startswith("g.pth: BatchNorm takes the statistics of its training and dropout is o")
+    assert note.startswith("g.pth: BatchNorm uses the statistics of its training and dropout is o")
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -286,7 +286,7 @@ def test_a_compressed_archive_errors(tmp_path):
         for entry in plain.infolist():
             packed.writestr(entry.filename, plain.read(entry))
     with pytest.raises(
-        ModelError, match=r"data\.pkl' compressed, where torch stores plainly; save"
+        ModelError, match=r"data\.pkl' compressed, where torch does not compress; save"
     ):
         load_generator(path)
 
@@ -294,7 +294,7 @@ def test_a_compressed_archive_errors(tmp_path):
 def test_a_weight_that_repeats_what_it_holds_errors(tmp_path):
     state = small() | {"model.4.bias": torch.zeros(1).expand(2**40)}
     with pytest.raises(
-        ModelError, match=r"'model\.4\.bias' says to be larger \(\(1099511627776,\)"
+        ModelError, match=r"'model\.4\.bias' declares a shape \(\(1099511627776,\)\) larger"
     ):
         load_generator(saved(tmp_path / "g.pth", state))
 
@@ -391,5 +391,5 @@ def test_a_batch_norm_without_weights_errors(tmp_path):
 
 def test_a_unet_of_other_levels_errors(tmp_path):
     state = {"model.model.0.weight": torch.rand(4, 3, 4, 4)}
-    with pytest.raises(ModelError, match="is a U-Net of 1 levels where one has 5 to 16"):
+    with pytest.raises(ModelError, match="is a U-Net of 1 levels where 5 to 16 are supported"):
         load_generator(saved(tmp_path / "g.pth", state))

@@ -211,7 +211,7 @@ def test_a_truncated_file_errors(tmp_path: Path) -> None:
 def test_a_missing_file_and_a_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such model file"):
         open_model(tmp_path / "none.onnx")
-    with pytest.raises(ModelError, match="holds no generator under a name that is known"):
+    with pytest.raises(ModelError, match="holds no generator under a usual name"):
         open_model(tmp_path)
 
 

@@ -82,7 +82,7 @@ def test_a_closer_class_reaches_a_further_one() -> None:
 
 
 def test_pictures_of_different_sizes_errors() -> None:
-    with pytest.raises(ValueError, match="are to be alike"):
+    with pytest.raises(ValueError, match="must be equal"):
         parity(GREY, GREY[:, :50])
 
 

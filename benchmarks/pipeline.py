@@ -28,7 +28,7 @@ from onnx import TensorProto, helper
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from cyclegan_batch.api import plan_translation, run_plan  # noqa: E402
+from cyclegan_batch.api import prepare_translation, run_plan  # noqa: E402
 from cyclegan_batch.frames import stack  # noqa: E402
 
 ACCURATE = (
@@ -112,7 +112,7 @@ def stages_alone(
     The reader is measured in a pass of its own, since its threads read ahead. The encoder's threads
     lag behind: what it takes is the rest of the whole.
     """
-    plan = plan_translation(
+    plan, backend = prepare_translation(
         clip, folder / "alone.mp4", model=model, frames=frames, threads=1, **options
     )
     unit = plan.units[0]
@@ -136,13 +136,13 @@ def stages_alone(
         frame = measured("to rgb", partial(into, item))
         shape = plan.geometry(frame.pixels.shape[:2])
         pixels = measured("to rgb", lambda f=frame, s=shape: stack([s.into_network(f.pixels)], 1))
-        rows = measured("network", partial(plan.backend.infer, pixels))
+        rows = measured("network", partial(backend.infer, pixels))
         back = measured("from rgb", partial(shape.out_of_network, rows[0]))
         sink.write(measured("from rgb", partial(out, replace(frame, pixels=back))))
     sink.finish()
     source.close()
     spent["write"] = time.process_time() - begin - sum(spent.values())
-    plan.backend.close()
+    backend.close()
     return {name: seconds / count for name, seconds in spent.items()}
 
 
@@ -166,7 +166,7 @@ def against_cores(
             alone = stages_alone(clip, model, frames, folder / f"{number}", options)
             limit = cores / sum(alone.values())
             report = run_plan(
-                plan_translation(
+                *prepare_translation(
                     clip,
                     folder / f"{number}" / "out.mp4",
                     model=model,

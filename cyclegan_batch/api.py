@@ -9,11 +9,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from .backends import Backend
 from .errors import CycleganBatchError, InputError, OutputError, OutputExistsError
 from .files import PathLike
 from .job.pipeline import run
@@ -37,8 +39,8 @@ def translate(
     What is damaged or missing is listed in the report (``failures``). Raises CycleganBatchError
     where nothing at all could be written, and with ``on_error="fail"`` at the first damage.
     """
-    plan = plan_translation(inputs, output, model=model, **options)
-    report = run_plan(plan)
+    plan, backend = prepare_translation(inputs, output, model=model, **options)
+    report = run_plan(plan, backend)
     if report.status == "failed":
         error = report.failures[0].error
         if len(report.failures) == 1:
@@ -59,7 +61,25 @@ def plan_translation(
 ) -> JobPlan:
     """Decide everything that `translate` would do, and write nothing.
 
-    ``say`` receives a sentence before what takes minutes: an export, the building of an engine.
+    ``say`` receives a sentence before what takes minutes: an export, the building of an engine. The
+    plan is a value: pickle it, and run it elsewhere with `run_plan`.
+    """
+    plan, backend = prepare_translation(inputs, output, model=model, say=say, **options)
+    backend.close()
+    return plan
+
+
+def prepare_translation(
+    inputs: PathLike | Iterable[PathLike],
+    output: PathLike,
+    *,
+    model: PathLike,
+    say: Callable[[str], None] = lambda sentence: None,
+    **options: Any,
+) -> tuple[JobPlan, Backend]:
+    """Decide as `plan_translation` does; return the backend that it took, still open, as well.
+
+    `run_plan` with this backend need not open it a second time. The caller closes it.
     """
     if options.get("cache_dir") is not None:
         options["cache_dir"] = Path(options["cache_dir"])
@@ -79,20 +99,26 @@ def plan_translation(
 
 def run_plan(
     plan: JobPlan,
+    backend: Backend | None = None,
     *,
     counters: Counters | None = None,
     watch: Callable[[Counters], None] | None = None,
 ) -> Report:
     """Carry out a plan; ``watch`` is called about ten times a second with the state of the run.
 
-    Raises what ends the run before its end; ``counters`` then tell how far it came (`report_run`).
+    ``backend``: what `prepare_translation` returned, or None to open the plan's; it is closed at
+    the end. Raises what ends the run before its end; ``counters`` then show how far it came
+    (`report_run`).
     """
     counters = counters or Counters()
+    if backend is None:
+        backend = plan.open_backend()
+        counters.started = time.monotonic()
     counters.failures += plan.failures
     try:
         run(
             plan.units,
-            plan.backend,
+            backend,
             plan.schedule,
             geometry=plan.geometry,
             keep_size=plan.options.keep_size,
@@ -107,7 +133,7 @@ def run_plan(
     except KeyboardInterrupt:  # while files were copied along
         counters.interrupted = True
     finally:
-        plan.backend.close()
+        backend.close()
     return report_run(plan, counters)
 
 

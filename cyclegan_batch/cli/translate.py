@@ -16,6 +16,7 @@ from .options import PATH, Count, Seconds, Size, key_values, options_of
 from .process import STOPS, print_result
 
 if TYPE_CHECKING:
+    from ..backends import Backend
     from ..job.plan import JobPlan
     from ..job.report import Report
     from .progress import Reporter
@@ -213,11 +214,13 @@ def command(
 
     reporter = Reporter(progress, quiet=quiet)
     try:
-        plan = api.plan_translation(inputs, output, model=model, say=reporter.say, **options)
+        plan, backend = api.prepare_translation(
+            inputs, output, model=model, say=reporter.say, **options
+        )
         STOPS.check()
         if dry_run:
             _print_plan(plan, as_json=progress == "json")
-            plan.backend.close()
+            backend.close()
             sys.exit(3 if plan.failures else 0)
         if report:
             check_report_path(report, plan, model)
@@ -226,14 +229,14 @@ def command(
         if options["preview"]:
             from ..job.preview import write_preview
 
-            print_result(str(write_preview(plan, options["preview"])))
+            print_result(str(write_preview(plan, backend, options["preview"])))
             return
         with contextlib.ExitStack() as stack:
             if verbose and progress != "json":
                 from ..media.messages import printed
 
                 stack.enter_context(printed())
-            done = _run(plan, reporter)
+            done = _run(plan, backend, reporter)
         # From here on a stop has nothing to stop.
         if report:
             with STOPS.deferred():
@@ -253,7 +256,7 @@ def command(
     sys.exit(done.exit_code)
 
 
-def _run(plan: JobPlan, reporter: Reporter) -> Report:
+def _run(plan: JobPlan, backend: Backend, reporter: Reporter) -> Report:
     """Run, so that a stop or an error leaves a report, too."""
     from .. import api
     from ..job.units import Counters
@@ -267,7 +270,7 @@ def _run(plan: JobPlan, reporter: Reporter) -> Report:
     reporter.total = plan.frames
     try:
         try:
-            return api.run_plan(plan, counters=counters, watch=watch)
+            return api.run_plan(plan, backend, counters=counters, watch=watch)
         except CycleganBatchError as error:
             return api.report_run(plan, counters, error=error)
     except KeyboardInterrupt:

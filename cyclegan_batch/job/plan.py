@@ -15,11 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, OutputError
-from ..frames import Geometry, Size
+from ..frames import BatchShape, Geometry, Size
 from ..frames import geometry as frame_geometry
 from ..options import TranslateOptions
 from ..wording import Note, printable
-from .units import Failure, Schedule, Unit, too_many_failures, without_frames
+from .units import (
+    Failure,
+    ImageUnit,
+    Schedule,
+    Unit,
+    VideoUnit,
+    too_many_failures,
+    without_frames,
+)
 
 if TYPE_CHECKING:
     from ..backends import Backend
@@ -38,21 +46,39 @@ _LOOKED_AT = 32
 """Pictures whose headers are read for the plan: enough to know what the network will see."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BackendChoice:
+    """The backend that runs a plan: what it is, and what it takes to open it once more."""
+
+    name: str
+    device: str
+    precision: str
+    """What the arithmetic really uses; one of `backends.PRECISIONS`."""
+    requested_precision: str
+    threads: int
+    """CPU threads for the network, of all contexts together."""
+    contexts: int
+    shapes: tuple[BatchShape, ...]
+    """The frames (N, H, W) that an engine is built for."""
+    cache_dir: Path | None
+    trust_engine: bool
+
+
 @dataclass(frozen=True)
 class JobPlan:
-    """Everything that was decided about a job."""
+    """Everything that was decided about a job, as a value: it can be pickled and run elsewhere.
+
+    Nothing in it is open. Only a job that reads standard input must run where it was planned.
+    """
 
     inputs: tuple[Path, ...]
     output: Path
     model: Model
     options: TranslateOptions
-    backend: Backend
-    """Open and checked; the caller closes it."""
+    backend: BackendChoice
     schedule: Schedule
     entries: tuple[Entry, ...]
     """What is translated: every input with its output."""
-    units: tuple[Unit, ...]
-    """The same as pieces of work, in the order in which they are done."""
     others: tuple[Entry, ...]
     """Files that are copied along (``--copy-others``)."""
     videos: tuple[VideoPlan, ...]
@@ -67,6 +93,31 @@ class JobPlan:
     """What the user is told once, before the first frame."""
     sizes: tuple[Size, ...]
     """Every (height, width) that is known beforehand: of all videos, and of some pictures."""
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """What is translated as pieces of work, in the order in which they are done."""
+        return (*map(VideoUnit, self.videos), *map(ImageUnit, self.shards))
+
+    def open_backend(self, say: Callable[[str], None] = lambda sentence: None) -> Backend:
+        """Open the chosen backend; the caller closes it. Raises BackendError, ModelError.
+
+        ``say`` receives a sentence before work that takes minutes.
+        """
+        from ..backends import open_backend
+
+        return open_backend(
+            self.model,
+            backend=self.backend.name,
+            device=self.backend.device,
+            precision=self.backend.requested_precision,
+            threads=self.backend.threads,
+            contexts=self.backend.contexts,
+            shapes=self.backend.shapes,
+            cache_dir=self.backend.cache_dir,
+            trust_engine=self.backend.trust_engine,
+            say=say,
+        )
 
     def geometry(self, size: Size) -> Geometry:
         """Return how a picture of ``size`` (height, width) goes through the network."""
@@ -107,8 +158,11 @@ def plan_job(
     model: Path,
     options: TranslateOptions,
     say: Callable[[str], None] = lambda sentence: None,
-) -> JobPlan:
+) -> tuple[JobPlan, Backend]:
     """Decide everything about translating ``inputs`` to ``output`` with the generator ``model``.
+
+    The batch size and the notes depend on an open backend: it is returned beside the plan, and the
+    caller closes it.
 
     An ``output`` that ends in a separator is a folder; a Path keeps no such end, a string does.
     ``say`` receives a sentence before what takes minutes: the export of a checkpoint, the building
@@ -149,7 +203,6 @@ def plan_job(
             without_frames(error)
     images = [entry for entry in work if entry.kind == "image"]
     shards = _plan_shards(images, generator.card, options)
-    units = [*map(_video_unit, videos), *map(_image_unit, shards)]
     notes += [note for video in videos for note in video.notes]
     notes += [note for shard in shards for note in shard.notes]
     notes += _without_effect(options, {entry.kind for entry in work})
@@ -157,16 +210,15 @@ def plan_job(
     if len(failures) == len(tree.entries) > 0 and not skipped:
         causes = "\n".join(f"  {failure.cause}" for failure in failures)
         raise InputError(f"none of the {len(failures)} inputs can be translated:\n{causes}")
-    backend, schedule = _open_backend(generator, options, sizes, say)
-    return JobPlan(
+    backend, choice, schedule = _choose_backend(generator, options, sizes, say)
+    plan = JobPlan(
         inputs=tuple(inputs),
         output=Path(output),
         model=generator,
         options=options,
-        backend=backend,
+        backend=choice,
         schedule=schedule,
         entries=tuple(work),
-        units=tuple(units),
         others=tuple(entry for entry in tree.entries if entry.kind == "other"),
         videos=tuple(videos),
         shards=tuple(shards),
@@ -175,6 +227,7 @@ def plan_job(
         notes=(*_sight(generator.card, options, sizes), *backend.notes, *notes),
         sizes=tuple(dict.fromkeys(sizes)),
     )
+    return plan, backend
 
 
 def geometry_from_options(card: ModelCard, options: TranslateOptions) -> partial[Geometry]:
@@ -220,14 +273,6 @@ def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> Vid
     )
 
 
-def _video_unit(plan: VideoPlan) -> Unit:
-    from ..media.video_sink import VideoSink
-    from ..media.video_source import VideoSource
-
-    source, sink = partial(VideoSource, plan), partial(VideoSink, plan)
-    return Unit(plan.name, source, sink, frames=plan.frames_expected)
-
-
 def _plan_shards(
     images: Sequence[Entry], card: ModelCard, options: TranslateOptions
 ) -> tuple[ImageShard, ...]:
@@ -236,13 +281,6 @@ def _plan_shards(
     from ..media.images import plan_images
 
     return plan_images(images, options, pixel_type=card.pixel_type)
-
-
-def _image_unit(shard: ImageShard) -> Unit:
-    from ..media.images import ImageSink, ImageSource
-
-    source, sink = partial(ImageSource, shard), partial(ImageSink, shard)
-    return Unit(shard.name, source, sink, frames=len(shard.entries))
 
 
 def _some_sizes(images: Sequence[Entry], options: TranslateOptions) -> list[Size]:
@@ -293,10 +331,10 @@ def _without_effect(options: TranslateOptions, kinds: set[str]) -> list[Note]:
     return found
 
 
-def _open_backend(
+def _choose_backend(
     model: Model, options: TranslateOptions, sizes: Sequence[Size], say: Callable[[str], None]
-) -> tuple[Backend, Schedule]:
-    """Open the backend that the options ask for, and lay out the run around it."""
+) -> tuple[Backend, BackendChoice, Schedule]:
+    """Open the backend that the options lead to, and lay out the run around it."""
     from ..backends import default_contexts, open_backend
     from ..machine import cpu_threads
 
@@ -305,6 +343,8 @@ def _open_backend(
     contexts = default_contexts("cpu", threads)
     shape = geometry_from_options(model.card, options)
     on_gpu = options.batch_size or model.card.batch or _GPU_BATCH
+    networks = dict.fromkeys(shape(size).network for size in sizes)
+    shapes = tuple((on_gpu, *network) for network in networks)
     backend = open_backend(
         model,
         backend=options.backend,
@@ -312,10 +352,21 @@ def _open_backend(
         precision=options.precision,
         threads=threads,
         contexts=contexts,
-        shapes=[(on_gpu, *network) for network in dict.fromkeys(shape(s).network for s in sizes)],
+        shapes=shapes,
         cache_dir=options.cache_dir,
         trust_engine=options.trust_engine,
         say=say,
+    )
+    choice = BackendChoice(
+        name=backend.name,
+        device=backend.device,
+        precision=backend.precision,
+        requested_precision=options.precision,
+        threads=threads,
+        contexts=contexts,
+        shapes=shapes,
+        cache_dir=options.cache_dir,
+        trust_engine=options.trust_engine,
     )
     if backend.device != "cpu":
         contexts = default_contexts(backend.device, threads)
@@ -323,9 +374,8 @@ def _open_backend(
     batch_size = options.batch_size or (1 if backend.device == "cpu" else _GPU_BATCH)
     if model.card.batch is not None:
         batch_size = options.batch_size or model.card.batch
-    return backend, Schedule(
-        batch_size=batch_size, contexts=contexts, converters=min(cores, _MOST_CONVERTERS)
-    )
+    converters = min(cores, _MOST_CONVERTERS)
+    return backend, choice, Schedule(batch_size, contexts, converters)
 
 
 def _sight(card: ModelCard, options: TranslateOptions, sizes: Sequence[Size]) -> list[Note]:

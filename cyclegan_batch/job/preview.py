@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..backends import Backend
 from ..errors import InputError, OutputError
 from ..files import writing
 from ..frames import Pixels, to_uint8
@@ -39,7 +40,7 @@ def preview_path(plan: JobPlan) -> Path:
     return output.with_name(output.name + ".preview.png")
 
 
-def write_preview(plan: JobPlan, count: int) -> Path:
+def write_preview(plan: JobPlan, backend: Backend, count: int) -> Path:
     """Translate ``count`` frames, evenly spread over the inputs, and write them as one picture.
 
     Source above, result below, a column for each. Returns the picture's name. Raises as the job
@@ -53,7 +54,7 @@ def write_preview(plan: JobPlan, count: int) -> Path:
     if not sources:
         raise InputError("nothing among the inputs can be previewed: none of them is translated")
     columns = []
-    with Generator(plan.backend, size=plan.options.size, fit=plan.options.fit) as generator:
+    with Generator(backend, size=plan.options.size, fit=plan.options.fit) as generator:
         for number in range(count):
             place = (number + 0.5) / count * len(sources)
             pixels = _picture(plan, sources[int(place)], place - int(place))

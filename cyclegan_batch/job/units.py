@@ -5,14 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import CycleganBatchError, OutputError, OutputInUseError
 from ..media import Place, Sink, Source
 from ..wording import Note
+
+if TYPE_CHECKING:
+    from ..media.images import ImageShard, ImageSink, ImageSource
+    from ..media.video import VideoPlan
+    from ..media.video_sink import VideoSink
+    from ..media.video_source import VideoSource
 
 STAGES = ("read", "to rgb", "network", "from rgb", "write")
 """The stages in the order of the flow, by the names the reports use."""
@@ -21,18 +27,80 @@ _HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, er
 """What the system says when nothing can be written there at all."""
 
 
-@dataclass(frozen=True)
-class Unit:
-    """What is done or not done as a whole: a stretch of a video, or a shard of images."""
+class Unit(Protocol):
+    """A piece of work that is done or not done as a whole."""
 
-    name: str
-    """What messages call it: the file, or the folder."""
-    open_source: Callable[[], Source]
-    """Opens the input. Raises InputError."""
-    open_sink: Callable[[], Sink]
-    """Opens the output under a temporary name. Raises OutputError."""
-    frames: int | None = None
-    """How many pictures are expected, where the plan could tell."""
+    @property
+    def name(self) -> str:
+        """The file or the folder, as messages call it."""
+
+    @property
+    def frames(self) -> int | None:
+        """How many frames are expected, or None where the plan cannot tell."""
+
+    def open_source(self) -> Source:
+        """Open the input. Raises InputError."""
+
+    def open_sink(self) -> Sink:
+        """Open the output under a temporary name. Raises OutputError."""
+
+
+@dataclass(frozen=True)
+class VideoUnit:
+    """A video, a pattern of images or standard input."""
+
+    plan: VideoPlan
+
+    @property
+    def name(self) -> str:
+        """The file, as messages call it."""
+        return self.plan.name
+
+    @property
+    def frames(self) -> int | None:
+        """How many frames are expected, where the file tells."""
+        return self.plan.frames_expected
+
+    def open_source(self) -> VideoSource:
+        """Open the decoder. Raises InputError."""
+        from ..media.video_source import VideoSource
+
+        return VideoSource(self.plan)
+
+    def open_sink(self) -> VideoSink:
+        """Open the encoder. Raises OutputError."""
+        from ..media.video_sink import VideoSink
+
+        return VideoSink(self.plan)
+
+
+@dataclass(frozen=True)
+class ImageUnit:
+    """A shard of images, each of which is written by itself."""
+
+    shard: ImageShard
+
+    @property
+    def name(self) -> str:
+        """The image, or the folder and which of its images."""
+        return self.shard.name
+
+    @property
+    def frames(self) -> int:
+        """How many images the shard has."""
+        return len(self.shard.entries)
+
+    def open_source(self) -> ImageSource:
+        """Return the reader of the images."""
+        from ..media.images import ImageSource
+
+        return ImageSource(self.shard)
+
+    def open_sink(self) -> ImageSink:
+        """Return the writer of the images."""
+        from ..media.images import ImageSink
+
+        return ImageSink(self.shard)
 
 
 @dataclass(frozen=True)

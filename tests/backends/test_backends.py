@@ -986,7 +986,7 @@ def test_onnxruntime_tells_which_provider_computes_a_node(resnet: Model) -> None
         resnet.graph, options, providers=["CPUExecutionProvider"], enable_fallback=0
     )
     (note,) = onnxruntime_backend._nodes_on_cpu(session, resnet.card, "cuda:0")
-    assert re.search(r"computes (\d+) of \1 nodes \(.*\b4 Pad\b.*\) on the CPU", note)
+    assert re.search(r"computes (\d+) of \1 nodes \(.*\b4 Pad\b.*\) on the CPU", note.text)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     for providers, words in (
         ([], "explicitly disabled"),

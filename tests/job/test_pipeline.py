@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cyclegan_batch.errors import (
 )
 from cyclegan_batch.frames import Frame, Geometry, Pixels, Size, SizeRequirements, geometry
 from cyclegan_batch.job.pipeline import run
-from cyclegan_batch.job.units import Counters, Schedule, Span, Unit
+from cyclegan_batch.job.units import Counters, Schedule, Span
 from cyclegan_batch.media import Dropped, Place, dropped_at
 from cyclegan_batch.wording import Note, grouped
 
@@ -125,6 +126,16 @@ class FakeBackend:
 
     def close(self) -> None:
         pass
+
+
+@dataclass
+class Unit:
+    """Opens what it is given."""
+
+    name: str
+    open_source: Callable[[], Any]
+    open_sink: Callable[[], Any]
+    frames: int | None = None
 
 
 def as_it_is(size: Size) -> Geometry:

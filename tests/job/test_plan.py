@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclegan_batch.api import plan_translation, translate
+from cyclegan_batch.api import plan_translation, run_plan, translate
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.job import plan as planning
 from cyclegan_batch.job.plan import JobPlan
@@ -35,9 +38,7 @@ def picture(path: Path, size: tuple[int, int] = (24, 32), **options: Any) -> Pat
 
 
 def planned(*arguments: Any, **options: Any) -> JobPlan:
-    made = plan_translation(*arguments, **options)
-    made.backend.close()
-    return made
+    return plan_translation(*arguments, **options)
 
 
 # Memory
@@ -278,3 +279,60 @@ def test_the_encoder_follows_the_container(
 ) -> None:
     made = planned(clip, tmp_path / name, model=model, audio="none")
     assert any(f" {encoder} " in line for line in plan_lines(made)), plan_lines(made)
+
+
+# A plan is a value
+
+_RUN_ELSEWHERE = """
+import pickle, sys
+from cyclegan_batch.api import run_plan
+
+report = run_plan(pickle.loads(sys.stdin.buffer.read()))
+print(report.status, report.frames, len(report.failures))
+"""
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_plan_is_pickled_and_run_in_another_process(tmp_path: Path, backend: str) -> None:
+    """A video, images of two sizes, a copied label and an input that fails."""
+    folder = tmp_path / "in"
+    picture(folder / "a.png")
+    picture(folder / "sub.png", (40, 32))
+    streams.plain(folder / "clip.mp4", frames=5, size=(48, 64))
+    (folder / "bad.mp4").write_bytes(b"no video")
+    (folder / "label.txt").write_text("horse")
+    if backend == "auto":
+        model = generators.tiny_resnet(tmp_path / "tiny.onnx")
+    else:
+        pytest.importorskip("torch")
+        from tests.backends.test_torch import checkpoint
+
+        model = checkpoint(tmp_path / "g.pth")
+
+    def plan(output: str) -> JobPlan:
+        return plan_translation(
+            folder,
+            tmp_path / output,
+            model=model,
+            copy_others=True,
+            preset="ultrafast",
+            threads=1,
+            backend=backend,
+        )
+
+    here, there = run_plan(plan("here")), pickle.dumps(plan("there"))
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN_ELSEWHERE], input=there, capture_output=True, check=True
+    )
+    assert done.stdout.decode().split() == ["partial", "7", "1"]
+    assert (here.status, here.frames, len(here.failures)) == ("partial", 7, 1)
+    assert contents(tmp_path / "there") == contents(tmp_path / "here")
+    assert len(contents(tmp_path / "here")) == 4
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

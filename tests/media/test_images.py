@@ -21,7 +21,7 @@ from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.frames import SizeRequirements
 from cyclegan_batch.job.inputs import find_inputs
 from cyclegan_batch.job.pipeline import run
-from cyclegan_batch.job.units import Schedule, Unit
+from cyclegan_batch.job.units import ImageUnit, Schedule
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.formats import Entry
 from cyclegan_batch.media.images import (
@@ -220,7 +220,7 @@ def test_one_corrupt_file_among_many_costs_only_itself(tmp_path: Path) -> None:
     (root / "sub" / "17.png").write_bytes(pictures.png(rgba)[:-20])
     (root / "clip.jpg").write_bytes(WHOLE["jpg"])
     shard = _shard(entries_in(root, tmp_path / "out"))
-    unit = Unit("in", partial(ImageSource, shard), partial(ImageSink, shard), len(shard.entries))
+    unit = ImageUnit(shard)
     counters = run(
         [unit],
         _Inverting(),  # type: ignore[arg-type]

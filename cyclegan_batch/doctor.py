@@ -1,6 +1,6 @@
-"""Say what this machine has: devices, runtimes, FFmpeg, the encoders that open, and the cache.
+"""Report what this machine has: devices, runtimes, FFmpeg, the encoders that open, and the cache.
 
-Everything is found by trying it; what is absent is said and is no error.
+Each part is tried. A part that is absent is listed as absent and is no error.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import sys
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ._version import __version__
 from .machine import cpu_threads, default_cache_dir, nvidia_gpus, own_scheduling
-from .wording import printable
+from .wording import first_line, printable
 
 ENCODERS = (
     "libx264",
@@ -31,7 +31,7 @@ ENCODERS = (
     "hevc_nvenc",
     "av1_nvenc",
 )
-"""The encoders that are tried: those in FFmpeg's software, then NVIDIA's."""
+"""The encoders that are tried: those that run on the CPU, then NVIDIA's."""
 
 _PACKAGES = (
     *("numpy", "av", "opencv-python-headless", "pillow", "tifffile", "imagecodecs"),
@@ -41,11 +41,71 @@ _PACKAGES = (
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13", "torch")
 
 _TRIED_SIZE = (256, 256)
-"""NVENC refuses pictures of less than about 145×49."""
+"""Width and height of the frame that is encoded. NVENC refuses less than about 145×49."""
 
 
-def examine(cache_dir: Path | None = None) -> dict[str, Any]:
-    """Return all there is to know, as plain values that JSON takes."""
+class System(TypedDict):
+    """The operating system, Python and the CPU."""
+
+    os: str
+    python: str
+    executable: str
+    cpu: str
+    threads: int
+    """Threads that this process may run at once."""
+    memory: int | None
+    """Bytes."""
+
+
+class GPUs(TypedDict):
+    """The NVIDIA GPUs that this process may use."""
+
+    names: list[str]
+    driver: str | None
+    """Version of the driver."""
+
+
+class Runtime(TypedDict):
+    """An installed runtime; ``error`` is None where it loads."""
+
+    version: str
+    offers: list[str] | None
+    """Its providers or devices; None where it does not load, or where nothing is listed."""
+    error: str | None
+
+
+class FFmpeg(TypedDict):
+    """The FFmpeg inside PyAV; ``version`` is None without PyAV."""
+
+    version: str | None
+    libraries: dict[str, str]
+
+
+class Cache(TypedDict):
+    """The folder of exported models and engines."""
+
+    path: str
+    bytes: int | None
+    """Size of its files, None where the folder does not exist."""
+
+
+class Report(TypedDict):
+    """What ``doctor --json`` prints."""
+
+    version: str
+    system: System
+    gpus: GPUs
+    packages: dict[str, str]
+    runtimes: dict[str, Runtime]
+    ffmpeg: FFmpeg
+    encoders: dict[str, str | None]
+    """None where an encoder opens, else the reason why it does not."""
+    cache: Cache
+    warnings: list[str]
+
+
+def examine(cache_dir: Path | None = None) -> Report:
+    """Return the whole report, as plain values that JSON takes."""
     return {
         "version": __version__,
         "system": _system(),
@@ -59,38 +119,45 @@ def examine(cache_dir: Path | None = None) -> dict[str, Any]:
     }
 
 
-def lines(report: dict[str, Any]) -> list[str]:
+def lines(report: Report) -> list[str]:
     """Return a report of `examine` as lines for people."""
-    system, cache = report["system"], report["cache"]
+    system, gpus = report["system"], report["gpus"]
+    ffmpeg, cache = report["ffmpeg"], report["cache"]
     memory = "" if system["memory"] is None else f", {_gibibytes(system['memory'])} of memory"
-    said = [
+    driver = f" (driver {gpus['driver']})" if gpus["driver"] else ""
+    libraries = f"{ffmpeg['version']}, {_pairs(ffmpeg['libraries'])}"
+    size = "not there yet" if cache["bytes"] is None else _gibibytes(cache["bytes"])
+    return [
         f"Version    cyclegan-batch {report['version']}",
         f"System     {system['os']}, Python {system['python']}",
         f"CPU        {system['cpu']}, {system['threads']} threads{memory}",
+        f"GPUs       {', '.join(gpus['names']) + driver if gpus['names'] else 'none'}",
+        f"Packages   {_pairs(report['packages'])}",
+        *_runtime_lines(report["runtimes"]),
+        f"FFmpeg     {libraries if ffmpeg['version'] else 'none: pip install av'}",
+        *(
+            f"Encoder    {name}: {'opens' if error is None else f'no ({error})'}"
+            for name, error in report["encoders"].items()
+        ),
+        f"Cache      {cache['path']}, {size}",
+        *(f"Warning    {warning}" for warning in report["warnings"]),
     ]
-    gpus = report["gpus"]
-    driver = f" (driver {gpus['driver']})" if gpus["driver"] else ""
-    said.append(f"GPUs       {', '.join(gpus['names']) + driver if gpus['names'] else 'none'}")
-    said.append(f"Packages   {_pairs(report['packages'])}")
-    if not report["runtimes"]:
-        said.append('Runtimes   none: pip install "cyclegan-batch[cpu]"')
-    for name, found in report["runtimes"].items():
-        offers = f": {', '.join(found['offers'])}" if found["offers"] else ""
-        broken = f": cannot be loaded, {found['error']}" if found["error"] else offers
-        said.append(f"Runtime    {name} {found['version']}{broken}")
-    ffmpeg = report["ffmpeg"]
-    found = f"{ffmpeg['version']}, {_pairs(ffmpeg['libraries'])}"
-    said.append(f"FFmpeg     {found if ffmpeg['version'] else 'none: pip install av'}")
-    for name, error in report["encoders"].items():
-        said.append(f"Encoder    {name}: {'opens' if error is None else f'no ({error})'}")
-    size = "not there yet" if cache["bytes"] is None else _gibibytes(cache["bytes"])
-    said.append(f"Cache      {cache['path']}, {size}")
-    said += [f"Warning    {warning}" for warning in report["warnings"]]
-    return said
+
+
+def _runtime_lines(runtimes: dict[str, Runtime]) -> list[str]:
+    if not runtimes:
+        return ['Runtimes   none: pip install "cyclegan-batch[cpu]"']
+    texts = []
+    for name, runtime in runtimes.items():
+        state = f": {', '.join(runtime['offers'])}" if runtime["offers"] else ""
+        if runtime["error"]:
+            state = f": cannot be loaded, {runtime['error']}"
+        texts.append(f"Runtime    {name} {runtime['version']}{state}")
+    return texts
 
 
 def encoder_error(name: str) -> str | None:
-    """Encode one picture with the encoder ``name``; return why it cannot, or None if it does."""
+    """Encode one frame with the encoder ``name``; return why that fails, or None if it works."""
     try:
         import av
         import av.logging
@@ -99,47 +166,47 @@ def encoder_error(name: str) -> str | None:
     import numpy as np
 
     quiet = {"x265-params": "log-level=none"} if name == "libx265" else {}
-    # SVT-AV1 writes to the terminal by itself and listens only to its environment.
-    said = os.environ.get("SVT_LOG")
+    # SVT-AV1 writes to the terminal by itself; only an environment variable stops it.
+    svt_log = os.environ.get("SVT_LOG")
     os.environ["SVT_LOG"] = "0"
     level = av.logging.get_level()
     av.logging.set_level(av.logging.ERROR)
     try:
-        # Captured, or it goes to the terminal.
+        # FFmpeg's log goes to the terminal unless it is captured.
         with own_scheduling(), av.logging.Capture():
             context = av.CodecContext.create(name, "w")
             context.options = quiet
             context.width, context.height = _TRIED_SIZE  # type: ignore[attr-defined]
             context.pix_fmt = "yuv420p"  # type: ignore[attr-defined]
             context.time_base = Fraction(1, 25)
-            picture = av.VideoFrame.from_ndarray(
+            frame = av.VideoFrame.from_ndarray(
                 np.zeros((_TRIED_SIZE[1] * 3 // 2, _TRIED_SIZE[0]), np.uint8), format="yuv420p"
             )
-            picture.pts = 0
-            # Some encoders take their time to say that they cannot: only with the first picture.
-            context.encode(picture)  # type: ignore[attr-defined]
+            frame.pts = 0
+            # Some encoders open on any machine and fail only at the first frame.
+            context.encode(frame)  # type: ignore[attr-defined]
             context.encode(None)  # type: ignore[attr-defined]
     except (av.FFmpegError, av.codec.codec.UnknownCodecError, OSError, ValueError) as error:
-        # What the encoder wrote to the log says more than the error's number.
-        logged = getattr(error, "log", None)
-        return (logged[2].strip() if logged else "") or str(getattr(error, "strerror", error))
+        # The encoder's last log line is more precise than the error's number.
+        log = getattr(error, "log", None)
+        return (log[2].strip() if log else "") or str(getattr(error, "strerror", error))
     finally:
         av.logging.set_level(level)
-        if said is None:
+        if svt_log is None:
             del os.environ["SVT_LOG"]
         else:
-            os.environ["SVT_LOG"] = said
+            os.environ["SVT_LOG"] = svt_log
     return None
 
 
-def _system() -> dict[str, Any]:
+def _system() -> System:
     memory = None
     with contextlib.suppress(ValueError, OSError, AttributeError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        name = found[1] if found else name
+        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        name = match[1] if match else name
     return {
         "os": platform.platform(terse=True),
         "python": platform.python_version(),
@@ -150,11 +217,12 @@ def _system() -> dict[str, Any]:
     }
 
 
-def _gpus() -> dict[str, Any]:
+def _gpus() -> GPUs:
     driver = None
     with contextlib.suppress(OSError):
-        found = re.search(r"  (\d+\.\d+(\.\d+)?) ", Path("/proc/driver/nvidia/version").read_text())
-        driver = found[1] if found else None
+        text = Path("/proc/driver/nvidia/version").read_text()
+        match = re.search(r"  (\d+\.\d+(\.\d+)?) ", text)
+        driver = match[1] if match else None
     if driver is None and (tool := shutil.which("nvidia-smi")):
         query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -164,39 +232,44 @@ def _gpus() -> dict[str, Any]:
 
 
 def _versions(names: tuple[str, ...]) -> dict[str, str]:
-    found = {}
+    """Return the versions of those among ``names`` that are installed."""
+    versions = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
-def _runtimes() -> dict[str, dict[str, Any]]:
-    """Return each installed runtime: version, and what it offers or why it does not load."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, version in _versions(_RUNTIMES).items():
-        offers, error = None, None
-        try:
-            if name.startswith("onnxruntime"):
-                offers = importlib.import_module("onnxruntime").get_available_providers()
-            elif name == "openvino":
-                from .backends.openvino import import_openvino
-
-                core = import_openvino().Core()
-                offers = [f"{d} ({core.get_property(d, 'FULL_DEVICE_NAME')})"
-                          for d in core.available_devices]  # fmt: skip
-            elif name.startswith("tensorrt"):
-                importlib.import_module("tensorrt")
-                importlib.import_module("cuda.bindings.runtime")
-                offers = [f"experimental, with cuda-bindings {metadata.version('cuda-bindings')}"]
-        except Exception as failure:
-            # Whatever a broken installation raises belongs into the report.
-            error = str(failure).partition("\n")[0] or type(failure).__name__
-        found[name] = {"version": version, "offers": offers, "error": error}
-    return found
+def _runtimes() -> dict[str, Runtime]:
+    return {name: _runtime(name, version) for name, version in _versions(_RUNTIMES).items()}
 
 
-def _ffmpeg() -> dict[str, Any]:
+def _runtime(name: str, version: str) -> Runtime:
+    """Load an installed runtime; return its devices, or the reason why it does not load."""
+    try:
+        return {"version": version, "offers": _offers(name), "error": None}
+    # A broken installation may raise anything; that is part of the report.
+    except Exception as error:
+        return {"version": version, "offers": None, "error": first_line(error)}
+
+
+def _offers(name: str) -> list[str] | None:
+    """Return the providers or devices of a runtime, after loading it; raises whatever that does."""
+    if name.startswith("onnxruntime"):
+        return list(importlib.import_module("onnxruntime").get_available_providers())
+    if name == "openvino":
+        from .backends.openvino import import_openvino
+
+        core = import_openvino().Core()
+        return [f"{d} ({core.get_property(d, 'FULL_DEVICE_NAME')})" for d in core.available_devices]
+    if name.startswith("tensorrt"):
+        importlib.import_module("tensorrt")
+        importlib.import_module("cuda.bindings.runtime")
+        return [f"experimental, with cuda-bindings {metadata.version('cuda-bindings')}"]
+    return None  # torch is not imported here
+
+
+def _ffmpeg() -> FFmpeg:
     try:
         import av
     except ImportError:
@@ -205,10 +278,10 @@ def _ffmpeg() -> dict[str, Any]:
     return {"version": str(getattr(av, "ffmpeg_version_info", "unknown")), "libraries": libraries}
 
 
-def _cache(path: Path) -> dict[str, Any]:
+def _cache(path: Path) -> Cache:
     size = None
     if path.is_dir():
-        # A file may go while we look: another run tidies up.
+        # Another run may remove a file meanwhile.
         size = 0
         for file in path.rglob("*"):
             with contextlib.suppress(OSError):
@@ -217,20 +290,20 @@ def _cache(path: Path) -> dict[str, Any]:
 
 
 def _warnings() -> list[str]:
-    found = []
+    warnings = []
     installed = _versions(("onnxruntime", "onnxruntime-gpu", "opencv-python",
                            "opencv-python-headless"))  # fmt: skip
     if {"onnxruntime", "onnxruntime-gpu"} <= installed.keys():
-        found.append(
+        warnings.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other: the GPU "
             'may be lost; pip uninstall both, then pip install "cyclegan-batch[gpu]"'
         )
     if {"opencv-python", "opencv-python-headless"} <= installed.keys():
-        found.append(
+        warnings.append(
             "opencv-python and opencv-python-headless are both installed and overwrite each other; "
             "pip uninstall both, then pip install opencv-python-headless"
         )
-    return found
+    return warnings
 
 
 def _pairs(versions: dict[str, str]) -> str:

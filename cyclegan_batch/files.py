@@ -1,7 +1,7 @@
-"""Give a file its name when it is whole: a temporary name first, then a flush, then a rename.
+"""Write a file under a temporary name, flush it to the disk, and rename it when it is whole.
 
-Several processes may write into one folder: each has temporary names of its own, none replaces what
-another has finished, and what a process that has died left is removed by the next one.
+Several processes may write into one folder. Each uses its own temporary names, none replaces a file
+that another has finished, and each removes the temporary files of processes that have died.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if sys.platform != "win32":
     import fcntl
 
 PathLike: TypeAlias = str | os.PathLike[str]
-"""A path as a Python caller may give it."""
+"""A path as a Python caller may pass it."""
 
 
 def temporary_path(final: Path) -> Path:
-    """Return where this process writes ``final`` until it is whole: hidden, in the same folder.
+    """Return the hidden path, in the same folder, where this process writes ``final``.
 
-    The name follows from the final one and from the process; its length does not, so that a name
-    of 255 bytes has a temporary one too. The first call for a folder removes what processes that
-    have died left in it.
+    The name is made of hashes of the final name and of the process, so that it is short enough even
+    where the final name has 255 bytes. The first call for a folder removes the temporary files that
+    dead processes left in it.
     """
     _remove_leftovers(final.parent)
     return final.with_name(f".{_digest(final)}-{_machine()}-{_process(os.getpid())}.partial")
@@ -44,24 +44,24 @@ def temporary_path(final: Path) -> Path:
 class OutputLock:
     """The right to write one output, held by one process at a time until it is released.
 
-    The system releases it when the process ends, however it ends: a lock that is left over counts
-    for nothing. Where the file system knows no locks there is none; temporary names keep two
-    processes apart there, and the first to finish is the one whose file stays.
+    The system releases the lock when the process ends, however it ends, so a lock file that is left
+    over locks nothing. A file system without locks gives none; there the temporary names keep two
+    processes apart, and the file of the first one to finish stays.
     """
 
     def __init__(self, final: Path) -> None:
-        """Take the lock. Raises OutputInUseError with its holder, OutputError."""
+        """Take the lock. Raises OutputInUseError, which names the holder, and OutputError."""
         self._path = final.with_name(f".{_digest(final)}-lock.partial")
         self._descriptor: int | None = None
         try:
-            # Another process looks for a moment whether a lock is left over; see _remove_leftovers.
+            # Another process may hold the lock for a moment, in _remove_leftovers.
             for pause in (0.02, 0.1, None):
                 if self._taken():
                     return
                 if pause is not None:
                     time.sleep(pause)
         except OSError as error:
-            self.release()  # a disk without room for a word takes the file all the same
+            self.release()  # a full disk still takes the empty lock file
             raise output_error(final, error) from error
         holder = ""
         with contextlib.suppress(OSError):
@@ -73,7 +73,7 @@ class OutputLock:
         )
 
     def release(self) -> None:
-        """Give the lock back; twice is fine."""
+        """Release the lock. May be called again."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             with contextlib.suppress(OSError):
@@ -81,7 +81,7 @@ class OutputLock:
             os.close(descriptor)
 
     def _taken(self) -> bool:
-        """Try once; True also where there are no locks. Raises OSError."""
+        """Try once to take the lock; True also on a file system without locks. Raises OSError."""
         descriptor = _locked(self._path, os.O_CREAT)
         if descriptor is None:
             return False
@@ -92,7 +92,7 @@ class OutputLock:
 
 
 def _locked(path: Path, flags: int = 0) -> int | None:
-    """Return a descriptor of ``path`` and the lock on it; None where another process holds it.
+    """Return a descriptor of ``path`` that holds its lock, None where another process holds it.
 
     Raises OSError.
     """
@@ -101,27 +101,27 @@ def _locked(path: Path, flags: int = 0) -> int | None:
         try:
             if sys.platform != "win32":
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            there = path.stat()
+            status = path.stat()
         except BlockingIOError:
             os.close(descriptor)
             return None
         except FileNotFoundError:
-            there = None
+            status = None
         except OSError:
             return descriptor  # a file system without locks
-        # Whoever held it before may have removed the file since it was opened.
-        if there is not None and os.path.samestat(there, os.fstat(descriptor)):
+        # The previous holder may have removed the file after it was opened here.
+        if status is not None and os.path.samestat(status, os.fstat(descriptor)):
             return descriptor
         os.close(descriptor)
 
 
 @contextlib.contextmanager
 def writing(final: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield the temporary path of ``final``, and `publish` it where the block ends well.
+    """Yield the temporary path of ``final``, and `publish` it where the block raises nothing.
 
-    The folder of ``final`` must exist. Whatever ends the block, no temporary file is left. Raises
-    OutputError, also for an OSError of the block, and OutputExistsError where ``final`` exists and
-    ``overwrite`` is false.
+    The folder of ``final`` must exist when the block ends. No temporary file is left in any case.
+    Raises OutputError, also for an OSError of the block, and OutputExistsError where ``final``
+    exists and ``overwrite`` is false.
     """
     partial = temporary_path(final)
     try:
@@ -147,10 +147,10 @@ def _exists(final: Path) -> OutputExistsError:
 
 
 def publish(partial: Path, final: Path, *, overwrite: bool) -> None:
-    """Flush ``partial`` to the disk and rename it to ``final``, in one step for every onlooker.
+    """Flush ``partial`` to the disk and rename it to ``final`` atomically.
 
-    Raises OutputError, OutputExistsError where ``final`` exists and ``overwrite`` is false;
-    ``partial`` stays.
+    Raises OutputError, and OutputExistsError where ``final`` exists and ``overwrite`` is false;
+    ``partial`` stays then.
     """
     try:
         descriptor = os.open(partial, os.O_RDWR)
@@ -171,12 +171,12 @@ def publish(partial: Path, final: Path, *, overwrite: bool) -> None:
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
-    """Return ``error`` as an OutputError about ``path`` that says what to do."""
+    """Return ``error`` as an OutputError that names ``path`` and a remedy."""
     number = error.errno or 0
     if number == errno.EEXIST and not os.path.lexists(path):
-        number = errno.ENOTDIR  # what exists is a file in the place of its folder
-    found, remedy = _REASONS.get(number, (error.strerror or str(error), "check the output folder"))
-    return OutputError(f"cannot write {printable(path)}: {found}; {remedy}")
+        number = errno.ENOTDIR  # a file stands where the folder should be
+    reason, remedy = _REASONS.get(number, (error.strerror or str(error), "check the output folder"))
+    return OutputError(f"cannot write {printable(path)}: {reason}; {remedy}")
 
 
 _REASONS = {
@@ -192,18 +192,18 @@ _REASONS = {
     errno.EEXIST: ("it exists already", "pass -y to overwrite or -n to skip"),
     errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter name"),
 }
-"""What was found, and what to do, by errno."""
+"""Reason and remedy by errno."""
 
 
 def _rename_to_new(partial: Path, final: Path) -> None:
-    """Rename, but never over an existing file. Raises FileExistsError."""
+    """Rename ``partial``, but never over an existing file. Raises FileExistsError."""
     try:
-        # A hard link is the one portable way to take a name only if it is free.
+        # A hard link is the only portable operation that fails where the name exists.
         os.link(partial, final)
     except FileExistsError:
         raise
     except OSError:
-        # File systems without hard links (FAT, some network shares): look first, then rename.
+        # File systems without hard links (FAT, some network shares): check, then rename.
         if os.path.lexists(final):
             raise FileExistsError(errno.EEXIST, "file exists", str(final)) from None
         partial.rename(final)
@@ -211,7 +211,7 @@ def _rename_to_new(partial: Path, final: Path) -> None:
         partial.unlink()
 
 
-# Whose temporary names they are
+# The names of temporary files, and the removal of those that are left over
 
 
 def _digest(final: Path) -> str:
@@ -220,7 +220,7 @@ def _digest(final: Path) -> str:
 
 @functools.cache
 def _machine() -> str:
-    """Return a word for what shares our process numbers: this boot of this host or container."""
+    """Return a hash of this boot of this host or container: the scope of our process numbers."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -229,42 +229,42 @@ def _machine() -> str:
 
 
 def _process(number: int) -> str:
-    """Return ``number`` and when that process started (0 where the system does not tell)."""
+    """Return ``number`` and the start time of that process, 0 where the system has no /proc."""
     try:
         status = Path(f"/proc/{number}/stat").read_bytes()
     except OSError:
         return f"{number}-0"
-    # Numbers are used again. The name, in parentheses, may hold anything; the start is field 22
-    # (proc_pid_stat(5)).
+    # The start time tells processes of one number apart. It is field 22 (proc_pid_stat(5)); the
+    # name in parentheses, field 2, may contain anything.
     return f"{number}-{int(status.rpartition(b')')[2].split()[19])}"
 
 
 _LEFTOVER = re.compile(
     r"\.[0-9a-f]{16}-(?:lock|([0-9a-f]{8})-(([0-9]+)-[0-9]+)(?:-[0-9]+)?)\.partial"
 )
-"""A lock, or the machine, the process and its number, and perhaps one of its several files."""
+"""Matches a lock, or a temporary file: groups 1 to 3 are the machine, the process, its number."""
 
 _DAY = 86400.0
-"""Seconds without a write after which a file of another machine counts as left over."""
+"""Seconds without a write after which a temporary file of another machine is left over."""
 
-_LOOKED_AT: set[str] = set()
-"""The folders in which leftovers were removed."""
+_CLEANED: set[str] = set()
+"""The folders in which this process has removed leftovers."""
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove, once for each folder, what processes that have died left in it."""
+    """Remove, once for each folder, the temporary files and locks of dead processes."""
     name = os.path.abspath(folder)  # noqa: PTH100 - text: a job may have a million files
-    if name in _LOOKED_AT:
+    if name in _CLEANED:
         return
     try:
         with os.scandir(folder) as entries:
-            found = [
+            candidates = [
                 (entry, match) for entry in entries if (match := _LEFTOVER.fullmatch(entry.name))
             ]
     except OSError:
-        return  # not there yet, or for its first writer to complain about
-    _LOOKED_AT.add(name)
-    for entry, match in found:
+        return  # the folder does not exist yet, or its first write reports what is wrong
+    _CLEANED.add(name)
+    for entry, match in candidates:
         with contextlib.suppress(OSError):
             path = Path(entry.path)
             if match[1] is None:
@@ -277,7 +277,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _is_dead(machine: str, process: str, number: int, entry: os.DirEntry[str]) -> bool:
-    """Tell whether the process that made ``entry`` has ended, as far as that can be known."""
+    """Return whether the process that wrote ``entry`` has ended, as far as can be found out."""
     if machine != _machine() or os.name != "posix":
         return time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY
     if _process(number) == process:
@@ -288,17 +288,17 @@ def _is_dead(machine: str, process: str, number: int, entry: os.DirEntry[str]) -
         return True
     except PermissionError:
         pass
-    # It lives, and is another process where its start can be read.
+    # A process of this number runs. Where its start time can be read, it is a different process.
     return not _process(number).endswith("-0")
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system lets a folder be flushed."""
+    """Flush a folder, so that a rename in it survives a power cut, where the system can do that."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # Some network file systems refuse to flush a folder; the rename holds all the same.
+        # Some network file systems refuse to flush a folder.
         with contextlib.suppress(OSError):
             os.fsync(descriptor)
     finally:

@@ -1,9 +1,9 @@
-"""The vocabulary of data: pictures on their way through the network, and how they fit into it.
+"""The frames between a source and a sink, and how a frame of any size fits into the network.
 
-Everything between a Source and a Sink is a `Frame`: RGB, row-major, top left first. Two pixel types
-exist (the model's card says which): ``uint8`` in 0..255, and ``float16`` in [0, 1] for sources of
-more than 8 bits. A `Geometry` takes a picture of any size into the network's sizes and back: what
-goes in at 1279×717 comes out at 1279×717.
+A `Frame` is RGB, row-major, top left first. There are two pixel types, and the model's card names
+its own: ``uint8`` in 0..255, and ``float16`` in [0, 1] for sources of more than 8 bits. A
+`Geometry` resizes and pads a frame to a size that the network accepts, and reverses both on the
+result: a frame of 1279×717 comes back as 1279×717.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ Pixels: TypeAlias = npt.NDArray[Any]
 
 PixelType: TypeAlias = Literal["uint8", "float16"]
 Size: TypeAlias = tuple[int, int]
-"""Height, width: the order of the array's axes."""
+"""Height and width, in the order of the array's axes."""
 BatchShape: TypeAlias = tuple[int, int, int]
 """N, H, W: the shape of a batch of frames without its three channels."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture, and what its sink needs to put it in its place."""
+    """One frame of a video or one image, with the data that its sink needs to write it."""
 
     index: int
     """Position within its unit, from 0, in presentation order."""
     pixels: Pixels
     """``(H, W, 3)``."""
     tag: Any = None
-    """Written by the Source, read by the Sink: time stamps, alpha, a name."""
+    """Set by the source and read by the sink: timestamps, alpha, a name."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class SizeRequirements:
     """The heights and widths a network accepts."""
 
     multiple_of: int = 1
-    """Both sides must be multiples of this."""
+    """Both sides must be multiples of this number."""
     minimum: int = 1
-    """Neither side may be smaller."""
+    """Neither side may be smaller than this."""
     fixed: Size | None = None
-    """The only size there is, where the file fixes it."""
+    """The only accepted size, where the file fixes it."""
 
     def smallest_fit(self, size: Size) -> Size:
-        """Return the smallest accepted size that holds ``size``; the fixed one if there is one."""
+        """Return the smallest accepted size that holds ``size``, or the fixed size."""
         if self.fixed is not None:
             return self.fixed
         height, width = (
@@ -60,11 +60,11 @@ class SizeRequirements:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The way of a picture of one size into the network and out again.
+    """How frames of one size are resized and padded for the network, and back.
 
-    Resized from ``source`` to ``content`` where they differ, then reflected at the lower and right
-    edge up to ``network``. The way back crops, and resizes to ``source`` unless asked to keep the
-    network's size.
+    A frame is resized from ``source`` to ``content`` where they differ, then padded by reflection
+    at the lower and right edge up to ``network``. The result is cropped to ``content`` and resized
+    to ``source``, unless the network's size is kept.
     """
 
     source: Size
@@ -72,11 +72,11 @@ class Geometry:
     network: Size
 
     def into_network(self, pixels: Pixels) -> Pixels:
-        """Return ``pixels`` (``source`` size) at ``network`` size, the same array if they agree."""
+        """Return ``pixels`` of ``source`` size at ``network`` size; no copy if nothing changes."""
         return _reflect(_resize(pixels, self.content), self.network)
 
     def out_of_network(self, pixels: Pixels, *, keep_size: bool = False) -> Pixels:
-        """Return ``pixels`` (``network`` size) at ``source`` size, or at ``content`` size."""
+        """Return ``pixels`` of ``network`` size at ``source`` size, or ``content`` size if kept."""
         height, width = self.content
         cropped = np.ascontiguousarray(pixels[:height, :width])
         return cropped if keep_size else _resize(cropped, self.source)
@@ -89,11 +89,11 @@ def geometry(
     size: Literal["native"] | int | Size = "native",
     fit: Literal["pad", "stretch"] | None = None,
 ) -> Geometry:
-    """Decide how a picture of ``source`` size is shown to the network.
+    """Return how frames of ``source`` size are passed to the network.
 
     ``size``: ``"native"``, the length of the shorter side, or (height, width). ``fit``: ``pad``
-    keeps the shape and reflects the rest, ``stretch`` resizes to the very size; None means stretch
-    where the model's size is fixed, else pad.
+    keeps the aspect ratio and pads by reflection, ``stretch`` resizes to exactly that size; None
+    means ``stretch`` where the model's size is fixed, else ``pad``.
     """
     fixed = requirements.fixed
     fit = fit or ("stretch" if fixed else "pad")
@@ -115,7 +115,7 @@ def as_pixel_type(pixels: Pixels, pixel_type: PixelType) -> Pixels:
 
 
 def to_uint8(pixels: Pixels) -> Pixels:
-    """Return ``pixels`` of either pixel type as uint8, float16 rounded half up and clamped."""
+    """Return ``pixels`` of either pixel type as uint8: float16 is clamped and rounded half up."""
     if pixels.dtype == np.uint8:
         return pixels
     scaled = np.clip(pixels.astype(np.float32) * 255.0, 0.0, 255.0)
@@ -124,20 +124,20 @@ def to_uint8(pixels: Pixels) -> Pixels:
 
 
 def stack(frames: Sequence[Pixels], batch_size: int) -> Pixels:
-    """Return 1..N pictures of one size as ``(batch_size, H, W, 3)``, the last one repeated."""
+    """Return 1..N frames of one size as ``(batch_size, H, W, 3)``, filled up with the last one."""
     if len(frames) == batch_size == 1:
         return np.ascontiguousarray(frames[0])[np.newaxis]
     return np.stack([*frames, *[frames[-1]] * (batch_size - len(frames))])
 
 
 def _resize(pixels: Pixels, size: Size) -> Pixels:
-    """Resize by area average where it shrinks and bicubic where it grows (OpenCV)."""
+    """Return ``pixels`` resized by OpenCV: by area where they shrink, bicubic where they grow."""
     if pixels.shape[:2] == size:
         return pixels
     import cv2
 
     shrinks = size[0] * size[1] < pixels.shape[0] * pixels.shape[1]
-    # OpenCV resizes no float16.
+    # cv2.resize does not support float16.
     work = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
     out = cv2.resize(work, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
     if pixels.dtype != np.uint8:
@@ -146,7 +146,10 @@ def _resize(pixels: Pixels, size: Size) -> Pixels:
 
 
 def _reflect(pixels: Pixels, size: Size) -> Pixels:
-    """Reflect at the edge (OpenCV's BORDER_REFLECT_101), as often as ``size`` needs."""
+    """Return ``pixels`` padded to ``size`` by reflection (OpenCV's BORDER_REFLECT_101).
+
+    The reflection is repeated where the padding is larger than the frame.
+    """
     height, width = pixels.shape[:2]
     if (height, width) == size:
         return pixels
@@ -155,7 +158,7 @@ def _reflect(pixels: Pixels, size: Size) -> Pixels:
 
 
 def _reflect_101(length: int, padded: int) -> npt.NDArray[np.intp]:
-    """Return the source index of each of ``padded`` positions, as in 0 1 2 3 2 1 0 1."""
+    """Return the source index of each of ``padded`` positions, such as 0 1 2 3 2 1 0 1."""
     position = np.arange(padded)
     if length == 1:
         return np.zeros(padded, dtype=np.intp)

@@ -1,17 +1,34 @@
-"""What a file says of itself: a model's card, a container's streams, or a picture's header."""
+"""Describe a file as ``inspect`` prints it: a model's card, a container's streams, or an image."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from .errors import InputError
 from .models.checkpoint_files import Direction, is_checkpoint
-from .options import TranslateOptions
+from .options import MAX_PIXELS
 from .wording import printable
 
 if TYPE_CHECKING:
     from .models.checkpoints import LoadedGenerator
+
+
+class ImageDescription(TypedDict):
+    """The header of an image file."""
+
+    path: str
+    format: str
+    size: str
+    """Width × height, as stored."""
+    displayed_size: str
+    """Width × height, upright by its EXIF orientation."""
+    mode: str
+    bits: int
+    orientation: int
+    pages: int
+    icc_profile_bytes: int
+    exif_bytes: int
 
 
 def inspect_file(
@@ -20,7 +37,7 @@ def inspect_file(
     count_frames: bool = False,
     model_io: str | None = None,
     direction: Direction | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Describe the file at ``path`` by its name's ending, else by its content, as JSON-able values.
 
     Of a run, or another folder of generators, the one of ``direction`` is described. Raises
@@ -31,44 +48,50 @@ def inspect_file(
     suffix = path.suffix.lower()
     if not path.exists():
         raise InputError(
-            f"{printable(path)}: no such file; inspect describes a model, a clip or a picture"
+            f"{printable(path)}: no such file; inspect describes a model, a video or an image"
         )
     if suffix in {".onnx", ".engine", ".plan", ".trt"} or is_checkpoint(path):
-        from .models import engine_card, model
-
-        opened = model.open_model(path, model_io=model_io, direction=direction)
-        described = {"kind": "model"} | model.describe(opened.card)
-        if opened.engine:
-            described |= engine_card.describe_engine(opened.engine)
-        if opened.checkpoint:
-            described |= _describe_generator(opened.checkpoint)
-        return described
+        return {"kind": "model", **_describe_model(path, model_io, direction)}
     if suffix in IMAGE_FORMATS:
-        return {"kind": "image"} | _describe_picture(path)
+        return {"kind": "image", **_describe_image(path)}
     from .media.description import describe
     from .media.probe import probe
 
     return {"kind": "media", **describe(probe(path, count_frames=count_frames))}
 
 
-def _describe_generator(loaded: LoadedGenerator) -> dict[str, Any]:
-    """Return the size of a checkpoint's network, and what the file says of its training."""
+def _describe_model(
+    path: Path, model_io: str | None, direction: Direction | None
+) -> dict[str, Any]:
+    from .models import engine_card, model
+
+    opened = model.open_model(path, model_io=model_io, direction=direction)
+    description = model.describe(opened.card)
+    if opened.engine:
+        description |= engine_card.describe_engine(opened.engine)
+    if opened.checkpoint:
+        description |= _describe_generator(opened.checkpoint)
+    return description
+
+
+def _describe_generator(loaded: LoadedGenerator) -> dict[str, object]:
+    """Return the number of a checkpoint's parameters, and the metadata that training wrote."""
     parameters = sum(weight.numel() for weight in loaded.network.parameters())
     metadata = {"metadata": dict(loaded.metadata)} if loaded.metadata else {}
     return {"parameters": parameters, **metadata}
 
 
-def _describe_picture(path: Path) -> dict[str, Any]:
+def _describe_image(path: Path) -> ImageDescription:
     from .media.headers import read_header
 
     with path.open("rb") as file:
-        header = read_header(file, printable(path), max_pixels=TranslateOptions().max_pixels)
-    (height, width), (shown_height, shown_width) = header.size, header.displayed_size
+        header = read_header(file, printable(path), max_pixels=MAX_PIXELS)
+    (height, width), (displayed_height, displayed_width) = header.size, header.displayed_size
     return {
         "path": printable(path),
         "format": header.format,
         "size": f"{width}×{height}",
-        "displayed_size": f"{shown_width}×{shown_height}",
+        "displayed_size": f"{displayed_width}×{displayed_height}",
         "mode": header.mode,
         "bits": header.bits,
         "orientation": header.orientation,

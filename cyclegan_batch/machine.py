@@ -1,4 +1,4 @@
-"""What this machine has, its threads and NVIDIA GPUs, and where a user's files belong on it."""
+"""The threads and NVIDIA GPUs of this machine, and the folders for a user's cache and state."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ def cpu_threads() -> int:
 
 @contextlib.contextmanager
 def own_scheduling() -> Iterator[None]:
-    """Give this thread, and those that start meanwhile, the scheduling that this thread has now.
+    """Restore the scheduling of this thread at the end, and give it to threads that started since.
 
-    SVT-AV1 makes the thread that opens it and all of its own real-time ones (SCHED_FIFO, 99) where
-    it may, which is as root. From there it spreads to every thread and process that starts later:
-    whatever else the machine has to do stands still, and a runtime that spins for its own threads
-    does so for minutes. Only Linux schedules each thread by itself.
+    SVT-AV1 sets the thread that opens it and its own threads to real time (SCHED_FIFO, 99) where it
+    is permitted to, which is as root. Every thread and process that starts later inherits that:
+    everything else on the machine stands still, and a runtime that spins while it waits for its own
+    threads does so for minutes. Only Linux schedules each thread separately.
     """
     if sys.platform != "linux":
         yield
         return
-    wanted = os.sched_getscheduler(0), os.sched_getparam(0)
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     before = _threads()
     try:
         yield
     finally:
         for thread in {0, *(_threads() - before)}:
-            # One may have ended, and a process may not be allowed to.
+            # The thread may have ended, and the process may lack the permission.
             with contextlib.suppress(OSError):
-                if os.sched_getscheduler(thread) != wanted[0]:
-                    os.sched_setscheduler(thread, *wanted)
+                if os.sched_getscheduler(thread) != policy:
+                    os.sched_setscheduler(thread, policy, parameters)
 
 
 def _threads() -> set[int]:
-    """Return the threads of this process, by the system's numbers."""
+    """Return the system's numbers of this process's threads."""
     return {int(task.name) for task in Path("/proc/self/task").iterdir()}
 
 
 def nvidia_gpus() -> tuple[str, ...]:
     """Return the names of the NVIDIA GPUs that this process may use, ``cuda:0`` first.
 
-    CUDA's own driver library is asked, which is on every machine that computes on a GPU, Jetsons
-    and WSL included, and obeys ``CUDA_VISIBLE_DEVICES``. Where it cannot be used, what the kernel's
-    driver shows is told, less what that variable hides.
+    The names come from CUDA's driver library, which every machine that computes on a GPU has,
+    Jetsons and WSL included, and which obeys ``CUDA_VISIBLE_DEVICES``. Where the library cannot be
+    used, they come from the kernel's driver, without those that the variable hides.
     """
-    names = _of_cuda()
-    return _visible(_of_driver()) if names is None else names
+    names = _gpus_by_cuda()
+    return _visible(_gpus_by_driver()) if names is None else names
 
 
 _NO_DEVICE = 100
-"""CUDA_ERROR_NO_DEVICE: there is none, or none is visible."""
+"""CUDA_ERROR_NO_DEVICE: there is no GPU, or none is visible."""
 
 
-def _of_cuda() -> tuple[str, ...] | None:
-    """Return what CUDA's driver library names; None where it is missing or does not work."""
+def _gpus_by_cuda() -> tuple[str, ...] | None:
+    """Return the names by CUDA's driver library; None where it is missing or does not work."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -77,21 +77,21 @@ def _of_cuda() -> tuple[str, ...] | None:
     names = []
     for index in range(count.value):
         text, device = ctypes.create_string_buffer(256), ctypes.c_int()
-        found = cuda.cuDeviceGet(ctypes.byref(device), index) == 0
-        if found and cuda.cuDeviceGetName(text, len(text), device) == 0:
+        has_device = cuda.cuDeviceGet(ctypes.byref(device), index) == 0
+        if has_device and cuda.cuDeviceGetName(text, len(text), device) == 0:
             names.append(text.value.decode(errors="replace"))
         else:
             names.append("NVIDIA GPU")
     return tuple(names)
 
 
-def _of_driver() -> list[tuple[str, str]]:
-    """Return name and UUID of each GPU that the kernel's driver shows, in its order."""
+def _gpus_by_driver() -> list[tuple[str, str]]:
+    """Return name and UUID of each GPU that the kernel's driver lists, in its order."""
     listed = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
     if listed:
         texts = [file.read_text() for file in listed]
         return [(_field(text, "Model") or "NVIDIA GPU", _field(text, "GPU UUID")) for text in texts]
-    # Under WSL the driver has no folder there.
+    # Under WSL the driver has no such folder.
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -106,38 +106,38 @@ def _of_driver() -> list[tuple[str, str]]:
 
 def _visible(gpus: list[tuple[str, str]]) -> tuple[str, ...]:
     """Return the names that ``CUDA_VISIBLE_DEVICES`` leaves, in its order."""
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is None:
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is None:
         return tuple(name for name, _ in gpus)
-    found = []
-    for word in (part.strip() for part in said.split(",")):
+    visible = []
+    for word in (part.strip() for part in variable.split(",")):
         if word.isdecimal() and int(word) < len(gpus):
-            found.append(gpus[int(word)][0])
+            visible.append(gpus[int(word)][0])
             continue
-        named = [name for name, uuid in gpus if word.startswith("GPU-") and uuid.startswith(word)]
-        if not named:
-            break  # as CUDA does: what comes behind a name that is none, is not visible
-        found.append(named[0])
-    return tuple(found)
+        matches = [name for name, uuid in gpus if word.startswith("GPU-") and uuid.startswith(word)]
+        if not matches:
+            break  # CUDA also ignores everything behind an entry that matches no GPU
+        visible.append(matches[0])
+    return tuple(visible)
 
 
 def _field(text: str, name: str) -> str:
-    found = re.search(rf"^{name}:[ \t]*(\S.*)$", text, re.MULTILINE)
-    return found[1].strip() if found else ""
+    match = re.search(rf"^{name}:[ \t]*(\S.*)$", text, re.MULTILINE)
+    return match[1].strip() if match else ""
 
 
 def default_cache_dir() -> Path:
-    """Return where caches lie unless told otherwise: under ``XDG_CACHE_HOME``, or ``~/.cache``."""
+    """Return the default folder of the cache, in ``XDG_CACHE_HOME`` or ``~/.cache``."""
     return _xdg_dir("XDG_CACHE_HOME", ".cache")
 
 
 def default_state_dir() -> Path:
-    """Return where this user's own state lies: ``XDG_STATE_HOME``, or ``~/.local/state``."""
+    """Return the folder of this user's state, in ``XDG_STATE_HOME`` or ``~/.local/state``."""
     return _xdg_dir("XDG_STATE_HOME", ".local/state")
 
 
 def _xdg_dir(variable: str, otherwise: str) -> Path:
-    said = os.environ.get(variable, "")
-    # The XDG specification: a relative path is to be ignored.
-    base = Path(said) if Path(said).is_absolute() else Path.home() / otherwise
+    folder = Path(os.environ.get(variable, ""))
+    # The XDG Base Directory Specification requires that a relative path be ignored.
+    base = folder if folder.is_absolute() else Path.home() / otherwise
     return base / "cyclegan-batch"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Note:
-    """Something that the user is told once."""
+    """A fact that is reported to the user once."""
 
     subject: Path | str | None
-    """The file, or what else the text is about; None where the text is a sentence by itself."""
+    """The file, or the name of whatever the text is about; None where the text is a sentence."""
     text: str
 
     def __str__(self) -> str:
@@ -39,16 +39,16 @@ def grouped(notes: Iterable[Note]) -> tuple[str, ...]:
 
 
 def printable(text: Path | str) -> str:
-    """Return a path or a text for one line of a message: what cannot be printed becomes an escape.
+    """Return a path or a text for one line of a message, unprintable characters as escapes.
 
-    Bytes that are not UTF-8 would stop a print, line ends would break a message in two, and control
-    characters would reach the terminal.
+    Unescaped, bytes that are not UTF-8 would make print fail, line ends would break the message in
+    two, and control characters would reach the terminal.
     """
     return "".join(c if c.isprintable() else _escaped(c) for c in os.fspath(text))
 
 
 def _escaped(character: str) -> str:
-    # A byte of a path that is not UTF-8 (PEP 383) is written as that byte.
+    # A byte of a path that is not UTF-8 (PEP 383) becomes an escape of that byte.
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return ascii(character)[1:-1]
@@ -68,6 +68,6 @@ def counted(count: int, noun: str) -> str:
 def first_line(error: BaseException, most: int = 200) -> str:
     """Return the first line of a foreign error, at most ``most`` characters, or its type's name.
 
-    The later lines of such errors (onnx, torch, CUDA) address the makers of the library.
+    The later lines of such errors (onnx, torch, CUDA) are for the developers of the library.
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0][:most]

@@ -1,4 +1,4 @@
-"""`doctor` says what is there by trying it, and nothing else reaches the terminal."""
+"""`doctor` reports what works by trying it, and nothing else reaches the terminal."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_part_has_its_line(tmp_path: Path) -> None:
 
 @pytest.mark.behaviour(36)
 def test_without_pyav_the_rest_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a machine of others, too, where only pictures are translated."""
+    """Also on a machine where PyAV is missing because only images are translated."""
     monkeypatch.setitem(sys.modules, "av", None)
     report = json.loads(json.dumps(doctor.examine(tmp_path)))
     said = doctor.lines(report)
@@ -277,7 +277,7 @@ class FakeCuda:
 def test_cuda_itself_is_asked_first_as_a_jetson_has_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machine, "_of_driver", lambda: [("shown by the driver", "GPU-1")])
+    monkeypatch.setattr(machine, "_gpus_by_driver", lambda: [("shown by the driver", "GPU-1")])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     asked: list[str] = []
 

@@ -1,4 +1,4 @@
-"""What goes in at 1279×717 comes out at 1279×717, and nothing in between shows."""
+"""What goes in at 1279×717 comes out at 1279×717, without a trace of the padding."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ from ..options import TranslateOptions
 from ..wording import Note, printable
 from . import Dropped
 from .formats import IMAGE_FORMATS, Entry, ImageFormat
-from .headers import Header, read_header
+from .headers import read_header
+from .image_header import Header
 from .pictures import Extras, decode_picture, encode_picture, refuse_lost_alpha
 
 SHARD = 256

@@ -46,7 +46,9 @@ from ..errors import InputError, OutputError
 from ..frames import PixelType, Size, as_pixel_type, to_uint8
 from ..options import MAX_PIXELS
 from .formats import ImageFormat
-from .headers import FORMAT_NAMES, Header, damaged, portable_exif, quiet_png, read_header
+from .headers import read_header
+from .image_header import FORMAT_NAMES, Header, damaged, portable_exif
+from .png import quiet_png
 from .tiff import decode_tiff
 
 # OpenCV reports a failure by its result or an exception as well. Its log goes to the terminal, and

@@ -20,7 +20,7 @@ from PIL import AvifImagePlugin, GifImagePlugin
 
 from ..errors import InputError
 from .formats import HEIC_MISSING
-from .headers import Header, exif_orientation
+from .image_header import Header, exif_orientation
 from .tiff import whole_range
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from cyclegan_batch.errors import InputError
 from cyclegan_batch.job import inputs
 from cyclegan_batch.job.inputs import find_inputs
 from cyclegan_batch.media.formats import Entry, sniff_format
-from cyclegan_batch.media.headers import exif_orientation, read_header
+from cyclegan_batch.media.headers import read_header
+from cyclegan_batch.media.image_header import exif_orientation
 from cyclegan_batch.media.pictures import decode_picture
 from cyclegan_batch.wording import grouped
 from tests.media.test_images import one, translate

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import av
 import av.container
 import av.error
+from av.video.stream import VideoStream
 
 from ..errors import OutputError
 from ..files import OutputLock, output_error, publish, refuse_existing, temporary_path
@@ -21,7 +22,7 @@ from ..wording import Note, printable
 from . import Dropped
 from .assemble import assemble
 from .colour import FromRGB
-from .demuxing import reason
+from .demuxing import Packet, reason
 from .encoder import add_encoder
 from .formats import PIPE
 from .joined_video import Stretch
@@ -30,14 +31,14 @@ from .video import Timing, VideoPlan
 
 
 class _Y4MFile:
-    """A file of y4m whose header says the sample aspect ratio: PyAV cannot set it on a stream."""
+    """Write the sample aspect ratio into the header of y4m: PyAV cannot set it on the stream."""
 
-    def __init__(self, file: Any, aspect: Fraction | None) -> None:
+    def __init__(self, file: BinaryIO, aspect: Fraction | None) -> None:
         self._file = file
         self._aspect = aspect
 
     def write(self, data: bytes) -> int:
-        """Write ``data``, which is the header first."""
+        """Write ``data``; the first call gets the header."""
         if self._aspect is not None:
             ratio = f" A{self._aspect.numerator}:{self._aspect.denominator}".encode()
             self._file.write(bytes(data).replace(b" A0:0", ratio, 1))
@@ -56,18 +57,19 @@ class VideoSink:
         self._partial = temporary_path(plan.output)
         self._stretch = self._partial.with_name(f"{self._partial.stem}-0.partial")
         if plan.streams is None:
-            # y4m is final as it is.
+            # y4m is not joined with anything.
             self._stretch = self._partial
         self._container: av.container.OutputContainer | None = None
-        self._stream: Any = None
-        self._file: Any = None
+        self._stream: VideoStream | None = None
+        self._file: BinaryIO | None = None
         """What y4m is written to."""
         self._times: list[int] = []
+        """The PTS of the source, for each frame that was encoded."""
         self._last_duration: int | None = None
         self._written: list[Path] = []
         self._lock: OutputLock | None = None
         if not self._piped and plan.output.parent.is_dir():
-            self._claim()
+            self._lock_output()
         self.notes: tuple[Note, ...] = ()
         """What the user is told once the file is written."""
 
@@ -77,7 +79,7 @@ class VideoSink:
         return self._written
 
     def converter(self) -> Callable[[Frame], tuple[Timing, av.VideoFrame]]:
-        """Return a function from a translated frame to one for the encoder; each worker its own."""
+        """Return a function from a translated frame to one for the encoder, one for each worker."""
         plan = self._plan
         from_rgb = FromRGB(plan.colour, plan.encoder.pix_fmt, plan.encoder.fields)
 
@@ -93,33 +95,32 @@ class VideoSink:
         return convert
 
     def write(self, item: tuple[Timing, av.VideoFrame]) -> None:
-        """Encode the next frame. Raises OutputError, BrokenPipeError where nobody reads."""
+        """Encode the next frame. Raises OutputError, and BrokenPipeError for a closed pipe."""
         timing, frame = item
         encoder = self._plan.encoder
-        with self._translated():
+        with self._as_output_error():
             if self._container is None:
                 self._open()
-            frame.pts = (
-                len(self._times) if encoder.counts_frames else timing.pts - self._origin(timing)
-            )
-            frame.time_base = encoder.time_base
             self._times.append(timing.pts)
             self._last_duration = timing.duration
-            first = len(self._times) == 1
+            number = len(self._times) - 1
+            frame.pts = number if encoder.counts_frames else timing.pts - self._times[0]
+            frame.time_base = encoder.time_base
+            assert self._stream is not None
             # The first frame opens the encoder.
-            with own_scheduling() if first else contextlib.nullcontext():
+            with contextlib.nullcontext() if number else own_scheduling():
                 packets = self._stream.encode(frame)
             self._mux(packets)
 
     def finish(self) -> Sequence[Dropped]:
-        """Flush the encoder, join its stretch with the rest, publish. Raises OutputError."""
+        """Flush the encoder, join the stretch with other streams, publish. Raises OutputError."""
         plan = self._plan
         dropped: Sequence[Dropped] = ()
         if self._container is None:
             raise OutputError(
                 f"cannot write {printable(plan.output)}: no frame arrived; see the failures above"
             )
-        with self._translated():
+        with self._as_output_error():
             if plan.streams is not None:
                 self._mux(self._last_packets())
             container, self._container = self._container, None
@@ -142,22 +143,22 @@ class VideoSink:
         """Close and remove what has only a temporary name."""
         container, self._container = self._container, None
         if container is not None:
-            # It may be closed because the disk is full or the pipe gone: that is known already.
+            # Where a full disk or a closed pipe ended the run, this fails for the same reason.
             with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):
                 container.close()
         with contextlib.suppress(OSError):
             self._close_file()
         if not self._piped:
             for path in {self._stretch, self._partial}:
-                # Where not even the folder exists, there is nothing to remove.
+                # Removing raises where the output's folder does not exist.
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
-    def _claim(self) -> None:
-        """Take the output for this process. Raises OutputInUseError, OutputExistsError."""
+    def _lock_output(self) -> None:
+        """Lock the output for this process. Raises OutputInUseError, OutputExistsError."""
         if self._lock is None:
             self._lock = OutputLock(self._plan.output)
             if not self._plan.options.overwrite:
@@ -167,11 +168,12 @@ class VideoSink:
                     self._lock.release()
                     raise
 
-    def _last_packets(self) -> list[av.Packet[Any]]:
-        packets: list[av.Packet[Any]] = self._stream.encode(None)
+    def _last_packets(self) -> list[Packet]:
+        assert self._stream is not None
+        packets = self._stream.encode(None)
         if len(self._times) <= 2 and packets and packets[0].pts == 0:
-            # x265 4.2 knows its delay from the third frame on; until then it returns what happens
-            # to be in memory. All that counts here is that it ascends and comes before 0.
+            # x265 4.2 knows its delay, and so the decoding times (DTS), only from the third frame
+            # on; before, it returns uninitialised memory. The DTS have to ascend and precede 0.
             for number, packet in enumerate(packets):
                 packet.dts = number - len(packets)
         return packets
@@ -183,20 +185,18 @@ class VideoSink:
             if not self._piped:
                 file.close()
 
-    def _origin(self, timing: Timing) -> int:
-        return self._times[0] if self._times else timing.pts
-
     def _open(self) -> None:
         plan = self._plan
         encoder = plan.encoder
+        # FFmpeg writes y4m of more than 8 bits with "-strict -1" only: it is an extension.
         options = {"strict": "-1"} if plan.streams is None else {}
         if encoder.format in ("mp4", "mov"):
-            # Room for time stamps of any source, so that the order is kept.
+            # A time scale so fine that the time stamps of any source keep their order.
             options["movie_timescale"] = str(min(encoder.time_base.denominator, 2**31 - 1))
         if not self._piped:
             plan.output.parent.mkdir(parents=True, exist_ok=True)
-            self._claim()
-        target: Any = f"file:{self._stretch.absolute()}"
+            self._lock_output()
+        target: str | _Y4MFile = f"file:{self._stretch.absolute()}"
         if plan.streams is None:
             self._file = sys.stdout.buffer if self._piped else self._stretch.open("wb")
             target = _Y4MFile(self._file, plan.sample_aspect_ratio)
@@ -205,14 +205,14 @@ class VideoSink:
             self._container, encoder, plan.colour, plan.output_size, plan.sample_aspect_ratio
         )
 
-    def _mux(self, packets: list[av.Packet[Any]]) -> None:
+    def _mux(self, packets: list[Packet]) -> None:
         assert self._container is not None
         for packet in packets:
             self._container.mux_one(packet)
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn what FFmpeg and the system say into an OutputError, except that a pipe is closed."""
+    def _as_output_error(self) -> Iterator[None]:
+        """Raise OutputError for the errors of FFmpeg and the system, except for a closed pipe."""
         try:
             yield
         except BrokenPipeError:

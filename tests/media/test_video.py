@@ -394,7 +394,7 @@ def test_every_picture_of_a_pattern_is_turned_by_its_own_exif(tmp_path):
 @pytest.mark.parametrize(
     ("fps", "match"),
     [
-        (None, r"is a pattern of pictures, which have no frame rate; say it, e.g. --fps 25"),
+        (None, r"is a pattern of images, which have no frame rate; set it, e.g. --fps 25"),
         ("fast", "--fps fast is no frame rate"),
         ("0", "--fps 0 is no frame rate"),
         ("25", "no file matches .*f_%04d.png"),
@@ -414,5 +414,5 @@ def test_a_missing_picture_in_a_pattern_errors(tmp_path):
 
 def test_numbered_pictures_as_output_error(tmp_path):
     source = streams.plain(tmp_path / "in.mp4", frames=3, audio=None)
-    with pytest.raises(OutputError, match="numbered pictures are no output here; name a video"):
+    with pytest.raises(OutputError, match="numbered images are no output here; name a video"):
         plan(source, tmp_path / "out_%04d.png")

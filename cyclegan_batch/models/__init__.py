@@ -1,7 +1,7 @@
-"""What a generator file is: the contract of its graph, its card, and how each kind is read.
+"""Generator files: how each kind is read, checked and described.
 
-`model.open_model` opens any of them. `contract` builds the graph that every backend runs, and
-`adoption` builds it around a foreign ONNX file. `card` and `engine_card` hold what is known of a
-file, `networks` and `checkpoints` give the generators of training, and `parity` compares two
-translations of the same frames.
+`model.open_model` opens any of them: an ONNX of the contract or a foreign one (`onnx_file`,
+`contract`, `adoption`, `card_metadata`), a checkpoint or the folder of a run (`checkpoint_files`,
+`checkpoints`, `networks`), or an engine (`engine_card`). `card` is the description that all kinds
+share, and `parity` compares two translations of the same frames.
 """

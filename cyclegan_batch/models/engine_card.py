@@ -1,9 +1,10 @@
-"""What a TensorRT engine is, without TensorRT: the card beside it, what it fits, who built it.
+"""The card of a TensorRT engine: what it was built from, which machine it fits, who built it.
 
 An engine is a program for one kind of GPU and one version of TensorRT, and it runs with the rights
-of whoever loads it. Beside ``X.engine`` lies its card ``X.engine.json``: what it was built from and
-for, and a seal. The seal is made with a key that lies in a folder of this user's own and nowhere
-else: whoever can hand over an engine, or write into a cache folder, cannot say that we built it.
+of the user who loads it. Beside ``X.engine`` lies its card ``X.engine.json``, with a seal. The key
+of the seal lies only in a folder of this user's own: somebody who hands over an engine, or writes
+into a cache folder, cannot forge the seal of an engine that this user built. This module needs no
+TensorRT.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, OutputError
-from ..files import output_error, publish, temporary_path
+from ..files import writing
 from ..frames import BatchShape, SizeRequirements
 from ..machine import default_state_dir
 from ..wording import Note, grouped, printable
@@ -33,106 +34,109 @@ CARD_VERSION = 1
 Shape = BatchShape  # Until the backends use the name in frames.py.
 
 RECIPE = 1
-"""How the builder of this version sets TensorRT up; one more whenever that changes what comes out,
-so that engines in caches are built anew."""
+"""The version of the builder's settings, raised by one whenever they change the engines, so that
+engines in caches are built anew."""
 
-_KEY = "engine.key"
+_KEY_NAME = "engine.key"
+
+_KEY_BYTES = 32
 
 _SEAL_BYTES = 32
+"""The length of an HMAC with SHA-256."""
 
 _AMPERE = (8, 0)
-"""Compute capability from which on a hardware-compatible engine runs."""
+"""The lowest compute capability on which a hardware-compatible engine runs."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The frames that an engine takes."""
+    """The shapes of frames that an engine accepts."""
 
-    min: Shape
-    opt: Shape
-    """What it is tuned for."""
-    max: Shape
+    min: BatchShape
+    opt: BatchShape
+    """The shape that the engine is tuned for."""
+    max: BatchShape
 
-    def covers(self, shape: Shape) -> bool:
-        """Tell whether frames of ``shape`` lie between the smallest and the largest."""
+    def covers(self, shape: BatchShape) -> bool:
+        """Return whether ``shape`` lies between the smallest and the largest."""
         sides = zip(self.min, shape, self.max, strict=True)
         return all(low <= side <= high for low, side, high in sides)
 
     def __str__(self) -> str:
-        """Return it in the words of ``--min-shape`` and its like."""
+        """Return the shapes in the form of ``--min-shape``."""
         low, opt, high = (",".join(map(str, shape)) for shape in (self.min, self.opt, self.max))
         return opt if low == high else f"{low} to {high}, tuned for {opt}"
 
 
 @dataclass(frozen=True)
 class Build:
-    """How an engine is built: everything that changes what comes out."""
+    """The settings of the builder that change the engine."""
 
     profile: Profile
     builder_level: int = 3
-    """0 to 5: how long TensorRT looks for faster kernels; 3 is its own default."""
+    """0 to 5: how long TensorRT searches for faster kernels; its own default is 3."""
     workspace: int | None = None
-    """MiB of GPU memory that kernels may use while they run; None: all there is."""
+    """MiB of GPU memory that kernels may use while they run; None: no limit."""
     hardware_compatible: bool = False
-    """One engine for every GPU from Ampere on, somewhat slower."""
+    """The engine runs on every GPU from Ampere on, and somewhat slower."""
     version_compatible: bool = False
-    """One engine for later versions of TensorRT of the same major number."""
+    """The engine runs with later versions of TensorRT of the same major number."""
     tf32: bool = False
-    """FP32 convolutions may round their inputs to TF32: class half instead of exact."""
+    """FP32 convolutions may round their inputs to TF32, for the class half instead of exact."""
     recipe: int = RECIPE
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What an engine is bound to."""
+    """The GPU and the version of TensorRT that an engine is bound to."""
 
     gpu: str
     compute_capability: tuple[int, int]
     tensorrt: str
     multiprocessors: int = 0
-    """Cards of one name differ in it, and so do parts of one (MIG); 0: not known."""
+    """GPUs of the same name can differ in it, and so do parts of one (MIG); 0: unknown."""
     memory_gib: int = 0
-    """Of the card, rounded; 0: not known."""
+    """The GPU's memory, rounded; 0: unknown."""
 
 
 @dataclass(frozen=True)
 class EngineCard:
-    """What stands in ``X.engine.json``."""
+    """The content of ``X.engine.json``."""
 
     path: Path
     """The engine."""
     model: ModelCard
-    """The card of the ONNX; its path and digest are the ONNX's."""
+    """The card of the ONNX, with the path and digest of the ONNX."""
     engine_sha256: str
     onnx_sha256: str
-    """Of the contract graph that was parsed: the file's own digest, unless it was adopted."""
+    """SHA-256 of the contract graph: the ONNX file's own digest, unless it was adopted."""
     machine: Machine
     build: Build
     tool_version: str
     parity: str | None = None
     """The engine against its ONNX on the CPU, in words; None where it was not measured."""
     layers: str | None = None
-    """How many layers compute in half precision, as TensorRT's inspector says."""
+    """The number of layers that compute in half precision, from TensorRT's inspector."""
     seal: str | None = None
 
     def misfits(self, here: Machine) -> list[str]:
-        """Return, in words, why it cannot be loaded on ``here``; empty where it can."""
-        found = []
+        """Return, in words, why the engine cannot be loaded on ``here``; empty where it can."""
+        reasons = []
         built, build = self.machine, self.build
         portable = build.hardware_compatible and min(
             built.compute_capability, here.compute_capability
         ) >= _AMPERE  # fmt: skip
         same = replace(built, tensorrt="") == replace(here, tensorrt="")
         if not same and not portable:
-            found.append(f"built for {_gpu_words(built)}, this is {_gpu_words(here)}")
+            reasons.append(f"built for {_gpu_in_words(built)}, this is {_gpu_in_words(here)}")
         if built.tensorrt != here.tensorrt and not (
             build.version_compatible and _is_later(here.tensorrt, built.tensorrt)
         ):
-            found.append(f"built with TensorRT {built.tensorrt}, this is {here.tensorrt}")
-        return found
+            reasons.append(f"built with TensorRT {built.tensorrt}, this is {here.tensorrt}")
+        return reasons
 
     def described(self) -> ModelCard:
-        """Return the engine's own card as a model: its sizes are those that its profile leaves."""
+        """Return the engine's own card as a model, with the sizes and batch of its profile."""
         low, high = self.build.profile.min, self.build.profile.max
         sizes = self.model.sizes
         if low[1:] == high[1:]:
@@ -150,12 +154,12 @@ class EngineCard:
 
 
 def card_path(engine: Path) -> Path:
-    """Return where the card of ``engine`` lies."""
+    """Return the path of the card of ``engine``."""
     return engine.with_name(engine.name + ".json")
 
 
 def read_card(engine: Path) -> EngineCard:
-    """Read the card beside ``engine``. Raises ModelError where there is none that can be read."""
+    """Return the card beside ``engine``. Raises ModelError where there is none or it is damaged."""
     path, name = card_path(engine), printable(engine)
     if not engine.is_file():
         raise ModelError(f"{name}: no such model file; check the path")
@@ -163,9 +167,9 @@ def read_card(engine: Path) -> EngineCard:
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(
-            f"{name}: has no card beside it ({printable(Path(path.name))}: {error.strerror}), and "
-            "without one nothing says what the engine takes; keep the two side by side, or "
-            "translate with the ONNX that it was built from"
+            f"{name}: has no card beside it ({printable(Path(path.name))}: {error.strerror}), "
+            "which describes what the engine accepts; keep the two side by side, or translate with "
+            "the ONNX that it was built from"
         ) from error
     try:
         return _card_from_json(engine, json.loads(content))
@@ -177,11 +181,11 @@ def read_card(engine: Path) -> EngineCard:
 
 
 def describe_engine(card: EngineCard) -> dict[str, Any]:
-    """Return what ``inspect`` shows of an engine beyond its model's card."""
+    """Return what ``inspect`` shows of an engine in addition to its model's card."""
     machine, build = card.machine, card.build
     return {
         "kind": "TensorRT engine",
-        "gpu": _gpu_words(machine),
+        "gpu": _gpu_in_words(machine),
         "tensorrt": machine.tensorrt,
         "shapes": str(build.profile),
         "built_with": {
@@ -194,12 +198,13 @@ def describe_engine(card: EngineCard) -> dict[str, Any]:
 
 
 def write_engine_file(card: EngineCard, content: bytes) -> EngineCard:
-    """Write an engine and its sealed card, replacing what is there. Raises OutputError.
+    """Write an engine and its card, over earlier ones; return the card, sealed.
 
-    The card has no seal where this user has no key (`key_error` returns why). The engine comes
-    first: whoever is stopped in between leaves a card that does not fit it.
+    The card has no seal where this user has no key (`key_error` returns the reason). The engine is
+    written first: a process that is stopped in between leaves a card whose digest does not match.
+    Raises OutputError.
     """
-    key = _made_key()
+    key = _key_or_new_one()
     sealed = replace(card, seal=None if key is None else _seal(card, key))
     text = json.dumps(_json_of(sealed), indent=2) + "\n"
     _write(card.path, content)
@@ -208,7 +213,7 @@ def write_engine_file(card: EngineCard, content: bytes) -> EngineCard:
 
 
 def is_ours(card: EngineCard, content: bytes) -> bool:
-    """Tell whether ``content`` is the engine that this user built with this card."""
+    """Return whether ``content`` is the engine of this card, and this user built it."""
     key = _key()
     if key is None or card.seal is None:
         return False
@@ -218,7 +223,7 @@ def is_ours(card: EngineCard, content: bytes) -> bool:
 
 
 def check_trust(card: EngineCard, content: bytes, *, trusted: bool) -> None:
-    """Refuse an engine that we did not build, unless the user trusts it. Raises ModelError."""
+    """Refuse an engine that this user did not build, unless ``trusted``. Raises ModelError."""
     name = printable(card.path)
     if hashlib.sha256(content).hexdigest() != card.engine_sha256:
         raise ModelError(
@@ -234,12 +239,15 @@ def check_trust(card: EngineCard, content: bytes, *, trusted: bool) -> None:
 
 
 def profile_for(
-    card: ModelCard, smallest: Shape | None, tuned: Shape | None, largest: Shape | None
+    card: ModelCard,
+    smallest: BatchShape | None,
+    tuned: BatchShape | None,
+    largest: BatchShape | None,
 ) -> Profile:
     """Return the profile of ``--min-shape``, ``--opt-shape`` and ``--max-shape``.
 
-    What is left out follows from the others, all of it from a file of fixed shape. Raises
-    ModelError where nothing says the shape, or the network cannot take it.
+    A shape that is None follows from the others, or from a file of fixed shape. Raises ModelError
+    where all are None and the file's shape is free, or where the network does not accept one.
     """
     name = printable(card.path)
     if card.sizes.fixed is not None and card.batch is not None:
@@ -247,42 +255,42 @@ def profile_for(
         for shape in (smallest, tuned, largest):
             if shape not in (None, only):
                 raise ModelError(
-                    f"{name}: is of fixed shape {_words(only)} and {_words(shape)} was asked for; "
+                    f"{name}: is of fixed shape {_text(only)} and {_text(shape)} was asked for; "
                     "leave the shape out, or export another ONNX"
                 )
         return Profile(only, only, only)
-    given = tuned or largest or smallest
-    if given is None:
+    opt = tuned or largest or smallest
+    if opt is None:
         raise ModelError(
-            f"{name}: takes frames of many shapes, and an engine is built for some; pass "
+            f"{name}: accepts frames of many shapes, and an engine is built for some; pass "
             "--opt-shape N,H,W (and --min-shape, --max-shape for a range)"
         )
-    profile = Profile(smallest or given, given, largest or given)
+    profile = Profile(smallest or opt, opt, largest or opt)
     for option, shape in (("opt", profile.opt), ("min", profile.min), ("max", profile.max)):
         _check_shape(card, f"--{option}-shape", shape)
         if not profile.covers(shape):
             raise ModelError(
-                f"--{option}-shape {_words(shape)} does not lie between --min-shape "
-                f"{_words(profile.min)} and --max-shape {_words(profile.max)}; put them in order"
+                f"--{option}-shape {_text(shape)} does not lie between --min-shape "
+                f"{_text(profile.min)} and --max-shape {_text(profile.max)}; put them in order"
             )
     return profile
 
 
-def _check_shape(card: ModelCard, option: str, shape: Shape) -> None:
+def _check_shape(card: ModelCard, option: str, shape: BatchShape) -> None:
     fits = card.sizes.smallest_fit(shape[1:])
     if fits != shape[1:] or card.batch not in (None, shape[0]):
         batch = "" if card.batch is None else f", N = {card.batch}"
         raise ModelError(
-            f"{option} {_words(shape)}: {printable(card.path)} does not take it; the next size is "
+            f"{option} {_text(shape)}: {printable(card.path)} does not accept it; the next size is "
             f"{fits[0]},{fits[1]} (H,W){batch}"
         )
 
 
-def _words(shape: Shape | None) -> str:
+def _text(shape: BatchShape | None) -> str:
     return ",".join(map(str, shape or ()))
 
 
-def _gpu_words(machine: Machine) -> str:
+def _gpu_in_words(machine: Machine) -> str:
     major, minor = machine.compute_capability
     size = f", {machine.multiprocessors} multiprocessors" if machine.multiprocessors else ""
     size += f", {machine.memory_gib} GiB" if machine.memory_gib else ""
@@ -290,7 +298,7 @@ def _gpu_words(machine: Machine) -> str:
 
 
 def _is_later(here: str, built: str) -> bool:
-    """Tell whether ``here`` is a later version of the same major number."""
+    """Return whether ``here`` is the same version as ``built``, or a later minor one."""
     numbers = [[int(part) for part in re.findall(r"\d+", text)] for text in (here, built)]
     return numbers[0][:1] == numbers[1][:1] and numbers[0] >= numbers[1]
 
@@ -306,11 +314,15 @@ def _json_of(card: EngineCard) -> dict[str, Any]:
     return {"version": CARD_VERSION, **fields}
 
 
-def _card_from_json(engine: Path, said: Mapping[str, Any]) -> EngineCard:
-    """Return the card; raises what Python raises where something is missing or of another kind."""
-    if said["version"] != CARD_VERSION:
-        raise ValueError(f"version {said['version']!r} where {CARD_VERSION} is expected")
-    model = dict(said["model"])
+def _card_from_json(engine: Path, fields: Mapping[str, Any]) -> EngineCard:
+    """Return the card of parsed JSON.
+
+    Raises Python's own KeyError, TypeError and the like where a field is missing or of another
+    type.
+    """
+    if fields["version"] != CARD_VERSION:
+        raise ValueError(f"version {fields['version']!r} where {CARD_VERSION} is expected")
+    model = dict(fields["model"])
     fixed = model["sizes"]["fixed"]
     model["sizes"] = SizeRequirements(
         multiple_of=int(model["sizes"]["multiple_of"]),
@@ -321,30 +333,30 @@ def _card_from_json(engine: Path, said: Mapping[str, Any]) -> EngineCard:
     model["notes"] = tuple(Note(None, str(sentence)) for sentence in model.get("notes", ()))
     if model["pixel_type"] not in ("uint8", "float16"):
         raise ValueError(f"pixel_type {model['pixel_type']!r}")
-    machine, build = dict(said["machine"]), dict(said["build"])
+    machine, build = dict(fields["machine"]), dict(fields["build"])
     major, minor = machine.pop("compute_capability")
     shapes = {key: _shape(build["profile"][key]) for key in ("min", "opt", "max")}
     build["profile"] = Profile(**shapes)
     build.setdefault("recipe", 0)
-    build.pop("refit", None)  # an option of the first cards, which nothing used
+    build.pop("refit", None)  # a field of earlier cards that no engine used
     return EngineCard(
         path=engine,
         model=ModelCard(**model),
-        engine_sha256=str(said["engine_sha256"]),
-        onnx_sha256=str(said["onnx_sha256"]),
+        engine_sha256=str(fields["engine_sha256"]),
+        onnx_sha256=str(fields["onnx_sha256"]),
         machine=Machine(compute_capability=(int(major), int(minor)), **machine),
         build=Build(**build),
-        tool_version=str(said["tool_version"]),
-        parity=said["parity"],
-        layers=said["layers"],
-        seal=said["seal"],
+        tool_version=str(fields["tool_version"]),
+        parity=fields["parity"],
+        layers=fields["layers"],
+        seal=fields["seal"],
     )
 
 
-def _shape(said: Any) -> Shape:
-    count, height, width = (int(side) for side in said)
+def _shape(sides: Any) -> BatchShape:
+    count, height, width = (int(side) for side in sides)
     if min(count, height, width) < 1:
-        raise ValueError(f"shape {said!r}")
+        raise ValueError(f"shape {sides!r}")
     return count, height, width
 
 
@@ -352,52 +364,53 @@ def _shape(said: Any) -> Shape:
 
 
 def _seal(card: EngineCard, key: bytes) -> str:
-    said = _json_of(card)
-    del said["seal"]
-    # As it will be read again: JSON knows no tuples.
-    text = json.dumps(json.loads(json.dumps(said)), sort_keys=True)
+    fields = _json_of(card)
+    del fields["seal"]
+    # Through JSON and back, which turns tuples into lists as in the card that is read.
+    text = json.dumps(json.loads(json.dumps(fields)), sort_keys=True)
     return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
 def key_error() -> str | None:
-    """Return why this user has no key to seal with, in words; None where there is one.
+    """Return, in words, why this user has no key to seal with; None where there is one.
 
-    The key is made where there is none yet.
+    A missing key is created first.
     """
     folder = default_state_dir()
-    if _made_key() is not None:
+    if _key_or_new_one() is not None:
         return None
-    reason = None if not folder.exists() else not_private(folder) or not_private(folder / _KEY)
-    return reason or f"{printable(folder / _KEY)} cannot be written or is no key"
+    path = folder / _KEY_NAME
+    reason = None if not folder.exists() else not_private(folder) or not_private(path)
+    return reason or f"{printable(path)} cannot be written or is no key"
 
 
 def not_private(path: Path) -> str | None:
-    """Return why others than this user may have written ``path``, in words; None where none may.
+    """Return, in words, why other users may have written ``path``; None where they cannot have.
 
-    What does not exist is private; where files have no owners, everything is.
+    A path that does not exist counts as private, and so does any path where files have no owners.
     """
     if not hasattr(os, "geteuid"):
         return None
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
     name = printable(path)
-    if found.st_uid != os.geteuid():
+    if status.st_uid != os.geteuid():
         return f"{name} belongs to another user; use a folder of your own"
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"{name} may be written by other users; take that right away (chmod go-w)"
     return None
 
 
 def sealed(content: bytes) -> bytes | None:
-    """Return ``content`` behind a seal of this user; None where there is no key."""
-    key = _made_key()
+    """Return ``content`` with a seal of this user before it; None where there is no key."""
+    key = _key_or_new_one()
     return None if key is None else hmac.digest(key, content, "sha256") + content
 
 
 def unsealed(content: bytes) -> bytes | None:
-    """Return what `sealed` was given, None where that was not by this user, or is damaged."""
+    """Return the content behind a seal, None where it is damaged or not sealed by this user."""
     key, seal, inside = _key(), content[:_SEAL_BYTES], content[_SEAL_BYTES:]
     if key is None or not hmac.compare_digest(seal, hmac.digest(key, inside, "sha256")):
         return None
@@ -405,8 +418,8 @@ def unsealed(content: bytes) -> bytes | None:
 
 
 def _key() -> bytes | None:
-    """Return this user's key; None where there is none, or another user may know or change it."""
-    path = default_state_dir() / _KEY
+    """Return this user's key; None where there is none, or other users may read or change it."""
+    path = default_state_dir() / _KEY_NAME
     if not_private(path.parent) is not None or not_private(path) is not None:
         return None
     try:
@@ -416,30 +429,23 @@ def _key() -> bytes | None:
         return None
     if readable_by_others and os.name == "posix":
         return None
-    return key if len(key) == 32 else None
+    return key if len(key) == _KEY_BYTES else None
 
 
-def _made_key() -> bytes | None:
-    """Return this user's key, made on first use; None where that cannot be."""
-    path = default_state_dir() / _KEY
-    # Another process may make it at the same time: whichever comes first is the key.
+def _key_or_new_one() -> bytes | None:
+    """Return this user's key, created on first use; None where that fails."""
+    path = default_state_dir() / _KEY_NAME
+    # Of several processes that create it at once, the first to finish sets the key for all.
     with contextlib.suppress(OSError, OutputError):
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(path, secrets.token_bytes(32), mode=0o600, overwrite=False)
+            _write(path, secrets.token_bytes(_KEY_BYTES), mode=0o600, overwrite=False)
     return _key()
 
 
 def _write(path: Path, content: bytes, *, mode: int = 0o666, overwrite: bool = True) -> None:
-    partial = temporary_path(path)
-    try:
+    with writing(path, overwrite=overwrite) as partial:
         partial.unlink(missing_ok=True)
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        publish(partial, path, overwrite=overwrite)
-    except OSError as error:
-        raise output_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

@@ -1,12 +1,13 @@
-"""The generator networks, in the reference CycleGAN's module structure, so that its weights fit.
+"""The generator networks, in the module structure of the reference CycleGAN, so that its files fit.
 
-A `GeneratorConfig` says which network, `generator_from_config` builds it, and `init_weights` gives
-it the weights that training begins with. Every generator takes and gives ``(N, C, H, W)`` in
-[-1, 1]; which H and W it takes is `GeneratorConfig.sizes`. The names of the parameters are the
-reference's (``model.10.conv_block.1.weight``), and so is their order: the same seed gives the same
-weights. What has no parameters is free: statistics of InstanceNorm are always taken in float32.
+A `GeneratorConfig` describes a network, `generator_from_config` builds it, and `init_weights` sets
+the weights that training begins with. Input and output of every generator are ``(N, C, H, W)`` in
+[-1, 1]; `GeneratorConfig.sizes` are the H and W that it accepts. The parameters have the
+reference's names (``model.10.conv_block.1.weight``) and its order, so the same seed gives the same
+weights. Modules without parameters may differ from the reference: InstanceNorm always computes its
+statistics in float32.
 
-This module imports torch; nothing that a translation by another runtime needs imports this one.
+This module imports torch; a translation by another runtime does not import it.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ _NET_G = re.compile(
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Which generator: all that its weights' names and shapes follow from.
+    """The settings of a generator that determine the names and shapes of its weights.
 
-    Raises ValueError for one that cannot be built.
+    Raises ValueError for a network that cannot be built.
     """
 
     netG: str = "resnet_9blocks"  # noqa: N815 (the reference's word)
@@ -45,33 +46,35 @@ class GeneratorConfig:
     input_nc: int = 3
     output_nc: int = 3
     ngf: int = 64
-    """Channels of the first convolution."""
+    """The channels of the first convolution."""
     norm: Norm = "instance"
     """``instance`` has no affine and no running statistics; ``none`` leaves the norm out."""
     dropout: bool = False
-    """Dropout of ½ in the blocks while training."""
+    """Dropout of ½ in the blocks during training."""
     upsample: Upsample = "deconv"
-    """``resize``: nearest neighbour and a convolution, which draws no checkerboard."""
+    """``resize``: nearest neighbour and a convolution, without checkerboard artefacts."""
     widths: tuple[int, ...] | None = None
-    """Channels in a mobile ResNet: stem, after each stride of 2 down (the second is the trunk),
+    """The channels in a mobile ResNet: stem, after each stride of 2 down (the second is the trunk),
     inside each block, after each stride of 2 up. None: ngf × (1, 2, 4, 4…, 2, 1)."""
 
     def __post_init__(self) -> None:
-        found = _NET_G.fullmatch(self.netG)
-        if found is None:
+        match = _NET_G.fullmatch(self.netG)
+        if match is None:
             raise ValueError(
                 f"netG = {self.netG!r} is no generator: it is resnet_<n>blocks, "
                 "mobile_resnet_<n>blocks or unet_<side>"
             )
-        side = int(found["side"] or 32)
+        side = int(match["side"] or 32)
         if side < 32 or side & (side - 1):
             raise ValueError(f"netG = {self.netG!r}: the side of a U-Net is a power of 2 from 32")
         for name in ("input_nc", "output_nc", "ngf"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} is to be 1 or more")
-        for name, known in (("norm", get_args(Norm)), ("upsample", get_args(Upsample))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} = {getattr(self, name)!r} is none of {', '.join(known)}")
+                raise ValueError(f"{name} = {getattr(self, name)} must be 1 or more")
+        for name, choices in (("norm", get_args(Norm)), ("upsample", get_args(Upsample))):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} is none of {', '.join(choices)}"
+                )
         if self.widths is not None:
             if self.family != "mobile_resnet":
                 raise ValueError(
@@ -90,38 +93,38 @@ class GeneratorConfig:
     @property
     def family(self) -> Family:
         """The kind of network."""
-        found = _NET_G.fullmatch(self.netG)
-        assert found is not None
-        return found["family"] or "unet"  # type: ignore[return-value]
+        match = _NET_G.fullmatch(self.netG)
+        assert match is not None
+        return match["family"] or "unet"  # type: ignore[return-value]
 
     @property
     def n_blocks(self) -> int:
-        """Residual blocks; 0 for a U-Net."""
-        found = _NET_G.fullmatch(self.netG)
-        assert found is not None
-        return int(found["n_blocks"] or 0)
+        """The number of residual blocks; 0 for a U-Net."""
+        match = _NET_G.fullmatch(self.netG)
+        assert match is not None
+        return int(match["n_blocks"] or 0)
 
     @property
     def num_downs(self) -> int:
-        """Strides of 2 on the way down."""
+        """The number of strides of 2 down."""
         return int(self.netG.partition("_")[2]).bit_length() - 1 if self.family == "unet" else 2
 
     @property
     def all_widths(self) -> tuple[int, ...]:
-        """``widths``, or what they are when they are not given."""
+        """``widths``, or their default."""
         ngf = self.ngf
         return self.widths or (ngf, 2 * ngf, *[4 * ngf] * (self.n_blocks + 1), 2 * ngf, ngf)
 
     @property
     def sizes(self) -> SizeRequirements:
-        """The heights and widths that it takes, and gives back unchanged."""
+        """The heights and widths that the network accepts; its output has the same."""
         side = 2**self.num_downs
-        # A ResNet's blocks reflect one pixel of the trunk, and there must be another one for it.
+        # The blocks of a ResNet reflect by one pixel, which takes a trunk of at least two pixels.
         return SizeRequirements(side, side if self.family == "unet" else 2 * side)
 
 
 def generator_from_config(config: GeneratorConfig) -> nn.Module:
-    """Build the network, with torch's own initial weights (see `init_weights`)."""
+    """Return the network with torch's own initial weights; `init_weights` sets the reference's."""
     if config.family == "unet":
         return UnetGenerator(config)
     return ResnetGenerator(config)
@@ -133,7 +136,7 @@ def init_weights(
     """Set the weights that training begins with, in place, from torch's global random state.
 
     Convolutions: N(0, gain), or Xavier, Kaiming (which has no gain) or orthogonal; biases 0.
-    BatchNorm: N(1, gain), bias 0. The draws come in the reference's order.
+    BatchNorm: N(1, gain), bias 0. The random draws are in the reference's order.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -146,8 +149,8 @@ def init_weights(
             elif init_type == "orthogonal":
                 init.orthogonal_(module.weight, gain=init_gain)
             else:
-                known = ", ".join(get_args(InitType))
-                raise ValueError(f"{init_type = } is none of {known}")
+                choices = ", ".join(get_args(InitType))
+                raise ValueError(f"{init_type = } is none of {choices}")
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
@@ -156,31 +159,31 @@ def init_weights(
 
 
 def without_halves(x: Tensor) -> Tensor:
-    """Return halves as float32, and anything wider as it is."""
+    """Return float16 and bfloat16 as float32, and any wider type unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class InstanceNorm(nn.InstanceNorm2d):
-    """InstanceNorm without affine or running statistics, which are float32 in every precision.
+    """InstanceNorm without affine and running statistics, computed in float32.
 
-    Half-precision pictures come back in their own type.
+    The output has the type of the input.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, affine=False, track_running_stats=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise each channel of each picture: ``(N, C, H, W)``, more than one pixel."""
+        """Normalise each channel of each image: ``(N, C, H, W)``, more than one pixel."""
         out = F.instance_norm(without_halves(x), eps=self.eps)
         if out.requires_grad and not torch.compiler.is_compiling():
-            # Tried (torch 2.15, CPU, batch 1): its backward reads a channels_last gradient as if
-            # it lay plainly, and gives a wrong one without a word.
+            # Observed with torch 2.15 (CPU, batch 1): its backward reads a channels_last gradient
+            # as if it were contiguous, and returns a wrong gradient without an error.
             out.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
         return out.to(x.dtype)
 
 
 def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
-    """Return what makes a norm of so many channels."""
+    """Return a function that builds the norm for a number of channels."""
     layers: dict[Norm, Callable[[int], nn.Module]] = {
         "instance": InstanceNorm,
         "batch": nn.BatchNorm2d,
@@ -191,10 +194,10 @@ def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:
 
 
 def convolutions_have_bias(norm: Norm) -> bool:
-    """Return whether convolutions before a norm have a bias: only with instance.
+    """Return whether convolutions before a norm have a bias: only with ``instance``.
 
-    That one is without effect, since InstanceNorm takes the mean away; the reference's files have
-    it. A network without norm has none there either, as in the reference.
+    That bias has no effect, since InstanceNorm subtracts the mean, but the reference's files hold
+    it. As in the reference, a network without norm has no bias there either.
     """
     return norm == "instance"
 
@@ -202,7 +205,7 @@ def convolutions_have_bias(norm: Norm) -> bool:
 class ResnetGenerator(nn.Module):
     """7×7 stem, two strides of 2 down, residual blocks, two up, 7×7 head, tanh.
 
-    Plain or mobile: a mobile one has separable convolutions in its blocks, and free widths.
+    Plain or mobile; a mobile ResNet has separable convolutions in its blocks, and free widths.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -241,7 +244,7 @@ class ResnetGenerator(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two 3×3 convolutions beside the identity."""
+    """The identity plus two 3×3 convolutions."""
 
     def __init__(self, channels: int, inner: int, norm: Norm, dropout: bool) -> None:
         super().__init__()
@@ -258,13 +261,13 @@ class ResnetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` and what the convolutions make of it."""
+        """Return the sum of ``x`` and the convolutions of it."""
         out: Tensor = x + self.conv_block(x)
         return out
 
 
 class MobileResnetBlock(nn.Module):
-    """Two separable 3×3 convolutions beside the identity (GAN compression, Li et al. 2020)."""
+    """The identity plus two separable 3×3 convolutions (GAN compression, Li et al. 2020)."""
 
     def __init__(self, channels: int, inner: int, norm: Norm, dropout: bool) -> None:
         super().__init__()
@@ -273,7 +276,7 @@ class MobileResnetBlock(nn.Module):
             SeparableConvolution(channels, inner),
             norm_layer(norm)(inner),
             nn.ReLU(inplace=True),
-            # Always there, as in the files that exist: the second convolution is number 6.
+            # Present even without dropout: in existing files the second convolution is number 6.
             nn.Dropout(0.5 if dropout else 0.0),
             nn.ReflectionPad2d(1),
             SeparableConvolution(inner, channels),
@@ -281,13 +284,13 @@ class MobileResnetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` and what the convolutions make of it."""
+        """Return the sum of ``x`` and the convolutions of it."""
         out: Tensor = x + self.conv_block(x)
         return out
 
 
 class SeparableConvolution(nn.Module):
-    """3×3 within each channel, InstanceNorm whatever the norm around it is, 1×1 across channels."""
+    """3×3 within each channel, InstanceNorm whatever the network's norm, 1×1 across channels."""
 
     def __init__(self, into: int, out: int) -> None:
         super().__init__()
@@ -306,8 +309,8 @@ class SeparableConvolution(nn.Module):
 class ResizeConvolution(nn.Sequential):
     """Twice the size by nearest neighbour, then a 3×3 convolution (Odena et al. 2016).
 
-    A module of its own, so that its weight (``model.19.2.weight``) is never taken for a transposed
-    convolution's (``model.19.weight``), nor for that of a network which resizes in another way.
+    As a module of its own it has another name for its weight (``model.19.2.weight``) than a
+    transposed convolution (``model.19.weight``) or a network that resizes in another way.
     """
 
     def __init__(self, into: int, out: int, bias: bool) -> None:
@@ -319,12 +322,12 @@ class ResizeConvolution(nn.Sequential):
 
 
 class UnetGenerator(nn.Module):
-    """Strides of 2 down to one pixel and up again, each level joined to the one across."""
+    """Strides of 2 down to one pixel and up again, with a skip connection at each level."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         ngf = config.ngf
-        # Made from the innermost outwards, which is the order of the reference's random draws.
+        # Built from the innermost level outwards: the order of the reference's random draws.
         block = _UnetBlock(config, 8 * ngf, 8 * ngf, None)
         for _ in range(config.num_downs - 5):
             block = _UnetBlock(config, 8 * ngf, 8 * ngf, block, dropout=config.dropout)
@@ -339,7 +342,7 @@ class UnetGenerator(nn.Module):
 
 
 class _UnetBlock(nn.Module):
-    """One level of a U-Net around the next; the outermost one has ``input_nc``."""
+    """One level of a U-Net around the next level; only the outermost has ``input_nc``."""
 
     def __init__(
         self,
@@ -355,7 +358,7 @@ class _UnetBlock(nn.Module):
         norm, bias = norm_layer(config.norm), convolutions_have_bias(config.norm)
         self.outermost = input_nc is not None
         below = inner if submodule is None else 2 * inner
-        # Not in place: ``x`` is read again by the skip connection.
+        # LeakyReLU is not in place, since the skip connection reads ``x`` again.
         down: list[nn.Module] = [] if self.outermost else [nn.LeakyReLU(0.2)]
         down.append(nn.Conv2d(input_nc or outer, inner, 4, stride=2, padding=1, bias=bias))
         if not self.outermost and submodule is not None:
@@ -372,6 +375,6 @@ class _UnetBlock(nn.Module):
         self.model = nn.Sequential(*down, *([] if submodule is None else [submodule]), *up)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what comes up from below, behind ``x`` itself except at the outermost level."""
+        """Return ``x`` and the output of the levels below, joined; the outermost omits ``x``."""
         out: Tensor = self.model(x)
         return out if self.outermost else torch.cat([x, out], 1)

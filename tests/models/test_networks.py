@@ -273,7 +273,7 @@ def test_an_unknown_way_to_begin_errors():
         ({"netG": "resnet"}, "is no generator: it is resnet_<n>blocks"),
         ({"netG": "unet_100"}, "a power of 2 from 32"),
         ({"netG": "unet_16"}, "a power of 2 from 32"),
-        ({"ngf": 0}, "ngf = 0 is to be 1 or more"),
+        ({"ngf": 0}, "ngf = 0 must be 1 or more"),
         ({"norm": "layer"}, "norm = 'layer' is none of instance, batch, syncbatch, none"),
         ({"upsample": "shuffle"}, "upsample = 'shuffle' is none of deconv, resize"),
         ({"widths": (1, 2, 3)}, "are for a mobile ResNet"),

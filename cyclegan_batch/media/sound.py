@@ -1,4 +1,4 @@
-"""Sound that is encoded anew: what its channels are, and what an encoder takes of them."""
+"""Audio that is encoded anew: its channel layout, and which layout and rate an encoder takes."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from typing import Any
 
 import av
 import av.error
+from av.audio.frame import AudioFrame
 
 from .demuxing import demux, open_container
 
-_GUESSED = {
+_DEFAULT_LAYOUTS = {
     1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1",
     16: "hexadecagonal", 24: "22.2",
 }  # fmt: skip
-"""The layout of so many channels, as ffmpeg guesses it (`av_channel_layout_default`)."""
+"""The layout of a number of channels, as ffmpeg guesses it (`av_channel_layout_default`)."""
 
-_TWINS = {
+_SIDE_TWINS = {
     "5.1": "5.1(side)", "5.0": "5.0(side)", "quad": "quad(side)", "6.1": "6.1(back)",
     "7.1(wide)": "7.1(wide-side)",
 }  # fmt: skip
 """The same channels, where one standard puts two of them at the side and another at the back."""
-_TWIN = _TWINS | {other: one for one, other in _TWINS.items()}
+_TWINS = _SIDE_TWINS | {twin: layout for layout, twin in _SIDE_TWINS.items()}
 
-_FEWER = (
+_DOWNMIX_LAYOUTS = (
     "7.1", "6.1", "6.1(back)", "5.1", "5.1(side)", "5.0", "5.0(side)", "quad", "4.0", "3.0",
     "stereo", "mono",
 )  # fmt: skip
-"""What sound is mixed down to, best first."""
+"""Layouts to which audio is mixed down, best first."""
 
 _BIT_RATE = 80_000
 """Per channel. FFmpeg's own default is 128 kb/s for any number; this is near it for stereo."""
@@ -39,32 +40,32 @@ _BIT_RATE = 80_000
 
 @dataclass(frozen=True)
 class SoundPlan:
-    """An audio encoder that was opened with these very settings."""
+    """An audio encoder that was opened with exactly these settings."""
 
     encoder: str
     layout: str
     rate: int
     """Samples per second."""
     mixed_down: bool
-    """It takes fewer channels than there are."""
+    """The encoder takes fewer channels than the source has."""
 
 
 def state_layout(decoder: Any) -> None:
-    """Give a decoder that is not open yet the layout which its container does not state.
+    """Set the layout of a decoder that is not open yet, where its container does not state one.
 
-    AVI, WMV and FLV hold a number of channels only.
+    AVI, WMV and FLV hold only a number of channels.
     """
-    guess = _GUESSED.get(decoder.channels)
+    default = _DEFAULT_LAYOUTS.get(decoder.channels)
     stated = not re.fullmatch(r"\d+ channels?", decoder.layout.name)
-    if guess is not None and not stated and not decoder.is_open:
-        decoder.layout = guess
+    if default is not None and not stated and not decoder.is_open:
+        decoder.layout = default
 
 
 def plan_sound(encoder: str, decoder: Any) -> SoundPlan:
     """Choose rate and layout for ``encoder`` by opening it; ``decoder`` is the source's.
 
-    The channels stay as they are, or change their names, or are mixed down to the most that the
-    encoder takes. Raises ValueError where none opens.
+    The channels stay as they are, get the names of a twin layout, or are mixed down to as many as
+    the encoder takes. Raises ValueError where the encoder opens with none.
     """
     codec = av.Codec(encoder, "w")
     if codec.type != "audio":
@@ -73,24 +74,24 @@ def plan_sound(encoder: str, decoder: Any) -> SoundPlan:
     rate = decoder.sample_rate
     rates = codec.audio_rates
     if rates and rate not in rates:
-        # The next higher one loses nothing; where there is none, the highest.
+        # The next higher rate loses nothing; where there is none, the highest is taken.
         rate = min((r for r in rates if r > rate), default=max(rates))
-    refused: Exception | None = None
+    refusal: Exception | None = None
     for layout in _layouts(decoder.layout, encoder):
         plan = SoundPlan(encoder, layout.name, rate, layout.nb_channels < decoder.channels)
-        context: Any = av.CodecContext.create(encoder, "w")
+        context = av.CodecContext.create(encoder, "w")
         try:
             set_up_sound(context, plan)
             context.open()
         except (av.error.FFmpegError, ValueError) as error:
-            refused = refused or error
+            refusal = refusal or error
         else:
             return plan
-    raise ValueError(f"{encoder} does not open for {decoder.layout.name}: {refused}") from refused
+    raise ValueError(f"{encoder} does not open for {decoder.layout.name}: {refusal}") from refusal
 
 
 def set_up_sound(context: Any, plan: SoundPlan) -> None:
-    """Bring an encoder's context into the state that was planned."""
+    """Give an encoder's context the settings of ``plan``."""
     context.layout = plan.layout
     context.sample_rate = plan.rate
     context.bit_rate = _BIT_RATE * context.layout.nb_channels
@@ -101,58 +102,58 @@ def set_up_sound(context: Any, plan: SoundPlan) -> None:
 
 def _layouts(source: av.AudioLayout, encoder: str) -> Iterator[av.AudioLayout]:
     """Yield the layouts that an encoder may take for ``source``, best first."""
-    alike = [source.name]
-    if source.name in _TWIN:
-        alike.append(_TWIN[source.name])
+    names = [source.name]
+    if source.name in _TWINS:
+        names.append(_TWINS[source.name])
     if encoder == "aac" and source.name.endswith("(side)"):
-        # AAC has a number for those at the back only; of others a decoder finds just the count.
-        alike.reverse()
-    for name in alike:
+        # AAC numbers only layouts with channels at the back; of others a decoder gets the count.
+        names.reverse()
+    for name in names:
         yield av.AudioLayout(name)
-    for name in _FEWER:
+    for name in _DOWNMIX_LAYOUTS:
         layout = av.AudioLayout(name)
         if layout.nb_channels < source.nb_channels:
             yield layout
 
 
-def first_sound(path: Path, index: int, count: int = 4) -> list[Any]:
-    """Return the first ``count`` frames of sound of a stream, none where nothing can be decoded."""
-    frames: list[Any] = []
+def first_sound(path: Path, index: int, count: int = 4) -> list[AudioFrame]:
+    """Return the first ``count`` frames of an audio stream; none where none can be decoded."""
+    frames: list[AudioFrame] = []
     with open_container(path) as container:
-        stream: Any = container.streams[index]
+        stream = container.streams[index]
         state_layout(stream.codec_context)
         with contextlib.suppress(av.error.FFmpegError):
             for packet in demux(container, [stream]):
                 with contextlib.suppress(av.error.FFmpegError):
-                    frames += packet.decode()
+                    frames += (each for each in packet.decode() if isinstance(each, AudioFrame))
                 if len(frames) >= count:
                     break
     return frames[:count]
 
 
 class Resampler:
-    """Bring sound into an encoder's form, also where its own form changes on the way."""
+    """Convert audio to an encoder's format, also where the format of the source changes."""
 
     def __init__(self, encoder: Any) -> None:
         self._encoder = encoder
-        self._takes: tuple[str, str, int] | None = None
+        self._source_format: tuple[str, str, int] | None = None
         self._resampler: av.AudioResampler | None = None
 
-    def resample(self, frame: Any) -> list[Any]:
-        """Return what is ready; None flushes."""
+    def resample(self, frame: AudioFrame | None) -> list[AudioFrame]:
+        """Return the frames that are complete; None flushes."""
         if frame is None:
             return self._rest()
-        form = frame.format.name, frame.layout.name, frame.sample_rate
-        ready = [] if form == self._takes else self._rest()
+        source_format = frame.format.name, frame.layout.name, frame.sample_rate
+        complete = [] if source_format == self._source_format else self._rest()
         if self._resampler is None:
             encoder = self._encoder
-            self._takes = form
+            self._source_format = source_format
             self._resampler = av.AudioResampler(encoder.format, encoder.layout, encoder.sample_rate)
-        return ready + self._resampler.resample(frame)
+        return complete + self._resampler.resample(frame)
 
-    def _rest(self) -> list[Any]:
+    def _rest(self) -> list[AudioFrame]:
         resampler, self._resampler = self._resampler, None
         if resampler is None:
             return []
-        # One that had nothing to do gives back what it got, also this None.
+        # A resampler without anything to convert returns its input, so also this None.
         return [each for each in resampler.resample(None) if each is not None]

@@ -22,11 +22,11 @@ import torch
 from cyclegan_batch.backends import PRECISIONS, open_backend
 from cyclegan_batch.frames import Pixels
 from cyclegan_batch.models.model import Model, open_model
-from cyclegan_batch.models.parity import OF_PRECISION, Parity, ParityClass, parity
+from cyclegan_batch.models.parity import REQUIRED_CLASS, Parity, ParityClass, parity
 
 from .measuring import Bench, HalfNorm, Job, on_bytes, pictures, with_norm
 
-NEEDED: dict[str, ParityClass] = OF_PRECISION
+NEEDED: dict[str, ParityClass] = REQUIRED_CLASS
 
 
 def jobs(bench: Bench) -> Iterator[Job]:

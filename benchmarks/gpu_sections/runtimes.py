@@ -15,7 +15,7 @@ from typing import Any
 
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.models.model import open_model
-from cyclegan_batch.models.parity import OF_PRECISION, parity
+from cyclegan_batch.models.parity import REQUIRED_CLASS, parity
 
 from .measuring import Bench, Job, NotRunError, pictures, required
 from .parity import described
@@ -43,7 +43,7 @@ def export(checkpoint: Path, path: Path, precision: Any) -> dict[str, Any]:
 
     made = export_onnx(checkpoint, path, precision=precision)
     assert made.parity is not None
-    return described(made.parity, OF_PRECISION[precision])
+    return described(made.parity, REQUIRED_CLASS[precision])
 
 
 def of_file(bench: Bench, checkpoint: Path, path: Path, precision: str) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def of_file(bench: Bench, checkpoint: Path, path: Path, precision: str) -> dict[
     fps = count * len(frames) / (time.perf_counter() - begin)
     notes = list(map(str, backend.notes))
     backend.close()
-    needed = OF_PRECISION[precision]
+    needed = REQUIRED_CLASS[precision]
     return (
         {"fps": fps, "batch": len(frames)}
         | described(parity(found, expected), needed)

@@ -1,4 +1,7 @@
-"""The runtimes behind one face: `open_backend` gives a `Backend`, whatever runs it."""
+"""The runtimes behind one interface: `open_backend` returns a `Backend`, whichever runs the model.
+
+What all backends have in common stands in common.py; a module or package of its own holds each.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,24 @@ from pathlib import Path
 
 from ..errors import BackendError, BackendUnavailableError, ModelError
 from ..machine import cpu_threads, nvidia_gpus
-from ..models.model import Model, writes_out_its_norm
+from ..models.model import Model
 from ..wording import Note, printable
 from .common import Backend
 
-OF_ONNX = ("onnxruntime", "openvino", "tensorrt")
-"""The runtimes of an ONNX file."""
+ONNX_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
+"""The backends that run an ONNX file."""
 
-BACKENDS = (*OF_ONNX, "torch")
-"""All of them; torch runs a checkpoint as it is."""
+BACKENDS = (*ONNX_BACKENDS, "torch")
+"""All backends; torch runs a checkpoint, without an export."""
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 MEASURED_ON_GPU: frozenset[tuple[str, str]] = frozenset()
-"""Each backend and precision that has a row of a GPU in benchmarks/RESULTS.md: with ``auto`` no
+"""Each backend and precision that has a row of a GPU in benchmarks/RESULTS.md. With ``auto`` no
 other runs on a GPU. There is none so far."""
 
 _MOST_CPU_CONTEXTS = 4
-"""More contexts than these gain little, and each holds a network's worth of activations."""
+"""More contexts than these gain little, and each holds the activations of a whole network."""
 
 _INSTALL = (
     'pip install "cyclegan-batch[openvino]" or "cyclegan-batch[cpu]" for this machine\'s CPU, '
@@ -46,22 +49,23 @@ def open_backend(
     trust_engine: bool = False,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> Backend:
-    """Open ``model`` with a runtime, prove it on a sample, and return its first context.
+    """Open ``model`` with a runtime, check it on a sample, and return its first context.
 
     ``backend``: one of `BACKENDS` or ``auto``. ``device``: ``auto``, ``cpu`` or ``cuda[:N]``.
-    ``precision``: ``auto`` is the file's, and on a GPU tf32 for one in fp32; ``tf32`` is a way of
-    GPUs to run an FP32 file, ``bf16`` one of OpenVINO, and bf16 and (on a GPU) fp16 are ways of
-    torch to run a checkpoint, taken only where their parity is measured to be in its class.
-    ``threads``: CPU threads for the network, of all contexts together (None: `cpu_threads`).
-    ``contexts``: how many will run side by side; `Backend.fork` gives the others.
-    ``shapes``: the frames (N, H, W) that will come, where known: what is built is built for them,
-    kept in ``cache_dir`` and told to ``say``, since it takes minutes. ``trust_engine``: load an
-    engine that was not built here.
+    ``precision``: ``auto`` is the file's own, except that fp32 on a GPU is computed in tf32. An
+    fp32 ONNX also runs in tf32 on a GPU and in bf16 with OpenVINO; a checkpoint runs with torch in
+    bf16, and on a GPU in tf32 and fp16. Such a precision is accepted only where the measured
+    parity reaches its class.
+    ``threads``: CPU threads for the network, those of all contexts together (None: `cpu_threads`).
+    ``contexts``: how many contexts will run at a time; `Backend.fork` returns the others.
+    ``shapes``: the frames (N, H, W) to be translated, where known. TensorRT builds an engine for
+    them, which takes minutes and is reported to ``say``, and keeps it in ``cache_dir``.
+    ``trust_engine``: load an engine that was not built here.
 
-    ``auto`` depends on what is installed and on the file, so that the same command gives the same
-    pixels twice, and takes a GPU only by a path that was measured (`MEASURED_ON_GPU`). What runs on
-    a GPU is compared with the CPU once; the verdict is kept in ``cache_dir``. Raises
-    BackendUnavailableError, BackendError, ModelError.
+    What ``auto`` chooses depends on the file and on what is installed, so that the same command
+    gives the same pixels twice. It chooses a GPU only by a path that was measured
+    (`MEASURED_ON_GPU`). A path on a GPU is compared with the CPU once, and the verdict is kept in
+    ``cache_dir``. Raises BackendUnavailableError, BackendError, ModelError.
     """
     if backend not in ("auto", *BACKENDS):
         raise BackendError(f"no backend {backend!r}: it is auto or one of {', '.join(BACKENDS)}")
@@ -70,44 +74,45 @@ def open_backend(
     _check_kind(model, backend)
     _check_precision(model, precision, backend, device)
     threads = threads or cpu_threads()
-    missing: list[BackendError | ModelError] = []
+    failures: list[BackendError | ModelError] = []
     for name, where in _candidates(model, backend, device, precision):
         try:
             if name == "tensorrt":
-                opened = _open_tensorrt(
+                context = _open_tensorrt(
                     model, where, precision, shapes, cache_dir, trust_engine, say
                 )
             else:
-                opened = _open(model, name, where, precision, threads, contexts)
+                context = _open(model, name, where, precision, threads, contexts)
                 if where != "cpu":
-                    _compare_with_cpu(opened, model, threads, cache_dir, say)
+                    _compare_with_cpu(context, model, threads, cache_dir, say)
         except (BackendError, ModelError) as error:
             if isinstance(error, ModelError) and (where == "cpu" or device != "auto"):
                 raise
-            missing.append(error)
+            failures.append(error)
             continue
-        # A runtime that is not installed is no news; one that is and does not work, is.
-        broken = [e for e in missing if not isinstance(e.__cause__, ImportError)]
-        opened.notes += tuple(
+        # Report only runtimes that are installed but do not work.
+        broken = [error for error in failures if not isinstance(error.__cause__, ImportError)]
+        context.notes += tuple(
             Note(None, f"{error}; going on with {name} on {where}") for error in broken
         )
         if not broken and (device, where) == ("auto", "cpu"):
-            opened.notes += _unused_gpu(backend, precision)
-        return opened
-    for reason in missing:
-        if len(missing) == 1 or not isinstance(reason.__cause__, ImportError):
-            raise reason
+            context.notes += _unused_gpu(backend, precision)
+        return context
+    for failure in failures:
+        if len(failures) == 1 or not isinstance(failure.__cause__, ImportError):
+            raise failure
     raise BackendUnavailableError(
         f"no runtime for {device if device != 'auto' else 'this machine'} is installed; {_INSTALL}"
-    ) from missing[-1]
+    ) from failures[-1]
 
 
 def default_contexts(device: str, threads: int) -> int:
     """Return how many contexts use the device best.
 
-    On a CPU one for each thread, up to four: layers split over threads wait for one another, frames
-    do not (tried on two cores, CPU ms per frame, two contexts of one thread against one of two:
-    onnxruntime 85 and 90, OpenVINO 45 and 50). On a GPU two: one computes while the other copies.
+    On a CPU one for each thread, up to four: threads that share a layer wait for one another,
+    contexts that each compute a frame do not (tried on two cores, CPU ms per frame, two contexts of
+    one thread against one of two: onnxruntime 85 and 90, OpenVINO 45 and 50). On a GPU two: one
+    computes while the other copies.
     """
     if device == "cpu":
         return max(1, min(threads, _MOST_CPU_CONTEXTS))
@@ -115,18 +120,19 @@ def default_contexts(device: str, threads: int) -> int:
 
 
 def _candidates(model: Model, backend: str, device: str, precision: str) -> list[tuple[str, str]]:
-    """Return what may be tried, the best first."""
+    """Return the backends to try and their devices, the best first."""
     if precision == "tf32" and device == "auto":
         device = "cuda:0"
     if model.checkpoint is not None:
         from .torch import sees_cuda as torch_sees_cuda
 
-        found = [("torch", "cpu" if device == "auto" else device)]
+        candidates = [("torch", "cpu" if device == "auto" else device)]
         on_gpu = "tf32" if precision == "auto" else precision
         if device == "auto" and ("torch", on_gpu) in MEASURED_ON_GPU and torch_sees_cuda():
-            found.insert(0, ("torch", "cuda:0"))
-        return found
-    # Only when named: it has not yet run on a GPU.
+            candidates.insert(0, ("torch", "cuda:0"))
+        return candidates
+    # TensorRT has not yet run on a GPU: an ONNX that other runtimes can compute gets it only where
+    # it is named.
     if model.engine is not None or backend == "tensorrt":
         return [("tensorrt", device)]
     if precision == "bf16":
@@ -134,26 +140,28 @@ def _candidates(model: Model, backend: str, device: str, precision: str) -> list
     if backend == "openvino":
         return [("openvino", "cpu" if device == "auto" else device)]
     if device.startswith("cuda"):
+        # onnxruntime has no int8 convolutions for NVIDIA GPUs.
         return [("tensorrt" if model.card.precision == "int8" else "onnxruntime", device)]
     on_cpu = ["openvino", "onnxruntime"]
-    if writes_out_its_norm(model):
-        # OpenVINO pays for every change of layout around a norm that is written out in small
-        # operators (tried: 115 ms of CPU a frame against 86); as one operator it is the faster.
+    if model.norm_written_out:
+        # Where the instance normalisation is spelled out in small operators, OpenVINO converts the
+        # memory layout before and after each one, and is slower (tried: 115 ms of CPU a frame
+        # against 86). Where the normalisation is one operator, OpenVINO is the faster of the two.
         on_cpu.reverse()
     if backend == "onnxruntime":
         on_cpu = ["onnxruntime"]
-    found = [(name, "cpu") for name in on_cpu]
+    candidates = [(name, "cpu") for name in on_cpu]
     if device == "auto":
         from .onnxruntime import precision_on_cuda, sees_cuda
 
         on_gpu = precision_on_cuda(model.card, precision)
         if ("onnxruntime", on_gpu) in MEASURED_ON_GPU and sees_cuda():
-            found.insert(0, ("onnxruntime", "cuda:0"))
-    return found
+            candidates.insert(0, ("onnxruntime", "cuda:0"))
+    return candidates
 
 
 def _unused_gpu(backend: str, precision: str) -> tuple[Note, ...]:
-    """Return a note where a GPU is left alone that could be named."""
+    """Return a note where there is a GPU, but `auto` does not use it."""
     if backend == "openvino" or (backend != "torch" and precision == "bf16"):
         return ()
     gpus = nvidia_gpus()
@@ -167,28 +175,28 @@ def _unused_gpu(backend: str, precision: str) -> tuple[Note, ...]:
 
 
 def _compare_with_cpu(
-    opened: Backend,
+    on_gpu: Backend,
     model: Model,
     threads: int,
     cache_dir: Path | None,
     say: Callable[[str], None],
 ) -> None:
-    """Compare ``opened``, on a GPU, with the CPU, unless that was done before.
+    """Compare ``on_gpu`` with the CPU, unless an earlier verdict stands.
 
     Raises ModelError where it misses the class of its precision.
     """
     from .verdicts import Verdict
 
-    verdict = Verdict(model, opened, cache_dir)
+    verdict = Verdict(model, on_gpu, cache_dir)
     if verdict.stands():
         return
-    on_cpu = _open(model, opened.name, "cpu", "auto", threads, 1)
+    on_cpu = _open(model, on_gpu.name, "cpu", "auto", threads, 1)
     try:
-        found = verdict.find(on_cpu)
+        parity = verdict.find(on_cpu)
     finally:
         on_cpu.close()
     name = printable(Path(model.card.path.name))
-    say(f"{name}: on {opened.device} in {opened.precision} against the CPU it is {found}")
+    say(f"{name}: on {on_gpu.device} in {on_gpu.precision} against the CPU it is {parity}")
 
 
 def _open(
@@ -245,15 +253,16 @@ def _check_kind(model: Model, backend: str) -> None:
         )
     if model.checkpoint is None and backend == "torch":
         raise BackendError(
-            f"{name}: is no checkpoint, and torch runs nothing else; leave --backend out"
+            f"{name}: is no checkpoint, and torch runs only checkpoints; leave --backend out"
         )
-    if model.checkpoint is not None and backend in OF_ONNX:
+    if model.checkpoint is not None and backend in ONNX_BACKENDS:
         raise BackendError(
             f"{name}: is a checkpoint, and {backend} runs ONNX; export it, or pass --backend torch"
         )
 
 
 def _check_precision(model: Model, precision: str, backend: str, device: str) -> None:
+    """Refuse a precision in which this file cannot be computed as asked. Raises BackendError."""
     if precision not in ("auto", *PRECISIONS):
         raise BackendError(
             f"no precision {precision!r}: it is auto or one of {', '.join(PRECISIONS)}"
@@ -302,7 +311,7 @@ def _check_precision(model: Model, precision: str, backend: str, device: str) ->
 __all__ = [
     "BACKENDS",
     "MEASURED_ON_GPU",
-    "OF_ONNX",
+    "ONNX_BACKENDS",
     "PRECISIONS",
     "Backend",
     "default_contexts",

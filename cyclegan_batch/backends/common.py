@@ -1,4 +1,4 @@
-"""What each backend has in common: the protocol `Backend`, and the kit that they share."""
+"""What all backends have in common: the protocol `Backend`, and functions that each one uses."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 from ..errors import BackendError, ModelError, OutOfMemoryError
 from ..frames import Pixels, as_pixel_type
 from ..models.model import ModelCard, sample_frames
-from ..models.parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
+from ..models.parity import LIMITS, REQUIRED_CLASS, Parity, natural_frames, parity
 from ..wording import Note, printable
 
 _MOST_ELEMENTS = 2**31 - 1
+"""The most elements of a tensor that a kernel with 32-bit indices can address."""
 
 _OUT_OF_MEMORY = (
     "outofmemory",  # CUDA's driver, torch, TensorRT's code 2, oneDNN
@@ -30,52 +31,55 @@ _OUT_OF_MEMORY = (
     "bfcarena",  # onnxruntime's allocator
     "insufficientmemory",
 )
-"""How allocators word it, letters only: each spells it with spaces, underscores or neither."""
+"""Phrases of failed allocations, letters only: libraries differ in spaces and underscores."""
 
 
 class Backend(Protocol):
-    """One execution context of a model; not thread-safe. Overlap comes from several (`fork`)."""
+    """One execution context of a model.
+
+    A context is not thread-safe. For several calls at once, take several contexts (`fork`).
+    """
 
     card: ModelCard
     name: str
     """``onnxruntime``, ``openvino`` …"""
     device: str
-    """``cpu`` or ``cuda:N``: where the arithmetic happens. Arrays are on the host."""
+    """``cpu`` or ``cuda:N``: where the arithmetic happens. Arrays are in host memory."""
     precision: str
-    """One of `PRECISIONS`: what the arithmetic really uses."""
+    """One of `PRECISIONS`: that of the arithmetic, which may differ from the file's."""
     notes: tuple[Note, ...]
     """What the user should be told once."""
 
     def infer(self, frames: Pixels) -> Pixels:
-        """Translate ``(N, H, W, 3)`` to the same shape and pixel type; the result is the caller's.
+        """Translate ``(N, H, W, 3)`` into a new array of the same shape and pixel type.
 
-        N is any number: a file of fixed batch runs as often as it takes. H and W must meet the
-        card. Raises OutOfMemoryError, BackendError (also when `cancel` cut it off), ModelError
-        where the network changes the size or gives NaN.
+        N is any number: a file of fixed batch size is run as often as needed. H and W must meet
+        the card's size requirements. Raises OutOfMemoryError; BackendError, also where `cancel`
+        stopped the call; ModelError where the network changes the size or returns NaN.
         """
 
     def fork(self) -> Backend:
         """Return another context over the same weights."""
 
     def cancel(self) -> None:
-        """Cut off a running `infer` from another thread where the runtime can.
+        """Stop a running `infer` from another thread, where the runtime can.
 
         Later calls of `infer` fail at once.
         """
 
     def close(self) -> None:
-        """Release the context; twice is fine."""
+        """Release the context. A second call does nothing."""
 
 
 def checked(out: Pixels, frames: Pixels, card: ModelCard) -> Pixels:
-    """Return ``out`` if it is what ``frames`` may become. Raises ModelError.
+    """Return ``out`` if it can be the translation of ``frames``. Raises ModelError.
 
-    NaN shows in float16 only; in uint8 it is no longer visible, so `verify` looks before that.
+    NaN is detected in float16 only. In uint8 it cannot be seen, so `verify` looks at the floats.
     """
     if out.shape != frames.shape or out.dtype != frames.dtype:
         raise ModelError(
-            f"{printable(card.path)}: gives {out.shape} {out.dtype} for {frames.shape} "
-            f"{frames.dtype} where a generator keeps size and type; it cannot translate pictures"
+            f"{printable(card.path)}: returns {out.shape} {out.dtype} for {frames.shape} "
+            f"{frames.dtype} where a generator keeps size and type; it cannot translate images"
         )
     if out.dtype != np.uint8 and np.isnan(out).any():
         raise _not_a_number(card)
@@ -83,9 +87,9 @@ def checked(out: Pixels, frames: Pixels, card: ModelCard) -> Pixels:
 
 
 def in_batches(run: Callable[[Pixels], Pixels], frames: Pixels, batch: int | None) -> Pixels:
-    """Return ``run(frames)``, called with ``batch`` frames at a time where only these are taken.
+    """Return ``run(frames)``; if ``batch`` is given, call ``run`` with that many frames at a time.
 
-    The last call is filled up by repeating its last frame.
+    The last batch is filled up by repeating its last frame.
     """
     if batch is None or batch == len(frames):
         return run(frames)
@@ -100,11 +104,13 @@ def in_batches(run: Callable[[Pixels], Pixels], frames: Pixels, batch: int | Non
 
 
 def batch_within_index(frames: Pixels, widest: float, batch: int | None) -> int | None:
-    """Return how many of ``frames`` a call on a GPU takes where that is not ``batch``, or not all.
+    """Return the batch size for `in_batches` on a GPU: ``batch``, or less than all ``frames``.
 
-    Several kernels count a tensor's elements in 32 bits: torch's reflection_pad2d and
-    onnxruntime's InstanceNormalization refuse more, and say nothing of memory. ``widest``: how
-    many elements the widest tensor has for each pixel of a frame (`widest_tensor`).
+    Several kernels index a tensor's elements with 32 bits: torch's reflection_pad2d and
+    onnxruntime's InstanceNormalization refuse larger tensors, with an error that does not mention
+    memory, so that the caller would not try a smaller batch. ``widest``: how many elements the
+    largest tensor has for each pixel of a frame (`widest_tensor`). ``batch``: the file's fixed
+    batch size, which cannot be reduced.
     """
     count, height, width = frames.shape[:3]
     most = max(1, int(_MOST_ELEMENTS / max(1.0, widest * height * width)))
@@ -112,12 +118,13 @@ def batch_within_index(frames: Pixels, widest: float, batch: int | None) -> int 
 
 
 def verify(card: ModelCard, run: Callable[[Pixels], tuple[Pixels, Pixels]]) -> None:
-    """Prove on a small sample that the network keeps size and type and gives numbers.
+    """Check on a small sample that the network keeps size and type and returns numbers.
 
-    ``run`` returns ``translated``, and the float values before they were clamped and rounded
-    (`model.graph_with_values`). NaN has no place in uint8: runtimes turn it into black without a
-    word, and only the values before show it. Once is enough for the weights, the precision and the
-    division by a flat picture's deviation, which the sample has too. Raises ModelError.
+    ``run`` returns ``translated``, and the float values before clamping and rounding
+    (`model.graph_with_values`). uint8 has no NaN: runtimes silently convert it to black, so only
+    the float values show it. One check is enough, since NaN comes from the weights, the precision,
+    or a division by the deviation of an image of one colour, and the sample has such an image, too.
+    Raises ModelError.
     """
     frames = sample_frames(card)
     out, values = run(frames)
@@ -127,54 +134,64 @@ def verify(card: ModelCard, run: Callable[[Pixels], tuple[Pixels, Pixels]]) -> N
 
 
 def parity_of(reduced: Backend, exact: Backend, *, remedy: str = "leave --precision out") -> Parity:
-    """Return how close a reduced precision comes to fp32, on computed frames of the trained size.
+    """Measure how close a reduced precision is to fp32, on computed frames of the trained size.
 
-    Raises ModelError, which says ``remedy``, where it misses the class of its precision.
+    Raises ModelError, which ends with ``remedy``, where the class of the precision is missed.
     """
     card = reduced.card
     side = card.trained_size or 256
     frames = natural_frames(card.sizes.smallest_fit((side, side)), 4)
     frames = as_pixel_type(frames, card.pixel_type)
-    found = parity(reduced.infer(frames), exact.infer(frames))
-    needed = OF_PRECISION[reduced.precision]
-    if not found.reaches(needed):
+    measured = parity(reduced.infer(frames), exact.infer(frames))
+    required = REQUIRED_CLASS[reduced.precision]
+    if not measured.reaches(required):
         raise ModelError(
-            f"{printable(card.path)}: in {reduced.precision} it is {found}, where {needed} is "
-            f"expected ({LIMITS[needed]}); {remedy}"
+            f"{printable(card.path)}: in {reduced.precision} it is {measured}, where {required} is "
+            f"expected ({LIMITS[required]}); {remedy}"
         )
-    return found
+    return measured
 
 
-def says_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a runtime's error means that an allocation failed.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell from its message whether a runtime's error means that an allocation failed.
 
-    By its words: of all runtimes only torch has a type for it, whose words are among these.
+    Only torch has an exception type for it, and its message matches as well.
     """
     letters = re.sub(r"[^a-z]", "", str(error).lower())
-    return isinstance(error, MemoryError) or any(words in letters for words in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or any(phrase in letters for phrase in _OUT_OF_MEMORY)
 
 
 def failure_of(
-    runtime: str, error: Exception, card: ModelCard, device: str, frames: Pixels
+    runtime: str,
+    error: Exception,
+    card: ModelCard,
+    device: str,
+    frames: Pixels,
+    *,
+    reason: str | None = None,
 ) -> BackendError:
-    """Return what a runtime raised on ``frames`` as an error that the user can act on."""
-    if says_out_of_memory(error):
+    """Return the error to raise where a runtime raised ``error`` on ``frames``.
+
+    ``reason``: the message of ``error`` for the user, where its own text is not fit for that.
+    """
+    if is_out_of_memory(error):
         return out_of_memory(runtime, device, frames)
     shape = "×".join(map(str, frames.shape))
     return BackendError(
-        f"{runtime}: {printable(card.path)} fails on frames of {shape}: {error}; the network "
-        "may need other sizes: try --size"
+        f"{runtime}: {printable(card.path)} fails on frames of {shape}: {reason or error}; the "
+        "network may need other sizes: try --size"
     )
 
 
 def out_of_memory(runtime: str, device: str, frames: Pixels) -> OutOfMemoryError:
-    """Return what to raise where there is no memory for ``frames``."""
+    """Return the error to raise where there is no memory for ``frames``."""
     shape = "×".join(map(str, frames.shape))
     return OutOfMemoryError(f"{runtime}: no memory on {device} for a batch of {shape}")
 
 
 def _not_a_number(card: ModelCard) -> ModelError:
     return ModelError(
-        f"{printable(card.path)}: gives NaN where numbers are expected; its training diverged, or "
-        f"{card.precision} is too coarse for it; use a file of another checkpoint, or one in fp32"
+        f"{printable(card.path)}: returns NaN where numbers are expected; its training diverged, "
+        f"or {card.precision} is too coarse for it; use a file of another checkpoint, or one in "
+        "fp32"
     )

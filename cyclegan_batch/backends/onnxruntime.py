@@ -15,14 +15,14 @@ from ..frames import Pixels
 from ..machine import nvidia_gpus
 from ..models.model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values, widest_tensor
 from ..wording import Note, printable
-from .common import batch_within_index, checked, failure_of, in_batches, says_out_of_memory, verify
+from .common import batch_within_index, checked, failure_of, in_batches, is_out_of_memory, verify
 
 _FATAL_ONLY = 4
-"""onnxruntime's log severity: everything that matters comes as an exception too."""
+"""onnxruntime's log severity. Errors are raised as exceptions as well, so no log is needed."""
 
 
 class OnnxRuntimeBackend:
-    """A context of an onnxruntime session, which runs for several contexts at once."""
+    """A context of an onnxruntime session; the session serves several contexts at once."""
 
     name = "onnxruntime"
 
@@ -44,29 +44,29 @@ class OnnxRuntimeBackend:
     def fork(self) -> OnnxRuntimeBackend:
         """Return another context over the same session."""
         return OnnxRuntimeBackend(
-            self.card, self._opened(), self.device, self.precision, self._widest
+            self.card, self._live_session(), self.device, self.precision, self._widest
         )
 
     def cancel(self) -> None:
-        """Cut off a running `infer`: the graph stops before its next node, and stays so."""
+        """Stop a running `infer` before the graph's next node; later calls stop as well."""
         self._options.terminate = True
 
     def close(self) -> None:
-        """Release the context; twice is fine."""
+        """Release the context. A second call does nothing."""
         self._session = None
 
-    def _opened(self) -> Any:
+    def _live_session(self) -> Any:
         if self._session is None:
             raise BackendError("onnxruntime: this context is closed; open another")
         return self._session
 
     def _run(self, frames: Pixels) -> Pixels:
-        session = self._opened()
+        session = self._live_session()
         try:
             (out,) = session.run([OUTPUT], {INPUT: frames}, self._options)
         except Exception as error:
             if self._options.terminate:
-                raise BackendError("onnxruntime: cut off") from error
+                raise BackendError("onnxruntime: cancelled") from error
             raise failure_of("onnxruntime", error, self.card, self.device, frames) from error
         return checked(out, frames, self.card)
 
@@ -76,26 +76,27 @@ def open_onnxruntime(
 ) -> OnnxRuntimeBackend:
     """Open ``model`` on ``device`` (``auto``, ``cpu`` or ``cuda[:N]``); see `open_backend`.
 
-    A session may be run from several threads at once, each of which computes along with the
-    session's own pool: contexts and pool together make ``threads``.
+    Several threads may run a session at once. Each of them computes, too, beside the session's own
+    pool, so that the contexts and the pool together have ``threads`` threads.
     """
     device = "cuda:0" if device == "cuda" else device
 
-    def session(graph: bytes, *, on_cpu_too: bool = True) -> Any:
+    def open_session(graph: bytes, *, on_cpu_too: bool = True) -> Any:
         return _session(
             graph, model.card, device, precision, threads - contexts + 1, on_cpu_too=on_cpu_too
         )
 
     notes: tuple[Note, ...] = ()
     try:
-        opened = session(model.graph, on_cpu_too=device == "cpu")
+        session = open_session(model.graph, on_cpu_too=device == "cpu")
     except OutOfMemoryError:
         raise
     except BackendError:
-        # What CUDA cannot compute the CPU does, frames going forth and back: not without a word.
-        opened = session(model.graph)
-        notes = _nodes_on_cpu(opened, model.card, device)
-    with_values = session(graph_with_values(model))
+        # CUDA cannot compute some nodes: leave them to the CPU, which copies frames forth and back,
+        # and report that.
+        session = open_session(model.graph)
+        notes = _nodes_on_cpu(session, model.card, device)
+    with_values = open_session(graph_with_values(model))
 
     def run(frames: Pixels) -> tuple[Pixels, Pixels]:
         try:
@@ -107,19 +108,19 @@ def open_onnxruntime(
     verify(model.card, run)
     arithmetic = precision_on_cuda(model.card, precision)
     if device == "cpu":
-        # An fp16 file: the few kernels there are compute in fp32 (weights stay fp16).
+        # onnxruntime has few fp16 kernels for CPUs, and they compute in fp32; weights stay fp16.
         arithmetic = "fp32" if model.card.precision == "fp16" else model.card.precision
     widest = 0.0 if device == "cpu" else widest_tensor(model)
-    backend = OnnxRuntimeBackend(model.card, opened, device, arithmetic, widest)
+    backend = OnnxRuntimeBackend(model.card, session, device, arithmetic, widest)
     backend.notes = notes
     return backend
 
 
 def _nodes_on_cpu(session: Any, card: ModelCard, device: str) -> tuple[Note, ...]:
-    """Return, as a note, which nodes of a session on a GPU are computed on the CPU."""
+    """Return a note that names the nodes that a session on a GPU computes on the CPU."""
     try:
         parts = session.get_provider_graph_assignment_info()
-    except (AttributeError, RuntimeError):  # older than 1.25
+    except (AttributeError, RuntimeError):  # onnxruntime older than 1.25
         share = "some nodes"
     else:
         nodes = [(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()]
@@ -137,12 +138,12 @@ def _nodes_on_cpu(session: Any, card: ModelCard, device: str) -> tuple[Note, ...
 
 
 def precision_on_cuda(card: ModelCard, precision: str) -> str:
-    """Return in which precision a file is computed on a GPU where ``precision`` is asked for."""
+    """Return in which precision a GPU computes a file where the user chose ``precision``."""
     return "tf32" if card.precision == "fp32" and precision != "fp32" else card.precision
 
 
 def sees_cuda() -> bool:
-    """Tell whether the onnxruntime that is installed was built for CUDA, and a GPU is there."""
+    """Tell whether the installed onnxruntime was built for CUDA and the machine has a GPU."""
     try:
         onnxruntime = _import()
     except BackendUnavailableError:
@@ -151,7 +152,7 @@ def sees_cuda() -> bool:
 
 
 def both_wheels() -> bool:
-    """Tell whether onnxruntime and onnxruntime-gpu are both installed: they share one folder."""
+    """Tell whether onnxruntime and onnxruntime-gpu are both installed; they share one folder."""
     try:
         metadata.version("onnxruntime")
         metadata.version("onnxruntime-gpu")
@@ -178,17 +179,18 @@ def _session(
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = max(1, pool)
     options.inter_op_num_threads = 1
-    # Waiting threads sleep: what they would burn, decoders and encoders need.
+    # Let waiting threads sleep instead of spin: decoders and encoders need the CPU time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.use_deterministic_compute = True
-    # The arena stays as it is: memory is flat over many shapes with it (shrinking it after each
-    # run is what leaks: tried, 150 shapes, 160 MB against 600).
+    # Keep the default settings of the memory arena, with which memory stays flat over many shapes.
+    # Shrinking the arena after each run leaks (tried, 150 shapes: 600 MB against 160).
     providers: list[Any] = ["CPUExecutionProvider"]
     if device != "cpu":
         _check_cuda(onnxruntime, device)
         cuda = {
             "device_id": device.partition(":")[2],
-            # The exhaustive search times its candidates, so that a second run may choose otherwise.
+            # The exhaustive search times its candidates, so a second run may choose other kernels,
+            # and give other pixels.
             "cudnn_conv_algo_search": "HEURISTIC",
             "arena_extend_strategy": "kSameAsRequested",
             "use_tf32": "1" if precision_on_cuda(card, precision) == "tf32" else "0",
@@ -197,16 +199,17 @@ def _session(
         if on_cpu_too:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         else:
-            # Beside a CPU that is named it is refused as a contradiction.
+            # onnxruntime refuses this entry where the CPU is among the providers.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             providers.pop()
     try:
-        # Unasked it goes on with the CPU where CUDA fails, also in the middle of a run, and prints.
+        # enable_fallback: by default onnxruntime prints a message and goes on with the CPU where
+        # CUDA fails, also in the middle of a run.
         session = onnxruntime.InferenceSession(
             graph, options, providers=providers, enable_fallback=0
         )
     except Exception as error:
-        if says_out_of_memory(error):
+        if is_out_of_memory(error):
             raise OutOfMemoryError(
                 f"onnxruntime: no memory on {device} for the weights of {printable(card.path)}; "
                 "use another device"
@@ -215,7 +218,7 @@ def _session(
             f"onnxruntime {onnxruntime.__version__} does not open {printable(card.path)}: {error}; "
             "try --backend openvino, or export the model with a lower opset"
         ) from error
-    # Where a provider cannot start, onnxruntime goes on with the CPU and only logs it.
+    # Where a provider cannot start, onnxruntime uses the CPU and only writes it to its log.
     first = session.get_providers()[0]
     if device != "cpu" and first != "CUDAExecutionProvider":
         raise BackendUnavailableError(
@@ -240,6 +243,7 @@ def _check_cuda(onnxruntime: Any, device: str) -> None:
             f"{', '.join(onnxruntime.get_available_providers())}); pip uninstall onnxruntime, then "
             'pip install "cyclegan-batch[gpu]"; or pass --device cpu'
         )
-    # It prints what it does not find; what then fails is said below in our words.
+    # It prints the libraries that it does not find. A missing one makes the session fail, which
+    # `_session` reports.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(OSError):
         onnxruntime.preload_dlls()

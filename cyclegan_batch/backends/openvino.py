@@ -15,21 +15,22 @@ from ..errors import BackendError, BackendUnavailableError, ModelError, OutOfMem
 from ..frames import Pixels
 from ..models.model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
 from ..wording import Note, printable
-from .common import checked, in_batches, parity_of, says_out_of_memory, verify
+from .common import checked, failure_of, in_batches, is_out_of_memory, parity_of, verify
 
 _KEPT_KERNELS = 64
-"""Kernels that OpenVINO keeps for shapes seen before; its default of 5,000 grows without a visible
-end over a folder of many sizes (tried: 270 MB in 450 shapes, against 50)."""
+"""How many kernels OpenVINO keeps for shapes seen before. With its default of 5,000, memory keeps
+growing over a folder of many sizes (tried: 270 MB in 450 shapes, against 50)."""
 
 
 class _Network:
-    """The compiled model that several contexts share, compiled anew after a failure.
+    """The compiled model that several contexts share. After a failure it is compiled again.
 
-    A stream in which an allocation failed is lost: it fails on every later frame, of any size, and
-    takes the process down in the end (tried: 2026.4).
+    An OpenVINO stream in which an allocation failed cannot be used again: it fails on every later
+    frame, of any size, and in the end crashes the process (tried: 2026.4).
 
-    Compiled in a thread of its own, which starts here: OpenVINO's threads begin with the priority
-    of the thread that compiles, and those of a run that call it later have a lower one.
+    OpenVINO's threads inherit the priority of the thread that compiles the model. The pipeline's
+    worker threads run at a lower one, and a failure makes them compile. So a thread of its own,
+    started with the first compilation, does all compiling.
     """
 
     def __init__(self, compile_anew: Callable[[], Any]) -> None:
@@ -38,21 +39,21 @@ class _Network:
         self._compiled: Any = self._compiling.submit(compile_anew).result()
 
     def compiled(self) -> Any:
-        """Return the model that works. Raises BackendError where it cannot be compiled again."""
+        """Return a model that works. Raises BackendError where it cannot be compiled again."""
         with self._lock:
             if self._compiled is None:
                 self._compiled = self._compiling.submit(self._compile).result()
             return self._compiled
 
     def give_up(self, failed: Any) -> None:
-        """Let nobody use ``failed`` again."""
+        """Discard the compiled model ``failed``; the next caller of `compiled` gets a new one."""
         with self._lock:
             if self._compiled is failed:
                 self._compiled = None
 
 
 class OpenVinoBackend:
-    """A request of a compiled model; several share its weights and its streams."""
+    """An infer request of a compiled model; several share its weights and its streams."""
 
     name = "openvino"
     device = "cpu"
@@ -71,29 +72,32 @@ class OpenVinoBackend:
 
     def fork(self) -> OpenVinoBackend:
         """Return another request of the same compiled model."""
-        return OpenVinoBackend(self.card, self._opened(), self.precision)
+        return OpenVinoBackend(self.card, self._live_network(), self.precision)
 
     def cancel(self) -> None:
-        """Cut off a running `infer`: the graph stops before its next node."""
+        """Stop a running `infer` before the graph's next node."""
         self._cancelled.set()
         request = self._request
         if request is not None:
             request.cancel()
 
     def close(self) -> None:
-        """Release the context; twice is fine. An `infer` that runs keeps what it needs."""
+        """Release the context. A second call does nothing.
+
+        An `infer` that runs in another thread keeps its own references until it ends.
+        """
         self._network = None
-        # The request first: it computes with what the compiled model has.
+        # The request goes first: it refers to the compiled model.
         self._request = None
         self._compiled = None
 
-    def _opened(self) -> _Network:
+    def _live_network(self) -> _Network:
         if self._network is None:
             raise BackendError("openvino: this context is closed; open another")
         return self._network
 
     def _run(self, frames: Pixels) -> Pixels:
-        network = self._opened()
+        network = self._live_network()
         compiled, request = network.compiled(), self._request
         if compiled is not self._compiled:
             request = compiled.create_infer_request()
@@ -101,38 +105,39 @@ class OpenVinoBackend:
             self._compiled = compiled
         try:
             if self._cancelled.is_set():
-                raise BackendError("openvino: cut off")
+                raise BackendError("openvino: cancelled")
             (out,) = _run(request, frames, OUTPUT)
         except RuntimeError as error:
             if self._cancelled.is_set():
-                raise BackendError("openvino: cut off") from error
+                raise BackendError("openvino: cancelled") from error
             network.give_up(compiled)
-            raise _translated(error, self.card, frames) from error
+            raise _failure(error, self.card, frames) from error
         return checked(out, frames, self.card)
 
 
 def import_openvino() -> Any:
-    """Return the package, which then reports to nobody that it was imported.
+    """Import OpenVINO without its telemetry. Raises ImportError.
 
-    Its import starts a copy of this process that sends the event to Google Analytics, and waits for
-    it for up to 3 s; a run that ends meanwhile has the traceback of that copy (tried: 2026.4). The
-    module that does so is optional to it. Raises ImportError.
+    By default its import starts a copy of this process, which reports the import to Google
+    Analytics, and waits for the copy for up to 3 s; where the program ends meanwhile, the copy
+    prints a traceback (tried: 2026.4). ``openvino_telemetry``, which does this, is an optional
+    dependency of OpenVINO: None in its place in ``sys.modules`` makes its import fail.
     """
-    absent: Any = None
-    spared = "openvino_telemetry" not in sys.modules
-    if spared:
-        sys.modules["openvino_telemetry"] = absent
+    no_module: Any = None
+    hide = "openvino_telemetry" not in sys.modules
+    if hide:
+        sys.modules["openvino_telemetry"] = no_module
     try:
         return importlib.import_module("openvino")
     finally:
-        if spared:
+        if hide:
             del sys.modules["openvino_telemetry"]
 
 
 def open_openvino(
     model: Model, *, device: str, precision: str, threads: int, contexts: int
 ) -> OpenVinoBackend:
-    """Open ``model`` on the CPU; see `open_backend`. One stream for each context."""
+    """Open ``model`` on the CPU, with one stream for each context; see `open_backend`."""
     if device not in ("auto", "cpu"):
         raise BackendUnavailableError(
             f"openvino was asked for {device} and runs on the CPU here; pass --backend onnxruntime "
@@ -145,7 +150,7 @@ def open_openvino(
             f'openvino cannot be loaded ({error}); pip install "cyclegan-batch[openvino]"'
         ) from error
     core = openvino.Core()
-    note: tuple[Note, ...] = ()
+    notes: tuple[Note, ...] = ()
     bf16 = precision == "bf16"
     if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendUnavailableError(
@@ -154,9 +159,9 @@ def open_openvino(
     settings = {
         "NUM_STREAMS": contexts,
         "INFERENCE_NUM_THREADS": threads,
-        # Unsaid, it is bf16 wherever the CPU has it.
+        # OpenVINO's own default is bf16 on a CPU that has it.
         "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
-        # The same cores decode and encode: nothing is nailed to one.
+        # Do not pin threads to cores: the same cores decode and encode.
         "ENABLE_CPU_PINNING": False,
         "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS,
     }
@@ -169,7 +174,7 @@ def open_openvino(
         try:
             out, values = _run(with_values.create_infer_request(), frames, OUTPUT, VALUES)
         except RuntimeError as error:
-            raise _translated(error, model.card, frames) from error
+            raise _failure(error, model.card, frames) from error
         return out, values
 
     verify(model.card, run)
@@ -179,34 +184,36 @@ def open_openvino(
                 core, model.card, model.graph, settings | {"INFERENCE_PRECISION_HINT": "f32"}
             )
         )
-        found = parity_of(
+        measured = parity_of(
             OpenVinoBackend(model.card, network, "bf16"), OpenVinoBackend(model.card, exact, "fp32")
         )
         name = printable(Path(model.card.path.name))
-        note = (Note(None, f"{name} in bf16 against fp32 is {found}"),)
+        notes = (Note(None, f"{name} in bf16 against fp32 is {measured}"),)
     arithmetic = "bf16" if bf16 else "fp32"
     if model.card.precision == "int8":
         in_floats = _Network(
             lambda: _compiled(core, model.card, model.graph, settings | _NO_INTEGERS)
         )
-        network, arithmetic, note = _without_overflow(model.card, network, in_floats)
-    opened = OpenVinoBackend(model.card, network, arithmetic)
-    opened.notes = note
-    return opened
+        network, arithmetic, notes = _without_overflow(model.card, network, in_floats)
+    backend = OpenVinoBackend(model.card, network, arithmetic)
+    backend.notes = notes
+    return backend
 
 
 _NO_INTEGERS = {"LP_TRANSFORMS_MODE": "NO"}
-"""Leaves the convolutions of an INT8 file between their (de)quantisations, in float. Not documented
-by OpenVINO; `tests/export/test_quantise.py` holds it against onnxruntime."""
+"""With this setting OpenVINO computes an INT8 file in floats: it keeps the (de)quantisations and
+does not turn the convolutions between them into integer ones. OpenVINO does not document it;
+tests/export/test_quantise.py compares the result with onnxruntime's."""
 
 
 def _without_overflow(
     card: ModelCard, in_integers: _Network, in_floats: _Network
 ) -> tuple[_Network, str, tuple[Note, ...]]:
-    """Return the network that draws the picture of an INT8 file, its precision, and a note.
+    """Return the network to run an INT8 file with, its precision, and what to report.
 
-    Without VNNI a CPU adds products of 8 bits in 16, and OpenVINO lets the sums overflow: measured
-    on AVX2, a file that is 40.9 dB from its fp32 network elsewhere is 20.1 dB from it there.
+    Without the VNNI instructions a CPU adds products of 8-bit integers in 16 bits, and OpenVINO
+    lets these sums overflow: on AVX2, a file was 20.1 dB from its fp32 network that is 40.9 dB from
+    it elsewhere. So the integer network is taken only if it agrees with the one in floats.
     """
     try:
         parity_of(
@@ -215,29 +222,29 @@ def _without_overflow(
     except ModelError:
         text = (
             f"{printable(Path(card.path.name))} is computed in fp32: the integer arithmetic "
-            "of this CPU overflows in openvino and would spoil the picture"
+            "of this CPU overflows in openvino and would spoil the image"
         )
         return in_floats, "fp32", (Note(None, text),)
     return in_integers, "int8", ()
 
 
 def _run(request: Any, frames: Pixels, *names: str) -> list[Pixels]:
-    """Return the outputs of ``request`` on ``frames`` that have these names, as own arrays.
+    """Run ``request`` on ``frames`` and return copies of the outputs of these names.
 
-    Not `request.infer`: where an allocation fails it raises nothing and leaves the output of the
-    run before, which would be the wrong picture. Raises RuntimeError.
+    `request.infer` is not used: where an allocation fails it raises nothing and leaves the output
+    of the previous run, a wrong image. Raises RuntimeError.
     """
     try:
         request.start_async({INPUT: frames}, share_inputs=True)
         request.wait()
     except BaseException:
-        # An interrupt between the two: the frames are read where they lie, and may not be freed
-        # while the network runs.
+        # KeyboardInterrupt, for one. The network reads the frames in place (share_inputs), and the
+        # caller may free them once this function ends: wait until the network has stopped.
         request.cancel()
         with contextlib.suppress(RuntimeError):
             request.wait()
         raise
-    # Copied: the next run writes into the same memory.
+    # The next run writes into the memory of these tensors.
     return [request.get_tensor(name).data.copy() for name in names]
 
 
@@ -245,7 +252,7 @@ def _compiled(core: Any, card: ModelCard, graph: bytes, settings: dict[str, Any]
     try:
         return core.compile_model(core.read_model(graph, b""), "CPU", settings)
     except RuntimeError as error:
-        if says_out_of_memory(error):
+        if is_out_of_memory(error):
             raise OutOfMemoryError(
                 f"openvino: no memory for the weights of {printable(card.path)}; close other "
                 "programs"
@@ -257,17 +264,11 @@ def _compiled(core: Any, card: ModelCard, graph: bytes, settings: dict[str, Any]
 
 
 def _reason(error: Exception) -> str:
-    """Return what OpenVINO says without the places in its source where it was said."""
+    """Return OpenVINO's message without the places in its source code that it names."""
     lines = [line.removeprefix("Caught exception: ").strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith("Exception from")]
-    return " ".join(told) or type(error).__name__
+    message = [line for line in lines if line and not line.startswith("Exception from")]
+    return " ".join(message) or type(error).__name__
 
 
-def _translated(error: Exception, card: ModelCard, frames: Pixels) -> Exception:
-    shape = "×".join(map(str, frames.shape))
-    if says_out_of_memory(error):
-        return OutOfMemoryError(f"openvino: no memory for a batch of {shape}")
-    return BackendError(
-        f"openvino: {printable(card.path)} fails on frames of {shape}: {_reason(error)}; the "
-        "network may need other sizes: try --size"
-    )
+def _failure(error: Exception, card: ModelCard, frames: Pixels) -> BackendError:
+    return failure_of("openvino", error, card, "cpu", frames, reason=_reason(error))

@@ -1,11 +1,11 @@
-"""Run a checkpoint as it is, in torch: on the CPU in fp32 or bf16, on CUDA in tf32 or fp16, too.
+"""Run a checkpoint in torch, without an export: in fp32 or bf16, on CUDA also in tf32 or fp16.
 
-The contract's arithmetic (contract.py) is here a second time, in torch, around the network. Nothing
-is exported, so this is the slower way, for a first look, and where the exporter is not installed.
-Tried, the horse→zebra generator at 256² on one core, CPU ms per frame: 117, in bf16 89; exported,
-onnxruntime 78, OpenVINO 65, in bf16 21. CUDA is experimental: it was never run on a GPU.
+Around the network this module repeats, in torch, the arithmetic that the contract adds to an ONNX
+(contract.py). It is slower than an exported file; it serves a first look, and machines without the
+exporter. Tried, the horse→zebra generator at 256² on one core, CPU ms per frame: 117, in bf16 89;
+exported, onnxruntime 78, OpenVINO 65, in bf16 21. CUDA is experimental: it was never run on a GPU.
 
-Not compiled (`torch.compile`): on a CPU that takes a C++ compiler and a minute or two, and gains
+`torch.compile` is not used: on a CPU it requires a C++ compiler and a minute or two, and gains
 nothing (tried, ResNet-9 at 256² on one core: 796 ms a frame against 792).
 """
 
@@ -37,14 +37,14 @@ from .common import (
     checked,
     failure_of,
     in_batches,
+    is_out_of_memory,
     out_of_memory,
     parity_of,
-    says_out_of_memory,
     verify,
 )
 
-# oneDNN keeps a kernel for every shape seen, 1024 of them unless told otherwise before its first
-# convolution: over a folder of many sizes that takes memory for nothing.
+# oneDNN keeps a kernel for each shape that it has seen, 1024 by default, which wastes memory over a
+# folder of many sizes. It reads this variable at its first convolution.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 _TYPES = {
@@ -55,17 +55,18 @@ _TYPES = {
 }
 
 
-class _CutOffError(Exception):
-    """`cancel` was called while the network ran."""
+class _CancelledError(Exception):
+    """Stops the network after `cancel` was called."""
 
 
 class _FrameNorm(nn.Module):
-    """InstanceNorm of one frame that lies channels last; statistics in float32.
+    """InstanceNorm of one frame in channels-last memory format; statistics in float32.
 
-    torch's own copies such a frame twice to get at its channels. Tried, ResNet-9 at 256² on one
-    core, CPU ms per frame: 1071 with it and 892 with channels first, against 792; in bf16 567 and
-    424, against 206. `torch.batch_norm` over the whole frame is as fast, but adds its pixels one
-    after the other: at 3840×2160 it was off by 0.4 of a deviation, and this by 10⁻⁶.
+    torch's own InstanceNorm copies such a frame to channels first and back. Tried, ResNet-9 at
+    256² on one core, CPU ms per frame: 1071 with it, 892 with the whole network in channels first,
+    792 with this class; in bf16 567, 424 and 206. `torch.batch_norm` over the whole frame is as
+    fast, but adds up the pixels one after the other and loses precision: at 3840×2160 it was off
+    by 0.4 of a standard deviation, this class by 10⁻⁶.
     """
 
     def __init__(self, eps: float) -> None:
@@ -76,7 +77,7 @@ class _FrameNorm(nn.Module):
         """Normalise each channel: ``(1, C, H, W)``."""
         wide = x.float()
         _, channels, height, width = x.shape
-        # Down every column first, then across them.
+        # Statistics of each image column first, then of the columns together: short sums.
         columns = wide.permute(0, 2, 3, 1).reshape(height, width * channels)
         means, variances = torch.batch_norm_update_stats(columns, None, None, 0.0)
         means, variances = means.view(width, channels), variances.view(width, channels)
@@ -102,12 +103,12 @@ class TorchBackend:
         self._cancelled = threading.Event()
         for module in self._network.modules():
             if next(module.children(), None) is None:
-                module.register_forward_pre_hook(self._go_on)
+                module.register_forward_pre_hook(self._check_cancelled)
 
     def infer(self, frames: Pixels) -> Pixels:
         """Translate ``frames``; see `Backend.infer`.
 
-        On a CPU one after the other: a batch gains nothing there, and pixels do not depend on it.
+        On a CPU one frame at a time: a batch gains nothing there and does not change the pixels.
         """
         on_gpu = self.device != "cpu"
         return in_batches(
@@ -116,50 +117,53 @@ class TorchBackend:
 
     def fork(self) -> TorchBackend:
         """Return another context over the same weights."""
-        return TorchBackend(self.card, self._opened(), self.device, self.precision, self._threads)
+        return TorchBackend(
+            self.card, self._live_generator(), self.device, self.precision, self._threads
+        )
 
     def cancel(self) -> None:
-        """Cut off a running `infer`: it stops before the network's next layer."""
+        """Stop a running `infer` before the network's next layer."""
         self._cancelled.set()
 
     def close(self) -> None:
-        """Release the context; twice is fine."""
+        """Release the context. A second call does nothing."""
         self._generator = None
 
     def with_values(self, frames: Pixels) -> tuple[Pixels, Pixels]:
-        """Translate ``frames`` (on a CPU: one); return also the floats before they were clamped."""
+        """Translate ``frames`` (one on a CPU); return the floats before clamping, too."""
         out, values = self._on_host(frames, lambda out, values: (out, values))
         return out, values
 
     def _on_host(
-        self, frames: Pixels, wanted: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+        self, frames: Pixels, select: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
     ) -> tuple[Pixels, ...]:
-        """Return what is ``wanted`` of the pixels and the floats before them.
+        """Translate ``frames``; copy what ``select`` returns to the host and return it.
 
-        Nothing else leaves the device: the floats are four times the pixels' bytes.
+        ``select`` is called with the pixels, and with the floats before clamping and rounding. The
+        floats have four times the bytes of uint8 pixels, so they are copied only where needed.
         """
-        generator = self._opened()
-        # Torch warns of an array that may not be written, and takes none that runs backwards.
-        own = np.require(frames, requirements=["C", "W"])
+        generator = self._live_generator()
+        # torch warns about read-only arrays, and refuses negative strides.
+        writable = np.require(frames, requirements=["C", "W"])
         top = 255.0 if frames.dtype == np.uint8 else 1.0
         half = 0.5 if frames.dtype == np.uint8 else 0.0
         try:
             with torch.inference_mode(), self._arithmetic(), _cpu_threads(self._threads):
-                self._go_on()
-                pixels = torch.from_numpy(own).to(self.device)
+                self._check_cancelled()
+                pixels = torch.from_numpy(writable).to(self.device)
                 x = pixels.float() * (2.0 / top) - 1.0
                 if generator.config.input_nc == 1:
                     x = x @ x.new_tensor(BT601).unsqueeze(1)
-                # The pixels' own order in memory: channels last.
+                # A permuted view, no copy: NCHW in channels-last memory format.
                 y = self._network(x.permute(0, 3, 1, 2).to(_TYPES[self.precision]))
                 y = y.float().permute(0, 2, 3, 1)
                 values = (y * (top / 2.0) + (top / 2.0 + half)).expand(*y.shape[:3], 3)
                 rounded = values.floor() if half else values
                 out = rounded.clamp(0.0, top).to(pixels.dtype).contiguous()
-                # Here, too, CUDA reports what went wrong before.
-                return tuple(tensor.cpu().numpy() for tensor in wanted(out, values))
-        except _CutOffError as error:
-            raise BackendError("torch: cut off") from error
+                # This waits for the GPU, so errors of earlier kernels are raised here as well.
+                return tuple(tensor.cpu().numpy() for tensor in select(out, values))
+        except _CancelledError as error:
+            raise BackendError("torch: cancelled") from error
         except torch.OutOfMemoryError as error:
             raise out_of_memory("torch", self.device, frames) from error
         except (RuntimeError, MemoryError) as error:
@@ -172,13 +176,13 @@ class TorchBackend:
     def _arithmetic(self) -> contextlib.AbstractContextManager[None]:
         if self.device == "cpu":
             return contextlib.nullcontext()
-        return _MULTIPLYING.as_said("tf32" if self.precision == "tf32" else "ieee")
+        return _FLOAT32.set_to("tf32" if self.precision == "tf32" else "ieee")
 
-    def _go_on(self, *_: object) -> None:
+    def _check_cancelled(self, *_: object) -> None:
         if self._cancelled.is_set():
-            raise _CutOffError
+            raise _CancelledError
 
-    def _opened(self) -> LoadedGenerator:
+    def _live_generator(self) -> LoadedGenerator:
         if self._generator is None:
             raise BackendError("torch: this context is closed; open another")
         return self._generator
@@ -198,12 +202,12 @@ def open_torch(
     _check(device, precision)
     share = max(1, threads // contexts)
 
-    def opened(precision: str) -> TorchBackend:
+    def open_in(precision: str) -> TorchBackend:
         assert model.checkpoint is not None
         try:
             placed = _placed(model.checkpoint, device, _TYPES[precision])
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and not says_out_of_memory(error):
+            if not isinstance(error, torch.OutOfMemoryError) and not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
                 f"torch: no memory on {device} for the weights of {printable(model.card.path)}; "
@@ -211,18 +215,18 @@ def open_torch(
             ) from error
         return TorchBackend(model.card, placed, device, precision, share)
 
-    backend = opened(precision)
+    backend = open_in(precision)
 
     def run(frames: Pixels) -> tuple[Pixels, Pixels]:
-        found = [backend.with_values(frame) for frame in frames[:, np.newaxis]]
-        return np.concatenate([out for out, _ in found]), np.concatenate([v for _, v in found])
+        pairs = [backend.with_values(frame) for frame in frames[:, np.newaxis]]
+        return np.concatenate([out for out, _ in pairs]), np.concatenate([v for _, v in pairs])
 
     verify(model.card, run)
     if precision != "fp32":
         remedy = "pass --precision fp32" if precision == "tf32" else "leave --precision out"
-        found = parity_of(backend, opened("fp32"), remedy=remedy)
+        measured = parity_of(backend, open_in("fp32"), remedy=remedy)
         name = printable(Path(model.card.path.name))
-        backend.notes = (Note(None, f"{name} in {precision} against fp32 is {found}"),)
+        backend.notes = (Note(None, f"{name} in {precision} against fp32 is {measured}"),)
     return backend
 
 
@@ -232,7 +236,7 @@ def sees_cuda() -> bool:
 
 
 def _check(device: str, precision: str) -> None:
-    """Refuse what this machine cannot do. Raises BackendUnavailableError."""
+    """Refuse a device or a precision that this machine lacks. Raises BackendUnavailableError."""
     if device != "cpu":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(device.partition(":")[2]) >= count:
@@ -246,19 +250,19 @@ def _check(device: str, precision: str) -> None:
             f"torch computes in {precision} on a GPU only; pass --precision bf16, or leave it out"
         )
     if precision == "bf16":
-        # Older torch cannot tell.
-        has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        if not any(has.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")):
+        # An older torch has no such function.
+        features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        if not any(features.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")):
             raise BackendUnavailableError(
                 "torch was asked for bf16 and this CPU has none; leave --precision out"
             )
 
 
 def _placed(generator: LoadedGenerator, device: str, dtype: torch.dtype) -> LoadedGenerator:
-    """Return ``generator`` with weights of its own on ``device``, its convolutions in ``dtype``."""
+    """Return a copy of ``generator`` on ``device``, its convolutions in ``dtype``."""
     network = copy.deepcopy(generator.network)
     for module in network.modules():
-        # A BatchNorm keeps its numbers in float32.
+        # BatchNorm keeps its parameters and statistics in float32.
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.to(dtype)
         for name, child in module.named_children():
@@ -276,7 +280,7 @@ def _widest_tensor(generator: LoadedGenerator) -> float:
     def note(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
         counts.extend(tensor.numel() for tensor in (*inputs, out))
 
-    network = copy.deepcopy(generator.network).to("meta")  # shapes, and no arithmetic
+    network = copy.deepcopy(generator.network).to("meta")  # computes shapes only
     for module in network.modules():
         module.register_forward_hook(note)
     dtype = next((weight.dtype for weight in network.parameters()), torch.float32)
@@ -285,16 +289,17 @@ def _widest_tensor(generator: LoadedGenerator) -> float:
 
 
 def _sharing_weights(network: nn.Module) -> nn.Module:
-    """Return a copy of ``network`` that has its weights, not copies of them."""
+    """Return a copy of ``network`` that shares its weights, with hooks of its own."""
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     return copy.deepcopy(network, shared)
 
 
-class _Multiplying:
-    """How CUDA multiplies float32, which torch has as a setting of the whole process.
+class _Float32Setting:
+    """How CUDA multiplies float32, which is a setting of the whole process in torch.
 
-    Unset it is TF32 in convolutions (torch 2.15). Contexts that agree compute side by side, others
-    after them; behind the last one the setting is the caller's again.
+    torch's default is TF32 in convolutions (torch 2.15). Contexts that need the same setting
+    compute at the same time; others wait. When the last one is done, the caller's setting is
+    restored.
     """
 
     def __init__(self) -> None:
@@ -304,8 +309,8 @@ class _Multiplying:
         self._before: list[str] = []
 
     @contextlib.contextmanager
-    def as_said(self, how: str) -> Iterator[None]:
-        """Let CUDA multiply as ``ieee`` or as ``tf32`` for as long."""
+    def set_to(self, how: str) -> Iterator[None]:
+        """Let CUDA multiply as ``ieee`` or as ``tf32`` within the block."""
         with self._changed:
             self._changed.wait_for(lambda: not self._users or self._how == how)
             if not self._users:
@@ -326,17 +331,17 @@ class _Multiplying:
 
     @staticmethod
     def _switches() -> tuple[Any, ...]:
-        backends: Any = torch.backends  # its types do not know them
-        # torch's older switch cannot be read while cuDNN's two differ.
+        backends: Any = torch.backends  # torch's type stubs lack these attributes
+        # Not the older `allow_tf32`: torch raises on reading it while cuDNN's two settings differ.
         return backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
 
 
-_MULTIPLYING = _Multiplying()
+_FLOAT32 = _Float32Setting()
 
 
 @contextlib.contextmanager
 def _cpu_threads(count: int) -> Iterator[None]:
-    """Let torch compute with ``count`` threads in this one, and as before afterwards."""
+    """Let torch compute with ``count`` threads within the block."""
     before = torch.get_num_threads()
     if before == count:
         yield

@@ -26,7 +26,7 @@ from onnx.reference import ReferenceEvaluator
 
 from cyclegan_batch.backends import (
     MEASURED_ON_GPU,
-    OF_ONNX,
+    ONNX_BACKENDS,
     Backend,
     default_contexts,
     open_backend,
@@ -35,8 +35,8 @@ from cyclegan_batch.backends import onnxruntime as onnxruntime_backend
 from cyclegan_batch.backends.common import (
     batch_within_index,
     in_batches,
+    is_out_of_memory,
     parity_of,
-    says_out_of_memory,
 )
 from cyclegan_batch.errors import (
     BackendError,
@@ -54,7 +54,7 @@ from tests.synthesis import generators
 from tests.synthesis.generators import natural
 
 
-@pytest.fixture(params=OF_ONNX)
+@pytest.fixture(params=ONNX_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """Return the name of each backend in turn; skip what is not installed."""
     name: str = request.param
@@ -272,10 +272,10 @@ def test_cancel_cuts_off_one_context_and_no_other(tmp_path: Path, backend: str) 
     first.cancel()
     thread.join(5)
     assert not thread.is_alive()
-    assert "cut off" in str(ended[0])
+    assert "cancelled" in str(ended[0])
 
     begin = time.monotonic()
-    with pytest.raises(BackendError, match="cut off"):
+    with pytest.raises(BackendError, match="cancelled"):
         first.infer(frames)
     assert time.monotonic() - begin < 0.2
     assert other.infer(frames[:1]).shape == (1, 128, 128, 3)
@@ -382,7 +382,7 @@ def work(own, go):
         while not go.is_set():
             own.infer(draw.choice(frames))
     except BackendError as error:
-        if "cut off" not in str(error) and "closed" not in str(error):
+        if "cancelled" not in str(error) and "closed" not in str(error):
             strange.append(error)
 
 while time.monotonic() < end:
@@ -441,13 +441,13 @@ def test_a_model_that_gives_nan_errors(
     tmp_path: Path, backend: str, io: generators.PixelType
 ) -> None:
     model = open_model(generators.not_a_number(tmp_path / "a.onnx", io))
-    with pytest.raises(ModelError, match=r"a\.onnx: gives NaN"):
+    with pytest.raises(ModelError, match=r"a\.onnx: returns NaN"):
         open_backend(model, backend=backend)
 
 
 def test_a_name_that_is_not_utf_8_can_be_said_errors(tmp_path: Path, backend: str) -> None:
     name = os.fsdecode(b"\xff.onnx")
-    with pytest.raises(ModelError, match=r"xff\.onnx: gives NaN") as caught:
+    with pytest.raises(ModelError, match=r"xff\.onnx: returns NaN") as caught:
         open_backend(open_model(generators.not_a_number(tmp_path / name)), backend=backend)
     str(caught.value).encode()
 
@@ -463,7 +463,7 @@ def test_a_norm_that_divides_by_nothing_on_a_black_frame_errors(
     shape = ("N", 3, "H", "W")
     kind = onnx.TensorProto.FLOAT
     g.save(tmp_path / "a.onnx", [("image", kind, shape)], [("picture", kind, shape)])
-    with pytest.raises(ModelError, match="gives NaN"):
+    with pytest.raises(ModelError, match="returns NaN"):
         open_backend(open_model(tmp_path / "a.onnx"), backend=backend)
 
 
@@ -620,11 +620,11 @@ def test_auto_goes_on_where_a_runtime_does_not_work_and_says_so(
         open_backend(resnet, backend="openvino")
 
 
-@pytest.mark.parametrize("name", OF_ONNX)
+@pytest.mark.parametrize("name", ONNX_BACKENDS)
 def test_a_missing_package_names_its_extra_errors(
     resnet: Model, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    without(monkeypatch, *OF_ONNX)
+    without(monkeypatch, *ONNX_BACKENDS)
     extra = {"onnxruntime": "cpu"}.get(name, name)
     with pytest.raises(BackendUnavailableError, match=rf'pip install "cyclegan-batch\[{extra}\]"'):
         open_backend(resnet, backend=name)
@@ -633,7 +633,7 @@ def test_a_missing_package_names_its_extra_errors(
 def test_no_runtime_at_all_names_every_extra_errors(
     resnet: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without(monkeypatch, *OF_ONNX)
+    without(monkeypatch, *ONNX_BACKENDS)
     with pytest.raises(BackendUnavailableError, match=r"\[openvino\].*\[cpu\].*\[gpu\]"):
         open_backend(resnet)
 
@@ -650,7 +650,7 @@ def test_no_runtime_at_all_names_every_extra_errors(
         ({"precision": "bf16", "backend": "onnxruntime"}, "cannot compute in bf16"),
         ({"precision": "tf32", "backend": "openvino"}, "tf32 is an arithmetic of NVIDIA GPUs"),
         ({"precision": "tf32", "device": "cpu"}, "tf32 .* was asked for on the CPU; pass --device"),
-        ({"backend": "torch"}, "is no checkpoint, and torch runs nothing else"),
+        ({"backend": "torch"}, "is no checkpoint, and torch runs only checkpoints"),
     ],
 )
 def test_what_no_backend_can_do_errors(resnet: Model, asked: dict[str, str], match: str) -> None:
@@ -1079,9 +1079,9 @@ NOT_OUT_OF_MEMORY = (
 
 @pytest.mark.behaviour(26)
 def test_out_of_memory_is_known_by_the_words_of_every_allocator() -> None:
-    assert [said for said in OUT_OF_MEMORY if not says_out_of_memory(RuntimeError(said))] == []
-    assert [said for said in NOT_OUT_OF_MEMORY if says_out_of_memory(RuntimeError(said))] == []
-    assert says_out_of_memory(MemoryError())
+    assert [said for said in OUT_OF_MEMORY if not is_out_of_memory(RuntimeError(said))] == []
+    assert [said for said in NOT_OUT_OF_MEMORY if is_out_of_memory(RuntimeError(said))] == []
+    assert is_out_of_memory(MemoryError())
 
 
 @pytest.mark.behaviour(26)

@@ -245,8 +245,8 @@ def test_cancel_cuts_off_one_context_and_no_other(tmp_path: Path) -> None:
     first.cancel()
     thread.join(5)
     assert not thread.is_alive()
-    assert "torch: cut off" in str(ended[0])
-    with pytest.raises(BackendError, match="cut off"):
+    assert "torch: cancelled" in str(ended[0])
+    with pytest.raises(BackendError, match="cancelled"):
         first.infer(frames)
     assert other.infer(frames).shape == frames.shape
 
@@ -271,7 +271,7 @@ def test_a_model_that_gives_nan_errors(tmp_path: Path) -> None:
             return (x * 0 - 1).sqrt()
 
     model = of_network(open_model(checkpoint(tmp_path / "g.pth")), Nan())
-    with pytest.raises(ModelError, match=r"g\.pth: gives NaN"):
+    with pytest.raises(ModelError, match=r"g\.pth: returns NaN"):
         opened(model)
 
 
@@ -280,7 +280,7 @@ def test_a_size_that_the_network_cannot_take_errors(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"g\.pth fails on frames of 1×40×32×3: .*; .*--size"):
         backend.infer(np.zeros((1, 40, 32, 3), np.uint8))
     backend = opened(open_model(checkpoint(tmp_path / "h.pth")))
-    with pytest.raises(ModelError, match=r"gives \(1, 20, 16, 3\) uint8 for \(1, 18, 16, 3\)"):
+    with pytest.raises(ModelError, match=r"returns \(1, 20, 16, 3\) uint8 for \(1, 18, 16, 3\)"):
         backend.infer(np.zeros((1, 18, 16, 3), np.uint8))
 
 
@@ -529,18 +529,18 @@ def test_float32_on_a_gpu_is_what_its_word_says_and_the_setting_is_the_callers_a
 
 
 def test_contexts_that_multiply_otherwise_wait_for_one_another() -> None:
-    from cyclegan_batch.backends.torch import _MULTIPLYING
+    from cyclegan_batch.backends.torch import _FLOAT32
 
     before, seen = multiplied(), []
 
     def other() -> None:
-        with _MULTIPLYING.as_said("tf32"):
+        with _FLOAT32.set_to("tf32"):
             seen.append(multiplied())
 
-    with _MULTIPLYING.as_said("ieee"):
+    with _FLOAT32.set_to("ieee"):
         thread = threading.Thread(target=other)
         thread.start()
-        with _MULTIPLYING.as_said("ieee"):
+        with _FLOAT32.set_to("ieee"):
             assert multiplied() == ("ieee", "ieee")
         thread.join(0.1)
         assert multiplied() == ("ieee", "ieee"), "the first context is not done"

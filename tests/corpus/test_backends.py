@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from cyclegan_batch.backends import OF_ONNX, open_backend
+from cyclegan_batch.backends import ONNX_BACKENDS, open_backend
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.frames import Pixels
 from cyclegan_batch.models.model import open_model
@@ -52,7 +52,7 @@ def raw_run(path: Path, frames: Pixels) -> tuple[Pixels, float]:
 
 
 @pytest.mark.behaviour(31, 33, 35)
-@pytest.mark.parametrize("backend", OF_ONNX)
+@pytest.mark.parametrize("backend", ONNX_BACKENDS)
 @pytest.mark.parametrize("name", STYLES)
 def test_real_foreign_generators_are_exact_on_every_backend(
     corpus: Path, photographs: Pixels, name: str, backend: str
@@ -76,7 +76,7 @@ def test_a_real_generator_equals_onnxs_own_reference(corpus: Path, photographs: 
     (values,) = ReferenceEvaluator(proto).run(None, {proto.graph.input[0].name: planes})
     expected = np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     model = open_model(path, model_io="0..255")
-    for backend in OF_ONNX:
+    for backend in ONNX_BACKENDS:
         pytest.importorskip(backend)
         opened = open_backend(model, backend=backend, device="cpu")
         found = parity(opened.infer(photographs[:1]), expected)

@@ -1,17 +1,20 @@
 """Build TensorRT engines of contract files, keep them, and run them on an NVIDIA GPU.
 
-Experimental: it has never run on a GPU. It parses and builds with the bindings of TensorRT 11.4,
-every name that it uses exists in those of 10.16 and 11.4, and its control flow is tested on a
-stand-in. So `auto` does not choose it; ``--backend tensorrt`` and ``-m X.engine`` do.
+Experimental: this backend has never run on a GPU. With the bindings of TensorRT 11.4 it parses and
+builds, every name that it uses exists in those of 10.16 and 11.4, and its control flow is tested on
+a stand-in. So `auto` does not choose it; ``--backend tensorrt`` and ``-m X.engine`` do.
 
-One path serves 10.16 to 11.x: strongly typed networks, in which the file alone says the precision.
-TensorRT reports through a logger and returns None; here every None becomes an error with the
-words that it reported in this thread, or of this execution context: several run side by side.
+The same code serves 10.16 to 11.x: it builds strongly typed networks, whose precision is that of
+the types in the file. Where TensorRT fails, it returns None and writes the reason to a logger, or
+to the error recorder of an execution context. The package turns each None into an exception with
+that reason, and keeps the reasons of threads and contexts apart, since several run at a time.
+
+This module chooses the engine for a model; build.py builds engines and keeps them, context.py runs
+them, library.py imports TensorRT's bindings.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -39,8 +42,8 @@ from .context import Context, Cuda, Engine, shape_of, shape_words
 from .library import import_tensorrt
 
 _STEP = 512
-"""An engine that must be built anew for larger frames takes sides up to the next multiple: so a
-folder of many sizes needs few engines."""
+"""Where frames are larger than the engine's profile, the next engine takes sides up to the next
+multiple of this, so that a folder of many sizes needs few engines."""
 
 
 class TensorRtBackend:
@@ -58,34 +61,34 @@ class TensorRtBackend:
 
     def infer(self, frames: Pixels) -> Pixels:
         """Translate ``frames``; see `Backend.infer`."""
-        return in_batches(self._run, frames, self._opened().batch_for(frames.shape[0]))
+        return in_batches(self._run, frames, self._open_engines().batch_for(frames.shape[0]))
 
     def fork(self) -> TensorRtBackend:
         """Return another context of the same engine."""
-        return TensorRtBackend(self._opened())
+        return TensorRtBackend(self._open_engines())
 
     def cancel(self) -> None:
-        """Let no further call begin; CUDA cannot cut off what runs, and that is one batch."""
+        """Let later calls fail. CUDA cannot stop the running batch, so it ends first."""
         self._cancelled.set()
 
     def close(self) -> None:
-        """Release the context; twice is fine."""
+        """Release the context. A second call does nothing."""
         self._engines = None
         if self._context is not None:
             self._context.close()
             self._context = None
 
-    def _opened(self) -> _Engines:
+    def _open_engines(self) -> _Engines:
         if self._engines is None:
             raise BackendError("tensorrt: this context is closed; open another")
         return self._engines
 
     def _run(self, frames: Pixels) -> Pixels:
-        engines = self._opened()
+        engines = self._open_engines()
         if self._cancelled.is_set():
-            raise BackendError("tensorrt: cut off")
+            raise BackendError("tensorrt: cancelled")
         engine = engines.covering(shape_of(frames), self._cancelled.is_set)
-        # A thread has a current device of its own, and any thread may call.
+        # CUDA's current device is a setting of each thread, and any thread may call.
         engines.cuda.use()
         if self._context is None or self._context.engine is not engine:
             if self._context is not None:
@@ -95,7 +98,7 @@ class TensorRtBackend:
         try:
             out = self._context.infer(frames)
         except BackendError:
-            # Nothing is known of a stream in which something failed, and memory is what may lack.
+            # The state of the stream is unknown after a failure, and its memory may be needed.
             self._context.close()
             self._context = None
             raise
@@ -114,11 +117,11 @@ def open_tensorrt(
 ) -> TensorRtBackend:
     """Open ``model``, an engine or a contract file, on an NVIDIA GPU; see `open_backend`.
 
-    ``shapes``: the frames (N, H, W) that will come, where that is known: the engine is built for
-    them, or taken from ``cache_dir``; others are built for when they come. ``precision``: an FP32
-    file is computed in TF32 unless this is fp32. ``trust_engine``: load an engine that this
-    installation did not build. ``say`` is told of a build. Raises BackendUnavailableError,
-    BackendError, ModelError.
+    ``shapes``: the frames (N, H, W) to be translated, where known: an engine for them is built now,
+    or taken from ``cache_dir``. For other frames one is built when they come. ``precision``: an
+    FP32 file is computed in TF32 unless this is fp32. ``trust_engine``: load an engine that this
+    installation did not build. ``say`` receives the progress of a build. Raises
+    BackendUnavailableError, BackendError, ModelError.
     """
     if model.engine is not None:
         _check_tf32(model.engine, precision)
@@ -133,13 +136,13 @@ def open_tensorrt(
         profile = build.profile if build else _profile_of(source.card, shapes)
         if profile is not None:
             engines.prepare(profile)
-    opened = TensorRtBackend(engines)
-    opened.notes = tuple(builder.notes)
-    return opened
+    backend = TensorRtBackend(engines)
+    backend.notes = tuple(builder.notes)
+    return backend
 
 
 def _check_tf32(card: EngineCard, precision: str) -> None:
-    """Refuse an engine whose FP32 is not multiplied as it was asked for. Raises BackendError."""
+    """Refuse an engine that multiplies FP32 otherwise than ``precision``. Raises BackendError."""
     built = "tf32" if card.build.tf32 else "fp32"
     if precision in ("fp32", "tf32") and precision != built:
         raise BackendError(
@@ -160,14 +163,14 @@ def write_engine(
 ) -> tuple[EngineCard, tuple[Note, ...]]:
     """Build an engine of a contract file and write it to ``path``, its card beside it.
 
-    Returns the card, and what the user should be told. ``verify``: accept it only in the parity
-    class of its precision, against the file on the CPU. What is at ``path`` is replaced. Raises
-    BackendUnavailableError, BackendError, ModelError, OutputError.
+    Returns the card and notes for the user. ``verify``: accept the engine only if its parity with
+    the contract file on the CPU reaches the class of its precision. A file at ``path`` is replaced.
+    Raises BackendUnavailableError, BackendError, ModelError, OutputError.
     """
     trt, cuda = import_tensorrt(), Cuda(device)
     builder = Builder(trt, cuda, cuda.machine(trt), cache_dir or default_cache_dir(), say)
-    made, content = builder.build(model, build, verify=verify)
-    card = write_engine_file(replace(made.card, path=path), content)
+    engine, content = builder.build(model, build, verify=verify)
+    card = write_engine_file(replace(engine.card, path=path), content)
     if card.seal is None:
         text = "cannot be sealed as built here, so loading it will take --trust-engine"
         builder.notes.append(Note(path, f"{text}: {key_error()}"))
@@ -175,13 +178,17 @@ def write_engine(
 
 
 def check_tensorrt(device: str = "auto") -> None:
-    """Refuse to begin where TensorRT or a GPU is missing. Raises BackendUnavailableError."""
+    """Raise BackendUnavailableError where TensorRT or a GPU is missing."""
     import_tensorrt()
     Cuda(device)
 
 
 class _Engines:
-    """The engine that several contexts share, and the next one where frames leave its profile."""
+    """The engine that several contexts share, replaced where frames are outside its profile.
+
+    An engine takes only the shapes of its optimization profile: a smallest and a largest one, and
+    one in between for which TensorRT chose the fastest kernels.
+    """
 
     def __init__(
         self, model: Model, builder: Builder, build: Build | None, *, tf32: bool = False
@@ -194,30 +201,30 @@ class _Engines:
 
     @classmethod
     def of_file(cls, model: Model, builder: Builder, engine: Engine) -> _Engines:
-        """Return the one engine of a file: it takes what it takes."""
+        """Return the engine of a file, which is never replaced."""
         engines = cls(model, builder, engine.card.build)
         engines._engine = engine
         return engines
 
     def batch_for(self, count: int) -> int | None:
-        """Return how many frames a call takes where that is not ``count``."""
+        """Return the batch size to run ``count`` frames with; None for all at once."""
         if self.card.batch is not None:
             return self.card.batch
-        fixed = self._engine if self._model.engine else None
-        if fixed is None:
+        of_file = self._engine if self._model.engine else None
+        if of_file is None:
             return None
-        low, high = fixed.profile.min[0], fixed.profile.max[0]
+        low, high = of_file.profile.min[0], of_file.profile.max[0]
         return None if low <= count <= high else high if count > high else low
 
     def prepare(self, profile: Profile) -> None:
-        """Build an engine for ``profile``, or take the cached one."""
+        """Take an engine for ``profile`` from the cache, or build it."""
         with self._lock:
-            self._engine = self._make(profile)
+            self._engine = self._cached(profile)
 
     def covering(self, shape: Shape, stopped: Callable[[], bool]) -> Engine:
-        """Return an engine that takes frames of ``shape``; ``stopped`` ends its building.
+        """Return an engine that takes frames of ``shape``; build it where there is none.
 
-        Raises BackendError, ModelError.
+        True from ``stopped`` ends a build. Raises BackendError, ModelError.
         """
         with self._lock:
             if self._engine is not None and self._engine.profile.covers(shape):
@@ -229,22 +236,25 @@ class _Engines:
                     f"{self._engine.profile} (N,H,W) and {shape_words(shape)} came; choose a "
                     "--size within, or build an engine with another --min-shape and --max-shape"
                 )
-            self._engine = self._make(self._widened(shape), stopped)
+            self._engine = self._cached(self._widened(shape), stopped)
             return self._engine
 
     def _widened(self, shape: Shape) -> Profile:
-        """Return the profile that takes ``shape``, too, and others on the way there."""
+        """Return the current profile, widened so that it takes ``shape`` and similar shapes.
+
+        Its largest sides are rounded up to `_STEP`, its smallest are at most 64. Without a current
+        engine it takes ``shape`` and smaller batches only.
+        """
         least = self.card.batch or 1
         if self._engine is None:
             return Profile((least, *shape[1:]), shape, shape)
         sizes = self.card.sizes
         rounded = sizes.smallest_fit((-(-shape[1] // _STEP) * _STEP, -(-shape[2] // _STEP) * _STEP))
         smallest = sizes.smallest_fit((min(64, shape[1]), min(64, shape[2])))
-        known = self._engine.profile
-        wide = _holding(_holding(known, (shape[0], *rounded)), (least, *smallest))
-        return replace(wide, opt=shape)
+        profile = _including(self._engine.profile, (shape[0], *rounded))
+        return replace(_including(profile, (least, *smallest)), opt=shape)
 
-    def _make(self, profile: Profile, stopped: Callable[[], bool] = lambda: False) -> Engine:
+    def _cached(self, profile: Profile, stopped: Callable[[], bool] = lambda: False) -> Engine:
         build = self._build or Build(profile, tf32=self.tf32)
         return self._builder.cached(self._model, replace(build, profile=profile), stopped)
 
@@ -256,22 +266,23 @@ def _profile_of(card: ModelCard, shapes: Sequence[Shape]) -> Profile | None:
         return Profile(only, only, only)
     if not shapes:
         return None
-    # A batch that does not fit into memory is halved: fewer frames are always taken.
+    # A batch that does not fit into memory is halved, so the profile includes all smaller batches.
     least = (card.batch or 1, *shapes[0][1:])
     profile = Profile(least, shapes[0], shapes[0])
     for shape in shapes[1:]:
-        profile = _holding(profile, shape)
+        profile = _including(profile, shape)
     return profile
 
 
-def _holding(profile: Profile, shape: Shape) -> Profile:
+def _including(profile: Profile, shape: Shape) -> Profile:
+    """Return ``profile``, widened as far as ``shape`` requires."""
     low = tuple(map(min, profile.min, shape))
     high = tuple(map(max, profile.max, shape))
     return replace(profile, min=(low[0], low[1], low[2]), max=(high[0], high[1], high[2]))
 
 
 def _open_file(model: Model, builder: Builder, trust_engine: bool) -> _Engines | None:
-    """Open an engine's file, or return None where it is for another machine. Raises ModelError."""
+    """Load the engine of a file; None where it is for another machine. Raises ModelError."""
     card = model.engine
     assert card is not None
     misfits = card.misfits(builder.machine)
@@ -289,19 +300,19 @@ def _open_file(model: Model, builder: Builder, trust_engine: bool) -> _Engines |
             f"{printable(card.path)}: cannot be read: {error.strerror}; check the file"
         ) from error
     check_trust(card, content, trusted=trust_engine)
-    opened = builder.opened(content, card)
+    engine = builder.load(content, card)
     if not is_ours(card, content):
-        # Whoever built it may have measured it: that is not our measurement.
+        # The parity on its card is another user's claim: measure the engine here.
         source = _source_beside(card)
         if source is None:
             text = (
-                "is loaded on trust, and its pictures are compared with nothing; "
+                "is loaded on trust, and its images are compared with nothing; "
                 f"put {printable(Path(card.model.path.name))} beside it"
             )
             builder.notes.append(Note(Path(card.path.name), text))
         else:
-            builder.measure(source, opened)
-    return _Engines.of_file(model, builder, opened)
+            builder.measure(source, engine)
+    return _Engines.of_file(model, builder, engine)
 
 
 def _source_beside(card: EngineCard) -> Model | None:
@@ -309,12 +320,11 @@ def _source_beside(card: EngineCard) -> Model | None:
     if not card.model.path.is_file():
         return None
     model = open_model(card.model.path, model_io=card.model.adopted)
-    same = hashlib.sha256(model.graph).hexdigest() == card.onnx_sha256
-    return model if same else None
+    return model if model.graph_sha256 == card.onnx_sha256 else None
 
 
 def _onnx_beside(card: EngineCard, machine: Machine) -> Model:
-    """Return what an engine for another machine is built from. Raises ModelError."""
+    """Return the ONNX from which to rebuild another machine's engine. Raises ModelError."""
     source = _source_beside(card)
     if source is None:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""Build engines, accept them by their parity, and keep them in the cache folder."""
+"""Build engines, check their parity with their ONNX, and keep them in the cache folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ...errors import (
     OutOfMemoryError,
     OutputError,
 )
-from ...files import output_error, publish, temporary_path
+from ...files import output_error, writing
 from ...frames import as_pixel_type
 from ...machine import cpu_threads
 from ...models.engine_card import (
@@ -38,30 +38,28 @@ from ...models.engine_card import (
     write_engine_file,
 )
 from ...models.model import INPUT, Model
-from ...models.parity import LIMITS, OF_PRECISION, Parity, natural_frames, parity
+from ...models.parity import LIMITS, REQUIRED_CLASS, Parity, natural_frames, parity
 from ...wording import Note, printable
-from ..common import checked, says_out_of_memory
+from ..common import checked, is_out_of_memory
 from ..onnxruntime import open_onnxruntime
 from .context import Context, Cuda, Engine
 from .library import created, import_tensorrt, logger, one_line, progress_monitor
 
 Say = Callable[[str], None]
 
+_REPORT_INTERVAL = 10.0
+"""Seconds between two reports of a build's progress."""
 
-_SPOKEN = 10.0
-"""Seconds between two lines about a build that goes on."""
-
-
-_STOPPING = 3.0
-"""Seconds that a build gets to hear that it is not wanted any more."""
+_STOP_TIMEOUT = 3.0
+"""Seconds to wait for a build to stop when it is not needed any more."""
 
 
 def silent(sentence: str) -> None:
-    """Say nothing."""
+    """Report nothing."""
 
 
 class Builder:
-    """Builds engines for one GPU, accepts them, and keeps them in the cache folder."""
+    """Builds engines for one GPU, checks their parity, and keeps them in the cache folder."""
 
     def __init__(
         self, trt: ModuleType, cuda: Cuda, machine: Machine, cache_dir: Path, say: Say
@@ -74,41 +72,41 @@ class Builder:
     def cached(
         self, model: Model, build: Build, stopped: Callable[[], bool] = lambda: False
     ) -> Engine:
-        """Return the engine of the cache, or build it. Raises BackendError, ModelError."""
-        digest = hashlib.sha256(model.graph).hexdigest()
-        wanted = hashlib.sha256(repr((digest, self.machine, build)).encode()).hexdigest()
+        """Return an engine from the cache, or build it. Raises BackendError, ModelError."""
+        digest = model.graph_sha256
+        key = hashlib.sha256(repr((digest, self.machine, build)).encode()).hexdigest()
         folder = self._folder()
         if folder is None:
             return self.build(model, build, stopped=stopped)[0]
-        path = folder / f"{digest[:16]}-{wanted[:16]}.engine"
-        found = self._from_cache(path, digest, build)
-        if found is not None:
-            return found
-        made, content = self.build(model, build, stopped=stopped)
+        path = folder / f"{digest[:16]}-{key[:16]}.engine"
+        cached = self._from_cache(path, digest, build)
+        if cached is not None:
+            return cached
+        engine, content = self.build(model, build, stopped=stopped)
         try:
-            written = write_engine_file(replace(made.card, path=path), content)
+            card = write_engine_file(replace(engine.card, path=path), content)
         except OutputError as error:
-            self._will_build_again(str(error))
+            self._note_not_kept(str(error))
         else:
-            if written.seal is None:
-                self._will_build_again(str(key_error()))
-        return made
+            if card.seal is None:
+                self._note_not_kept(str(key_error()))
+        return engine
 
     def _folder(self) -> Path | None:
-        """Return the folder of the engines and timings; None where it is not only this user's."""
+        """Return the folder of engines and timings; None where other users may write to it."""
         folder = self.cache_dir / "engines"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            self._will_build_again(str(output_error(folder, error)))
+            self._note_not_kept(str(output_error(folder, error)))
             return None
         reason = not_private(folder)
         if reason is not None:
-            self._will_build_again(reason)
+            self._note_not_kept(reason)
             return None
         return folder
 
-    def _will_build_again(self, reason: str) -> None:
+    def _note_not_kept(self, reason: str) -> None:
         note = Note(None, f"the engine cannot be kept, the next run builds it again: {reason}")
         if note not in self.notes:
             self.notes.append(note)
@@ -121,9 +119,9 @@ class Builder:
         verify: bool = True,
         stopped: Callable[[], bool] = lambda: False,
     ) -> tuple[Engine, bytes]:
-        """Build and open an engine, and accept it; return it, and as a file.
+        """Build an engine, load it and check its parity; return it, and the content of its file.
 
-        Raises BackendError, ModelError.
+        ``stopped`` is polled, and True ends the build. Raises BackendError, ModelError.
         """
         name = printable(Path(model.card.path.name))
         self._say(f"building an engine of {name} for {self.machine.gpu} ({build.profile}) …")
@@ -142,25 +140,25 @@ class Builder:
             path=model.card.path,
             model=model.card,
             engine_sha256=hashlib.sha256(content).hexdigest(),
-            onnx_sha256=hashlib.sha256(model.graph).hexdigest(),
+            onnx_sha256=model.graph_sha256,
             machine=self.machine,
             build=build,
             tool_version=__version__,
         )
-        made = self.opened(content, card)
-        layers = self._inspected(made, name)
-        found = self.measure(model, made) if verify else None
-        measured = None if found is None else str(found)
-        return replace(made, card=replace(card, layers=layers, parity=measured)), content
+        engine = self.load(content, card)
+        layers = self._count_half_layers(engine, name)
+        measured = self.measure(model, engine) if verify else None
+        words = None if measured is None else str(measured)
+        return replace(engine, card=replace(card, layers=layers, parity=words)), content
 
-    def opened(self, content: bytes, card: EngineCard) -> Engine:
-        """Open an engine that is trusted. Raises BackendError."""
+    def load(self, content: bytes, card: EngineCard) -> Engine:
+        """Load an engine. It must be trusted, as it can run any code. Raises BackendError."""
         trt, log = self._trt, logger(self._trt)
         self.cuda.use()
         log.clear()
         runtime = created(lambda: trt.Runtime(log), "tensorrt cannot start its runtime", log)
         if card.build.version_compatible:
-            # Such an engine brings its own runtime along, which is code of the host.
+            # Such an engine contains a runtime of its own, code that runs on the CPU.
             runtime.engine_host_code_allowed = True
         engine = created(
             lambda: runtime.deserialize_cuda_engine(content),
@@ -170,7 +168,10 @@ class Builder:
         return Engine(engine, runtime, card)
 
     def _from_cache(self, path: Path, digest: str, build: Build) -> Engine | None:
-        """Return the engine at ``path`` if it is ours, whole and the one that is wanted."""
+        """Return the engine at ``path`` if this user built it for this graph, machine and build.
+
+        None where it is missing, damaged or another one.
+        """
         try:
             card, content = read_card(path), path.read_bytes()
         except (ModelError, OSError):
@@ -179,16 +180,19 @@ class Builder:
         if not fits or not is_ours(card, content):
             return None
         try:
-            return self.opened(content, card)
+            return self.load(content, card)
         except OutOfMemoryError:
             raise
         except BackendError as error:
             self.notes.append(Note(None, f"{error}; it was built anew"))
             return None
 
-    def _inspected(self, made: Engine, name: str) -> str | None:
-        """Return how many layers compute in half precision, in words; note where none does."""
-        inspector = made.engine.create_engine_inspector()
+    def _count_half_layers(self, engine: Engine, name: str) -> str | None:
+        """Return how many layers use half precision, in words; note it where an fp16 file has none.
+
+        None where TensorRT's inspector reports no layers.
+        """
+        inspector = engine.engine.create_engine_inspector()
         if inspector is None:
             return None
         text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
@@ -197,18 +201,19 @@ class Builder:
         except (ValueError, TypeError, KeyError):
             return None
         half = sum(bool(re.search(r"\b(FP16|Half)\b", json.dumps(layer))) for layer in layers)
-        if made.card.model.precision == "fp16" and not half:
+        if engine.card.model.precision == "fp16" and not half:
             text = "is fp16, but TensorRT's inspector shows no layer in half precision"
             self.notes.append(Note(name, text))
         return f"{half} of {len(layers)} with half precision"
 
-    def measure(self, model: Model, made: Engine) -> Parity | None:
-        """Return the engine's parity with its file on the CPU; None where nothing can run that.
+    def measure(self, model: Model, engine: Engine) -> Parity | None:
+        """Return the engine's parity with its ONNX on the CPU; None without onnxruntime.
 
-        What the file itself is off was measured when it was exported; of a foreign one nothing is
-        known, and that is noted. Raises ModelError where it misses the class of its precision.
+        The error of the ONNX itself against fp32 does not show here. The export measured it; for a
+        reduced file of other origin it is unknown, which is noted. Raises ModelError where the
+        engine misses the class of its precision.
         """
-        card, profile = model.card, made.profile
+        card, profile = model.card, engine.profile
         try:
             exact = open_onnxruntime(
                 model, device="cpu", precision="auto", threads=cpu_threads(), contexts=1
@@ -229,17 +234,17 @@ class Builder:
         size = card.sizes.smallest_fit((height, width))
         frames = as_pixel_type(natural_frames(size, count), card.pixel_type)
         self.cuda.use()
-        context = Context(self.cuda, made, card)
+        context = Context(self.cuda, engine, card)
         try:
-            found = parity(checked(context.infer(frames), frames, card), exact.infer(frames))
+            measured = parity(checked(context.infer(frames), frames, card), exact.infer(frames))
         finally:
             context.close()
             exact.close()
-        needed = OF_PRECISION["tf32" if made.card.build.tf32 else card.precision]
-        if not found.reaches(needed):
+        required = REQUIRED_CLASS["tf32" if engine.card.build.tf32 else card.precision]
+        if not measured.reaches(required):
             raise ModelError(
-                f"{printable(card.path)}: its engine on {self.machine.gpu} is {found}, where "
-                f"{needed} is expected ({LIMITS[needed]}); use --backend onnxruntime"
+                f"{printable(card.path)}: its engine on {self.machine.gpu} is {measured}, where "
+                f"{required} is expected ({LIMITS[required]}); use --backend onnxruntime"
             )
         if card.precision in ("fp16", "int8") and card.parity is None:
             text = (
@@ -248,7 +253,7 @@ class Builder:
                 "error does not show there: export it from its checkpoint to have it measured"
             )
             self.notes.append(Note(Path(card.path.name), text))
-        return found
+        return measured
 
 
 def engine_from_graph(
@@ -263,10 +268,11 @@ def engine_from_graph(
 ) -> bytes:
     """Build an engine of a contract graph and return it as bytes.
 
-    ``name``: the file's, for messages. ``timing_cache``: what earlier builds measured; read and
-    written. ``prepare`` is called in the thread that builds: the current device is a thread's own.
-    ``stopped`` is asked whether it is still wanted, and ``say`` told how far it is, in the caller's
-    thread. Raises BackendError, OutOfMemoryError; KeyboardInterrupt ends the build.
+    ``name``: the file's, for messages. ``timing_cache``: a file with the kernel timings of earlier
+    builds, which is read and written. ``prepare`` is called in the thread that builds, to set the
+    current CUDA device there: each thread has its own. ``stopped`` and ``say`` are called in the
+    caller's thread: True from ``stopped`` ends the build, ``say`` receives its progress. Raises
+    BackendError, OutOfMemoryError; KeyboardInterrupt ends the build.
     """
     trt, log = import_tensorrt(), logger(import_tensorrt())
     monitor = progress_monitor(trt)
@@ -279,8 +285,9 @@ def engine_from_graph(
         except BaseException as error:
             outcome.append(error)
 
-    # In a thread of its own: the caller's stays free to hear Ctrl-C, and to say how far it is. A
-    # thread that the interpreter forgets when it ends, or it would wait for it deaf to Ctrl-C.
+    # The build has a thread of its own, so that the caller's thread can receive Ctrl-C and report
+    # progress. It is a daemon thread: for any other the interpreter would wait at its exit and
+    # ignore Ctrl-C meanwhile.
     thread = threading.Thread(target=work, name="tensorrt build", daemon=True)
     thread.start()
     try:
@@ -289,21 +296,22 @@ def engine_from_graph(
             thread.join(0.2)
             waited += 0.2
             if stopped():
-                raise BackendError("tensorrt: cut off")
-            if waited >= _SPOKEN and thread.is_alive():
+                raise BackendError("tensorrt: cancelled")
+            if waited >= _REPORT_INTERVAL and thread.is_alive():
                 waited = 0.0
                 say(f"building an engine of {name}: {monitor.phase}")
     except BaseException:
         monitor.stop = True
-        thread.join(_STOPPING)
+        thread.join(_STOP_TIMEOUT)
         if thread.is_alive():
-            # TensorRT ends its step first, and calls Python until then: not into one that is gone.
+            # TensorRT finishes its current step first, and calls the monitor until then. Without an
+            # interpreter such a call would abort the process, so the exit waits.
             atexit.register(thread.join)
         raise
-    (found,) = outcome
-    if isinstance(found, BaseException):
-        raise found
-    return found
+    (result,) = outcome
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def _build(
@@ -316,22 +324,49 @@ def _build(
     timing_cache: Path | None,
 ) -> bytes:
     version = f"tensorrt {trt.__version__}"
-    log.clear(of_tensorrts_threads=True)
+    log.clear(include_tensorrts_threads=True)
     builder = created(lambda: trt.Builder(log), f"{version} cannot start its builder", log)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = created(lambda: builder.create_network(typed), f"{version} makes no network", log)
     parser = created(lambda: trt.OnnxParser(network, log), f"{version} makes no parser", log)
     if not parser.parse(graph):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        words = [f"{one_line(each.desc())} (node {each.node_name()!r})" for each in errors]
+        reasons = [f"{one_line(each.desc())} (node {each.node_name()!r})" for each in errors]
         raise BackendError(
-            f"{version} does not read {name}: {'; '.join(words) or log.words()}; try --backend "
+            f"{version} does not read {name}: {'; '.join(reasons) or log.words()}; try --backend "
             "onnxruntime, or export the model again"
         )
-    config = created(builder.create_builder_config, f"{version} makes no configuration", log)
+    config = _configuration(trt, log, builder, build, name)
     config.progress_monitor = monitor
+    timing = config.create_timing_cache(_read_timings(timing_cache))
+    if timing is not None:
+        config.set_timing_cache(timing, False)
+    content = builder.build_serialized_network(network, config)
+    del parser  # not earlier: the network refers to weights in the parser's memory
+    if monitor.stop:
+        raise BackendError("tensorrt: cancelled")
+    if content is None:
+        if is_out_of_memory(RuntimeError(log.words())):
+            raise OutOfMemoryError(
+                f"{version}: no memory to build an engine of {name} for {build.profile}; pass a "
+                "smaller --batch-size, --size or --workspace"
+            )
+        raise BackendError(
+            f"{version} builds no engine of {name} for {build.profile}: {log.words()}; try "
+            "--backend onnxruntime"
+        )
+    timing = config.get_timing_cache()
+    if timing_cache is not None and timing is not None:
+        _write_timings(timing_cache, bytes(timing.serialize()))
+    return bytes(content)
+
+
+def _configuration(trt: Any, log: Any, builder: Any, build: Build, name: str) -> Any:
+    """Return the builder's configuration for ``build``, its optimization profile included."""
+    version = f"tensorrt {trt.__version__}"
+    config = created(builder.create_builder_config, f"{version} makes no configuration", log)
     config.builder_optimization_level = build.builder_level
-    # Without it the inspector knows the layers' names only.
+    # Without this setting the engine's inspector reports only the names of its layers.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if build.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, build.workspace << 20)
@@ -347,43 +382,23 @@ def _build(
         profile.set_shape(INPUT, *shapes)
         accepted = config.add_optimization_profile(profile) >= 0
     except (ValueError, TypeError) as error:
-        raise _refused(version, name, build, str(error)) from error
+        raise _refused_shapes(version, name, build, str(error)) from error
     if not accepted:
-        raise _refused(version, name, build, log.words())
-    known = _read_timing(timing_cache)
-    timing = config.create_timing_cache(known)
-    if timing is not None:
-        config.set_timing_cache(timing, False)
-    content = builder.build_serialized_network(network, config)
-    if monitor.stop:
-        raise BackendError("tensorrt: cut off")
-    if content is None:
-        if says_out_of_memory(RuntimeError(log.words())):
-            raise OutOfMemoryError(
-                f"{version}: no memory to build an engine of {name} for {build.profile}; pass a "
-                "smaller --batch-size, --size or --workspace"
-            )
-        raise BackendError(
-            f"{version} builds no engine of {name} for {build.profile}: {log.words()}; try "
-            "--backend onnxruntime"
-        )
-    timing = config.get_timing_cache()
-    if timing_cache is not None and timing is not None:
-        _write_timing(timing_cache, bytes(timing.serialize()))
-    return bytes(content)
+        raise _refused_shapes(version, name, build, log.words())
+    return config
 
 
-def _refused(version: str, name: str, build: Build, words: str) -> BackendError:
+def _refused_shapes(version: str, name: str, build: Build, reason: str) -> BackendError:
     return BackendError(
-        f"{version} does not take the shapes {build.profile} for {name}: {words}; choose others "
+        f"{version} does not take the shapes {build.profile} for {name}: {reason}; choose others "
         "(--min-shape, --opt-shape, --max-shape, or --size)"
     )
 
 
-def _read_timing(path: Path | None) -> bytes:
-    """Return the timings at ``path``, none where they are damaged or another user's.
+def _read_timings(path: Path | None) -> bytes:
+    """Return the timings at ``path``; none where they are damaged or another user wrote them.
 
-    TensorRT may abort on those, or worse.
+    Such timings may make TensorRT abort, or worse.
     """
     if path is None:
         return b""
@@ -394,18 +409,13 @@ def _read_timing(path: Path | None) -> bytes:
     return unsealed(content) or b""
 
 
-def _write_timing(path: Path, timings: bytes) -> None:
+def _write_timings(path: Path, timings: bytes) -> None:
     content = sealed(timings)
-    # A cache: where it cannot be written, the next build measures again.
-    with contextlib.suppress(OSError, OutputError):
-        if content is None:
-            return
-        partial = temporary_path(path)
-        try:
-            partial.write_bytes(content)
-            publish(partial, path, overwrite=True)
-        finally:
-            partial.unlink(missing_ok=True)
+    if content is None:
+        return
+    # Where the timings cannot be kept, the next build measures again.
+    with contextlib.suppress(OSError, OutputError), writing(path, overwrite=True) as partial:
+        partial.write_bytes(content)
 
 
 def _timing_key(machine: Machine) -> str:

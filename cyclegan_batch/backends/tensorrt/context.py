@@ -1,4 +1,4 @@
-"""Run an engine on a GPU: its execution context, and the CUDA runtime below it."""
+"""Run an engine on a GPU: an execution context, and the CUDA runtime that it uses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ...frames import Pixels
 from ...models.engine_card import EngineCard, Machine, Profile, Shape
 from ...models.model import INPUT, OUTPUT, ModelCard
 from ...wording import printable
-from ..common import says_out_of_memory
+from ..common import is_out_of_memory
 from .library import created, error_recorder, import_tensorrt, logger
 
 
 class Cuda:
-    """The CUDA runtime on one device; what it reports becomes our errors."""
+    """The CUDA runtime on one device; its error codes become exceptions of `errors`."""
 
     def __init__(self, device: str) -> None:
         if device == "cpu":
@@ -51,40 +51,40 @@ class Cuda:
             )
 
     def use(self) -> None:
-        """Make the device the current one of this thread."""
+        """Make the device the current device of the calling thread."""
         self.call("cudaSetDevice", self.index)
 
     def machine(self, trt: Any) -> Machine:
-        """Return what engines of this GPU are bound to."""
-        found = self.call("cudaGetDeviceProperties", self.index)
-        name = found.name.decode(errors="replace").rstrip("\0")
+        """Return the properties of this machine that an engine built on it depends on."""
+        properties = self.call("cudaGetDeviceProperties", self.index)
+        name = properties.name.decode(errors="replace").rstrip("\0")
         return Machine(
             name,
-            (int(found.major), int(found.minor)),
+            (int(properties.major), int(properties.minor)),
             str(trt.__version__),
-            int(found.multiProcessorCount),
-            round(int(found.totalGlobalMem) / 2**30),
+            int(properties.multiProcessorCount),
+            round(int(properties.totalGlobalMem) / 2**30),
         )
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Call a function of the runtime, return its result. Raises BackendError."""
-        code, *found = getattr(self.runtime, name)(*arguments)
+        """Call a function of the runtime and return its result. Raises BackendError."""
+        code, *results = getattr(self.runtime, name)(*arguments)
         if int(code) != 0:
-            words = code.name
+            reason = code.name
             with contextlib.suppress(Exception):
-                words += f", {self.runtime.cudaGetErrorString(code)[1].decode()}"
-            kind = OutOfMemoryError if says_out_of_memory(RuntimeError(words)) else BackendError
-            raise kind(f"{name}: {words}")
-        return found[0] if found else None
+                reason += f", {self.runtime.cudaGetErrorString(code)[1].decode()}"
+            error = OutOfMemoryError if is_out_of_memory(RuntimeError(reason)) else BackendError
+            raise error(f"{name}: {reason}")
+        return results[0] if results else None
 
 
 @dataclass(frozen=True, eq=False)
 class Engine:
-    """An engine that is open."""
+    """An engine that TensorRT has loaded."""
 
     engine: Any
     runtime: Any
-    """Must outlive the engine."""
+    """The TensorRT runtime that loaded it, which must outlive the engine."""
     card: EngineCard
 
     @property
@@ -94,20 +94,20 @@ class Engine:
 
 
 class Context:
-    """An execution context: a stream, and buffers for frames of one shape at a time."""
+    """An execution context with its own CUDA stream, and buffers for frames of one shape."""
 
     def __init__(self, cuda: Cuda, engine: Engine, card: ModelCard) -> None:
         self.engine = engine
         self._cuda, self._card = cuda, card
         self._shape: Shape | None = None
         self._buffers: list[Callable[[], None]] = []
-        """How to release what is allocated."""
+        """A function for each allocated buffer that releases it."""
         self._stream: Any = None
         trt = import_tensorrt()
         log = logger(trt)
         log.clear()
-        # Its memory is ours, for the frames at hand: TensorRT's own would be for the largest that
-        # the profile takes, and half a batch would need no less.
+        # USER_MANAGED: `_prepare` allocates scratch memory for the current shape. TensorRT itself
+        # would allocate for the profile's largest shape, so that halving the batch freed nothing.
         self._context = created(
             lambda: engine.engine.create_execution_context(
                 trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -115,7 +115,8 @@ class Context:
             f"tensorrt makes no context of {printable(card.path)}",
             log,
         )
-        # A field behind the context's: the context refers to it until it is gone.
+        # Set after `_context`: attributes are released in this order, and the context keeps a
+        # pointer to its recorder.
         self._errors = error_recorder(trt)
         self._context.error_recorder = self._errors
         self._stream = cuda.call("cudaStreamCreateWithFlags", cuda.runtime.cudaStreamNonBlocking)
@@ -139,11 +140,11 @@ class Context:
             kind.cudaMemcpyDeviceToHost, self._stream,
         )  # fmt: skip
         cuda.call("cudaStreamSynchronize", self._stream)
-        # Copied: the next call writes into the same memory.
+        # The next call writes into the same memory.
         return self._host_out.view(frames.dtype).reshape(frames.shape).copy()
 
     def close(self) -> None:
-        """Release everything; twice is fine. What CUDA says to that is of no use any more."""
+        """Release everything; errors of CUDA are ignored. A second call does nothing."""
         with contextlib.suppress(BackendError):
             self._cuda.use()
         self._release()
@@ -154,7 +155,7 @@ class Context:
             self._stream = None
 
     def _prepare(self, shape: Shape, frames: Pixels) -> None:
-        """Make room for frames of another shape. Raises OutOfMemoryError, BackendError."""
+        """Set the shape and allocate its buffers. Raises OutOfMemoryError, BackendError."""
         self._release()
         context = self._context
         self._errors.clear()
@@ -163,16 +164,17 @@ class Context:
         out = tuple(context.get_tensor_shape(OUTPUT))
         if out != frames.shape:
             raise ModelError(
-                f"{printable(self._card.path)}: gives {out} for {frames.shape} where a generator "
-                "keeps the size; it cannot translate pictures"
+                f"{printable(self._card.path)}: returns {out} for {frames.shape} where a generator "
+                "keeps the size; it cannot translate images"
             )
-        work = int(context.update_device_memory_size_for_shapes())
-        if work == 0 and self._errors.num_errors():
+        scratch = int(context.update_device_memory_size_for_shapes())
+        if scratch == 0 and self._errors.num_errors():
             raise self._failed(shape)
         try:
-            # Zero is no size that CUDA gives memory for, and the context wants an address.
-            context.set_device_memory(self._on_device(max(work, 1)), work)
-            # It returns nothing.
+            # cudaMalloc(0) returns no pointer, and the context requires one: allocate at least one
+            # byte.
+            context.set_device_memory(self._on_device(max(scratch, 1)), scratch)
+            # set_device_memory returns nothing; only the recorder shows a failure.
             if self._errors.num_errors():
                 raise self._failed(shape)
             self._device_in = self._on_device(frames.nbytes)
@@ -192,7 +194,7 @@ class Context:
         return address
 
     def _on_host(self, size: int) -> Pixels:
-        """Return page-locked memory: only from there a copy goes on by itself."""
+        """Return page-locked memory; only with such memory cudaMemcpyAsync is asynchronous."""
         address = int(self._cuda.call("cudaMallocHost", size))
         self._buffers.append(lambda: self._cuda.call("cudaFreeHost", address))
         memory: Pixels = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
@@ -205,12 +207,12 @@ class Context:
                 self._buffers.pop()()
 
     def _failed(self, shape: Shape) -> BackendError:
-        words = self._errors.words()
+        reason = self._errors.words()
         if self._errors.out_of_memory():
             return self._no_memory(shape)
         return BackendError(
             f"tensorrt: {printable(self._card.path)} fails on frames of {shape_words(shape)} "
-            f"(N,H,W): {words or 'no reason given'}; try --backend onnxruntime"
+            f"(N,H,W): {reason or 'no reason given'}; try --backend onnxruntime"
         )
 
     def _no_memory(self, shape: Shape) -> OutOfMemoryError:

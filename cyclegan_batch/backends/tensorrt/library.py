@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ...errors import BackendError, BackendUnavailableError, OutOfMemoryError
-from ..common import says_out_of_memory
+from ..common import is_out_of_memory
 
-_KEPT_MESSAGES = 16
-"""Errors of one call that are kept; the first say why."""
+_MOST_MESSAGES = 16
+"""How many errors of one call are kept: the first ones show the cause."""
 
 
 def import_tensorrt() -> Any:
@@ -28,60 +28,65 @@ def import_tensorrt() -> Any:
         ) from error
 
 
-def created(make: Callable[[], Any], failed: str, log: Any) -> Any:
-    """Return what ``make`` makes; None, or a failed constructor, becomes an error that says why."""
+def created(create: Callable[[], Any], failure: str, log: Any) -> Any:
+    """Return the object that ``create`` returns, which is one of TensorRT's.
+
+    TensorRT returns None where it fails, and writes the reason to its logger. Raises
+    OutOfMemoryError or BackendError: ``failure``, and the reason from ``log``.
+    """
+    cause: Exception | None = None
     try:
-        made = make()
-        cause: Exception | None = None
-    # pybind11 says a constructor's null pointer so.
+        result = create()
+    # pybind11 raises TypeError when a constructor returns nullptr.
     except (TypeError, RuntimeError) as error:
-        made, cause = None, error
-    if made is not None:
-        return made
-    words = log.words() or str(cause or "no reason given")
-    if says_out_of_memory(RuntimeError(words)):
-        raise OutOfMemoryError(f"{failed}: no memory ({words}); close other programs") from cause
+        result, cause = None, error
+    if result is not None:
+        return result
+    reason = log.words() or str(cause or "no reason given")
+    if is_out_of_memory(RuntimeError(reason)):
+        raise OutOfMemoryError(f"{failure}: no memory ({reason}); close other programs") from cause
     raise BackendError(
-        f"{failed}: {words}; see cyclegan-batch doctor, or pass --backend onnxruntime"
+        f"{failure}: {reason}; see cyclegan-batch doctor, or pass --backend onnxruntime"
     ) from cause
 
 
 @functools.cache
 def logger(trt: Any) -> Any:
-    """Return the logger of this process: TensorRT keeps the first that it is given.
+    """Return the logger of this process: TensorRT keeps using the first one that it is given.
 
-    It keeps the errors of each thread that has called `clear` apart: nobody clears those of
-    another. TensorRT's own threads, which only building has, call it too.
+    The logger keeps the errors of each thread that has called `clear` apart, so that threads do not
+    see or clear each other's. While it builds, TensorRT logs from threads of its own, too; their
+    errors are kept together.
     """
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self._of_this_thread = threading.local()
-            self._of_tensorrts_threads: deque[str] = deque(maxlen=_KEPT_MESSAGES)
+            self._this_thread = threading.local()
+            self._tensorrts_threads: deque[str] = deque(maxlen=_MOST_MESSAGES)
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                getattr(self._of_this_thread, "errors", self._of_tensorrts_threads).append(message)
+                getattr(self._this_thread, "errors", self._tensorrts_threads).append(message)
 
-        def clear(self, *, of_tensorrts_threads: bool = False) -> None:
-            self._of_this_thread.errors = deque(maxlen=_KEPT_MESSAGES)
-            self._of_this_thread.takes_all = of_tensorrts_threads
-            if of_tensorrts_threads:
-                self._of_tensorrts_threads.clear()
+        def clear(self, *, include_tensorrts_threads: bool = False) -> None:
+            self._this_thread.errors = deque(maxlen=_MOST_MESSAGES)
+            self._this_thread.include_tensorrts_threads = include_tensorrts_threads
+            if include_tensorrts_threads:
+                self._tensorrts_threads.clear()
 
         def words(self) -> str:
             """Return the errors since `clear`."""
-            errors = list(self._of_this_thread.errors)
-            if self._of_this_thread.takes_all:
-                errors += self._of_tensorrts_threads
-            return _in_one_line(errors)
+            errors = list(self._this_thread.errors)
+            if self._this_thread.include_tensorrts_threads:
+                errors += self._tensorrts_threads
+            return _joined(errors)
 
     return Log()
 
 
 def error_recorder(trt: Any) -> Any:
-    """Return what an execution context reports its errors to: to it instead of the logger."""
+    """Return a new error recorder: an object that has one reports to it and not to the logger."""
     return _recorder_class(trt)()
 
 
@@ -92,9 +97,9 @@ def _recorder_class(trt: Any) -> Any:
             trt.IErrorRecorder.__init__(self)
             self._errors: list[tuple[Any, str]] = []
 
-        # What TensorRT calls; an exception in it would end the process.
+        # TensorRT calls the next six methods. An exception in them would end the process.
         def report_error(self, code: Any, description: str) -> bool:
-            if len(self._errors) < _KEPT_MESSAGES:
+            if len(self._errors) < _MOST_MESSAGES:
                 self._errors.append((code, description))
             return False
 
@@ -108,38 +113,38 @@ def _recorder_class(trt: Any) -> Any:
             return self._errors[index][1]
 
         def has_overflowed(self) -> bool:
-            return len(self._errors) == _KEPT_MESSAGES
+            return len(self._errors) == _MOST_MESSAGES
 
         def clear(self) -> None:
             self._errors.clear()
 
         def words(self) -> str:
             """Return the errors since `clear`."""
-            return _in_one_line(description for _, description in self._errors)
+            return _joined(description for _, description in self._errors)
 
         def out_of_memory(self) -> bool:
-            """Tell whether one of them is that."""
+            """Tell whether one of the errors is a failed allocation."""
             return any(
                 code == trt.ErrorCodeTRT.FAILED_ALLOCATION
-                or says_out_of_memory(RuntimeError(description))
+                or is_out_of_memory(RuntimeError(description))
                 for code, description in self._errors
             )
 
     return Recorder
 
 
-def _in_one_line(errors: Iterable[str]) -> str:
+def _joined(errors: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(map(one_line, errors)))
 
 
-def one_line(text: str) -> str:
-    """Return a message of TensorRT in one line, without the places in its source."""
-    text = re.sub(r"\[\S+::\S+\] |\(?[Ii]n \S+ at \S+ ?", "", text)
-    return " ".join(text.split())[:300]
+def one_line(message: str) -> str:
+    """Return a message of TensorRT in one line, without the places in its source code."""
+    message = re.sub(r"\[\S+::\S+\] |\(?[Ii]n \S+ at \S+ ?", "", message)
+    return " ".join(message.split())[:300]
 
 
 def progress_monitor(trt: Any) -> Any:
-    """Return what TensorRT tells how far it is, and asks whether to go on."""
+    """Return a monitor of a build: its ``phase`` is where the build is, and ``stop`` ends it."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -147,8 +152,8 @@ def progress_monitor(trt: Any) -> Any:
             self.stop = False
             self.phase = "it begins"
 
-        # Called from TensorRT's threads, where an exception would end the process: nothing here
-        # can fail.
+        # TensorRT calls these methods from its own threads, where an exception would end the
+        # process. None of them can raise.
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.phase = name
 
@@ -157,6 +162,6 @@ def progress_monitor(trt: Any) -> Any:
             return not self.stop
 
         def phase_finish(self, name: str) -> None:
-            pass  # its parent goes on and says so
+            pass  # the parent phase goes on and reports its own steps
 
     return Monitor()

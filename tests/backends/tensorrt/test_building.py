@@ -193,7 +193,7 @@ def test_a_build_is_what_was_asked_for(tmp_path: Path, gpu: Gpu, model: Model) -
 def test_a_long_build_says_how_far_it_is_and_ctrl_c_ends_it_errors(
     gpu: Gpu, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "_SPOKEN", 0.1)
+    monkeypatch.setattr(building, "_REPORT_INTERVAL", 0.1)
     begun, going_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -226,7 +226,7 @@ from cyclegan_batch.models.engine_card import Build, Profile
 from tests.synthesis import fake_tensorrt
 
 gpu = fake_tensorrt.install(pytest.MonkeyPatch())
-building._SPOKEN, building._STOPPING = 0.1, 0.1
+building._REPORT_INTERVAL, building._STOP_TIMEOUT = 0.1, 0.1
 
 def step():
     time.sleep(1)
@@ -261,7 +261,7 @@ def test_cancel_ends_a_build_in_the_middle_of_a_run_errors(
     opened = open_on(gpu, model, tmp_path)
     gpu.building = lambda: opened.cancel() or threading.Event().wait(0.5)
     begun = time.monotonic()
-    with pytest.raises(BackendError, match="cut off"):
+    with pytest.raises(BackendError, match="cancelled"):
         opened.infer(frames(2, 32, 32))
     assert time.monotonic() - begun < 5
     assert len(gpu.builds) == 1
@@ -316,7 +316,7 @@ def test_a_thread_hears_its_own_errors_and_a_build_those_of_tensorrts_threads(gp
     in_a_thread(log.clear)
     in_a_thread(lambda: log.log(severity, "of TensorRT's own"))
     assert log.words() == "of this one"
-    log.clear(of_tensorrts_threads=True)
+    log.clear(include_tensorrts_threads=True)
     in_a_thread(of_another)
     in_a_thread(lambda: log.log(severity, "of TensorRT's own"))
     assert log.words() == "of TensorRT's own"

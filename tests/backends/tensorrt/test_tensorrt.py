@@ -156,7 +156,7 @@ def test_tensorrt_tells_how_far_it_is_and_keeps_its_timings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt")
-    monkeypatch.setattr(building, "_SPOKEN", 0.2)
+    monkeypatch.setattr(building, "_REPORT_INTERVAL", 0.2)
     model = open_model(generators.tiny_resnet(tmp_path / "resnet.onnx"))
     said: list[str] = []
     for _ in range(2):

@@ -1,18 +1,19 @@
-"""From INPUT… and OUTPUT to a list of work: which file becomes which, before anything is written.
+"""Decide from INPUT… and OUTPUT which file becomes which, before anything is written.
 
-Looks at names, folders and the first bytes of a file, and decodes nothing. The rules:
+Names, folders and the first bytes of files are read; nothing is decoded. The rules:
 
 - One file: OUTPUT is the file. Where OUTPUT is an existing folder, ends in a separator or has no
   extension, it is a folder, and the file keeps its name in it.
 - One folder: its tree is mirrored into OUTPUT. Several inputs: each keeps its own name in OUTPUT,
   as with ``cp -r``.
-- Names and formats stay, except that ``--format`` changes the extension of pictures and
-  ``--container`` that of videos; a video whose container is not written becomes MKV. Where two
-  files would so get one name, they keep their full names and add the extension (``a.wmv.mkv``).
-- A symbolic link to a file is read like the file. A link to a folder is followed where it is named
-  as an INPUT, and not inside a tree (links can make loops); that is said.
-- Hidden files and folders are left out, and with them what this program has under way.
-- Nothing is written outside OUTPUT: not over a link inside it that leads out of it, either.
+- Names and formats stay, except that ``--format`` changes the extension of images and
+  ``--container`` that of videos. An image or a video whose format is not written becomes PNG or
+  MKV. Where two files would then share one name, both keep their full names and the new extension
+  is appended (``a.wmv.mkv``).
+- A symbolic link to a file is read like the file. A link to a folder is followed where it is an
+  INPUT, but not inside a tree, where links can form loops; a note lists those.
+- Hidden files and folders are left out, among them this program's temporary files.
+- Nothing is written outside OUTPUT, not even through a link inside it that leads out of it.
 """
 
 from __future__ import annotations
@@ -51,13 +52,12 @@ from ..wording import Note, printable
 
 @dataclass(frozen=True)
 class InputTree:
-    """What a job has to do, in natural order (``f2`` before ``f10``) within each input."""
+    """The files of a job, in natural order (``f2`` before ``f10``) within each input."""
 
     entries: tuple[Entry, ...]
     root: Path | None
-    """The folder that everything is written into, or None where OUTPUT is one file or a pipe."""
+    """The folder of all outputs, or None where OUTPUT is one file or a pipe."""
     notes: tuple[Note, ...] = ()
-    """What the user is told once."""
 
 
 def find_inputs(
@@ -68,19 +68,19 @@ def find_inputs(
     format: str = "same",  # noqa: A002 - the option's own name
     container: str = "same",
 ) -> InputTree:
-    """Decide which files are translated (or, with ``copy_others``, copied) and what they become.
+    """Return which files are translated (or, with ``copy_others``, copied), and their outputs.
 
-    ``format``: the option ``--format``, for pictures; ``container``: ``--container``, for videos.
-    The names follow from the inputs alone, so that a later run finds what an earlier one wrote.
-    Creates and changes nothing.
+    ``format`` is the option ``--format``, for images; ``container`` is ``--container``, for videos.
+    The names depend on the inputs alone, so that a later run finds what an earlier one wrote.
+    Nothing is created or changed.
 
-    Raises InputError for a missing file, a folder with nothing to translate and inputs whose
-    outputs collide; OutputError for an OUTPUT that cannot be meant (inside or equal to an input,
-    leading out of its own root, of a format that cannot be written), ContradictionError for one
-    whose name and ``format`` or ``container`` exclude each other.
+    Raises InputError for a missing file, for a folder with nothing to translate and for inputs
+    whose outputs collide; OutputError for an OUTPUT that is an input or lies inside one, leads out
+    of its own root or has a format that cannot be written; ContradictionError for a name that
+    ``format`` or ``container`` excludes.
     """
     if not inputs:
-        raise InputError("no input: name a video, a picture or a folder, and then the output")
+        raise InputError("no input: name a video, an image or a folder, and then the output")
     sources = [Path(each) for each in inputs]
     if len(sources) == 1 and (special := _pipe_or_pattern(sources[0], output)):
         _check_container(special.entries[0].output, container)
@@ -116,7 +116,7 @@ def find_inputs(
 
 
 def _new_formats(entries: Sequence[Entry]) -> Iterator[Note]:
-    """Yield what becomes a PNG, since its own format is not written."""
+    """Yield a note on images that become PNG because their own format is not written."""
     suffixes = [
         entry.source.suffix
         for entry in entries
@@ -124,7 +124,7 @@ def _new_formats(entries: Sequence[Entry]) -> Iterator[Note]:
         and IMAGE_FORMATS.get(entry.source.suffix.lower(), "png") not in WRITTEN_FORMATS
     ]
     if suffixes:
-        many = f"{len(suffixes)} pictures become" if len(suffixes) > 1 else "1 picture becomes"
+        many = f"{len(suffixes)} images become" if len(suffixes) > 1 else "1 image becomes"
         yield Note(
             None,
             f"{many} PNG, since the format is not written here: {counted_suffixes(suffixes)}; "
@@ -133,7 +133,7 @@ def _new_formats(entries: Sequence[Entry]) -> Iterator[Note]:
 
 
 def copy_file(entry: Entry, *, overwrite: bool) -> None:
-    """Copy a file that is not translated byte for byte, its modification time included.
+    """Copy a file that is not translated, byte for byte and with its modification time.
 
     Raises InputError where it cannot be read, OutputError where it cannot be written.
     """
@@ -150,12 +150,13 @@ def copy_file(entry: Entry, *, overwrite: bool) -> None:
 
 
 def why_unread(path: Path) -> str:
-    """Return why an ``unread`` picture is not translated, and what to do."""
+    """Return why an ``unread`` image is not translated, and the remedy."""
     if path.suffix.lower() in IMAGE_FORMATS:
         return f"{printable(path)}: {HEIC_MISSING}"
+    kind = printable(path.suffix.lower())
     return (
-        f"{printable(path)}: pictures of the kind {printable(Path(path.suffix.lower()))} are not "
-        "read here; convert it to PNG, TIFF or JPEG"
+        f"{printable(path)}: images of the kind {kind} are not read here; "
+        "convert it to PNG, TIFF or JPEG"
     )
 
 
@@ -163,7 +164,7 @@ def why_unread(path: Path) -> str:
 
 
 def _pipe_or_pattern(source: Path, output: Path | str) -> InputTree | None:
-    """Return the job where the only input is standard input or a pattern of pictures, else None."""
+    """Return the job where the only input is standard input or a pattern of images, else None."""
     if source == PIPE:
         if Path(output) != PIPE and _means_folder(output):
             raise OutputError(
@@ -171,11 +172,11 @@ def _pipe_or_pattern(source: Path, output: Path | str) -> InputTree | None:
                 "name the output file, such as out.mp4, or - for y4m"
             )
         return InputTree((Entry("pipe", PIPE, Path(output)),), None)
-    # A file with % in its name is a file first.
+    # An existing file with % in its name is not treated as a pattern.
     if not parse_pattern(source.name) or os.path.lexists(source):
         return None
-    found = pattern_files(source) if source.parent.is_dir() else {}
-    if not found:
+    files = pattern_files(source) if source.parent.is_dir() else {}
+    if not files:
         raise InputError(
             f"{printable(source)}: no file of this name, and none that matches it as a pattern; "
             "check the folder and the number of digits (%06d means six)"
@@ -183,11 +184,11 @@ def _pipe_or_pattern(source: Path, output: Path | str) -> InputTree | None:
     if Path(output) != PIPE and _means_folder(output):
         raise OutputError(
             f"{printable(Path(output))}: a pattern is played as one video; name the output file, "
-            "such as out.mp4 (or give the folder itself as INPUT to translate its pictures)"
+            "such as out.mp4 (or give the folder itself as INPUT to translate its images)"
         )
     target = Path(output)
     places = _Places()
-    if places.of(target) in {places.of(path) for path in found.values()}:
+    if places.of(target) in {places.of(path) for path in files.values()}:
         raise OutputError(f"{printable(target)}: is one of the inputs; choose another output name")
     return InputTree((Entry("pattern", source, target),), None)
 
@@ -205,8 +206,8 @@ def _single_file(
             raise OutputError(
                 f"{printable(target)}: is a file and was named as a folder; remove the separator"
             )
-        named = Entry(kind, source, target / _output_name(source, kind, format, container))
-        return InputTree((named,), target, tuple(_converted_note([named], container)))
+        entry = Entry(kind, source, target / _output_name(source, kind, format, container))
+        return InputTree((entry,), target, tuple(_converted_note([entry], container)))
     if kind == "image":
         _check_image_output(target, format)
     else:
@@ -215,10 +216,10 @@ def _single_file(
 
 
 def _means_folder(output: Path | str) -> bool:
-    """Tell whether OUTPUT is a folder: it is one, ends in a separator, or has no extension.
+    """Return whether OUTPUT is a folder: it is one, ends in a separator, or has no extension.
 
-    The last because no picture and no video can be written without one, and a Path keeps no
-    separator at its end.
+    No image and no video can be written without an extension, and a Path drops the separator at its
+    end.
     """
     ends_in_separator = isinstance(output, str) and output.endswith(("/", os.sep))
     path = Path(output)
@@ -226,38 +227,38 @@ def _means_folder(output: Path | str) -> bool:
 
 
 def _check_image_output(target: Path, format: str) -> None:  # noqa: A002
-    """Refuse an output name that no picture can have. Raises OutputError."""
+    """Raise OutputError where no image can be written under this name, or not in ``format``."""
     written = IMAGE_FORMATS.get(target.suffix.lower())
     if written not in WRITTEN_FORMATS:
-        known = ", ".join(
+        choices = ", ".join(
             suffix.removeprefix(".")
             for suffix, name in IMAGE_FORMATS.items()
             if name in WRITTEN_FORMATS
         )
-        found = target.suffix or "no extension"
+        suffix = target.suffix or "no extension"
         raise OutputError(
-            f"{printable(target)}: cannot write a picture as {found}; choose one of {known}"
+            f"{printable(target)}: cannot write an image as {suffix}; choose one of {choices}"
         )
     if format not in ("same", written):
         raise ContradictionError(
-            f"{printable(target)}: --format {format} asks for another format than the name; "
+            f"{printable(target)}: --format {format} and the name ask for different formats; "
             "change one of them"
         )
 
 
 def _check_container(target: Path, container: str) -> None:
-    """Refuse a name of a video that is in another container. Raises ContradictionError."""
+    """Raise ContradictionError where the name of a video means another container."""
     if container != "same" and not _is_in(target.suffix.lower(), container):
         name = "- (standard output)" if target == PIPE else printable(target)
         raise ContradictionError(
-            f"{name}: --container {container} asks for another container than the name; "
+            f"{name}: --container {container} and the name ask for different containers; "
             "change one of them"
         )
 
 
 def _is_in(suffix: str, container: str) -> bool:
-    """Tell whether an extension means ``container``, or, for ``same``, one that is written."""
-    # Not at the top: pictures alone need no FFmpeg.
+    """Return whether an extension means ``container``, or, for ``same``, one that is written."""
+    # Imported here, since images alone need no FFmpeg.
     from ..media.containers import CONTAINERS
 
     written = CONTAINERS.get(suffix)
@@ -271,13 +272,13 @@ def _video_name(source: Path, container: str) -> str:
     suffix = source.suffix.lower()
     if _is_in(suffix, container):
         return source.name
-    # What names no video is a part of the name: ``talk.2024``.
+    # An ending that is not a video's extension is part of the name: ``talk.2024``.
     stem = source.stem if suffix in VIDEO_SUFFIXES else source.name
     return f"{stem}.{'mkv' if container == 'same' else container}"
 
 
 def _kept_apart(tree: InputTree) -> InputTree:
-    """Return ``tree`` with the full names of sources that a new extension gave one name."""
+    """Return ``tree`` with full names where new extensions would give two sources one name."""
     count = Counter(entry.output for entry in tree.entries)
     alike = [
         entry
@@ -306,7 +307,7 @@ def _kept_apart(tree: InputTree) -> InputTree:
 
 
 def _converted_note(entries: Iterable[Entry], container: str) -> Iterator[Note]:
-    """Yield what the user is told of videos whose container is not written."""
+    """Yield a note on videos that become MKV because their own container is not written."""
     others = [
         entry.source.suffix
         for entry in entries
@@ -315,9 +316,9 @@ def _converted_note(entries: Iterable[Entry], container: str) -> Iterator[Note]:
     if others and container == "same":
         counted = counted_suffixes(others)
         many = (
-            "1 video becomes MKV, as its container is"
+            "1 video becomes MKV, since its container is"
             if len(others) == 1
-            else f"{len(others)} videos become MKV, as their containers are"
+            else f"{len(others)} videos become MKV, since their containers are"
         )
         yield Note(
             None, f"{many} read and not written here ({counted}); --container chooses another"
@@ -331,19 +332,19 @@ def _output_name(source: Path, kind: Kind, format: str, container: str) -> str: 
     if kind != "image":
         return source.name
     own = IMAGE_FORMATS.get(source.suffix.lower())
-    # Named by the user, and a picture by its content: the output says what it is.
-    found = own or _sniff(source)
-    wanted = format if format != "same" else found if found in WRITTEN_FORMATS else "png"
-    if own == wanted:
+    # A file without an image's extension is an image by its content; the output gets an extension.
+    stored = own or _sniff(source)
+    written = format if format != "same" else stored if stored in WRITTEN_FORMATS else "png"
+    if own == written:
         return source.name
-    return f"{source.stem if own else source.name}.{wanted}"
+    return f"{source.stem if own else source.name}.{written}"
 
 
 def _kind_of_named_file(path: Path, output: Path) -> Kind:
     """Return the kind of a file that the user named: by extension, else by its first bytes.
 
-    What is no picture counts as a video: whoever opens it says what it really is. So does a GIF
-    whose ``output`` is a video.
+    A GIF whose ``output`` is a video counts as a video. So does every file that is no image; where
+    it is no video either, the error comes when it is opened.
     """
     if path.is_dir():
         return "other"
@@ -372,7 +373,7 @@ def _reads_heic() -> bool:
 
 
 def _sniff(path: Path) -> ImageFormat | None:
-    """Return the picture format that the first bytes of a file tell, or None."""
+    """Return the image format by the first bytes of a file, or None."""
     try:
         with path.open("rb") as file:
             return sniff_format(file.read(SNIFFED))
@@ -391,39 +392,39 @@ def _mirrored(
     format: str,  # noqa: A002
     container: str,
 ) -> InputTree:
-    """Mirror folders (and files beside them) into the folder ``root``."""
+    """Return the job that mirrors folders, and files beside them, into the folder ``root``."""
     if root.exists() and not root.is_dir():
-        wanted = "a folder needs" if len(sources) == 1 else "several inputs need"
+        subject = "a folder needs" if len(sources) == 1 else "several inputs need"
         raise OutputError(
-            f"{printable(root)}: is a file, and {wanted} a folder as output; choose another name"
+            f"{printable(root)}: is a file, and {subject} a folder as output; choose another name"
         )
     entries: list[Entry] = []
     notes: list[Note] = []
     for source in sources:
         if not source.is_dir():
             kind = _kind_of_named_file(source, root)
-            named = _kind_by_suffix(source.name)
-            if copy_others and (kind, named) in (("video", "other"), ("unread", "unread")):
-                kind = "other"  # nothing by its name, and nothing by its content
+            by_name = _kind_by_suffix(source.name)
+            if copy_others and (kind, by_name) in (("video", "other"), ("unread", "unread")):
+                kind = "other"  # neither its name nor its content can be translated
             entries.append(
                 Entry(kind, source, root / _output_name(source, kind, format, container))
             )
             continue
-        # Listing what is being written would never end well; say so before looking at other things.
+        # Refused first, so that no listing includes the outputs of this job.
         _refuse_inside(root, source)
         beneath = root if len(sources) == 1 else root / _own_name(source)
-        found = _Listing.of(source)
-        copied = [*found.others, *found.labels] if copy_others else []
-        failing = set(found.unread) - set(copied)
-        if not (found.images or found.videos or copied):
+        listing = _Listing.of(source)
+        copied = [*listing.others, *listing.labels] if copy_others else []
+        failing = set(listing.unread) - set(copied)
+        if not (listing.images or listing.videos or copied):
             raise InputError(
                 f"{printable(source)}: nothing to translate in this folder; it holds "
-                f"{found.summary()}; pictures are {_words(IMAGE_FORMATS)}, "
+                f"{listing.summary()}; images are {_words(IMAGE_FORMATS)}, "
                 f"videos {_words(VIDEO_SUFFIXES)}"
             )
         kinds: list[tuple[Kind, Path]] = [
-            *(("image", path) for path in found.images),
-            *(("video", path) for path in found.videos),
+            *(("image", path) for path in listing.images),
+            *(("video", path) for path in listing.videos),
             *(("unread", path) for path in failing),
             *(("other", path) for path in copied),
         ]
@@ -431,19 +432,19 @@ def _mirrored(
         for kind, relative in kinds:
             name = _output_name(relative, kind, format, container)
             entries.append(Entry(kind, source / relative, beneath / relative.parent / name))
-        notes += found.notes(source, copy_others)
+        notes += listing.notes(source, copy_others)
     notes += _converted_note(entries, container)
     return InputTree(tuple(entries), root, tuple(notes))
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """What a folder holds, as paths relative to it, in no particular order."""
+    """The content of a folder, as paths relative to it, in no particular order."""
 
     images: list[Path]
     videos: list[Path]
     unread: list[Path]
-    """Pictures of kinds that are not read."""
+    """Images of kinds that are not read."""
     others: list[Path]
     links: list[Path]
     """Links to folders, not followed."""
@@ -453,7 +454,7 @@ class _Listing:
     def of(cls, folder: Path) -> _Listing:
         """List ``folder`` and everything beneath it. Raises InputError."""
         listing = cls([], [], [], [], [], [])
-        homes = {
+        lists = {
             "image": listing.images,
             "video": listing.videos,
             "unread": listing.unread,
@@ -464,33 +465,33 @@ class _Listing:
                 listing.hidden.append(relative)
             elif entry.is_dir():
                 listing.links.append(relative)
-            # A broken link counts as a file, so that it is reported and not lost. Not a socket, a
-            # queue or a device: reading those could wait for ever.
+            # A broken link counts as a file, so that it is reported. Sockets, pipes and devices do
+            # not count, since reading them could block for ever.
             elif entry.is_file() or not (folder / relative).exists():
-                homes[_kind_by_suffix(entry.name)].append(relative)
+                lists[_kind_by_suffix(entry.name)].append(relative)
         return listing
 
     @property
     def labels(self) -> list[Path]:
-        """Pictures that may be labels, such as depth in EXR; HEIC is a photograph."""
+        """Images that may be labels, such as depth in EXR; a HEIC is a photograph."""
         return [path for path in self.unread if path.suffix.lower() not in IMAGE_FORMATS]
 
     def summary(self) -> str:
-        """Say what was seen, for a folder that has nothing to translate."""
-        seen = [
+        """Return the content in words, for a folder that has nothing to translate."""
+        parts = [
             f"{count} {suffix or 'without extension'}"
             for suffix, count in Counter(
                 path.suffix.lower() for path in (*self.unread, *self.others)
             ).most_common(5)
         ]
         if self.links:
-            seen.append(f"{len(self.links)} links to folders, which are not followed")
+            parts.append(f"{len(self.links)} links to folders, which are not followed")
         if self.hidden:
-            seen.append(f"{len(self.hidden)} hidden")
-        return ", ".join(seen) or "no files"
+            parts.append(f"{len(self.hidden)} hidden")
+        return ", ".join(parts) or "no files"
 
     def notes(self, folder: Path, copy_others: bool) -> Iterator[Note]:
-        """Yield what is left out, once for each reason."""
+        """Yield what is left out or copied, with the reason."""
         for link in sorted(self.links):
             yield Note(
                 folder / link,
@@ -499,24 +500,24 @@ class _Listing:
         if self.labels and copy_others:
             yield Note(
                 folder,
-                "copied as they are, since pictures of these kinds are not read here: "
+                "copied as they are, since images of these kinds are not read here: "
                 f"{counted_suffixes(path.suffix for path in self.labels)}",
             )
         if self.others and not copy_others:
             suffixes = sorted({path.suffix for path in self.others if path.suffix})[:5]
-            shown = f" ({printable(Path(', '.join(suffixes)))})" if suffixes else ""
+            examples = f" ({printable(', '.join(suffixes))})" if suffixes else ""
             yield Note(
                 folder,
-                f"left out, as neither pictures nor videos: {len(self.others)} of its files"
-                f"{shown}; --copy-others copies them",
+                f"left out, as neither images nor videos: {len(self.others)} of its files"
+                f"{examples}; --copy-others copies them",
             )
 
 
 def _walk(folder: Path, relative: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
-    """Yield everything beneath ``folder`` but folders, which it enters unless hidden or linked."""
+    """Yield all files beneath ``folder``, and the folders not entered: hidden ones and links."""
     try:
-        with os.scandir(folder / relative) as found:
-            entries = list(found)
+        with os.scandir(folder / relative) as scan:
+            entries = list(scan)
     except OSError as error:
         raise _unreadable(folder / relative, error) from error
     for entry in entries:
@@ -528,7 +529,7 @@ def _walk(folder: Path, relative: Path) -> Iterator[tuple[Path, os.DirEntry[str]
 
 
 def _own_name(folder: Path) -> str:
-    """Return the name a folder keeps beside other inputs; ``.`` and ``..`` by what they mean."""
+    """Return the name that a folder keeps beside other inputs, resolved for ``.`` and ``..``."""
     name = folder.name if folder.name not in ("", ".", "..") else folder.resolve().name
     if not name:
         raise InputError(
@@ -556,18 +557,21 @@ def _unreadable(path: Path, error: OSError) -> InputError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return InputError(f"{printable(path)}: no such file or folder; check the name")
     if isinstance(error, PermissionError):
-        return InputError(f"{printable(path)}: permission denied; it must be readable for you")
+        return InputError(f"{printable(path)}: permission denied; make it readable for this user")
     return InputError(f"{printable(path)}: cannot be read: {error.strerror or error}")
 
 
 class _Places:
-    """Where paths really lie, with each folder looked up once. Text: a job may have a million."""
+    """The real paths of files, with each folder resolved once.
+
+    Paths are text here, since a job may have a million of them.
+    """
 
     def __init__(self) -> None:
         self._folders: dict[str, str] = {}
 
     def folder_of(self, path: Path) -> str:
-        """Return where the folder of ``path`` really lies."""
+        """Return the real path of the folder of ``path``."""
         folder = os.path.dirname(path)  # noqa: PTH120 - text
         real = self._folders.get(folder)
         if real is None:
@@ -575,15 +579,15 @@ class _Places:
         return real
 
     def of(self, path: Path) -> str:
-        """Return where ``path`` itself lies: the links of its folder followed, its own not."""
+        """Return the real path of the entry ``path``: links in its folder resolved, its own not."""
         return os.path.join(self.folder_of(path), path.name)  # noqa: PTH118 - text
 
 
 def _refuse_collisions(entries: Iterable[Entry], places: _Places) -> None:
-    """Refuse two inputs that would become one output. Raises InputError."""
-    taken: dict[str, Path] = {}
+    """Raise InputError where two inputs would become one output."""
+    sources: dict[str, Path] = {}
     for entry in entries:
-        other = taken.setdefault(places.of(entry.output), entry.source)
+        other = sources.setdefault(places.of(entry.output), entry.source)
         if other is not entry.source:
             raise InputError(
                 f"{printable(other)} and {printable(entry.source)} would both become "
@@ -594,14 +598,14 @@ def _refuse_collisions(entries: Iterable[Entry], places: _Places) -> None:
 def _refuse_touching_inputs(
     entries: Sequence[Entry], sources: Sequence[Path], places: _Places
 ) -> None:
-    """Refuse outputs that are inputs or lie inside an input folder. Raises OutputError."""
+    """Raise OutputError where an output is an input or lies inside an input folder."""
     inputs: dict[str, Path] = {}
     for entry in entries:
         inputs[places.of(entry.source)] = entry.source
         if entry.source.is_symlink():
             inputs[os.path.realpath(entry.source)] = entry.source
     folders = {Path(os.path.realpath(each)): each for each in sources if each.is_dir()}
-    looked_at: set[str] = set()
+    checked_folders: set[str] = set()
     for entry in entries:
         target = places.of(entry.output)
         if target in inputs:
@@ -610,9 +614,9 @@ def _refuse_touching_inputs(
                 f"{printable(inputs[target])}; choose another output name or folder"
             )
         home = places.folder_of(entry.output)
-        if home in looked_at:
+        if home in checked_folders:
             continue
-        looked_at.add(home)
+        checked_folders.add(home)
         for folder in (Path(home), *Path(home).parents):
             if folder in folders:
                 raise OutputError(
@@ -622,7 +626,7 @@ def _refuse_touching_inputs(
 
 
 def _refuse_inside(root: Path, folder: Path) -> None:
-    """Refuse an output folder that is an input folder or lies in it. Raises OutputError."""
+    """Raise OutputError where the output folder is an input folder or lies in it."""
     real_root, real_folder = (Path(os.path.realpath(path)) for path in (root, folder))
     if real_root == real_folder:
         raise OutputError(f"{printable(root)}: is the input folder; choose another output folder")
@@ -634,7 +638,7 @@ def _refuse_inside(root: Path, folder: Path) -> None:
 
 
 def _refuse_leaving(root: Path, entries: Iterable[Entry]) -> None:
-    """Refuse outputs that a link inside ``root`` would lead out of it. Raises OutputError."""
+    """Raise OutputError where a link inside ``root`` would lead an output out of it."""
     real_root = Path(os.path.realpath(root))
     for parent in dict.fromkeys(entry.output.parent for entry in entries):
         real = Path(os.path.realpath(parent))

@@ -144,7 +144,9 @@ def test_a_file_that_is_named_says_its_container_itself(tmp_path: Path, name: st
     source = touch(tmp_path / "a.mp4")
     output = Path(name) if name == "-" else tmp_path / name
     assert find_inputs([source], output).entries[0].output == output
-    with pytest.raises(ContradictionError, match=r"--container webm asks for another container"):
+    with pytest.raises(
+        ContradictionError, match=r"--container webm and the name ask for different containers"
+    ):
         find_inputs([source], output, container="webm")
     assert find_inputs([source], tmp_path / "out.m4v", container="mp4").root is None
 
@@ -152,16 +154,16 @@ def test_a_file_that_is_named_says_its_container_itself(tmp_path: Path, name: st
 def test_a_pattern_and_a_pipe_into_another_container_error(tmp_path: Path) -> None:
     touch(tmp_path / "f_1.png")
     for source in (tmp_path / "f_%d.png", Path("-")):
-        with pytest.raises(ContradictionError, match=r"out\.mp4: --container mkv asks"):
+        with pytest.raises(ContradictionError, match=r"out\.mp4: --container mkv and the name ask"):
             find_inputs([source], tmp_path / "out.mp4", container="mkv")
 
 
 @pytest.mark.parametrize(
     ("output", "wanted", "message"),
     [
-        ("out.gif", "same", r"out\.gif: cannot write a picture as \.gif; choose one of jpg, "),
-        ("out.mp4", "same", r"cannot write a picture as \.mp4"),
-        ("out.jpg", "png", r"--format png asks for another format than the name"),
+        ("out.gif", "same", r"out\.gif: cannot write an image as \.gif; choose one of jpg, "),
+        ("out.mp4", "same", r"cannot write an image as \.mp4"),
+        ("out.jpg", "png", r"--format png and the name ask for different formats"),
     ],
 )
 def test_a_picture_of_a_format_that_cannot_be_written_errors(
@@ -241,7 +243,7 @@ def test_a_picture_of_a_kind_that_is_not_read_is_no_other_file(tmp_path: Path, n
         ("image", "b.png"),
     ]
     assert tree.notes == ()
-    assert why_unread(strange).startswith(f"{strange}: pictures of the kind .")
+    assert why_unread(strange).startswith(f"{strange}: images of the kind .")
     # Named alone it is the same; but its content counts more than its name.
     assert find_inputs([strange], tmp_path / "o.png").entries[0].kind == "unread"
     strange.write_bytes(PNG)
@@ -256,7 +258,7 @@ def test_depth_maps_are_copied_on_request_and_it_is_said(tmp_path: Path) -> None
     assert [entry.kind for entry in tree.entries] == ["other", "image", "other", "other"]
     (note,) = grouped(tree.notes)
     assert note.endswith(
-        "copied as they are, since pictures of these kinds are not read here: .exr 2, .psd 1"
+        "copied as they are, since images of these kinds are not read here: .exr 2, .psd 1"
     )
 
 
@@ -352,7 +354,7 @@ def test_a_folder_with_nothing_to_translate_says_what_it_saw_errors(tmp_path: Pa
     touch(tmp_path / "texts" / "a.txt")
     touch(tmp_path / "texts" / "b.txt")
     touch(tmp_path / "texts" / ".hidden.png")
-    with pytest.raises(InputError, match=r"it holds 2 \.txt, 1 hidden; pictures are apng, avif"):
+    with pytest.raises(InputError, match=r"it holds 2 \.txt, 1 hidden; images are apng, avif"):
         find_inputs([tmp_path / "texts"], tmp_path / "out")
 
 
@@ -408,8 +410,8 @@ def test_videos_whose_container_is_not_written_become_mkv_and_two_keep_their_ful
     ]  # fmt: skip
     notes = grouped(find_inputs([tmp_path / "in"], tmp_path / "out").notes)
     assert notes == (
-        "5 videos become MKV, as their containers are read and not written here (.wmv 2, .flv 1, "
-        ".mpg 1, .vob 1); --container chooses another",
+        "5 videos become MKV, since their containers are read and not written here (.wmv 2, "
+        ".flv 1, .mpg 1, .vob 1); --container chooses another",
         "3 files keep their full names, as two would share one without it: "
         f"{tmp_path}/in/a.flv becomes {tmp_path}/out/a.flv.mkv",
     )

@@ -109,8 +109,8 @@ def test_a_picture_of_a_kind_that_is_not_read_fails_alone_and_is_listed(
     done = translate(tmp_path / "in", tmp_path / "out", model=model)
     assert (done.exit_code, [path.name for path in done.outputs]) == (3, ["b.png"])
     (failure,) = done.failures
-    assert "a.psd: pictures of the kind .psd are not read here; convert it to PNG" in failure.cause
-    with pytest.raises(InputError, match=r"a\.psd: pictures of the kind \.psd are not read"):
+    assert "a.psd: images of the kind .psd are not read here; convert it to PNG" in failure.cause
+    with pytest.raises(InputError, match=r"a\.psd: images of the kind \.psd are not read"):
         translate(tmp_path / "in" / "a.psd", tmp_path / "o.png", model=model)
 
 

@@ -161,7 +161,7 @@ def test_what_has_no_writer_becomes_png_and_it_is_said_with_a_count(tmp_path: Pa
         "d.png": "png",
     }
     assert grouped(tree.notes)[1:] == (
-        "3 pictures become PNG, since the format is not written here: .gif 2, .jp2 1; "
+        "3 images become PNG, since the format is not written here: .gif 2, .jp2 1; "
         "--format chooses another",
     )
     tree = find_inputs([folder / "d.gif", folder / "c.avif"], tmp_path / "out", format="avif")

@@ -51,7 +51,7 @@ class Assembled:
     """What is reported of a file that was assembled."""
 
     notes: tuple[Note, ...]
-    """What the user is told once."""
+    """What is reported to the user once."""
     dropped: tuple[Dropped, ...]
     """What of the source's other streams is damaged and missing."""
 
@@ -59,6 +59,7 @@ class Assembled:
 def assemble(stretches: Sequence[Stretch], plan: StreamPlan, output_partial: Path) -> Assembled:
     """Write the final container under the temporary name ``output_partial`` and read it once.
 
+    ``stretches`` are the parts of the video in their order; today the video's sink passes one.
     Raises OutputError, and InputError where the source is damaged and the plan stops at damage;
     ``output_partial`` is then removed.
     """
@@ -247,9 +248,8 @@ def _add_translated(
     stream.metadata.update(stream_tags(plan.video.metadata, output, encoded=True))
     if plan.alpha and template.codec_context.name in ALPHA_DECODERS:
         stream.metadata["alpha_mode"] = "1"
-    context: Any = stream.codec_context
-    if plan.fields is not None and context is not None:
-        context.field_order = FIELD_ORDER[plan.fields]
+    if plan.fields and isinstance(stream, VideoStream) and stream.codec_context is not None:
+        stream.codec_context.field_order = FIELD_ORDER[plan.fields]
     size = template.codec_context.height, template.codec_context.width
     ratio = plan.sample_aspect_ratio or template.sample_aspect_ratio
     aspect.reserve(stream, ratio, size, output.format.name)

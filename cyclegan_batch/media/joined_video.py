@@ -1,4 +1,4 @@
-"""The encoded stretches of the translated video as one stream, with decoding times made anew."""
+"""Join the encoded stretches of the translated video to one stream with new decoding times."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ class StreamSpans:
         info = replace(info, seams=tuple(clock.seams))
         if info.format not in BROADCAST:
             return info
-        # What was read counts more than a header that knows nothing of the length or of the seams.
+        # These headers state no duration, or one on the clock before it was joined at the seams.
         measured = self.at_end and (bool(info.seams) or info.format in UNCOUNTED)
         streams = []
         for stream in info.streams:

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import av
 import av.container
 import av.error
 from av.stream import Stream
+from av.subtitles.codeccontext import SubtitleCodecContext
 from av.video.stream import VideoStream
 
 from ..errors import OutputError
@@ -126,9 +127,9 @@ TAGGED = ("rawvideo", "utvideo")
 """Codecs whose pixel format stands only in the stream's tag, which AVI, MKV and NUT keep."""
 
 
-def set_frame_rate(stream: Any, rate: Fraction | None) -> None:
+def set_frame_rate(stream: Stream, rate: Fraction | None) -> None:
     """Set the frame rate of an output's video stream, where it is known."""
-    if rate and stream.codec_context is not None:
+    if rate and isinstance(stream, VideoStream) and stream.codec_context is not None:
         stream.codec_context.framerate = rate
 
 
@@ -168,13 +169,15 @@ def _add_audio_encoder(
 def _add_subtitle_encoder(
     output: av.container.OutputContainer, template: Stream, encoder: str
 ) -> Stream:
-    stream: Any = output.add_stream(encoder)
-    decoder: Any = template.codec_context
+    stream = output.add_stream(encoder)
+    decoder, context = template.codec_context, stream.codec_context
+    assert isinstance(decoder, SubtitleCodecContext)
+    assert isinstance(context, SubtitleCodecContext)
     # The decoder creates the ASS header, which the encoder requires, when it opens.
     decoder.open(strict=False)
-    stream.codec_context.subtitle_header = decoder.subtitle_header
-    stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
-    return stream  # type: ignore[no-any-return]
+    context.subtitle_header = decoder.subtitle_header
+    context.time_base = stream.time_base = Fraction(1, 1000)
+    return stream
 
 
 # Tags
@@ -254,7 +257,7 @@ DISK_ERRNOS = frozenset(
         errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO,
     }
 )  # fmt: skip
-"""Errors that the system raises for a file; FFmpeg raises others (EPERM, EINVAL) by itself."""
+"""Errors of the disk or the file system. FFmpeg itself uses other numbers (EPERM, EINVAL) too."""
 
 
 def is_packet_error(error: av.error.FFmpegError) -> bool:
@@ -264,7 +267,7 @@ def is_packet_error(error: av.error.FFmpegError) -> bool:
 
 @contextlib.contextmanager
 def as_output_error(path: Path) -> Iterator[None]:
-    """Raise what FFmpeg or the system raises while ``path`` is written as an OutputError."""
+    """Turn an error of FFmpeg or the system while ``path`` is written into an OutputError."""
     try:
         yield
     except (av.error.FFmpegError, OSError) as error:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import av
 import av.container
 import av.error
 from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.stream import Stream
 
 from ..errors import InputError
@@ -228,9 +229,10 @@ class AudioTranscoder:
     """Decode one audio stream and encode it anew."""
 
     def __init__(
-        self, planned: OutputStream, template: Stream, stream: Any, span: Span, losses: Losses
+        self, planned: OutputStream, template: Stream, stream: Stream, span: Span, losses: Losses
     ) -> None:
         """``template`` is the source's stream, ``stream`` the output's."""
+        assert isinstance(stream, AudioStream)
         self.template = template
         self.stream = stream
         self._planned = planned
@@ -249,21 +251,19 @@ class AudioTranscoder:
         frames = self._decoded(packet)
         self._packets += packet.size > 0
         for frame in frames:
-            time = self._next_time
+            base = frame.time_base or Fraction(1, frame.sample_rate)
             # A frame that the decoder still held at the end may have no time.
-            if frame.pts is not None:
-                assert frame.time_base is not None
-                time = frame.pts * frame.time_base
+            time = self._next_time if frame.pts is None else frame.pts * base
             self._next_time = time + Fraction(frame.samples, frame.sample_rate)
             if time in self._span:
-                frame.pts = round((time - self._span.shift) / frame.time_base)
+                frame.pts = round((time - self._span.shift) / base)
                 yield from self._encoded(self._resampler.resample(frame))
         if not packet.size:
             yield from self._encoded([*self._resampler.resample(None), None])
 
-    def _decoded(self, packet: Packet) -> list[Any]:
+    def _decoded(self, packet: Packet) -> list[AudioFrame]:
         try:
-            return list(packet.decode())
+            return [each for each in packet.decode() if isinstance(each, AudioFrame)]
         except av.error.FFmpegError as error:
             # A damaged packet loses only its own samples, as in every player.
             time = None if packet.pts is None else packet.pts * packet.time_base

@@ -207,7 +207,7 @@ class _StreamSelection:
                 )
 
     def _is_unwanted(self, stream: StreamInfo) -> bool:
-        """Return whether a stream is left out without a word."""
+        """Return whether a stream is left out without a note."""
         if stream.kind == "audio":
             return self._options.audio == "none"
         return _is_rewritten_by_muxer(self._info, stream)

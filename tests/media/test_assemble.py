@@ -62,7 +62,7 @@ def encode(
     per: int = 20,
     options: TranslateOptions | None = None,
 ) -> list[Stretch]:
-    """Encode the frames of a stream, ``per`` in each stretch, the plain way."""
+    """Encode the frames of a stream with PyAV alone, ``per`` in each stretch."""
     options = options or TranslateOptions()
     with open_container(info.path) as container:
         frames = list(container.decode(container.streams[video.index]))
@@ -75,7 +75,7 @@ def encode(
     stretches = []
     for first in range(0, len(frames), per):
         part = frames[first : first + per]
-        # Kept now: `reformat` may return the very frame, whose time is then set for its stretch.
+        # Read before `reformat`, which may return the same frame: its time is set for the stretch.
         times = tuple(frame.pts for frame in part)
         path = folder / f".{len(stretches)}.unit"
         with own_scheduling(), av.open(str(path), "w", format="mp4") as output:
@@ -104,19 +104,19 @@ def ffprobe(path: Path, *arguments: str) -> Any:
 
 
 def packets(path: Path, stream: str) -> list[tuple[float, str]]:
-    """Time and hash of every packet of a stream, by ffprobe."""
-    found = ffprobe(path, "-select_streams", stream, "-show_packets", "-show_data_hash", "md5")
-    return [(float(p["pts_time"]), p["data_hash"]) for p in found["packets"]]
+    """Return time and hash of every packet of a stream, by ffprobe."""
+    answer = ffprobe(path, "-select_streams", stream, "-show_packets", "-show_data_hash", "md5")
+    return [(float(p["pts_time"]), p["data_hash"]) for p in answer["packets"]]
 
 
 def frame_times(path: Path) -> list[float]:
-    """Time of every decoded frame of the first video stream, by ffprobe."""
-    found = ffprobe(path, "-select_streams", "v:0", "-show_frames")
-    return [float(frame["best_effort_timestamp_time"]) for frame in found["frames"]]
+    """Return the time of every decoded frame of the first video stream, by ffprobe."""
+    answer = ffprobe(path, "-select_streams", "v:0", "-show_frames")
+    return [float(frame["best_effort_timestamp_time"]) for frame in answer["frames"]]
 
 
 def columns(path: Path) -> list[int]:
-    """Where the bright column stands in every frame: which picture it is."""
+    """Return the place of the bright column in every frame, which identifies the frame."""
     with av.open(str(path)) as container:
         return [
             int(frame.to_ndarray(format="gray")[20:].reshape(28, -1, 4).mean(axis=(0, 2)).argmax())
@@ -167,18 +167,18 @@ def test_all_that_mp4_can_hold_survives(tmp_path: Path, suffix: str) -> None:
     source, output = streams.mp4(tmp_path / "a.mp4"), tmp_path / f"out{suffix}"
     plan, notes = translate(source, output)
 
-    # Cover art is a matter of iTunes' metadata, which MOV does not have.
-    kept = 5 if suffix == ".mov" else 6
-    # Its languages are those of the Macintosh, which FFmpeg names by the older codes.
+    # A cover is part of iTunes' metadata, which MOV does not have.
+    count = 5 if suffix == ".mov" else 6
+    # The languages of MOV are those of the Macintosh, for which FFmpeg has the older codes.
     languages = {"deu": "ger"} if suffix == ".mov" else {}
-    assert len(grouped(plan.notes)) == 6 - kept
+    assert len(grouped(plan.notes)) == 6 - count
     assert notes == ()
     before, after = probe(source), probe(output)
-    assert [s.codec for s in after.streams] == [s.codec for s in before.streams][:kept]
-    assert [s.disposition for s in after.streams] == [s.disposition for s in before.streams][:kept]
+    assert [s.codec for s in after.streams] == [s.codec for s in before.streams][:count]
+    assert [s.disposition for s in after.streams] == [s.disposition for s in before.streams][:count]
     assert [s.metadata.get("language") for s in after.streams] == [
         languages.get(str(s.metadata.get("language")), s.metadata.get("language"))
-        for s in before.streams[:kept]
+        for s in before.streams[:count]
     ]
     assert _chapters(after) == _chapters(before) == [(0, 0.8, "Dawn"), (0.8, 2, "Däy")]
     assert after.metadata["title"] == "A title"
@@ -254,9 +254,9 @@ def test_the_encoders_colour_tags_and_sample_aspect_reach_the_file(
     source = streams.plain(tmp_path / "a.mp4", frames=5, sample_aspect_ratio=Fraction(4, 3))
     output = tmp_path / f"out{suffix}"
     translate(source, output)
-    found = ffprobe(output, "-show_streams", "-select_streams", "v:0")["streams"][0]
-    assert found["sample_aspect_ratio"] == "4:3"
-    assert (found["color_space"], found["color_range"]) == ("bt709", "tv")
+    stream = ffprobe(output, "-show_streams", "-select_streams", "v:0")["streams"][0]
+    assert stream["sample_aspect_ratio"] == "4:3"
+    assert (stream["color_space"], stream["color_range"]) == ("bt709", "tv")
 
 
 # Times
@@ -265,7 +265,7 @@ def test_the_encoders_colour_tags_and_sample_aspect_reach_the_file(
 @pytest.mark.behaviour(1, 2)
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1", "libvpx-vp9"])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_a_variable_rate_keeps_every_time_and_the_order_of_pictures(
+def test_a_variable_rate_keeps_every_time_and_the_order_of_frames(
     tmp_path: Path, suffix: str, codec: str
 ) -> None:
     source, output = streams.variable_rate(tmp_path / "a.mp4"), tmp_path / f"out{suffix}"
@@ -304,13 +304,13 @@ def test_what_begins_first_begins_at_zero_and_the_other_stays_as_far_from_it(
     pictures, heard = frame_times(output)[0], packets(output, "a:0")[0][0]
     before = frame_times(source)[0], packets(source, "a:0")[0][0]
     assert heard - pictures == pytest.approx(before[1] - before[0], abs=0.0011)
-    # The delay of MP3 (0.023 s) lies before; MPEG-TS also needs room for decoding times.
+    # The delay of MP3 (0.023 s) lies below zero; MPEG-TS also needs room for decoding times.
     assert -0.024 < min(pictures, heard) < (0.1 if suffix == ".ts" else 0.003)
 
 
 @pytest.mark.behaviour(2, 3)
 @pytest.mark.parametrize("suffix", [".mkv", ".ts", ".nut"])
-def test_where_nothing_can_start_below_zero_all_streams_move_together_and_it_is_said(
+def test_where_nothing_can_start_below_zero_all_streams_move_together_and_a_note_reports_it(
     tmp_path: Path, suffix: str
 ) -> None:
     source, output = streams.plain(tmp_path / "a.mp4"), tmp_path / f"out{suffix}"
@@ -324,7 +324,7 @@ def test_where_nothing_can_start_below_zero_all_streams_move_together_and_it_is_
     assert after == pytest.approx([t + moved for t in before], abs=0.0011)
     sound, copied = packets(source, "a:0"), packets(output, "a:0")
     assert [t for t, _ in copied] == pytest.approx([t + moved for t, _ in sound], abs=0.0011)
-    if suffix != ".ts":  # ADTS headers are MPEG-TS's own form of AAC
+    if suffix != ".ts":  # MPEG-TS adds ADTS headers to AAC.
         assert [h for _, h in copied] == [h for _, h in sound]
 
 
@@ -356,13 +356,13 @@ def test_h264_in_avi_decodes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".m2ts"])
-def test_streams_lie_beside_each_other_in_the_file(tmp_path: Path, suffix: str) -> None:
+def test_streams_are_interleaved_in_the_file(tmp_path: Path, suffix: str) -> None:
     source, output = streams.plain(tmp_path / "a.mp4", frames=75), tmp_path / f"out{suffix}"
     translate(source, output)
     latest = 0.0
     with av.open(str(output)) as container:
-        found = [p for p in container.demux() if p.size and p.dts is not None]
-        for packet in sorted(found, key=lambda p: p.pos or 0):
+        stamped = [p for p in container.demux() if p.size and p.dts is not None]
+        for packet in sorted(stamped, key=lambda p: p.pos or 0):
             time = float(packet.dts * packet.time_base)
             assert time > latest - 1.2
             latest = max(latest, time)
@@ -463,8 +463,8 @@ def test_subrip_and_mov_text_become_each_other(tmp_path: Path, names: tuple[str,
     slanted = "two <i>slanted</i>" if source.suffix == ".mkv" else "two slanted"
     assert [block[2] for block in lines] == ["one", slanted, "three"]
     for block, (start, end, _) in zip(lines, streams.SUBTITLES, strict=True):
-        found = [float(t.split(":")[-1].replace(",", ".")) for t in block[1].split(" --> ")]
-        assert found == pytest.approx([start + moved, end + moved], abs=0.0011)
+        seconds = [float(t.split(":")[-1].replace(",", ".")) for t in block[1].split(" --> ")]
+        assert seconds == pytest.approx([start + moved, end + moved], abs=0.0011)
     with av.open(str(output)) as container:
         subtitle = container.streams.subtitles[0]
         assert subtitle.metadata["language"] == "fra"
@@ -489,7 +489,7 @@ Dialogue: 0,0:00:00.60,0:00:00.80,Default,,0,0,0,,two {\\i1}slanted{\\i0}\\Nline
     "srt": "1\n00:00:00,200 --> 00:00:00,400\none, with a comma\n\n"
     "2\n00:00:00,600 --> 00:00:00,800\ntwo <i>slanted</i>\nlines\n",
 }
-"""Subtitles that say the same in three formats; ASS also draws a shape."""
+"""The same subtitles in three formats; ASS also draws a shape."""
 
 
 @pytest.mark.behaviour(5)
@@ -526,13 +526,13 @@ def test_subtitles_that_are_text_become_what_the_container_holds(
 
     assert plan.notes == ()
     assert probe(tmp_path / output).streams[1].codec == becomes
-    found = ffmpeg("-i", tmp_path / output, "-map", "0:s:0", "-f", "srt", "-")
-    blocks = [block.split("\n", 2)[1:] for block in found.strip().split("\n\n")]
-    said = [re.sub(r"</?(font|i)[^>]*>|\{.*?\}", "", text) for _, text in blocks]
+    srt = ffmpeg("-i", tmp_path / output, "-map", "0:s:0", "-f", "srt", "-")
+    blocks = [block.split("\n", 2)[1:] for block in srt.strip().split("\n\n")]
+    lines = [re.sub(r"</?(font|i)[^>]*>|\{.*?\}", "", text) for _, text in blocks]
     if becomes == "ass":
-        said.pop(1)  # the drawing, which is copied
+        lines.pop(1)  # the drawing, which is copied
         blocks.pop(1)
-    assert said == ["one, with a comma", "two slanted\nlines"]
+    assert lines == ["one, with a comma", "two slanted\nlines"]
     for (times, _), due in zip(blocks, ([0.2, 0.4], [0.6, 0.8]), strict=True):
         seconds = [float(time.split(":")[-1].replace(",", ".")) for time in times.split(" --> ")]
         assert seconds == pytest.approx(due, abs=0.0011)
@@ -553,11 +553,11 @@ def test_subtitles_that_overlap_are_all_on_screen_in_mp4(tmp_path: Path) -> None
         [*ffmpeg, "-i", plain, "-i", tmp_path / "a.srt", "-c", "copy", source], check=True
     )
     translate(source, output)
-    found = subprocess.run(
+    srt = subprocess.run(
         [*ffmpeg, "-i", output, "-map", "0:s:0", "-f", "srt", "-"],
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
-    assert [block.split("\n", 1)[1] for block in found.strip().split("\n\n")] == [
+    assert [block.split("\n", 1)[1] for block in srt.strip().split("\n\n")] == [
         "00:00:00,100 --> 00:00:00,200\nbelow",
         "00:00:00,200 --> 00:00:00,300\nbelow\n<i>above</i>\nthird",
         "00:00:00,300 --> 00:00:00,400\nbelow\n<i>above</i>",
@@ -586,8 +586,8 @@ def test_a_part_starts_at_zero_with_sound_subtitles_and_chapters_cut_alike(
     _, notes = translate(source, output, ss=0.48, to=1.48)
 
     assert notes == ()
-    wanted = [t for t in frame_times(source) if 0.48 <= t < 1.48]
-    assert frame_times(output) == pytest.approx([t - 0.48 for t in wanted], abs=0.0011)
+    times = [t for t in frame_times(source) if 0.48 <= t < 1.48]
+    assert frame_times(output) == pytest.approx([t - 0.48 for t in times], abs=0.0011)
     sound = [(t, h) for t, h in packets(source, "a:0") if 0.48 <= t < 1.48]
     cut = packets(output, "a:0")
     assert [h for _, h in cut] == [h for _, h in sound]
@@ -633,7 +633,7 @@ def test_sound_is_encoded_anew_on_request(
 
 
 def _sound(path: Path) -> np.ndarray[Any, Any]:
-    """The first audio stream's left channel at 48 kHz, every sample at its time."""
+    """Return the first audio stream's left channel at 48 kHz, every sample at its time."""
     sound = np.zeros(4 * 48000)
     end = 0
     with av.open(str(path)) as container:
@@ -723,7 +723,7 @@ def test_an_encoder_that_lost_a_frame_errors(tmp_path: Path) -> None:
         ("late", r"frame 7 is at 0\.2\d* s, not 0\.28"),
     ],
 )
-def test_the_written_file_is_read_before_it_counts_errors(
+def test_a_written_file_that_lacks_a_frame_or_a_time_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, words: str
 ) -> None:
     plan, stretches, output = _planned(tmp_path)
@@ -805,7 +805,7 @@ def test_sound_whose_times_stand_still_in_a_broken_source_still_gets_in(tmp_path
 
 
 @pytest.mark.behaviour(4)
-def test_a_time_code_comes_back_by_itself(tmp_path: Path) -> None:
+def test_a_time_code_is_written_anew_by_the_muxer(tmp_path: Path) -> None:
     whole, source, output = (
         streams.plain(tmp_path / "a.mp4"),
         tmp_path / "b.mov",
@@ -842,7 +842,7 @@ def test_sound_that_does_not_fit_is_offered_in_another_form(tmp_path: Path) -> N
 
 
 def _broken_sound(tmp_path: Path) -> Path:
-    """An MPEG-TS with one ADTS header overwritten, as a bad reception leaves it."""
+    """Write an MPEG-TS with one ADTS header overwritten, as a bad reception leaves it."""
     path = streams.plain(tmp_path / "broken.ts")
     content = path.read_bytes()
     place = -1
@@ -855,16 +855,16 @@ def _broken_sound(tmp_path: Path) -> Path:
 def test_sound_with_a_broken_packet_can_be_encoded_anew(tmp_path: Path) -> None:
     source, output = _broken_sound(tmp_path), tmp_path / "out.mp4"
     translate(source, output, audio="aac")
-    # What follows the gap that players hear there is not pulled forward into it.
-    sent, got = packets(source, "a:0"), packets(output, "a:0")
+    # The damaged packet leaves a gap, and what follows it is not moved into it.
+    sent, received = packets(source, "a:0"), packets(output, "a:0")
     late = frame_times(source)[0] - frame_times(output)[0]
-    assert got[-1][0] == pytest.approx(sent[-1][0] - late, abs=0.03)
+    assert received[-1][0] == pytest.approx(sent[-1][0] - late, abs=0.03)
     assert columns(output) == columns(source)
 
 
 @pytest.mark.behaviour(3)
-def test_the_last_packet_of_sound_stays_where_the_source_tells_no_durations(tmp_path: Path) -> None:
-    """MKV says none for ALAC, and an MP4 ends before a last packet that lasts no time."""
+def test_the_last_packet_of_sound_stays_where_the_source_has_no_durations(tmp_path: Path) -> None:
+    """MKV holds none for ALAC, and an MP4 ends before a last packet without duration."""
     source, output = streams.plain(tmp_path / "a.mkv", audio="alac"), tmp_path / "out.mp4"
     translate(source, output)
     assert [h for _, h in packets(output, "a:0")] == [h for _, h in packets(source, "a:0")]
@@ -907,7 +907,7 @@ def test_sound_before_the_picture_survives_beside_a_cover(tmp_path: Path, suffix
 
 
 def _apart(folder: Path, *, picture: Fraction, sound: Fraction) -> Path:
-    """An MKV with a cover, whose picture and sound begin at these seconds."""
+    """Write an MKV with a cover, whose video and audio begin at these seconds."""
     video = streams.plain(folder / "v.mkv", audio=None, start=picture)
     audio = streams.plain(folder / "s.mkv", audio="libmp3lame", start=sound)
     path = folder / "apart.mkv"

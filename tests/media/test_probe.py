@@ -1,4 +1,4 @@
-"""What is in a media file, and what is refused before it can do harm."""
+"""The description of media files, and the files that are refused before they can do harm."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def test_an_mp4_is_described_with_all_its_streams(tmp_path: Path) -> None:
     assert (info.streams[1].sample_rate, info.streams[1].channels) == (48000, 2)
 
 
-def test_the_description_is_json_and_names_colours_or_says_untagged(tmp_path: Path) -> None:
+def test_the_description_is_json_with_colours_by_name_or_untagged(tmp_path: Path) -> None:
     path = streams.plain(tmp_path / "a.mkv")
-    words = json.loads(json.dumps(describe(probe(path, count_frames=True))))
+    description = json.loads(json.dumps(describe(probe(path, count_frames=True))))
 
-    video = words["streams"][0]
+    video = description["streams"][0]
     assert (video["frames"], video["frames_are"]) == (25, "counted")
     assert video["colour"] == dict.fromkeys(
         ("matrix", "primaries", "transfer", "range"), "untagged"
     )
     assert (video["size"], video["rate"], video["constant_rate"]) == ("64x48", "25/1", True)
-    assert words["streams"][1]["codec"] == "aac"
+    assert description["streams"][1]["codec"] == "aac"
 
 
 def test_frames_are_claimed_by_the_index_or_unknown_until_they_are_counted(tmp_path: Path) -> None:
@@ -86,10 +86,10 @@ def test_a_variable_rate_is_found(tmp_path: Path, name: str, count_frames: bool)
 def test_all_eight_orientations_are_read_as_ffmpeg_turns_them(
     tmp_path: Path, degrees: int, mirrored: bool
 ) -> None:
-    # Mirrored first, then turned, is turned the other way first, then mirrored.
-    written = -degrees if mirrored else degrees
+    # To mirror and then turn is the same as to turn the other way and then mirror.
+    rotation = -degrees if mirrored else degrees
     path = streams.plain(
-        tmp_path / "a.mp4", frames=1, audio=None, rotation=(written, mirrored, False)
+        tmp_path / "a.mp4", frames=1, audio=None, rotation=(rotation, mirrored, False)
     )
     video = probe(path).best_video()
 
@@ -143,7 +143,7 @@ def test_high_dynamic_range_is_recognised_by_its_transfer(
 
 @pytest.mark.behaviour(5)
 @pytest.mark.parametrize("name", ["a.ts", "a.mkv"])
-def test_closed_captions_inside_the_video_are_seen(tmp_path: Path, name: str) -> None:
+def test_closed_captions_inside_the_video_are_reported(tmp_path: Path, name: str) -> None:
     assert probe(streams.captioned(tmp_path / name)).best_video().closed_captions
     assert not probe(streams.plain(tmp_path / f"b{name}")).best_video().closed_captions
 
@@ -165,10 +165,10 @@ def test_the_best_video_is_the_largest_and_a_named_one_wins(tmp_path: Path) -> N
 
 def _remux(path: Path, sources: list[Path]) -> None:
     with av.open(str(path), "w") as output:
-        opened = [av.open(str(source)) for source in sources]
+        containers = [av.open(str(source)) for source in sources]
         pairs = [
             (container, stream, output.add_stream_from_template(stream, opaque=True))
-            for container in opened
+            for container in containers
             for stream in container.streams
         ]
         for container, stream, copy in pairs:
@@ -177,7 +177,7 @@ def _remux(path: Path, sources: list[Path]) -> None:
                 if packet.size:
                     packet.stream = copy
                     output.mux(packet)
-        for container in opened:
+        for container in containers:
             container.close()
 
 
@@ -202,9 +202,9 @@ def test_tags_that_are_not_utf8_do_not_stop_the_reading(tmp_path: Path) -> None:
     assert json.dumps(describe(info)).encode()
 
 
-def test_a_stream_that_appears_on_the_way_does_not_break_the_end() -> None:
+def test_a_stream_that_appears_while_reading_raises_nothing_at_the_end() -> None:
     class Late:
-        """What PyAV 18.1 does at the end of an MPEG-TS whose streams grew in number."""
+        """Raise what PyAV 18.1 raises at the end of an MPEG-TS in which a stream appeared."""
 
         def demux(self, streams: list[Any]) -> Iterator[Any]:
             yield from streams
@@ -289,32 +289,32 @@ def test_a_playlist_or_script_reads_no_other_file_errors(
     path = tmp_path / f"trap{suffix}"
     path.write_text(TRAPS[trap](secret))
 
-    opened = _Openings(secret)
+    openings = _Openings(secret)
     with pytest.raises(InputError, match="is no media format that is read here"):
         probe(path)
-    assert opened.count() == 0
+    assert openings.count() == 0
 
 
 @pytest.mark.behaviour(45)
 @pytest.mark.parametrize("trap", ["hls", "concat"])
 def test_the_traps_are_real(tmp_path: Path, trap: str) -> None:
-    # Without our lists FFmpeg follows them: otherwise the test above would hold of anything.
+    # Without the lists of allowed formats FFmpeg reads the other file, so the test above can fail.
     secret = streams.plain(tmp_path / "secret.ts", frames=3)
     path = tmp_path / ("trap.m3u8" if trap == "hls" else "trap.mp4")
     path.write_text(TRAPS[trap](secret))
-    opened = _Openings(secret)
+    openings = _Openings(secret)
     options = {"protocol_whitelist": "file", **({"safe": "0"} if trap == "concat" else {})}
     with av.open(f"file:{path}", container_options=options) as container:
         assert container.streams.video
-    assert opened.count() > 0
+    assert openings.count() > 0
 
 
 class _Openings:
-    """Count how often a file is opened, by the kernel's own account (inotify)."""
+    """Count by inotify how often a file is opened."""
 
     def __init__(self, path: Path) -> None:
         if not sys.platform.startswith("linux"):
-            pytest.skip("needs inotify to see which files are opened")
+            pytest.skip("needs inotify to count how often a file is opened")
         libc = ctypes.CDLL(None, use_errno=True)
         self._descriptor = libc.inotify_init1(os.O_NONBLOCK)
         assert self._descriptor >= 0
@@ -362,7 +362,7 @@ def test_a_pattern_that_matches_nothing_errors(tmp_path: Path, name: str, words:
 @pytest.mark.behaviour(16)
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_a_pattern_of_pictures_is_turned_by_their_exif(
+def test_a_pattern_of_images_is_turned_by_their_exif(
     tmp_path: Path, suffix: str, turn: int
 ) -> None:
     upright = pictures.photo()

@@ -1,4 +1,4 @@
-"""Sound: what a container and an encoder take is found out first; damage costs itself only."""
+"""Audio is tried before the first frame; damage loses only the damaged packets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def clip(
     rate: int = 48000,
     video: str = "mpeg4",
 ) -> Path:
-    """Grey frames with a tone of its own pitch in every channel, in the container of the name."""
+    """Write grey frames and a tone of another pitch in every channel; the name tells the format."""
     with av.open(str(path), "w") as output:
         picture: Any = output.add_stream(video, rate=25)
         picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
@@ -70,7 +70,7 @@ def pitch(channel: int) -> int:
 
 
 def tones(layout: str, rate: int, seconds: float = SECONDS) -> list[av.AudioFrame]:
-    """Return sound in which channel ``k`` sings at `pitch`, in frames of 1024 samples."""
+    """Return audio in which channel ``k`` is a tone of `pitch`, in frames of 1024 samples."""
     channels = av.AudioLayout(layout).nb_channels
     time = np.arange(int(seconds * rate)) / rate
     waves = np.stack([0.2 * np.sin(2 * np.pi * pitch(k) * time) for k in range(channels)])
@@ -92,20 +92,20 @@ def planned(source: Path, output: Path, **options: Any) -> StreamPlan:
 
 
 def translated(source: Path, output: Path, **options: Any) -> Assembled:
-    """Put grey H.264 in place of the video, at its times, with all else that is planned."""
+    """Assemble grey H.264 at the times of the video with everything else that is planned."""
     plan = planned(source, output, **options)
     with open_container(source) as container:
         video = container.streams[plan.video.index]
         times = sorted(packet.pts for packet in container.demux(video) if packet.size)
     stretch = output.parent / ".stretch.mp4"
-    with av.open(str(stretch), "w") as made:
-        stream: Any = made.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+    with av.open(str(stretch), "w") as encoded:
+        stream: Any = encoded.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number in range(len(times)):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8))
             frame.pts, frame.time_base = number, Fraction(1, 25)
-            made.mux(stream.encode(frame))
-        made.mux(stream.encode(None))
+            encoded.mux(stream.encode(frame))
+        encoded.mux(stream.encode(None))
     return assemble([Stretch(stretch, plan.video.time_base, tuple(times), None)], plan, output)
 
 
@@ -116,7 +116,7 @@ def sound_packets(path: Path) -> list[bytes]:
 
 
 def heard(path: Path) -> tuple[str, np.ndarray[Any, Any], int]:
-    """Return layout, samples ``(channels, N)`` and rate of the sound, as it is decoded."""
+    """Return layout, samples ``(channels, N)`` and rate of the decoded audio."""
     with open_container(path) as container:
         frames = list(container.decode(audio=0))
     layout = frames[0].layout
@@ -144,10 +144,10 @@ def pitches(samples: np.ndarray[Any, Any], rate: int) -> list[int]:
 def test_a_layout_that_is_not_stated_is_the_one_that_ffmpeg_guesses(channels: int) -> None:
     command = ["ffmpeg", "-nostdin", "-hide_banner", "-f", "s16le", "-ac", str(channels)]
     command += ["-i", "pipe:0", "-f", "null", "-"]
-    told = subprocess.run(
+    log = subprocess.run(
         command, input=bytes(2 * channels * 100), capture_output=True, check=True
     ).stderr.decode()
-    guessed = re.search(r"Guessed Channel Layout.* : (\S+)", told)
+    guessed = re.search(r"Guessed Channel Layout.* : (\S+)", log)
     assert guessed is not None
     decoder: Any = av.CodecContext.create("pcm_s16le", "r")
     decoder.layout = f"{channels} channels"
@@ -194,7 +194,7 @@ def test_sound_without_a_stated_layout_is_encoded(
         ("mono", "libmp3lame", "mono"),
     ],
 )
-def test_every_channel_stays_itself_under_the_name_that_the_encoder_takes(
+def test_every_channel_keeps_its_content_in_the_layout_that_the_encoder_takes(
     tmp_path: Path, layout: str, encoder: str, result: str
 ) -> None:
     source = clip(tmp_path / "in.mov", layout=layout)
@@ -202,14 +202,14 @@ def test_every_channel_stays_itself_under_the_name_that_the_encoder_takes(
     name, samples, rate = heard(tmp_path / "out.mkv")
     assert name == result
     names = [channel.name for channel in av.AudioLayout(layout).channels]
-    wanted = [pitch(names.index(n)) for n in names if n != "LFE"]
-    found = [
+    expected = [pitch(names.index(n)) for n in names if n != "LFE"]
+    decoded = [
         f for f, c in zip(pitches(samples, rate), av.AudioLayout(name).channels, strict=True)
         if c.name != "LFE"
     ]  # fmt: skip
-    assert sorted(found) == sorted(wanted)
-    # In front nothing changes its place.
-    assert found[:2] == wanted[:2]
+    assert sorted(decoded) == sorted(expected)
+    # The front channels keep their places.
+    assert decoded[:2] == expected[:2]
 
 
 @pytest.mark.behaviour(3)
@@ -217,7 +217,7 @@ def test_every_channel_stays_itself_under_the_name_that_the_encoder_takes(
     ("layout", "encoder", "result"),
     [("5.1(side)", "libmp3lame", "stereo"), ("7.1", "ac3", "5.1"), ("quad", "mp2", "stereo")],
 )
-def test_channels_that_an_encoder_does_not_take_are_mixed_down_and_told(
+def test_channels_that_an_encoder_does_not_take_are_mixed_down_with_a_note(
     tmp_path: Path, layout: str, encoder: str, result: str
 ) -> None:
     source = clip(tmp_path / "in.mov", layout=layout)
@@ -226,8 +226,8 @@ def test_channels_that_an_encoder_does_not_take_are_mixed_down_and_told(
     assert f"{encoder} does not take its" in note
     assert note.endswith(f"so they are mixed down to {result}")
     with open_container(source) as container:
-        made = plan_sound(encoder, container.streams.audio[0].codec_context)
-    assert (made.layout, made.mixed_down) == (result, True)
+        sound = plan_sound(encoder, container.streams.audio[0].codec_context)
+    assert (sound.layout, sound.mixed_down) == (result, True)
 
 
 def test_an_encoder_that_does_not_exist_errors(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_an_encoder_that_does_not_exist_errors(tmp_path: Path) -> None:
         planned(source, tmp_path / "out.mkv", audio="libx264")
 
 
-def test_sound_that_changes_its_form_on_the_way_is_encoded(tmp_path: Path) -> None:
+def test_sound_whose_layout_and_rate_change_is_encoded(tmp_path: Path) -> None:
     """Broadcasts change from stereo to 5.1 and back within a stream."""
     frames = [*tones("stereo", 48000, 0.2), *tones("5.1", 48000, 0.2), *tones("mono", 44100, 0.2)]
     source = tmp_path / "in.ts"
@@ -271,19 +271,19 @@ def test_sound_that_changes_its_form_on_the_way_is_encoded(tmp_path: Path) -> No
 
 
 def adts(frames: Sequence[av.AudioFrame]) -> list[bytes]:
-    """Return AAC packets with a header each (ISO/IEC 13818-7), as a TS holds them."""
+    """Return AAC packets with a header each (ISO/IEC 13818-7), as MPEG-TS holds them."""
     encoder: Any = av.CodecContext.create("aac", "w")
     encoder.layout, encoder.sample_rate = frames[0].layout.name, frames[0].sample_rate
     encoder.format = "fltp"
     packets = [packet for frame in (*frames, None) for packet in encoder.encode(frame)]
     rate = [96000, 88200, 64000, 48000, 44100].index(frames[0].sample_rate)
     channels = frames[0].layout.nb_channels
-    found = []
+    with_headers = []
     for packet in packets:
         size = packet.size + 7
         head = 0xFFF1 << 40 | 1 << 38 | rate << 34 | channels << 30 | size << 13 | 0x7FF << 2
-        found.append(head.to_bytes(7, "big") + bytes(packet))
-    return found
+        with_headers.append(head.to_bytes(7, "big") + bytes(packet))
+    return with_headers
 
 
 # What a container takes
@@ -313,14 +313,14 @@ def test_mkv_holds_what_its_writer_takes(
     source = clip(tmp_path / f"in{suffix}", codec, rate=rate, layout=layout, video=video)
     plan = planned(source, tmp_path / "out.mkv")
     if codec == "nellymoser":
-        # The one of these for which MKV has no name at all.
+        # The only codec of these without a name in MKV.
         assert "MKV cannot hold it; --audio aac keeps its sound" in grouped(plan.notes)[0]
         return
     assert plan.notes == ()
     assert not translated(source, tmp_path / "out.mkv").dropped
     assert sound_packets(tmp_path / "out.mkv") == sound_packets(source) != []
-    with open_container(tmp_path / "out.mkv") as made, open_container(source) as given:
-        ours, theirs = made.streams.audio[0], given.streams.audio[0]
+    with open_container(tmp_path / "out.mkv") as written, open_container(source) as container:
+        ours, theirs = written.streams.audio[0], container.streams.audio[0]
         assert ours.codec.canonical_name == theirs.codec.canonical_name
         assert ours.rate == theirs.rate == rate
 
@@ -337,8 +337,8 @@ def test_mp4_holds_pcm_once_its_layout_is_known(
     assert planned(source, tmp_path / "out.mp4", strict=True).notes == ()
     assert not translated(source, tmp_path / "out.mp4").dropped
     assert b"".join(sound_packets(tmp_path / "out.mp4")) == b"".join(sound_packets(source))
-    name, samples, found = heard(tmp_path / "out.mp4")
-    assert (name, found, samples.shape) == (
+    name, samples, output_rate = heard(tmp_path / "out.mp4")
+    assert (name, output_rate, samples.shape) == (
         layout,
         rate,
         (av.AudioLayout(layout).nb_channels, int(SECONDS * rate)),
@@ -347,7 +347,7 @@ def test_mp4_holds_pcm_once_its_layout_is_known(
 
 @pytest.mark.behaviour(3, 5)
 def test_sound_that_mp4_cannot_hold_is_named_before_the_first_frame(tmp_path: Path) -> None:
-    """PCM whose layout nobody can guess is refused only where the file is ended."""
+    """The MP4 muxer refuses PCM without a layout only at the end of the file."""
     source = clip(tmp_path / "in.mkv", layout="10 channels")
     plan = planned(source, tmp_path / "out.mp4")
     assert grouped(plan.notes) == (
@@ -370,18 +370,18 @@ def test_sound_that_mp4_cannot_hold_is_named_before_the_first_frame(tmp_path: Pa
 def test_what_is_planned_comes_out(
     tmp_path: Path, suffix: str, source_suffix: str, codec: str, layout: str
 ) -> None:
-    """Copied and found again, or named before the first frame; nothing fails at the join."""
+    """A stream is copied, or named before the first frame; none fails while it is written."""
     source = clip(tmp_path / f"in{source_suffix}", codec, layout=layout)
     output = tmp_path / f"out{suffix}"
     plan = planned(source, output)
     assert not translated(source, output).dropped
-    held = not any("cannot hold it" in note for note in grouped(plan.notes))
-    assert bool(sound_packets(output)) == held
+    copied = not any("cannot hold it" in note for note in grouped(plan.notes))
+    assert bool(sound_packets(output)) == copied
 
 
 @pytest.mark.behaviour(5)
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".webm"])
-def test_pictures_that_a_container_cannot_hold_are_refused_before_the_first_frame_errors(
+def test_video_that_a_container_cannot_hold_is_refused_before_the_first_frame_errors(
     tmp_path: Path, suffix: str
 ) -> None:
     info = probe(clip(tmp_path / "in.mov"))
@@ -396,7 +396,7 @@ def test_pictures_that_a_container_cannot_hold_are_refused_before_the_first_fram
 
 
 def broken_sound(path: Path, numbers: Sequence[int], *, at: int = 0, suffix: str = ".ts") -> Path:
-    """An MPEG-TS in which the ADTS headers of these packets are overwritten."""
+    """Write an MPEG-TS in which the ADTS headers of these packets are overwritten."""
     whole = clip(path.with_suffix(suffix), "aac", rate=44100)
     content = bytearray(whole.read_bytes())
     headers = [m.start() for m in re.finditer(rb"\xff\xf1\x50\x80", bytes(content))]
@@ -418,8 +418,8 @@ def test_a_damaged_packet_of_sound_is_left_out_and_listed(tmp_path: Path, suffix
     assert (place.of, place.number) == (f"{source}, stream 1 (audio aac)", 5)
     assert place.trouble.startswith("damaged (Invalid data")
     assert place.seconds == pytest.approx(4 * 1024 / 44100, abs=0.03)
-    kept = [p for n, p in enumerate(sound_packets(tmp_path / f"whole{suffix}")) if n != 5]
-    assert sound_packets(tmp_path / f"out{suffix}") == kept
+    others = [p for n, p in enumerate(sound_packets(tmp_path / f"whole{suffix}")) if n != 5]
+    assert sound_packets(tmp_path / f"out{suffix}") == others
 
 
 @pytest.mark.behaviour(14, 22)
@@ -439,20 +439,20 @@ def test_lost_sound_is_in_the_report_of_the_run_and_the_video_is_written(tmp_pat
 
 
 @pytest.mark.behaviour(3, 22)
-def test_whatever_a_writer_has_against_a_packet_costs_only_the_packet(tmp_path: Path) -> None:
-    """FFmpeg calls some damage a feature that it does not have yet."""
+def test_a_packet_that_a_muxer_refuses_for_any_reason_is_left_out_alone(tmp_path: Path) -> None:
+    """FFmpeg reports some damage as a feature that is not implemented yet."""
     source = broken_sound(tmp_path / "in.ts", [12])
     done = translated(source, tmp_path / "out.mkv")
-    told = " ".join(str(each.error) for each in done.dropped)
-    assert "Not yet implemented" in told
-    assert "Invalid data" in told
+    errors = " ".join(str(each.error) for each in done.dropped)
+    assert "Not yet implemented" in errors
+    assert "Invalid data" in errors
     with open_container(source) as container:
-        there = [packet for packet in container.demux(audio=0) if packet.size]
-    assert len(sound_packets(tmp_path / "out.mkv")) == len(there) - len(done.dropped)
+        packets = [packet for packet in container.demux(audio=0) if packet.size]
+    assert len(sound_packets(tmp_path / "out.mkv")) == len(packets) - len(done.dropped)
 
 
 @pytest.mark.behaviour(22)
-def test_a_damaged_packet_of_sound_ends_a_run_that_is_to_stop_errors(tmp_path: Path) -> None:
+def test_a_damaged_packet_of_sound_ends_a_run_that_stops_at_damage_errors(tmp_path: Path) -> None:
     source = broken_sound(tmp_path / "in.ts", [5])
     with pytest.raises(InputError, match=r"stream 1 .*packet 5 .*leave out --on-error fail"):
         translated(source, tmp_path / "out.mkv", on_error="fail")
@@ -460,7 +460,7 @@ def test_a_damaged_packet_of_sound_ends_a_run_that_is_to_stop_errors(tmp_path: P
 
 
 @pytest.mark.behaviour(3, 22)
-def test_a_packet_that_cannot_be_decoded_costs_its_own_sound(tmp_path: Path) -> None:
+def test_a_packet_that_cannot_be_decoded_loses_only_its_own_sound(tmp_path: Path) -> None:
     whole = clip(tmp_path / "whole.mkv", "flac")
     contents = sound_packets(whole)
     source = tmp_path / "in.mkv"
@@ -469,7 +469,7 @@ def test_a_packet_that_cannot_be_decoded_costs_its_own_sound(tmp_path: Path) -> 
     assert [each.place and each.place.number for each in done.dropped] == [2]
     assert "cannot be decoded" in str(done.dropped[0].error)
     _, samples, rate = heard(tmp_path / "out.mkv")
-    # What comes behind it stays at its time: the sound is as long as it was.
+    # What follows stays at its time, so the audio is as long as in the source.
     with open_container(tmp_path / "out.mkv") as container:
         last = [p for p in container.demux(audio=0) if p.size][-1]
     assert last.pts is not None
@@ -495,13 +495,13 @@ def test_a_track_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     for options in ({"strict": True}, {"on_error": "fail"}):
         with pytest.raises(InputError, match=words):
             planned(source, tmp_path / "out.mkv", audio="aac", **options)
-    # Copied it is what it was.
+    # A copied stream is not decoded, so there is nothing to report.
     assert planned(source, tmp_path / "out.mkv").notes == ()
 
 
 @pytest.mark.behaviour(1, 22)
 @pytest.mark.parametrize("audio", ["copy", "libopus"])
-def test_of_a_file_that_breaks_off_the_sound_that_is_there_comes_out(
+def test_the_sound_of_a_file_that_breaks_off_is_written_up_to_there(
     tmp_path: Path, audio: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = clip(tmp_path / "in.mkv", "flac")
@@ -537,11 +537,11 @@ def test_of_a_file_that_breaks_off_the_sound_that_is_there_comes_out(
         assert sound_packets(tmp_path / "out.mkv") == whole[:3]
 
 
-# What FFmpeg says of its own accord
+# What FFmpeg prints by itself
 
 
 @pytest.mark.behaviour(22)
-def test_what_ffmpeg_says_of_a_damaged_file_is_printed_only_where_it_is_asked_for(
+def test_ffmpegs_messages_about_a_damaged_file_are_printed_only_with_v(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     whole = clip(tmp_path / "whole.avi", video="mpeg4")
@@ -553,20 +553,20 @@ def test_what_ffmpeg_says_of_a_damaged_file_is_printed_only_where_it_is_asked_fo
     model = generators.identity(tmp_path / "m.onnx")
     arguments = ["translate", str(source), str(tmp_path / "out.mkv"), "-m", str(model), "-y"]
     arguments += ["--preset", "ultrafast", "--progress", "none"]
-    said = []
+    logs = []
     for more in ([], ["-v"], []):
         done = CliRunner().invoke(cli.main, [*arguments, *more])
         assert done.exit_code == 3, done.output
         assert "concealed by the decoder" in done.output
-        said.append(capfd.readouterr().err)
-    assert [len(re.findall(r"^\[mpeg4 @ ", each, re.MULTILINE)) > 0 for each in said] == [
+        logs.append(capfd.readouterr().err)
+    assert [len(re.findall(r"^\[mpeg4 @ ", each, re.MULTILINE)) > 0 for each in logs] == [
         False,
         True,
         False,
     ]
 
 
-def test_ffmpeg_goes_on_printing_after_an_encoder_was_opened_on_the_way(
+def test_ffmpeg_still_prints_after_its_messages_were_captured(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     with messages.printed():

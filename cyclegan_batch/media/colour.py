@@ -1,16 +1,16 @@
-"""Turn decoded pictures into RGB and translated RGB back, so that colours come out as they went in.
+"""Convert decoded frames to RGB, and translated RGB back, so that an identity keeps all colours.
 
-Both ways use the same matrix, range and chroma siting, decided once (`resolve`) from the stream's
-tags, or guessed where it has none. The output carries exactly the tags of its source: a guess is
-used for the arithmetic, never written down as if it were known.
+Both directions use the same matrix, range and chroma location, decided once (`resolve`) from the
+stream's tags, or guessed where it is untagged. The output carries exactly the tags of its source: a
+guess is used in the arithmetic, but never written as a tag.
 
-The arithmetic is swscale's, with the flags that keep it honest; its defaults darken by a level. Two
-of its habits decide how it is called here (FFmpeg 8.1, 1280×720, one core):
+swscale does the arithmetic, with flags for accuracy; its defaults darken by a level. Two of its
+properties decide how it is called here (FFmpeg 8.1, 1280×720, one core):
 
-- planar RGB is written by vector code, packed RGB is not: ``gbrp`` and OpenCV's merge take 2.2 ms,
+- it writes planar RGB by vector code, packed RGB without: ``gbrp`` and OpenCV's merge take 2.2 ms,
   ``rgb24`` takes 5.1 ms, with equal pixels;
-- 16-bit RGB has its white not at 65535 but near 255·256, and elsewhere on the way in than on the
-  way out. The tables below put it back to 1, so that 10 bits survive the round trip.
+- white in its 16-bit RGB is not 65535 but near 255·256, with different values to RGB and from RGB.
+  The tables below map white to 1, so that 10 bits survive the round trip.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar
 
 import av
 import cv2
@@ -35,10 +35,11 @@ from .stream_info import ColourTags, Fields, StreamInfo
 
 Matrix = Literal["bt601", "bt709", "bt2020", "fcc", "smpte240m", "rgb"]
 
-NAMES = ("bt601", "bt709", "bt2020")
-"""The matrices that ``--color`` takes."""
+_Sample = TypeVar("_Sample", bound=np.integer[Any] | np.floating[Any])
 
-_RANGES = {"limited": False, "full": True}
+_COLOR_MATRICES: dict[str, Matrix] = {"bt601": "bt601", "bt709": "bt709", "bt2020": "bt2020"}
+_COLOR_RANGES = {"limited": False, "full": True}
+"""What ``--color`` accepts: a matrix, and whether the range is full."""
 
 _MATRIX_FROM_TAG: dict[int, Matrix] = {
     0: "rgb",
@@ -49,7 +50,7 @@ _MATRIX_FROM_TAG: dict[int, Matrix] = {
     7: "smpte240m",
     9: "bt2020",
 }
-"""ITU-T H.273 table 4, as far as swscale computes it; 2 is "unspecified", 3 reserved."""
+"""ITU-T H.273, table 4, as far as swscale computes it; 2 is "unspecified", 3 is reserved."""
 
 _MATRIX_FROM_PRIMARIES: dict[int, Matrix] = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
 
@@ -63,49 +64,49 @@ _COLORSPACE = {
     "smpte240m": Colorspace.SMPTE240M,
     "rgb": Colorspace.ITU709,
 }
-"""swscale's names; where both sides are RGB it uses none."""
+"""swscale's names; it ignores the one for "rgb", where both sides are RGB."""
 
 _LOCATIONS = {1: "left", 2: "center", 3: "topleft", 4: "top", 5: "bottomleft", 6: "bottom"}
-"""AVChromaLocation, in the words of FFmpeg's ``setparams``."""
+"""AVChromaLocation, as FFmpeg's filter ``setparams`` names it."""
 
 _FLAGS = (
     Interpolation.BICUBIC
     | Interpolation.ACCURATE_RND
     | Interpolation.FULL_CHR_H_INT
-    # Without it every pair of pixels is averaged before the chroma filter, which cannot put chroma
-    # to the left then; it is also the faster way (1.6 against 2.1 ms).
+    # Without it every pair of pixels is averaged before the chroma filter, which then cannot place
+    # chroma to the left. With it the conversion is also faster (1.6 against 2.1 ms).
     | Interpolation.FULL_CHR_H_INP
 )
 
 
 @dataclass(frozen=True)
 class ColourPlan:
-    """How the numbers of a stream stand for colours, and what its output says about that."""
+    """How the samples of a stream encode colours, and how its output is tagged."""
 
     matrix: Matrix
-    """What the pictures of the source are converted with."""
+    """For the conversion of the source's frames to RGB."""
     output_matrix: Matrix
-    """The same, except for an RGB source, whose YUV output needs one."""
+    """The same as ``matrix``, except for an RGB source, whose YUV output needs a matrix."""
     full_range: bool
     output_full_range: bool
     chroma_location: str
-    """Where chroma samples sit, in the words of FFmpeg's ``setparams``."""
+    """Where chroma samples sit, as FFmpeg's filter ``setparams`` names it."""
     tags: ColourTags
-    """What the output is tagged with: the source's own tags."""
+    """The tags of the output, which are those of the source."""
     guessed: bool
-    """The source does not say its matrix."""
+    """The source has no tag of its matrix."""
     notes: tuple[Note, ...] = ()
 
 
 def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") -> ColourPlan:
-    """Decide how the pictures of ``stream`` become RGB.
+    """Decide how the frames of ``stream`` become RGB.
 
-    ``override``: ``MATRIX[:RANGE]`` as given to ``--color``. It replaces what is guessed, and also
-    what a tag says; the tags are passed on as they are. ``name`` is the file, for messages.
+    ``override`` is ``MATRIX[:RANGE]``, the value of ``--color``. It takes precedence over guesses
+    and over tags; the tags are passed on unchanged. ``name`` is the file, for messages.
 
-    Untagged means: BT.709 from 720 lines on, else BT.601 (or as the primaries say, where those are
-    tagged), limited range except for the ``yuvj`` formats; chroma to the left as MPEG-2 and
-    later have it, in the middle for full range (JPEG).
+    For an untagged stream the guess is: the matrix that belongs to the primaries, where those are
+    tagged, else BT.709 from 720 lines on and BT.601 below; limited range, except for the ``yuvj``
+    formats; chroma to the left as in MPEG-2 and later, in the middle for full range (JPEG).
 
     Raises InputError for HDR, for a matrix that cannot be computed, and for a wrong ``override``.
     """
@@ -113,7 +114,7 @@ def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") 
     tags = stream.colour
     if stream.hdr:
         raise InputError(
-            f"{named}the video is HDR ({stream.hdr}), and generators are trained on SDR pictures; "
+            f"{named}the video is HDR ({stream.hdr}), and generators are trained on SDR images; "
             "tone-map it first, e.g. with FFmpeg: -vf zscale=t=linear:npl=100,tonemap=hable,"
             "zscale=p=bt709:t=bt709:m=bt709,format=yuv420p"
         )
@@ -123,44 +124,44 @@ def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") 
     if not rgb and tags.matrix not in (2, 3) and tagged in (None, "rgb") and not override:
         raise InputError(
             f"{named}the colour matrix is number {tags.matrix} of ITU-T H.273, "
-            "which cannot be converted; if the tag is wrong, say what is right, e.g. --color bt709"
+            "which cannot be converted; if the tag is wrong, override it, e.g. --color bt709"
         )
     full = _full_range(stream)
-    wanted, wanted_full = _parse(override) if override else (None, None)
-    matrix = wanted or tagged or guess
-    if wanted_full is not None:
-        full = wanted_full
+    chosen, chosen_full = _parse(override) if override else (None, None)
+    matrix = chosen or tagged or guess
+    if chosen_full is not None:
+        full = chosen_full
     output_full, output_tags = full, tags
     if rgb:
-        # The output is YUV: it needs a matrix, and a tag that says so; it cannot keep "RGB".
-        matrix, output_full = "rgb", bool(wanted_full)
+        # The output is YUV, so it needs a matrix and its tag instead of the tag "RGB".
+        matrix, output_full = "rgb", bool(chosen_full)
         full = True
         output_tags = ColourTags(
-            matrix=_TAG_FROM_MATRIX[wanted or guess],
+            matrix=_TAG_FROM_MATRIX[chosen or guess],
             primaries=tags.primaries,
             transfer=tags.transfer,
             range=2 if output_full else 1,
         )
     elif (stream.pix_fmt or "").startswith("yuvj") and tags.range == 0:
-        # The pixel format itself says "full"; the output's plain one cannot.
+        # "yuvj" means full range; the output's "yuv" format does not, so it gets the tag.
         output_tags = ColourTags(
             tags.matrix, tags.primaries, tags.transfer, 2, tags.chroma_location
         )
-    guessed = tagged is None and wanted is None and not rgb
+    guessed = tagged is None and chosen is None and not rgb
     notes: tuple[Note, ...] = ()
     if guessed and not _is_grey(stream.pix_fmt):
         text = (
-            f"the video does not say its colour matrix: taken as {guess} "
-            f"({'full' if full else 'limited'} range); --color MATRIX[:RANGE] says otherwise"
+            f"the video has no tag of its colour matrix: taken as {guess} "
+            f"({'full' if full else 'limited'} range); --color MATRIX[:RANGE] overrides that"
         )
         notes = (Note(name or None, text),)
-    if wanted and tagged not in (None, wanted, "rgb"):
+    if chosen and tagged not in (None, chosen, "rgb"):
         text = f"--color {override} is used although the video is tagged {tagged}"
         notes = (Note(name or None, text),)
     location = _LOCATIONS.get(tags.chroma_location) or ("center" if full and not rgb else "left")
     return ColourPlan(
         matrix=matrix,
-        output_matrix=(wanted or guess) if rgb else matrix,
+        output_matrix=(chosen or guess) if rgb else matrix,
         full_range=full,
         output_full_range=output_full,
         chroma_location=location,
@@ -171,20 +172,20 @@ def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") 
 
 
 class ToRGB:
-    """Convert decoded pictures to RGB; one for each worker thread, the GIL is released."""
+    """Convert decoded frames to RGB, without the GIL; each worker thread needs one of its own."""
 
     def __init__(self, plan: ColourPlan, pixel_type: PixelType) -> None:
         self._plan, self._pixel_type = plan, pixel_type
         self._reformatter = VideoReformatter()
-        self._siting = _Siting(plan.chroma_location)
+        self._properties = _FrameProperties(plan.chroma_location)
 
     def __call__(self, frame: av.VideoFrame) -> Pixels:
-        """Return ``(H, W, 3)`` RGB, uint8 or float16 in [0, 1]; the array is the caller's."""
+        """Return ``(H, W, 3)`` RGB, uint8 or float16 in [0, 1]; the caller owns the array."""
         plan = self._plan
         bits = bits_of(frame.format.name)
         deep = bits > 8 or self._pixel_type == "float16"
         planar = self._reformatter.reformat(
-            self._siting(frame),
+            self._properties(frame),
             format="gbrp16le" if deep else "gbrp",
             src_colorspace=_COLORSPACE[plan.matrix],
             src_color_range=_color_range(plan.full_range),
@@ -203,9 +204,9 @@ class ToRGB:
 
 
 class FromRGB:
-    """Convert translated RGB to pictures for the encoder; one for each worker thread.
+    """Convert translated RGB to frames for the encoder; each worker thread needs one of its own.
 
-    ``fields``: which field is first, where the encoder is to mark every picture as interlaced.
+    ``fields``: which field is first, where the encoder is to mark every frame as interlaced.
     """
 
     def __init__(self, plan: ColourPlan, pix_fmt: str, fields: Fields | None = None) -> None:
@@ -214,17 +215,20 @@ class FromRGB:
         self._white = 65535 if _is_rgb(pix_fmt) else _WHITE_OUT
         self._reformatter = VideoReformatter()
         location = plan.chroma_location
-        self._sitings = {False: _Siting(location), True: _Siting(location, fields or "tff")}
+        self._properties = {
+            False: _FrameProperties(location),
+            True: _FrameProperties(location, fields or "tff"),
+        }
         self._marked = fields is not None
-        self._mark = _Siting(location, fields or "prog")
+        self._mark = _FrameProperties(location, fields or "prog")
         self._templates: dict[bool, av.VideoFrame] = {}
 
     def __call__(
         self, pixels: Pixels, *, interlaced: bool = False, alpha: Alpha | None = None
     ) -> av.VideoFrame:
-        """Return ``(H, W, 3)`` RGB, uint8 or float16 in [0, 1] (clamped), as a tagged picture.
+        """Return ``(H, W, 3)`` RGB, uint8 or float16 in [0, 1] (clamped), as a tagged frame.
 
-        ``interlaced``: the lines belong to two fields, and so does the chroma of each.
+        ``interlaced``: the lines belong to two fields, and the chroma is subsampled in each field.
         """
         plan = self._plan
         rgb = self._filled(pixels, interlaced=interlaced)
@@ -238,7 +242,7 @@ class FromRGB:
             threads=1,
         )
         if frame is rgb:
-            # Nothing was to be done (an RGB encoder), and the template is ours.
+            # Without a conversion (an RGB encoder) the frame is the template: make a new one.
             frame = self._templates.pop(interlaced)
         if alpha is not None:
             put_alpha(frame, alpha)
@@ -250,10 +254,10 @@ class FromRGB:
         return frame
 
     def _filled(self, pixels: Pixels, *, interlaced: bool) -> av.VideoFrame:
-        """Return the template with ``pixels`` in it.
+        """Return a frame of FFmpeg's own memory, into which ``pixels`` were copied.
 
-        Copied into FFmpeg's own memory (0.2 ms at 1280×720): swscale's vector code reads past the
-        end of rows that are not padded, and only a filter gives a frame its chroma location.
+        The copy (0.2 ms at 1280×720) is needed because swscale's vector code reads past the end of
+        rows that are not padded. The frame is reused: only a filter sets its chroma location.
         """
         deep = self._deep or pixels.dtype != np.uint8
         format_ = "gbrp16le" if deep else "rgb24"
@@ -264,11 +268,13 @@ class FromRGB:
             width,
             format_,
         ):
-            template = self._sitings[interlaced](av.VideoFrame(width, height, format_), force=True)
+            template = self._properties[interlaced](
+                av.VideoFrame(width, height, format_), force=True
+            )
             self._templates[interlaced] = template
         if not deep:
             buffer = template.planes[0]
-            padded = np.frombuffer(cast(Any, buffer), np.uint8).reshape(height, buffer.line_size)
+            padded = np.frombuffer(memoryview(buffer), np.uint8).reshape(height, buffer.line_size)
             padded[:, : width * 3] = pixels.reshape(height, width * 3)
             return template
         white = self._white
@@ -283,7 +289,7 @@ class FromRGB:
 
 
 def output_tags(plan: ColourPlan, pix_fmt: str) -> ColourTags:
-    """Return the tags of an output in ``pix_fmt``: the source's, except that RGB has no matrix."""
+    """Return the tags of an output in ``pix_fmt``: the plan's, except that RGB has no matrix."""
     return replace(plan.tags, matrix=0, range=2) if _is_rgb(pix_fmt) else plan.tags
 
 
@@ -292,10 +298,10 @@ def bits_of(pix_fmt: str) -> int:
     return max(component.bits for component in av.VideoFormat(pix_fmt).components)
 
 
-class _Siting:
-    """Tell frames where their chroma sits and which field is first.
+class _FrameProperties:
+    """Set the chroma location and the field order of frames.
 
-    By a filter (2 µs): PyAV has no attribute for either.
+    The filter ``setparams`` does so (2 µs), because PyAV has no attribute for either.
     """
 
     def __init__(self, location: str, fields: Fields | Literal["prog"] | None = None) -> None:
@@ -303,7 +309,7 @@ class _Siting:
         if fields is not None:
             self._settings += f":field_mode={fields}"
         self._key: tuple[int, int, str] | None = None
-        self._graph: Any = None
+        self._graph: Graph | None = None
 
     def __call__(self, frame: av.VideoFrame, *, force: bool = False) -> av.VideoFrame:
         chroma = frame.format.components[1:2]
@@ -311,7 +317,8 @@ class _Siting:
         if not (force or subsampled):
             return frame
         key = frame.width, frame.height, frame.format.name
-        if key != self._key:
+        graph = self._graph
+        if graph is None or key != self._key:
             graph = Graph()
             source = graph.add_buffer(
                 width=key[0], height=key[1], format=frame.format, time_base=Fraction(1, 1000)
@@ -322,58 +329,58 @@ class _Siting:
                 graph.add("buffersink"),
             ).configure()
             self._graph, self._key = graph, key
-        self._graph.push(frame)
-        sited: av.VideoFrame = self._graph.pull()
-        return sited
+        graph.vpush(frame)
+        return graph.vpull()
 
 
-# 16-bit RGB, as swscale has it (measured over all codes of 8, 10 and 12 bits; residual half a step)
+# swscale's 16-bit RGB, measured over all codes of 8, 10 and 12 bits; at most half a step remains.
 
 _WHITE_IN = 65283
-"""What limited-range white becomes; full range becomes its code, shifted up to 16 bits."""
+"""What swscale makes of limited-range white; of full-range white it makes its code, shifted up to
+16 bits."""
 
 _WHITE_OUT = 255 * 256
-"""What becomes white in every range and depth of YUV; in RGB it is 65535."""
+"""What swscale makes white in every range and depth of YUV; in RGB white is 65535."""
 
 
 @cache
-def _table_from_uint16(pixel_type: PixelType, white: int) -> npt.NDArray[Any]:
-    """Return what each 16-bit sample is in the model's pixel type."""
+def _table_from_uint16(
+    pixel_type: PixelType, white: int
+) -> npt.NDArray[np.float16] | npt.NDArray[np.uint8]:
+    """Return a table from a 16-bit sample to the model's pixel type."""
     value = np.minimum(np.arange(65536) / white, 1.0)
     if pixel_type == "float16":
         return value.astype(np.float16)
-    levels: npt.NDArray[Any] = np.floor(value * 255 + 0.5).astype(np.uint8)
-    return levels
+    return np.floor(value * 255 + 0.5).astype(np.uint8)
 
 
 @cache
-def _table_from_uint8(white: int) -> npt.NDArray[Any]:
-    table: npt.NDArray[Any] = np.rint(np.arange(256) * (white / 255)).astype(np.uint16)
-    return table
+def _table_from_uint8(white: int) -> npt.NDArray[np.uint16]:
+    return np.asarray(np.rint(np.arange(256) * (white / 255)), np.uint16)
 
 
 @cache
-def _table_from_float16(white: int) -> npt.NDArray[Any]:
-    """Return what each float16, by its bits, is as a 16-bit sample; not-a-number becomes black."""
+def _table_from_float16(white: int) -> npt.NDArray[np.uint16]:
+    """Return a table from the bits of a float16 to a 16-bit sample; not-a-number becomes black."""
     value = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float64)
-    return np.rint(np.clip(np.nan_to_num(value, nan=0.0), 0.0, 1.0) * white).astype(np.uint16)
+    numbers: npt.NDArray[np.float64] = np.nan_to_num(value, nan=0.0)
+    return np.rint(np.clip(numbers, 0.0, 1.0) * white).astype(np.uint16)
 
 
-def _look_up(array: npt.NDArray[Any], table: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return ``table[array]``: for half floats a table is faster than arithmetic."""
+def _look_up(array: npt.NDArray[Any], table: npt.NDArray[_Sample]) -> npt.NDArray[_Sample]:
+    """Return ``table[array]``: for float16 a table is faster than arithmetic."""
     try:
-        return cast(npt.NDArray[Any], cv2.LUT(array, table))
+        return np.asarray(cv2.LUT(array, table)).view(table.dtype)
     except cv2.error:
         # OpenCV 4 has no tables for 16 bits: NumPy takes eight times as long.
-        taken: npt.NDArray[Any] = np.take(table, array)
-        return taken
+        return np.take(table, array)
 
 
-def _planes(frame: av.VideoFrame, dtype: type[np.generic]) -> list[npt.NDArray[Any]]:
+def _planes(frame: av.VideoFrame, dtype: type[_Sample]) -> list[npt.NDArray[_Sample]]:
     """Return views of the planes of ``frame`` without their padding; they keep the frame alive."""
     step = np.dtype(dtype).itemsize
     return [
-        np.frombuffer(cast(Any, plane), dtype).reshape(plane.height, plane.line_size // step)[
+        np.frombuffer(memoryview(plane), dtype).reshape(plane.height, plane.line_size // step)[
             :, : plane.width
         ]
         for plane in frame.planes
@@ -406,10 +413,11 @@ def _guess(stream: StreamInfo) -> Matrix:
 
 
 def _parse(override: str) -> tuple[Matrix, bool | None]:
-    matrix, _, range_ = override.partition(":")
-    if matrix not in NAMES or (range_ and range_ not in _RANGES) or override.endswith(":"):
+    name, _, range_ = override.partition(":")
+    matrix = _COLOR_MATRICES.get(name)
+    if matrix is None or (range_ and range_ not in _COLOR_RANGES) or override.endswith(":"):
         raise InputError(
             f"--color {override} is not understood: expected MATRIX[:RANGE] with MATRIX one of "
-            f"{', '.join(NAMES)} and RANGE limited or full, e.g. --color bt709:limited"
+            f"{', '.join(_COLOR_MATRICES)} and RANGE limited or full, e.g. --color bt709:limited"
         )
-    return matrix, _RANGES.get(range_)  # type: ignore[return-value]
+    return matrix, _COLOR_RANGES.get(range_)

@@ -26,7 +26,7 @@ from ..options import TranslateOptions
 from .alpha import ALPHA_DECODERS, Alpha, alpha_of, decoder, has_alpha
 from .colour import ColourPlan, FromRGB, bits_of, output_tags
 from .demuxing import reason
-from .messages import captured
+from .ffmpeg_log import captured
 from .muxing import TAGGED
 from .standard_input import Y4M_MUXER
 from .stream_info import FIELD_ORDER, Fields, StreamInfo

@@ -198,8 +198,8 @@ def test_an_untagged_stream_stays_untagged_and_the_guess_is_said():
         assert (plan.matrix, plan.full_range, plan.guessed) == (guess, False, True)
         assert plan.tags == ColourTags()
         assert grouped(plan.notes) == (
-            f"clip.mp4: the video does not say its colour matrix: taken as {guess} "
-            "(limited range); --color MATRIX[:RANGE] says otherwise",
+            f"clip.mp4: the video has no tag of its colour matrix: taken as {guess} "
+            "(limited range); --color MATRIX[:RANGE] overrides that",
         )
         frame = FromRGB(plan, "yuv420p")(np.zeros((16, 16, 3), np.uint8))
         assert (frame.colorspace, frame.color_range, frame.color_primaries) == (2, 0, 2)

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from cyclegan_batch import cli, translate
 from cyclegan_batch.errors import InputError, OutputError
-from cyclegan_batch.media import messages, other_streams
+from cyclegan_batch.media import ffmpeg_log, other_streams
 from cyclegan_batch.media.assemble import Assembled, assemble
 from cyclegan_batch.media.demuxing import open_container
 from cyclegan_batch.media.joined_video import Stretch
@@ -569,8 +569,8 @@ def test_ffmpegs_messages_about_a_damaged_file_are_printed_only_with_v(
 def test_ffmpeg_still_prints_after_its_messages_were_captured(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    with messages.printed():
-        with messages.captured() as logs:
+    with ffmpeg_log.printed():
+        with ffmpeg_log.captured() as logs:
             av.logging.log(av.logging.ERROR, "here", "caught")
         av.logging.log(av.logging.ERROR, "here", "printed")
     av.logging.log(av.logging.ERROR, "here", "dropped")

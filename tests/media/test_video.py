@@ -270,9 +270,8 @@ def test_an_untagged_source_stays_untagged(tmp_path, suffix):
     source = streams.plain(tmp_path / f"in{suffix}", frames=3, audio=None)
     output = tmp_path / f"out{suffix}"
     made = plan(source, output)
-    assert (
-        len([note for note in grouped(made.notes) if "does not say its colour matrix" in note]) == 1
-    )
+    untagged = "has no tag of its colour matrix"
+    assert len([note for note in grouped(made.notes) if untagged in note]) == 1
     run(made)
     assert tags_of(source) == {}
     assert tags_of(output) == {}

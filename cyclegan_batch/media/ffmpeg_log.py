@@ -1,4 +1,4 @@
-"""What FFmpeg says of its own accord: PyAV drops it, unless one of these two is in force."""
+"""FFmpeg's own log: PyAV drops it, unless one of these two context managers is active."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _printed = False
 def printed() -> Iterator[None]:
     """Let FFmpeg print its warnings and errors to standard error, as its own programs do.
 
-    It does so in C. PyAV's callback would take the GIL in FFmpeg's threads, and whoever closes a
-    decoder holds the GIL while it waits for them (PyAV 18.1; seen as a hang).
+    FFmpeg prints them in C. PyAV's callback would take the GIL in FFmpeg's threads, while whoever
+    closes a decoder holds the GIL and waits for these threads (PyAV 18.1; seen as a hang).
     """
     global _printed
     level = av.logging.get_level()
@@ -31,14 +31,14 @@ def printed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def captured() -> Iterator[list[tuple[int, str, str]]]:
-    """Give what FFmpeg logs in this thread as (level, who, text), and let its errors carry it.
+    """Collect what FFmpeg logs in this thread as (level, component, text), also in its errors.
 
-    Never while a decoder is at work, and so only where something went wrong or has to be known: see
-    `printed`. What its own threads log meanwhile is dropped.
+    Not for use while a decoder runs (`printed` says why), so only after an error, or where the log
+    is the only answer. What FFmpeg's other threads log meanwhile is dropped.
     """
     level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.WARNING)
-    # The next file of a folder has the same complaint.
+    # FFmpeg would leave out a message that equals the last one, such as that of the file before.
     av.logging.set_skip_repeated(False)
     try:
         with av.logging.Capture(local=False), av.logging.Capture() as logs:

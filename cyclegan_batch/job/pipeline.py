@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from ..backends import Backend
 from ..errors import (
@@ -33,7 +33,7 @@ from ..errors import (
     OutputExistsError,
 )
 from ..frames import Frame, Geometry, Pixels, Size, stack
-from ..media import Dropped, Place, Sink, Source
+from ..media import Dropped, Encoded, Place, Raw, Sink, Source
 from ..wording import Note
 from .units import (
     STAGES,
@@ -47,6 +47,8 @@ from .units import (
 )
 
 T = TypeVar("T")
+Taken = TypeVar("Taken")
+Result = TypeVar("Result")
 
 _WATCH = 0.1
 """Seconds after which a waiting thread looks whether the run was stopped."""
@@ -84,24 +86,24 @@ def run(
         return job.execute(units, watch)
 
 
-# The messages between the stages. Each belongs to a unit on its way (_Open).
+# The messages between the stages. Every one of them belongs to an open unit (_Open).
 
 
-class _Open:
-    """A unit on its way through the pipeline; each worker has its own converters of it."""
+class _Open(Generic[Raw, Encoded]):
+    """A unit on its way through the pipeline, with its source and its sink."""
 
-    def __init__(self, unit: Unit, source: Source, sink: Sink) -> None:
-        self.unit, self.source, self.sink = unit, source, sink
+    def __init__(self, name: str, source: Source[Raw], sink: Sink[Encoded]) -> None:
+        self.name, self.source, self.sink = name, source, sink
         self.given_up = False
-        """Nothing more of it will be written: the reader may stop."""
+        """Whether the rest of the unit is discarded, so that the reader may stop."""
         self._users = 2
         self._lock = threading.Lock()
-        self._own = threading.local()
+        self._own = _OwnConverters[Raw, Encoded]()
 
     def leave(self) -> None:
-        """Close the source once both have left, its reader and its writer; each leaves once.
+        """Close the source after the second call: the reader and the writer each leave once.
 
-        The reader may be in the middle of it when the writer gives up.
+        The reader may be in the middle of the source when the writer gives up.
         """
         with self._lock:
             self._users -= 1
@@ -109,45 +111,95 @@ class _Open:
         if last:
             self.source.close()
 
-    def from_raw(self) -> Callable[[Any], Frame | Dropped]:
-        """Return the calling thread's own converter of the source."""
-        if not hasattr(self._own, "from_raw"):
-            self._own.from_raw = self.source.converter()
-        converter: Callable[[Any], Frame | Dropped] = self._own.from_raw
-        return converter
+    def read(self) -> Generator[Callable[[], Frame | Dropped] | Dropped]:
+        """Yield the frames of the source, each as a function that converts it to RGB.
 
-    def to_encoded(self) -> Callable[[Frame], Any]:
-        """Return the calling thread's own converter of the sink."""
-        if not hasattr(self._own, "to_encoded"):
+        The function uses the source's converter of the thread that calls it.
+        """
+        items = self.source.read()
+        try:
+            for item in items:
+                yield item if isinstance(item, Dropped) else partial(self._to_frame, item)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    def encoded(self, frame: Frame) -> Callable[[], Dropped | None]:
+        """Convert a translated frame for the sink and return the function that writes it.
+
+        Raises InputError, OutputError.
+        """
+        if self._own.to_encoded is None:
             self._own.to_encoded = self.sink.converter()
-        converter: Callable[[Frame], Any] = self._own.to_encoded
-        return converter
+        return partial(self.sink.write, self._own.to_encoded(frame))
+
+    def _to_frame(self, item: Raw) -> Frame | Dropped:
+        if self._own.to_frame is None:
+            self._own.to_frame = self.source.converter()
+        return self._own.to_frame(item)
+
+
+class _OwnConverters(threading.local, Generic[Raw, Encoded]):
+    """The converters of one unit that belong to the calling thread."""
+
+    to_frame: Callable[[Raw], Frame | Dropped] | None = None
+    to_encoded: Callable[[Frame], Encoded] | None = None
+
+
+AnyOpen: TypeAlias = _Open[Any, Any]
+"""A unit whose types concern nobody but its own source and sink."""
 
 
 @dataclass(frozen=True)
-class _Item:
-    """Something on its way: raw from the source, or encoded for the sink."""
+class _Raw:
+    """A frame as the source yielded it."""
 
-    at: _Open
-    payload: Any
+    at: AnyOpen
+    convert: Callable[[], Frame | Dropped]
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Which frame it is, and how it returns from the network's size to its own."""
+
+    at: AnyOpen
+    index: int
+    tag: Any
+    """What the source gives the sink (`Frame.tag`)."""
+    shape: Geometry
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """A frame before or behind the network."""
+    """An RGB frame at the network's size, before or behind the network."""
 
-    at: _Open
-    frame: Frame
-    shape: Geometry
+    origin: _Origin
     pixels: Pixels
-    """At the network's size."""
+    """``(H, W, 3)``."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Frames of one unit and one size, before or behind the network."""
+
+    origins: Sequence[_Origin]
+    rows: Sequence[Pixels]
+    """``(H, W, 3)`` for each origin."""
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A translated frame, ready for the sink."""
+
+    at: AnyOpen
+    write: Callable[[], Dropped | None]
 
 
 @dataclass(frozen=True)
 class _Lost:
-    """A picture that could not be read."""
+    """A frame that could not be read or encoded."""
 
-    at: _Open
+    at: AnyOpen
     dropped: Dropped
 
 
@@ -155,12 +207,9 @@ class _Lost:
 class _End:
     """The end of a unit, given up for ``error`` or whole; ``at`` is None if it never opened."""
 
-    at: _Open | None
+    at: AnyOpen | None
     name: str
     error: CycleganBatchError | None = None
-
-
-_END_OF_UNIT = object()
 
 
 class _StoppedError(Exception):
@@ -172,7 +221,7 @@ class _EndedError(Exception):
 
 
 class _Channel(Generic[T]):
-    """A bounded first-in first-out queue that a stopped run wakes up from."""
+    """A bounded first-in first-out queue; whoever waits for it wakes up when the run is stopped."""
 
     def __init__(self, length: int, stop: threading.Event) -> None:
         self._length, self._stop = length, stop
@@ -212,38 +261,115 @@ class _Channel(Generic[T]):
 
 
 class _Batcher:
-    """Group the frames of one unit and one size; everything else passes in its place."""
+    """Groups the frames of one unit and one size; every other message passes in its place.
 
-    def __init__(self, source: _Channel[Any], batch_size: int) -> None:
+    Called by one thread at a time, in the order of the frames.
+    """
+
+    def __init__(self, output: _Channel[_Batch | _Lost | _End], batch_size: int) -> None:
         self.batch_size = batch_size
-        self._source = source
-        self._held: Any = None
+        self._output = output
+        self._pictures: list[_Picture] = []
 
-    def take(self) -> Any:
-        """Return the next list of pictures, or the next other message. Raises _EndedError."""
-        pictures: list[_Picture] = []
-        while len(pictures) < self.batch_size:
-            try:
-                message = self._source.get() if self._held is None else self._held
-            except _EndedError:
-                if pictures:
-                    return pictures
-                raise
-            self._held = None
-            if not isinstance(message, _Picture):
-                if not pictures:
-                    return message
-                self._held = message
-                return pictures
-            if pictures and not self._alike(pictures[0], message):
-                self._held = message
-                return pictures
-            pictures.append(message)
-        return pictures
+    def put(self, message: _Picture | _Lost | _End) -> None:
+        if not isinstance(message, _Picture):
+            self._flush()
+            self._output.put(message)
+            return
+        if self._pictures and not self._alike(self._pictures[0], message):
+            self._flush()
+        self._pictures.append(message)
+        if len(self._pictures) >= self.batch_size:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._output.close()
+
+    def _flush(self) -> None:
+        pictures, self._pictures = self._pictures, []
+        if pictures:
+            origins = [picture.origin for picture in pictures]
+            self._output.put(_Batch(origins, [picture.pixels for picture in pictures]))
 
     @staticmethod
     def _alike(one: _Picture, other: _Picture) -> bool:
-        return one.at is other.at and one.pixels.shape == other.pixels.shape
+        return one.origin.at is other.origin.at and one.pixels.shape == other.pixels.shape
+
+
+class _Unbatcher:
+    """Takes translated batches apart: each frame of a batch may go to another worker.
+
+    Called by one thread at a time.
+    """
+
+    def __init__(self, source: _Channel[_Batch | _Lost | _End]) -> None:
+        self._source = source
+        self._batch: _Batch | None = None
+        self._next = 0
+
+    def get(self) -> _Picture | _Lost | _End:
+        """Return the next frame of the current batch, or the next message. Raises _EndedError."""
+        if self._batch is None:
+            message = self._source.get()
+            if not isinstance(message, _Batch):
+                return message
+            self._batch, self._next = message, 0
+        batch, number = self._batch, self._next
+        self._next += 1
+        if self._next == len(batch.origins):
+            self._batch = None
+        return _Picture(batch.origins[number], batch.rows[number])
+
+
+class _Stage(Generic[Taken, Result]):
+    """Workers that take in turn, work in parallel, and hand on in the order of taking."""
+
+    def __init__(
+        self,
+        counter: Stage,
+        stop: threading.Event,
+        *,
+        take: Callable[[], Taken],
+        hand_on: Callable[[Result], None],
+        close: Callable[[], None],
+    ) -> None:
+        self._counter, self._stop = counter, stop
+        self._take, self._hand_on, self._close = take, hand_on, close
+        self._taking, self._handing_on = threading.Lock(), threading.Condition()
+        self._taken = self._handed_on = 0
+        self._left = counter.workers
+
+    def work(self, convert: Callable[[Taken], Result]) -> None:
+        """Work as one of the workers until there is nothing more to take."""
+        try:
+            while True:
+                with self._taking:
+                    message = self._take()
+                    turn = self._taken
+                    self._taken += 1
+                begin = time.perf_counter()
+                result = convert(message)
+                busy = time.perf_counter() - begin
+                del message  # what was taken need not wait for its turn
+                with self._handing_on:
+                    self._counter.busy_seconds += busy
+                    while self._handed_on != turn:
+                        if self._stop.is_set():
+                            raise _StoppedError
+                        self._handing_on.wait(_WATCH)
+                # Only the worker whose turn it is comes here: the order needs no lock.
+                self._hand_on(result)
+                del result
+                with self._handing_on:
+                    self._handed_on += 1
+                    self._handing_on.notify_all()
+        except _EndedError:
+            with self._handing_on:
+                self._left -= 1
+                last = not self._left
+            if last:
+                self._close()
 
 
 class _Run:
@@ -268,20 +394,27 @@ class _Run:
         self.stop = threading.Event()
         self.error: BaseException | None = None
         self.lock = threading.Lock()
-        self.open: set[_Open] = set()
+        self.open: set[AnyOpen] = set()
         self.threads: list[threading.Thread] = []
         self.running: set[threading.Thread] = set()
-        """Those of them that have not ended."""
+        """The threads that have not ended."""
         self.ended = threading.Event()
-        """One of them has."""
+        """Set whenever a thread ends."""
 
         workers = (1, schedule.converters, schedule.contexts, schedule.converters, 1)
         counters.stages = {name: Stage(workers=n) for name, n in zip(STAGES, workers, strict=True)}
-        self.raw: _Channel[Any] = _Channel(schedule.converter_queue, self.stop)
-        self.pictures: _Channel[Any] = _Channel(schedule.network_queue, self.stop)
-        self.translated: _Channel[Any] = _Channel(schedule.network_queue, self.stop)
-        self.encoded: _Channel[Any] = _Channel(schedule.converter_queue, self.stop)
-        self.batcher = _Batcher(self.pictures, schedule.batch_size)
+        self.raw: _Channel[_Raw | _Lost | _End] = _Channel(schedule.converter_queue, self.stop)
+        # These two are counted in batches. The batch that is being taken apart behind the network
+        # occupies a place of its queue; a batch of one frame never is.
+        batches = schedule.contexts + 1
+        self.batches: _Channel[_Batch | _Lost | _End] = _Channel(batches, self.stop)
+        if schedule.batch_size > 1:
+            batches -= 1
+        self.translated: _Channel[_Batch | _Lost | _End] = _Channel(batches, self.stop)
+        self.encoded: _Channel[_Encoded | _Lost | _End] = _Channel(
+            schedule.converter_queue, self.stop
+        )
+        self.batcher = _Batcher(self.batches, schedule.batch_size)
 
     # The life of a run
 
@@ -308,40 +441,56 @@ class _Run:
         return self.counters
 
     def _start(self, units: Iterable[Unit]) -> None:
-        converters = self.schedule.converters
-        self._thread("read", lambda: self._read(units))
-        self._stage("to rgb", converters, self.raw.get, lambda: self._to_rgb, self.pictures)
-        contexts = iter(self.backends)
-        self._stage(
-            "network",
-            self.schedule.contexts,
-            self.batcher.take,
-            lambda: partial(self._translate, next(contexts)),
-            self.translated,
+        stages = self.counters.stages
+        to_rgb = _Stage(
+            stages["to rgb"],
+            self.stop,
+            take=self.raw.get,
+            hand_on=self.batcher.put,
+            close=self.batcher.close,
         )
-        self._stage(
-            "from rgb", converters, self.translated.get, lambda: self._from_rgb, self.encoded
+        network = _Stage(
+            stages["network"],
+            self.stop,
+            take=self.batches.get,
+            hand_on=self.translated.put,
+            close=self.translated.close,
         )
+        from_rgb = _Stage(
+            stages["from rgb"],
+            self.stop,
+            take=_Unbatcher(self.translated).get,
+            hand_on=self.encoded.put,
+            close=self.encoded.close,
+        )
+        self._thread("read", partial(self._read, units))
+        for number in range(self.schedule.converters):
+            self._thread(f"to rgb {number}", partial(to_rgb.work, self._to_rgb))
+        for number, backend in enumerate(self.backends):
+            translate = partial(self._translate, backend)
+            self._thread(f"network {number}", partial(network.work, translate))
+        for number in range(self.schedule.converters):
+            self._thread(f"from rgb {number}", partial(from_rgb.work, self._from_rgb))
         self._thread("write", self._write)
 
     def _end(self) -> None:
-        """Stop what still runs, and remove what is not whole."""
+        """Stop the threads that still run, and remove the outputs that are not whole."""
         if self.running:
             self._halt()
-            # What a thread is doing in native code may take a moment to be cut off.
+            # Native code may take a moment until it is cut off.
             deadline = time.monotonic() + _PATIENCE
             while self.running and time.monotonic() < deadline:
                 self.ended.wait(_WATCH)
                 self.ended.clear()
-        # A writer that is still at work cannot be cleaned up after: what it leaves has a temporary
-        # name, which the next run uses again.
+        # While the writer is still at work its outputs cannot be removed: they have temporary
+        # names, which the next run uses again.
         if not any(thread.name == "write" for thread in self.running):
             for at in list(self.open):
                 self._close(at, keep=False)
         if not self.running:
             for thread in self.threads:
                 thread.join()
-            # The first one is the caller's.
+            # The first backend is the caller's.
             for backend in self.backends[1:]:
                 backend.close()
 
@@ -383,58 +532,14 @@ class _Run:
             raise
         self.threads.append(thread)
 
-    def _stage(
-        self,
-        name: str,
-        workers: int,
-        take: Callable[[], Any],
-        make: Callable[[], Callable[[Any], list[Any]]],
-        output: _Channel[Any],
-    ) -> None:
-        """Start workers that take in turn, work in parallel, and hand on in the order of taking."""
-        taking, handing_on = threading.Lock(), threading.Condition()
-        taken = handed_on = 0
-        left = workers
-
-        def body() -> None:
-            nonlocal taken, handed_on, left
-            work = make()
-            try:
-                while True:
-                    with taking:
-                        message = take()
-                        turn = taken
-                        taken += 1
-                    with self._busy(name):
-                        results = work(message)
-                    with handing_on:
-                        while handed_on != turn:
-                            if self.stop.is_set():
-                                raise _StoppedError
-                            handing_on.wait(_WATCH)
-                    # Only the worker whose turn it is comes here: the order needs no lock.
-                    for result in results:
-                        output.put(result)
-                    with handing_on:
-                        handed_on += 1
-                        handing_on.notify_all()
-            except _EndedError:
-                with handing_on:
-                    left -= 1
-                if not left:
-                    output.close()
-
-        for number in range(workers):
-            self._thread(f"{name} {number}", body)
-
     @contextlib.contextmanager
     def _busy(self, name: str) -> Iterator[None]:
+        """Measure a stage that has one worker."""
         begin = time.perf_counter()
         try:
             yield
         finally:
-            with self.lock:
-                self.counters.stages[name].busy_seconds += time.perf_counter() - begin
+            self.counters.stages[name].busy_seconds += time.perf_counter() - begin
 
     # The stages
 
@@ -456,77 +561,81 @@ class _Run:
             self.raw.put(end)
         self.raw.close()
 
-    def _read_unit(self, at: _Open) -> None:
-        with contextlib.closing(_closable(at.source.read())) as items:
+    def _read_unit(self, at: AnyOpen) -> None:
+        with contextlib.closing(at.read()) as frames:
             while not at.given_up:
                 with self._busy("read"):
-                    item = next(items, _END_OF_UNIT)
-                if item is _END_OF_UNIT:
+                    frame = next(frames, None)
+                if frame is None:
                     break
-                self.raw.put(_Lost(at, item) if isinstance(item, Dropped) else _Item(at, item))
+                self.raw.put(_Lost(at, frame) if isinstance(frame, Dropped) else _Raw(at, frame))
 
-    def _open(self, unit: Unit) -> _Open:
+    def _open(self, unit: Unit) -> AnyOpen:
         source = unit.open_source()
         try:
             sink = unit.open_sink()
         except BaseException:
             source.close()
             raise
-        at = _Open(unit, source, sink)
+        at = _Open(unit.name, source, sink)
         with self.lock:
             self.open.add(at)
         return at
 
-    def _to_rgb(self, message: Any) -> list[Any]:
-        if not isinstance(message, _Item):
-            return [message]
+    def _to_rgb(self, message: _Raw | _Lost | _End) -> _Picture | _Lost | _End:
+        if not isinstance(message, _Raw):
+            return message
+        at = message.at
         try:
-            frame = message.at.from_raw()(message.payload)
+            frame = message.convert()
         except InputError as error:
-            frame = Dropped(message.at.unit.name, error)
+            frame = Dropped(at.name, error)
         if isinstance(frame, Dropped):
-            return [_Lost(message.at, frame)]
+            return _Lost(at, frame)
         height, width = frame.pixels.shape[:2]
         shape = self.geometry((height, width))
-        return [_Picture(message.at, frame, shape, shape.into_network(frame.pixels))]
+        pixels = shape.into_network(frame.pixels)
+        return _Picture(_Origin(at, frame.index, frame.tag, shape), pixels)
 
-    def _translate(self, backend: Backend, message: Any) -> list[Any]:
-        if not isinstance(message, list):
-            return [message]
-        results: list[Any] = []
-        while len(results) < len(message):
+    def _translate(self, backend: Backend, message: _Batch | _Lost | _End) -> _Batch | _Lost | _End:
+        if not isinstance(message, _Batch):
+            return message
+        translated: list[Pixels] = []
+        while (done := len(translated)) < len(message.rows):
             size = self.batcher.batch_size
-            part = message[len(results) : len(results) + size]
+            part = message.rows[done : done + size]
+            first = message.origins[done]
             try:
-                rows = backend.infer(stack([picture.pixels for picture in part], size))
+                rows = backend.infer(stack(part, size))
             except OutOfMemoryError as error:
                 if size == 1:
-                    raise _at(part[0], error) from error
-                self._halve_batch(size, part[0])
+                    raise _named(first, error) from error
+                self._halve_batch(size, first)
                 continue
             except CycleganBatchError as error:
-                raise _at(part[0], error) from error
-            results += [replace(p, pixels=row) for p, row in zip(part, rows, strict=False)]
-        return results
+                raise _named(first, error) from error
+            translated.extend(rows[: len(part)])
+        return _Batch(message.origins, translated)
 
-    def _halve_batch(self, size: int, picture: _Picture) -> None:
+    def _halve_batch(self, size: int, first: _Origin) -> None:
         with self.lock:
             if self.batcher.batch_size == size:
                 self.batcher.batch_size = size // 2
-                text = f"out of memory with a batch of {size} at frame {picture.frame.index}"
+                text = f"out of memory with a batch of {size} at frame {first.index}"
                 self.counters.notes.append(
-                    Note(picture.at.unit.name, f"{text}; going on with {size // 2}")
+                    Note(first.at.name, f"{text}; going on with {size // 2}")
                 )
 
-    def _from_rgb(self, message: Any) -> list[Any]:
+    def _from_rgb(self, message: _Picture | _Lost | _End) -> _Encoded | _Lost | _End:
         if not isinstance(message, _Picture):
-            return [message]
-        pixels = message.shape.out_of_network(message.pixels, keep_size=self.keep_size)
-        frame = replace(message.frame, pixels=pixels)
+            return message
+        origin = message.origin
+        at = origin.at
+        pixels = origin.shape.out_of_network(message.pixels, keep_size=self.keep_size)
         try:
-            return [_Item(message.at, message.at.to_encoded()(frame))]
+            return _Encoded(at, at.encoded(Frame(origin.index, pixels, origin.tag)))
         except (InputError, OutputError) as error:
-            return [_Lost(message.at, Dropped(message.at.unit.name, error))]
+            return _Lost(at, Dropped(at.name, error))
 
     def _write(self) -> None:
         while True:
@@ -537,22 +646,22 @@ class _Run:
             with self._busy("write"):
                 self._write_one(message)
 
-    def _write_one(self, message: Any) -> None:
+    def _write_one(self, message: _Encoded | _Lost | _End) -> None:
         if isinstance(message, _Lost):
             self._record_dropped(message.dropped)
         elif isinstance(message, _End):
             self._finish(message)
         elif message.at in self.open:
-            self.counters.unit = message.at.unit.name
+            self.counters.unit = message.at.name
             try:
-                dropped = message.at.sink.write(message.payload)
+                dropped = message.write()
             except BrokenPipeError:
-                # Whoever reads our output has enough: that ends the run, and is nobody's fault.
+                # The reader of our output has closed it: that ends the run, and is no failure.
                 self.counters.pipe_closed = True
                 self._halt()
             except OutputError as error:
                 self._close(message.at, keep=False)
-                self._record(message.at.unit.name, error)
+                self._record(message.at.name, error)
             else:
                 if dropped is not None:
                     self._record_dropped(dropped)
@@ -597,26 +706,21 @@ class _Run:
             ) from failure.error
         without_frames(error)
 
-    def _close(self, at: _Open, *, keep: bool) -> None:
+    def _close(self, at: AnyOpen, *, keep: bool) -> None:
         with self.lock:
             self.open.discard(at)
         at.given_up = not keep
         at.leave()
         if not keep:
             at.sink.discard()
-        # Of a shard that was given up, too: each of its pictures has a name of its own.
+        # A shard that was given up has whole files, too: each is named by itself.
         self.counters.written += at.sink.written
         self.counters.notes.extend([*at.source.notes, *at.sink.notes])
 
 
-def _closable(items: Iterator[Any]) -> Generator[Any, None, None]:
-    """Return ``items`` as a generator: closing it closes them, if they are one."""
-    yield from items
-
-
-def _at(picture: _Picture, error: CycleganBatchError) -> CycleganBatchError:
+def _named(origin: _Origin, error: CycleganBatchError) -> CycleganBatchError:
     """Return ``error`` with the file and the frame at which the network met it."""
-    return type(error)(f"{picture.at.unit.name}, frame {picture.frame.index}: {error}")
+    return type(error)(f"{origin.at.name}, frame {origin.index}: {error}")
 
 
 @contextlib.contextmanager

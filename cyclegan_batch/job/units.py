@@ -38,10 +38,10 @@ class Unit(Protocol):
     def frames(self) -> int | None:
         """How many frames are expected, or None where the plan cannot tell."""
 
-    def open_source(self) -> Source:
+    def open_source(self) -> Source[Any]:
         """Open the input. Raises InputError."""
 
-    def open_sink(self) -> Sink:
+    def open_sink(self) -> Sink[Any]:
         """Open the output under a temporary name. Raises OutputError."""
 
 

@@ -13,13 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from ..errors import CycleganBatchError, InputError
 from ..wording import Note
 
 if TYPE_CHECKING:
     from ..frames import Frame, Pixels
+
+Raw = TypeVar("Raw")
+"""What a source yields and its converter takes."""
+Encoded = TypeVar("Encoded")
+"""What a sink's converter returns and its `Sink.write` takes."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +71,16 @@ def dropped_at(place: Place) -> Dropped:
     return Dropped(place.name, InputError(f"{place.name}: {place.trouble}"), place)
 
 
-class Source(Protocol):
+class Source(Protocol[Raw]):
     """The pictures of one unit, in order."""
 
-    def read(self) -> Iterator[Any]:
+    def read(self) -> Iterator[Raw | Dropped]:
         """Yield what `converter` takes, in presentation order, or `Dropped`.
 
         Called once, from one thread. Raises InputError where the unit as a whole cannot be read.
         """
 
-    def converter(self) -> Callable[[Any], Frame | Dropped]:
+    def converter(self) -> Callable[[Raw], Frame | Dropped]:
         """Return a function from an item of `read` to a Frame; each worker thread makes its own.
 
         It may return Dropped, or raise InputError, where this picture cannot be read.
@@ -90,10 +95,10 @@ class Source(Protocol):
         """Release the input. May be called at any time after `read` has stopped; twice is fine."""
 
 
-class Sink(Protocol):
+class Sink(Protocol[Encoded]):
     """Where the pictures of one unit go; nothing has its final name before `finish`."""
 
-    def converter(self) -> Callable[[Frame], Any]:
+    def converter(self) -> Callable[[Frame], Encoded]:
         """Return a function from a translated Frame to what `write` takes; one per worker thread.
 
         It may raise OutputError where this picture cannot be encoded.
@@ -109,7 +114,7 @@ class Sink(Protocol):
         """What was found on the way that the user is told once."""
         ...
 
-    def write(self, item: Any) -> Dropped | None:
+    def write(self, item: Encoded) -> Dropped | None:
         """Take the next picture, in order; return Dropped where only this one is lost.
 
         Raises OutputError where the unit as a whole cannot be written, BrokenPipeError where
@@ -126,7 +131,7 @@ class Sink(Protocol):
         """Remove all that has only a temporary name. Safe after any error; twice is fine."""
 
 
-def first_frame(source: Source, name: str) -> Pixels:
+def first_frame(source: Source[Raw], name: str) -> Pixels:
     """Return the pixels of the first frame of ``source`` that can be read, and close it.
 
     ``name`` is for messages. Raises InputError where there is no such frame: the first one's error,

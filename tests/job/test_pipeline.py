@@ -195,6 +195,48 @@ def test_pictures_of_different_sizes_are_never_in_one_batch() -> None:
     assert sink.got == translated([0, 1, 2, 3])
 
 
+@pytest.mark.behaviour(22)
+@pytest.mark.parametrize("stage", ["read", "to rgb", "from rgb"])
+@pytest.mark.parametrize("at", [0, 4, 5, 7])
+def test_a_frame_lost_in_a_batch_keeps_its_place_among_the_others(stage: str, at: int) -> None:
+    """The failure is recorded after the frames before it and before those behind it."""
+    source, sink = FakeSource(list(range(10))), FakeSink()
+    counters = Counters()
+    failed_before: list[int] = []
+    error: Exception = InputError("bad")
+    if stage == "read":
+        source.on_read = lambda number: Dropped("clip", error) if number == at else number  # type: ignore[arg-type]
+    elif stage == "to rgb":
+        source.on_convert = lambda number: raise_(error) if number == at else None
+    else:
+        sink.on_convert = lambda frame: raise_(error) if frame.tag == at else None
+    sink.on_write = lambda item: failed_before.append(counters.failed)
+    run(
+        [unit(source, sink)], FakeBackend(), Schedule(4, 2, 3),
+        geometry=as_it_is, skip_errors=True, counters=counters,
+    )  # fmt: skip
+    assert sink.got == translated([number for number in range(10) if number != at])
+    assert failed_before == [0] * at + [1] * (9 - at)
+
+
+@pytest.mark.behaviour(26)
+def test_out_of_memory_in_a_batch_that_waited_loses_no_frame_of_its_end() -> None:
+    """Batches of eight wait in the queue when the first one shows that two are too many."""
+    sinks, backend = [FakeSink(), FakeSink()], FakeBackend()
+
+    def small_device(frames: Pixels) -> None:
+        if len(frames) > 1:
+            raise OutOfMemoryError("no room for two")
+
+    backend.on_infer = small_device
+    units = [unit(FakeSource(list(range(21))), sinks[0]), unit(FakeSource([7, 8, 9]), sinks[1])]
+    counters = run(units, backend, Schedule(8, 1, 2), geometry=as_it_is)
+    assert sinks[0].got == translated(list(range(21)))
+    assert sinks[1].got == translated([7, 8, 9])
+    assert [shape[0] for shape in backend.shapes[:4]] == [8, 4, 2, 1]
+    assert len(counters.notes) == 3
+
+
 def test_the_next_file_fills_the_pipeline_while_the_last_one_drains() -> None:
     first, second = FakeSink(), FakeSink()
     second_read = threading.Event()

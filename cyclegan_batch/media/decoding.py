@@ -14,12 +14,12 @@ from av.video.stream import VideoStream
 
 from ..errors import InputError
 from .alpha import decoder
-from .clocks import JobClock
 from .cut_short import Received
 from .demuxing import Packet, demux, open_container, reason
 from .formats import PIPE
 from .loss import LossDetector, Lost, UncertainError
 from .standard_input import StandardInput, standard_input
+from .timestamps import Timeline
 from .video import VideoPlan
 
 _SEEK_FROM = 20
@@ -39,7 +39,7 @@ class FrameReader:
         self._plan, self._start = plan, start
         self._container: av.container.InputContainer | None = None
         self._pipe: StandardInput | None = None
-        self.clock = JobClock(plan.info.format)
+        self.timeline = Timeline(plan.info.format)
         """Holds the timestamp discontinuities found so far."""
         self.received = Received(plan.stream.index)
         self.has_seeked = False
@@ -101,7 +101,7 @@ class FrameReader:
         """Yield frames and lost ones. Raises UncertainError at damage, unless ``careful``."""
         self.close()
         container = self._container = self._open()
-        self.clock = JobClock(container.format.name)
+        self.timeline = Timeline(container.format.name)
         self.received = Received(self._plan.stream.index)
         stream = self._stream_of(container)
         stream.thread_type = "AUTO"
@@ -151,7 +151,7 @@ class FrameReader:
 
     def _demux(self, container: av.container.InputContainer) -> Iterator[Packet]:
         """Yield the packets of all streams; the flushing one of the video comes last."""
-        packets = self.clock.steady(demux(container, list(container.streams)))
+        packets = self.timeline.steady(demux(container, list(container.streams)))
         try:
             for packet in packets:
                 self.received.take(packet)
@@ -180,5 +180,5 @@ class FrameReader:
             return
         target = first.pts + math.floor(self._start - _SEEK_MARGIN / base)
         container.seek(target, stream=stream, backward=True)
-        self.clock.forget()
+        self.timeline.forget()
         self.has_seeked = True

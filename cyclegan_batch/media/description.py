@@ -95,8 +95,8 @@ def describe(info: MediaInfo) -> MediaDescription:
         "duration_seconds": None if info.length is None else float(info.length),
         "clock": {
             "begins_at_seconds": float(zero),
-            "begins_anew": sum(seam.kind == "restart" for seam in info.seams),
-            "jumps": sum(seam.kind == "jump" for seam in info.seams),
+            "begins_anew": sum(each.kind == "restart" for each in info.discontinuities),
+            "jumps": sum(each.kind == "jump" for each in info.discontinuities),
         },
         "metadata": _printable_tags(info.metadata),
         "chapters": [_describe_chapter(chapter, zero) for chapter in info.chapters],

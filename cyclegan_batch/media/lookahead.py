@@ -17,10 +17,10 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from .alpha import alpha_of
-from .clocks import BROADCAST, JobClock
 from .demuxing import Packet, demux
 from .frame_properties import bits_per_sample, field_order, orientation
 from .stream_info import ColourTags, MediaInfo, StreamInfo
+from .timestamps import BROADCAST_FORMATS, Timeline
 
 UNCOUNTED = ("mpegts", "mpeg")
 """Containers whose header states no duration and no number of frames."""
@@ -28,7 +28,7 @@ LOOKAHEAD_PACKETS = 300
 """Video packets read per stream where no index tells whether the rate is constant."""
 _LOOKAHEAD_BYTES = 2**25
 _CHEAP_BYTES = 2**26
-"""Files of `BROADCAST` up to this size are read completely for their clock: within a second."""
+"""`BROADCAST_FORMATS` up to this size are read completely for their timestamps: within a second."""
 _CAPTION_PACKETS = 16
 """Video packets in which captions are looked for."""
 _CAPTION_MARK = b"GA94\x03"
@@ -166,7 +166,7 @@ def _with_frame_properties(info: StreamInfo, frame: VideoFrame) -> StreamInfo:
 class StreamSpans:
     """When each stream of a file begins and ends, by its packets.
 
-    Only files of `BROADCAST` need it: their header does not state it.
+    Only files of `BROADCAST_FORMATS` need it: their header does not state it.
     """
 
     def __init__(self) -> None:
@@ -188,14 +188,14 @@ class StreamSpans:
                 self._without_durations.add(packet.stream_index)
 
     def add_to(
-        self, info: MediaInfo, lookaheads: Mapping[int, VideoLookahead], clock: JobClock
+        self, info: MediaInfo, lookaheads: Mapping[int, VideoLookahead], clock: Timeline
     ) -> MediaInfo:
         """Return ``info`` with what was read of the clock and the streams."""
-        info = replace(info, seams=tuple(clock.seams))
-        if info.format not in BROADCAST:
+        info = replace(info, discontinuities=tuple(clock.discontinuities))
+        if info.format not in BROADCAST_FORMATS:
             return info
-        # These headers state no duration, or one on the clock before it was joined at the seams.
-        measured = self.at_end and (bool(info.seams) or info.format in UNCOUNTED)
+        # These headers state no duration, or one from before the discontinuities were closed.
+        measured = self.at_end and (bool(info.discontinuities) or info.format in UNCOUNTED)
         streams = []
         for stream in info.streams:
             if stream.index in self._spans:
@@ -203,7 +203,7 @@ class StreamSpans:
                     stream,
                     lookaheads.get(stream.index),
                     clock,
-                    has_seams=bool(info.seams),
+                    has_discontinuities=bool(info.discontinuities),
                     measured=measured,
                 )
             streams.append(stream)
@@ -221,9 +221,9 @@ class StreamSpans:
         self,
         stream: StreamInfo,
         lookahead: VideoLookahead | None,
-        clock: JobClock,
+        clock: Timeline,
         *,
-        has_seams: bool,
+        has_discontinuities: bool,
         measured: bool,
     ) -> StreamInfo:
         """Return ``stream`` with its start, and where it was ``measured``, its duration."""
@@ -239,7 +239,7 @@ class StreamSpans:
             start_pts=round(start / stream.time_base),
             paused=round(clock.paused.get(stream.index, 0) / stream.time_base),
         )
-        if lookahead is not None and has_seams:
+        if lookahead is not None and has_discontinuities:
             # FFmpeg derives the rate from all times that it has read, whichever clock they are on.
             rate = _even_rate(lookahead.times(whole=False), stream.time_base)
             stream = replace(stream, average_rate=rate or stream.average_rate)
@@ -251,7 +251,7 @@ class StreamSpans:
 def read_ahead(
     container: av.container.InputContainer,
     lookaheads: Mapping[int, VideoLookahead],
-    clock: JobClock,
+    clock: Timeline,
     spans: StreamSpans,
     *,
     whole: bool,
@@ -259,7 +259,7 @@ def read_ahead(
     """Read packets until every lookahead is complete and the clock is known, or all of them."""
     for lookahead in lookaheads.values():
         lookahead.stream.thread_type = "AUTO" if whole else "SLICE"
-    broadcast = container.format.name in BROADCAST
+    broadcast = container.format.name in BROADCAST_FORMATS
     to_the_end = whole or (broadcast and 0 <= container.size <= _CHEAP_BYTES)
     streams: list[Stream] = [each.stream for each in lookaheads.values()]
     if broadcast:
@@ -283,7 +283,7 @@ def read_ahead(
             continue
         size += packet.size
         if whole or not current.complete:
-            current.take(packet, steady=not clock.seams, whole=whole)
+            current.take(packet, steady=not clock.discontinuities, whole=whole)
             continue
         # The size ends the search for a stream that begins late or never: 4 times 32 MiB.
         if size > 4 * _LOOKAHEAD_BYTES or all(each.complete for each in lookaheads.values()):

@@ -18,13 +18,13 @@ from av.stream import Stream
 from ..errors import InputError
 from ..wording import printable
 from . import Dropped, Place, dropped_at
-from .clocks import JobClock
 from .demuxing import Packet, demux, reason
 from .joined_video import JoinedVideo
 from .muxing import OutputStream
 from .sound import Resampler
 from .streams import StreamPlan
 from .subtitles import SubtitleConverter
+from .timestamps import Timeline
 
 _MOST_LOSSES = 10_000
 """Damaged packets of a file that are listed one by one; the rest is counted."""
@@ -302,7 +302,7 @@ def other_packets(
     if not copiers:
         return
     # All streams are read, so that the clock comes out as it did for the translated video.
-    packets = JobClock(source.format.name).steady(demux(source, list(source.streams)))
+    packets = Timeline(source.format.name).steady(demux(source, list(source.streams)))
     latest = Fraction(0)
     while True:
         try:

@@ -16,11 +16,11 @@ from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from .alpha import ALPHA_DECODERS, has_alpha
-from .clocks import JobClock
 from .demuxing import input_error, open_container
 from .frame_properties import bits_per_sample
 from .lookahead import StreamSpans, VideoLookahead, read_ahead
 from .stream_info import FIELDS_BY_ORDER, Chapter, ColourTags, MediaInfo, StreamInfo
+from .timestamps import Timeline
 
 
 def probe(
@@ -39,7 +39,7 @@ def probe(
                 for stream in container.streams.video
                 if not _is_attached(stream) and stream.codec_context is not None
             }
-            clock, spans = JobClock(info.format), StreamSpans()
+            clock, spans = Timeline(info.format), StreamSpans()
             if lookaheads:
                 read_ahead(container, lookaheads, clock, spans, whole=count_frames)
         except av.error.FFmpegError as error:

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, TypedDict
 from ..errors import InputError
 from ..frames import Size
 from ..wording import printable
-from .clocks import Seam
+from .timestamps import Discontinuity
 
 Fields: TypeAlias = Literal["tff", "bff"]
 """The field of an interlaced frame that is shown first: the top one (line 0) or the bottom one."""
@@ -121,9 +121,9 @@ class MediaInfo:
     streams: tuple[StreamInfo, ...]
     metadata: dict[str, str]
     chapters: tuple[Chapter, ...]
-    seams: tuple[Seam, ...] = ()
+    discontinuities: tuple[Discontinuity, ...] = ()
     """Where the clock of the file begins anew or jumps, as far as the file was read. All times of
-    the streams are on the one clock that `JobClock` makes of it."""
+    the streams are on the one clock that `Timeline` makes of it."""
 
     @property
     def start(self) -> Fraction | None:

@@ -20,12 +20,12 @@ from ..errors import InputError, OutputError
 from ..frames import Size
 from ..options import TranslateOptions
 from ..wording import Note, printable
-from .clocks import BROADCAST
 from .containers import Container, container_for
 from .demuxing import open_container
 from .muxing import MUXER_TAGS, OutputStream, without_tags
 from .sound import plan_sound
 from .stream_info import Chapter, Fields, MediaInfo, StreamInfo
+from .timestamps import BROADCAST_FORMATS
 from .trial import SampleVideo, Trial
 
 
@@ -307,7 +307,7 @@ def _mixed_down(
 def _beginning(info: MediaInfo, included: Sequence[StreamInfo], container: Container) -> Fraction:
     """Return when the first audio or video stream of those ``included`` begins, in seconds."""
     start = replace(info, streams=tuple(included)).start or Fraction(0)
-    if info.format in BROADCAST:
+    if info.format in BROADCAST_FORMATS:
         # From MPEG-TS to MPEG-TS the clock stays as it is, as long as it can be written.
         return min(start, Fraction(0)) if info.format == container.muxer else start
     # In other containers a little audio below zero is what its decoder needs to begin.

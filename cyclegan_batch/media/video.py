@@ -20,7 +20,6 @@ from ..frames import PixelType, Size
 from ..options import TranslateOptions
 from ..wording import Note, printable
 from .alpha import Alpha
-from .clocks import seam_notes, start_note
 from .colour import ColourPlan, resolve
 from .encoder import (
     EncoderPlan,
@@ -36,6 +35,7 @@ from .probe import media_info, probe
 from .standard_input import standard_input
 from .stream_info import Fields, MediaInfo, StreamInfo
 from .streams import StreamPlan, plan_streams
+from .timestamps import discontinuity_notes, start_note
 
 _Y4M = ".y4m"
 
@@ -218,7 +218,7 @@ def _y4m_notes(
 
 def _timestamp_notes(info: MediaInfo, stream: StreamInfo, streams: StreamPlan | None) -> list[str]:
     """Return what the user is told of the source's time stamps, as far as they are known."""
-    notes = seam_notes(info.seams, (stream.start_pts or 0) * stream.time_base)
+    notes = discontinuity_notes(info.discontinuities, (stream.start_pts or 0) * stream.time_base)
     if streams is not None and not streams.from_first_frame:
         note = start_note(streams.beginning)
         notes += [note] if note else []

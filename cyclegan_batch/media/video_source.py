@@ -23,7 +23,6 @@ from ..frames import Frame, Geometry, Pixels
 from ..wording import Note
 from . import Dropped, Place, dropped_at
 from .alpha import alpha_of
-from .clocks import LONGEST_GAP, seam_notes
 from .colour import ToRGB
 from .cut_short import cut_short
 from .decoding import FrameReader
@@ -32,6 +31,7 @@ from .demuxing import reason
 from .frame_properties import orientation
 from .lookahead import UNCOUNTED
 from .loss import GapCounter, Lost
+from .timestamps import LONGEST_GAP, discontinuity_notes
 from .video import Timing, VideoPlan
 
 
@@ -206,16 +206,16 @@ class VideoSource:
     def _discontinuities(self) -> list[int]:
         """Return the PTS from which on times were moved, as far as packets were read."""
         base = self._plan.stream.time_base
-        return [math.floor(seam.at / base) for seam in self._reader.clock.seams]
+        return [math.floor(each.at / base) for each in self._reader.timeline.discontinuities]
 
     # What the user is told
 
     def _note_discontinuities(self) -> None:
         """Note the timestamp discontinuities, except for the kinds that the plan has noted."""
         plan = self._plan
-        noted = {seam.kind for seam in plan.info.seams}
-        seams = [seam for seam in self._reader.clock.seams if seam.kind not in noted]
-        texts = seam_notes(seams, (self._first_pts or 0) * plan.stream.time_base)
+        noted = {each.kind for each in plan.info.discontinuities}
+        unnoted = [each for each in self._reader.timeline.discontinuities if each.kind not in noted]
+        texts = discontinuity_notes(unnoted, (self._first_pts or 0) * plan.stream.time_base)
         self.notes = (*self.notes, *(Note(plan.name, text) for text in texts))
 
     def _note_size(self, index: int, frame: av.VideoFrame, turn: tuple[int, bool]) -> None:
@@ -280,7 +280,7 @@ class VideoSource:
         trouble = f"{frames} missing from {seconds:.3f} s on"
         # Where recordings were joined, the demuxer marks the last packet of the first one as
         # corrupt, although it is whole.
-        joints = [seam.at for seam in self._reader.clock.seams]
+        joints = [each.at for each in self._reader.timeline.discontinuities]
         is_damaged = any_dropped or any(
             all(abs(end - joint) > 1 for joint in joints)
             for end in self._reader.received.corrupt_ends

@@ -16,9 +16,9 @@ import av
 import pytest
 
 from cyclegan_batch.media import lookahead
-from cyclegan_batch.media.clocks import JobClock
 from cyclegan_batch.media.description import describe
 from cyclegan_batch.media.probe import probe
+from cyclegan_batch.media.timestamps import Timeline
 from cyclegan_batch.media.video_source import VideoSource
 from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, plan, run
@@ -255,14 +255,14 @@ def test_a_stream_that_only_one_part_has_begins_with_its_part(tmp_path):
     """Its first packets are the first of what follows, and nothing of them says so yet."""
     one = streams.plain(tmp_path / "1.vob", frames=50, **MPEG2)
     two = streams.plain(tmp_path / "2.vob", frames=50, codec="mpeg2video", audio="ac3")
-    clock = JobClock("mpeg")
+    clock = Timeline("mpeg")
     times: dict[int, list[Fraction]] = {}
     with av.open(str(joined(tmp_path / "in.vob", one, two, one))) as container:
         assert len(container.streams) == 3
         for packet in clock.steady(container.demux()):
             if packet.dts is not None:
                 times.setdefault(packet.stream.index, []).append(packet.dts * packet.time_base)
-    assert [seam.kind for seam in clock.seams] == ["restart", "restart"]
+    assert [each.kind for each in clock.discontinuities] == ["restart", "restart"]
     for each in times.values():
         assert min(b - a for a, b in itertools.pairwise(each)) > 0.019
     (pictures,) = (each for each in times.values() if len(each) == 150)
@@ -465,7 +465,7 @@ def test_one_damaged_time_moves_nothing_but_itself(tmp_path, by):
 
     with av.open(str(source)) as container:
         sent = seen(container.demux())
-    clock = JobClock("mpegts")
+    clock = Timeline("mpegts")
     with av.open(str(source)) as container:
         got = seen(clock.steady(damaged(container.demux())))
     assert [(index, data) for index, _, data in got] == [(index, data) for index, _, data in sent]

@@ -1,7 +1,7 @@
 """One clock for everything in a file whose own begins anew, jumps, or was never one.
 
 The clock of MPEG-TS, MPEG-PS and FLV is that of a broadcast: it begins anywhere, begins anew where
-recordings were joined, and jumps where a part was cut out. `JobClock` moves the packets of such a
+recordings were joined, and jumps where a part was cut out. `Timeline` moves the packets of such a
 file onto one clock that ascends. Whoever reads the file (the probe, the decoder, the copying of
 sound) gets the same times, since they depend on nothing but the packets and their order.
 """
@@ -17,9 +17,9 @@ import av
 import av.stream
 
 LONGEST_GAP = 10
-"""Seconds. What is longer is another clock in a container of `BROADCAST`; the same as FFmpeg's
+"""Seconds. In a container of `BROADCAST_FORMATS` a longer gap is no content; the same as FFmpeg's
 ``dts_delta_threshold``."""
-BROADCAST = ("mpegts", "mpeg", "flv")
+BROADCAST_FORMATS = ("mpegts", "mpeg", "flv")
 """Containers, by FFmpeg's names, in which a gap of more than `LONGEST_GAP` s is no content."""
 
 _BACKWARDS = Fraction(1, 10)
@@ -40,7 +40,7 @@ _WRAP = {"mpegts": Fraction(2**33, 90_000), "mpeg": Fraction(2**33, 90_000)}
 
 
 @dataclass(frozen=True)
-class Seam:
+class Discontinuity:
     """A place where the clock of a file does not go on."""
 
     kind: Literal["restart", "jump"]
@@ -49,7 +49,7 @@ class Seam:
     """When what follows begins, in seconds on the one clock."""
 
 
-def seam_notes(seams: Sequence[Seam], first: Fraction) -> list[str]:
+def discontinuity_notes(seams: Sequence[Discontinuity], first: Fraction) -> list[str]:
     """Return what the user is told of ``seams``, one sentence for each kind.
 
     ``first`` is the time of the first frame in seconds, from which people count.
@@ -59,7 +59,7 @@ def seam_notes(seams: Sequence[Seam], first: Fraction) -> list[str]:
         ("restart", "begins anew", "what follows is joined to what was"),
         ("jump", "jumps ahead", "the gap is closed"),
     ):
-        found = [seam for seam in seams if seam.kind == kind]
+        found = [each for each in seams if each.kind == kind]
         if found:
             times = f" {len(found)} times, first" if len(found) > 1 else ""
             at = float(max(Fraction(0), found[0].at - first))
@@ -150,18 +150,18 @@ class _Window:
     size: int = 0
 
 
-class JobClock:
+class Timeline:
     """Move the packets of one file onto one clock, for one reading of it from its beginning."""
 
     def __init__(self, format_name: str) -> None:
         """``format_name`` is FFmpeg's name of the container."""
-        self._broadcast = format_name in BROADCAST
+        self._broadcast = format_name in BROADCAST_FORMATS
         self._wrap = _WRAP.get(format_name)
         self._tracks: dict[int, _Track] = {}
         self._groups = 1
         self._window: _Window | None = None
         self._watched: dict[int, bool] = {}
-        self.seams: list[Seam] = []
+        self.discontinuities: list[Discontinuity] = []
         """All that were found so far, as they came."""
         self.paused: dict[int, Fraction] = {}
         """Seconds at the seams in which a stream shows nothing, by its index."""
@@ -387,7 +387,9 @@ class JobClock:
             self._groups += 1
             went_back = by < 0 or (self._wrap is not None and by > self._wrap / 2)
             begins = min(new.shown * new.base for new in arrived.values())
-            self.seams.append(Seam("restart" if went_back else "jump", place + begins))
+            self.discontinuities.append(
+                Discontinuity("restart" if went_back else "jump", place + begins)
+            )
         self._tracks |= arrived
         for packet, is_new in window.held:
             yield self._moved(packet, self._tracks if is_new else old)

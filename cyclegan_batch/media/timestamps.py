@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
-import av
-import av.stream
+from av.stream import Disposition
+
+from .demuxing import Packet
 
 LONGEST_GAP = 10
 """Seconds. In a container of `BROADCAST_FORMATS` a longer gap is no content; the same as FFmpeg's
@@ -102,14 +103,14 @@ class _Track:
     """Streams of one group have one clock."""
 
     @classmethod
-    def of(cls, packet: av.Packet[Any]) -> _Track:
+    def of(cls, packet: Packet) -> _Track:
         """Return the track that begins with ``packet``, which has a decoding time."""
         dts = _decoded(packet)
         track = cls(packet.time_base, dts, dts, _shown(packet), dts, packet.is_keyframe)
         track.take(packet)
         return track
 
-    def take(self, packet: av.Packet[Any]) -> None:
+    def take(self, packet: Packet) -> None:
         """Go on with ``packet``, which has a decoding time."""
         dts, shown = _decoded(packet), _shown(packet)
         self.step = packet.duration or max(0, dts - self.last)
@@ -139,7 +140,7 @@ class _Track:
 class _Window:
     """Packets that wait until it is known what a jump of the clock means."""
 
-    held: list[tuple[av.Packet[Any], bool]] = field(default_factory=list)
+    held: list[tuple[Packet, bool]] = field(default_factory=list)
     """Each with whether it is on the new clock."""
     arrived: dict[int, _Track] = field(default_factory=dict)
     """Where the streams stand that are on the new clock, by index."""
@@ -170,7 +171,7 @@ class Timeline:
         """Expect nothing of the packets that come next: somebody sought in the file."""
         self._tracks.clear()
 
-    def steady(self, packets: Iterator[av.Packet[Any]]) -> Iterator[av.Packet[Any]]:
+    def steady(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         """Yield ``packets`` (of all streams) in their order, moved onto the one clock in place.
 
         Around a jump some seconds of them are held back.
@@ -184,7 +185,7 @@ class Timeline:
             raise
         yield from self._resolved()
 
-    def _take(self, packet: av.Packet[Any]) -> Iterator[av.Packet[Any]]:
+    def _take(self, packet: Packet) -> Iterator[Packet]:
         if not packet.size:
             # The flushing ones, at the end.
             yield from self._resolved()
@@ -239,15 +240,15 @@ class Timeline:
         if self._window is not None and self._is_known(self._window):
             yield from self._resolved()
 
-    def _is_watched(self, packet: av.Packet[Any]) -> bool:
+    def _is_watched(self, packet: Packet) -> bool:
         """Say whether a packet is of sound or pictures: subtitles and data follow those."""
         index = packet.stream_index
         if index not in self._watched:
-            cover = packet.stream.disposition & av.stream.Disposition.attached_pic
+            cover = packet.stream.disposition & Disposition.attached_pic
             self._watched[index] = packet.stream.type in ("video", "audio") and not cover
         return self._watched[index]
 
-    def _way(self, track: _Track, packet: av.Packet[Any]) -> int:
+    def _way(self, track: _Track, packet: Packet) -> int:
         """Return -1 where the clock went back, 1 where it went far ahead, 0 where it goes on.
 
         It goes on over a gap that is content.
@@ -258,7 +259,7 @@ class Timeline:
             return -1 if self._broadcast or packet.is_keyframe else 0
         return int(self._broadcast and ticks - track.step > LONGEST_GAP / track.base)
 
-    def _joins(self, track: _Track, packet: av.Packet[Any], way: int) -> bool:
+    def _joins(self, track: _Track, packet: Packet, way: int) -> bool:
         """Say whether ``packet`` is where others are already, and take it as that if so."""
         near = _nearest((other for other in self._live() if other is not track), packet)
         if near is None or (way < 0 and near.group == track.group):
@@ -278,7 +279,7 @@ class Timeline:
         latest = max((track.moved for track in self._tracks.values()), default=Fraction(0))
         return [track for track in self._tracks.values() if latest - track.moved <= LONGEST_GAP]
 
-    def _moved(self, packet: av.Packet[Any], tracks: Mapping[int, _Track]) -> av.Packet[Any]:
+    def _moved(self, packet: Packet, tracks: Mapping[int, _Track]) -> Packet:
         """Move a packet as the track of its stream says, else as the nearest of ``tracks``."""
         track = tracks.get(packet.stream_index)
         if track is None:
@@ -291,7 +292,7 @@ class Timeline:
                 packet.dts += ticks
         return packet
 
-    def _begin(self, packet: av.Packet[Any]) -> None:
+    def _begin(self, packet: Packet) -> None:
         """Take up a stream, on the clock of those that are near."""
         track = _Track.of(packet)
         self._place(track, self._live())
@@ -308,7 +309,7 @@ class Timeline:
             now = max(other.moved for other in live)
             track.offset = _ticks(now, track.base) - track.first
 
-    def _is_behind(self, packet: av.Packet[Any]) -> bool:
+    def _is_behind(self, packet: Packet) -> bool:
         """Say whether a stream begins so far behind all others that they may follow it back."""
         time = _decoded(packet) * packet.time_base
         live = [track.last * track.base for track in self._live()]
@@ -316,23 +317,23 @@ class Timeline:
 
     # A jump
 
-    def _open_window(self, packet: av.Packet[Any]) -> None:
+    def _open_window(self, packet: Packet) -> None:
         """Hold back what comes from ``packet`` on, which is the first on another clock."""
         self._window = _Window()
         self._window.stood = {index: track.last for index, track in self._tracks.items()}
         self._arrive(packet)
 
-    def _hold(self, packet: av.Packet[Any], *, new: bool) -> None:
+    def _hold(self, packet: Packet, *, new: bool) -> None:
         assert self._window is not None
         self._window.held.append((packet, new))
         self._window.size += packet.size
 
-    def _arrive(self, packet: av.Packet[Any]) -> None:
+    def _arrive(self, packet: Packet) -> None:
         assert self._window is not None
         self._window.arrived[packet.stream_index] = _Track.of(packet)
         self._hold(packet, new=True)
 
-    def _is_new(self, packet: av.Packet[Any]) -> bool:
+    def _is_new(self, packet: Packet) -> bool:
         """Say whether a packet that tells nothing of the clock is on the new one."""
         assert self._window is not None
         arrived = self._window.arrived
@@ -354,7 +355,7 @@ class Timeline:
         too_much = window.size > _MOST_BYTES or len(window.held) > _MOST_PACKETS
         return too_much or taken >= (_AT_MOST if missing else _ENOUGH)
 
-    def _resolved(self) -> Iterator[av.Packet[Any]]:
+    def _resolved(self) -> Iterator[Packet]:
         """Place the new clock on the one clock, and yield what was held back."""
         window, self._window = self._window, None
         if window is None:
@@ -395,12 +396,12 @@ class Timeline:
             yield self._moved(packet, self._tracks if is_new else old)
 
 
-def _decoded(packet: av.Packet[Any]) -> int:
+def _decoded(packet: Packet) -> int:
     assert packet.dts is not None
     return packet.dts
 
 
-def _shown(packet: av.Packet[Any]) -> int:
+def _shown(packet: Packet) -> int:
     return _decoded(packet) if packet.pts is None else packet.pts
 
 
@@ -409,7 +410,7 @@ def _ticks(seconds: Fraction, base: Fraction) -> int:
 
 
 def _nearest(
-    tracks: Iterable[_Track], to: av.Packet[Any] | _Track, *, within: int | None = LONGEST_GAP
+    tracks: Iterable[_Track], to: Packet | _Track, *, within: int | None = LONGEST_GAP
 ) -> _Track | None:
     """Return the track whose clock shows nearly the time of ``to`` (``within``: seconds)."""
     if isinstance(to, _Track):

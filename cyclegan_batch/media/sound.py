@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import av
 import av.error
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
+from av.codec.context import CodecContext
 
 from .demuxing import demux, open_container
 
@@ -50,18 +51,19 @@ class SoundPlan:
     """The encoder takes fewer channels than the source has."""
 
 
-def state_layout(decoder: Any) -> None:
+def state_layout(decoder: CodecContext) -> None:
     """Set the layout of a decoder that is not open yet, where its container does not state one.
 
     AVI, WMV and FLV hold only a number of channels.
     """
+    assert isinstance(decoder, AudioCodecContext)
     default = _DEFAULT_LAYOUTS.get(decoder.channels)
     stated = not re.fullmatch(r"\d+ channels?", decoder.layout.name)
     if default is not None and not stated and not decoder.is_open:
         decoder.layout = default
 
 
-def plan_sound(encoder: str, decoder: Any) -> SoundPlan:
+def plan_sound(encoder: str, decoder: CodecContext) -> SoundPlan:
     """Choose rate and layout for ``encoder`` by opening it; ``decoder`` is the source's.
 
     The channels stay as they are, get the names of a twin layout, or are mixed down to as many as
@@ -70,6 +72,7 @@ def plan_sound(encoder: str, decoder: Any) -> SoundPlan:
     codec = av.Codec(encoder, "w")
     if codec.type != "audio":
         raise ValueError(f"{encoder} encodes {codec.type}")
+    assert isinstance(decoder, AudioCodecContext)
     state_layout(decoder)
     rate = decoder.sample_rate
     rates = codec.audio_rates
@@ -90,8 +93,9 @@ def plan_sound(encoder: str, decoder: Any) -> SoundPlan:
     raise ValueError(f"{encoder} does not open for {decoder.layout.name}: {refusal}") from refusal
 
 
-def set_up_sound(context: Any, plan: SoundPlan) -> None:
+def set_up_sound(context: CodecContext, plan: SoundPlan) -> None:
     """Give an encoder's context the settings of ``plan``."""
+    assert isinstance(context, AudioCodecContext)
     context.layout = plan.layout
     context.sample_rate = plan.rate
     context.bit_rate = _BIT_RATE * context.layout.nb_channels
@@ -121,6 +125,9 @@ def first_sound(path: Path, index: int, count: int = 4) -> list[AudioFrame]:
     frames: list[AudioFrame] = []
     with open_container(path) as container:
         stream = container.streams[index]
+        if stream.codec_context is None:
+            # FFmpeg has no decoder for it.
+            return []
         state_layout(stream.codec_context)
         with contextlib.suppress(av.error.FFmpegError):
             for packet in demux(container, [stream]):
@@ -134,7 +141,7 @@ def first_sound(path: Path, index: int, count: int = 4) -> list[AudioFrame]:
 class Resampler:
     """Convert audio to an encoder's format, also where the format of the source changes."""
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, encoder: AudioCodecContext) -> None:
         self._encoder = encoder
         self._source_format: tuple[str, str, int] | None = None
         self._resampler: av.AudioResampler | None = None

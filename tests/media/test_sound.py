@@ -499,6 +499,20 @@ def test_a_track_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     assert planned(source, tmp_path / "out.mkv").notes == ()
 
 
+@pytest.mark.behaviour(22)
+def test_a_track_of_an_unknown_codec_cannot_be_encoded_and_is_named(tmp_path: Path) -> None:
+    source = clip(tmp_path / "in.mkv", "flac")
+    source.write_bytes(source.read_bytes().replace(b"A_FLAC", b"A_XLAC"))
+    plan = planned(source, tmp_path / "out.mkv", audio="aac")
+    assert [each.action for each in plan.streams] == ["video"]
+    assert re.search(
+        r"in\.mkv: stream 1 \(audio unknown\): nothing of it can be decoded",
+        grouped(plan.notes)[-1],
+    )
+    done = translated(source, tmp_path / "out.mkv", audio="aac")
+    assert ["nothing of it can be decoded" in str(each.error) for each in done.dropped] == [True]
+
+
 @pytest.mark.behaviour(1, 22)
 @pytest.mark.parametrize("audio", ["copy", "libopus"])
 def test_the_sound_of_a_file_that_breaks_off_is_written_up_to_there(

@@ -1,121 +1,197 @@
-"""What a translation can be told: one list behind the command line, the Python API and the plan.
+"""The options of a translation: the one table behind the command line, Python and the plan.
 
-A flag, its field here and its word in the README are the same word; a test holds them together.
+A flag, its field here and its keyword in Python are the same word. The docstring of a field is its
+help: ``--help`` and docs/options.md are made from this table.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, TypeAlias
+
+from .option_table import check_values, option
+
+Direction: TypeAlias = Literal["AtoB", "BtoA"]
+"""Which of the two generators of a CycleGAN."""
+
+BackendName: TypeAlias = Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"]
+
+TranslatePrecision: TypeAlias = Literal["auto", "fp32", "tf32", "fp16", "bf16", "int8"]
+"""The arithmetic in which a backend may run a network."""
+
+FilePrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
+"""The precision in which an ONNX file is written."""
+
+FrameSize: TypeAlias = Literal["native"] | int | tuple[int, int]
+"""The source's own size, the length of the shorter side, or (height, width)."""
 
 MAX_PIXELS = 2**28
 """An image of more pixels is refused by its header, unless ``--max-pixels`` is another limit."""
 
-_LEAST = {
-    **dict.fromkeys(("batch_size", "threads", "frames", "preview", "max_pixels"), 1),
-    **dict.fromkeys(("stream", "ss", "to", "max_failures"), 0),
-}
-"""The least value of the options that are numbers; images check their own."""
+MODEL = "Model"
+NETWORK = "Network"
+FRAMES = "Frames and size"
+VIDEO = "Video output"
+IMAGES = "Image output"
+ERRORS = "Errors"
+RUN = "Run"
+"""The groups of options, in the order in which ``--help`` shows them."""
 
 
 @dataclass(frozen=True)
 class TranslateOptions:
     """Every option of ``translate``; None means that the tool decides."""
 
-    # The network
-    direction: Literal["AtoB", "BtoA"] | None = None
-    """Which generator of a run; None: AtoB where there are two. A file that goes the other way is
-    refused."""
-    model_io: str | None = None
-    """How a foreign ONNX is to be understood, e.g. ``nchw rgb 0..255``."""
-    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"] = "auto"
-    device: str = "auto"
-    """``auto``, ``cpu`` or ``cuda[:N]``."""
-    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16", "int8"] = "auto"
-    """``tf32`` is how an NVIDIA GPU may run an FP32 file, ``bf16`` how OpenVINO and torch may."""
-    batch_size: int | None = None
-    threads: int | None = None
-    """CPU threads for the network."""
-    trust_engine: bool = False
-    """Load a TensorRT engine that was not built here: it is a program that runs with our rights."""
-    # The size
-    size: Literal["native"] | int | tuple[int, int] = "native"
-    """The size the network sees: native, the shorter side, or (height, width)."""
-    fit: Literal["pad", "stretch"] | None = None
-    keep_size: bool = False
-    """Write the network's size instead of the source's."""
-    # Video
-    container: Literal["same", "mp4", "mkv", "mov", "webm"] = "same"
-    """Of videos whose name comes from their source; same: the source's, and MKV where that is not
-    written. A file that is named as OUTPUT says its container itself."""
-    codec: str | None = None
-    """The encoder, by FFmpeg's name; None: libx264, and libvpx-vp9 in WebM (it holds no H.264)."""
-    crf: float | None = None
-    """None: 18 for libx264, and its like for other encoders."""
-    preset: str | None = None
-    pix_fmt: str | None = None
-    encoder_opt: dict[str, str] = field(default_factory=dict)
-    audio: str = "copy"
-    """``copy``, ``none`` or the name of an audio encoder."""
-    stream: int | None = None
-    """Index of the video stream in its container; None: the best one."""
-    color: str | None = None
-    """``MATRIX[:RANGE]`` for untagged sources, e.g. ``bt709:limited``."""
-    deinterlace: bool = False
-    deinterlace_rate: Literal["frame", "field"] | None = None
-    """One frame of two fields (None too), or one of each field; either of them deinterlaces."""
-    ss: float | None = None
-    """Start, in seconds from the first frame."""
-    to: float | None = None
-    """End, in seconds on the same clock as ``ss`` (exclusive)."""
-    frames: int | None = None
-    """At most this many frames of a video."""
-    fps: str | None = None
-    """Frames per second of a pattern of images, e.g. ``25`` or ``30000/1001``."""
-    preview: int | None = None
-    # Images
-    format: Literal["same", "png", "jpg", "webp", "avif"] = "same"
-    quality: int | None = None
-    """1..100 for jpg, webp and avif; None: 95."""
-    white: int | None = None
-    """Level of a picture of more than 8 bits that becomes white (255), such as 4095 for 12 bits in
-    16; None: the largest there is."""
-    # The run
-    overwrite: bool = False
-    skip_existing: bool = False
-    on_error: Literal["skip", "fail"] = "skip"
-    """``skip`` goes on without the frame, packet or file that is lost, and lists it; ``fail`` ends
-    the job at the first."""
-    max_failures: int | None = None
-    strict: bool = False
-    """What a container cannot hold is an error instead of a warning."""
-    max_pixels: int = MAX_PIXELS
-    """A picture of more pixels is refused by its header."""
-    copy_others: bool = False
-    cache_dir: Path | None = None
-    """Where exported checkpoints and built engines are kept; None: the usual place."""
+    direction: Direction | None = field(default=None, metadata=option(MODEL))
+    """Generator of a run folder; AtoB unless given, where the folder holds both. A file that goes
+    the other way is refused."""
+    model_io: str | None = field(default=None, metadata=option(MODEL, metavar="SPEC"))
+    """How a foreign ONNX is fed, e.g. ``"nchw rgb 0..255"``; what is left out is found in its
+    graph where possible."""
+    trust_engine: bool = field(default=False, metadata=option(MODEL))
+    """Load a TensorRT engine that was not built here. An engine is a program that runs with your
+    rights."""
+
+    backend: BackendName = field(default="auto", metadata=option(NETWORK))
+    """Runtime of the network. auto chooses by what is installed and by the file; tensorrt runs an
+    ONNX only when named, and torch runs a checkpoint without exporting it."""
+    device: str = field(default="auto", metadata=option(NETWORK, metavar="auto|cpu|cuda[:N]"))
+    """Device of the network. auto is the CPU for now; what a GPU draws is compared with the CPU
+    once."""
+    precision: TranslatePrecision = field(default="auto", metadata=option(NETWORK))
+    """Arithmetic of the network. auto is the file's own, and on a GPU tf32 for an fp32 file. tf32
+    is for NVIDIA GPUs, bf16 for OpenVINO and torch; fp16 exports a checkpoint in half
+    precision."""
+    batch_size: int | None = field(
+        default=None, metadata=option(NETWORK, metavar="auto|N", least=1)
+    )
+    """Frames per call of the network. auto is 1 on a CPU, 4 on a GPU, and the model's own where
+    that is fixed."""
+    threads: int | None = field(default=None, metadata=option(NETWORK, metavar="N", least=1))
+    """CPU threads for the network; every core unless given."""
+
+    size: FrameSize = field(default="native", metadata=option(FRAMES, metavar="native|N|WxH"))
+    """Size at which the network sees a frame: the source's own (native), N pixels on the shorter
+    side, or W pixels by H."""
+    fit: Literal["pad", "stretch"] | None = field(default=None, metadata=option(FRAMES))
+    """How a frame is brought to that size: pad keeps its shape and reflects it at the edges,
+    stretch resizes it. Unless given, stretch where the model takes one size only, else pad."""
+    keep_size: bool = field(default=False, metadata=option(FRAMES))
+    """Write frames at the network's size instead of the source's."""
+    ss: float | None = field(
+        default=None, metadata=option(FRAMES, metavar="TIME", least=0, applies_to=("video",))
+    )
+    """Start at this time of the source, counted from its first frame."""
+    to: float | None = field(
+        default=None, metadata=option(FRAMES, metavar="TIME", least=0, applies_to=("video",))
+    )
+    """End before this time of the source, counted from its first frame."""
+    frames: int | None = field(
+        default=None, metadata=option(FRAMES, metavar="N", least=1, applies_to=("video",))
+    )
+    """Translate at most this many frames of a video."""
+    fps: str | None = field(
+        default=None, metadata=option(FRAMES, metavar="RATE", applies_to=("pattern",))
+    )
+    """Frame rate of numbered images (``f_%06d.png``) that become a video, e.g. ``25`` or
+    ``30000/1001``."""
+    stream: int | None = field(
+        default=None, metadata=option(FRAMES, metavar="N", least=0, applies_to=("video",))
+    )
+    """Index of the video stream in its container; the best one unless given."""
+    color: str | None = field(
+        default=None, metadata=option(FRAMES, metavar="MATRIX[:RANGE]", applies_to=("video",))
+    )
+    """Colour matrix and range of an untagged video, e.g. ``bt601:full``."""
+    deinterlace: bool = field(default=False, metadata=option(FRAMES, applies_to=("video",)))
+    """Deinterlace (bwdif) before the network, into one frame for two fields."""
+    deinterlace_rate: Literal["frame", "field"] | None = field(
+        default=None, metadata=option(FRAMES, applies_to=("video",))
+    )
+    """Deinterlace into one frame for two fields (frame) or a frame for each field (field)."""
+    white: int | None = field(
+        default=None,
+        metadata=option(FRAMES, metavar="LEVEL", least=1, most=65535, applies_to=("image",)),
+    )
+    """Level of an image of more than 8 bits that becomes white, e.g. 4095 for 12 bits in 16; the
+    largest of its type unless given."""
+
+    container: Literal["same", "mp4", "mkv", "mov", "webm"] = field(
+        default="same", metadata=option(VIDEO, applies_to=("video",))
+    )
+    """Container of videos that are written into a folder. same is the source's own, and mkv where
+    that is not written (.wmv, .mpg, .vob and others)."""
+    codec: str | None = field(
+        default=None, metadata=option(VIDEO, short="c", metavar="NAME", applies_to=("video",))
+    )
+    """Video encoder, by FFmpeg's name; libx264 unless given, and libvpx-vp9 in WebM."""
+    crf: float | None = field(
+        default=None, metadata=option(VIDEO, metavar="N", applies_to=("video",))
+    )
+    """Quality of the video, lower is better; 18 for libx264 unless given, and its like for other
+    encoders."""
+    preset: str | None = field(
+        default=None, metadata=option(VIDEO, metavar="NAME", applies_to=("video",))
+    )
+    """Preset of the encoder, e.g. ``slow``."""
+    pix_fmt: str | None = field(
+        default=None, metadata=option(VIDEO, metavar="NAME", applies_to=("video",))
+    )
+    """Pixel format of the video; the nearest to the source's unless given."""
+    encoder_opt: dict[str, str] = field(
+        default_factory=dict, metadata=option(VIDEO, metavar="K=V", applies_to=("video",))
+    )
+    """Option of the encoder, e.g. ``bframes=2``; may be repeated."""
+    audio: str = field(
+        default="copy", metadata=option(VIDEO, metavar="copy|CODEC|none", applies_to=("video",))
+    )
+    """What becomes of the sound: copied as it is, encoded anew by an FFmpeg encoder such as aac,
+    or left out."""
+
+    format: Literal["same", "png", "jpg", "webp", "avif"] = field(
+        default="same", metadata=option(IMAGES, applies_to=("image",))
+    )
+    """Format of images that are written into a folder. same is the source's own, and png where
+    that is not written."""
+    quality: int | None = field(
+        default=None, metadata=option(IMAGES, metavar="N", least=1, most=100, applies_to=("image",))
+    )
+    """Quality of jpg, webp and avif, 1 to 100; 95 unless given."""
+
+    on_error: Literal["skip", "fail"] = field(default="skip", metadata=option(ERRORS))
+    """At a damaged frame, packet or file: go on without it and list it (skip), or end the job
+    (fail)."""
+    max_failures: int | None = field(default=None, metadata=option(ERRORS, metavar="N", least=0))
+    """End the job after more than N failures."""
+    strict: bool = field(default=False, metadata=option(ERRORS))
+    """Fail where the container of the output cannot hold all of the source as it is, instead of
+    leaving something out with a note."""
+    max_pixels: int = field(default=MAX_PIXELS, metadata=option(ERRORS, metavar="N", least=1))
+    """Refuse images of more than N pixels by their header."""
+
+    overwrite: bool = field(default=False, metadata=option(RUN, short="y"))
+    """Overwrite outputs that exist."""
+    skip_existing: bool = field(default=False, metadata=option(RUN, short="n"))
+    """Leave outputs that exist and do the rest; several processes can share a folder like this."""
+    copy_others: bool = field(default=False, metadata=option(RUN))
+    """Copy labels and other files of an input folder along."""
+    cache_dir: Path | None = field(default=None, metadata=option(RUN, metavar="FOLDER"))
+    """Where exported checkpoints and TensorRT engines are kept; ``cyclegan-batch doctor`` prints
+    the usual place."""
+    preview: int | None = field(default=None, metadata=option(RUN, metavar="N", least=1))
+    """Only write a sheet of N frames, each source above its result, as OUTPUT.preview.png."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value that no option has: it would be taken for another one."""
-        for name, kind in get_type_hints(type(self)).items():
-            value, words = getattr(self, name), _words(kind)
-            if words and name != "size" and value is not None and value not in words:
-                raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}")
+        check_values(self)
         if self.size != "native":
             sides = self.size if isinstance(self.size, tuple) else (self.size, self.size)
             if len(sides) != 2 or not all(isinstance(n, Integral) and n >= 1 for n in sides):
                 raise ValueError(
                     f"size must be 'native', the shorter side or (height, width), got {self.size!r}"
                 )
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not isinstance(value, Real) or not least <= float(value) < math.inf:
-                raise ValueError(f"{name} must be a number from {least}, got {value!r}")
         if self.overwrite and self.skip_existing:
             raise ValueError("overwrite and skip_existing contradict each other; choose one")
 
@@ -123,11 +199,3 @@ class TranslateOptions:
     def deinterlaces(self) -> bool:
         """Whole frames are made of the fields, at either rate."""
         return self.deinterlace or self.deinterlace_rate is not None
-
-
-def _words(kind: object) -> tuple[str, ...]:
-    """Return the words that a type names: of a Literal, also as one kind among others."""
-    parts = get_args(kind)
-    return tuple(
-        word for part in parts for word in ((part,) if isinstance(part, str) else _words(part))
-    )

@@ -22,8 +22,13 @@ def _readme() -> str:
 
 
 def _flags(command: click.Command) -> set[str]:
-    options = [param for param in command.params if isinstance(param, click.Option)]
-    return {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+    return {flag for each in _options(command) for flag in (*each.opts, *each.secondary_opts)}
+
+
+def _options(command: click.Command) -> list[click.Option]:
+    """Return the options of a command, those of its table too, without --help."""
+    params = command.get_params(click.Context(command))
+    return [each for each in params if isinstance(each, click.Option) and "--help" not in each.opts]
 
 
 def test_the_readme_has_every_option_of_translate_and_no_other():
@@ -34,7 +39,9 @@ def test_the_readme_has_every_option_of_translate_and_no_other():
 
 
 def test_every_flag_is_a_field_of_the_options_by_the_same_word():
-    params = {param.name for param in cli.main.commands["translate"].params}
+    command = cli.main.commands["translate"]
+    params = {param.name for param in command.params}
+    params |= {option.name for option in _options(command)}
     fields = {field.name for field in dataclasses.fields(cyclegan_batch.TranslateOptions)}
     # What the command line has besides: what is translated by what, and how that is told.
     told = {"inputs", "output", "model", "progress", "quiet", "verbose", "dry_run", "report"}
@@ -44,9 +51,8 @@ def test_every_flag_is_a_field_of_the_options_by_the_same_word():
 def test_every_command_and_option_has_help():
     for name, command in cli.main.commands.items():
         assert command.help, name
-        for param in command.params:
-            if isinstance(param, click.Option):
-                assert param.help, f"{name} {param.opts}"
+        for option in _options(command):
+            assert option.help, f"{name} {option.opts}"
 
 
 def test_the_readme_names_every_command():
@@ -86,10 +92,10 @@ def test_the_readme_names_every_extra_and_no_other():
 
 
 def test_every_command_and_option_that_a_message_names_is_there():
-    options = {"--help", "--query-gpu"}  # the second is nvidia-smi's
+    # Of nvidia-smi, and of the reference implementation's test.py.
+    options = {"--help", "--query-gpu", "--eval"}
     for command in cli.main.commands.values():
-        options |= {name for option in command.params for name in option.opts}
-        options |= {name for option in command.params for name in option.secondary_opts}
+        options |= _flags(command)
     named = 0
     for path in _modules("cyclegan_batch"):
         for node in ast.walk(ast.parse(path.read_text())):

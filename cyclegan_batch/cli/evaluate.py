@@ -7,38 +7,51 @@ from pathlib import Path
 
 import click
 
-from .options import PATH
+from .options import PATH, GroupedCommand, option
 from .process import print_result
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=GroupedCommand)
 @click.argument("results", type=PATH)
-@click.option(
-    "--truth", type=PATH, metavar="FOLDER", help="What they should be, by the same names."
+@option(
+    "--truth",
+    type=PATH,
+    metavar="FOLDER",
+    help="The images that the results should be, by the same names.",
 )
-@click.option(
-    "--source", type=PATH, metavar="FOLDER", help="What they were made from: scored beside them."
+@option(
+    "--source",
+    type=PATH,
+    metavar="FOLDER",
+    help="The images that the results were made from; they are scored as well.",
 )
-@click.option("--resize", is_flag=True, help="Bring results of another size to their truth's.")
-@click.option(
+@option("--resize", is_flag=True, help="Resize results to the size of their truth.")
+@option(
     "--palette",
     metavar="cityscapes|FILE",
-    help="They are label maps of these colours; JSON or TOML, name = [red, green, blue].",
+    help="Score label maps of these colours: Cityscapes', or those of a JSON or TOML file with "
+    "``name = [red, green, blue]``.",
 )
-@click.option(
+@option(
     "--train-truth",
     type=PATH,
     metavar="FOLDER",
-    help="Label maps of the training: scores what never sees the input.",
+    help="Label maps of the training set, to score a guess that never sees the input.",
 )
-@click.option(
-    "--real", type=PATH, metavar="FOLDER", help="Any real pictures: FID and KID against them."
+@option(
+    "--real",
+    type=PATH,
+    metavar="FOLDER",
+    help="Any real images, to measure FID and KID against.",
 )
-@click.option(
-    "--inception", type=PATH, metavar="WEIGHTS", help="InceptionV3's weights, for FID and KID."
+@option(
+    "--inception",
+    type=PATH,
+    metavar="WEIGHTS",
+    help="The weights of InceptionV3 for FID and KID.",
 )
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Only the numbers.")
+@option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
+@option("-q", "--quiet", is_flag=True, help="Print only the scores.")
 def command(
     results: Path,
     truth: Path | None,
@@ -51,9 +64,10 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Score RESULTS, a folder of pictures or one, against --truth, --real or both.
+    """Score RESULTS, an image or a folder of images, against --truth, --real or both.
 
     Against a truth: PSNR, SSIM and L1, or with --palette the accuracies and the IoU of label maps.
+    Against real images: FID and KID.
     """
     if truth is None and real is None:
         raise click.UsageError("give --truth FOLDER, --real FOLDER, or both.")

@@ -5,57 +5,60 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import click
 
-from .options import PATH
+from ..options import Direction
+from .options import PATH, GroupedCommand, option
 from .process import print_result
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("file", type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@click.option(
-    "--direction", type=click.Choice(["AtoB", "BtoA"]), help="Which generator of a run folder."
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
+@option(
+    "--direction",
+    type=click.Choice(get_args(Direction)),
+    help="Generator of a run folder to describe; AtoB unless given, where the folder holds both.",
 )
-@click.option("--count", is_flag=True, help="Count the frames of a video by decoding it.")
-@click.option("--model-io", metavar="SPEC", help="How a foreign ONNX is fed.")
+@option("--count", is_flag=True, help="Count the frames of a video by decoding them all.")
+@option("--model-io", metavar="SPEC", help='How a foreign ONNX is fed, e.g. ``"nchw rgb 0..255"``.')
 def inspect(
     file: Path,
     as_json: bool,
-    direction: Literal["AtoB", "BtoA"] | None,
+    direction: Direction | None,
     count: bool,
     model_io: str | None,
 ) -> None:
-    """Print what a model, a checkpoint, a run, a media file or an image says of itself."""
+    """Describe FILE: a model, a checkpoint, a run folder, a media file or an image."""
     from ..inspection import inspect_file
 
     described = inspect_file(file, count_frames=count, model_io=model_io, direction=direction)
     _print_description(described, as_json=as_json)
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.command(cls=GroupedCommand)
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> None:
-    """Print devices, runtimes, FFmpeg, the encoders that really open, and the cache."""
+    """Describe this machine: devices, runtimes, FFmpeg, encoders that open, the cache folder."""
     from ..doctor import examine, lines
 
     report = examine()
     print_result(json.dumps(report, indent=2) if as_json else "\n".join(lines(report)))
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("folder", type=PATH, default="demo")
-@click.option(
+@option(
     "--training-data",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Draw what the demo's generator learned from into FOLDER instead, N pictures of each "
+    help="Instead draw the images that the demo's generator was trained on into FOLDER, N of each "
     "domain: valleys by day in trainA, others by night in trainB, the truth in testB.",
 )
 def demo(folder: Path, training_data: int | None) -> None:
-    """Translate a clip and pictures made on the spot into FOLDER, with a sheet to look at."""
+    """Draw a clip and images and translate them into FOLDER, with a sheet to look at."""
     from ..wording import printable
 
     if training_data is not None:

@@ -1,12 +1,15 @@
-"""What the values of options are: times, sizes, shapes, counts, pairs."""
+"""Options on the command line: how values are written, and how a table becomes click options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import click
+
+from .. import option_table
+from ..option_table import Option
 
 PATH = click.Path(path_type=Path)
 
@@ -71,19 +74,6 @@ class Count(click.ParamType[Any]):
         return int(value)
 
 
-def key_values(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    """Return the values of a repeated ``KEY=VALUE`` option, by key. Raises click.BadParameter."""
-    pairs = {}
-    for value in values:
-        key, equals, rest = value.partition("=")
-        if not key or not equals:
-            raise click.BadParameter(f"{value!r} is not KEY=VALUE", ctx, param)
-        pairs[key] = rest
-    return pairs
-
-
 class Shape(click.ParamType[tuple[int, int, int]]):
     """``N,H,W``: a batch, a height and a width."""
 
@@ -102,12 +92,156 @@ class Shape(click.ParamType[tuple[int, int, int]]):
         return batch, height, width
 
 
-def options_of(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return the decorator that applies several, in the order in which ``--help`` shows them."""
+_NOTATIONS: dict[str | None, click.ParamType[Any]] = {
+    "TIME": Seconds(),
+    "native|N|WxH": Size(),
+    "auto|N": Count(),
+    "N,H,W": Shape(),
+}
+"""The types of the metavars that say more than the kind of an option."""
 
-    def decorate(function: Any) -> Any:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
 
-    return decorate
+def key_values(
+    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """Return the values of a repeated ``KEY=VALUE`` option, by key. Raises click.BadParameter."""
+    pairs = {}
+    for value in values:
+        key, equals, rest = value.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE", ctx, param)
+        pairs[key] = rest
+    return pairs
+
+
+_NO = "no-"
+
+_COLUMN = 22
+"""Columns of the flags; a longer one has its help on the next line."""
+
+
+class GroupedOption(click.Option):
+    """An option that `GroupedCommand` shows under the heading ``group``.
+
+    In its help, code stands between double backquotes; ``shown_default`` is a default in words.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        group: str = "Options",
+        shown_default: str | None = None,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self.group = group
+        self.shown_default = shown_default
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the flags, padded so that all lists share their columns, and the help."""
+        record = super().get_help_record(ctx)
+        return record and (record[0].ljust(_COLUMN), record[1].replace("``", ""))
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """Return what click adds to the help: the default, but no range, which the help states."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        if self.shown_default is not None:
+            extra["default"] = self.shown_default
+        return extra
+
+
+def option(*names: str, **keywords: Any) -> Callable[[Any], Any]:
+    """Return the decorator that adds a `GroupedOption`."""
+    return click.option(*names, cls=GroupedOption, **keywords)
+
+
+def progress_option(group: str) -> GroupedOption:
+    """Return the option ``--progress``."""
+    return GroupedOption(
+        ["--progress"],
+        group=group,
+        type=click.Choice(["auto", "plain", "json", "none"]),
+        default="auto",
+        shown_default="auto",
+        help="How progress is shown on standard error: auto is a live line on a terminal and lines "
+        "elsewhere, json is one object a line.",
+    )
+
+
+class GroupedCommand(click.Command):
+    """A command whose ``--help`` shows its options under headings, the last with ``--help``.
+
+    ``table`` returns further parameters; it is called when the command is parsed, so that the table
+    of a wing is imported only for its command.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        table: Callable[[], Sequence[click.Parameter]] = tuple,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*arguments, **keywords)
+        self._table = table
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the parameters: the command's own, those of its table, and --help."""
+        *own, to_help = super().get_params(ctx)
+        return [*own, *self._table(), to_help]
+
+    def groups(self, ctx: click.Context) -> dict[str, list[click.Option]]:
+        """Return the options by heading, in the order in which they were declared."""
+        groups: dict[str, list[click.Option]] = {}
+        heading = "Options"
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option):
+                heading = param.group if isinstance(param, GroupedOption) else heading
+                groups.setdefault(heading, []).append(param)
+        return groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one list of options for each heading, all with the same columns."""
+        for heading, options in self.groups(ctx).items():
+            with formatter.section(heading):
+                records = [option.get_help_record(ctx) for option in options]
+                formatter.write_dl([each for each in records if each], col_max=_COLUMN)
+
+
+def table_options(table: type, *, group: str = "") -> list[click.Parameter]:
+    """Return the click options of a table; ``group`` is the heading of fields that name none."""
+    return [_click_option(each) for each in option_table.options_of(table, group)]
+
+
+def _click_option(option: Option) -> GroupedOption:
+    names = [option.name, f"-{option.short}"] if option.short else [option.name]
+    shown: dict[str, Any] = {"group": option.group, "help": option.help}
+    if option.kind is bool and option.default:
+        flags = f"{option.flag}/--{_NO}{option.flag[2:]}"
+        return GroupedOption([*names, flags], default=True, shown_default=option.flag, **shown)
+    if option.kind is bool:
+        return GroupedOption([*names, option.flag], is_flag=True, **shown)
+    names.append(option.flag)
+    shown["metavar"] = option.metavar
+    if option.kind is dict:
+        return GroupedOption(names, multiple=True, callback=key_values, **shown)
+    notation = _NOTATIONS.get(option.metavar)
+    default = "auto" if isinstance(notation, Count) else option.default
+    return GroupedOption(
+        names,
+        type=notation or _click_type(option),
+        default=default,
+        shown_default=None if default is None else str(default),
+        **shown,
+    )
+
+
+def _click_type(option: Option) -> click.ParamType[Any]:
+    if option.choices:
+        return click.Choice(option.choices)
+    if option.kind is Path:
+        return PATH
+    if option.kind in (int, float) and option.least is not None:
+        range_of = click.IntRange if option.kind is int else click.FloatRange
+        return range_of(option.least, option.most)  # type: ignore[arg-type]
+    return click.types.convert_type(option.kind)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from ..errors import CycleganBatchError
-from .options import PATH, key_values
+from ..errors import CycleganBatchError, missing_extra
+from .options import PATH, GroupedCommand, GroupedOption, key_values, option, progress_option
 from .process import STOPS
 
 if TYPE_CHECKING:
@@ -21,24 +21,20 @@ if TYPE_CHECKING:
     from .progress import Reporter
 
 
-class _TrainCommand(click.Command):
-    """Has an option for every key of a training, found out when the command is parsed."""
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the options; the keys come before --help, which is the last."""
-        own = super().get_params(ctx)
-        return [*own[:-1], *_train_keys(), own[-1]]
-
-
 _NO = ("no-", "no_")
 """What negates a key, in our spelling and in the reference implementation's."""
 
+_GROUP = "Data and command"
+
+_METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}
+
 
 @functools.cache
-def _train_keys() -> tuple[click.Option, ...]:
+def _table() -> tuple[click.Option, ...]:
+    """Return the option of every key of a training."""
     from cyclegan_train.settings import keys
 
-    options = []
+    options = [progress_option(_GROUP)]
     for key in keys().values():
         # The reference implementation's spelling works as well.
         names = [f"--{word}" for word in dict.fromkeys((key.name.replace("_", "-"), key.name))]
@@ -48,35 +44,52 @@ def _train_keys() -> tuple[click.Option, ...]:
                 names.append(f" /--{_NO[1]}{key.name}")
         default = str(key.default).lower() if key.kind is bool else str(key.default)
         options.append(
-            click.Option(
+            GroupedOption(
                 [key.name, *names],
+                group=key.group,
                 type=click.Choice(key.choices) if key.choices else key.kind,
+                metavar=None if key.choices else _METAVARS.get(key.kind),
                 default=None,
-                help=f"{key.help}  [default: {default}]",
+                shown_default=default,
+                help=key.help,
             )
         )
     return tuple(options)
 
 
-@click.command("train", cls=_TrainCommand)
+@click.command("train", cls=GroupedCommand, table=_table)
 @click.argument("places", nargs=-1, type=PATH, metavar="[DATA] RUN")
-@click.option("--data-a", type=PATH, metavar="FOLDER", help="Pictures of A, in place of DATA.")
-@click.option("--data-b", type=PATH, metavar="FOLDER", help="Pictures of B, in place of DATA.")
-@click.option(
-    "--recipe", metavar="NAME|FILE", help="Keys from a TOML file; those of ours by their names."
+@option(
+    "--data-a",
+    group=_GROUP,
+    type=PATH,
+    metavar="FOLDER",
+    help="Images of domain A, in place of DATA/trainA.",
 )
-@click.option(
-    "--set", "pairs", multiple=True, callback=key_values, metavar="KEY=VALUE", help="Any key."
+@option(
+    "--data-b",
+    group=_GROUP,
+    type=PATH,
+    metavar="FOLDER",
+    help="Images of domain B, in place of DATA/trainB.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in RUN, if there is one.")
-@click.option(
-    "--progress",
-    type=click.Choice(["auto", "plain", "json", "none"]),
-    default="auto",
-    show_default=True,
-    help="Live on a terminal, lines elsewhere.",
+@option(
+    "--recipe",
+    group=_GROUP,
+    metavar="NAME|FILE",
+    help="Read keys from a TOML file; a recipe of this package is read by its name.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Only what goes wrong.")
+@option(
+    "--set",
+    "pairs",
+    group=_GROUP,
+    multiple=True,
+    callback=key_values,
+    metavar="KEY=VALUE",
+    help="Set any of the keys below; may be repeated.",
+)
+@option("--resume", group=_GROUP, is_flag=True, help="Go on with the run in RUN, if there is one.")
+@option("-q", "--quiet", group=_GROUP, is_flag=True, help="Print only what goes wrong.")
 def command(
     places: tuple[Path, ...],
     data_a: Path | None,
@@ -88,9 +101,10 @@ def command(
     quiet: bool,
     **keys: Any,
 ) -> None:
-    """Train a CycleGAN in the folder RUN, on DATA/trainA and DATA/trainB.
+    """Train a CycleGAN on the images in DATA/trainA and DATA/trainB, in the folder RUN.
 
-    A recipe comes first, then --set, then the options below, each over the one before.
+    --set overrides the keys of a recipe, and the options of the step, the images and the run
+    override both.
     """
     if len(places) not in (1, 2):
         raise click.UsageError("give DATA and RUN, or --data-a, --data-b and RUN.")
@@ -145,12 +159,7 @@ def _train(
         from cyclegan_train.progress import line, sentence, state
         from cyclegan_train.run import train as begin
     except ImportError as error:
-        from ..errors import BackendUnavailableError
-
-        raise BackendUnavailableError(
-            f"cannot train: {error.name or error} is not installed; "
-            "pip install 'cyclegan-batch[train]' brings it"
-        ) from error
+        raise missing_extra("train", error, doing="train") from error
 
     def watch(progress: Progress | Reading) -> None:
         reporter.show(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ..errors import ContradictionError, CycleganBatchError
-from ..options import MAX_PIXELS
-from .options import PATH, Count, Seconds, Size, key_values, options_of
+from ..options import MODEL, RUN, TranslateOptions
+from .options import PATH, GroupedCommand, GroupedOption, progress_option, table_options
 from .process import STOPS, print_result
 
 if TYPE_CHECKING:
@@ -21,178 +21,46 @@ if TYPE_CHECKING:
     from ..job.report import Report
     from .progress import Reporter
 
-_NETWORK = options_of(
-    click.option(
-        "-m", "--model", type=PATH, required=True, help="Generator: an ONNX, checkpoint or run."
-    ),
-    click.option(
-        "--direction",
-        type=click.Choice(["AtoB", "BtoA"]),
-        help="Which generator of a run; AtoB where there are two.",
-    ),
-    click.option(
-        "--model-io",
-        metavar="SPEC",
-        help='How a foreign ONNX is fed, e.g. "nchw rgb 0..255"; found out where possible.',
-    ),
-    click.option(
-        "--backend",
-        type=click.Choice(["auto", "onnxruntime", "openvino", "tensorrt", "torch"]),
-        default="auto",
-        show_default=True,
-        help="Runtime of the network.",
-    ),
-    click.option(
-        "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:N]", help="Where."
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(["auto", "fp32", "tf32", "fp16", "bf16", "int8"]),
-        default="auto",
-        show_default=True,
-        help="Arithmetic; auto takes the fastest that draws the same picture.",
-    ),
-    click.option(
-        "--batch-size", type=Count(), default="auto", show_default=True, help="Frames per call."
-    ),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads for the network."),
-    click.option(
-        "--trust-engine", is_flag=True, help="Load a TensorRT engine that was not built here."
-    ),
-    click.option(
-        "--size", type=Size(), default="native", show_default=True, help="What the network sees."
-    ),
-    click.option(
-        "--fit",
-        type=click.Choice(["pad", "stretch"]),
-        help="How a frame meets a size; stretch where the model's is fixed, else pad.",
-    ),
-    click.option("--keep-size", is_flag=True, help="Write the network's size, not the source's."),
-)
-
-_VIDEO = options_of(
-    click.option(
-        "--container",
-        type=click.Choice(["same", "mp4", "mkv", "mov", "webm"]),
-        default="same",
-        show_default=True,
-        help="Container of videos that go into a folder; mkv where the source's is not written.",
-    ),
-    click.option(
-        "-c", "--codec", help="Video encoder, FFmpeg's name; libx264, and libvpx-vp9 in WebM."
-    ),
-    click.option("--crf", type=float, help="Quality; 18 for libx264, its like for others."),
-    click.option("--preset", help="The encoder's preset."),
-    click.option("--pix-fmt", help="Pixel format of the output; follows the source."),
-    click.option(
-        "--encoder-opt",
-        multiple=True,
-        callback=key_values,
-        metavar="K=V",
-        help="Any encoder option.",
-    ),
-    click.option(
-        "--audio", default="copy", show_default=True, metavar="copy|CODEC|none", help="The sound."
-    ),
-    click.option("--stream", type=click.IntRange(min=0), help="Index of the video stream."),
-    click.option(
-        "--color", metavar="MATRIX[:RANGE]", help="Colour of an untagged source, e.g. bt601:full."
-    ),
-    click.option("--deinterlace", is_flag=True, help="Deinterlace (bwdif) before the network."),
-    click.option(
-        "--deinterlace-rate",
-        type=click.Choice(["frame", "field"]),
-        help="Deinterlace: one frame for two fields, or a frame for each.",
-    ),
-    click.option("--ss", type=Seconds(), help="Start."),
-    click.option("--to", type=Seconds(), help="End."),
-    click.option("--frames", type=click.IntRange(min=1), help="At most this many frames."),
-    click.option("--fps", help="Frames per second of a pattern of images, e.g. 30000/1001."),
-    click.option(
-        "--preview",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Only N frames beside their source, as one picture named OUTPUT.preview.png.",
-    ),
-)
-
-_IMAGES = options_of(
-    click.option(
-        "--format",
-        type=click.Choice(["same", "png", "jpg", "webp", "avif"]),
-        default="same",
-        show_default=True,
-        help="Format of translated images.",
-    ),
-    click.option("--quality", type=click.IntRange(1, 100), help="Of jpg, webp and avif; 95."),
-    click.option(
-        "--white",
-        type=click.IntRange(1, 65535),
-        metavar="LEVEL",
-        help="Level of pictures of more than 8 bits that becomes white, e.g. 4095.",
-    ),
-)
-
-_RUN = options_of(
-    click.option("-y", "--overwrite", is_flag=True, help="Overwrite what exists."),
-    click.option("-n", "--skip-existing", is_flag=True, help="Leave what exists, do the rest."),
-    click.option(
-        "--on-error",
-        type=click.Choice(["skip", "fail"]),
-        default="skip",
-        show_default=True,
-        help="At a frame, packet or file that is damaged: go on without it and list it, or stop.",
-    ),
-    click.option("--max-failures", type=click.IntRange(min=0), help="Give up after so many."),
-    click.option("--strict", is_flag=True, help="What a container cannot hold is an error."),
-    click.option(
-        "--max-pixels",
-        type=click.IntRange(min=1),
-        default=MAX_PIXELS,
-        show_default=True,
-        help="Refuse larger pictures by their header.",
-    ),
-    click.option("--copy-others", is_flag=True, help="Copy labels and other files along."),
-    click.option(
-        "--cache-dir",
+_PARAMETERS: list[click.Parameter] = [
+    click.Argument(["inputs"], nargs=-1, required=True, type=PATH, metavar="INPUT..."),
+    # The output is a string: a separator at its end means a folder, and a Path drops it.
+    click.Argument(["output"], type=click.Path()),
+    GroupedOption(
+        ["-m", "--model"],
+        group=MODEL,
         type=PATH,
-        metavar="FOLDER",
-        help="Where exported checkpoints and engines are kept; see doctor.",
+        required=True,
+        help="The generator: an ONNX file, a TensorRT engine, a checkpoint (.pth, .safetensors) or "
+        "the folder of a training run.",
     ),
-)
-
-_TELL = options_of(
-    click.option(
-        "--progress",
-        type=click.Choice(["auto", "plain", "json", "none"]),
-        default="auto",
-        show_default=True,
-        help="Live on a terminal, lines elsewhere.",
-    ),
-    click.option("-q", "--quiet", is_flag=True, help="Only what is missing, and why."),
-    click.option(
-        "-v",
-        "--verbose",
+    *table_options(TranslateOptions),
+    GroupedOption(
+        ["--dry-run"],
+        group=RUN,
         is_flag=True,
-        help="Say where the time went, and let FFmpeg print its own messages.",
+        help="Print what becomes what, how, and in how much memory; write nothing.",
     ),
-    click.option(
-        "--dry-run",
+    GroupedOption(
+        ["--report"],
+        group=RUN,
+        type=PATH,
+        metavar="FILE",
+        help="Write what was done to FILE as JSON, with every version and digest.",
+    ),
+    progress_option(RUN),
+    GroupedOption(
+        ["-q", "--quiet"], group=RUN, is_flag=True, help="Print only what is missing, and why."
+    ),
+    GroupedOption(
+        ["-v", "--verbose"],
+        group=RUN,
         is_flag=True,
-        help="Print what becomes what, how, and in how much memory; stop.",
+        help="Also print where the time went, and FFmpeg's own messages.",
     ),
-    click.option("--report", type=PATH, metavar="FILE", help="Write what was done, as JSON."),
-)
+]
 
 
-@click.command("translate")
-@click.argument("inputs", nargs=-1, required=True, type=PATH, metavar="INPUT...")
-@click.argument("output", type=click.Path())  # a string: a separator at its end has a meaning
-@_NETWORK
-@_VIDEO
-@_IMAGES
-@_RUN
-@_TELL
+@click.command("translate", cls=GroupedCommand, params=_PARAMETERS)
 def command(
     inputs: tuple[Path, ...],
     output: str,
@@ -204,7 +72,12 @@ def command(
     report: Path | None,
     **options: Any,
 ) -> None:
-    """Translate a video, an image, a folder of them, several of these, f_%06d.png, or - (y4m)."""
+    """Translate videos and images through the generator MODEL.
+
+    INPUT is a video, an image, a folder of them, numbered images (f_%06d.png), or - for a y4m video
+    on standard input; several may be given. OUTPUT is a file, a folder for what comes from a folder
+    or from several inputs, or - for y4m on standard output.
+    """
     if options["overwrite"] and options["skip_existing"]:
         raise click.UsageError("-y overwrites what exists, -n leaves it: choose one.")
     from .. import api

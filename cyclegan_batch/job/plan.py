@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError, OutputError
 from ..frames import BatchShape, Geometry, Size
 from ..frames import geometry as frame_geometry
+from ..option_table import options_given
 from ..options import TranslateOptions
 from ..wording import Note, printable
 from .units import (
@@ -308,23 +309,16 @@ def _check_stretch(options: TranslateOptions) -> None:
         )
 
 
-_OF_VIDEOS = {"codec", "crf", "preset", "pix_fmt", "encoder_opt", "audio", "stream", "color"} | {
-    "container", "deinterlace", "deinterlace_rate", "ss", "to", "frames"
-}  # fmt: skip
-_OF_IMAGES = {"format", "quality", "white"}
-
-
 def _without_effect(options: TranslateOptions, kinds: set[str]) -> list[Note]:
     """Say which of the options given mean nothing to what is translated."""
-    defaults = asdict(TranslateOptions())
-    given = [name for name, value in asdict(options).items() if value != defaults[name]]
+    given = options_given(options)
     found = []
-    for what, names, there in (
-        ("video", _OF_VIDEOS, bool(kinds - {"image", "unread"})),
-        ("picture", _OF_IMAGES, "image" in kinds),
-        ("pattern of pictures", {"fps"}, "pattern" in kinds),
+    for what, kind, there in (
+        ("video", "video", bool(kinds - {"image", "unread"})),
+        ("picture", "image", "image" in kinds),
+        ("pattern of pictures", "pattern", "pattern" in kinds),
     ):
-        useless = [f"--{name.replace('_', '-')}" for name in given if name in names]
+        useless = [each.flag for each in given if each.applies_to == (kind,)]
         if kinds and useless and not there:
             text = f"no effect, as no {what} is among the inputs"
             found.append(Note(", ".join(useless), text))

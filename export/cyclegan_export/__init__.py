@@ -18,15 +18,25 @@ if TYPE_CHECKING:
     from .bundle import export_bundle
     from .engine_export import export_engine
     from .onnx_export import Exported, export_onnx
+    from .options import ExportOptions, export
 
-__all__ = ["Exported", "export_bundle", "export_engine", "export_onnx"]
+__all__ = [
+    "ExportOptions",
+    "Exported",
+    "export",
+    "export_bundle",
+    "export_engine",
+    "export_onnx",
+]
 
 OPSET = 18
 """Of the files that are written: TensorRT 10.3 (JetPack 6) reads up to 20, and onnxruntime before
 1.25 runs Pad of 19 and later on the CPU, frames and all (microsoft/onnxruntime#26393)."""
 
 _HOMES = {
+    "ExportOptions": ".options",
     "Exported": ".onnx_export",
+    "export": ".options",
     "export_bundle": ".bundle",
     "export_engine": ".engine_export",
     "export_onnx": ".onnx_export",

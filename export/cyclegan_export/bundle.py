@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import onnx
 
@@ -35,9 +35,8 @@ from . import edge
 from .engine_export import check_precision, contract_file
 from .gate import translated_by_torch
 from .onnx_export import Precision, export_onnx
+from .options import Target
 from .samples import samples_for
-
-Target = Literal["jetson-orin", "jetson-thor", "generic"]
 
 BUNDLE_VERSION = 1
 

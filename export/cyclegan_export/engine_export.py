@@ -9,78 +9,61 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from cyclegan_batch.backends.tensorrt import check_tensorrt, write_engine
 from cyclegan_batch.errors import ModelError, OutputError
-from cyclegan_batch.models.engine_card import Build, EngineCard, Shape, card_path, profile_for
+from cyclegan_batch.models.engine_card import Build, EngineCard, card_path, profile_for
 from cyclegan_batch.models.model import Model, open_model
 from cyclegan_batch.wording import grouped, printable
 
-from .onnx_export import Precision, export_onnx
+from .onnx_export import export_onnx
+from .options import ExportOptions
 
 
 def export_engine(
     source: Path,
     output: Path,
+    options: ExportOptions,
     *,
-    min_shape: Shape | None = None,
-    opt_shape: Shape | None = None,
-    max_shape: Shape | None = None,
-    builder_level: int = 3,
-    workspace: int | None = None,
-    hardware_compatible: bool = False,
-    version_compatible: bool = False,
-    precision: Precision | None = None,
     cache_dir: Path | None = None,
-    verify: bool = True,
-    overwrite: bool = False,
     say: Callable[[str], None] = lambda sentence: None,
-    **onnx_options: Any,
 ) -> EngineCard:
     """Write the generator at ``source`` to ``output`` as an engine, its card beside it.
 
-    ``source`` is what `export_onnx` takes, which is told ``onnx_options``, or an ONNX that is
-    inside the contract already, which is taken as it is (``precision`` None: that file's, else
-    fp32). The shapes (N, H, W) are the frames that the engine will take; see
-    `cyclegan_batch.models.engine_card.profile_for`, and `Build` for what the others mean. An
-    FP32 engine computes without TF32. Raises ModelError, BackendError, BackendUnavailableError,
-    OutputError.
+    ``source`` is what `export_onnx` takes, or an ONNX that is inside the contract already, which is
+    taken as it is (``precision`` None: that file's, else fp32). `profile_for` makes the engine's
+    profile of the shapes. An FP32 engine computes without TF32. Raises ModelError, BackendError,
+    BackendUnavailableError, OutputError.
     """
     for path in (output, card_path(output)):
-        if path.exists() and not overwrite:
+        if path.exists() and not options.overwrite:
             raise OutputError(
                 f"cannot write {printable(path)}: it exists already; pass -y to overwrite it"
             )
     check_tensorrt()
     model = contract_file(source)
     if model is None:
-        if not (min_shape or opt_shape or max_shape or onnx_options.get("shape")):
+        if not (options.min_shape or options.opt_shape or options.max_shape or options.shape):
             raise ModelError(
                 f"{printable(output)}: an engine is built for frames of certain shapes; pass "
                 "--opt-shape N,H,W (and --min-shape, --max-shape for a range)"
             )
         beside = output.with_suffix(".onnx")
-        export_onnx(
-            source,
-            beside,
-            precision=precision or "fp32",
-            verify=verify,
-            overwrite=overwrite,
-            say=say,
-            **onnx_options,
-        )
+        precision = options.precision or "fp32"
+        export_onnx(source, beside, say=say, **options.of_onnx() | {"precision": precision})
         model = open_model(beside)
     else:
-        check_precision(model, precision)
+        check_precision(model, options.precision)
     build = Build(
-        profile_for(model.card, min_shape, opt_shape, max_shape),
-        builder_level=builder_level,
-        workspace=workspace,
-        hardware_compatible=hardware_compatible,
-        version_compatible=version_compatible,
+        profile_for(model.card, options.min_shape, options.opt_shape, options.max_shape),
+        builder_level=options.builder_level,
+        workspace=options.workspace,
+        hardware_compatible=options.hardware_compatible,
+        version_compatible=options.version_compatible,
     )
-    card, notes = write_engine(model, output, build, cache_dir=cache_dir, verify=verify, say=say)
+    card, notes = write_engine(
+        model, output, build, cache_dir=cache_dir, verify=options.verify, say=say
+    )
     for sentence in grouped(notes):
         say(sentence)
     size = output.stat().st_size / 1e6

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -854,7 +855,9 @@ def test_a_wrong_word_is_a_usage_error(model: Path, clip: Path, arguments: Seque
 
 
 def test_flags_options_and_plan_share_their_words() -> None:
-    flags = {parameter.name for parameter in cli.translate.command.params}
+    command = cli.main.commands["translate"]
+    params = command.get_params(click.Context(command))
+    flags = {each.name for each in params if "--help" not in each.opts}
     told_to_the_command = {"progress", "quiet", "verbose", "dry_run", "report"}
     options = {item.name for item in fields(TranslateOptions)}
     in_plan = {item.name for item in fields(JobPlan)}
@@ -865,7 +868,7 @@ def test_flags_options_and_plan_share_their_words() -> None:
 def test_every_command_and_every_option_has_help() -> None:
     for command in cli.main.commands.values():
         assert command.help
-        for parameter in command.params:
+        for parameter in command.get_params(click.Context(command)):
             assert parameter.param_type_name == "argument" or parameter.help, parameter.name  # type: ignore[attr-defined]
 
 

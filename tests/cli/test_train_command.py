@@ -128,7 +128,7 @@ def test_a_folder_that_is_not_there_is_one_clear_line_errors(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data"], "no pictures named"),
+        (["data"], "no images named"),
         ([], "give DATA and RUN"),
         (["a", "b", "c"], "give DATA and RUN"),
         (["data", "run", "--set", "nfg=3"], "'nfg' is no key of a training; do you mean ngf?"),
@@ -205,7 +205,7 @@ def test_without_torch_it_says_what_to_install_errors(data, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT
     )
-    assert_one_clear_line(done, "torch is not installed; pip install 'cyclegan-batch[train]'")
+    assert_one_clear_line(done, 'torch is not installed; pip install "cyclegan-batch[train]"')
 
 
 @pytest.mark.behaviour(31, 32)

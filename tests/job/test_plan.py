@@ -156,7 +156,7 @@ def test_options_of_videos_do_nothing_to_pictures(model: Path, tmp_path: Path) -
     source = picture(tmp_path / "a.png")
     made = planned(source, tmp_path / "b.png", model=model, ss=1.0, encoder_opt={"bf": "0"})
     (note,) = (each for each in grouped(made.notes) if "no effect" in each)
-    assert note == "--encoder-opt, --ss: no effect, as no video is among the inputs"
+    assert note == "--ss, --encoder-opt: no effect, as no video is among the inputs"
 
 
 # What exists already

@@ -7,19 +7,16 @@ options of the command line are one language. Loads no torch.
 
 from __future__ import annotations
 
-import ast
 import functools
-import inspect
 import textwrap
 import tomllib
-import types
-import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from cyclegan_batch.errors import InputError, OutputError
+from cyclegan_batch.option_table import Option, options_of
 from cyclegan_batch.wording import printable
 
 from .config import TrainConfig
@@ -130,19 +127,6 @@ class Settings:
         return self.train.n_epochs + self.train.n_epochs_decay
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key, described."""
-
-    name: str
-    kind: type
-    """bool, int, float or str."""
-    default: Value
-    choices: tuple[str, ...]
-    """What a str may be; empty for any."""
-    help: str
-
-
 FREE_ON_RESUME = frozenset(
     {"n_epochs", "n_epochs_decay", "device", "memory_gb", "workers", "threads", "tensorboard"}
     | {
@@ -159,7 +143,7 @@ FREE_ON_RESUME = frozenset(
 
 
 @functools.cache
-def keys() -> dict[str, Key]:
+def keys() -> dict[str, Option]:
     """Return every key by its name, in order."""
     return {key.name: key for group in _groups() for key in group}
 
@@ -267,10 +251,11 @@ def toml_from(settings: Settings) -> str:
     """Return the settings as TOML, with what every key means."""
     lines = []
     flat = settings.flat()
-    for title, group in zip(("The step", "The pictures", "The run"), _groups(), strict=True):
-        lines += ["", f"# {title}", ""]
+    for group in _groups():
+        lines += ["", f"# {group[0].group}", ""]
         for key in group:
-            text = key.help + (f" One of: {', '.join(key.choices)}." if key.choices else "")
+            text = key.help.replace("``", "")
+            text += f" One of: {', '.join(key.choices)}." if key.choices else ""
             lines += [f"# {line}" for line in textwrap.wrap(text, 96)] if text else []
             lines.append(f"{key.name} = {_toml_value(flat[key.name])}")
     return "\n".join(lines[1:]) + "\n"
@@ -314,40 +299,23 @@ def _at_least(config: object, **least: float) -> None:
 
 
 @functools.cache
-def _groups() -> tuple[tuple[Key, ...], ...]:
-    return tuple(tuple(_keys_of(group)) for group in (TrainConfig, DataConfig, RunConfig))
+def _groups() -> tuple[tuple[Option, ...], ...]:
+    groups = tuple(
+        options_of(table, title)
+        for table, title in (
+            (TrainConfig, "The step"),
+            (DataConfig, "The images"),
+            (RunConfig, "The run"),
+        )
+    )
+    for key in (key for group in groups for key in group):
+        # TOML and --set have a notation for these kinds only.
+        if key.kind not in (bool, int, float, str) or key.default is None:
+            raise TypeError(f"{key.name}: {key.kind.__name__} is no kind of a key")
+    return groups
 
 
-def _keys_of(group: type) -> Iterable[Key]:
-    hints, told = typing.get_type_hints(group), _told(group)
-    for each in fields(group):
-        hint = hints[each.name]
-        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-        kind = str if choices else hint
-        # A group that grows a key of another kind is to be taught here, not misread.
-        if kind not in (bool, int, float, str) or isinstance(hint, types.UnionType):
-            raise TypeError(f"{group.__name__}.{each.name}: {hint} is no kind of a key")
-        assert each.default is not MISSING
-        yield Key(each.name, kind, each.default, choices, told.get(each.name, ""))
-
-
-def _told(group: type) -> dict[str, str]:
-    """Return the docstrings below the fields of a class, each in one line, without markup."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(group))).body
-    assert isinstance(body, ast.ClassDef)
-    told = {}
-    for before, after in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(before, ast.AnnAssign)
-            and isinstance(before.target, ast.Name)
-            and isinstance(after, ast.Expr)
-            and isinstance(after.value, ast.Constant)
-        ):
-            told[before.target.id] = " ".join(str(after.value.value).replace("``", "").split())
-    return told
-
-
-def _key(name: str) -> Key:
+def _key(name: str) -> Option:
     if name not in keys():
         import difflib
 

@@ -1,0 +1,149 @@
+"""A table of options: a dataclass whose fields also hold how they are shown, written and checked.
+
+The command line, docs/options.md and the checks of values read everything from the table. The type
+of a field gives its kind and its choices, the docstring below it is its help, and its metadata,
+made by `option`, are the rest.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import math
+import textwrap
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from numbers import Real
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option of a table."""
+
+    name: str
+    """The field, and the keyword of the Python API; on the command line with hyphens."""
+    kind: type
+    """bool, int, float, str, Path or dict; object for what only ``metavar`` describes."""
+    default: Any
+    help: str
+    """One or more sentences in one line; code stands between double backquotes."""
+    choices: tuple[str, ...] = ()
+    """What a str may be; empty for any."""
+    group: str = ""
+    """The heading under which ``--help`` and the page show it."""
+    metavar: str | None = None
+    """How its value is written, e.g. ``N`` or ``WxH``; None for choices and flags."""
+    short: str | None = None
+    """One letter that is the same flag."""
+    least: float | None = None
+    most: float | None = None
+    applies_to: tuple[str, ...] = ()
+    """The kinds of input or output that it has an effect on; empty for all."""
+
+    @property
+    def flag(self) -> str:
+        """How it is written on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+
+def option(
+    group: str,
+    *,
+    metavar: str | None = None,
+    short: str | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    applies_to: tuple[str, ...] = (),
+) -> Mapping[str, Any]:
+    """Return the ``metadata`` of a field that is an option; the arguments are those of `Option`."""
+    return {
+        "group": group,
+        "metavar": metavar,
+        "short": short,
+        "least": least,
+        "most": most,
+        "applies_to": applies_to,
+    }
+
+
+def options_of(table: type[Any], group: str = "") -> tuple[Option, ...]:
+    """Return the options of a dataclass in order; ``group`` is that of fields which name none."""
+    key: Any = table  # a class is hashable, which mypy does not see
+    return _options_of(key, group)
+
+
+@functools.cache
+def _options_of(table: type[Any], group: str) -> tuple[Option, ...]:
+    return tuple(_options(table, group))
+
+
+def _options(table: type[Any], group: str) -> Iterator[Option]:
+    hints, docstrings = get_type_hints(table), _docstrings(table)
+    for each in fields(table):
+        kind, choices = _kind(hints[each.name])
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        yield Option(
+            name=each.name,
+            kind=kind,
+            default=default,
+            choices=choices,
+            help=docstrings.get(each.name, ""),
+            **{"group": group, **each.metadata},
+        )
+
+
+def options_given(values: object) -> list[Option]:
+    """Return the options whose values differ from their defaults."""
+    return [each for each in options_of(type(values)) if getattr(values, each.name) != each.default]
+
+
+def check_values(values: object) -> None:
+    """Raise ValueError for a field of a table whose value is no choice or out of its range."""
+    for each in options_of(type(values)):
+        value = getattr(values, each.name)
+        if value is None:
+            continue
+        if each.choices and value not in each.choices:
+            raise ValueError(f"{each.name} must be one of {', '.join(each.choices)}, got {value!r}")
+        if each.least is not None:
+            most = math.inf if each.most is None else each.most
+            number = isinstance(value, Real) and math.isfinite(value)
+            if not number or not each.least <= float(value) <= most:
+                upper = "" if each.most is None else f" to {each.most:g}"
+                raise ValueError(
+                    f"{each.name} must be a number from {each.least:g}{upper}, got {value!r}"
+                )
+
+
+def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
+    """Return the kind and the choices that a type stands for, without its None."""
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [part for part in get_args(hint) if part is not type(None)]
+        hint = parts[0] if len(parts) == 1 else object
+    if get_origin(hint) is Literal:
+        return str, get_args(hint)
+    kind = get_origin(hint) or hint
+    return (kind, ()) if kind in (bool, int, float, str, Path, dict) else (object, ())
+
+
+def _docstrings(table: type) -> dict[str, str]:
+    """Return the docstrings below the fields of a class, each in one line."""
+    try:
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(table))).body
+    except OSError:
+        return {}  # a program that was frozen without its sources
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for before, after in zip(body.body, body.body[1:], strict=False):
+        if (
+            isinstance(before, ast.AnnAssign)
+            and isinstance(before.target, ast.Name)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
+            found[before.target.id] = " ".join(str(after.value.value).split())
+    return found

@@ -1,0 +1,148 @@
+"""The options of an export in one table, and the choice among the three exports.
+
+No torch is imported before something is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from cyclegan_batch.errors import ContradictionError, missing_extra
+from cyclegan_batch.option_table import check_values, option, options_given, options_of
+from cyclegan_batch.options import MODEL, RUN, Direction, FilePrecision
+
+Target: TypeAlias = Literal["jetson-orin", "jetson-thor", "generic"]
+"""The device that a bundle is for."""
+
+FILE = "File"
+MEASURED = "Measurement"
+ENGINE = "TensorRT engine or bundle (experimental)"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Every option of ``export``. Raises ValueError for a value that an option does not have."""
+
+    direction: Direction | None = field(default=None, metadata=option(MODEL))
+    """Generator of a run folder (AtoB unless given, where the folder holds both), or the direction
+    of a file that does not state its own."""
+    model_io: str | None = field(default=None, metadata=option(MODEL, metavar="SPEC"))
+    """How a foreign ONNX is fed, e.g. ``"nchw rgb 0..255"``; what is left out is found in its graph
+    where possible."""
+
+    precision: FilePrecision | None = field(default=None, metadata=option(FILE))
+    """Precision of weights and convolutions; the statistics of the norms are always fp32. fp32
+    unless given, and fp16 for a bundle."""
+    io: Literal["uint8", "float16"] = field(default="uint8", metadata=option(FILE))
+    """Type of the pixels in and out; float16 is for sources of more than 8 bits."""
+    shape: tuple[int, int, int] | None = field(default=None, metadata=option(FILE, metavar="N,H,W"))
+    """The only batch, height and width that the file takes; all are free unless given."""
+
+    samples: Path | None = field(default=None, metadata=option(MEASURED, metavar="FOLDER|FILE"))
+    """Images or a video to measure on; those of the training run unless given, else computed
+    ones."""
+    calibrate: Path | None = field(default=None, metadata=option(MEASURED, metavar="FOLDER|FILE"))
+    """Images or a video like those that the int8 file will translate, to take the ranges of its
+    values from."""
+    verify: bool = field(default=True, metadata=option(MEASURED))
+    """Compare the file with its source on the samples, and write it only where it is within the
+    class of its precision."""
+
+    bundle: Target | None = field(default=None, metadata=option(ENGINE, applies_to=("bundle",)))
+    """Make OUTPUT a folder from which a device of this kind builds its own engine and tests it."""
+    min_shape: tuple[int, int, int] | None = field(
+        default=None, metadata=option(ENGINE, metavar="N,H,W", applies_to=("engine", "bundle"))
+    )
+    """Smallest frames that the engine takes."""
+    opt_shape: tuple[int, int, int] | None = field(
+        default=None, metadata=option(ENGINE, metavar="N,H,W", applies_to=("engine", "bundle"))
+    )
+    """Frames that the engine is tuned for."""
+    max_shape: tuple[int, int, int] | None = field(
+        default=None, metadata=option(ENGINE, metavar="N,H,W", applies_to=("engine", "bundle"))
+    )
+    """Largest frames that the engine takes."""
+    builder_level: int = field(
+        default=3,
+        metadata=option(ENGINE, metavar="N", least=0, most=5, applies_to=("engine",)),
+    )
+    """How long TensorRT looks for faster kernels, 0 to 5."""
+    workspace: int | None = field(
+        default=None, metadata=option(ENGINE, metavar="MIB", least=1, applies_to=("engine",))
+    )
+    """GPU memory that kernels may use, in MiB; all of it unless given."""
+    hardware_compatible: bool = field(
+        default=False, metadata=option(ENGINE, applies_to=("engine",))
+    )
+    """Build the engine for every GPU from Ampere on, somewhat slower."""
+    version_compatible: bool = field(default=False, metadata=option(ENGINE, applies_to=("engine",)))
+    """Build the engine for later versions of TensorRT of the same major number too."""
+
+    overwrite: bool = field(default=False, metadata=option(RUN, short="y"))
+    """Overwrite what exists."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+    def kind(self, output: Path) -> Literal["onnx", "engine", "bundle"]:
+        """Return what ``output`` becomes. Raises ContradictionError for options of another kind."""
+        kind: Literal["onnx", "engine", "bundle"] = "onnx"
+        if self.bundle is not None:
+            kind = "bundle"
+        elif output.suffix.lower() == ".engine":
+            kind = "engine"
+        useless = [
+            each.flag
+            for each in options_given(self)
+            if each.applies_to and kind not in each.applies_to
+        ]
+        if useless:
+            raise ContradictionError(
+                f"{', '.join(useless)}: for an engine only; let OUTPUT end in .engine"
+            )
+        return kind
+
+    def of_onnx(self) -> dict[str, Any]:
+        """Return the options of every kind of output, which are keywords of `export_onnx`."""
+        common = (each.name for each in options_of(type(self)) if not each.applies_to)
+        return {name: getattr(self, name) for name in common}
+
+
+def export(
+    source: Path,
+    output: Path,
+    options: ExportOptions,
+    *,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> None:
+    """Write the generator at ``source`` as an ONNX, an engine or a bundle, as `ExportOptions.kind`.
+
+    Raises what `export_onnx`, `export_engine` and `export_bundle` raise, ContradictionError, and
+    BackendUnavailableError where a package is missing.
+    """
+    kind = options.kind(output)
+    try:
+        from .bundle import export_bundle
+        from .engine_export import export_engine
+        from .onnx_export import export_onnx
+    except ImportError as error:
+        raise missing_extra("export", error, doing="export") from error
+    if kind == "engine":
+        export_engine(source, output, options, say=say)
+    elif options.bundle is not None:
+        export_bundle(
+            source,
+            output,
+            target=options.bundle,
+            min_shape=options.min_shape,
+            opt_shape=options.opt_shape,
+            max_shape=options.max_shape,
+            say=say,
+            **options.of_onnx(),
+        )
+    else:
+        precision = options.precision or "fp32"
+        export_onnx(source, output, say=say, **options.of_onnx() | {"precision": precision})

@@ -1,15 +1,17 @@
-"""Train photographs → labels on the paper's Cityscapes, unpaired, and score it against the truth.
+"""Train photographs → labels on the paper's Cityscapes, unpaired, and score the result.
 
     python benchmarks/cityscapes.py DATA OUT [--minutes 60] [--every 2500] [--set ngf=16]
 
-DATA holds trainA, testA (label maps) and trainB, testB (photographs), paired by their names, as the
-CycleGAN data set does. OUT gets links to them in OUT/data, the run in OUT/run, the scores in
-OUT/curve.csv, curve.png and scores.json, and what the network drew in OUT/labels and sheet.png.
+DATA holds trainA, testA (label maps) and trainB, testB (photographs), paired by their names, as in
+the CycleGAN data set. The command writes to OUT: links to these images in OUT/data, the run in
+OUT/run, the scores in OUT/curve.csv, curve.png and scores.json, and the network's label maps in
+OUT/labels and sheet.png.
 
-The pairs' order does not leak: the sampler draws A and B independently of each other. The last 400
-training pairs are trained on by nobody: they are a second test set. What is scored is the network's
-own 128² picture, each pixel the class of the nearest colour, enlarged by whole pixels to the truth,
-which stays as it is: 256². Ctrl-C or SIGTERM ends the training early, and what there is is scored.
+The training cannot use the pairs, since the sampler draws A and B independently of each other. The
+last 400 training pairs are not trained on: they are a second test set. The network's own image of
+128² is scored: each pixel gets the class of the nearest colour, and the image is enlarged by
+repeating pixels to the size of the ground truth, 256², which is not resized. Ctrl-C or SIGTERM ends
+the training early, and the weights of that point are scored.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ _BATCH = 16
 
 
 def link_pictures(data: Path, target: Path, held_out: int) -> None:
-    """Link trainA and trainB without the last pairs, heldA and heldB with these, and the tests."""
+    """Link trainA and trainB without their last pairs, these as heldA, heldB, and the test sets."""
     for letter in "AB":
         training = sorted((data / f"train{letter}").iterdir(), key=natural_key)
         parts = {
@@ -72,7 +74,7 @@ def link_pictures(data: Path, target: Path, held_out: int) -> None:
 
 
 def draw_labels(weights: Path, photos: Path, out: Path, side: int, device: torch.device) -> None:
-    """Write what a generator makes of the photographs, by their names, as PNG."""
+    """Translate the photographs and write the results under their names, as PNG."""
     network = load_generator(weights).network.to(device)
     config = known.DataConfig(load_size=side, crop_size=side, flip=False)
     pictures = Domain(photos, config, channels=3, sizes=SizeRequirements(), budget=2**30)
@@ -88,18 +90,18 @@ def draw_labels(weights: Path, photos: Path, out: Path, side: int, device: torch
 
 
 class Measured:
-    """Scores a run at several points, and keeps what was found."""
+    """Scores a run at several points, and keeps the scores."""
 
     def __init__(self, out: Path, every: int, minutes: float) -> None:
         self.out, self._every, self._limit = out, every, 60 * minutes
         self.points: list[dict[str, Any]] = []
         self.seconds = 0.0
-        """In steps alone: neither reading the pictures nor scoring."""
+        """Seconds spent in training steps, without reading images and scoring."""
         self.cpu_seconds = 0.0
-        """The same of all cores: on a machine that is shared it tells more."""
+        """The same in CPU seconds of all cores, which other load of the machine hardly changes."""
         self.stopped = False
         self._since: tuple[float, float] | None = None
-        self._told = time.monotonic()
+        self._reported = time.monotonic()
         self.side = 128
         self.device = torch.device("cpu")
 
@@ -124,8 +126,8 @@ class Measured:
         if self._since is not None:
             self.seconds += now - self._since[0]
             self.cpu_seconds += time.process_time() - self._since[1]
-        if now - self._told > 30:
-            self._told = now
+        if now - self._reported > 30:
+            self._reported = now
             print(
                 f"  step {progress.step}, {self.seconds / 60:.1f} minutes, "
                 f"{progress.rate:.2f} steps/s",
@@ -138,16 +140,19 @@ class Measured:
     def score(self, step: int) -> None:
         """Score the checkpoint that was written at this step, on the test pairs."""
         for weights in WEIGHTS:
-            found = self.evaluation("test", weights)
-            score = found.rows[RESULTS]
+            evaluation = self.evaluation("test", weights)
+            score = evaluation.rows[RESULTS]
             self.points.append(
                 {"step": step}
                 | self.spent()
                 | {"weights": weights}
                 | numbers(score)
-                | {"ignores_its_input": found.ignores_input}
+                | {"ignores_its_input": evaluation.ignores_input}
             )
-            print(row(f"step {step}, {weights}", score) + verdict(found.ignores_input), flush=True)
+            print(
+                row(f"step {step}, {weights}", score) + verdict(evaluation.ignores_input),
+                flush=True,
+            )
 
     def spent(self) -> dict[str, float]:
         return {
@@ -217,7 +222,7 @@ def run(given: argparse.Namespace) -> None:
 
 
 def finish(measured: Measured, step: int) -> None:
-    """Score the last weights on both test sets beside what knows nothing, and write it all."""
+    """Score the last weights and the baselines on both test sets, and write all results."""
     out = measured.out
     scores: dict[str, Any] = {"step": step} | measured.spent()
     for name in SETS:
@@ -225,15 +230,16 @@ def finish(measured: Measured, step: int) -> None:
         for weights in WEIGHTS:
             last = weights == list(WEIGHTS)[-1]
             train_truth = out / "data" / "trainA" if last else None
-            found = measured.evaluation(name, weights, train_truth)
-            scores[f"{name} {weights}"] = numbers(found.rows[RESULTS]) | {
-                "pairs": found.pictures,
-                "ignores_its_input": found.ignores_input,
-                "ious": dict(found.rows[RESULTS].ious),
+            evaluation = measured.evaluation(name, weights, train_truth)
+            result = evaluation.rows[RESULTS]
+            scores[f"{name} {weights}"] = numbers(result) | {
+                "pairs": evaluation.pictures,
+                "ignores_its_input": evaluation.ignores_input,
+                "ious": dict(result.ious),
             }
-            shown = f"{name}, {found.pictures} pairs: {weights}"
-            print(row(shown, found.rows[RESULTS]) + verdict(found.ignores_input), flush=True)
-            for other, score in found.rows.items():
+            title = f"{name}, {evaluation.pictures} pairs: {weights}"
+            print(row(title, result) + verdict(evaluation.ignores_input), flush=True)
+            for other, score in evaluation.rows.items():
                 if last and other != RESULTS:
                     scores[f"{name} {other}"] = numbers(score)
                     print(row(other, score), flush=True)
@@ -263,7 +269,7 @@ def draw_curve(points: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_sheet(out: Path, scenes: int = 6) -> None:
-    """Write photograph, raw, EMA and truth of a few test scenes as one picture."""
+    """Write photograph, raw, EMA and ground truth of a few test scenes as one image."""
     truths = sorted((out / "data" / "testA").iterdir(), key=natural_key)
     step = max(1, len(truths) // scenes)
     rows = []

@@ -2,8 +2,8 @@
 
     python benchmarks/export.py CHECKPOINT PHOTOGRAPHS [--threads 1] [--size 256] [--rounds 5]
 
-Each way of running the generator takes its turn in every round, one frame per call, torch in fp32
-first: the rates are over torch's in the same round. Parity is against torch in fp32 on
+In each round all ways of running the generator take turns, one frame per call, torch in fp32
+first; rates are relative to torch's in the same round. Parity is against torch in fp32 on
 PHOTOGRAPHS, a folder. RESULTS.md and export/README.md hold the tables.
 """
 
@@ -35,14 +35,14 @@ from cyclegan_batch.models.model import open_model  # noqa: E402
 from cyclegan_batch.models.parity import parity  # noqa: E402
 
 Way = tuple[str, str, Callable[[Pixels], Pixels]]
-"""The file, what runs it, and how."""
+"""The file, the runtime and its arithmetic, and the function that translates."""
 
 PRECISIONS: tuple[Literal["fp32", "fp16"], ...] = ("fp32", "fp16")
 
 
 def ways(files: dict[str, Path], threads: int) -> list[Way]:
     """Return every way in which this machine runs the files."""
-    found: list[Way] = []
+    ways_to_run: list[Way] = []
     for precision, path in files.items():
         model = open_model(path)
         arithmetics = ["auto", "bf16"] if precision == "fp32" else ["auto"]
@@ -50,12 +50,13 @@ def ways(files: dict[str, Path], threads: int) -> list[Way]:
             for arithmetic in arithmetics:
                 options: dict[str, Any] = {"backend": backend, "precision": arithmetic}
                 try:
-                    opened = open_backend(model, device="cpu", threads=threads, **options)
+                    context = open_backend(model, device="cpu", threads=threads, **options)
                 except CycleganBatchError as error:
                     print(f"{precision} {backend} {arithmetic}: {error}", file=sys.stderr)
                     continue
-                found.append((precision, f"{backend}, {opened.precision}", opened.infer))
-    return found
+                words = f"{backend}, {context.precision}"
+                ways_to_run.append((precision, words, context.infer))
+    return ways_to_run
 
 
 def seconds(run: Callable[[Pixels], Pixels], frames: Pixels) -> float:
@@ -73,35 +74,35 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    loaded = load_generator(asked.checkpoint)
-    frames = frames_from_files(asked.photographs, (asked.size, asked.size), 4)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    loaded = load_generator(given.checkpoint)
+    frames = frames_from_files(given.photographs, (given.size, given.size), 4)
 
-    def by_torch(given: Pixels) -> Pixels:
-        return translated_by_torch(loaded.network, given, channels=loaded.config.input_nc)
+    def by_torch(batch: Pixels) -> Pixels:
+        return translated_by_torch(loaded.network, batch, channels=loaded.config.input_nc)
 
     with tempfile.TemporaryDirectory() as folder:
         files = {}
         for precision in PRECISIONS:
             files[precision] = Path(folder) / f"{precision}.onnx"
-            export_onnx(asked.checkpoint, files[precision], precision=precision)
+            export_onnx(given.checkpoint, files[precision], precision=precision)
         sizes = {name: path.stat().st_size / 1e6 for name, path in files.items()}
-        every = ways(files, asked.threads)
+        all_ways = ways(files, given.threads)
     reference = by_torch(frames)
     ratios: dict[tuple[str, str], list[float]] = {}
-    for _ in range(asked.rounds + 1):  # the first one warms up
+    for _ in range(given.rounds + 1):  # the first one warms up
         torchs = seconds(by_torch, frames)
-        for name, how, run in every:
+        for name, how, run in all_ways:
             ratios.setdefault((name, how), []).append(torchs / seconds(run, frames))
     print("| file | MB | run by | over torch fp32 | PSNR | 99.9 % within | largest |")
     print("|---|---|---|---|---|---|---|")
-    for name, how, run in every:
-        found, rates = parity(run(frames), reference), ratios[name, how][1:]
+    for name, how, run in all_ways:
+        measured, rates = parity(run(frames), reference), ratios[name, how][1:]
         print(
             f"| {name} | {sizes[name]:.1f} | {how} | {statistics.median(rates):.2f} "
-            f"({min(rates):.2f}–{max(rates):.2f}) | {found.psnr:.1f} dB | {found.p999:.0f} | "
-            f"{found.max:.0f} |"
+            f"({min(rates):.2f}–{max(rates):.2f}) | {measured.psnr:.1f} dB | {measured.p999:.0f} | "
+            f"{measured.max:.0f} |"
         )
 
 

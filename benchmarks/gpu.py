@@ -1,18 +1,19 @@
-"""Measure everything that waits for a GPU, the most telling first, in as many minutes as there are.
+"""Measure all open questions about GPUs, the most important first, within the given minutes.
 
     python benchmarks/gpu.py --out OUT --minutes 9                         all sections
     python benchmarks/gpu.py --out OUT --minutes 4 --sections host,video   these only
     python benchmarks/gpu.py --out OUT --device cpu                        a dry run of tiny sizes
 
-Needs a checkout, torch, torchvision, OpenCV, ONNX and safetensors; no installation and no network.
-With PyAV, onnxruntime or Triton absent, the sections that need them say so and take no time.
+The suite requires a checkout, torch, torchvision, OpenCV, ONNX and safetensors; it requires no
+installation of the project and no network. Sections that require PyAV, onnxruntime or Triton write
+a row that says so where it is missing, and take no time.
 
 Each section is a process with a time limit of its own, so that a crash, a hang or a lost CUDA
-context costs that section only. The limits together never exceed ``--minutes``. Sections that
-benchmarks/RESULTS.md has no row of come first, then those without a row of this card. A row is in
-OUT/gpu.jsonl as soon as it is measured; the last thing printed is a table that can be pasted into
-RESULTS.md, where its headings are what the next run looks for. What a section's numbers decide
-stands at the top of its file in gpu_sections/.
+context costs only that section. The limits together never exceed ``--minutes``. Sections without a
+row in benchmarks/RESULTS.md run first, then those without a row of this card. A row is written to
+OUT/gpu.jsonl as soon as it is measured. At the end the command prints tables to paste into
+RESULTS.md; the next run looks for their headings there. The top of each file in gpu_sections/
+states what the numbers of its section decide.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from benchmarks.gpu_sections.rows import Notebook, committed, markdown  # noqa: 
 from cyclegan_batch.machine import nvidia_gpus  # noqa: E402
 
 RESERVE = 10.0
-"""Seconds of the whole that no section gets: ending processes, and the table."""
+"""Seconds of the whole that no section gets: for ending processes and printing the tables."""
 
 DRY_RUN = "CPU, dry run"
 
@@ -49,17 +50,17 @@ class Section:
 
     name: str
     seconds: float
-    """What it takes on an H100, as estimated; its limit where all of them fit."""
+    """How long it takes on an H100, estimated; its time limit where all sections fit."""
     least: float
-    """With less than so many seconds it is not begun."""
+    """With fewer seconds than this left, the section is not started."""
     timed: bool = True
-    """Its numbers are times, so nothing else may run beside it."""
+    """It measures times, so no other process may run beside it."""
     compiled: bool = False
-    """It times what torch.compile makes, which the background has compiled before."""
+    """It measures compiled networks, which the section ``compiles`` has compiled before."""
 
 
 COMPILES = Section("compiles", 120, 10)
-"""Fills Inductor's cache in the background from the beginning, beside what is not timed."""
+"""Fills Inductor's cache in the background from the start, beside sections that are not timed."""
 
 SECTIONS = (
     Section("tests", 75, 20, timed=False),
@@ -75,7 +76,7 @@ SECTIONS = (
     Section("video", 45, 15),
     Section("runtimes", 25, 15),
 )
-"""In order of value."""
+"""The most valuable first."""
 
 
 def in_order(
@@ -83,36 +84,36 @@ def in_order(
 ) -> list[Section]:
     """Return the sections in the order in which they run.
 
-    Those that no card has a committed row of (``held``) come first, then those without one of this
-    ``card``. While something compiles in the background, what is not timed goes before all that is.
+    Sections without a committed row (``held``) of any card come first, then those without one of
+    this ``card``. While another process compiles, sections that are not timed precede all that are.
     """
     anywhere = {section for section, _ in held}
 
     def rank(section: Section) -> tuple[bool, int]:
-        known = (section.name in anywhere) + ((section.name, card) in held)
-        return compiling and section.timed, known
+        rows = (section.name in anywhere) + ((section.name, card) in held)
+        return compiling and section.timed, rows
 
     return sorted(sections, key=rank)
 
 
 def limits(sections: Sequence[Section], seconds: float) -> dict[str, float]:
-    """Share ``seconds`` out: the limit of each section that gets one; their sum is no more.
+    """Return the time limits of the sections that run, by name; their sum is at most ``seconds``.
 
-    The first come first; what would get less than its least gets nothing. Where there is more time
-    than the sections are expected to take, all limits are stretched alike.
+    Earlier sections get theirs first; a section that would get less than its ``least`` gets none.
+    Where there is more time than the sections are expected to take, all limits grow in proportion.
     """
-    wanted = sum(section.seconds for section in sections)
-    stretch = max(1.0, seconds / wanted) if wanted else 1.0
-    found: dict[str, float] = {}
+    expected = sum(section.seconds for section in sections)
+    stretch = max(1.0, seconds / expected) if expected else 1.0
+    shares: dict[str, float] = {}
     for section in sections:
-        share = min(section.seconds * stretch, seconds - sum(found.values()))
+        share = min(section.seconds * stretch, seconds - sum(shares.values()))
         if share >= section.least:
-            found[section.name] = share
-    return found
+            shares[section.name] = share
+    return shares
 
 
 class Process:
-    """A section's process. It imports what it needs at once, and begins when it is told to."""
+    """A section's process. It imports its modules at once, and waits for `begin` to measure."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
         self._process = subprocess.Popen(
@@ -124,22 +125,22 @@ class Process:
             cwd=REPOSITORY,
             env=environment,
         )
-        self._said = b""
+        self._output = b""
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def begin(self, end: float) -> None:
-        """Let it begin rows until ``end`` (monotonic); then it should end by itself."""
+        """Let it start rows until ``end`` (monotonic); then it should exit by itself."""
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it has died already; `wait` tells
-            # Not closed behind it: that its input ends tells the process that this one is gone.
+        with contextlib.suppress(OSError):  # the process has died; `wait` reports that
+            # The pipe stays open: its end means to the process that this one is gone.
             self._process.stdin.write(f"{end}\n".encode())
             self._process.stdin.flush()
 
     def wait(self, end: float, limit: float) -> str | None:
-        """Wait for its end, until ``end`` (monotonic) at most, which is ``limit`` after its start.
+        """Wait for its exit until ``end`` (monotonic), which is ``limit`` seconds after its start.
 
-        Returns what went wrong, in words, or None.
+        Returns a description of what went wrong, or None.
         """
         try:
             code = self._process.wait(max(0.0, end - time.monotonic()))
@@ -153,11 +154,11 @@ class Process:
         return f"ended with {how}{self._words()}"
 
     def end(self) -> None:
-        """Kill it, and what it started. Twice is fine."""
+        """Kill it and its child processes. A second call does nothing."""
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            # A process that hangs inside the driver cannot be waited for.
+            # A process that hangs in the driver may not die, so the wait is short.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(2)
         assert self._process.stdin is not None
@@ -165,14 +166,14 @@ class Process:
             self._process.stdin.close()
 
     def _read(self) -> None:
-        """Keep the end of what it prints: however much that is, its pipe never fills up."""
+        """Keep the end of its output; reading all of it keeps the pipe from filling up."""
         assert self._process.stdout is not None
         with self._process.stdout as pipe:
             while chunk := os.read(pipe.fileno(), 1 << 16):
-                self._said = (self._said + chunk)[-2000:]
+                self._output = (self._output + chunk)[-2000:]
 
     def _words(self) -> str:
-        lines = self._said.decode(errors="replace").split("\n")
+        lines = self._output.decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         printable = "".join(c if c.isprintable() else "?" for c in last)
         return f": {printable[:300]}" if printable else ""
@@ -187,10 +188,10 @@ def measure(
     compiles: Section | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Run the sections one after the other, in at most ``seconds``; what fails has a row saying so.
+    """Run the sections one after the other in at most ``seconds``; a failed one has a row about it.
 
-    While one runs, the next one's process imports what it needs and waits. What a section leaves of
-    its time goes to those behind it.
+    While a section runs, the process of the next one imports its modules and waits. Time that a
+    section does not use goes to later ones.
     """
     end = time.monotonic() + seconds
     processes: list[Process] = []
@@ -208,10 +209,10 @@ def measure(
         if compiles is not None:
             compiler, compiler_limit = spawned(compiles), min(compiles.seconds, seconds / 3)
             compiler.begin(compiler_begin + _soft(compiler_limit))
-        coming = [spawned(section) for section in sections[:1]]
+        waiting = [spawned(section) for section in sections[:1]]
         for number, section in enumerate(sections):
-            process = coming.pop()
-            coming += [spawned(following) for following in sections[number + 1 : number + 2]]
+            process = waiting.pop()
+            waiting += [spawned(following) for following in sections[number + 1 : number + 2]]
             if compiler is not None and compiles is not None and section.timed:
                 closed(compiles, compiler, compiler_begin, compiler_limit)
                 compiler = None
@@ -231,14 +232,14 @@ def measure(
 
 
 def _soft(limit: float) -> float:
-    """Return after how much of its limit a section begins no more rows."""
+    """Return how much of its limit must have passed for a section to start no more rows."""
     return limit - min(3.0, limit / 5)
 
 
 def section_process(
     section: Section, notebook: Notebook, device: str, checkpoint: Path | None, compiled: str
 ) -> Process:
-    """Start the process of a section; ``compiled`` is the folder of what Inductor made."""
+    """Start the process of a section; ``compiled`` is the folder of Inductor's cache."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([*PACKAGES, os.environ.get("PYTHONPATH", "")]),
         "PYTHONUNBUFFERED": "1",
@@ -270,11 +271,11 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     run = time.strftime("%Y-%m-%d %H:%M:%S")
     notebook = Notebook((given.out / "gpu.jsonl").resolve(), run, card)
-    wanted = [section for section in SECTIONS if section.name in names]
-    compiles = COMPILES if any(section.compiled for section in wanted) else None
+    chosen = [section for section in SECTIONS if section.name in names]
+    compiles = COMPILES if any(section.compiled for section in chosen) else None
     held = committed((REPOSITORY / "benchmarks" / "RESULTS.md").read_text())
-    ordered = in_order(wanted, held, card, compiling=compiles is not None)
-    # What stops this command from outside still ends its processes and prints the table.
+    ordered = in_order(chosen, held, card, compiling=compiles is not None)
+    # Where SIGTERM stops this command, it still ends its processes and prints the tables.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with tempfile.TemporaryDirectory(prefix="inductor") as folder:

@@ -1,9 +1,9 @@
-"""Measure the pipeline: against ffmpeg doing the same work, and against its own stages alone.
+"""Measure the pipeline: against ffmpeg doing the same work, and against its own single stages.
 
     python benchmarks/pipeline.py ffmpeg CLIP         rate against ffmpeg, identity generator
     python benchmarks/pipeline.py cores CLIP MODEL    rate against cores ÷ CPU seconds per frame
 
-Both print ratios of things measured side by side in this very run; RESULTS.md holds them.
+Both print ratios of rates that were measured in turn in the same run; RESULTS.md holds them.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ ACCURATE = (
     "scale=flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24,"
     "scale=flags=bicubic+accurate_rnd,format=yuv420p"
 )
-"""Through RGB and back with the flags that keep the colours."""
+"""ffmpeg's filters to RGB and back, with the flags that preserve the colours."""
 
 
 def ffmpeg_program() -> str:
-    """Return the newest ffmpeg at hand: the wheel's, else the system's."""
+    """Return the path of ffmpeg: that of the wheel, else the system's."""
     try:
         import imageio_ffmpeg
     except ImportError:
-        found = shutil.which("ffmpeg")
-        if found is None:
+        program = shutil.which("ffmpeg")
+        if program is None:
             raise SystemExit("no ffmpeg found: pip install imageio-ffmpeg") from None
-        return found
+        return program
     return str(imageio_ffmpeg.get_ffmpeg_exe())
 
 
 def write_identity(path: Path) -> Path:
-    """Write a contract ONNX of one Identity node: what is left is the pipeline's own cost."""
+    """Write a contract ONNX of one Identity node, with which only the pipeline costs time."""
     shape = ["N", "H", "W", 3]
     graph = helper.make_graph(
         [helper.make_node("Identity", ["frames"], ["translated"])],
@@ -68,7 +68,7 @@ def write_identity(path: Path) -> Path:
 
 
 def looped(clip: Path, times: int, folder: Path) -> Path:
-    """Return ``clip`` repeated by stream copy, so that starting a process weighs little."""
+    """Return ``clip`` repeated by stream copy, so that the start of a process matters little."""
     if times == 1:
         return clip
     target = folder / f"looped{clip.suffix}"
@@ -84,7 +84,7 @@ def wall_seconds(command: list[str]) -> float:
 
 
 def against_ffmpeg(clip: Path, *, pairs: int = 5, loops: int = 10) -> list[float]:
-    """Return our rate over ffmpeg's for alternating whole runs, process start and all."""
+    """Return our rate over ffmpeg's, for alternating runs of whole processes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = looped(clip, loops, folder)
@@ -107,10 +107,10 @@ def against_ffmpeg(clip: Path, *, pairs: int = 5, loops: int = 10) -> list[float
 def stages_alone(
     clip: Path, model: Path, frames: int, folder: Path, options: dict[str, Any]
 ) -> dict[str, float]:
-    """Return every stage's CPU seconds per frame, one frame at a time and no stage beside another.
+    """Return the CPU seconds per frame of each stage, run one at a time, frame by frame.
 
     The reader is measured in a pass of its own, since its threads read ahead. The encoder's threads
-    lag behind: what it takes is the rest of the whole.
+    lag behind, so its time is what the other stages leave of the whole.
     """
     plan, backend = prepare_translation(
         clip, folder / "alone.mp4", model=model, frames=frames, threads=1, **options

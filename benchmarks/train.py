@@ -1,13 +1,13 @@
-"""Measure a training step: plain, as the reference computes it, against everything that is faster.
+"""Measure a training step: the plain one, as in the reference, against all faster options at once.
 
     python benchmarks/train.py curves.tsv                            on the CPU
     python benchmarks/train.py curves.tsv --device cuda --size 256   on a GPU: never run
 
-Plain is float32 as IEEE has it, and eager; with `--plain tf32` it is what torch and the reference
-compute on CUDA unasked. Both start from the same weights, see the same pictures and make the
-same draws; they take turns within one run, so that what else the machine does falls on both. Prints
-the ratio of their rates, and writes the losses of both, step by step, to OUTPUT and as curves to a
-picture beside it, those of the plain step above.
+The plain step is eager and computes in IEEE float32; with `--plain tf32` it computes as torch and
+the reference do on CUDA by default. Both steps start from the same weights and draw the same
+images and random numbers; they take turns within one run, so that other load of the machine affects
+both. The command prints the ratio of their rates. It writes the losses of both, step by step, to
+OUTPUT, and their curves to an image beside it, those of the plain step above.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ FAST: dict[str, dict[str, Any]] = {
         "cuda_graphs": True,
     },
 }
-"""What is on in the fast step, by device."""
+"""The options of the fast step, by device."""
 
 
 def scenes(count: int, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Return pairs of pictures that a network can learn something on: blobs, warm and cold."""
+    """Return pairs of images from which a network can learn: blobs in warm and cold colours."""
     draws = torch.Generator().manual_seed(0)
     pairs = []
     for _ in range(count):
@@ -62,7 +62,7 @@ def scenes(count: int, size: int) -> list[tuple[Tensor, Tensor]]:
 
 
 class Contestant:
-    """One model with random states of its own."""
+    """A model with a random state of its own."""
 
     def __init__(self, config: TrainConfig) -> None:
         random.seed(0)
@@ -75,7 +75,7 @@ class Contestant:
     def step(self, A: Tensor, B: Tensor) -> None:
         random.setstate(self._python)
         begin = time.perf_counter()
-        # Its losses are asked for, so the device has ended the step.
+        # It returns the losses as numbers, so the device has finished the step by then.
         self.losses.append(self.model.optimize_parameters(A, B))
         self.seconds.append(time.perf_counter() - begin)
         self._python = random.getstate()

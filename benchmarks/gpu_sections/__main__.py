@@ -1,8 +1,8 @@
 """The process of one section: ``python -m benchmarks.gpu_sections NAME DEVICE FILE RUN CARD``.
 
-A checkpoint may follow. The process imports what the section needs, waits on standard input for the
-monotonic time at which to end, and writes its rows. Where its input ends, the command that started
-it is gone, and it ends as well.
+A checkpoint may follow. The process imports the section's modules, waits on standard input for the
+monotonic time at which to end, and writes its rows. When its standard input ends, the command that
+started it is gone, and the process ends as well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .rows import Notebook, NotRunError, write_rows
 def main() -> None:
     name, device, file, run, card, *checkpoint = sys.argv[1:]
     if device == "cpu":
-        # Read while kernels are defined; and nothing is compiled, which takes minutes on a CPU.
+        # Triton reads its variable when kernels are defined. Compiling takes minutes on a CPU.
         os.environ |= {
             "TRITON_INTERPRET": "1",
             "TORCH_COMPILE_DISABLE": "1",
@@ -33,7 +33,7 @@ def main() -> None:
 
         section = importlib.import_module(f".{name}", __package__)
     except ImportError as error:
-        # A section that cannot be imported takes no time, so it need not be told to begin.
+        # A section that cannot be imported takes no time, so it does not wait for its turn.
         notebook.write(name, "the section", not_run=f"{error.name or error} is not installed")
         return
     line = sys.stdin.readline()
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def end_with_parent() -> None:
-    """Wait until standard input ends, and end this process and all that it started."""
+    """Wait until standard input ends, then kill this process and its children."""
     sys.stdin.read()
     os.killpg(os.getpgrp(), signal.SIGKILL)
 

@@ -1,13 +1,14 @@
-"""Frames per second from bytes to bytes on the device: what the torch backend computes, and better.
+"""Frames per second on the device, bytes to bytes: the torch backend's arithmetic and faster ones.
 
-`share` is % of this card's own fp16 product of matrices at 99.1 GFLOP a frame of 256²; differences
-below `spread` are noise. `graph` against without: what launches cost. Half norms as good in `dB` as
-float ones and faster: InstanceNorm goes into halves. `fused + cells` becomes the backend where it
-is 1.3 times the best row of the section `compiled`; otherwise torch.compile does, which needs no
-kernels of ours. The smallest batch within 5 % of the best is the default. `dB` below 45: look for a
-wrong kernel first. `flips` above 0: cuDNN gave channels first. `tune`: `gb_per_s` (read twice,
-written once) far below the copy of `ceilings` means that the norm's kernels have room left, and
-norms above a quarter of `kernels` that their sums belong into the convolution's end.
+`share` is the % of this card's own fp16 matrix product, at 99.1 GFLOP for a frame of 256²;
+differences below `spread` are noise. Rows with `graph` against rows without: the cost of kernel
+launches. If half norms are as good in `dB` as float ones and faster, InstanceNorm is computed in
+half precision. `fused + cells` becomes the backend if it is 1.3 times as fast as the best row of
+the section `compiled`; otherwise torch.compile does, which needs no kernels of our own. The
+smallest batch within 5 % of the best is the default. `dB` below 45: look for a wrong kernel first.
+`flips` above 0: cuDNN returned channels first. `tune`: `gb_per_s` (two reads and a write) far below
+the copy of `ceilings` means that the norm's kernels can be improved; norms above a quarter of
+`kernels` mean that the convolution should compute their sums.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def jobs(bench: Bench) -> Iterator[Job]:
             ("fused + cells, graph", fast.with_cells, True),
             ("as the torch backend computes", product, False),
         ):
-            # In the interpreter, one size of it has shown all there is to see.
+            # In Triton's interpreter one size of `fused` is enough.
             if bench.cuda or not graph:
                 yield name, partial(rate, bench, make, batch, height, width, graph=graph)
     for batch in bench.batches[1:]:
@@ -59,7 +60,7 @@ def jobs(bench: Bench) -> Iterator[Job]:
 
 
 def eager(bench: Bench, *, channels_last: bool, half_norm: bool = False) -> Body:
-    """Return the network in half precision; norms are float32 as the project has them, or half."""
+    """Return the network in half precision; its norms in float32, as in the project, or in half."""
     network = with_norm(bench.network(), HalfNorm) if half_norm else bench.network()
     dtype = torch.float16 if bench.cuda else torch.bfloat16
     return on_bytes(network, bench.device, dtype, channels_last=channels_last)
@@ -68,25 +69,25 @@ def eager(bench: Bench, *, channels_last: bool, half_norm: bool = False) -> Body
 def rate(
     bench: Bench, make: Callable[[], Body], batch: int, height: int, width: int, graph: bool = True
 ) -> dict[str, Any]:
-    """Measure what ``make`` returns, and how near the first frame is to eager float32."""
+    """Measure the rate of what ``make`` returns, and its first frame's parity with float32."""
     pixels, body = bench.frames(batch, height, width), make()
     if bench.cuda:
         torch.cuda.reset_peak_memory_stats()
-        body(pixels)  # cuDNN chooses its kernels
+        body(pixels)  # here cuDNN chooses its kernels
     last: list[Tensor] = []
     run: Callable[[], Tensor] = partial(body, pixels)
     run = bench.recorded(run) if graph else run
 
-    def kept() -> None:
+    def run_and_keep() -> None:
         last[:] = [run()]
 
-    ms, spread = bench.timed(kept)
-    near = parity(last[0][:1].cpu().numpy(), reference(bench, height, width))
+    ms, spread = bench.timed(run_and_keep)
+    measured = parity(last[0][:1].cpu().numpy(), reference(bench, height, width))
     fps = 1e3 * batch / ms
     share = fps * GFLOP * height * width / 256**2 / 10 / gemm(bench)
     values = {"batch": batch, "size": f"{width}×{height}", "fps": fps, "ms": ms, "share_%": share}
     mib = torch.cuda.max_memory_reserved() >> 20 if bench.cuda else 0
-    values |= {"spread_%": spread, "mib": mib, "dB": near.psnr, "largest": near.max}
+    values |= {"spread_%": spread, "mib": mib, "dB": measured.psnr, "largest": measured.max}
     return values | {"flips": getattr(body, "flips", "")}
 
 
@@ -99,27 +100,27 @@ def gemm(bench: Bench) -> float:
 
 @cache
 def reference(bench: Bench, height: int, width: int) -> np.ndarray[Any, Any]:
-    """Return what eager float32 on the device makes of the first frame."""
+    """Return the first frame, translated in eager float32 on the device."""
     body = on_bytes(bench.network(), bench.device, torch.float32, channels_last=False)
     with arithmetic("ieee"), torch.no_grad():
         return body(bench.frames(1, height, width)).cpu().numpy()
 
 
 class Fused:
-    """The generator around `norm_act_pad`, in the tiling that `tune` found the quickest."""
+    """The generator around `norm_act_pad`, with the tiling that was the fastest in `tune`."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        # Triton's interpreter takes its time for every program: few, of many pixels.
+        # Triton's interpreter is slow for each program, so a dry run has few, of many pixels each.
         self._tiling = (64, 2, 4) if bench.cuda else (512, 1, 4)
 
     def with_cells(self) -> Body:
-        return self._made(cells=True)
+        return self._body(cells=True)
 
     def without_cells(self) -> Body:
-        return self._made(cells=False)
+        return self._body(cells=False)
 
-    def _made(self, *, cells: bool) -> Body:
+    def _body(self, *, cells: bool) -> Body:
         required("triton")
         from .norm_act_pad import FusedGenerator, Tiling
 
@@ -127,26 +128,26 @@ class Fused:
         return FusedGenerator(self._bench.network(), self._bench.device, cells=cells, tiling=tiling)
 
     def tune(self) -> dict[str, Any]:
-        """Find the quickest tiling for the norm of the trunk; all later rows use it."""
+        """Find the fastest tiling for the norm of the trunk; all later rows use it."""
         required("triton")
         from .norm_act_pad import Tiling, norm_act_pad
 
         bench, channels = self._bench, 4 * self._bench.config.ngf
         batch, side = bench.batches[0] if bench.cuda else 1, bench.side // 4
-        x, found = torch.randn(batch, side, side, channels, device=bench.device).half(), {}
+        x, times = torch.randn(batch, side, side, channels, device=bench.device).half(), {}
         tilings = ((64, 2, 4), (32, 4, 4), (64, 4, 8), (128, 1, 8), (128, 2, 8), (32, 2, 4))
         for tiling in tilings if bench.cuda else (self._tiling,):
-            found[tiling] = bench.without_launches(
+            times[tiling] = bench.without_launches(
                 partial(norm_act_pad, x, channels, relu=True, pad=1, tiling=Tiling(*tiling)),
                 10 if bench.cuda else 1,
             )
-        self._tiling = min(found, key=found.__getitem__)
-        ms = found[self._tiling]
-        each = ", ".join(f"{tiling}: {1e3 * took:.1f}" for tiling, took in found.items())
+        self._tiling = min(times, key=times.__getitem__)
+        ms = times[self._tiling]
+        each = ", ".join(f"{tiling}: {1e3 * took:.1f}" for tiling, took in times.items())
         return {"best": str(self._tiling), "gb_per_s": 6 * x.numel() / ms / 1e6, "us": [each]}
 
     def kernels(self) -> dict[str, Any]:
-        """List where the time of one batch goes."""
+        """List the kernels that take the most time of one batch."""
         from torch.profiler import ProfilerActivity, profile
 
         cuda = self._bench.cuda

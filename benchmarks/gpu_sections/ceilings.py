@@ -1,9 +1,9 @@
-"""The limits of this card, that every share of a limit is taken of.
+"""The limits of this card, to which other sections relate their rates.
 
-`gemm fp16` is what convolutions can reach at best, `copy` what everything between them can. Host to
-device and back: pinned far above pageable means that frames belong into pinned memory. Launches ×
-`eager_us` above the milliseconds of a batch means that CUDA graphs are needed. `fp8` over `fp16` is
-the most that a trunk in FP8 could win.
+`gemm fp16` is the limit for convolutions, `copy` for everything between them. Host to device and
+back: pinned far above pageable means that frames belong into pinned memory. If the number of
+launches × `eager_us` exceeds the milliseconds of a batch, CUDA graphs are needed. `fp8` over `fp16`
+is the most that a trunk in FP8 could gain.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ def jobs(bench: Bench) -> Iterator[Job]:
     yield "gemm bf16", partial(gemm, bench, torch.bfloat16, side, side, side)
     yield "gemm tf32", partial(gemm, bench, torch.float32, side, side, side)
     yield "gemm fp8", partial(gemm, bench, torch.float8_e4m3fn, side, side, side)
-    # 64² × 8 pixels, 9 × 256 inputs, 256 outputs: a convolution of the trunk as one product.
+    # A convolution of the trunk as one matrix product: 64² × 8 pixels, 9 × 256 inputs, 256 outputs.
     trunk = (4 * side, 9 * side // 32, side // 32)
     yield "gemm fp16 as the trunk, batch 8", partial(gemm, bench, torch.float16, *trunk)
 
 
 def card(bench: Bench) -> dict[str, Any]:
-    found: dict[str, Any] = {"torch": torch.__version__, "cpus": os.cpu_count()}
+    values: dict[str, Any] = {"torch": torch.__version__, "cpus": os.cpu_count()}
     if not bench.cuda:
-        return found
+        return values
     properties = torch.cuda.get_device_properties(0)
-    found |= {
+    values |= {
         "multiprocessors": properties.multi_processor_count,
         "l2_mib": properties.L2_cache_size >> 20,
         "gib": properties.total_memory >> 30,
         "cudnn": torch.backends.cudnn.version(),
     }
     if tool := shutil.which("nvidia-smi"):
-        asked = "--query-gpu=driver_version,clocks.max.sm,power.limit"
-        query = [tool, asked, "--format=csv,noheader"]
+        fields = "--query-gpu=driver_version,clocks.max.sm,power.limit"
+        query = [tool, fields, "--format=csv,noheader"]
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
-        found["driver, clock, power"] = answer.stdout.strip()
-    return found
+        values["driver, clock, power"] = answer.stdout.strip()
+    return values
 
 
 def gemm(bench: Bench, dtype: torch.dtype, rows: int, inner: int, columns: int) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def copy(bench: Bench, source: str, target: str, *, pinned: bool = False) -> dic
 
     x, y = memory(source), memory(target)
     ms, spread = bench.timed(lambda: y.copy_(x, non_blocking=pinned))
-    # A copy on the device reads and writes there.
+    # A copy on the device both reads and writes its memory.
     return {"gb_per_s": (2 if inside else 1) * size / ms / 1e6, "spread_%": spread}
 
 

@@ -1,7 +1,8 @@
-"""Frames per second of what torch.compile makes of the generator, norms written out in float32.
+"""Frames per second of the generator compiled by torch.compile, norms spelled out in float32.
 
-Compared with `bare`: it is the backend unless `fused + cells` is 1.3 times as fast. max-autotune is
-worth the seconds that `compiles` says it takes only if it is 5 % faster than the default.
+Compared with `bare`: it becomes the backend unless `fused + cells` is 1.3 times as fast.
+max-autotune is worth its seconds of compiling, which `compiles` measures, only if it is 5 % faster
+than the default.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Compile in the background what `compiled` and `training` time, so that they find it in the cache.
+"""Compile, in the background, what `compiled` and `training` measure; they find it in the cache.
 
-The rows say how many seconds a user would wait before a translation or a training.
-More than half a minute, and compiling stays an option for long runs.
+The rows hold the seconds that a user would wait before a translation or a training. If they are
+more than half a minute, compiling stays an option for long runs.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""TFLOP/s of useful work for every layer's convolution, each way that it can be done.
+"""TFLOP/s of useful work of every layer's convolution, in each form that computes it.
 
-`plain` and `best` are frames per second if there were nothing but convolutions: with the network's
-own layers, and with the quickest way for each. `best` below 4,000 means that cuDNN cannot reach the
-goal, and kernels of our own or FP8 are needed. `stem cells` and `head cells` against `of 8`: are
-the 7×7 ends worth rewriting. `up 2×2` above `up`: transposed convolutions want rewriting, too.
-Forward and backward at batch 1 and 2: what joint_identity gains a training step.
+`plain` and `best` are the frames per second of the convolutions alone: of the network's own layers,
+and of the fastest form of each. `best` below 4,000 means that cuDNN cannot reach the goal, and
+kernels of our own or FP8 are needed. `stem cells` and `head cells` against `of 8` show whether the
+7×7 convolutions at both ends are worth rewriting; `up 2×2` above `up` means that transposed
+convolutions are, too. Forward and backward at batch 1 and 2: what joint_identity gains in training.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from .measuring import Bench, Job
 
 
 @dataclass(frozen=True)
-class Way:
-    """A convolution that does the work of a layer."""
+class Convolution:
+    """A convolution that computes a layer of the network."""
 
     layer: str
     inputs: int
     side: int
-    """Of its input, border included."""
+    """The side of its input, border included."""
     outputs: int
     kernel: int
     macs: float
-    """Multiplications of a frame that are useful, whichever the way."""
+    """Useful multiplications for a frame, the same in each form of the layer."""
     how: dict[str, int] = field(default_factory=dict)
     times: int = 1
-    """In the network."""
+    """How often the network has this layer."""
     own: bool = True
-    """The network does it this way."""
+    """Whether the network has this form of the layer."""
 
 
 def jobs(bench: Bench) -> Iterator[Job]:
@@ -51,35 +51,37 @@ def jobs(bench: Bench) -> Iterator[Job]:
         yield f"training, trunk, batch {batch}", partial(backward, bench, batch)
 
 
-def ways(bench: Bench) -> dict[str, Way]:
-    """Return every layer of the generator, and its other ways, by name."""
+def forms(bench: Bench) -> dict[str, Convolution]:
+    """Return every layer of the generator and its other forms, by name."""
     s, c = bench.side, bench.config.ngf
     ends, trunk, other = s * s * c * 3 * 49, s * s * c * c * 9, s * s * c * c * 9 / 2
     down = {"stride": 2, "padding": 1}
     up = down | {"output_padding": 1}
     return {
-        "stem": Way("stem", 3, s + 6, c, 7, ends),
-        "stem of 8": Way("stem", 8, s + 6, c, 7, ends, own=False),
-        "stem cells": Way("stem", 16, s // 2 + 3, 4 * c, 4, ends, own=False),
-        "down1": Way("down1", c, s, 2 * c, 3, other, down),
-        "down2": Way("down2", 2 * c, s // 2, 4 * c, 3, other, down),
-        "trunk": Way("trunk", 4 * c, s // 4 + 2, 4 * c, 3, trunk, times=18),
-        "up1": Way("up1", 4 * c, s // 4, 2 * c, 3, other, up),
-        "up1 2×2": Way("up1", 4 * c, s // 4 + 1, 8 * c, 2, other, own=False),
-        "up2": Way("up2", 2 * c, s // 2, c, 3, other, up),
-        "up2 2×2": Way("up2", 2 * c, s // 2 + 1, 4 * c, 2, other, own=False),
-        "head": Way("head", c, s + 6, 3, 7, ends),
-        "head of 8": Way("head", c, s + 6, 8, 7, ends, own=False),
-        "head cells": Way("head", 4 * c, s // 2 + 3, 16, 4, ends, own=False),
+        "stem": Convolution("stem", 3, s + 6, c, 7, ends),
+        "stem of 8": Convolution("stem", 8, s + 6, c, 7, ends, own=False),
+        "stem cells": Convolution("stem", 16, s // 2 + 3, 4 * c, 4, ends, own=False),
+        "down1": Convolution("down1", c, s, 2 * c, 3, other, down),
+        "down2": Convolution("down2", 2 * c, s // 2, 4 * c, 3, other, down),
+        "trunk": Convolution("trunk", 4 * c, s // 4 + 2, 4 * c, 3, trunk, times=18),
+        "up1": Convolution("up1", 4 * c, s // 4, 2 * c, 3, other, up),
+        "up1 2×2": Convolution("up1", 4 * c, s // 4 + 1, 8 * c, 2, other, own=False),
+        "up2": Convolution("up2", 2 * c, s // 2, c, 3, other, up),
+        "up2 2×2": Convolution("up2", 2 * c, s // 2 + 1, 4 * c, 2, other, own=False),
+        "head": Convolution("head", c, s + 6, 3, 7, ends),
+        "head of 8": Convolution("head", c, s + 6, 8, 7, ends, own=False),
+        "head cells": Convolution("head", 4 * c, s // 2 + 3, 16, 4, ends, own=False),
     }
 
 
-def operands(bench: Bench, way: Way, batch: int, layout: torch.memory_format) -> list[Tensor]:
-    """Return random pixels and weights for a way, in halves."""
-    turned = "output_padding" in way.how
-    channels = (way.inputs, way.outputs) if turned else (way.outputs, way.inputs)
-    x = torch.randn(batch, way.inputs, way.side, way.side, device=bench.device)
-    weight = torch.randn(*channels, way.kernel, way.kernel, device=bench.device) * 0.02
+def operands(
+    bench: Bench, conv: Convolution, batch: int, layout: torch.memory_format
+) -> list[Tensor]:
+    """Return random pixels and weights for a convolution, in float16."""
+    transposed = "output_padding" in conv.how
+    channels = (conv.inputs, conv.outputs) if transposed else (conv.outputs, conv.inputs)
+    x = torch.randn(batch, conv.inputs, conv.side, conv.side, device=bench.device)
+    weight = torch.randn(*channels, conv.kernel, conv.kernel, device=bench.device) * 0.02
     return [each.half().contiguous(memory_format=layout) for each in (x, weight)]
 
 
@@ -87,25 +89,25 @@ def forward(bench: Bench, batch: int, channels_last: bool) -> dict[str, Any]:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     tflops: dict[str, float] = {}
     plain, best = 0.0, {}
-    for name, way in ways(bench).items():
-        if not (channels_last or way.own):
+    for name, conv in forms(bench).items():
+        if not (channels_last or conv.own):
             continue
-        x, weight = operands(bench, way, batch, layout)
-        op = F.conv_transpose2d if "output_padding" in way.how else F.conv2d
-        with contextlib.suppress(RuntimeError):  # a way that cuDNN refuses has no column
-            ms = bench.without_launches(partial(op, x, weight, **way.how), 10 if bench.cuda else 1)
-            tflops[name] = 2e-9 * batch * way.macs / ms
-            plain += way.own * way.times * ms
-            best[way.layer] = min(way.times * ms, best.get(way.layer, ms * way.times))
+        x, weight = operands(bench, conv, batch, layout)
+        op = F.conv_transpose2d if "output_padding" in conv.how else F.conv2d
+        with contextlib.suppress(RuntimeError):  # a form that cuDNN refuses has no column
+            ms = bench.without_launches(partial(op, x, weight, **conv.how), 10 if bench.cuda else 1)
+            tflops[name] = 2e-9 * batch * conv.macs / ms
+            plain += conv.own * conv.times * ms
+            best[conv.layer] = min(conv.times * ms, best.get(conv.layer, ms * conv.times))
     rates = {"plain": 1e3 * batch / plain, "best": 1e3 * batch / sum(best.values())}
     return rates | {name: float(f"{value:.3g}") for name, value in tflops.items()}
 
 
 def backward(bench: Bench, batch: int) -> dict[str, Any]:
     """Measure the trunk's convolution in bf16, forward alone and with both gradients."""
-    way, found = ways(bench)["trunk"], {}
+    conv, tflops = forms(bench)["trunk"], {}
     for layout in (torch.channels_last, torch.contiguous_format):
-        x, weight = (v.bfloat16() for v in operands(bench, way, batch, layout))
+        x, weight = (v.bfloat16() for v in operands(bench, conv, batch, layout))
         y = F.conv2d(x, weight)
         none = [0, 0]
         gradients = partial(torch.ops.aten.convolution_backward, y, x, weight, None, [1, 1], none,
@@ -113,5 +115,5 @@ def backward(bench: Bench, batch: int) -> dict[str, Any]:
         name = "channels last" if layout is torch.channels_last else "NCHW"
         for part, run, work in (("fwd", partial(F.conv2d, x, weight), 2), ("bwd", gradients, 4)):
             ms = bench.without_launches(run, 10 if bench.cuda else 1)
-            found[f"{part}, {name}"] = work * 1e-9 * batch * way.macs / ms
-    return found
+            tflops[f"{part}, {name}"] = work * 1e-9 * batch * conv.macs / ms
+    return tflops

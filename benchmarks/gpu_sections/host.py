@@ -1,11 +1,11 @@
-"""Frames per second from host to host: how much of the bare rate arrives.
+"""Frames per second from host memory to host memory: how much of the bare rate is left.
 
-`torch backend` is the product, several contexts in threads of their own, as the pipeline calls it;
-the fewest contexts within 5 % of the best are the default. A precision with a row here, and one in
-class in `parity`, may be taken by ``auto`` (`MEASURED_ON_GPU`). `prototype` is the fused generator
-with two pinned slots for each of its streams; `share` is % of its own bare rate, and the fewest
-streams at 95 % would be the default. `copies`, from and to ordinary memory as well, costing more
-than 5 % means that decoders should write into pinned memory.
+`torch backend` is the product: several contexts, each in a thread of its own, as in the pipeline.
+The fewest contexts within 5 % of the best become the default. ``auto`` may choose a precision that
+has a row here and one within its class in `parity` (`MEASURED_ON_GPU`). `prototype` is the fused
+generator with two pinned slots for each of its streams; `share` is the % of its own bare rate, and
+the fewest streams with 95 % would be the default. `copies` also copies from and to pageable memory:
+if it costs more than 5 %, decoders should write into pinned memory.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class _Lane:
     def __init__(self, bench: Bench, batch: int) -> None:
         self.stream = torch.cuda.Stream() if bench.cuda else None
         self.input = bench.frames(batch, bench.side, bench.side)
-        # Triton's interpreter takes seconds for a batch, and the lanes are all there is to try.
+        # Triton's interpreter takes seconds for a batch; a dry run only tries the lanes.
         body = (
             Fused(bench).with_cells()
             if bench.cuda
@@ -94,7 +94,7 @@ class _Lane:
         ]
 
     def go(self, number: int, ordinary: torch.Tensor | None) -> None:
-        """Send one batch through slot ``number``, whose last one has come back before."""
+        """Send one batch through slot ``number``, once the slot's previous batch has come back."""
         sent, back, done = self.slots[number]
         if done is not None:
             done.synchronize()

@@ -1,8 +1,8 @@
-"""A folder of pictures from end to end, with a network that costs nothing and with the real one.
+"""A folder of images from end to end, with a network that costs nothing and with the real one.
 
-`identity` is what the pipeline reaches at most, in one process: below the rate of `host`, the
-pipeline is the limit and several processes on one GPU are worth writing. In memory (/dev/shm) far
-above on disk: the disk, or how files are made safe on it, is the limit.
+`identity` is the most that the pipeline reaches in one process. If it is below the rate of `host`,
+the pipeline is the limit, and several processes for one GPU are worth writing. If the rate in
+memory (/dev/shm) is far above that on disk, the disk, or flushing files to it, is the limit.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def rate(
         frames = [cv2.imencode(f".{kind}", frame)[1] for frame in pictures(side, side, 16)]
         for number in range(count):
             (source / f"{number:05}.{kind}").write_bytes(frames[number % 16])
-        asked: dict[str, Any] = {"device": "cpu"} if identity else of_network(bench)
-        return described(translate(source, Path(place) / "out", model=model, **asked))
+        options: dict[str, Any] = {"device": "cpu"} if identity else of_network(bench)
+        return described(translate(source, Path(place) / "out", model=model, **options))
 
 
 def of_network(bench: Bench) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def of_network(bench: Bench) -> dict[str, Any]:
 
 
 def described(report: Report) -> dict[str, Any]:
-    """Return how fast a translation was, and how busy its stages, as the values of a row."""
+    """Return the rate of a translation and how busy its stages were, as the values of a row."""
     busy = {
         f"{name}_%": 100 * stage.busy_seconds / report.seconds
         for name, stage in report.stages.items()

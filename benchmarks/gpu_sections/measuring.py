@@ -31,12 +31,12 @@ from .rows import NotRunError
 Job = tuple[str, Callable[[], dict[str, Any]]]
 
 GFLOP = 99.1
-"""Of a ResNet-9 at 256²: two for each of its 49.55 G multiplications."""
+"""For a frame of a ResNet-9 at 256²: two for each of its 49.55 G multiplications."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and at which sizes a section measures; on the CPU tiny ones, to try its lines."""
+    """Where and at which sizes a section measures. On the CPU, a dry run, the sizes are tiny."""
 
     device: str
     checkpoint: Path | None = None
@@ -75,14 +75,14 @@ class Bench:
         return path
 
     def settle(self) -> None:
-        """Wait for the device and give its free memory back; raises where its context is lost."""
+        """Wait for the device and free its cached memory; raises where its context is lost."""
         if self.cuda:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
 
     def forget_compiled(self) -> None:
-        """Let a network that is compiled next not count as one more shape of those before it."""
-        if self.cuda:  # a dry run compiles nothing, and what compiles takes seconds to import
+        """Reset torch.compile, so that the next network is not one more shape of an earlier one."""
+        if self.cuda:  # a dry run compiles nothing, and importing the compiler takes seconds
             torch._dynamo.reset()
 
     def network(self) -> nn.Module:
@@ -90,7 +90,7 @@ class Bench:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             network = generator_from_config(self.config)
-            # The standard deviation that keeps the pictures from being flat, whatever the width.
+            # With this gain the output is no flat image, whatever the width of the network.
             init_weights(network, init_gain=0.02 * math.sqrt(64 / self.config.ngf))
         return network.eval().requires_grad_(False)
 
@@ -99,7 +99,7 @@ class Bench:
         return torch.from_numpy(pictures(height, width, count).copy()).to(self.device)
 
     def timed(self, run: Callable[[], Any], seconds: float = 0.5) -> tuple[float, float]:
-        """Return the milliseconds of a call, the median of five windows, and their spread in %."""
+        """Return the milliseconds of a call (median of five windows), and their spread in %."""
         if not self.cuda:
             begin = time.perf_counter()
             run()
@@ -116,18 +116,18 @@ class Bench:
 
         window(3)
         count = max(1, math.ceil(seconds / 5 * 1e3 / window(3)))
-        found = sorted(window(count) for _ in range(5))
-        return found[2], (found[-1] / found[0] - 1) * 100
+        times = sorted(window(count) for _ in range(5))
+        return times[2], (times[-1] / times[0] - 1) * 100
 
     def recorded(
         self, run: Callable[[], Any], stream: torch.cuda.Stream | None = None
     ) -> Callable[[], Any]:
-        """Record ``run`` as a CUDA graph; what is returned replays it and returns its result."""
+        """Record ``run`` as a CUDA graph; return a function that replays it for its result."""
         if not self.cuda:
             return run
         stream = stream or torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries choose their kernels before the recording
+        with torch.cuda.stream(stream):  # libraries must choose their kernels before the recording
             run()
             run()
         torch.cuda.synchronize()
@@ -142,7 +142,7 @@ class Bench:
         return replay
 
     def without_launches(self, run: Callable[[], Any], times: int = 10) -> float:
-        """Return the milliseconds of a call, of several in one CUDA graph."""
+        """Return the milliseconds of a call, measured over several calls in one CUDA graph."""
 
         def several() -> None:
             for _ in range(times):
@@ -153,9 +153,9 @@ class Bench:
 
 @functools.cache
 def pictures(height: int, width: int, count: int) -> Pixels:
-    """Return natural frames of any size, uint8 ``(N, H, W, 3)``, eight different ones at most.
+    """Return natural frames of any size, uint8 ``(N, H, W, 3)``, at most eight different ones.
 
-    Those of up to 256², mirrored side by side beyond that: to draw one of 1080p takes ten seconds.
+    Beyond 256² they are mirrored copies of one of 256²: computing one of 1080p takes ten seconds.
     """
     few = natural_frames((min(height, 256), min(width, 256)), min(count, 8))
     rest = ((0, 0), (0, height - few.shape[1]), (0, width - few.shape[2]), (0, 0))
@@ -173,7 +173,7 @@ def bench_on(device: str, checkpoint: Path | None = None) -> Bench:
 
 @contextlib.contextmanager
 def arithmetic(word: str) -> Iterator[None]:
-    """Compute float32 as ``ieee`` or ``tf32`` says, in convolutions and products of matrices."""
+    """Compute float32 in ``ieee`` or ``tf32`` arithmetic, in convolutions and matrix products."""
     places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
     before = [place.fp32_precision for place in places]
     for place in places:
@@ -181,30 +181,30 @@ def arithmetic(word: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for place, kept in zip(places, before, strict=True):
-            place.fp32_precision = kept
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def required(*modules: str) -> None:
     """Raise NotRunError where one of the modules is not installed."""
     for name in modules:
         try:
-            found = importlib.util.find_spec(name)
+            spec = importlib.util.find_spec(name)
         except ModuleNotFoundError:
-            found = None
-        if found is None:
+            spec = None
+        if spec is None:
             raise NotRunError(f"{name} is not installed")
 
 
 class HalfNorm(nn.Module):
-    """InstanceNorm of halves without a detour through float32; cuDNN keeps its sums in float32."""
+    """InstanceNorm of float16 without a conversion to float32; cuDNN's sums are in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.instance_norm(x)
 
 
 class PlainNorm(nn.Module):
-    """InstanceNorm written out in float32, for a compiler to fuse."""
+    """InstanceNorm spelled out in small operators in float32, for a compiler to fuse."""
 
     def forward(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(x.float(), (2, 3), correction=0, keepdim=True)
@@ -212,7 +212,7 @@ class PlainNorm(nn.Module):
 
 
 def with_norm(network: nn.Module, norm: type[nn.Module]) -> nn.Module:
-    """Put another norm in the place of every InstanceNorm, in place."""
+    """Replace every InstanceNorm of ``network`` itself by a ``norm``, and return it."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, InstanceNorm):
@@ -223,7 +223,7 @@ def with_norm(network: nn.Module, norm: type[nn.Module]) -> nn.Module:
 def on_bytes(
     network: nn.Module, device: str, dtype: torch.dtype, *, channels_last: bool
 ) -> Callable[[Tensor], Tensor]:
-    """Return ``network`` from bytes to bytes, ``(N, H, W, 3)``, as the torch backend computes."""
+    """Return ``network`` on bytes, ``(N, H, W, 3)``, with the torch backend's arithmetic."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(device, dtype).to(memory_format=layout)
 

@@ -1,9 +1,9 @@
 """What happens when memory runs out, whether it stays flat, and whether pixels repeat.
 
 `out of memory`: with 4 GiB and a batch of 64 at 1920×1080 the batch must be halved until it fits,
-with every picture written and `notes` that say so (behaviour 26); `largest` is the difference to a
-run of batch 1. `flat`: memory after 5,000 frames within 5 % of after 500 (27). `twice`: the same
-frames give the same bytes again, in the same context and in a new one (28).
+every image must be written, and `notes` must report it (behaviour 26); `largest` is the difference
+from a run with batch 1. `flat`: memory after 5,000 frames is within 5 % of that after 500 (27).
+`twice`: the same frames give the same bytes again, in the same context and in a new one (28).
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def ladder(bench: Bench, checkpoint: Path, folder: Path) -> dict[str, Any]:
     source.mkdir()
     for number, frame in enumerate(pictures(*side, count)):
         cv2.imwrite(str(source / f"{number:03}.png"), frame, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    asked: dict[str, Any] = {"model": checkpoint, "backend": "torch", "device": bench.device}
+    options: dict[str, Any] = {"model": checkpoint, "backend": "torch", "device": bench.device}
     total = torch.cuda.get_device_properties(0).total_memory if bench.cuda else 0
     if bench.cuda:
         torch.cuda.set_per_process_memory_fraction(min(1.0, 4 * 2**30 / total))
     try:
-        report = translate(source, folder / "64", batch_size=64, **asked)
+        report = translate(source, folder / "64", batch_size=64, **options)
     finally:
         if bench.cuda:
             torch.cuda.set_per_process_memory_fraction(1.0)
-    translate(source, folder / "1", batch_size=1, **asked)
+    translate(source, folder / "1", batch_size=1, **options)
     written = sorted((folder / "64").iterdir())
     largest = max(
         int(
@@ -73,14 +73,14 @@ def flat(bench: Bench, model: Model) -> dict[str, Any]:
     """Compare resident and device memory after 500 and after 5,000 frames."""
     backend = open_backend(model, device=bench.device, precision="fp16" if bench.cuda else "fp32")
     batch = 20 if bench.cuda else 1
-    frames, found = pictures(bench.side, bench.side, batch), []
+    frames, used = pictures(bench.side, bench.side, batch), []
     for number in range(5000 // batch if bench.cuda else 10):
         backend.infer(frames)
         if (number + 1) * batch in ((500, 5000) if bench.cuda else (1, 10)):
             device = torch.cuda.memory_reserved() / 2**20 if bench.cuda else 0.0
-            found.append((device, _resident_mib()))
+            used.append((device, _resident_mib()))
     backend.close()
-    (device, resident), (device_then, resident_then) = found
+    (device, resident), (device_then, resident_then) = used
     return {
         "device_mib": device,
         "device_mib_then": device_then,
@@ -91,12 +91,12 @@ def flat(bench: Bench, model: Model) -> dict[str, Any]:
 
 def twice(bench: Bench, model: Model) -> dict[str, Any]:
     frames = pictures(bench.side, bench.side, bench.batches[0])
-    precision, found = "fp16" if bench.cuda else "fp32", []
+    precision, results = "fp16" if bench.cuda else "fp32", []
     for _ in range(2):
         backend = open_backend(model, device=bench.device, precision=precision)
-        found += [backend.infer(frames) for _ in range(2)]
+        results += [backend.infer(frames) for _ in range(2)]
         backend.close()
-    first, again, *new = found
+    first, again, *new = results
     return {
         "same context": bool((first == again).all()),
         "new context": all(bool((first == each).all()) for each in new),

@@ -1,13 +1,14 @@
-"""All that lies between two convolutions of a ResNet generator as one operation, in Triton.
+"""Everything between two convolutions of a ResNet generator as one operation, in Triton.
 
-InstanceNorm, then ReLU or the residual, then the next convolution's reflected border: torch takes
-four to six passes over memory for it, and turns channels-last tensors around and back
-(`reflection_pad2d` on CUDA has no channels-last kernel). Here it is a pass for the statistics,
-which are float32 whatever the pixels are, and one that reads and writes. Everything is
-``(N, H, W, C)``.
+That is InstanceNorm, then ReLU or the residual, then the next convolution's reflected border. torch
+makes four to six passes over memory for it, and converts channels-last tensors to channels first
+and back, as `reflection_pad2d` on CUDA has no channels-last kernel. Here one pass computes the
+statistics, in float32 whatever the type of the pixels, and a second one reads and writes them. All
+tensors are ``(N, H, W, C)``.
 
-`in_cells` turns the 7×7 convolutions at both ends into 4×4 ones between *cells*, 2×2 pixels laid
-into the channels of one: 3 channels leave most of a tensor core's tile empty, 12 do not.
+`in_cells` turns the 7×7 convolutions at both ends into 4×4 ones between *cells*. A cell is 2×2
+pixels, stored as the channels of one: 3 channels leave most of a tensor core's tile empty, 12 do
+not.
 
 Experimental: tried in Triton's interpreter only.
 """
@@ -31,12 +32,12 @@ EPS = tl.constexpr(1e-5)
 
 @dataclass(frozen=True)
 class Tiling:
-    """How the kernels cut a picture up."""
+    """How the kernels divide an image."""
 
     pixels: int = 64
-    """Of a tile."""
+    """Pixels of a tile."""
     tiles: int = 2
-    """That one program writes."""
+    """Tiles that one program writes."""
     warps: int = 4
 
 
@@ -47,9 +48,9 @@ def _reflect(i, size):
 
 @triton.jit
 def _part(x, part, P, per, S, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr):
-    """Write the mean, and the sum of squared distances from it, of one part of a picture.
+    """Write the mean of one part of an image, and the sum of squared deviations from it.
 
-    A picture has P pixels in S parts of ``per``; a program takes BC of its C channels.
+    An image has P pixels in S parts of ``per``; a program takes BC of its C channels.
     """
     s = tl.program_id(0)
     n = tl.program_id(2).to(tl.int64)
@@ -58,7 +59,7 @@ def _part(x, part, P, per, S, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexp
     first = s * per
     last = tl.minimum(first + per, P)
     inside = c < C
-    # Sums of what is left after one of the values: no digits are lost where the mean is far from 0.
+    # Subtract one of the values before summing: where the mean is far from 0, no digits are lost.
     shift = tl.load(x + tl.minimum(first, P - 1) * C + c, mask=inside, other=0.0).to(tl.float32)
     sums = tl.zeros((BP, BC), tl.float32)
     squares = tl.zeros((BP, BC), tl.float32)
@@ -78,7 +79,7 @@ def _part(x, part, P, per, S, C: tl.constexpr, BP: tl.constexpr, BC: tl.constexp
 
 @triton.jit
 def _total(part, stat, P, per, C: tl.constexpr, S: tl.constexpr, BC: tl.constexpr):
-    """Write mean and 1 / deviation of a whole picture, from its S parts."""
+    """Write the mean and 1 / standard deviation of a whole image, from its S parts."""
     n = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     i = tl.arange(0, S)
@@ -101,7 +102,7 @@ def _apply(
     RESIDUAL_PAD: tl.constexpr, CELLS_IN: tl.constexpr, CELLS_OUT: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Write TILES × BP pixels of the bordered result, BC of their channels."""
+    """Write BC channels of TILES × BP pixels of the result, border included."""
     n = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside = c < C
@@ -140,7 +141,7 @@ def _apply(
 def _first(
     u8, out, H, W, HO, WO, CELL: tl.constexpr, CP: tl.constexpr, BP: tl.constexpr
 ):  # fmt: skip
-    """Write bytes as halves in [-1, 1] with a border of 3, in cells or not, up to CP channels."""
+    """Write bytes as float16 in [-1, 1] with a border of 3, in cells or not, in CP channels."""
     n = tl.program_id(1).to(tl.int64)
     q = tl.program_id(0) * BP + tl.arange(0, BP)
     k = tl.arange(0, CP)
@@ -155,7 +156,7 @@ def _first(
 
 @triton.jit
 def _last(y, bias, u8, H, W, CELL: tl.constexpr, CP: tl.constexpr, B: tl.constexpr):
-    """Write what the head gives as bytes: bias, tanh, rounding; out of cells or not."""
+    """Write the output of the head as bytes: add the bias, tanh, round; from cells or not."""
     n = tl.program_id(1).to(tl.int64)
     e = tl.program_id(0) * B + tl.arange(0, B)
     live = e < H * W * 3
@@ -165,7 +166,7 @@ def _last(y, bias, u8, H, W, CELL: tl.constexpr, CP: tl.constexpr, B: tl.constex
     source = ((r // CELL) * (W // CELL) + k // CELL) * CP + ((r % CELL) * CELL + k % CELL) * 3 + c
     v = tl.load(y + n * (H // CELL) * (W // CELL) * CP + source, mask=live, other=0.0)
     v = v.to(tl.float32) + tl.load(bias + c, mask=live, other=0.0)
-    # tanh by its exponential, which Triton has on every device.
+    # tanh by way of exp, which Triton has on every device.
     v = (1.0 - 2.0 / (tl.exp(2.0 * v) + 1.0)) * 127.5 + 128.0
     tl.store(u8 + n * H * W * 3 + e, tl.floor(v).to(tl.int32).to(tl.uint8), mask=live)
 
@@ -182,15 +183,16 @@ def norm_act_pad(
     cells_out: bool = False,
     tiling: Tiling = Tiling(),
 ) -> Tensor:
-    """Normalise ``x`` over its pixels, and make of it what the next convolution reads.
+    """Normalise ``x`` over its pixels, and return what the next convolution reads.
 
-    ``x`` is ``(N, H, W, C)``, or in cells ``(N, H/2, W/2, 4·C)``. Then comes ReLU, then the inside
-    of a ``residual`` that has a border of ``residual_pad``, then a reflected border of ``pad``.
+    ``x`` is ``(N, H, W, C)``, or in cells ``(N, H/2, W/2, 4·C)``. After the norm come ReLU, the
+    addition of ``residual`` without its border of ``residual_pad``, and a reflected border of
+    ``pad``.
     """
     n, h, w = x.shape[0], x.shape[1] << cells_in, x.shape[2] << cells_in
     block, pixels, parts = min(64, triton.next_power_of_2(channels)), h * w, 2
     groups = triton.cdiv(channels, block)
-    # About eight programs for each multiprocessor, and some tiles for each program.
+    # Aim at eight programs for each multiprocessor, and several tiles for each program.
     while (
         parts * groups * n < 8 * _multiprocessors(x.device) and pixels // parts > 4 * tiling.pixels
     ):
@@ -223,20 +225,20 @@ def in_cells(weight: Tensor) -> Tensor:
 
 
 class FusedGenerator:
-    """A ResNet generator with InstanceNorm, from bytes to bytes ``(N, H, W, 3)``, in halves.
+    """A ResNet generator with InstanceNorm, from bytes to bytes ``(N, H, W, 3)``, in float16.
 
-    cuDNN's channels-last convolutions with `norm_act_pad` between them. H and W are multiples of 4.
-    The biases before a norm are left out, since it takes the mean away.
+    It runs cuDNN's channels-last convolutions with `norm_act_pad` between them. H and W are
+    multiples of 4. The biases before a norm are left out, since the norm subtracts the mean.
     """
 
     def __init__(
         self, network: nn.Module, device: str, *, cells: bool, tiling: Tiling | None = None
     ) -> None:
         """Take the weights of ``network``; with ``cells`` both ends become 4×4 between cells."""
-        found = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
-        weights = [module.weight.detach() for module in found]
-        # Fast kernels are for multiples of 8 channels; those beyond are 0.
-        self._cells, self._ngf, self._ends = cells, found[0].out_channels, 16 if cells else 8
+        layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+        weights = [module.weight.detach() for module in layers]
+        # Fast kernels require multiples of 8 channels; the added channels are 0.
+        self._cells, self._ngf, self._ends = cells, layers[0].out_channels, 16 if cells else 8
         first, last = (in_cells(weights[end]) if cells else weights[end] for end in (0, -1))
         weights[0] = F.pad(first, (0, 0, 0, 0, 0, self._ends - first.shape[1]))
         weights[-1] = F.pad(last, (0, 0, 0, 0, 0, 0, 0, self._ends - last.shape[0]))
@@ -244,12 +246,12 @@ class FusedGenerator:
             weight.to(device, torch.float16).contiguous(memory_format=torch.channels_last)
             for weight in weights
         ]
-        bias = found[-1].bias
+        bias = layers[-1].bias
         assert bias is not None
         self._bias = bias.detach().float().to(device)
         self._norm = functools.partial(norm_act_pad, tiling=tiling or Tiling())
         self.flips = 0
-        """Convolutions whose result came channels first and was turned around: meant to stay 0."""
+        """Convolutions whose result was channels first and was converted; it should stay 0."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Translate uint8 ``pixels``."""
@@ -266,7 +268,7 @@ class FusedGenerator:
         for k in range(0, len(trunk), 2):
             y = norm(self._convolved(x, trunk[k]), 4 * c, relu=True, pad=1)
             y = self._convolved(y, trunk[k + 1])
-            # The next block has a border, the layers after the last one have none.
+            # The next block expects a border; the layers after the last block do not.
             border = int(k + 2 < len(trunk))
             x = norm(y, 4 * c, relu=False, residual=x, residual_pad=1, pad=border)
         x = norm(self._doubled(x, up1), 2 * c, relu=True)

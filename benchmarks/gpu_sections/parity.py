@@ -1,10 +1,10 @@
-"""How near each precision on the GPU comes to float32 on the CPU, in the classes of DESIGN.
+"""Parity of each precision on the GPU with float32 on the CPU, in the classes of models/parity.py.
 
-A full ResNet-9 with random weights (and ``--checkpoint``, if one is given), natural frames, through
-the product's torch backend. `reached` below `needed` means that the precision stays experimental,
-or is not what it is called: fp32 that is not *exact* was computed in TF32. InstanceNorm in halves
-in class *half* means that export may leave out its casts to float32. `rows differ` above 0: pixels
-depend on the batch, which the plan has to fix.
+Measured with a full ResNet-9 of random weights (and ``--checkpoint``, if given) on natural frames,
+through the product's torch backend. `reached` below `needed` means that the precision stays
+experimental, or is not what its name says: fp32 that is not *exact* was computed in TF32. If
+InstanceNorm in halves reaches *half*, export may omit its casts to float32. `rows differ` above 0:
+pixels depend on the batch, so the plan must fix the batch size.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def jobs(bench: Bench) -> Iterator[Job]:
     precisions = [p for p in PRECISIONS if p != "int8"] if bench.cuda else ["fp32"]
     sizes = ((256, 256), (720, 1280)) if bench.cuda else ((16, 24),)
     with tempfile.TemporaryDirectory() as folder:
-        given = {"random weights": open_model(bench.checkpoint_in(Path(folder)))}
+        models = {"random weights": open_model(bench.checkpoint_in(Path(folder)))}
         if bench.checkpoint is not None:
-            given[bench.checkpoint.name] = open_model(bench.checkpoint)
+            models[bench.checkpoint.name] = open_model(bench.checkpoint)
         for height, width in sizes:
-            for name, model in given.items():
+            for name, model in models.items():
                 where = f"{name}, {width}×{height}"
                 for precision in precisions:
                     job = partial(of_backend, bench, model, precision, height, width)
@@ -45,7 +45,7 @@ def jobs(bench: Bench) -> Iterator[Job]:
                 job = partial(of_half_norm, bench, model, height, width)
                 yield f"fp16, InstanceNorm in halves, {where}", job
             for precision in precisions:
-                job = partial(rows_and_batch, bench, given["random weights"], precision, height)
+                job = partial(rows_and_batch, bench, models["random weights"], precision, height)
                 yield f"rows of 8 against one by one, {precision}, {height}×{height}", job
 
 
@@ -53,20 +53,20 @@ def of_backend(
     bench: Bench, model: Model, precision: str, height: int, width: int
 ) -> dict[str, Any]:
     backend = open_backend(model, device=bench.device, precision=precision)
-    found = backend.infer(pictures(height, width, 2))
+    out = backend.infer(pictures(height, width, 2))
     backend.close()
-    return described(parity(found, reference(model, height, width)), NEEDED[precision])
+    return described(parity(out, reference(model, height, width)), NEEDED[precision])
 
 
 def of_half_norm(bench: Bench, model: Model, height: int, width: int) -> dict[str, Any]:
-    # The CPU has no half-precision kernels worth the name: there, the lines are tried in bf16.
+    # torch's float16 kernels for CPUs are slow, so a dry run uses bf16.
     dtype = torch.float16 if bench.cuda else torch.bfloat16
     assert model.checkpoint is not None
     network = with_norm(_copied(model), HalfNorm)
     pixels = torch.from_numpy(pictures(height, width, 2)).to(bench.device)
     with torch.inference_mode():
-        found = on_bytes(network, bench.device, dtype, channels_last=False)(pixels).cpu().numpy()
-    return described(parity(found, reference(model, height, width)), "half")
+        out = on_bytes(network, bench.device, dtype, channels_last=False)(pixels).cpu().numpy()
+    return described(parity(out, reference(model, height, width)), "half")
 
 
 def rows_and_batch(bench: Bench, model: Model, precision: str, side: int) -> dict[str, Any]:
@@ -80,14 +80,14 @@ def rows_and_batch(bench: Bench, model: Model, precision: str, side: int) -> dic
     return {"rows differ": int((differ.max((1, 2, 3)) > 0).sum()), "largest": int(differ.max())}
 
 
-def described(found: Parity, needed: ParityClass) -> dict[str, Any]:
+def described(measured: Parity, needed: ParityClass) -> dict[str, Any]:
     """Return a parity as the values of a row."""
     return {
-        "dB": found.psnr,
-        "within_2_%": 100 * found.within2,
-        "99.9_%_within": found.p999,
-        "largest": found.max,
-        "reached": found.cls,
+        "dB": measured.psnr,
+        "within_2_%": 100 * measured.within2,
+        "99.9_%_within": measured.p999,
+        "largest": measured.max,
+        "reached": measured.cls,
         "needed": needed,
     }
 
@@ -96,7 +96,7 @@ _references: dict[tuple[Path, int, int], Pixels] = {}
 
 
 def reference(model: Model, height: int, width: int) -> Pixels:
-    """Return what torch makes of the frames on the CPU in float32, computed once."""
+    """Return the frames, translated by torch on the CPU in float32; they are computed once."""
     key = (model.card.path, height, width)
     if key not in _references:
         backend = open_backend(model, device="cpu", precision="fp32", backend="torch")
@@ -106,6 +106,6 @@ def reference(model: Model, height: int, width: int) -> Pixels:
 
 
 def _copied(model: Model) -> torch.nn.Module:
-    """Return the network of ``model``, to change."""
+    """Return a copy of the network of ``model``, for the caller to change."""
     assert model.checkpoint is not None
     return copy.deepcopy(model.checkpoint.network)

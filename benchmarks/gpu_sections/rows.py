@@ -1,6 +1,7 @@
-"""Rows: what was measured, one JSON line each, in the file from the moment it is known.
+"""Rows: the measurements, one line of JSON each, written to the file at once.
 
-Nothing here imports torch: the command reads the rows, and the sections' processes write them.
+The processes of the sections write rows, and the command reads them. This module does not import
+torch.
 """
 
 from __future__ import annotations
@@ -13,31 +14,31 @@ from pathlib import Path
 from typing import Any
 
 LONG = 60
-"""Characters from which a value is no cell of a table but a line below it."""
+"""From this number of characters on, a value is not a cell of a table but a line below it."""
 
 
 class NotRunError(Exception):
-    """A section or row cannot be measured here, for a reason that is no defect."""
+    """A section or row cannot be measured here, for a reason other than a defect."""
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """Where the rows of one run on one card go."""
+    """The file to which the rows of one run on one card are written."""
 
     file: Path
     run: str
-    """Tells the rows of this run from those of earlier ones in the same file."""
+    """Distinguishes the rows of this run from those of earlier runs in the same file."""
     card: str
 
     def write(self, section: str, name: str, **values: Any) -> None:
-        """Append a row; four digits of a number are enough."""
+        """Append a row, floats rounded to four digits."""
         short = {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
         row = {"run": self.run, "card": self.card, "section": section, "name": name, **short}
         with self.file.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return this run's rows; lines that are none (a process was killed) are passed over."""
+        """Return this run's rows. Incomplete lines, of processes that were killed, are skipped."""
         return [row for row in _parsed(self.file) if row.get("run") == self.run]
 
 
@@ -50,10 +51,10 @@ def write_rows(
     end: float,
     after: Callable[[], None] = lambda: None,
 ) -> None:
-    """Do the jobs of a section in their order while there is time; a failure costs its row only.
+    """Run the jobs of a section in order while there is time; a failed job costs only its own row.
 
-    A row that begins is expected to take half as long as the one before it. ``after`` is called
-    behind every row, and what it raises ends the section: a lost CUDA context does not heal.
+    A job starts if at least half the time that the previous one took is left. ``after`` is called
+    after each row. An exception from it ends the section, since a lost CUDA context stays lost.
     """
     took = 0.0
     for name, job in jobs:
@@ -74,16 +75,16 @@ def write_rows(
 
 
 def markdown(rows: Iterable[dict[str, Any]]) -> str:
-    """Return rows as RESULTS.md holds them: a heading for a section and card, and its tables."""
+    """Return rows as RESULTS.md holds them: a heading for each section and card, and its tables."""
     parts: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:  # those of the background lie between the others
+    for row in rows:  # rows of the background section lie between the others
         parts.setdefault(f"### {row['section']}, {row['card']}", []).append(row)
     return "".join(f"{heading}\n\n{''.join(_tables(part))}" for heading, part in parts.items())
 
 
 def committed(text: str) -> set[tuple[str, str]]:
-    """Return which sections on which cards have a measured row in ``text``, a RESULTS.md."""
-    found: set[tuple[str, str]] = set()
+    """Return the pairs of section and card with a measured row in ``text``, a RESULTS.md."""
+    pairs: set[tuple[str, str]] = set()
     heading, lines_of_table = None, 0
     for line in text.splitlines():
         if line.startswith("#"):
@@ -92,8 +93,8 @@ def committed(text: str) -> set[tuple[str, str]]:
         lines_of_table = lines_of_table + 1 if line.startswith("|") else 0
         # The first two lines of a table are its head.
         if heading is not None and lines_of_table > 2:
-            found.add(heading)
-    return found
+            pairs.add(heading)
+    return pairs
 
 
 def _parsed(file: Path) -> Iterator[dict[str, Any]]:
@@ -102,14 +103,14 @@ def _parsed(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_bytes().splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # also what is not UTF-8
+        except ValueError:  # UnicodeDecodeError is one, too
             continue
         if isinstance(row, dict) and {"section", "name", "card"} <= row.keys():
             yield row
 
 
 def _tables(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield a table for every run of rows with the same columns, and what is no cell as lines."""
+    """Yield a table for each group of adjacent rows with equal columns; other values as lines."""
     for columns, group in groupby(rows, _columns):
         same = list(group)
         if columns:
@@ -129,7 +130,7 @@ _HIDDEN = ("run", "card", "section", "name", "s")
 
 
 def _columns(row: dict[str, Any]) -> tuple[str, ...]:
-    """Return the cells of a row; a row that failed or was not run has none."""
+    """Return the columns of a row; a row that failed or was not run has none."""
     if "error" in row or "not_run" in row:
         return ()
     return tuple(

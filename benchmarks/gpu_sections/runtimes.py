@@ -1,7 +1,7 @@
-"""The exported file on onnxruntime's CUDA provider: its picture, its rate, and what it says.
+"""The exported file on onnxruntime's CUDA provider: its parity, its rate, and its notes.
 
-Only a row in class, without a note that nodes are left on the CPU, lets ``--backend auto`` choose
-onnxruntime on a GPU. Its rate against `host` says which of the two `auto` should prefer.
+``--backend auto`` may choose onnxruntime on a GPU only after a row within its class, without a note
+that nodes are left to the CPU. Its rate against `host` decides which of the two `auto` prefers.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def jobs(bench: Bench) -> Iterator[Job]:
 def export(checkpoint: Path, path: Path, precision: Any) -> dict[str, Any]:
     from cyclegan_export import export_onnx
 
-    made = export_onnx(checkpoint, path, precision=precision)
-    assert made.parity is not None
-    return described(made.parity, REQUIRED_CLASS[precision])
+    exported = export_onnx(checkpoint, path, precision=precision)
+    assert exported.parity is not None
+    return described(exported.parity, REQUIRED_CLASS[precision])
 
 
 def of_file(bench: Bench, checkpoint: Path, path: Path, precision: str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def of_file(bench: Bench, checkpoint: Path, path: Path, precision: str) -> dict[
     backend = open_backend(
         open_model(path), backend="onnxruntime", device=bench.device, precision=precision
     )
-    found, count, begin = backend.infer(frames), 0, time.perf_counter()
+    out, count, begin = backend.infer(frames), 0, time.perf_counter()
     while count == 0 or (bench.cuda and time.perf_counter() - begin < 1.5):
         backend.infer(frames)
         count += 1
@@ -65,6 +65,6 @@ def of_file(bench: Bench, checkpoint: Path, path: Path, precision: str) -> dict[
     needed = REQUIRED_CLASS[precision]
     return (
         {"fps": fps, "batch": len(frames)}
-        | described(parity(found, expected), needed)
+        | described(parity(out, expected), needed)
         | ({"notes": notes} if notes else {})
     )

@@ -1,7 +1,7 @@
 """The project's own tests on a GPU, ``pytest -m needs_cuda``.
 
-What passes here may lose the word *experimental*, and nothing else may. A failure's words are in
-its row, and are to be mended before anything below them is believed.
+Only a feature whose tests pass here may lose the word *experimental*. The row of a failure holds
+its message. Repair it before you trust any of the following sections.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from .measuring import Bench, Job
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 MOST = 1500
-"""Characters of a failure that are kept: its end holds what was expected."""
+"""How many characters of a failure are kept, from its end, which shows the failed assertion."""
 
 
 def jobs(bench: Bench) -> Iterator[Job]:
-    # In a dry run one of them, which loads no torch: all that it can do is to be skipped.
+    # A dry run takes one file, whose tests are skipped there. This one does not load torch.
     lightest = [REPOSITORY / "tests" / "backends" / "tensorrt" / "test_tensorrt.py"]
     for file in marked_files() if bench.cuda else lightest:
         yield file.name, partial(of_file, file)
 
 
 def marked_files() -> list[Path]:
-    """Return the files with such tests; to collect all files takes longer than to run them."""
+    """Return the files with GPU tests: collecting all files takes longer than running those."""
     marked = re.compile(r"^@pytest\.mark\.needs_cuda", re.MULTILINE)
     files = sorted((REPOSITORY / "tests").rglob("test_*.py"))
     return [file for file in files if marked.search(file.read_text())]
@@ -43,7 +43,7 @@ def of_file(file: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "needs_cuda", str(file)]
-        # Packages of other versions warn of other things; that is no failure of a GPU.
+        # Other versions of packages issue other warnings, which are no failures here.
         command += ["-W", "default", "-p", "no:cacheprovider", f"--junitxml={report}"]
         run = subprocess.run(
             command, cwd=REPOSITORY, capture_output=True, text=True, errors="replace", check=False
@@ -54,17 +54,17 @@ def of_file(file: Path) -> dict[str, Any]:
 
 
 def of_report(xml: str) -> dict[str, Any]:
-    """Return the counts of a JUnit report, and how its tests failed or why they were skipped."""
+    """Return the counts of a JUnit report, its failures, and the reasons of its skips."""
     counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
-    words, skipped = [], set()
+    failures, skipped = [], set()
     for case in ElementTree.fromstring(xml).iter("testcase"):
         broken = [each for kind in ("failure", "error") for each in case.findall(kind)]
         left_out = case.find("skipped")
         counts["failed" if broken else "passed" if left_out is None else "skipped"] += 1
         for each in broken:
-            said = (each.text or each.get("message") or "")[-MOST:]
-            words += [f"{case.get('name')}:", *said.splitlines()]
+            message = (each.text or each.get("message") or "")[-MOST:]
+            failures += [f"{case.get('name')}:", *message.splitlines()]
         if left_out is not None:
             skipped.add(left_out.get("message") or "")
-    lists = {"failures": words, "why_skipped": sorted(skipped)}
+    lists = {"failures": failures, "why_skipped": sorted(skipped)}
     return counts | {name: lines for name, lines in lists.items() if lines}

@@ -1,10 +1,11 @@
-"""Milliseconds of a training step by ingredient, and whether what is faster still learns the same.
+"""Milliseconds of a training step by its options, and whether the faster steps learn the same.
 
-`recorded against eager`: the largest relative difference of a loss, at six steps; recorded losses
-must stay as near to eager ones as a second eager run does, or there are no graphs. `compiled
-gradients` above a few per cent: compile is not used. The quickest row that is `finite` is the
-recipe's; three times `fp32, ieee` is the aim, and `fp32, tf32` is said beside it. `loop with feed`
-above the step alone: the feed is the limit, and each line of `waits` is one to remove.
+`recorded against eager`: the largest relative difference of a loss, at six steps. Losses of
+recorded steps must stay as close to eager ones as a second eager run does; otherwise CUDA graphs
+are not used. `compiled gradients` above a few per cent: compile is not used. The fastest row that
+is `finite` becomes the recipe; the aim is three times the rate of `fp32, ieee`, and `fp32, tf32` is
+reported beside it. `loop with feed` above the step alone: the feed is the limit, and each line of
+`waits` is one to remove.
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ def jobs(bench: Bench) -> Iterator[Job]:
     yield "loop with feed, + graphs", partial(loop, bench)
     for batch in bench.some((4, 8), 0):
         yield "+ graphs", partial(rate, bench, batch=batch, **FAST, **graphs)
-    # The recipe for small pictures.
+    # The recipe for small images.
     small = FAST | graphs | {"lambda_identity": 0.0}
     if bench.cuda:
         small["netG"] = "resnet_6blocks"
     for batch in bench.some((1, 8, 16)):
         job = partial(rate, bench, batch=batch, half_size=True, **small)
         yield "ResNet-6 at 128², + graphs", job
-    # Last: nothing has compiled it before.
+    # This row is last because the section ``compiles`` has not compiled it.
     everything = FAST | graphs | compiled | last
     yield "+ graphs, compiled, channels last", partial(rate, bench, **everything)
 
@@ -69,13 +70,13 @@ def made(bench: Bench, **asked: Any) -> CycleGAN:
     random.seed(0)
     tiny = {"netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "netD": "n_layers", "n_layers_D": 1}
     if not bench.cuda:
-        # bf16 on a CPU without it is slow, and no line of it is CUDA's.
+        # bf16 is slow on a CPU without it, and a dry run need not try it.
         asked = tiny | asked | {"precision": "fp32"}
     return CycleGAN(TrainConfig(device=bench.device, **asked))
 
 
 def pairs(bench: Bench, batch: int, side: int | None = None) -> list[tuple[Tensor, Tensor]]:
-    """Return eight pairs of smooth pictures on the device, in [-1, 1]."""
+    """Return eight pairs of smooth images on the device, in [-1, 1]."""
     draws = torch.Generator().manual_seed(1)
     side, count = side or bench.side * (1 if bench.cuda else 2), 8 if bench.cuda else 2
     coarse = torch.rand(2 * count * batch, 3, 8, 8, generator=draws) * 2 - 1
@@ -87,7 +88,7 @@ def pairs(bench: Bench, batch: int, side: int | None = None) -> list[tuple[Tenso
 def rate(
     bench: Bench, *, batch: int = 1, half_size: bool = False, word: str = "tf32", **asked: Any
 ) -> dict[str, Any]:
-    """Measure a step; ``word`` is the arithmetic of what is float32 in it."""
+    """Measure a step; ``word`` is the arithmetic of its float32 operations."""
     if "precision" not in asked and word in get_args(Precision):
         asked["precision"] = word
     if asked.get("compile"):
@@ -126,43 +127,43 @@ def recorded(bench: Bench) -> dict[str, Any]:
     steps, data = 24 if bench.cuda else 2, pairs(bench, 1)
 
     def losses(**asked: Any) -> Tensor:
-        # A pool of four gives old pictures back early.
+        # With a pool of four, old images are drawn early.
         model = made(bench, pool_size=4, **asked)
-        found = [list(model.step(*data[n % len(data)]).values()) for n in range(steps)]
-        return torch.tensor([[float(loss) for loss in each] for each in found])
+        rows = [list(model.step(*data[n % len(data)]).values()) for n in range(steps)]
+        return torch.tensor([[float(loss) for loss in row] for row in rows])
 
     with arithmetic("ieee"):
         eager, again, graph = losses(), losses(), losses(cuda_graphs=True)
 
     def apart(other: Tensor) -> str:
-        far = ((other - eager).abs() / eager.abs().clamp(min=1e-3)).amax(1)
-        shown = sorted({0, 3, 4, 7, 15, steps - 1} & set(range(steps)))
-        return " ".join(f"{float(far[step]):.1e}" for step in shown)
+        difference = ((other - eager).abs() / eager.abs().clamp(min=1e-3)).amax(1)
+        reported = sorted({0, 3, 4, 7, 15, steps - 1} & set(range(steps)))
+        return " ".join(f"{float(difference[step]):.1e}" for step in reported)
 
     return {"eager again": apart(again), "recorded": apart(graph)}
 
 
 def compiled_gradients(bench: Bench) -> dict[str, Any]:
-    """Compare every weight's gradient of one generator, compiled and not, channels last."""
-    found = []
+    """Compare the gradients of one generator, compiled and not, in channels last."""
+    gradients = []
     for compiles in (False, True):
         bench.forget_compiled()
         with arithmetic("ieee"):
             model = made(bench, channels_last=True, compile=compiles)
             x = pairs(bench, 1)[0][0].contiguous(memory_format=torch.channels_last)
             (model.netG_A(x) * x).sum().backward()
-        found.append([w.grad for w in model.netG_A.parameters() if w.grad is not None])
-    # A bias before a norm has a gradient of rounding only: nothing to compare with.
+        gradients.append([w.grad for w in model.netG_A.parameters() if w.grad is not None])
+    # Biases are left out: before a norm their gradients are rounding errors.
     apart = [
         float((one - other).norm() / one.norm())
-        for one, other in zip(*found, strict=True)
+        for one, other in zip(*gradients, strict=True)
         if one.dim() > 1
     ]
     return {"largest, relative": max(apart), "weights": len(apart)}
 
 
 def loop(bench: Bench) -> dict[str, Any]:
-    """Measure steps whose pictures come from a folder by the project's own feed."""
+    """Measure steps whose images come from a folder through the project's own feed."""
     from cyclegan_train.batches import Feed, Sampler
     from cyclegan_train.data import Domain
     from cyclegan_train.settings import DataConfig
@@ -196,7 +197,7 @@ def loop(bench: Bench) -> dict[str, Any]:
 
 
 def _waits(step: Any) -> list[str]:
-    """Return the lines at which ten steps wait for the device."""
+    """Return the source lines at which ten steps wait for the device."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as seen:

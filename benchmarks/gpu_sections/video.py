@@ -1,9 +1,10 @@
-"""A video from end to end, and its parts: what the encoder, the decoder and the pipeline allow.
+"""A video from end to end, and its parts: the limits of encoder, decoder and pipeline.
 
-The encoder's frames per second below those of the section `host`: the encoder is the limit, and is
-to be named so. `each alone` is an encoder of one thread for every core, all at once: far above
-`16 threads` means that several videos, or stretches of one, at a time are worth writing. `NVDEC`
-above the CPU's decoder where that is the limit: hardware decoding is worth writing.
+If the encoder's frames per second are below those of the section `host`, the encoder is the limit,
+and the report must name it. `each alone` is one single-threaded encoder for every core, all at the
+same time: if it is far above `16 threads`, translating several videos at a time, or several
+stretches of one, is worth writing. If the CPU's decoder is the limit and `NVDEC` is faster,
+hardware decoding is worth writing.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def jobs(bench: Bench) -> Iterator[Job]:
     sizes = ((256, 256), (720, 1280)) if bench.cuda else ((48, 64),)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # First: FFmpeg makes a CUDA context of its own kind, and none may be there yet.
+        # This job comes first: FFmpeg creates its own kind of CUDA context, and requires that the
+        # process has none.
         yield "NVDEC, H.264", partial(hardware_decoder, bench, *sizes[-1])
         models = {"torch backend": bench.checkpoint_in(folder)}
         models["identity"] = write_identity(folder / "identity.onnx")
@@ -54,20 +56,20 @@ def end_to_end(bench: Bench, folder: Path, model: Path, height: int, width: int)
     if not source.exists():
         _, memory = encoded(height, width, "veryfast", 0, frames=count)
         source.write_bytes(memory.getvalue())
-    asked: dict[str, Any] = {"device": "cpu"} if identity else of_network(bench)
+    options: dict[str, Any] = {"device": "cpu"} if identity else of_network(bench)
     output = folder / "out.mp4"
     return described(
-        translate(source, output, model=model, preset="veryfast", overwrite=True, **asked)
+        translate(source, output, model=model, preset="veryfast", overwrite=True, **options)
     )
 
 
 def encoder(bench: Bench, height: int, width: int, preset: str) -> dict[str, Any]:
-    cores, found, seconds = os.cpu_count() or 1, {}, 1.2 if bench.cuda else 0.0
+    cores, rates, seconds = os.cpu_count() or 1, {}, 1.2 if bench.cuda else 0.0
     for threads in bench.some((16, 1, 4)):
         rate, memory = encoded(height, width, preset, threads, seconds=seconds)
-        found[f"{threads} threads"] = rate
+        rates[f"{threads} threads"] = rate
         if threads != 4:
-            found[f"decoder, {threads}"] = decoded(memory, threads)
+            rates[f"decoder, {threads}"] = decoded(memory, threads)
     cores = cores if bench.cuda else 2
     gate = threading.Barrier(cores)
 
@@ -76,13 +78,13 @@ def encoder(bench: Bench, height: int, width: int, preset: str) -> dict[str, Any
         return encoded(height, width, preset, 1, seconds=seconds)[0]
 
     with ThreadPoolExecutor(cores) as pool:
-        found["each alone"] = sum(pool.map(alone, range(cores)))
-    return found
+        rates["each alone"] = sum(pool.map(alone, range(cores)))
+    return rates
 
 
 @cache
 def panned(height: int, width: int) -> list[Any]:
-    """Return 16 frames of a slow pan over one scene, as the encoder takes them."""
+    """Return 16 frames of a slow pan over one scene, in the encoder's pixel format."""
     import av
     import numpy as np
 
@@ -99,7 +101,7 @@ def panned(height: int, width: int) -> list[Any]:
 def encoded(
     height: int, width: int, preset: str, threads: int, *, seconds: float = 0.0, frames: int = 8
 ) -> tuple[float, io.BytesIO]:
-    """Encode for so many seconds and at least so many frames; return the rate, and the file."""
+    """Encode for ``seconds`` and at least ``frames`` frames; return the rate, and the file."""
     import av
 
     source, memory, count = panned(height, width), io.BytesIO(), 0
@@ -109,7 +111,7 @@ def encoded(
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = threads
         while count < frames or time.perf_counter() - begin < seconds:
-            # Encoders side by side read the same pictures, and their times are an encoder's own.
+            # Parallel encoders share these frames, but each one needs timestamps of its own.
             planes = source[count % 16].to_ndarray()
             picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             picture.pts = count
@@ -119,20 +121,20 @@ def encoded(
     return count / (time.perf_counter() - begin), memory
 
 
-def decoded(memory: io.BytesIO, threads: int, **asked: Any) -> float:
+def decoded(memory: io.BytesIO, threads: int, **options: Any) -> float:
     import av
 
     memory.seek(0)
-    with av.open(memory, **asked) as file:
+    with av.open(memory, **options) as file:
         context = file.streams.video[0].codec_context
-        if not asked:
+        if not options:
             context.thread_count, context.thread_type = threads, "AUTO"
         begin = time.perf_counter()
         return sum(1 for _ in file.decode(video=0)) / (time.perf_counter() - begin)
 
 
 def hardware_decoder(bench: Bench, height: int, width: int) -> dict[str, Any]:
-    """Decode by PyAV's NVDEC, frames brought to the host."""
+    """Decode with NVDEC through PyAV, which copies the frames to the host."""
     if not bench.cuda:
         raise NotRunError("NVDEC is a part of a GPU")
     from av.codec.hwaccel import HWAccel

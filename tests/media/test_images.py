@@ -123,7 +123,7 @@ def test_a_file_too_large_to_be_a_picture_is_not_read_errors(tmp_path: Path) -> 
     source.write_bytes(pictures.png(pictures.photo()))
     os.truncate(source, 1 << 33)
     _, dropped, _ = translate((Entry("image", source, tmp_path / "b.png"),))
-    with pytest.raises(InputError, match="8589934592 bytes are too many for a picture"):
+    with pytest.raises(InputError, match="8589934592 bytes are too many for an image"):
         raise dropped[0].error
 
 
@@ -135,9 +135,9 @@ def test_pictures_are_planned_in_shards_of_256() -> None:
     shards = plan_images((video, *entries), TranslateOptions(quality=80), pixel_type="uint8")
     assert [len(shard.entries) for shard in shards] == [256, 256, 88]
     assert sum((shard.entries for shard in shards), ()) == entries
-    assert shards[2].name == "in/512.png … 599.png (88 of 600 pictures)"
+    assert shards[2].name == "in/512.png … 599.png (88 of 600 images)"
     assert [len(shard.notes) for shard in shards] == [1, 0, 0]
-    assert "--quality 80: no picture is written as jpg, webp or avif" in grouped(shards[0].notes)[0]
+    assert "--quality 80: no image is written as jpg, webp or avif" in grouped(shards[0].notes)[0]
     assert plan_images((video,), TranslateOptions(), pixel_type="uint8") == ()
 
 
@@ -289,8 +289,10 @@ def test_white_reaches_pictures_and_leaves_those_of_eight_bits(tmp_path: Path) -
     (tmp_path / "in" / "deep.png").write_bytes(pictures.png(deep))
     (tmp_path / "in" / "flat.png").write_bytes(pictures.png(pictures.photo()))
     entries = entries_in(tmp_path / "in", tmp_path / "out")
-    written, dropped, _ = translate(entries, white=16 * 255)
+    written, dropped, notes = translate(entries, white=16 * 255)
     assert dropped == []
+    (note,) = (each for each in notes if "--white" in each)
+    assert note.endswith("flat.png: --white 4080 has no effect on an image of 8 bits")
     for path in written:
         result = np.asarray(Image.open(io.BytesIO(path.read_bytes())))
         np.testing.assert_array_equal(result, pictures.photo())

@@ -565,7 +565,7 @@ def test_a_small_tiff_of_giant_tiles_is_refused_by_its_header_errors() -> None:
     tags += [(322, 30_000), (323, 30_000), (324, 8), (325, 64)]
     records = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + records + bytes(68)
-    with pytest.raises(InputError, match="its tiles are far larger than the picture"):
+    with pytest.raises(InputError, match="its tiles are far larger than the image"):
         decode_picture(data, "a.tif")
 
 
@@ -743,12 +743,15 @@ def test_geotiff_is_kept_where_every_pixel_stays_in_its_place(tmp_path: Path) ->
             assert read.pages[0].description == options.get("description", "")
     entry = Entry("image", tmp_path / "a.tif", tmp_path / "b.png")
     (note,) = translate((entry,))[2]
-    assert note.endswith(
-        "a.tif: what GeoTIFF says of its place is held by TIFF only, and was left out"
-    )
+    assert note.endswith("a.tif: its GeoTIFF tags were left out, since only TIFF holds them")
     for name, orientation, size, reason in (
-        ("b.tif", 1, (24, 32), "has another size than its source, and what GeoTIFF says"),
-        ("c.tif", 6, (64, 48), "it is turned upright, and what GeoTIFF says of its place"),
+        (
+            "b.tif",
+            1,
+            (24, 32),
+            "its GeoTIFF tags were left out, since it has another size than its source",
+        ),
+        ("c.tif", 6, (64, 48), "it is turned upright, and its GeoTIFF tags were left out"),
     ):
         (tmp_path / "a.tif").write_bytes(_geo_tiff(orientation))
         entry = Entry("image", tmp_path / "a.tif", tmp_path / name)
@@ -763,3 +766,20 @@ def test_a_band_that_is_not_called_alpha_is_not_called_so_in_the_output(tmp_path
     assert result.tag_v2[338] == (0,)
     with tifffile.TiffFile(tmp_path / "out" / "b.tif") as read:
         np.testing.assert_array_equal(read.pages[0].asarray(), bands)
+
+
+@pytest.mark.parametrize("output", ["jpg", "bmp"])
+def test_a_band_that_is_not_called_alpha_is_not_called_transparency_errors(
+    tmp_path: Path, output: str
+) -> None:
+    bands = np.dstack([pictures.photo(), pictures.alpha()])
+    source = tmp_path / "a.tif"
+    source.write_bytes(pictures.tiff(bands, tags={338: (0,)}))
+    written, dropped, _ = translate((Entry("image", source, tmp_path / f"b.{output}"),))
+    assert written == []
+    message = (
+        r"a\.tif: has a band beside its colours that is not declared to be alpha, and "
+        rf"{output.upper().replace('JPG', 'JPEG')} cannot hold it; write it with --format tiff"
+    )
+    with pytest.raises(InputError, match=message):
+        raise dropped[0].error

@@ -212,7 +212,7 @@ def test_an_animation_errors(format_: str, message: str) -> None:
 
 @pytest.mark.behaviour(14)
 def test_several_pictures_in_a_heic_errors() -> None:
-    with pytest.raises(InputError, match="a: holds several pictures; save the one"):
+    with pytest.raises(InputError, match="a: holds several images; save the one"):
         decode_picture(heic(PHOTO, 255 - PHOTO), "a")
 
 
@@ -248,9 +248,7 @@ def test_a_bomb_is_refused_by_its_header_errors(name: str, monkeypatch: pytest.M
 @pytest.mark.parametrize("name", ["png", "avif", "heic"])
 def test_hdr_is_refused_with_what_to_do_errors(name: str, transfer: int, word: str) -> None:
     data = _tagged(name, transfer)
-    with pytest.raises(
-        InputError, match=rf"a: the picture is HDR \({word}\), .* tone-map it first"
-    ):
+    with pytest.raises(InputError, match=rf"a: the image is HDR \({word}\), .* tone-map it first"):
         decode_picture(data, "a")
     assert read_header(io.BytesIO(data), "a", max_pixels=10**6).transfer == transfer
     assert decode_picture(_tagged(name, 13), "a").pixels.shape == PHOTO.shape
@@ -300,3 +298,19 @@ def test_a_heic_that_is_cut_off_or_changed_is_a_picture_or_an_error() -> None:
             assert decode_picture(bytes(broken), "a", max_pixels=10**6).pixels.size
         except InputError:
             continue
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(18, "sYCC"), (12, "CMYK"), (14, "CIELab"), (21, "number 21")]
+)
+def test_a_colour_space_of_jpeg_2000_that_is_not_read_is_named_errors(
+    number: int, name: str
+) -> None:
+    data = pictures.pillow(pictures.photo(), "JPEG2000")
+    box = b"colr\1\0\0" + (16).to_bytes(4)
+    assert data.count(box) == 1
+    data = data.replace(box, box[:-1] + bytes([number]))
+    with pytest.raises(
+        InputError, match=rf"a: colour space {name} is not supported; convert it to"
+    ):
+        decode_picture(data, "a")

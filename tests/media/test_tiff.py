@@ -150,7 +150,10 @@ def test_a_fourth_band_that_is_not_said_to_be_alpha_is_kept_and_said(
     found = seen(pictures.tiff(written, planes=planes, tags={338: (0,)}))
     np.testing.assert_array_equal(found.pixels, eight(written, bits)[..., :3])
     np.testing.assert_array_equal(found.extras.alpha, eight(written, bits)[..., 3])
-    assert any("its last band is not said to be alpha" in note for note in found.notes)
+    assert any(
+        "its last band is not declared to be alpha; it is carried as alpha is" in note
+        for note in found.notes
+    )
     assert found.extras.unnamed
 
 

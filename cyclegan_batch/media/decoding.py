@@ -151,7 +151,7 @@ class FrameReader:
 
     def _demux(self, container: av.container.InputContainer) -> Iterator[Packet]:
         """Yield the packets of all streams; the flushing one of the video comes last."""
-        packets = self.timeline.steady(demux(container, list(container.streams)))
+        packets = self.timeline.place(demux(container, list(container.streams)))
         try:
             for packet in packets:
                 self.received.take(packet)

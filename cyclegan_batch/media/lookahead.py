@@ -265,7 +265,7 @@ def read_ahead(
     if broadcast:
         streams = list(container.streams)
     size, complete = 0, False
-    packets = clock.steady(demux(container, streams))
+    packets = clock.place(demux(container, streams))
     while True:
         try:
             packet = next(packets, None)

@@ -302,7 +302,7 @@ def other_packets(
     if not copiers:
         return
     # All streams are read, so that the clock comes out as it did for the translated video.
-    packets = Timeline(source.format.name).steady(demux(source, list(source.streams)))
+    packets = Timeline(source.format.name).place(demux(source, list(source.streams)))
     latest = Fraction(0)
     while True:
         try:

@@ -1,9 +1,10 @@
-"""One clock for everything in a file whose own begins anew, jumps, or was never one.
+"""One timeline for all packets of a file whose timestamps begin anew, jump, or start anywhere.
 
-The clock of MPEG-TS, MPEG-PS and FLV is that of a broadcast: it begins anywhere, begins anew where
-recordings were joined, and jumps where a part was cut out. `Timeline` moves the packets of such a
-file onto one clock that ascends. Whoever reads the file (the probe, the decoder, the copying of
-sound) gets the same times, since they depend on nothing but the packets and their order.
+MPEG-TS, MPEG-PS and FLV carry the clock of a broadcast. It starts at any value, begins anew where
+recordings were joined, and jumps where a part was cut out: FFmpeg calls these places timestamp
+discontinuities. `Timeline` shifts the packets behind each of them, so that timestamps ascend from
+the beginning of the file to its end. The shifts depend on nothing but the packets and their order:
+all readers of a file (the probe, the decoder, the copying of sound) get the same times.
 """
 
 from __future__ import annotations
@@ -18,58 +19,59 @@ from av.stream import Disposition
 from .demuxing import Packet
 
 LONGEST_GAP = 10
-"""Seconds. In a container of `BROADCAST_FORMATS` a longer gap is no content; the same as FFmpeg's
-``dts_delta_threshold``."""
+"""Seconds. In a container of `BROADCAST_FORMATS` a longer gap is a discontinuity; FFmpeg's
+``dts_delta_threshold`` is the same."""
 BROADCAST_FORMATS = ("mpegts", "mpeg", "flv")
-"""Containers, by FFmpeg's names, in which a gap of more than `LONGEST_GAP` s is no content."""
+"""Containers with the clock of a broadcast, by FFmpeg's names."""
 
 _BACKWARDS = Fraction(1, 10)
-"""Seconds by which a decoding time may lie before the last and mean nothing, as in ffmpeg."""
+"""Seconds by which a decoding timestamp (DTS) may go back without a discontinuity: ffmpeg's own."""
 _ENOUGH = 1
-"""Seconds of a new clock after which its beginning is known, once every stream has arrived."""
+"""Seconds on a new clock after which its start is known, if every stream has arrived on it."""
 _BEHIND = Fraction(1, 2)
-"""Seconds by which a stream that is new may be behind all others without any doubt."""
-_LAST_ONES = 2
-"""Packets on the old clock that may come when another stream has begun on the new one: MPEG-TS ends
-a packet where the next one begins."""
-_AT_MOST = 3
-"""Seconds of it that are waited for the other streams: multiplexers interleave within one."""
+"""Seconds that a new stream may begin behind all others without a discontinuity."""
+_LAST_ON_OLD_CLOCK = 2
+"""Packets on the old clock that may follow after another stream has arrived on the new one: MPEG-TS
+completes a packet only where the next one of its stream begins."""
+_LONGEST_WAIT = 3
+"""Seconds on a new clock in which the other streams may arrive: muxers interleave within 1 s."""
 _MOST_BYTES = 2**26
 _MOST_PACKETS = 10_000
 _WRAP = {"mpegts": Fraction(2**33, 90_000), "mpeg": Fraction(2**33, 90_000)}
-"""Seconds after which a clock of 33 bits is back at 0; FFmpeg adds them to what lies before."""
+"""Seconds after which a clock of 33 bits is back at 0. FFmpeg adds them to timestamps before the
+first of the file, so that a restart can look like a jump ahead."""
 
 
 @dataclass(frozen=True)
 class Discontinuity:
-    """A place where the clock of a file does not go on."""
+    """A place where the timestamps of a file do not go on."""
 
     kind: Literal["restart", "jump"]
     """The clock went back, or ahead."""
     at: Fraction
-    """When what follows begins, in seconds on the one clock."""
+    """When what follows begins, in seconds on the timeline."""
 
 
-def discontinuity_notes(seams: Sequence[Discontinuity], first: Fraction) -> list[str]:
-    """Return what the user is told of ``seams``, one sentence for each kind.
+def discontinuity_notes(discontinuities: Sequence[Discontinuity], first: Fraction) -> list[str]:
+    """Return what the user is told of ``discontinuities``, one sentence for each kind.
 
-    ``first`` is the time of the first frame in seconds, from which people count.
+    ``first`` is the time of the first frame, in seconds, from which users count.
     """
     notes = []
-    for kind, what, done in (
+    for kind, event, repair in (
         ("restart", "begins anew", "what follows is joined to what was"),
         ("jump", "jumps ahead", "the gap is closed"),
     ):
-        found = [each for each in seams if each.kind == kind]
-        if found:
-            times = f" {len(found)} times, first" if len(found) > 1 else ""
-            at = float(max(Fraction(0), found[0].at - first))
-            notes.append(f"the clock {what}{times} at {at:.3f} s; {done}")
+        places = [each.at for each in discontinuities if each.kind == kind]
+        if places:
+            times = f" {len(places)} times, first" if len(places) > 1 else ""
+            at = float(max(Fraction(0), places[0] - first))
+            notes.append(f"the clock {event}{times} at {at:.3f} s; {repair}")
     return notes
 
 
 def start_note(start: Fraction) -> str | None:
-    """Return what the user is told where ``start``, in seconds, is no common beginning."""
+    """Return what the user is told of a file that begins at ``start`` seconds, None if near 0."""
     if start < 0:
         return f"the clock begins {float(-start):.3f} s below zero, and the output at 0"
     if start > LONGEST_GAP:
@@ -82,140 +84,140 @@ def start_note(start: Fraction) -> str | None:
 
 @dataclass(eq=False)
 class _Track:
-    """Where one stream of sound or pictures stands, in ticks of the file's own clock."""
+    """How far one stream of sound or video has come, in ticks of the file's own clock."""
 
     base: Fraction
-    first: int
-    """The first decoding time on this clock."""
-    last: int
-    """The last one."""
-    shown: int
-    """When the first of its pictures or sounds is shown."""
+    """Its time base."""
+    first_dts: int
+    last_dts: int
+    start: int
+    """The lowest PTS so far."""
     end: int
-    """When the last of them ends."""
-    whole: bool = False
-    """It begins with a picture or a sound that needs no earlier one."""
+    """Where the last frame in presentation order ends."""
+    begins_with_key: bool = False
+    """The first packet needs no earlier one."""
     step: int = 0
     """Ticks from one packet to the next."""
     offset: int = 0
-    """Ticks that are added to its times."""
+    """Ticks that are added to the timestamps."""
     group: int = 0
-    """Streams of one group have one clock."""
+    """Streams of one group share a clock."""
 
     @classmethod
     def of(cls, packet: Packet) -> _Track:
-        """Return the track that begins with ``packet``, which has a decoding time."""
-        dts = _decoded(packet)
-        track = cls(packet.time_base, dts, dts, _shown(packet), dts, packet.is_keyframe)
+        """Return the track that begins with ``packet``, which has a DTS."""
+        dts = _dts(packet)
+        track = cls(packet.time_base, dts, dts, _pts(packet), dts, packet.is_keyframe)
         track.take(packet)
         return track
 
     def take(self, packet: Packet) -> None:
-        """Go on with ``packet``, which has a decoding time."""
-        dts, shown = _decoded(packet), _shown(packet)
-        self.step = packet.duration or max(0, dts - self.last)
-        self.last = dts
-        self.shown = min(self.shown, shown)
-        self.end = max(self.end, shown + self.step)
+        """Go on with ``packet``, which has a DTS."""
+        dts, pts = _dts(packet), _pts(packet)
+        self.step = packet.duration or max(0, dts - self.last_dts)
+        self.last_dts = dts
+        self.start = min(self.start, pts)
+        self.end = max(self.end, pts + self.step)
 
-    def until(self, new: _Track) -> int:
-        """Return the ticks from the beginning of ``new`` to where this one ends."""
-        if new.whole:
-            return self.end - new.shown
-        # The clock jumped within a group of pictures, whose order only decoding times tell.
-        return self.last + self.step - new.first
-
-    @property
-    def moved(self) -> Fraction:
-        """The last decoding time on the one clock, in seconds."""
-        return (self.last + self.offset) * self.base
+    def ticks_until(self, new: _Track) -> int:
+        """Return by how many ticks ``new`` has to be shifted to begin where this track ends."""
+        if new.begins_with_key:
+            return self.end - new.start
+        # The clock jumped inside a group of pictures: only the DTS keep their order across it.
+        return self.last_dts + self.step - new.first_dts
 
     @property
-    def taken(self) -> Fraction:
-        """How many seconds of decoding time it has gone through."""
-        return (self.last - self.first) * self.base
+    def position(self) -> Fraction:
+        """The last DTS on the timeline, in seconds."""
+        return (self.last_dts + self.offset) * self.base
+
+    @property
+    def elapsed(self) -> Fraction:
+        """Seconds from the first DTS to the last."""
+        return (self.last_dts - self.first_dts) * self.base
 
 
 @dataclass
 class _Window:
-    """Packets that wait until it is known what a jump of the clock means."""
+    """Packets that are held back until the shift of a new clock is known."""
 
-    held: list[tuple[Packet, bool]] = field(default_factory=list)
+    packets: list[tuple[Packet, bool]] = field(default_factory=list)
     """Each with whether it is on the new clock."""
     arrived: dict[int, _Track] = field(default_factory=dict)
-    """Where the streams stand that are on the new clock, by index."""
-    stood: dict[int, int] = field(default_factory=dict)
-    """Where the others stood when it opened, in ticks."""
-    went_on: int = 0
-    """Packets of the streams that have not arrived there."""
+    """The streams that are on the new clock, by index."""
+    dts_before: dict[int, int] = field(default_factory=dict)
+    """The last DTS of each stream before the window, by index."""
+    on_old_clock: int = 0
+    """Packets in the window of streams that have not arrived."""
     size: int = 0
+    """Bytes of all packets."""
 
 
 class Timeline:
-    """Move the packets of one file onto one clock, for one reading of it from its beginning."""
+    """Shift the packets of one file onto one timeline, for one reading from its beginning."""
 
     def __init__(self, format_name: str) -> None:
         """``format_name`` is FFmpeg's name of the container."""
-        self._broadcast = format_name in BROADCAST_FORMATS
+        self._is_broadcast = format_name in BROADCAST_FORMATS
         self._wrap = _WRAP.get(format_name)
         self._tracks: dict[int, _Track] = {}
         self._groups = 1
         self._window: _Window | None = None
         self._watched: dict[int, bool] = {}
         self.discontinuities: list[Discontinuity] = []
-        """All that were found so far, as they came."""
+        """All that were closed so far, in the order of the file."""
         self.paused: dict[int, Fraction] = {}
-        """Seconds at the seams in which a stream shows nothing, by its index."""
+        """Seconds at the discontinuities during which a stream shows nothing, by its index."""
 
     def forget(self) -> None:
-        """Expect nothing of the packets that come next: somebody sought in the file."""
+        """Expect nothing of the next packets, as after a seek."""
         self._tracks.clear()
 
-    def steady(self, packets: Iterator[Packet]) -> Iterator[Packet]:
-        """Yield ``packets`` (of all streams) in their order, moved onto the one clock in place.
+    def place(self, packets: Iterator[Packet]) -> Iterator[Packet]:
+        """Yield ``packets`` (of all streams) in their order, shifted in place onto the timeline.
 
-        Around a jump some seconds of them are held back.
+        At a discontinuity some seconds of them are held back.
         """
         try:
             for packet in packets:
                 yield from self._take(packet)
         except Exception:
-            # What was read before is good.
-            yield from self._resolved()
+            # The packets before the error are intact.
+            yield from self._close_window()
             raise
-        yield from self._resolved()
+        yield from self._close_window()
 
     def _take(self, packet: Packet) -> Iterator[Packet]:
         if not packet.size:
-            # The flushing ones, at the end.
-            yield from self._resolved()
+            # A flushing packet, at the end of the file.
+            yield from self._close_window()
             yield packet
             return
-        if self._broadcast and packet.dts is not None and packet.pts is not None:
-            apart = abs(packet.pts - packet.dts) * packet.time_base
-            # No frame waits that long for its turn: a damaged time is no time.
-            packet.pts = packet.pts if apart <= LONGEST_GAP else None
+        if self._is_broadcast and packet.dts is not None and packet.pts is not None:
+            distance = abs(packet.pts - packet.dts) * packet.time_base
+            # Reordering never delays a frame for that long, so the PTS is damaged.
+            packet.pts = packet.pts if distance <= LONGEST_GAP else None
         index, window = packet.stream_index, self._window
         track = self._tracks.get(index)
         if packet.dts is None or not self._is_watched(packet):
             if window is not None:
                 self._hold(packet, new=self._is_new(packet))
             else:
-                yield self._moved(packet, self._tracks)
+                yield self._shifted(packet, self._tracks)
         elif window is None and track is None:
-            if self._is_behind(packet):
+            if self._begins_behind(packet):
                 self._open_window(packet)
             else:
                 self._begin(packet)
-                yield self._moved(packet, self._tracks)
+                yield self._shifted(packet, self._tracks)
         elif window is None:
             assert track is not None
-            way = self._way(track, packet)
-            if way and not self._joins(track, packet, way):
+            direction = self._direction(track, packet)
+            if direction and not self._joins(track, packet, direction):
                 self._open_window(packet)
             else:
                 track.take(packet)
-                yield self._moved(packet, self._tracks)
+                yield self._shifted(packet, self._tracks)
         elif track is None and index not in window.arrived:
             if self._is_new(packet):
                 self._arrive(packet)
@@ -224,63 +226,63 @@ class Timeline:
                 self._hold(packet, new=False)
         else:
             arrived = window.arrived.get(index)
-            way = self._way(arrived or self._tracks[index], packet)
+            direction = self._direction(arrived or self._tracks[index], packet)
             near = _nearest(window.arrived.values(), packet)
-            if way and (arrived or near is None):
-                # The next jump already.
-                yield from self._resolved()
+            if direction and (arrived or near is None):
+                # The next discontinuity follows before this one was decided.
+                yield from self._close_window()
                 yield from self._take(packet)
                 return
-            if way:
+            if direction:
                 self._arrive(packet)
             else:
                 (arrived or self._tracks[index]).take(packet)
                 self._hold(packet, new=arrived is not None)
-                window.went_on += arrived is None
-        if self._window is not None and self._is_known(self._window):
-            yield from self._resolved()
+                window.on_old_clock += arrived is None
+        if self._window is not None and self._is_decided(self._window):
+            yield from self._close_window()
 
     def _is_watched(self, packet: Packet) -> bool:
-        """Say whether a packet is of sound or pictures: subtitles and data follow those."""
+        """Return whether a packet is of sound or video; subtitles and data follow those."""
         index = packet.stream_index
         if index not in self._watched:
             cover = packet.stream.disposition & Disposition.attached_pic
             self._watched[index] = packet.stream.type in ("video", "audio") and not cover
         return self._watched[index]
 
-    def _way(self, track: _Track, packet: Packet) -> int:
+    def _direction(self, track: _Track, packet: Packet) -> int:
         """Return -1 where the clock went back, 1 where it went far ahead, 0 where it goes on.
 
-        It goes on over a gap that is content.
+        A gap that is content does not count as going ahead.
         """
-        ticks = _decoded(packet) - track.last
+        ticks = _dts(packet) - track.last_dts
         if ticks < -_BACKWARDS / track.base:
-            # Elsewhere decoding times are FFmpeg's guess; a stream begins anew with a key frame.
-            return -1 if self._broadcast or packet.is_keyframe else 0
-        return int(self._broadcast and ticks - track.step > LONGEST_GAP / track.base)
+            # Other containers store no DTS, and FFmpeg derives them: only a key frame restarts.
+            return -1 if self._is_broadcast or packet.is_keyframe else 0
+        return int(self._is_broadcast and ticks - track.step > LONGEST_GAP / track.base)
 
-    def _joins(self, track: _Track, packet: Packet, way: int) -> bool:
-        """Say whether ``packet`` is where others are already, and take it as that if so."""
+    def _joins(self, track: _Track, packet: Packet, direction: int) -> bool:
+        """Return whether ``packet`` went where other streams are already, and move its track."""
         near = _nearest((other for other in self._live() if other is not track), packet)
-        if near is None or (way < 0 and near.group == track.group):
+        if near is None or (direction < 0 and near.group == track.group):
             return False
         if near.group == track.group:
-            # What is missing is missing from this stream alone.
+            # This stream alone has a gap.
             return True
         offset = _ticks(near.offset * near.base, track.base)
-        if (_decoded(packet) + offset) * track.base < track.moved - _BACKWARDS:
+        if (_dts(packet) + offset) * track.base < track.position - _BACKWARDS:
             return False
         track.offset, track.group = offset, near.group
-        track.last = track.end = _decoded(packet)
+        track.last_dts = track.end = _dts(packet)
         return True
 
     def _live(self) -> list[_Track]:
-        """Return the streams that did not end long ago."""
-        latest = max((track.moved for track in self._tracks.values()), default=Fraction(0))
-        return [track for track in self._tracks.values() if latest - track.moved <= LONGEST_GAP]
+        """Return the streams that have not ended long ago."""
+        latest = max((track.position for track in self._tracks.values()), default=Fraction(0))
+        return [track for track in self._tracks.values() if latest - track.position <= LONGEST_GAP]
 
-    def _moved(self, packet: Packet, tracks: Mapping[int, _Track]) -> Packet:
-        """Move a packet as the track of its stream says, else as the nearest of ``tracks``."""
+    def _shifted(self, packet: Packet, tracks: Mapping[int, _Track]) -> Packet:
+        """Shift a packet like the track of its stream, or else like the nearest of ``tracks``."""
         track = tracks.get(packet.stream_index)
         if track is None:
             track = _nearest(tracks.values(), packet, within=None)
@@ -293,48 +295,49 @@ class Timeline:
         return packet
 
     def _begin(self, packet: Packet) -> None:
-        """Take up a stream, on the clock of those that are near."""
+        """Begin a track, on the clock of the streams whose times are near."""
         track = _Track.of(packet)
-        self._place(track, self._live())
+        self._align(track, self._live())
         self._tracks[packet.stream_index] = track
 
-    def _place(self, track: _Track, live: Sequence[_Track]) -> None:
-        """Give a stream that is new the clock of one of ``live``, or one that goes on with them."""
+    def _align(self, track: _Track, live: Sequence[_Track]) -> None:
+        """Give a new track the clock of one of ``live``, or let it begin where they are now."""
         near = _nearest(live, track)
         if near is not None:
             track.group = near.group
             track.offset = _ticks(near.offset * near.base, track.base)
-        elif live and self._broadcast:
+        elif live and self._is_broadcast:
             track.group, self._groups = self._groups, self._groups + 1
-            now = max(other.moved for other in live)
-            track.offset = _ticks(now, track.base) - track.first
+            now = max(other.position for other in live)
+            track.offset = _ticks(now, track.base) - track.first_dts
 
-    def _is_behind(self, packet: Packet) -> bool:
-        """Say whether a stream begins so far behind all others that they may follow it back."""
-        time = _decoded(packet) * packet.time_base
-        live = [track.last * track.base for track in self._live()]
+    def _begins_behind(self, packet: Packet) -> bool:
+        """Return whether a new stream begins so far behind all others that they may go back too."""
+        time = _dts(packet) * packet.time_base
+        live = [track.last_dts * track.base for track in self._live()]
         return bool(live) and time < min(live) - _BEHIND
 
-    # A jump
+    # A discontinuity
 
     def _open_window(self, packet: Packet) -> None:
-        """Hold back what comes from ``packet`` on, which is the first on another clock."""
+        """Hold packets back from ``packet`` on, which is the first on a new clock."""
         self._window = _Window()
-        self._window.stood = {index: track.last for index, track in self._tracks.items()}
+        self._window.dts_before = {index: track.last_dts for index, track in self._tracks.items()}
         self._arrive(packet)
 
     def _hold(self, packet: Packet, *, new: bool) -> None:
         assert self._window is not None
-        self._window.held.append((packet, new))
+        self._window.packets.append((packet, new))
         self._window.size += packet.size
 
     def _arrive(self, packet: Packet) -> None:
+        """Begin the track of a stream on the new clock."""
         assert self._window is not None
         self._window.arrived[packet.stream_index] = _Track.of(packet)
         self._hold(packet, new=True)
 
     def _is_new(self, packet: Packet) -> bool:
-        """Say whether a packet that tells nothing of the clock is on the new one."""
+        """Return whether a packet that no decision depends on belongs to the new clock."""
         assert self._window is not None
         arrived = self._window.arrived
         if packet.stream_index in self._tracks:
@@ -342,67 +345,79 @@ class Timeline:
         nearest = _nearest([*self._tracks.values(), *arrived.values()], packet, within=None)
         return any(nearest is track for track in arrived.values())
 
-    def _is_known(self, window: _Window) -> bool:
-        """Say whether the new clock has gone on for long enough to place it."""
-        if window.went_on > _LAST_ONES and not self._tracks.keys() & window.arrived.keys():
-            # A stream that is new, and nothing follows it back.
+    def _is_decided(self, window: _Window) -> bool:
+        """Return whether the new clock has run for long enough to place it on the timeline."""
+        if (
+            window.on_old_clock > _LAST_ON_OLD_CLOCK
+            and not self._tracks.keys() & window.arrived.keys()
+        ):
+            # Only new streams have arrived, and the others do not follow them.
             return True
-        missing = any(
+        is_missing = any(
             index not in window.arrived and track in self._live()
             for index, track in self._tracks.items()
         )
-        taken = max(track.taken for track in window.arrived.values())
-        too_much = window.size > _MOST_BYTES or len(window.held) > _MOST_PACKETS
-        return too_much or taken >= (_AT_MOST if missing else _ENOUGH)
+        elapsed = max(track.elapsed for track in window.arrived.values())
+        is_full = window.size > _MOST_BYTES or len(window.packets) > _MOST_PACKETS
+        return is_full or elapsed >= (_LONGEST_WAIT if is_missing else _ENOUGH)
 
-    def _resolved(self) -> Iterator[Packet]:
-        """Place the new clock on the one clock, and yield what was held back."""
+    def _close_window(self) -> Iterator[Packet]:
+        """Place the new clock on the timeline, and yield the packets that were held back."""
         window, self._window = self._window, None
         if window is None:
             return
         old = dict(self._tracks)
         arrived = window.arrived
         pairs = [(old[index], track) for index, track in arrived.items() if index in old]
-        by = max(((new.first - was.last) * was.base for was, new in pairs), key=abs, default=None)
+        steps = ((new.first_dts - before.last_dts) * before.base for before, new in pairs)
+        largest_step = max(steps, key=abs, default=None)
         others_go_on = any(
-            (old[index].last - stood) * old[index].base > _ENOUGH
-            for index, stood in window.stood.items()
+            (old[index].last_dts - dts) * old[index].base > _ENOUGH
+            for index, dts in window.dts_before.items()
             if index not in arrived
         )
-        if by is None:
-            # Only a stream that is new, somewhat behind the others.
+        if largest_step is None:
+            # Only new streams, which begin somewhat behind the others.
             for track in arrived.values():
-                self._place(track, self._live())
-        elif others_go_on and abs(by) <= LONGEST_GAP:
-            # The times of one stream tremble, its clock is still that of the others.
-            for was, new in pairs:
-                new.offset, new.group = was.offset, was.group
+                self._align(track, self._live())
+        elif others_go_on and abs(largest_step) <= LONGEST_GAP:
+            # One stream's timestamps jitter, but its clock is still that of the others.
+            for before, new in pairs:
+                new.offset, new.group = before.offset, before.group
         else:
-            # What ends last of what was, decides: so nothing comes to lie over anything.
-            place = max((was.until(new) + was.offset) * was.base for was, new in pairs)
-            for index, new in arrived.items():
-                new.offset, new.group = _ticks(place, new.base), self._groups
-                if (before := old.get(index)) is not None:
-                    pause = (new.offset - before.offset - before.until(new)) * new.base
-                    self.paused[index] = self.paused.get(index, Fraction(0)) + pause
-            self._groups += 1
-            went_back = by < 0 or (self._wrap is not None and by > self._wrap / 2)
-            begins = min(new.shown * new.base for new in arrived.values())
-            self.discontinuities.append(
-                Discontinuity("restart" if went_back else "jump", place + begins)
-            )
+            self._append(old, arrived, largest_step)
         self._tracks |= arrived
-        for packet, is_new in window.held:
-            yield self._moved(packet, self._tracks if is_new else old)
+        for packet, is_new in window.packets:
+            yield self._shifted(packet, self._tracks if is_new else old)
+
+    def _append(
+        self, old: Mapping[int, _Track], arrived: Mapping[int, _Track], largest_step: Fraction
+    ) -> None:
+        """Let the ``arrived`` tracks begin where the last ``old`` one ends, without overlap."""
+        offset = max(
+            (old[index].ticks_until(new) + old[index].offset) * old[index].base
+            for index, new in arrived.items()
+            if index in old
+        )
+        for index, new in arrived.items():
+            new.offset, new.group = _ticks(offset, new.base), self._groups
+            if (before := old.get(index)) is not None:
+                pause = (new.offset - before.offset - before.ticks_until(new)) * new.base
+                self.paused[index] = self.paused.get(index, Fraction(0)) + pause
+        self._groups += 1
+        went_back = largest_step < 0 or (self._wrap is not None and largest_step > self._wrap / 2)
+        start = min(new.start * new.base for new in arrived.values())
+        kind: Literal["restart", "jump"] = "restart" if went_back else "jump"
+        self.discontinuities.append(Discontinuity(kind, offset + start))
 
 
-def _decoded(packet: Packet) -> int:
+def _dts(packet: Packet) -> int:
     assert packet.dts is not None
     return packet.dts
 
 
-def _shown(packet: Packet) -> int:
-    return _decoded(packet) if packet.pts is None else packet.pts
+def _pts(packet: Packet) -> int:
+    return _dts(packet) if packet.pts is None else packet.pts
 
 
 def _ticks(seconds: Fraction, base: Fraction) -> int:
@@ -412,17 +427,18 @@ def _ticks(seconds: Fraction, base: Fraction) -> int:
 def _nearest(
     tracks: Iterable[_Track], to: Packet | _Track, *, within: int | None = LONGEST_GAP
 ) -> _Track | None:
-    """Return the track whose clock shows nearly the time of ``to`` (``within``: seconds)."""
+    """Return the track whose clock is nearest to the time of ``to``, at most ``within`` seconds."""
     if isinstance(to, _Track):
-        time = to.first * to.base
+        time = to.first_dts * to.base
     elif (ticks := to.pts if to.dts is None else to.dts) is not None:
         time = ticks * to.time_base
     else:
         return None
-    found = [
-        (abs(track.last * track.base - time), number, track) for number, track in enumerate(tracks)
+    distances = [
+        (abs(track.last_dts * track.base - time), number, track)
+        for number, track in enumerate(tracks)
     ]
-    if not found:
+    if not distances:
         return None
-    distance, _, nearest = min(found)
+    distance, _, nearest = min(distances)
     return nearest if within is None or distance <= within else None

@@ -259,7 +259,7 @@ def test_a_stream_that_only_one_part_has_begins_with_its_part(tmp_path):
     times: dict[int, list[Fraction]] = {}
     with av.open(str(joined(tmp_path / "in.vob", one, two, one))) as container:
         assert len(container.streams) == 3
-        for packet in clock.steady(container.demux()):
+        for packet in clock.place(container.demux()):
             if packet.dts is not None:
                 times.setdefault(packet.stream.index, []).append(packet.dts * packet.time_base)
     assert [each.kind for each in clock.discontinuities] == ["restart", "restart"]
@@ -467,7 +467,7 @@ def test_one_damaged_time_moves_nothing_but_itself(tmp_path, by):
         sent = seen(container.demux())
     clock = Timeline("mpegts")
     with av.open(str(source)) as container:
-        got = seen(clock.steady(damaged(container.demux())))
+        got = seen(clock.place(damaged(container.demux())))
     assert [(index, data) for index, _, data in got] == [(index, data) for index, _, data in sent]
     wrong = [a for a, b in zip(got, sent, strict=True) if abs(a[1] - b[1]) > 90]
     assert [index for index, *_ in wrong] == ([1] if abs(by) < 10 else [])

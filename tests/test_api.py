@@ -217,7 +217,9 @@ def test_what_ended_the_run_is_listed_once(at_places: bool) -> None:
     counters.stages = {"read": Stage(workers=1)}
     for number in range(3):
         trouble = "damaged" if at_places else f"damaged in the way {number}"
-        dropped = dropped_at(Place("a.ts", "frame", number, None, trouble))
+        dropped = dropped_at(
+            Place(subject="a.ts", kind="frame", number=number, seconds=None, trouble=trouble)
+        )
         failure = counters.record(dropped.name, dropped.error, dropped.place)
     ended = InputError("gave up")
     ended.__cause__ = failure.error

@@ -369,7 +369,11 @@ def _choose_backend(
     if model.card.batch is not None:
         batch_size = options.batch_size or model.card.batch
     converters = min(cores, _MOST_CONVERTERS)
-    return backend, choice, Schedule(batch_size, contexts, converters)
+    return (
+        backend,
+        choice,
+        Schedule(batch_size=batch_size, contexts=contexts, converters=converters),
+    )
 
 
 def _sight(card: ModelCard, options: TranslateOptions, sizes: Sequence[Size]) -> list[Note]:

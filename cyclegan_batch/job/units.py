@@ -1,4 +1,4 @@
-"""The words that deciding, running and reporting share: units of work, failures, counters."""
+"""What planning, running and reporting share: units of work, failures, counters, the schedule."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from ..media.video_source import VideoSource
 
 STAGES = ("read", "to rgb", "network", "from rgb", "write")
-"""The stages in the order of the flow, by the names the reports use."""
+"""The stages in the order of the flow, by the names that reports use."""
 
-_HOPELESS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
-"""What the system says when nothing can be written there at all."""
+_NOTHING_WRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""Errors of the system after which no other output can be written there either."""
 
 
 class Unit(Protocol):
@@ -58,7 +58,7 @@ class VideoUnit:
 
     @property
     def frames(self) -> int | None:
-        """How many frames are expected, where the file tells."""
+        """How many frames are expected, or None where the file does not show it."""
         return self.plan.frames_expected
 
     def open_source(self) -> VideoSource:
@@ -103,14 +103,14 @@ class ImageUnit:
         return ImageSink(self.shard)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Span:
-    """Damaged frames or packets without a gap between them."""
+    """Damaged frames or packets that follow each other without a gap."""
 
     first: int
     last: int
     start_seconds: float | None
-    """When the first is shown, from the first frame of the file on."""
+    """When the first is shown, counted from the first frame of the file."""
     end_seconds: float | None
     """When the last is shown."""
 
@@ -120,15 +120,15 @@ class Failure:
     """Something that is missing from the output or damaged in it, and why."""
 
     name: str
-    """The file, with the frame where there is one."""
+    """The file, with the frame where the failure concerns one."""
     error: CycleganBatchError
-    """Of several places with the same trouble, the first one's."""
+    """Where the failure has several places, the error of the first."""
     count: int = 1
     """How many frames or packets of the file are concerned; 1 where the whole file is."""
     spans: tuple[Span, ...] = ()
-    """Where in the file, ascending; the first `_MOST_SPANS`."""
+    """The places in the file, ascending; the first `_MOST_SPANS` spans."""
     last: Place | None = None
-    """The last of the places, where the failure has places."""
+    """The last place, where the failure has places."""
 
     @property
     def cause(self) -> str:
@@ -145,7 +145,7 @@ class Failure:
             spans = (*spans[:-1], replace(end, last=place.number, end_seconds=place.seconds))
         elif len(spans) < _MOST_SPANS:
             spans = (*spans, _span(place))
-        return Failure(place.of, self.error, self.count + 1, spans, place)
+        return Failure(place.subject, self.error, self.count + 1, spans, place)
 
     def description(self) -> dict[str, Any]:
         """Return the failure as values for JSON."""
@@ -160,8 +160,8 @@ class Failure:
 def without_frames(error: CycleganBatchError) -> CycleganBatchError:
     """Return ``error`` after removing its tracebacks and those of its causes.
 
-    A traceback keeps the arrays and files of every function that it names alive: too much for a
-    run that goes on and keeps thousands of errors.
+    A traceback keeps the arrays and the open files of every function that it names alive. A run
+    that goes on may keep thousands of errors.
     """
     chain: list[BaseException | None] = [error]
     seen: set[int] = set()
@@ -181,7 +181,12 @@ _MOST_WRITTEN_SPANS = 6
 
 
 def _span(place: Place) -> Span:
-    return Span(place.number, place.number, place.seconds, place.seconds)
+    return Span(
+        first=place.number,
+        last=place.number,
+        start_seconds=place.seconds,
+        end_seconds=place.seconds,
+    )
 
 
 def _places(last: Place, count: int, spans: Sequence[Span]) -> str:
@@ -199,21 +204,21 @@ def _places(last: Place, count: int, spans: Sequence[Span]) -> str:
         upto = "" if last.seconds is None else f" ({last.seconds:.3f} s)"
         words.append(f"{count - listed:,} more up to {last.number}{upto}")
     enumeration = f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
-    return f"{last.of}, {last.kind}s {enumeration}, {count:,} in all"
+    return f"{last.subject}, {last.kind}s {enumeration}, {count:,} in all"
 
 
 @dataclass
 class Stage:
-    """What one stage did."""
+    """The workers of a stage and how busy they were."""
 
     workers: int
     busy_seconds: float = 0.0
-    """Seconds its workers spent working, waiting for queues not counted, summed over them."""
+    """Seconds of work without the waiting for queues, summed over the workers."""
 
 
 @dataclass
 class Counters:
-    """The state of a run, written by its threads and read by whoever reports it."""
+    """The state of a run: its threads write it, progress display and report read it."""
 
     frames_done: int = 0
     units_done: int = 0
@@ -223,14 +228,18 @@ class Counters:
     notes: list[Note] = field(default_factory=list)
     """What the user is told once, in the order in which it came up."""
     written: list[Path] = field(default_factory=list)
+    """Outputs that are whole under their final names."""
     left: int = 0
-    """Outputs that another process has written meanwhile, and that stay (``--skip-existing``)."""
+    """Outputs that another process has written during the run, and that stay (``-n``)."""
     stages: dict[str, Stage] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    """When the run began, by `time.monotonic`."""
     interrupted: bool = False
+    """The user stopped the run."""
     pipe_closed: bool = False
-    _alike: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
-    """Which of the failures tells of a kind of damage to a file."""
+    """The process that reads standard output closed it before the end."""
+    _index_of_kind: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
+    """The index in ``failures`` of each kind of damage to a file: file, kind of place, trouble."""
 
     @property
     def failed(self) -> int:
@@ -242,16 +251,16 @@ class Counters:
         if place is None:
             self.failures.append(Failure(name, error))
             return self.failures[-1]
-        kind = place.of, place.kind, place.trouble
-        at = self._alike.setdefault(kind, len(self.failures))
-        if at == len(self.failures):
+        kind = place.subject, place.kind, place.trouble
+        index = self._index_of_kind.setdefault(kind, len(self.failures))
+        if index == len(self.failures):
             self.failures.append(Failure(name, error, spans=(_span(place),), last=place))
         else:
-            self.failures[at] = self.failures[at].and_at(place)
-        return self.failures[at]
+            self.failures[index] = self.failures[index].and_at(place)
+        return self.failures[index]
 
     def leave_what_exists(self) -> None:
-        """Count outputs as left that another process was writing and has finished by now."""
+        """Count an output that another process was writing as left where it exists by now."""
         for failure in list(self.failures):
             output = failure.error.output if isinstance(failure.error, OutputInUseError) else None
             if output is not None and os.path.lexists(output):
@@ -272,11 +281,12 @@ class Counters:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How a run is laid out: how many of what, and how much may wait in between."""
+    """How many workers a run has, and how many frames may wait between them."""
 
     batch_size: int
+    """Frames per call of the network."""
     contexts: int
     """Backends that work side by side."""
     converters: int
@@ -284,30 +294,30 @@ class Schedule:
 
     @property
     def converter_queue(self) -> int:
-        """Frames that may wait for a conversion or behind it: two for every worker."""
+        """Frames that may wait in front of or behind a conversion: two for each worker."""
         return 2 * self.converters
 
     @property
     def network_queue(self) -> int:
-        """Frames that may wait before or behind the network: one batch more than contexts."""
+        """Frames that may wait in front of or behind the network: a batch more than contexts."""
         return self.batch_size * (self.contexts + 1)
 
     @property
     def frames_in_flight(self) -> int:
-        """The most frames that exist at once between reader and writer: in queues and in hands."""
+        """The most frames that exist at once between reader and writer, in queues and workers."""
         in_queues = 2 * self.converter_queue + 2 * self.network_queue
-        in_hands = 2 * self.converters + (2 * self.contexts + 1) * self.batch_size
-        return in_queues + in_hands
+        at_workers = 2 * self.converters + (2 * self.contexts + 1) * self.batch_size
+        return in_queues + at_workers
 
 
 def too_many_failures(count: int, allowed: int, last: str) -> str:
-    """Return why a job that met ``count`` failures was given up."""
+    """Return the reason why a job with ``count`` failures was given up, the last one included."""
     return f"gave up, as {count} failures are more than --max-failures {allowed} allows; {last}"
 
 
 def is_hopeless(error: CycleganBatchError) -> bool:
-    """Tell whether an output error will meet every other unit too: no space, no permission."""
+    """Return whether no other unit can be written either: no space, no permission."""
     cause = error.__cause__
-    return (
-        isinstance(error, OutputError) and isinstance(cause, OSError) and cause.errno in _HOPELESS
-    )
+    if not isinstance(error, OutputError) or not isinstance(cause, OSError):
+        return False
+    return cause.errno in _NOTHING_WRITABLE

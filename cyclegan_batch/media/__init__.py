@@ -1,9 +1,9 @@
 """Sources and sinks: one pair for each medium, all behind the two protocols below.
 
-Neither owns a thread and neither is thread-safe: `cyclegan_batch.job.pipeline` alone schedules
-them. The two ends that must run in order (`Source.read`, `Sink.write`) are called from one thread
-each; the two conversions beside them (`Source.converter`, `Sink.converter`) are made once per
-worker, so that each worker holds its own state and many run side by side.
+They start no threads of the pipeline and are not thread-safe: `cyclegan_batch.job.pipeline` calls
+them. `Source.read` and `Sink.write` run in order, from one thread each. `Source.converter` and
+`Sink.converter` are called once by each worker thread, so that every worker has its own state and
+many convert side by side.
 
     Source.read → converter → (batcher, backend) → converter → Sink.write … Sink.finish
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from ..errors import CycleganBatchError, InputError
 from ..wording import Note
@@ -27,52 +27,51 @@ Encoded = TypeVar("Encoded")
 """What a sink's converter returns and its `Sink.write` takes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Place:
-    """One frame or packet of a file that is damaged; those with the same trouble are told at once.
+    """A damaged frame or packet of a file; a report lists those with the same trouble together.
 
-    A sentence is made of it: ``clip.ts, frame 17 (0.680 s): cannot be decoded; repair the file``.
+    ``clip.ts, frame 17 (0.680 s): cannot be decoded; repair the file``
     """
 
-    of: str
+    subject: str
     """The file, or its stream, as messages call it."""
-    kind: str
-    """``frame`` or ``packet``."""
+    kind: Literal["frame", "packet"]
     number: int
     """From 0, in the order of the output."""
     seconds: float | None
-    """When it is shown or heard, from the first frame on, where that is known."""
+    """When it is shown or heard, counted from the first frame, where that is known."""
     trouble: str
-    """What is the matter and what to do, in words that also fit several of them."""
+    """What is wrong and what to do, in words that also fit several places."""
 
     @property
     def name(self) -> str:
         """The file with the frame."""
         time = "" if self.seconds is None else f" ({self.seconds:.3f} s)"
-        return f"{self.of}, {self.kind} {self.number}{time}"
+        return f"{self.subject}, {self.kind} {self.number}{time}"
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """What is missing from the output or damaged in it: the run goes on or ends, as the plan says.
+    """Something that is missing from the output or damaged in it; the plan decides what follows.
 
-    A damaged frame that is kept is reported so, too, and then follows itself.
+    A damaged frame that is kept is reported in this way, too: the frame itself comes next.
     """
 
     name: str
     """The file, or ``file, frame 17``."""
     error: CycleganBatchError
     place: Place | None = None
-    """Where it is one of the many frames or packets of a file."""
+    """Set where a single frame or packet of a file is concerned."""
 
 
 def dropped_at(place: Place) -> Dropped:
-    """Return what is reported of a damaged frame or packet."""
+    """Return the report of a damaged frame or packet."""
     return Dropped(place.name, InputError(f"{place.name}: {place.trouble}"), place)
 
 
 class Source(Protocol[Raw]):
-    """The pictures of one unit, in order."""
+    """The frames of one unit, in order."""
 
     def read(self) -> Iterator[Raw | Dropped]:
         """Yield what `converter` takes, in presentation order, or `Dropped`.
@@ -83,12 +82,12 @@ class Source(Protocol[Raw]):
     def converter(self) -> Callable[[Raw], Frame | Dropped]:
         """Return a function from an item of `read` to a Frame; each worker thread makes its own.
 
-        It may return Dropped, or raise InputError, where this picture cannot be read.
+        It returns Dropped or raises InputError where the frame cannot be read.
         """
 
     @property
     def notes(self) -> Sequence[Note]:
-        """What was found on the way that the user is told once."""
+        """What the user is told once, as far as it is known."""
         ...
 
     def close(self) -> None:
@@ -96,39 +95,39 @@ class Source(Protocol[Raw]):
 
 
 class Sink(Protocol[Encoded]):
-    """Where the pictures of one unit go; nothing has its final name before `finish`."""
+    """The output of one unit."""
 
     def converter(self) -> Callable[[Frame], Encoded]:
         """Return a function from a translated Frame to what `write` takes; one per worker thread.
 
-        It may raise OutputError where this picture cannot be encoded.
+        It raises OutputError where the frame cannot be encoded.
         """
 
     @property
     def written(self) -> Sequence[Path]:
-        """The final names that are whole so far."""
+        """The files that are whole under their final names so far."""
         ...
 
     @property
     def notes(self) -> Sequence[Note]:
-        """What was found on the way that the user is told once."""
+        """What the user is told once, as far as it is known."""
         ...
 
     def write(self, item: Encoded) -> Dropped | None:
-        """Take the next picture, in order; return Dropped where only this one is lost.
+        """Write the next frame, in order; return Dropped where only this one is lost.
 
-        Raises OutputError where the unit as a whole cannot be written, BrokenPipeError where
-        whoever reads a pipe has gone.
+        Raises OutputError where the unit as a whole cannot be written, BrokenPipeError where the
+        reader of a pipe has closed it.
         """
 
     def finish(self) -> Sequence[Dropped]:
-        """Flush, check what was written, and give it its final name; return what it lacks.
+        """Flush, check the output and give it its final name; return what is missing from it.
 
-        Raises OutputError, and InputError where what is missing is not to be skipped.
+        Raises OutputError, and InputError where missing parts are not to be skipped.
         """
 
     def discard(self) -> None:
-        """Remove all that has only a temporary name. Safe after any error; twice is fine."""
+        """Remove everything under a temporary name. Safe after any error; twice is fine."""
 
 
 def first_frame(source: Source[Raw], name: str) -> Pixels:

@@ -61,7 +61,17 @@ class Losses:
         advice = "left out; repair the file"
         if self._plan.stops_at_damage:
             advice = "repair the file, or leave out --on-error fail to do without such packets"
-        self._add(dropped_at(Place(stream, "packet", number, seconds, f"{trouble}; {advice}")))
+        self._add(
+            dropped_at(
+                Place(
+                    subject=stream,
+                    kind="packet",
+                    number=number,
+                    seconds=seconds,
+                    trouble=f"{trouble}; {advice}",
+                )
+            )
+        )
 
     def add_rest(self, cause: str) -> None:
         """Add that the source cannot be read to its end. Raises InputError like `add_packet`."""

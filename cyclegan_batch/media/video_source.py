@@ -247,7 +247,9 @@ class VideoSource:
         seconds = None
         if pts is not None:
             seconds = float((pts - (self._first_pts or 0)) * plan.stream.time_base)
-        return dropped_at(Place(plan.name, "frame", index, seconds, trouble))
+        return dropped_at(
+            Place(subject=plan.name, kind="frame", number=index, seconds=seconds, trouble=trouble)
+        )
 
     def _or_skip(self, purpose: str) -> str:
         """Return the advice to go on despite the damage, where damage ends the run."""

@@ -152,7 +152,12 @@ def translated(numbers: list[int]) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize(
     "schedule",
-    [PLAIN, Schedule(3, 2, 4), Schedule(8, 1, 1), Schedule(1, 4, 8)],
+    [
+        PLAIN,
+        Schedule(batch_size=3, contexts=2, converters=4),
+        Schedule(batch_size=8, contexts=1, converters=1),
+        Schedule(batch_size=1, contexts=4, converters=8),
+    ],
     ids=["plain", "batches of three", "batches of eight", "wide"],
 )
 def test_every_frame_comes_out_once_and_in_order(schedule: Schedule) -> None:
@@ -174,7 +179,7 @@ def test_a_batch_never_straddles_two_units_and_the_last_one_is_filled_up() -> No
     seen: list[list[int]] = []
     backend.on_infer = lambda frames: seen.append([int(frame.max()) for frame in frames])
     units = [unit(FakeSource([1, 2, 3, 4, 5]), first), unit(FakeSource([6, 7]), second)]
-    run(units, backend, Schedule(3, 1, 1), geometry=as_it_is)
+    run(units, backend, Schedule(batch_size=3, contexts=1, converters=1), geometry=as_it_is)
     assert seen == [[1, 2, 3], [4, 5, 5], [6, 7, 7]]
     assert first.got == translated([1, 2, 3, 4, 5])
     assert second.got == translated([6, 7])
@@ -190,7 +195,12 @@ def test_pictures_of_different_sizes_are_never_in_one_batch() -> None:
         )
 
     source.converter = converter  # type: ignore[method-assign]
-    run([unit(source, sink)], backend, Schedule(4, 1, 2), geometry=as_it_is)
+    run(
+        [unit(source, sink)],
+        backend,
+        Schedule(batch_size=4, contexts=1, converters=2),
+        geometry=as_it_is,
+    )
     assert backend.shapes == [(4, 4, 6, 3), (4, 8, 6, 3)]
     assert sink.got == translated([0, 1, 2, 3])
 
@@ -212,7 +222,7 @@ def test_a_frame_lost_in_a_batch_keeps_its_place_among_the_others(stage: str, at
         sink.on_convert = lambda frame: raise_(error) if frame.tag == at else None
     sink.on_write = lambda item: failed_before.append(counters.failed)
     run(
-        [unit(source, sink)], FakeBackend(), Schedule(4, 2, 3),
+        [unit(source, sink)], FakeBackend(), Schedule(batch_size=4, contexts=2, converters=3),
         geometry=as_it_is, skip_errors=True, counters=counters,
     )  # fmt: skip
     assert sink.got == translated([number for number in range(10) if number != at])
@@ -230,7 +240,9 @@ def test_out_of_memory_in_a_batch_that_waited_loses_no_frame_of_its_end() -> Non
 
     backend.on_infer = small_device
     units = [unit(FakeSource(list(range(21))), sinks[0]), unit(FakeSource([7, 8, 9]), sinks[1])]
-    counters = run(units, backend, Schedule(8, 1, 2), geometry=as_it_is)
+    counters = run(
+        units, backend, Schedule(batch_size=8, contexts=1, converters=2), geometry=as_it_is
+    )
     assert sinks[0].got == translated(list(range(21)))
     assert sinks[1].got == translated([7, 8, 9])
     assert [shape[0] for shape in backend.shapes[:4]] == [8, 4, 2, 1]
@@ -254,7 +266,7 @@ def test_the_next_file_fills_the_pipeline_while_the_last_one_drains() -> None:
 
 
 @pytest.mark.behaviour(27)
-@pytest.mark.parametrize("schedule", [PLAIN, Schedule(4, 2, 3)])
+@pytest.mark.parametrize("schedule", [PLAIN, Schedule(batch_size=4, contexts=2, converters=3)])
 def test_no_more_frames_are_in_flight_than_the_plan_says(schedule: Schedule) -> None:
     source, sink = FakeSource(list(range(200))), FakeSink()
     alive, most, lock = 0, 0, threading.Lock()
@@ -323,7 +335,13 @@ def test_an_unknown_error_in_any_stage_ends_the_run_and_reaches_the_caller(
 ) -> None:
     made, sink, backend = inject(stage, TroubleError(stage))
     with pytest.raises(TroubleError, match=stage):
-        run([made], backend, Schedule(2, 2, 2), geometry=as_it_is, skip_errors=skip)
+        run(
+            [made],
+            backend,
+            Schedule(batch_size=2, contexts=2, converters=2),
+            geometry=as_it_is,
+            skip_errors=skip,
+        )
     assert not sink.finished
     assert sink.discarded or stage.startswith("open")
     assert not [t for t in threading.enumerate() if t.name.startswith(("read", "write", "netw"))]
@@ -449,7 +467,9 @@ def test_an_output_in_use_is_a_failure_unless_it_is_there_at_the_end(
 
 
 def lost(number: int, trouble: str = "cannot be decoded; repair the file") -> Dropped:
-    return dropped_at(Place("clip.ts", "frame", number, number / 25, trouble))
+    return dropped_at(
+        Place(subject="clip.ts", kind="frame", number=number, seconds=number / 25, trouble=trouble)
+    )
 
 
 def failures_of(items: list[Any], **more: Any) -> Counters:
@@ -472,7 +492,10 @@ def test_what_is_the_matter_with_many_frames_of_a_file_is_said_once() -> None:
         "repair the file",
     ]
     assert [failure.name for failure in counters.failures] == ["clip.ts", "clip.ts"]
-    assert counters.failures[1].spans == (Span(2, 3, 0.08, 0.12), Span(6, 8, 0.24, 0.32))
+    assert counters.failures[1].spans == (
+        Span(first=2, last=3, start_seconds=0.08, end_seconds=0.12),
+        Span(first=6, last=8, start_seconds=0.24, end_seconds=0.32),
+    )
     assert (counters.failed, counters.frames_done) == (7, 5)
 
 
@@ -495,7 +518,9 @@ def test_thousands_of_damaged_frames_are_a_line_and_little_memory() -> None:
 def test_the_same_trouble_in_two_files_stays_apart() -> None:
     counters = Counters()
     for name in ("a.ts", "b.ts"):
-        dropped = dropped_at(Place(name, "frame", 1, None, "cannot be decoded"))
+        dropped = dropped_at(
+            Place(subject=name, kind="frame", number=1, seconds=None, trouble="cannot be decoded")
+        )
         counters.record(dropped.name, dropped.error, dropped.place)
     assert [failure.cause for failure in counters.failures] == [
         "a.ts, frame 1: cannot be decoded",
@@ -506,7 +531,11 @@ def test_the_same_trouble_in_two_files_stays_apart() -> None:
 @pytest.mark.behaviour(22)
 def test_what_a_finished_file_lacks_is_recorded() -> None:
     sink = FakeSink()
-    sink.lacking = [dropped_at(Place("clip, stream 1", "packet", 3, 0.1, "damaged"))]
+    sink.lacking = [
+        dropped_at(
+            Place(subject="clip, stream 1", kind="packet", number=3, seconds=0.1, trouble="damaged")
+        )
+    ]
     counters = run(
         [unit(FakeSource([1]), sink)], FakeBackend(), PLAIN, geometry=as_it_is, skip_errors=True
     )
@@ -679,7 +708,12 @@ def test_out_of_memory_halves_the_batch_and_loses_no_frame(contexts: int) -> Non
             raise OutOfMemoryError("no room for this batch")
 
     backend.on_infer = small_device
-    counters = run([unit(source, sink)], backend, Schedule(8, contexts, 2), geometry=as_it_is)
+    counters = run(
+        [unit(source, sink)],
+        backend,
+        Schedule(batch_size=8, contexts=contexts, converters=2),
+        geometry=as_it_is,
+    )
     assert sink.got == translated(list(range(50)))
     assert {shape[0] for shape in backend.shapes} <= {8, 4, 2}
     assert backend.shapes[-1][0] == 2
@@ -698,7 +732,12 @@ def test_out_of_memory_with_a_single_frame_errors() -> None:
 
     backend.on_infer = no_device
     with pytest.raises(OutOfMemoryError, match="single frame"):
-        run([unit(FakeSource([1]), FakeSink())], backend, Schedule(4, 1, 1), geometry=as_it_is)
+        run(
+            [unit(FakeSource([1]), FakeSink())],
+            backend,
+            Schedule(batch_size=4, contexts=1, converters=1),
+            geometry=as_it_is,
+        )
 
 
 @pytest.mark.behaviour(29)

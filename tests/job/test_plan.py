@@ -124,7 +124,9 @@ def test_what_is_true_of_many_files_is_said_once(model: Path, tmp_path: Path) ->
     made = planned(tmp_path / "in", tmp_path / "out", model=model)
     guesses = [note for note in grouped(made.notes) if "colour matrix" in note]
     assert len(guesses) == 1
-    assert guesses[0].startswith(f"{tmp_path / 'in' / 'a: b.mp4'} and 2 more: the video does not")
+    assert guesses[0].startswith(
+        f"{tmp_path / 'in' / 'a: b.mp4'} and 2 more: the video has no tag of"
+    )
     assert len(set(grouped(made.notes))) == len(grouped(made.notes))
 
 

@@ -412,7 +412,7 @@ def test_a_damaged_packet_of_sound_is_left_out_and_listed(tmp_path: Path, suffix
     done = translated(source, tmp_path / f"out{suffix}")
     (place,) = (each.place for each in done.dropped)
     assert place is not None
-    assert (place.of, place.number) == (f"{source}, stream 1 (audio aac)", 5)
+    assert (place.subject, place.number) == (f"{source}, stream 1 (audio aac)", 5)
     assert place.trouble.startswith("damaged (Invalid data")
     assert place.seconds == pytest.approx(4 * 1024 / 44100, abs=0.03)
     others = [p for n, p in enumerate(sound_packets(tmp_path / f"whole{suffix}")) if n != 5]

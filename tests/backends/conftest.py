@@ -1,0 +1,90 @@
+"""Fixtures and helpers that the tests of several backends share."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from cyclegan_batch.backends import ONNX_BACKENDS
+from cyclegan_batch.frames import Pixels
+from cyclegan_batch.machine import nvidia_gpus
+from cyclegan_batch.models.model import Model, open_model
+from tests.synthesis import generators
+from tests.synthesis.fake_onnxruntime import FakeOptions, FakeSession
+
+
+@pytest.fixture(params=ONNX_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Return the name of each backend in turn; skip what is not installed."""
+    name: str = request.param
+    pytest.importorskip(name)
+    if name == "tensorrt" and not nvidia_gpus():
+        pytest.skip("no NVIDIA GPU")
+    return name
+
+
+def reference(model: Model, frames: Pixels) -> Pixels:
+    """Run the contract graph with numpy, a frame at a time."""
+    evaluator = ReferenceEvaluator(onnx.ModelProto.FromString(model.graph))
+    rows = [evaluator.run(None, {"frames": frame[np.newaxis]})[0] for frame in frames]
+    out: Pixels = np.concatenate(rows)
+    return out
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
+    """Let the named packages be not installed."""
+    really = importlib.import_module
+
+    def import_module(name: str, package: str | None = None) -> Any:
+        if name in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return really(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+
+
+@pytest.fixture
+def resnet(tmp_path: Path) -> Model:
+    return open_model(generators.tiny_resnet(tmp_path / "resnet.onnx"))
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
+    """Put an onnxruntime with CUDA, and a GPU, in the place of what is installed."""
+    fake = SimpleNamespace(
+        __version__="1.0",
+        InferenceSession=FakeSession,
+        SessionOptions=FakeOptions,
+        RunOptions=lambda: SimpleNamespace(terminate=False),
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        preload_dlls=lambda: print("what it does not find"),
+    )
+    really = importlib.import_module
+    monkeypatch.setattr(
+        importlib,
+        "import_module",
+        lambda name, package=None: fake if name == "onnxruntime" else really(name, package),
+    )
+    for module in ("", ".onnxruntime", ".verdicts"):
+        monkeypatch.setattr(f"cyclegan_batch.backends{module}.nvidia_gpus", lambda: ("H200",))
+    monkeypatch.setattr(FakeSession, "off_by", 0)
+    monkeypatch.setattr(FakeSession, "made", [])
+    monkeypatch.setattr(FakeSession, "fails", None)
+    monkeypatch.setattr(FakeSession, "first", "CUDAExecutionProvider")
+    monkeypatch.setattr(FakeSession, "on_cpu", ())
+    return FakeSession
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, *paths: tuple[str, str]) -> None:
+    """Let these have a row of a GPU among the measurements."""
+    monkeypatch.setattr("cyclegan_batch.backends.MEASURED_ON_GPU", frozenset(paths))
+
+
+TF32 = ("onnxruntime", "tf32")

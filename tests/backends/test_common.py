@@ -1,0 +1,78 @@
+"""What the backends share: batches, parity of a reduced precision, words of allocators."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cyclegan_batch.backends.common import in_batches, is_out_of_memory, parity_of
+from cyclegan_batch.errors import ModelError
+from cyclegan_batch.frames import Pixels
+from cyclegan_batch.models.model import Model
+
+
+def test_the_last_call_of_a_fixed_batch_is_filled_up_with_its_last_frame() -> None:
+    seen = []
+
+    def run(frames: Pixels) -> Pixels:
+        seen.append(frames[:, 0, 0, 0].tolist())
+        return frames
+
+    frames = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1).repeat(3, axis=3)
+    assert np.array_equal(in_batches(run, frames, 2), frames)
+    assert seen == [[0, 1], [2, 3], [4, 4]]
+
+
+@pytest.mark.behaviour(33)
+def test_a_reduced_precision_outside_its_class_errors(resnet: Model) -> None:
+    def off_by(levels: int) -> Any:
+        def infer(frames: Pixels) -> Pixels:
+            return np.where(frames < 128, frames, frames - np.uint8(levels))
+
+        return SimpleNamespace(card=resnet.card, precision="bf16", infer=infer)
+
+    assert parity_of(off_by(2), off_by(0)).cls == "near"
+    with pytest.raises(ModelError, match=r"in bf16 it is coarse: .* where near is expected \(45"):
+        parity_of(off_by(3), off_by(0))
+
+
+OUT_OF_MEMORY = (
+    "Non-zero status code returned while running Conv node. BFCArena::AllocateRawInternal "
+    "Failed to allocate memory for requested buffer of size 1073741824",
+    "CUDA failure 2: out of memory ; GPU=0",
+    "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY",
+    "cudaMalloc: cudaErrorMemoryAllocation",
+    "Error Code 2: OutOfMemory (Requested size was 8589934592 bytes.)",
+    "Requested amount of GPU memory (8589934592 bytes) could not be allocated. There may not be "
+    "enough free memory for allocation to succeed.",
+    "CUDA out of memory. Tried to allocate 2.00 GiB.",
+    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 34359738368 bytes. Error "
+    "code 12 (Cannot allocate memory)",
+    "dnnl_out_of_memory",
+    "std::bad_alloc",
+    "bad allocation",
+    "Could not allocate memory",
+)
+"""What the allocators of CUDA, cuDNN, cuBLAS, onnxruntime, TensorRT, torch, oneDNN and OpenVINO
+write; TensorRT's and cuDNN's are in their libraries and headers."""
+
+NOT_OUT_OF_MEMORY = (
+    "CUDA failure 700: illegal address",
+    "an illegal memory access was encountered",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "Error Code 1: Cuda Runtime (invalid argument)",
+    "input tensor must fit into 32-bit index math",
+)
+
+
+@pytest.mark.behaviour(26)
+def test_out_of_memory_is_known_by_the_words_of_every_allocator() -> None:
+    assert [said for said in OUT_OF_MEMORY if not is_out_of_memory(RuntimeError(said))] == []
+    assert [said for said in NOT_OUT_OF_MEMORY if is_out_of_memory(RuntimeError(said))] == []
+    assert is_out_of_memory(MemoryError())

@@ -22,7 +22,7 @@ from tests.synthesis.fake_onnxruntime import FakeOptions, FakeSession
 
 @pytest.fixture(params=ONNX_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Return the name of each backend in turn; skip what is not installed."""
+    """Return the name of each ONNX backend in turn; skip those that are not installed."""
     name: str = request.param
     pytest.importorskip(name)
     if name == "tensorrt" and not nvidia_gpus():
@@ -31,7 +31,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def reference(model: Model, frames: Pixels) -> Pixels:
-    """Run the contract graph with numpy, a frame at a time."""
+    """Run the contract graph with ONNX's reference evaluator, a frame at a time."""
     evaluator = ReferenceEvaluator(onnx.ModelProto.FromString(model.graph))
     rows = [evaluator.run(None, {"frames": frame[np.newaxis]})[0] for frame in frames]
     out: Pixels = np.concatenate(rows)
@@ -39,7 +39,7 @@ def reference(model: Model, frames: Pixels) -> Pixels:
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
-    """Let the named packages be not installed."""
+    """Make the import of the named packages fail."""
     really = importlib.import_module
 
     def import_module(name: str, package: str | None = None) -> Any:
@@ -57,14 +57,14 @@ def resnet(tmp_path: Path) -> Model:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
-    """Put an onnxruntime with CUDA, and a GPU, in the place of what is installed."""
+    """Replace the installed onnxruntime by a stand-in with CUDA, on a machine with a GPU."""
     fake = SimpleNamespace(
         __version__="1.0",
         InferenceSession=FakeSession,
         SessionOptions=FakeOptions,
         RunOptions=lambda: SimpleNamespace(terminate=False),
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
-        preload_dlls=lambda: print("what it does not find"),
+        preload_dlls=lambda: print("a missing library"),
     )
     really = importlib.import_module
     monkeypatch.setattr(
@@ -83,7 +83,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
 
 
 def measured(monkeypatch: pytest.MonkeyPatch, *paths: tuple[str, str]) -> None:
-    """Let these have a row of a GPU among the measurements."""
+    """Pretend that these backends and precisions were measured on a GPU."""
     monkeypatch.setattr("cyclegan_batch.backends.MEASURED_ON_GPU", frozenset(paths))
 
 

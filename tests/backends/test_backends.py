@@ -25,7 +25,7 @@ from tests.backends.conftest import reference
 from tests.synthesis import generators
 from tests.synthesis.generators import natural
 
-# The same pictures everywhere
+# The same pixels from every backend
 
 MODELS: dict[str, Callable[[Path], Path]] = {
     "identity": generators.identity,
@@ -66,7 +66,7 @@ def test_a_half_precision_file_is_in_its_class(tmp_path: Path, backend: str) -> 
 
 
 def numpy_resnet(path: Path, frames: Pixels) -> Pixels:
-    """Compute `generators.tiny_resnet` from its weights in float64, without any ONNX runtime."""
+    """Compute `generators.tiny_resnet` from its weights in float64, without an ONNX runtime."""
     file = onnx.load(path)
     weights = [
         numpy_helper.to_array(w).astype(np.float64)
@@ -121,8 +121,7 @@ def test_every_backend_equals_the_network_written_out_in_numpy(
     path = generators.tiny_resnet(tmp_path / "a.onnx", seed=3)
     frames = natural((32, 44), 2)
     out = open_backend(open_model(path), backend=backend).infer(frames)
-    found = parity(out, numpy_resnet(path, frames))
-    assert found.cls == "exact"
+    assert parity(out, numpy_resnet(path, frames)).cls == "exact"
     assert out.std() > 20
 
 
@@ -181,8 +180,8 @@ def test_contexts_work_side_by_side_and_agree(tmp_path: Path, backend: str) -> N
         return [own.infer(one) for one in frames]
 
     with ThreadPoolExecutor(3) as threads:
-        for found in threads.map(work, contexts):
-            assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        for results in threads.map(work, contexts):
+            assert all(np.array_equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 # The end of a context
@@ -310,7 +309,7 @@ assert np.array_equal(opened.infer(small), expected[1])
 
 
 @pytest.mark.behaviour(26)
-@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory in Linux's way")
 def test_no_memory_is_told_apart_and_smaller_frames_still_run(tmp_path: Path, backend: str) -> None:
     path = generators.tiny_resnet(tmp_path / "a.onnx")
     run = subprocess.run(
@@ -323,7 +322,7 @@ def test_no_memory_is_told_apart_and_smaller_frames_still_run(tmp_path: Path, ba
 
 
 @pytest.mark.behaviour(27)
-@pytest.mark.skipif(sys.platform != "linux", reason="reads memory as Linux shows it")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory from Linux's /proc")
 def test_memory_stays_flat_over_many_sizes(tmp_path: Path, backend: str) -> None:
     opened = open_backend(
         open_model(generators.tiny_resnet(tmp_path / "a.onnx")), backend=backend, threads=1
@@ -357,5 +356,5 @@ def test_nothing_reaches_the_terminal(
         opened.infer(np.zeros((1, 8, 8, 3), np.uint8))
     with pytest.raises(ModelError):
         open_backend(open_model(generators.not_a_number(tmp_path / "b.onnx")), backend=backend)
-    said = capfd.readouterr()
-    assert (said.out, said.err) == ("", "")
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")

@@ -139,7 +139,7 @@ def test_auto_takes_no_gpu_that_was_not_measured_and_says_how_to(
 
 
 def test_what_auto_may_take_on_a_gpu_has_a_row_in_the_results() -> None:
-    """A row of a GPU holds the card's name: so far there is none, and nothing may be taken."""
+    """A row of a GPU holds the card's name. There is none so far, so `auto` takes no GPU."""
     results = (REPOSITORY / "benchmarks" / "RESULTS.md").read_text()
     for backend, precision in MEASURED_ON_GPU:
         row = rf"\|[^\n]*\b{backend}\b[^\n]*\b{precision}\b[^\n]*\bNVIDIA\b"
@@ -174,7 +174,7 @@ def test_fp32_by_name_is_exact_and_the_device_is_the_one_asked_for(
         opened = open_backend(resnet, **asked)  # type: ignore[arg-type]
         assert (opened.device, opened.precision) == ("cuda:0", "tf32")
         assert cuda.made[0].providers[0][1]["use_tf32"] == "1"
-    # The word names a GPU's arithmetic, and so a GPU.
+    # tf32 is an arithmetic of GPUs only, so the precision alone chooses a GPU.
     assert open_backend(resnet, precision="tf32").device == "cuda:0"
 
 
@@ -182,29 +182,29 @@ def test_fp32_by_name_is_exact_and_the_device_is_the_one_asked_for(
 def test_a_picture_on_a_gpu_is_compared_with_the_cpu_once(
     resnet: Model, cuda: type[FakeSession], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
+    sentences: list[str] = []
 
-    def opened_on(device: str, where: Path = tmp_path, **asked: Any) -> bool:
+    def compares(device: str, where: Path = tmp_path, **asked: Any) -> bool:
         cuda.made.clear()
-        open_backend(resnet, device=device, cache_dir=where, say=said.append, **asked)
+        open_backend(resnet, device=device, cache_dir=where, say=sentences.append, **asked)
         return any(session.providers == ["CPUExecutionProvider"] for session in cuda.made)
 
-    assert opened_on("cuda")
-    assert said[0].startswith("resnet.onnx: on cuda:0 in tf32 against the CPU it is exact")
-    assert not opened_on("cuda"), "the verdict is kept"
-    assert opened_on("cuda", precision="fp32"), "of each arithmetic"
-    assert opened_on("cuda:1"), "of each GPU"
+    assert compares("cuda")
+    assert sentences[0].startswith("resnet.onnx: on cuda:0 in tf32 against the CPU it is exact")
+    assert not compares("cuda"), "the verdict is kept"
+    assert compares("cuda", precision="fp32"), "each arithmetic has a verdict of its own"
+    assert compares("cuda:1"), "each GPU has a verdict of its own"
     monkeypatch.setattr("cyclegan_batch.backends.verdicts.nvidia_gpus", lambda: ("B200",))
-    assert opened_on("cuda")
+    assert compares("cuda")
     monkeypatch.setattr("cyclegan_batch.backends.verdicts._versions", lambda: {"torch": "9"})
-    assert opened_on("cuda")
-    assert not opened_on("cuda")
+    assert compares("cuda")
+    assert not compares("cuda")
     for verdict in (tmp_path / "verdicts").iterdir():
         verdict.write_text("{}")
-    assert opened_on("cuda"), "what is damaged is no verdict"
+    assert compares("cuda"), "a damaged file is no verdict"
     (tmp_path / "file").touch()
     for _ in range(2):
-        assert opened_on("cuda", tmp_path / "file")
+        assert compares("cuda", tmp_path / "file")
 
 
 @pytest.mark.behaviour(33)

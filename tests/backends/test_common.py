@@ -1,4 +1,4 @@
-"""What the backends share: batches, parity of a reduced precision, words of allocators."""
+"""What the backends share: batches, parity of a reduced precision, messages of allocators."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ OUT_OF_MEMORY = (
     "bad allocation",
     "Could not allocate memory",
 )
-"""What the allocators of CUDA, cuDNN, cuBLAS, onnxruntime, TensorRT, torch, oneDNN and OpenVINO
-write; TensorRT's and cuDNN's are in their libraries and headers."""
+"""Messages of the allocators of CUDA, cuDNN, cuBLAS, onnxruntime, TensorRT, torch, oneDNN and
+OpenVINO. Those of TensorRT and cuDNN were read in their libraries and headers."""
 
 NOT_OUT_OF_MEMORY = (
     "CUDA failure 700: illegal address",
@@ -73,6 +73,6 @@ NOT_OUT_OF_MEMORY = (
 
 @pytest.mark.behaviour(26)
 def test_out_of_memory_is_known_by_the_words_of_every_allocator() -> None:
-    assert [said for said in OUT_OF_MEMORY if not is_out_of_memory(RuntimeError(said))] == []
-    assert [said for said in NOT_OUT_OF_MEMORY if is_out_of_memory(RuntimeError(said))] == []
+    assert [text for text in OUT_OF_MEMORY if not is_out_of_memory(RuntimeError(text))] == []
+    assert [text for text in NOT_OUT_OF_MEMORY if is_out_of_memory(RuntimeError(text))] == []
     assert is_out_of_memory(MemoryError())

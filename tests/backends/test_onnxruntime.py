@@ -27,17 +27,17 @@ from tests.synthesis.generators import natural
 def test_a_batch_on_a_gpu_stays_within_what_32_bits_count(
     resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime's InstanceNormalization refuses more, and not as out of memory."""
+    """onnxruntime's InstanceNormalization refuses more, with an error that is not out of memory."""
     opened = open_backend(resnet, device="cuda")
     seen: list[int] = []
     run = FakeSession.run
 
-    def noted(self: FakeSession, names: list[str], feed: dict[str, Pixels], *rest: Any) -> Any:
+    def counting(self: FakeSession, names: list[str], feed: dict[str, Pixels], *rest: Any) -> Any:
         seen.append(len(feed["frames"]))
         return run(self, names, feed, *rest)
 
-    monkeypatch.setattr(FakeSession, "run", noted)
-    # 1080p through 64 channels: 16 frames are 2,123,366,400 elements, and 2³¹ are too many.
+    monkeypatch.setattr(FakeSession, "run", counting)
+    # 1080p in 64 channels: 16 frames are 2,123,366,400 elements, and 17 are more than 2³¹ − 1.
     frames = np.broadcast_to(np.zeros((1, 1080, 1920, 3), np.uint8), (17, 1080, 1920, 3))
     assert batch_within_index(frames, 64.0, None) == 16
     assert batch_within_index(frames[:16], 64.0, None) is None
@@ -82,7 +82,7 @@ def test_nodes_that_a_gpu_leaves_to_the_cpu_are_told(
 
 
 def test_onnxruntime_tells_which_provider_computes_a_node(resnet: Model) -> None:
-    """What the fake above pretends, in the real one, on its CPU."""
+    """The real onnxruntime does on its CPU what the stand-in pretends."""
     onnxruntime = pytest.importorskip("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -130,12 +130,12 @@ def test_both_wheels_are_found_by_their_names(
 
 
 @pytest.mark.behaviour(26)
-@pytest.mark.parametrize("said", OUT_OF_MEMORY[:5])
+@pytest.mark.parametrize("message", OUT_OF_MEMORY[:5])
 def test_no_memory_on_the_gpu_is_told_apart_errors(
-    resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch, said: str
+    resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
     opened = open_backend(resnet, device="cuda")
-    monkeypatch.setattr(FakeSession, "fails", RuntimeError(said))
+    monkeypatch.setattr(FakeSession, "fails", RuntimeError(message))
     with pytest.raises(OutOfMemoryError, match="no memory on cuda:0 for a batch of 2×8×8×3"):
         opened.infer(np.zeros((2, 8, 8, 3), np.uint8))
     monkeypatch.setattr(FakeSession, "fails", RuntimeError("CUDA failure 700: illegal address"))

@@ -38,7 +38,7 @@ else:
 
 @pytest.mark.parametrize("asked", ["translate", "doctor"])
 def test_openvino_tells_nobody_that_it_was_imported(tmp_path: Path, asked: str) -> None:
-    """It would start a copy of this process that does so, and leave its own folder in HOME."""
+    """Otherwise it starts a copy of this process that reports it, and leaves a folder in HOME."""
     pytest.importorskip("openvino")
     home = tmp_path / "home"
     home.mkdir()
@@ -65,7 +65,7 @@ def test_openvino_frees_a_request_when_its_context_is_closed(resnet: Model) -> N
 
 @pytest.mark.behaviour(24)
 def test_an_interrupt_frees_nothing_that_openvino_still_reads_errors() -> None:
-    """The frames are shared with it: where they go before it is done, it reads freed memory."""
+    """OpenVINO reads the frames in place: freed before it has stopped, they are freed memory."""
     from cyclegan_batch.backends import openvino
 
     class Request:
@@ -73,7 +73,7 @@ def test_an_interrupt_frees_nothing_that_openvino_still_reads_errors() -> None:
 
         def start_async(self, inputs: dict[str, Pixels], share_inputs: bool) -> None:
             self.running = True
-            raise KeyboardInterrupt  # as it returns
+            raise KeyboardInterrupt  # Ctrl-C between the start and the wait
 
         def cancel(self) -> None:
             self.cancelled = True
@@ -148,7 +148,7 @@ print(rounds)
 @pytest.mark.slow
 @pytest.mark.behaviour(24)
 def test_contexts_that_end_in_any_way_beside_torch_crash_nothing(tmp_path: Path) -> None:
-    """One crash in OpenVINO, in a test's process with torch, was seen and never explained."""
+    """A crash in OpenVINO, in a test process with torch, was seen once and never explained."""
     for package in ("openvino", "onnxruntime", "torch"):
         pytest.importorskip(package)
     run = subprocess.run(
@@ -175,9 +175,9 @@ def test_bf16_runs_in_openvino_and_is_in_its_class(tmp_path: Path) -> None:
         return
     opened = open_backend(model, precision="bf16")
     frames = natural((96, 96), 2)
-    found = parity(opened.infer(frames), reference(model, frames))
+    measured = parity(opened.infer(frames), reference(model, frames))
     assert (opened.name, opened.precision) == ("openvino", "bf16")
-    assert found.reaches("near")
-    assert found.cls != "exact"
+    assert measured.reaches("near")
+    assert measured.cls != "exact"
     (note,) = grouped(opened.notes)
     assert "in bf16 against fp32 is" in note

@@ -1,4 +1,4 @@
-"""Native threads begin with the priority of whoever starts them: none keeps that of a converter."""
+"""Native threads inherit the priority of their creator; none keeps that of a converter thread."""
 
 from __future__ import annotations
 
@@ -33,44 +33,44 @@ pytestmark = pytest.mark.skipif(
 
 def nice_values() -> dict[int, int]:
     """Return the nice value of each thread of this process, by its id."""
-    found = {}
+    nice = {}
     for task in Path("/proc/self/task").iterdir():
         try:
             text = (task / "stat").read_text()
         except OSError:
-            continue  # it has ended meanwhile
-        # Behind the name, which may hold anything, field 3 comes first; nice is field 19.
-        found[int(task.name)] = int(text.rpartition(")")[2].split()[16])
-    return found
+            continue  # the thread has ended meanwhile
+        # Field 3 is the first one after the name, which may hold any character; nice is field 19.
+        nice[int(task.name)] = int(text.rpartition(")")[2].split()[16])
+    return nice
 
 
 def lowered() -> dict[int, int]:
-    """Return the threads below this one's priority, once those that end have ended."""
+    """Return the threads of lower priority than this one, once those that end have ended."""
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    found: dict[int, int] = {}
+    lower: dict[int, int] = {}
     for _ in range(40):
-        found = {number: nice for number, nice in nice_values().items() if nice > own}
-        if not found:
+        lower = {number: nice for number, nice in nice_values().items() if nice > own}
+        if not lower:
             break
-        time.sleep(0.05)  # a thread that was joined is in the list a moment longer
-    return found
+        time.sleep(0.05)  # a joined thread stays in the list for a moment
+    return lower
 
 
 def in_a_lowered_thread(work: Callable[[], Any]) -> dict[int, int]:
-    """Call ``work`` as the pipeline's workers run; return the lowered threads besides, then."""
-    found: dict[int, int] = {}
+    """Call ``work`` in a thread of low priority, like the pipeline's; return the others like it."""
+    others: dict[int, int] = {}
 
     def body() -> None:
         own = threading.get_native_id()
         before = os.getpriority(os.PRIO_PROCESS, own)
         os.setpriority(os.PRIO_PROCESS, own, before + 10)
         work()
-        found.update({n: nice for n, nice in nice_values().items() if nice > before and n != own})
+        others.update({n: nice for n, nice in nice_values().items() if nice > before and n != own})
 
     thread = threading.Thread(target=body)
     thread.start()
     thread.join()
-    return found
+    return others
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
@@ -79,7 +79,7 @@ def test_priorities_are_the_callers_again_behind_a_translation(
 ) -> None:
     pytest.importorskip(backend)
     model = generators.tiny_resnet(tmp_path / "a.onnx")
-    # Large enough for OpenCV to share the resizing out among threads of its own.
+    # Large enough for OpenCV to resize in several threads.
     for number in range(3):
         picture = generators.natural((800, 800), seed=number)[0]
         Image.fromarray(picture).save(tmp_path / f"{number}.png")
@@ -96,7 +96,7 @@ def test_priorities_are_the_callers_again_behind_a_translation(
             keep_size=True,
         )
         assert lowered() == {}
-        assert cv2.getNumThreads() == 3, "a setting of the whole process, and so the caller's"
+        assert cv2.getNumThreads() == 3, "the setting of the whole process is the caller's again"
     finally:
         cv2.setNumThreads(before)
 
@@ -130,15 +130,15 @@ def test_openvino_that_is_compiled_again_in_a_run_has_threads_of_full_priority(
 
 def policies() -> set[int]:
     """Return the scheduling policies of this process's threads."""
-    found = set()
+    values = set()
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            found.add(os.sched_getscheduler(int(task.name)))
-    return found
+        with contextlib.suppress(OSError):  # the thread has ended meanwhile
+            values.add(os.sched_getscheduler(int(task.name)))
+    return values
 
 
 def test_what_a_library_does_to_the_scheduling_of_its_caller_is_undone() -> None:
-    """SCHED_BATCH in place of SVT-AV1's SCHED_FIFO: any user may have it."""
+    """The test sets SCHED_BATCH, which any user may, instead of SVT-AV1's SCHED_FIFO."""
     done = threading.Event()
     with own_scheduling():
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
@@ -154,7 +154,7 @@ def test_what_a_library_does_to_the_scheduling_of_its_caller_is_undone() -> None
 
 @pytest.mark.behaviour(24)
 def test_an_encoder_makes_no_thread_a_real_time_one(tmp_path: Path) -> None:
-    """As root SVT-AV1 does, and the machine stands still. The caller's thread is the fixture's."""
+    """SVT-AV1 does so as root, which stops everything else on the machine."""
     source = streams.plain(tmp_path / "in.mp4", audio=None, frames=30)
     plan = plan_translation(
         source,
@@ -166,7 +166,7 @@ def test_an_encoder_makes_no_thread_a_real_time_one(tmp_path: Path) -> None:
     seen = policies()
 
     def look(counters: Counters) -> None:
-        if counters.frames_done:  # so the encoder is open
+        if counters.frames_done:  # the encoder is open by then
             seen.update(policies())
 
     run_plan(plan, watch=look)

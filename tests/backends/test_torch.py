@@ -1,6 +1,6 @@
-"""A checkpoint runs in torch as it is: the contract's arithmetic, and what every backend holds to.
+"""torch runs a checkpoint: the contract's arithmetic, and what holds for every backend.
 
-The pictures are held against the network in float64, with the contract's ends in numpy.
+The results are compared with the network in float64, between the contract's arithmetic in numpy.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TINY = GeneratorConfig("resnet_2blocks", ngf=4)
 
 
 def checkpoint(path: Path, config: GeneratorConfig = TINY, gain: float = 0.3) -> Path:
-    """Write a generator whose pictures are neither flat nor saturated."""
+    """Write a generator whose output is neither flat nor saturated."""
     torch.manual_seed(0)
     network = generator_from_config(config)
     init_weights(network, init_gain=gain)
@@ -61,13 +61,13 @@ def checkpoint(path: Path, config: GeneratorConfig = TINY, gain: float = 0.3) ->
 
 
 def of_network(model: Model, network: nn.Module) -> Model:
-    """Return ``model`` with another network in its place."""
+    """Return ``model`` with its network replaced by ``network``."""
     assert model.checkpoint is not None
     return replace(model, checkpoint=replace(model.checkpoint, network=network))
 
 
 def opened(model: Model, **asked: Any) -> TorchBackend:
-    """Open ``model`` with one thread: the machine that tests is a busy one."""
+    """Open ``model`` with one thread, since tests often share their machine."""
     backend = open_backend(model, **{"threads": 1} | asked)
     assert isinstance(backend, TorchBackend)
     return backend
@@ -79,7 +79,7 @@ class Invert(nn.Module):
 
 
 def reference(model: Model, frames: Pixels) -> Pixels:
-    """Compute the pictures in float64, a frame at a time."""
+    """Translate in float64, a frame at a time."""
     assert model.checkpoint is not None
     network = copy.deepcopy(model.checkpoint.network).double()
     for module in network.modules():
@@ -100,7 +100,7 @@ def reference(model: Model, frames: Pixels) -> Pixels:
     return np.clip(out, 0, 1).astype(np.float16)
 
 
-# The same pictures
+# Pixels
 
 KINDS = [
     TINY,
@@ -148,12 +148,12 @@ def test_rounding_is_half_up_and_beyond_the_range_is_clamped(tmp_path: Path) -> 
 
 @pytest.mark.behaviour(33)
 def test_the_norm_stays_exact_on_large_frames() -> None:
-    # Added one after the other, float32 is off by 10⁻³ here.
+    # Summed up one pixel after the other, float32 is off by 10⁻³ here.
     torch.manual_seed(0)
     x = torch.rand(1, 2, 1500, 1501) + 3
-    found = _FrameNorm(1e-5)(x.contiguous(memory_format=torch.channels_last))
+    normal = _FrameNorm(1e-5)(x.contiguous(memory_format=torch.channels_last))
     expected = nn.functional.instance_norm(x.double())
-    assert (found - expected).abs().max() < 5e-6
+    assert (normal - expected).abs().max() < 5e-6
 
 
 @pytest.mark.behaviour(28)
@@ -169,8 +169,8 @@ def test_pixels_do_not_depend_on_batch_context_or_run(tmp_path: Path) -> None:
         return [own.infer(frames[i : i + 1])[0] for i in range(6)]
 
     with ThreadPoolExecutor(3) as threads:
-        for found in threads.map(work, contexts):
-            assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        for results in threads.map(work, contexts):
+            assert all(np.array_equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 @pytest.mark.behaviour(33)
@@ -183,10 +183,10 @@ def test_bf16_is_in_its_class_or_refused(tmp_path: Path) -> None:
     model = open_model(checkpoint(tmp_path / "g.pth", config, gain=0.02))
     frames = natural((96, 96), 2)
     reduced = opened(model, precision="bf16")
-    found = parity(reduced.infer(frames), opened(model).infer(frames))
+    measured = parity(reduced.infer(frames), opened(model).infer(frames))
     assert reduced.precision == "bf16"
-    assert found.reaches("near")
-    assert found.cls != "exact"
+    assert measured.reaches("near")
+    assert measured.cls != "exact"
     (note,) = grouped(reduced.notes)
     assert note.startswith("g.pth in bf16 against fp32 is ")
     assert np.array_equal(reduced.fork().infer(frames), reduced.infer(frames))
@@ -195,7 +195,7 @@ def test_bf16_is_in_its_class_or_refused(tmp_path: Path) -> None:
         opened(wild, precision="bf16")
 
 
-# What every backend holds to
+# What holds for every backend
 
 
 def test_frames_are_taken_as_they_come_and_results_belong_to_the_caller(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ for more in (20, 100):
 
 
 @pytest.mark.behaviour(26)
-@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory in Linux's way")
 def test_no_memory_is_told_apart_and_smaller_frames_still_run(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", _LARGE_THEN_SMALL, str(checkpoint(tmp_path / "g.pth"))],
@@ -337,9 +337,9 @@ for number, size in enumerate(sizes, 1):
 
 
 @pytest.mark.behaviour(27)
-@pytest.mark.skipif(sys.platform != "linux", reason="reads memory as Linux shows it")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory from Linux's /proc")
 def test_memory_stays_flat_over_many_sizes(tmp_path: Path) -> None:
-    # In a process of its own: how much oneDNN keeps is settled by its first convolution.
+    # A process of its own, as oneDNN sets the size of its cache at its first convolution.
     run = subprocess.run(
         [sys.executable, "-c", _MANY_SIZES, str(checkpoint(tmp_path / "g.pth"))],
         capture_output=True, text=True, check=True, cwd=REPOSITORY,
@@ -442,7 +442,7 @@ def test_no_memory_on_a_gpu_is_told_apart_errors(tmp_path: Path) -> None:
 
     full: list[Exception] = []
     backend = opened(of_network(open_model(checkpoint(tmp_path / "g.pth")), Full()))
-    # By its type, whatever it is worded like.
+    # It is recognised by its type, whatever its message.
     for words in ("CUDA out of memory. Tried to allocate 2 GiB", "words of the next version"):
         full[:] = [torch.OutOfMemoryError(words)]
         with pytest.raises(OutOfMemoryError, match="no memory on cpu for a batch of 1×8×8×3"):
@@ -463,22 +463,22 @@ def test_without_torch_a_checkpoint_names_what_to_install_errors(tmp_path: Path)
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY
     )
-    said = run.stderr.splitlines()[-1]
-    assert "BackendUnavailableError" in said
-    assert 'g.pth: torch is not installed; pip install "cyclegan-batch[export]" brings it' in said
+    last = run.stderr.splitlines()[-1]
+    assert "BackendUnavailableError" in last
+    assert 'g.pth: torch is not installed; pip install "cyclegan-batch[export]" brings it' in last
 
 
 @pytest.mark.parametrize("config", KINDS, ids=str)
 def test_a_batch_on_a_gpu_stays_within_what_32_bits_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: GeneratorConfig
 ) -> None:
-    """torch's reflection_pad2d refuses more, and not as out of memory."""
+    """torch's reflection_pad2d refuses more, with an error that is not out of memory."""
     from cyclegan_batch.backends.torch import _widest_tensor
 
     model = open_model(checkpoint(tmp_path / "g.pth", config))
     assert model.checkpoint is not None
     widest = _widest_tensor(model.checkpoint)
-    # 4 channels in the first layer, or 8 that were made larger; a U-Net has the 3 of its picture.
+    # The first layer has 4 channels; before the last one 8 are enlarged; a U-Net has its image's 3.
     channels = 8 if config.upsample == "resize" else 3 if config.netG == "unet_32" else 4
     assert channels <= widest < channels * 1.1
     backend = opened(model)
@@ -486,7 +486,7 @@ def test_a_batch_on_a_gpu_stays_within_what_32_bits_count(
         "cyclegan_batch.backends.common._MOST_ELEMENTS", int(2.5 * widest * 32 * 32)
     )
     seen: list[int] = []
-    # On the CPU, which is called a GPU here.
+    # The CPU is called a GPU here.
     backend.device, backend._widest = "cuda:0", widest
     backend._run = lambda part: seen.append(len(part)) or part  # type: ignore[method-assign,func-returns-value]
     frames = natural((32, 32), 5)
@@ -495,7 +495,7 @@ def test_a_batch_on_a_gpu_stays_within_what_32_bits_count(
 
 
 def multiplied() -> tuple[str, str]:
-    """Return how CUDA multiplies float32 now, in convolutions and in matrices."""
+    """Return how CUDA multiplies float32 now, in convolutions and in matrix products."""
     backends: Any = torch.backends
     return backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
 
@@ -505,16 +505,16 @@ def multiplied() -> tuple[str, str]:
 def test_float32_on_a_gpu_is_what_its_word_says_and_the_setting_is_the_callers_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, how: str
 ) -> None:
-    """On the CPU, which is called a GPU here."""
+    """The CPU is called a GPU here."""
 
-    class Noted(nn.Module):
+    class Recording(nn.Module):
         def forward(self, x):
             seen.append(multiplied())
             return x
 
     seen: list[tuple[str, str]] = []
     before = multiplied()
-    backend = opened(of_network(open_model(checkpoint(tmp_path / "g.pth")), Noted()))
+    backend = opened(of_network(open_model(checkpoint(tmp_path / "g.pth")), Recording()))
     frames = natural((8, 8), 1)
     expected = backend.infer(frames)
     assert seen[-1] == before, "on a CPU nothing is changed"

@@ -11,22 +11,22 @@ from cyclegan_batch.frames import Pixels
 
 
 class FakeSession:
-    """What onnxruntime gives: the providers that started, and an identity network."""
+    """A session of onnxruntime: it reports the providers that started, and computes identity."""
 
     first = "CUDAExecutionProvider"
     made: list[SimpleNamespace] = []  # noqa: RUF012
     fails: Exception | None = None
     off_by: int = 0
-    """How many grey levels a GPU is off."""
+    """How many grey levels the GPU adds to each pixel."""
     on_cpu: tuple[str, ...] = ()
-    """Kinds of nodes that CUDA has no kernel for, of forty."""
+    """The kinds of those nodes, of forty, for which CUDA has no kernel."""
 
     def __init__(
         self, graph: bytes, options: Any, providers: list[Any], enable_fallback: int
     ) -> None:
         FakeSession.made.append(SimpleNamespace(options=options, providers=providers))
-        assert enable_fallback == 0, "or it goes on with the CPU by itself"
-        # As onnxruntime 1.31 does, tried on its CPU.
+        assert enable_fallback == 0, "otherwise onnxruntime falls back to the CPU by itself"
+        # onnxruntime 1.31 raises these errors (tried on a CPU).
         if options.entries.get("session.disable_cpu_ep_fallback") == "1":
             if "CPUExecutionProvider" in providers:
                 raise RuntimeError("Conflicting session configuration: explicitly added the CPU EP")
@@ -56,7 +56,7 @@ class FakeSession:
 
 
 class FakeOptions(SimpleNamespace):
-    """The options of a session."""
+    """The options of a session, whose entries the tests look at."""
 
     def __init__(self) -> None:
         super().__init__(entries={})

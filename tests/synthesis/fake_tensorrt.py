@@ -1,7 +1,7 @@
 """Stand-ins for the modules ``tensorrt`` and ``cuda.bindings.runtime``, for tests without a GPU.
 
-They have as much as the product uses, under names that tests look up in the real bindings. "GPU
-memory" is memory of this process, an engine is its ONNX, and running it is numpy.
+They have the names that the product uses, which tests look up in the real bindings. "GPU memory" is
+memory of this process, an engine is its ONNX, and numpy runs it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAGIC = b"fake engine\n"
 
 @dataclass
 class Gpu:
-    """The one GPU, what happened on it, and what is to go wrong."""
+    """The only GPU, what happened on it, and what shall go wrong."""
 
     name: bytes = b"NVIDIA Fake 1"
     major: int = 8
@@ -38,20 +38,21 @@ class Gpu:
     builds: list[SimpleNamespace] = field(default_factory=list)
     opened: list[bytes] = field(default_factory=list)
     live: dict[int, Any] = field(default_factory=dict)
-    """Memory by its address."""
+    """The allocated memory, by its address."""
     streams: int = 0
     building: Callable[[], Any] = lambda: None
     """Called in the middle of a build."""
     refuse: dict[str, str] = field(default_factory=dict)
-    """What returns None or False, and what is reported then: builder, parse, build, open, context,
-    shape, size, memory, enqueue. The last four are a context's."""
+    """The calls that fail, returning None or False, and the error that each of them reports:
+    builder, parse, build, open, context, shape, size, memory, enqueue. The last four are calls of
+    a context."""
     reported: Callable[[], Any] = lambda: None
-    """Called when an error was reported, before the failing call returns."""
+    """Called after an error was reported and before the failing call returns."""
     code: str = "UNSPECIFIED_ERROR"
-    """The code that a context reports."""
+    """The error code that a context reports."""
     layers: str = '{"Layers": [{"Name": "a", "Inputs": [{"Format/Datatype": "Half"}]}, {}]}'
     add: int = 0
-    """Added to every pixel: a GPU that computes something else."""
+    """Added to every pixel, for a GPU that computes something else."""
 
 
 def install(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None = None) -> Gpu:
@@ -61,7 +62,7 @@ def install(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None = None) -> Gpu:
     runtime = _cuda_runtime(gpu)
     modules = {"tensorrt": _tensorrt(gpu), "cuda": cuda, "cuda.bindings": bindings}
     for name, module in (modules | {"cuda.bindings.runtime": runtime}).items():
-        # torch looks for TensorRT's by itself.
+        # torch looks at the spec of ``tensorrt``.
         module.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, module)
     return gpu
@@ -149,7 +150,7 @@ def _tensorrt(gpu: Gpu) -> Any:
     def refuses(what: str, logger: Any, recorder: Any = None) -> bool:
         if what not in gpu.refuse:
             return False
-        # Tried with the bindings of 11.4: what has a recorder reports to that alone.
+        # Tried with the bindings of 11.4: an object with a recorder reports only to its recorder.
         if recorder is None:
             logger.log(ILogger.Severity.ERROR, gpu.refuse[what])
             logger.log(ILogger.Severity.WARNING, "a warning")
@@ -204,7 +205,7 @@ def _tensorrt(gpu: Gpu) -> Any:
                 raise TypeError("pybind11::init(): factory function returned nullptr")
 
         def create_network(self, flags: int) -> Any:
-            assert flags == 2, "strongly typed, and nothing else"
+            assert flags == 2, "strongly typed, without other flags"
             return SimpleNamespace()
 
         def create_builder_config(self) -> Config:

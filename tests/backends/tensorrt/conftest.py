@@ -1,4 +1,4 @@
-"""A stand-in for a GPU, models and engines for the tests of this folder, and what spoils them."""
+"""Fixtures of this folder: a stand-in for a GPU, models and engines; and helpers to damage them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SMALL = Profile((1, 8, 8), (2, 8, 8), (4, 16, 16))
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    """Return the stand-in for a GPU, under the stand-ins for TensorRT and CUDA."""
+    """Return the stand-in for a GPU, used by the stand-ins for TensorRT and CUDA."""
     return fake_tensorrt.install(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
 def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return where this user's key lies; caches and state are away from the user's own."""
+    """Return the path of this user's key. Caches and state are not in the real user's folders."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "states"))
     return tmp_path / "states" / "cyclegan-batch" / "engine.key"
@@ -37,7 +37,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
-    """Return a contract file that inverts."""
+    """Return a contract file that inverts its frames."""
     return open_model(generators.invert(tmp_path / "invert.onnx"))
 
 
@@ -66,16 +66,16 @@ def damage(path: Path) -> None:
 
 
 def exchange(path: Path) -> None:
-    """Put other bytes in the engine's place, and their digest into the card."""
+    """Replace the engine by other bytes, and write their digest into the card."""
     path.write_bytes(b"fake engine\nmalice")
-    said = json.loads(card_path(path).read_text())
-    said["engine_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    card_path(path).write_text(json.dumps(said))
+    card = json.loads(card_path(path).read_text())
+    card["engine_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    card_path(path).write_text(json.dumps(card))
 
 
 @pytest.fixture
 def engine(tmp_path: Path, gpu: Gpu, model: Model) -> Path:
-    """Return an engine of the model, built here, its cache beside it."""
+    """Return an engine of the model that was built here, with the cache in the same folder."""
     path = tmp_path / "night.engine"
     backend.write_engine(model, path, Build(SMALL), cache_dir=tmp_path / "cache")
     return path

@@ -40,7 +40,7 @@ OBJECTS = {
     "_prepare": {"context": "IExecutionContext"},
     "infer": {"self._context": "IExecutionContext"},
 }
-"""What TensorRT's objects are called in which function of the backend, and their classes."""
+"""The names of TensorRT's objects in each function of the backend, and their classes."""
 
 
 def source_of_the_backend() -> str:
@@ -52,19 +52,19 @@ def source_of_the_backend() -> str:
 def names_used() -> set[str]:
     """Return every name of TensorRT that the backend uses, as ``Class.name``."""
     tree = ast.parse(source_of_the_backend())
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             chain = ast.unparse(node).removeprefix("self._")
             if re.fullmatch(r"trt(\.\w+)+", chain):
-                found.add(chain.removeprefix("trt."))
+                names.add(chain.removeprefix("trt."))
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             classes = OBJECTS.get(function.name, {})
             for node in ast.walk(function):
                 if isinstance(node, ast.Attribute) and ast.unparse(node.value) in classes:
-                    found.add(f"{classes[ast.unparse(node.value)]}.{node.attr}")
-    return found
+                    names.add(f"{classes[ast.unparse(node.value)]}.{node.attr}")
+    return names
 
 
 def test_the_names_used_are_found() -> None:
@@ -91,12 +91,12 @@ _ENTRY_POINTS = (
     "getNvOnnxParserVersion",
     "initLibNvInferPlugins",
 )
-"""What the bindings want of TensorRT's libraries to be imported at all."""
+"""The functions of TensorRT's libraries that the bindings require at their import."""
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_name_exists_in_the_bindings(tmp_path: Path, version: str) -> None:
-    """The bindings are imported over empty libraries: classes and names need no more."""
+    """The bindings are imported with empty libraries, which is enough to look up names."""
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
     wheels = list(LABORATORY.glob(f"wheels/tensorrt_cu13_bindings-{version}-{tag}-*.whl"))
     if not wheels:
@@ -105,7 +105,7 @@ def test_every_name_exists_in_the_bindings(tmp_path: Path, version: str) -> None
             f"tensorrt-cu13-bindings=={version}"
         )
     if shutil.which("gcc") is None:
-        pytest.skip("no gcc to make the empty libraries with")
+        pytest.skip("no gcc to compile the empty libraries with")
     zipfile.ZipFile(wheels[0]).extractall(tmp_path)
     source = tmp_path / "empty.c"
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in _ENTRY_POINTS))

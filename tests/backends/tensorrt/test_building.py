@@ -1,4 +1,4 @@
-"""Engines are built once, kept with a card, and accepted by their parity; on stand-ins."""
+"""Engines are built once, kept with a card, and accepted by their parity; with stand-ins."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ from tests.synthesis.fake_tensorrt import Gpu
 
 @pytest.mark.behaviour(32)
 def test_a_second_run_builds_nothing(tmp_path: Path, gpu: Gpu, model: Model) -> None:
-    said: list[str] = []
+    sentences: list[str] = []
     for _ in range(2):
-        opened = open_on(gpu, model, tmp_path / "cache", say=said.append)
+        opened = open_on(gpu, model, tmp_path / "cache", say=sentences.append)
         opened.infer(frames(2, 8, 8))
     assert len(gpu.builds) == 1
-    assert said == ["building an engine of invert.onnx for NVIDIA Fake 1 (1,8,8 to 2,8,8, tuned "
-                    "for 2,8,8) …"]  # fmt: skip
+    assert sentences == [
+        "building an engine of invert.onnx for NVIDIA Fake 1 (1,8,8 to 2,8,8, tuned for 2,8,8) …"
+    ]
 
 
 @pytest.mark.behaviour(32)
@@ -96,10 +97,10 @@ def test_an_engine_of_an_earlier_recipe_is_rebuilt_and_one_in_a_file_goes_on(
 def test_a_card_of_the_first_version_is_read_and_its_engine_rebuilt(
     tmp_path: Path, gpu: Gpu, engine: Path
 ) -> None:
-    said = json.loads(card_path(engine).read_text())
-    del said["build"]["recipe"], said["machine"]["multiprocessors"], said["machine"]["memory_gib"]
-    said["build"]["refit"] = False
-    card_path(engine).write_text(json.dumps(said))
+    card = json.loads(card_path(engine).read_text())
+    del card["build"]["recipe"], card["machine"]["multiprocessors"], card["machine"]["memory_gib"]
+    card["build"]["refit"] = False
+    card_path(engine).write_text(json.dumps(card))
     gpu.builds.clear()
     opened = open_on(gpu, open_model(engine), tmp_path / "cache")
     assert len(gpu.builds) == 1
@@ -132,7 +133,7 @@ def test_what_is_damaged_in_the_cache_is_rebuilt_and_never_loaded(
     assert len(gpu.opened) == 1
     assert opened.infer(frames(1, 8, 8)).shape == (1, 8, 8, 3)
     open_on(gpu, model, tmp_path)
-    assert len(gpu.builds) == 2, "and then it is whole again"
+    assert len(gpu.builds) == 2, "the engine of the second run was kept"
 
 
 def test_an_engine_that_tensorrt_does_not_open_any_more_is_rebuilt(
@@ -182,12 +183,12 @@ def test_a_build_is_what_was_asked_for(tmp_path: Path, gpu: Gpu, model: Model) -
     build = Build(SMALL, builder_level=5, workspace=64, hardware_compatible=True,
                   version_compatible=True, tf32=True)  # fmt: skip
     backend.write_engine(model, tmp_path / "x.engine", build, cache_dir=tmp_path)
-    (made,) = gpu.builds
-    assert made.profile == ((1, 8, 8, 3), (2, 8, 8, 3), (4, 16, 16, 3))
-    assert made.builder_optimization_level == 5
-    assert made.workspace == 64 * 2**20
-    assert made.hardware_compatibility_level == "AMPERE_PLUS"
-    assert made.flags == {"VERSION_COMPATIBLE", "TF32"}
+    (config,) = gpu.builds
+    assert config.profile == ((1, 8, 8, 3), (2, 8, 8, 3), (4, 16, 16, 3))
+    assert config.builder_optimization_level == 5
+    assert config.workspace == 64 * 2**20
+    assert config.hardware_compatibility_level == "AMPERE_PLUS"
+    assert config.flags == {"VERSION_COMPATIBLE", "TF32"}
 
 
 def test_a_long_build_says_how_far_it_is_and_ctrl_c_ends_it_errors(
@@ -214,7 +215,7 @@ def test_a_long_build_says_how_far_it_is_and_ctrl_c_ends_it_errors(
     while threading.active_count() > 1 and deadline:
         deadline -= 1
         threading.Event().wait(0.1)
-    assert not gpu.builds, "the monitor said no, and TensorRT gave nothing"
+    assert not gpu.builds, "the monitor stopped the build, and there is no engine"
 
 
 _LEFT_BUILDING = """
@@ -246,7 +247,7 @@ except KeyboardInterrupt:
 
 
 def test_a_build_that_was_left_has_an_interpreter_until_it_ends(tmp_path: Path) -> None:
-    """TensorRT's threads call Python: where the interpreter is gone, that ends in an abort."""
+    """TensorRT's threads call Python: without an interpreter such a call aborts the process."""
     done = subprocess.run(
         [sys.executable, "-c", _LEFT_BUILDING, tmp_path / "ended"],
         cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=60,

@@ -1,4 +1,4 @@
-"""Engines through the commands and as a function on arrays; on stand-ins."""
+"""Engines through the commands and as a function on arrays; with stand-ins."""
 
 from __future__ import annotations
 
@@ -97,10 +97,10 @@ def test_an_engine_of_a_checkpoint_leaves_its_onnx_beside_it(
     tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine_export = pytest.importorskip("cyclegan_export.engine_export")
-    told: dict[str, Any] = {}
+    received: dict[str, Any] = {}
 
     def export_onnx(source: Path, output: Path, **options: Any) -> None:
-        told.update(options)
+        received.update(options)
         generators.invert(output)
 
     monkeypatch.setattr(engine_export, "export_onnx", export_onnx)
@@ -110,7 +110,7 @@ def test_an_engine_of_a_checkpoint_leaves_its_onnx_beside_it(
     assert "pass --opt-shape N,H,W" in done.output
     done = run("export", "latest_net_G.pth", engine, "--opt-shape", "1,12,16", "--io", "float16")
     assert done.exit_code == 0, done.output
-    assert (told["io"], told["precision"], told["verify"]) == ("float16", "fp32", True)
+    assert (received["io"], received["precision"], received["verify"]) == ("float16", "fp32", True)
     card = read_card(engine)
     assert card.model.path == tmp_path / "g.onnx"
     assert hashlib.sha256((tmp_path / "g.onnx").read_bytes()).hexdigest() == card.onnx_sha256

@@ -1,4 +1,4 @@
-"""An engine as a file: its card, whose it is, what it is bound to, and its shapes; on stand-ins."""
+"""An engine as a file: its card, trust, the machine it is bound to, its shapes; with stand-ins."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def test_an_engine_translates_as_it_is(tmp_path: Path, gpu: Gpu, engine: Path) -
 def test_fp32_and_tf32_are_told_apart_errors(
     tmp_path: Path, gpu: Gpu, model: Model, engine: Path
 ) -> None:
-    asked = {"auto": "tf32", "tf32": "tf32", "fp32": "fp32"}
-    for word, found in asked.items():
-        assert open_on(gpu, model, tmp_path / word, precision=word).precision == found
+    arithmetic = {"auto": "tf32", "tf32": "tf32", "fp32": "fp32"}
+    for word, expected in arithmetic.items():
+        assert open_on(gpu, model, tmp_path / word, precision=word).precision == expected
     assert (
         open_on(gpu, open_model(engine), tmp_path / "cache", precision="fp32").precision == "fp32"
     )
@@ -84,7 +84,7 @@ def test_an_engine_that_we_did_not_build_needs_trust_errors(
     exchange(engine)
     with pytest.raises(ModelError, match=r"was not built here.*--trust-engine"):
         open_on(gpu, open_model(engine), tmp_path / "cache")
-    assert not gpu.opened, "TensorRT has not seen a byte of it"
+    assert not gpu.opened, "no byte of it reached TensorRT"
 
 
 @pytest.mark.behaviour(44)
@@ -97,7 +97,7 @@ def test_a_key_that_came_along_with_an_engine_is_no_key_errors(
     monkeypatch: pytest.MonkeyPatch,
     named: bool,
 ) -> None:
-    """Whoever sends a folder can put a key into it, and whoever shares a cache can read one."""
+    """The sender of a folder can put a key into it; the users of a shared cache can read one."""
     cache = tmp_path / "sent" if named else tmp_path / "caches" / "cyclegan-batch"
     with monkeypatch.context() as there:
         there.setenv("XDG_STATE_HOME", str(tmp_path / "of the sender"))
@@ -111,10 +111,10 @@ def test_a_key_that_came_along_with_an_engine_is_no_key_errors(
     with pytest.raises(ModelError, match=r"was not built here.*--trust-engine"):
         open_on(gpu, open_model(cache / "x.engine"), cache)
     assert not gpu.opened
-    # What lies in its cache is no better, and is replaced.
+    # The sender's engine in the cache is not trusted either, and is replaced.
     open_on(gpu, open_model(cache / model.card.path.name), cache)
     assert len(gpu.builds) == 3
-    assert gpu.builds[-1].known == b"", "timings of another user are not handed to TensorRT"
+    assert gpu.builds[-1].known == b"", "timings of another user are not passed to TensorRT"
     assert senders.read_bytes() != key.read_bytes()
 
 
@@ -128,7 +128,7 @@ def _readable(path: Path) -> None:
 
 def _of_another_user(path: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root gives files away")
+        pytest.skip("only root can give files to another user")
     os.chown(path, 12345, -1)
 
 
@@ -184,7 +184,7 @@ def test_an_engine_built_here_is_ours_whatever_cache_folder_is_named(
     backend.write_engine(model, path, Build(SMALL))
     assert key.stat().st_mode & 0o077 == 0, "nobody else reads it"
     assert key.parent.stat().st_mode & 0o022 == 0, "nobody else writes there"
-    assert not list(tmp_path.glob("caches/**/*.key")), "it lies in no cache"
+    assert not list(tmp_path.glob("caches/**/*.key")), "the key lies in no cache"
     opened = open_on(gpu, open_model(path), tmp_path / "another folder")
     assert opened.infer(frames(1, 8, 8)).shape == (1, 8, 8, 3)
     key.write_bytes(bytes(32))
@@ -301,9 +301,9 @@ def test_an_engine_of_one_size_has_a_card_of_fixed_size(tmp_path: Path, engine: 
     only = (2, 16, 8)
     card = _card_of(engine, Build(Profile(only, only, only)))
     engine_card.write_engine_file(card, b"")
-    found = open_model(engine).card
-    assert found.sizes.fixed == (16, 8)
-    assert found.batch == 2
+    card = open_model(engine).card
+    assert card.sizes.fixed == (16, 8)
+    assert card.batch == 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Contexts of an engine: pictures, buffers, batches, forks, and calls that fail; on stand-ins."""
+"""Contexts of an engine: pixels, buffers, batches, forks, and calls that fail; with stand-ins."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_frames_go_in_and_come_out_translated(tmp_path: Path, gpu: Gpu, io: Any)
     second = opened.infer(white - sent)
     assert first.dtype == sent.dtype
     np.testing.assert_array_equal(first, white - sent)
-    # The second call wrote into the same buffers, and the first result is the caller's.
+    # The second call wrote into the same buffers and did not change the first result.
     np.testing.assert_allclose(second, sent, atol=1e-3)
 
 
@@ -46,7 +46,7 @@ def test_frames_outside_the_profile_get_an_engine_that_takes_many_sizes(
     tmp_path: Path, gpu: Gpu, model: Model
 ) -> None:
     opened = open_on(gpu, model, tmp_path, shapes=[])
-    assert not gpu.builds, "nothing is known yet of what will come"
+    assert not gpu.builds, "the shapes of the frames are not known yet"
     for size in ((8, 8), (12, 20), (16, 16), (500, 300)):
         assert opened.infer(frames(1, *size)).shape == (1, *size, 3)
     assert [build.profile[2] for build in gpu.builds] == [(1, 8, 8, 3), (1, 512, 512, 3)]
@@ -66,10 +66,10 @@ def test_forks_share_the_engine_and_have_buffers_of_their_own(
     opened = open_on(gpu, model, tmp_path)
     contexts = [opened, opened.fork(), opened.fork()]
     sent = [frames(2, 8, 8) // (index + 1) for index in range(3)]
-    found: list[Any] = [None] * 3
+    results: list[Any] = [None] * 3
 
     def work(index: int) -> None:
-        found[index] = contexts[index].infer(sent[index])
+        results[index] = contexts[index].infer(sent[index])
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
     for thread in threads:
@@ -77,7 +77,7 @@ def test_forks_share_the_engine_and_have_buffers_of_their_own(
     for thread in threads:
         thread.join()
     for index in range(3):
-        np.testing.assert_array_equal(found[index], 255 - sent[index])
+        np.testing.assert_array_equal(results[index], 255 - sent[index])
     assert len(gpu.builds) == len(gpu.opened) == 1
     assert gpu.streams == 3
     for context in contexts:
@@ -103,11 +103,11 @@ def test_too_large_a_batch_is_out_of_memory_and_half_of_it_is_not_errors(
     tmp_path: Path, gpu: Gpu, model: Model
 ) -> None:
     opened = open_on(gpu, model, tmp_path, shapes=[(4, 8, 8)])
-    # Working memory is ten times the frames here, and four buffers stand beside it.
+    # Here scratch memory is ten times the frames, and there are four buffers of their size.
     gpu.memory = 14 * 3 * 8 * 8 * 3
     with pytest.raises(OutOfMemoryError, match=r"on cuda:0 for a batch of 4,8,8"):
         opened.infer(frames(4, 8, 8))
-    assert not gpu.live, "what was allocated before it failed is free again"
+    assert not gpu.live, "what was allocated before the failure is free again"
     np.testing.assert_array_equal(opened.infer(frames(2, 8, 8)), 255 - frames(2, 8, 8))
     assert len(gpu.builds) == 1
 
@@ -130,7 +130,7 @@ def test_a_failing_call_says_why_errors(tmp_path: Path, gpu: Gpu, model: Model, 
 def test_out_of_memory_of_one_context_stays_that_while_another_goes_on_errors(
     tmp_path: Path, gpu: Gpu, model: Model, what: str
 ) -> None:
-    """The second context begins a call of its own between the first one's failure and its words."""
+    """The second context runs a call after the first one failed, before its error is read."""
     opened = open_on(gpu, model, tmp_path)
     other = opened.fork()
     sent = frames(2, 8, 8)
@@ -146,7 +146,7 @@ def test_out_of_memory_of_one_context_stays_that_while_another_goes_on_errors(
     gpu.reported, gpu.refuse = meanwhile, failing
     with pytest.raises(OutOfMemoryError, match="for a batch of 2,8,8"):
         opened.infer(sent)
-    # And the other way round: what one reports is no failure of the other.
+    # The other way round: an error of one context is no failure of the other.
     gpu.reported, gpu.refuse = (lambda: None), {"enqueue": "illegal address"}
     with pytest.raises(BackendError, match="illegal address"):
         opened.infer(sent)

@@ -1,9 +1,9 @@
-"""TensorRT itself: contract files are parsed and built for real, and run where there is a GPU.
+"""The real TensorRT parses contract files, builds engines of them, and runs these on a GPU.
 
-What is marked ``needs_tensorrt`` needs no GPU, but bindings and a library which NVIDIA does not
-mean to go together (export/README.md says which). It shows that the network parses and that a
-builder of the family takes its types and shapes; it shows no picture and no speed. What is marked
-``needs_cuda`` runs where there is a GPU.
+Tests marked ``needs_tensorrt`` require no GPU, but bindings and a library that NVIDIA does not
+combine (export/README.md names them). They show that the network parses, and that a builder of
+TensorRT's family takes its types and shapes; they show no image and no speed. Tests marked
+``needs_cuda`` require a GPU.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ EXPORTED: dict[str, tuple[GeneratorConfig, dict[str, Any]]] = {
 
 
 def exported(folder: Path, name: str) -> Model:
-    """Return a variant, exported from a checkpoint."""
+    """Return a variant that was exported from a checkpoint."""
     pytest.importorskip("onnxscript")
     torch = pytest.importorskip("torch")
     from cyclegan_export import export_onnx
@@ -113,7 +113,7 @@ def test_tensorrt_convolves_an_fp16_export_in_half_and_normalises_it_in_float(
     def types(*kinds: Any) -> list[Any]:
         return [layer.get_output(0).dtype for layer in layers if layer.type in kinds]
 
-    # Two blocks of two, one at each end, two down and two up; the last is not normalised.
+    # Two blocks of two convolutions, one at each end, two down, two up; the last one has no norm.
     kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
     assert types(*kinds) == [trt.DataType.HALF] * 10
     assert types(trt.LayerType.NORMALIZATION) == [trt.DataType.FLOAT] * 9
@@ -132,7 +132,7 @@ def test_tensorrt_says_why_it_refuses_errors(tmp_path: Path) -> None:
 
 @pytest.mark.needs_tensorrt
 def test_tensorrt_reports_to_the_recorder_of_what_failed_and_not_to_the_logger() -> None:
-    """Of a runtime here, as a context takes a GPU."""
+    """The test uses a runtime as the failing object, since a context requires a GPU."""
     trt = pytest.importorskip("tensorrt")
     log, recorder = library.logger(trt), library.error_recorder(trt)
     log.clear()
@@ -148,7 +148,7 @@ def test_tensorrt_reports_to_the_recorder_of_what_failed_and_not_to_the_logger()
     assert log.words() == ""
     recorder.report_error(trt.ErrorCodeTRT.FAILED_ALLOCATION, "")
     assert recorder.out_of_memory()
-    del runtime  # it refers to the recorder
+    del runtime  # before the recorder, to which it has a pointer
 
 
 @pytest.mark.needs_tensorrt
@@ -158,13 +158,13 @@ def test_tensorrt_tells_how_far_it_is_and_keeps_its_timings(
     pytest.importorskip("tensorrt")
     monkeypatch.setattr(building, "_REPORT_INTERVAL", 0.2)
     model = open_model(generators.tiny_resnet(tmp_path / "resnet.onnx"))
-    said: list[str] = []
+    sentences: list[str] = []
     for _ in range(2):
         backend.engine_from_graph(
-            model.graph, Build(SMALL), name="r", timing_cache=tmp_path / "t", say=said.append
+            model.graph, Build(SMALL), name="r", timing_cache=tmp_path / "t", say=sentences.append
         )
     assert engine_card.unsealed((tmp_path / "t").read_bytes())
-    assert any("step" in sentence for sentence in said)
+    assert any("step" in sentence for sentence in sentences)
 
 
 # On a GPU
@@ -174,7 +174,7 @@ def test_tensorrt_tells_how_far_it_is_and_keeps_its_timings(
 @pytest.mark.needs_tensorrt
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_engine_on_a_gpu_draws_what_its_file_says(tmp_path: Path, variant: str) -> None:
-    """Never run so far: no machine of ours has had a GPU."""
+    """This test has never run: no machine of the project has had a GPU."""
     pytest.importorskip("tensorrt")
     if not nvidia_gpus():
         pytest.skip("no NVIDIA GPU")

@@ -1,7 +1,8 @@
-"""Probe and decide everything before the first frame.
+"""Probe the inputs and decide everything before the first frame.
 
 A `JobPlan` names every input and output, the model and the backend that runs it, the sizes and the
-schedule; ``--dry-run`` prints it. What cannot work is refused here, before a file is written.
+schedule; ``--dry-run`` prints it (plan_text.py). What cannot work is refused here, before a file is
+written.
 """
 
 from __future__ import annotations
@@ -39,37 +40,65 @@ if TYPE_CHECKING:
     from .inputs import InputTree
 
 _MOST_CONVERTERS = 8
-"""Beyond this a conversion no longer limits: one worker does about 150 frames/s at 1280×720."""
+"""With more workers a conversion no longer limits: one does about 150 frames/s at 1280×720."""
 
 _GPU_BATCH = 4
+"""Frames per call on a GPU, where neither the user nor the model sets it."""
 
-_LOOKED_AT = 32
-"""Pictures whose headers are read for the plan: enough to know what the network will see."""
+_SAMPLED_IMAGES = 32
+"""Images whose headers are read for the plan: enough to know the sizes that occur."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackendChoice:
-    """The backend that runs a plan: what it is, and what it takes to open it once more."""
+class BackendRequest:
+    """What `backends.open_backend` is called with."""
 
-    name: str
+    backend: str
     device: str
     precision: str
-    """What the arithmetic really uses; one of `backends.PRECISIONS`."""
-    requested_precision: str
     threads: int
     """CPU threads for the network, of all contexts together."""
     contexts: int
     shapes: tuple[BatchShape, ...]
-    """The frames (N, H, W) that an engine is built for."""
+    """The batches (N, H, W) that an engine is built for."""
     cache_dir: Path | None
     trust_engine: bool
 
+    def open(self, model: Model, say: Callable[[str], None]) -> Backend:
+        """Open the backend; the caller closes it. Raises BackendError, ModelError."""
+        from ..backends import open_backend
 
-@dataclass(frozen=True)
+        return open_backend(
+            model,
+            backend=self.backend,
+            device=self.device,
+            precision=self.precision,
+            threads=self.threads,
+            contexts=self.contexts,
+            shapes=self.shapes,
+            cache_dir=self.cache_dir,
+            trust_engine=self.trust_engine,
+            say=say,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendChoice:
+    """The backend that a plan chose, and how it is opened again."""
+
+    name: str
+    device: str
+    precision: str
+    """The one in which it computes; one of `backends.PRECISIONS`."""
+    request: BackendRequest
+    """Names this backend and this device."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobPlan:
     """Everything that was decided about a job, as a value: it can be pickled and run elsewhere.
 
-    Nothing in it is open. Only a job that reads standard input must run where it was planned.
+    Nothing in it is open. A job that reads standard input must run where it was planned.
     """
 
     inputs: tuple[Path, ...]
@@ -79,25 +108,25 @@ class JobPlan:
     backend: BackendChoice
     schedule: Schedule
     entries: tuple[Entry, ...]
-    """What is translated: every input with its output."""
+    """Every input that is translated, with its output."""
     others: tuple[Entry, ...]
     """Files that are copied along (``--copy-others``)."""
     videos: tuple[VideoPlan, ...]
-    """How each video is read and written (a pipe and a pattern of images are videos too)."""
+    """How each video is read and written; a pipe and a pattern of images are videos, too."""
     shards: tuple[ImageShard, ...]
-    """How the pictures are divided."""
+    """The images in groups."""
     skipped: int
     """Outputs that exist and stay as they are (``--skip-existing``)."""
     failures: tuple[Failure, ...]
-    """Inputs that could not even be planned, where the plan goes on without them."""
+    """Inputs that could not be planned and are left out (``--on-error skip``)."""
     notes: tuple[Note, ...]
     """What the user is told once, before the first frame."""
     sizes: tuple[Size, ...]
-    """Every (height, width) that is known beforehand: of all videos, and of some pictures."""
+    """Every (height, width) that is known beforehand: of all videos, and of some images."""
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """What is translated as pieces of work, in the order in which they are done."""
+        """The work in pieces, in the order in which they are done."""
         return (*map(VideoUnit, self.videos), *map(ImageUnit, self.shards))
 
     def open_backend(self, say: Callable[[str], None] = lambda sentence: None) -> Backend:
@@ -105,39 +134,26 @@ class JobPlan:
 
         ``say`` receives a sentence before work that takes minutes.
         """
-        from ..backends import open_backend
-
-        return open_backend(
-            self.model,
-            backend=self.backend.name,
-            device=self.backend.device,
-            precision=self.backend.requested_precision,
-            threads=self.backend.threads,
-            contexts=self.backend.contexts,
-            shapes=self.backend.shapes,
-            cache_dir=self.backend.cache_dir,
-            trust_engine=self.backend.trust_engine,
-            say=say,
-        )
+        return self.backend.request.open(self.model, say)
 
     def geometry(self, size: Size) -> Geometry:
-        """Return how a picture of ``size`` (height, width) goes through the network."""
+        """Return how a frame of ``size`` (height, width) goes through the network."""
         return geometry_from_options(self.model.card, self.options)(size)
 
     @property
     def frames(self) -> int | None:
-        """Pictures expected in all, or None where an input does not tell."""
+        """Frames expected in all, or None where an input does not show its number."""
         counts = [unit.frames for unit in self.units]
         return None if None in counts else sum(count or 0 for count in counts)
 
     @property
     def largest(self) -> Size | None:
-        """The size (height, width) whose way through the network takes most, of those known."""
+        """The known size (height, width) that takes most memory on its way through the network."""
         return max(self.sizes, key=self.frame_bytes, default=None)
 
     @property
     def memory(self) -> int | None:
-        """Bytes of pictures that are in memory at once, at most: frames in flight × one frame.
+        """Bytes of frames that are in memory at once, at most: frames in flight × one frame.
 
         None where no size is known beforehand.
         """
@@ -146,7 +162,7 @@ class JobPlan:
         return self.schedule.frames_in_flight * self.frame_bytes(self.largest)
 
     def frame_bytes(self, size: Size) -> int:
-        """Return the bytes of a frame of ``size`` where it is largest on its way."""
+        """Return the bytes of a frame of ``size`` (height, width) at its largest step."""
         shape = self.geometry(size)
         samples = max(h * w for h, w in (shape.source, shape.content, shape.network)) * 3
         return samples * (1 if self.model.card.pixel_type == "uint8" else 2)
@@ -162,18 +178,18 @@ def plan_job(
 ) -> tuple[JobPlan, Backend]:
     """Decide everything about translating ``inputs`` to ``output`` with the generator ``model``.
 
-    The batch size and the notes depend on an open backend: it is returned beside the plan, and the
-    caller closes it.
+    The batch size and some notes depend on the open backend. It is returned beside the plan, and
+    the caller closes it.
 
-    An ``output`` that ends in a separator is a folder; a Path keeps no such end, a string does.
-    ``say`` receives a sentence before what takes minutes: the export of a checkpoint, the building
-    of an engine. Raises InputError, ModelError, BackendError, OutputError.
+    An ``output`` that ends in a separator is a folder; a string keeps the separator, a Path does
+    not. ``say`` receives a sentence before work that takes minutes: the export of a checkpoint, the
+    building of an engine. Raises InputError, ModelError, BackendError, OutputError.
     """
     from ..opening import open_for_translation
     from .inputs import find_inputs, why_unread
 
-    # Cheap refusals first: a typing error should not wait for a model to load.
-    _check_stretch(options)
+    # Cheap checks come first: a typing error need not wait until a model is loaded.
+    _check_times(options)
     tree = find_inputs(
         inputs,
         output,
@@ -225,21 +241,22 @@ def plan_job(
         shards=tuple(shards),
         skipped=skipped,
         failures=tuple(failures),
-        notes=(*_sight(generator.card, options, sizes), *backend.notes, *notes),
+        notes=(*_size_notes(generator.card, options, sizes), *backend.notes, *notes),
         sizes=tuple(dict.fromkeys(sizes)),
     )
     return plan, backend
 
 
 def geometry_from_options(card: ModelCard, options: TranslateOptions) -> partial[Geometry]:
-    """Return the function from a picture's size to its way through the network."""
+    """Return the function from a frame's size to its way through the network."""
     return partial(frame_geometry, requirements=card.sizes, size=options.size, fit=options.fit)
 
 
 def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[InputTree, int]:
-    """Apply ``--overwrite`` and ``--skip-existing``; a preview writes none of the outputs.
+    """Return ``tree`` without the outputs that exist (``--skip-existing``), and their number.
 
-    Raises OutputError where something exists and neither is given.
+    A preview writes none of the outputs. Raises OutputError where one exists and neither
+    ``--skip-existing`` nor ``--overwrite`` is given.
     """
     from ..media.formats import PIPE
 
@@ -255,9 +272,9 @@ def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[Input
             f"{printable(first)}{among} already, and nothing is overwritten unasked; "
             "-y overwrites, -n leaves what exists and does the rest"
         )
-    left = set(existing)
-    kept = tuple(entry for entry in tree.entries if entry not in left)
-    return replace(tree, entries=kept), len(existing)
+    skipped = set(existing)
+    rest = tuple(entry for entry in tree.entries if entry not in skipped)
+    return replace(tree, entries=rest), len(existing)
 
 
 def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> VideoPlan:
@@ -285,23 +302,23 @@ def _plan_shards(
 
 
 def _some_sizes(images: Sequence[Entry], options: TranslateOptions) -> list[Size]:
-    """Return the sizes (height, width) that the headers of some pictures tell, evenly spread."""
+    """Return the sizes (height, width) in the headers of some images, evenly spread."""
     if not images:
         return []
     from ..media.headers import read_header
 
     sizes = []
-    step = -(-len(images) // _LOOKED_AT)
+    step = -(-len(images) // _SAMPLED_IMAGES)
     for entry in images[::step]:
-        # What is wrong with a picture is told when its turn comes.
+        # An image that cannot be read is reported when it is translated.
         with contextlib.suppress(InputError, OSError), entry.source.open("rb") as file:
             header = read_header(file, printable(entry.source), max_pixels=options.max_pixels)
             sizes.append(header.displayed_size)
     return sizes
 
 
-def _check_stretch(options: TranslateOptions) -> None:
-    """Refuse a stretch that holds nothing. Raises InputError."""
+def _check_times(options: TranslateOptions) -> None:
+    """Refuse times that leave no frame between them. Raises InputError."""
     if options.to is not None and options.to <= (options.ss or 0.0):
         raise InputError(
             f"--to {options.to:g} s is not after the start, {options.ss or 0.0:g} s, so nothing "
@@ -310,85 +327,76 @@ def _check_stretch(options: TranslateOptions) -> None:
 
 
 def _without_effect(options: TranslateOptions, kinds: set[str]) -> list[Note]:
-    """Say which of the options given mean nothing to what is translated."""
+    """Return a note for the given options that have no effect on inputs of these kinds."""
     given = options_given(options)
-    found = []
-    for what, kind, there in (
+    notes = []
+    for what, kind, present in (
         ("video", "video", bool(kinds - {"image", "unread"})),
-        ("picture", "image", "image" in kinds),
-        ("pattern of pictures", "pattern", "pattern" in kinds),
+        ("image", "image", "image" in kinds),
+        ("pattern of images", "pattern", "pattern" in kinds),
     ):
         useless = [each.flag for each in given if each.applies_to == (kind,)]
-        if kinds and useless and not there:
+        if kinds and useless and not present:
             text = f"no effect, as no {what} is among the inputs"
-            found.append(Note(", ".join(useless), text))
-    return found
+            notes.append(Note(", ".join(useless), text))
+    return notes
 
 
 def _choose_backend(
     model: Model, options: TranslateOptions, sizes: Sequence[Size], say: Callable[[str], None]
 ) -> tuple[Backend, BackendChoice, Schedule]:
-    """Open the backend that the options lead to, and lay out the run around it."""
-    from ..backends import default_contexts, open_backend
+    """Open the backend for ``options``, and set the workers and the batch size of the run."""
+    from ..backends import default_contexts
     from ..machine import cpu_threads
 
     cores = cpu_threads()
     threads = options.threads or cores
     contexts = default_contexts("cpu", threads)
     shape = geometry_from_options(model.card, options)
-    on_gpu = options.batch_size or model.card.batch or _GPU_BATCH
+    gpu_batch = options.batch_size or model.card.batch or _GPU_BATCH
     networks = dict.fromkeys(shape(size).network for size in sizes)
-    shapes = tuple((on_gpu, *network) for network in networks)
-    backend = open_backend(
-        model,
+    request = BackendRequest(
         backend=options.backend,
         device=options.device,
         precision=options.precision,
         threads=threads,
         contexts=contexts,
-        shapes=shapes,
+        shapes=tuple((gpu_batch, *network) for network in networks),
         cache_dir=options.cache_dir,
         trust_engine=options.trust_engine,
-        say=say,
     )
+    backend = request.open(model, say)
     choice = BackendChoice(
         name=backend.name,
         device=backend.device,
         precision=backend.precision,
-        requested_precision=options.precision,
-        threads=threads,
-        contexts=contexts,
-        shapes=shapes,
-        cache_dir=options.cache_dir,
-        trust_engine=options.trust_engine,
+        request=replace(request, backend=backend.name, device=backend.device),
     )
     if backend.device != "cpu":
         contexts = default_contexts(backend.device, threads)
-    # On a CPU a batch gains nothing (its frames are computed one after the other) and costs memory.
+    # On a CPU the frames of a batch are computed one after the other: a batch only costs memory.
     batch_size = options.batch_size or (1 if backend.device == "cpu" else _GPU_BATCH)
     if model.card.batch is not None:
         batch_size = options.batch_size or model.card.batch
-    converters = min(cores, _MOST_CONVERTERS)
-    return (
-        backend,
-        choice,
-        Schedule(batch_size=batch_size, contexts=contexts, converters=converters),
+    schedule = Schedule(
+        batch_size=batch_size, contexts=contexts, converters=min(cores, _MOST_CONVERTERS)
     )
+    return backend, choice, schedule
 
 
-def _sight(card: ModelCard, options: TranslateOptions, sizes: Sequence[Size]) -> list[Note]:
-    """Say what the network sees against what it was trained on."""
+def _size_notes(card: ModelCard, options: TranslateOptions, sizes: Sequence[Size]) -> list[Note]:
+    """Return a note on the sizes that the network receives, and the one it was trained at."""
     if not sizes:
         return []
     shape = geometry_from_options(card, options)
-    seen = list(dict.fromkeys(_way(shape(size)) for size in sizes))
+    words = list(dict.fromkeys(_size_words(shape(size)) for size in sizes))
     trained = f"trained at {card.trained_size}, " if card.trained_size else ""
-    more = f" and {len(seen) - 3} other sizes" if len(seen) > 3 else ""
-    return [Note(Path(card.path.name), f"{trained}sees {', '.join(seen[:3])}{more}")]
+    more = f" and {len(words) - 3} other sizes" if len(words) > 3 else ""
+    return [Note(Path(card.path.name), f"{trained}its input is {', '.join(words[:3])}{more}")]
 
 
-def _way(shape: Geometry) -> str:
-    """Return the network's size in words, and how a picture comes to it where that shows."""
+def _size_words(shape: Geometry) -> str:
+    """Return the network's size in words, with the steps from the frame's size where it differs."""
     source, content, network = (f"{w}×{h}" for h, w in (shape.source, shape.content, shape.network))
     if shape.content == shape.source:
         return network

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def plan_description(plan: JobPlan) -> dict[str, Any]:
-    """Return the plan as JSON-able values, as the report holds it."""
+    """Return the plan as values for JSON; a report holds it, too."""
     card = plan.model.card
     options = asdict(plan.options)
     defaults = asdict(TranslateOptions())
@@ -36,7 +36,7 @@ def plan_description(plan: JobPlan) -> dict[str, Any]:
         "skipped": plan.skipped,
         "frames_in_flight": plan.schedule.frames_in_flight,
         "memory_bytes": plan.memory,
-        "videos": [_video_described(video) for video in plan.videos],
+        "videos": [_video_description(video) for video in plan.videos],
         "failures": [failure.description() for failure in plan.failures],
         "options": {
             key: str(value) if isinstance(value, Path) else value
@@ -47,55 +47,55 @@ def plan_description(plan: JobPlan) -> dict[str, Any]:
 
 
 def plan_lines(plan: JobPlan) -> list[str]:
-    """Return the plan for people, as ``--dry-run`` prints it: what becomes what, and how."""
+    """Return the lines that ``--dry-run`` prints: every input with its output, and how."""
     card, schedule = plan.model.card, plan.schedule
     calls = f"{schedule.contexts} at once" if schedule.contexts > 1 else "one at a time"
-    found = [
+    lines = [
         f"model    {printable(card.path)} ({card.architecture}, sha256 {card.digest[:12]})",
         f"runs on  {plan.backend.name}, {plan.backend.device}, {plan.backend.precision}; "
         f"{counted(schedule.batch_size, 'frame')} per call, {calls}",
         f"memory   {_memory_words(plan)}",
     ]
-    found += [f"note     {sentence}" for sentence in grouped(plan.notes)]
+    lines += [f"note     {sentence}" for sentence in grouped(plan.notes)]
     for video in plan.videos:
-        found += _video_lines(video)
+        lines += _video_lines(video)
     for shard in plan.shards:
         folders = {entry.output.parent for entry in shard.entries}
         if len(shard.entries) == 1:
             where = printable(shard.entries[0].output)
         else:
             where = printable(Path(os.path.commonpath(folders))) + "/"
-        found.append(f"{shard.name} → {where}")
-    found += [
+        lines.append(f"{shard.name} → {where}")
+    lines += [
         f"{printable(each.source)} → {printable(each.output)} (copied)" for each in plan.others
     ]
-    found += [f"FAILS    {failure.cause}" for failure in plan.failures]
+    lines += [f"FAILS    {failure.cause}" for failure in plan.failures]
     frames = "an unknown number of frames" if plan.frames is None else counted(plan.frames, "frame")
     files = len(plan.entries) - len(plan.failures) + len(plan.others)
-    told = f"would write {counted(files, 'file')}, {frames}"
+    summary = f"would write {counted(files, 'file')}, {frames}"
     if plan.skipped:
         stay = "exists already and stays" if plan.skipped == 1 else "exist already and stay"
-        told += f"; {plan.skipped} {stay}"
+        summary += f"; {plan.skipped} {stay}"
     if plan.failures:
-        told += f"; {len(plan.failures)} cannot be translated"
-    return [*found, told]
+        summary += f"; {len(plan.failures)} cannot be translated"
+    return [*lines, summary]
 
 
 def _memory_words(plan: JobPlan) -> str:
     flight = f"{plan.schedule.frames_in_flight} frames in flight"
     if plan.largest is None or plan.memory is None:
-        return f"{flight} × the size of a picture, which is not known yet"
+        return f"{flight} × the size of a frame, which is not known yet"
     each = f"{plan.frame_bytes(plan.largest) / 2**20:.1f} MiB"
     height, width = plan.largest
-    # Of many pictures only some were looked at.
-    known = "of the pictures looked at, the largest" if plan.shards else "RGB"
+    # Of many images the plan has read only some headers.
+    basis = "the largest of the images read for the plan" if plan.shards else "RGB"
     return (
-        f"{flight} × {each} ({width}×{height}, {known}) = "
-        f"{plan.memory / 2**20:.0f} MiB of pictures at most"
+        f"{flight} × {each} ({width}×{height}, {basis}) = "
+        f"{plan.memory / 2**20:.0f} MiB of frames at most"
     )
 
 
-def _video_described(video: VideoPlan) -> dict[str, Any]:
+def _video_description(video: VideoPlan) -> dict[str, Any]:
     encoder = video.encoder
     return {
         "input": str(video.path),
@@ -117,7 +117,7 @@ def _video_described(video: VideoPlan) -> dict[str, Any]:
 
 
 def _video_lines(video: VideoPlan) -> list[str]:
-    """Return what a video becomes, and beneath it how."""
+    """Return a line with a video's output, and lines with the details of its translation."""
     frames = "?" if video.frames_expected is None else video.frames_expected
     (height, width), stream, encoder = video.size, video.stream, video.encoder
     rate = f", {float(stream.average_rate):.6g}/s" if stream.average_rate else ""
@@ -126,7 +126,7 @@ def _video_lines(video: VideoPlan) -> list[str]:
     height, width = video.output_size
     written = f"{encoder.name} {encoder.pix_fmt} {width}×{height} {settings}".rstrip()
     colour = f"{video.colour.matrix} {'full' if video.colour.full_range else 'limited'} range"
-    found = [
+    lines = [
         f"{video.name} → {printable(video.output)}",
         f"         {read} → {written}; {colour}{', a guess' if video.colour.guessed else ''}",
     ]
@@ -135,14 +135,14 @@ def _video_lines(video: VideoPlan) -> list[str]:
     ]
     if others:
         words = [
-            f"{each.label} {_DONE[each.action]}" + (f" to {each.encoder}" if each.encoder else "")
+            f"{each.label} {_ACTION_VERBS[each.action]}" + (f" to {each.encoder}" if each.encoder else "")
             for each in others
         ]
-        found.append(f"         {'; '.join(words)}")
-    return found
+        lines.append(f"         {'; '.join(words)}")
+    return lines
 
 
-_DONE = {
+_ACTION_VERBS = {
     "copy": "copied",
     "convert": "converted",
     "transcode": "encoded",

@@ -233,7 +233,7 @@ def test_from_two_folders_to_a_translated_video(data, tmp_path):
     said = command("translate", clip, tmp_path / "fake_A.mp4", *asked)
     assert "netG_B.safetensors to ONNX, once; it is kept in" in said
     assert "exported: exact: " in said
-    assert "netG_B.onnx: trained at 32, sees 64×48" in said
+    assert "netG_B.onnx: trained at 32, its input is 64×48" in said
     assert "Done: 3 frames" in said
     (kept,) = cache.rglob("*.onnx")
     written = kept.stat().st_mtime_ns

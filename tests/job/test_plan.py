@@ -77,7 +77,7 @@ def test_memory_of_pictures_is_told_from_their_headers(model: Path, tmp_path: Pa
     made = planned(tmp_path / "in", tmp_path / "out", model=model)
     assert set(made.sizes) == {(24, 32), (240, 320), (60, 50)}
     assert made.memory == made.schedule.frames_in_flight * 240 * 320 * 3
-    assert any("sees 32×24, 320×240, 50×60" in note for note in grouped(made.notes))
+    assert any("its input is 32×24, 320×240, 50×60" in note for note in grouped(made.notes))
 
 
 def test_memory_that_nothing_tells_is_not_guessed(model: Path, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_memory_that_nothing_tells_is_not_guessed(model: Path, tmp_path: Path) -
 def test_only_some_of_many_pictures_are_looked_at(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "_LOOKED_AT", 4)
+    monkeypatch.setattr(planning, "_SAMPLED_IMAGES", 4)
     for number in range(11):
         picture(tmp_path / "in" / f"{number}.png", (10 + number, 8))
     made = planned(tmp_path / "in", tmp_path / "out", model=model)
@@ -133,17 +133,17 @@ def test_what_is_true_of_many_files_is_said_once(model: Path, tmp_path: Path) ->
 def test_what_the_network_sees_is_said_first(model: Path, clip: Path, tmp_path: Path) -> None:
     trained = generators.tiny_resnet(tmp_path / "tiny.onnx")
     made = planned(clip, tmp_path / "out.mp4", model=trained)
-    assert grouped(made.notes)[0] == "tiny.onnx: trained at 64, sees 64×48"
+    assert grouped(made.notes)[0] == "tiny.onnx: trained at 64, its input is 64×48"
     fixed = generators.invert(tmp_path / "fixed.onnx", fixed=(32, 32))
     made = planned(clip, tmp_path / "out.mp4", model=fixed)
-    assert grouped(made.notes)[0] == "fixed.onnx: sees 64×48 resized to 32×32"
+    assert grouped(made.notes)[0] == "fixed.onnx: its input is 64×48 resized to 32×32"
 
 
 @pytest.mark.parametrize(
     ("options", "note"),
     [
-        ({"fps": "25"}, "--fps: no effect, as no pattern of pictures is among the inputs"),
-        ({"quality": 3}, "--quality: no effect, as no picture is among the inputs"),
+        ({"fps": "25"}, "--fps: no effect, as no pattern of images is among the inputs"),
+        ({"quality": 3}, "--quality: no effect, as no image is among the inputs"),
         ({"crf": 3.0, "audio": "copy", "fit": "pad"}, None),
     ],
 )

@@ -135,7 +135,8 @@ def _video_lines(video: VideoPlan) -> list[str]:
     ]
     if others:
         words = [
-            f"{each.label} {_ACTION_VERBS[each.action]}" + (f" to {each.encoder}" if each.encoder else "")
+            f"{each.label} {_ACTION_VERBS[each.action]}"
+            + (f" to {each.encoder}" if each.encoder else "")
             for each in others
         ]
         lines.append(f"         {'; '.join(words)}")

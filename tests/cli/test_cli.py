@@ -215,7 +215,7 @@ def test_a_dry_run_shows_sound_copies_what_exists_and_what_would_fail(
     assert run.returncode == 3, run.stderr
     assert "audio aac, eng copied" in run.stdout
     assert f"{pictures / 'label.txt'} → {out / 'label.txt'} (copied)" in run.stdout
-    assert "\\xff[a].png (2 of 2 pictures)" in run.stdout
+    assert "\\xff[a].png (2 of 2 images)" in run.stdout
     (failure,) = (line for line in run.stdout.splitlines() if line.startswith("FAILS"))
     assert "text.mp4" in failure
     assert run.stdout.splitlines()[-1] == (

@@ -214,7 +214,7 @@ def _add_streams(
         if planned.action == "video":
             encoded = first.streams.video[0]
             stream = video = _add_translated(output, encoded, plan, joined)
-            ratio = plan.sample_aspect_ratio or encoded.sample_aspect_ratio
+            ratio = plan.translated.sample_aspect_ratio or encoded.sample_aspect_ratio
         else:
             assert source is not None
             template = source.streams[planned.index]
@@ -246,12 +246,13 @@ def _add_translated(
         stream.codec_context.extradata = None
     set_frame_rate(stream, plan.video.average_rate)
     stream.metadata.update(stream_tags(plan.video.metadata, output, encoded=True))
-    if plan.alpha and template.codec_context.name in ALPHA_DECODERS:
+    if plan.translated.alpha and template.codec_context.name in ALPHA_DECODERS:
         stream.metadata["alpha_mode"] = "1"
-    if plan.fields and isinstance(stream, VideoStream) and stream.codec_context is not None:
-        stream.codec_context.field_order = FIELD_ORDER[plan.fields]
+    fields = plan.translated.fields
+    if fields and isinstance(stream, VideoStream) and stream.codec_context is not None:
+        stream.codec_context.field_order = FIELD_ORDER[fields]
     size = template.codec_context.height, template.codec_context.width
-    ratio = plan.sample_aspect_ratio or template.sample_aspect_ratio
+    ratio = plan.translated.sample_aspect_ratio or template.sample_aspect_ratio
     aspect.reserve(stream, ratio, size, output.format.name)
     disposition = Disposition(0)
     for name in plan.video.disposition:

@@ -7,26 +7,24 @@ holds a stream is tried by `media.trial`; `media.assemble` carries the plan out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from types import MappingProxyType
 
 import av
 import av.container
 
 from ..errors import InputError, OutputError
-from ..frames import Size
 from ..options import TranslateOptions
 from ..wording import Note, printable
 from .containers import Container, container_for
 from .demuxing import open_container
 from .muxing import MUXER_TAGS, OutputStream, without_tags
 from .sound import plan_sound
-from .stream_info import Chapter, Fields, MediaInfo, StreamInfo
+from .stream_info import Chapter, MediaInfo, StreamInfo
 from .timestamps import BROADCAST_FORMATS
-from .trial import SampleVideo, Trial
+from .trial import TranslatedVideo, Trial
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class StreamPlan:
     """FFmpeg's name of the muxer."""
     video: StreamInfo
     """The source's stream that is translated."""
+    translated: TranslatedVideo
     streams: tuple[OutputStream, ...]
     """All streams of the output, in their order."""
     metadata: dict[str, str]
@@ -55,12 +54,6 @@ class StreamPlan:
     """One note for each audio stream that was to be encoded and cannot be decoded."""
     stops_at_damage: bool = False
     """A damaged packet is an error (``--on-error fail``)."""
-    sample_aspect_ratio: Fraction | None = None
-    """Of the translated video; None keeps what its encoder wrote."""
-    fields: Fields | None = None
-    """Which field is first in the translated video, where its frames are interlaced."""
-    alpha: bool = False
-    """The translated video is transparent in places."""
 
 
 def plan_streams(
@@ -68,31 +61,18 @@ def plan_streams(
     video: StreamInfo,
     output: Path,
     options: TranslateOptions,
-    *,
-    encoder: str,
-    pix_fmt: str,
-    size: Size,
-    encoder_options: Mapping[str, str] = MappingProxyType({}),
-    stretch_format: str = "mp4",
-    sample_aspect_ratio: Fraction | None = None,
-    fields: Fields | None = None,
-    alpha: bool = False,
-    lost: Sequence[str] = (),
+    translated: TranslatedVideo,
 ) -> StreamPlan:
     """Decide for every stream of ``info`` how it gets into ``output``, before the first frame.
 
-    ``encoder``, ``pix_fmt``, ``size`` (height, width), ``encoder_options`` (FFmpeg's),
-    ``sample_aspect_ratio``, ``fields`` and ``alpha`` are those of the translated video, whose
-    stretches are written by the muxer ``stretch_format``; ``lost`` lists what the encoder cannot
-    keep of the video, and is reported with the rest. Short files are written to memory as planned
-    and read back; a stream that makes one fail is left out, with a note each, or with
-    ``options.strict`` an OutputError. Raises OutputError where the container cannot hold the
+    ``video`` is the stream of ``info`` that becomes ``translated``. Short files are written to
+    memory as planned and read back; a stream that makes one fail is left out, with a note each, or
+    with ``options.strict`` an OutputError. Raises OutputError where the container cannot hold the
     translated video itself.
     """
     container = container_for(output)
-    sample = SampleVideo(encoder, pix_fmt, size, encoder_options, stretch_format)
-    trial = Trial(container, info, sample)
-    _check_translated_video(trial, container, info, video, output, encoder, pix_fmt)
+    trial = Trial(container, info, translated)
+    _check_translated_video(info, video, output, translated, trial)
     selection = _StreamSelection(info, video, output, options, trial)
     selection.select()
     included = [info.streams[each.index] for each in selection.streams]
@@ -104,7 +84,8 @@ def plan_streams(
     ]
     if selection.undecodable and (options.strict or options.on_error == "fail"):
         raise InputError("; ".join(map(str, selection.undecodable)))
-    warnings = [f"{printable(output)} goes without {what}" for what in (*lost, *left_out)]
+    lost = (*translated.losses, *left_out)
+    warnings = [f"{printable(output)} goes without {what}" for what in lost]
     if warnings and options.strict:
         # Another container does not keep what the encoder loses.
         remedy = ", or choose .mkv" if left_out else ""
@@ -114,6 +95,7 @@ def plan_streams(
         output=output,
         format=container.muxer,
         video=video,
+        translated=translated,
         streams=tuple(selection.streams),
         metadata=without_tags(info.metadata, MUXER_TAGS),
         chapters=info.chapters if container.chapters else (),
@@ -127,31 +109,23 @@ def plan_streams(
         ),
         undecodable=tuple(selection.undecodable),
         stops_at_damage=options.on_error == "fail",
-        sample_aspect_ratio=sample_aspect_ratio,
-        fields=fields,
-        alpha=alpha,
     )
 
 
 def _check_translated_video(
-    trial: Trial,
-    container: Container,
-    info: MediaInfo,
-    video: StreamInfo,
-    output: Path,
-    encoder: str,
-    pix_fmt: str,
+    info: MediaInfo, video: StreamInfo, output: Path, translated: TranslatedVideo, trial: Trial
 ) -> None:
     """Raise OutputError where the container cannot hold the translated video."""
+    container = container_for(output)
     failure = trial.failure(None, [OutputStream(video.index, "video", "video")])
-    codec = av.Codec(encoder, "w").canonical_name
+    codec = av.Codec(translated.encoder, "w").canonical_name
     if failure is None and container.codecs is not None and codec not in container.codecs:
         failure = "as data that no player finds"
     if failure:
         raise OutputError(
-            f"cannot write {printable(output)}: {container.label} cannot hold {encoder} video in "
-            f"{pix_fmt} ({failure}); choose another --codec or another extension than "
-            f"{output.suffix}"
+            f"cannot write {printable(output)}: {container.label} cannot hold "
+            f"{translated.encoder} video in {translated.pix_fmt} ({failure}); choose another "
+            f"--codec or another extension than {output.suffix}"
         )
     if container.muxer == "avi" and video.constant_rate is False:
         raise OutputError(
@@ -229,7 +203,7 @@ class _StreamSelection:
             if failure is None:
                 self.streams.append(candidate)
                 if transcoded:
-                    self.notes += _mixed_down(source, stream, candidate)
+                    self._note_downmix(stream, candidate, source)
                 return
         if transcoded:
             raise OutputError(
@@ -244,6 +218,18 @@ class _StreamSelection:
             f"stream {stream.index} ({stream.label}): "
             f"{self._container.label} cannot hold it{remedy}"
         )
+
+    def _note_downmix(
+        self, stream: StreamInfo, planned: OutputStream, source: av.container.InputContainer
+    ) -> None:
+        """Add a note where the encoder takes fewer channels than the stream has."""
+        plan = plan_sound(str(planned.encoder), source.streams[stream.index].codec_context)
+        if plan.mixed_down:
+            text = (
+                f"stream {stream.index} ({stream.label}): {plan.encoder} does not take its "
+                f"{stream.channels} channels, so they are mixed down to {plan.layout}"
+            )
+            self.notes.append(Note(self._info.path, text))
 
 
 def _position(stream: StreamInfo) -> int:
@@ -288,20 +274,6 @@ _TEXT_SUBTITLES = frozenset({"ass", "mov_text", "ssa", "subrip", "text", "webvtt
 """Subtitles that are text, and are converted to one another where a container requires it."""
 _TEXT_SUBTITLE_ENCODERS = ("mov_text", "subrip", "webvtt")
 """What MP4, MKV and WebM hold, in the order in which it is tried."""
-
-
-def _mixed_down(
-    source: av.container.InputContainer, stream: StreamInfo, planned: OutputStream
-) -> list[Note]:
-    """Return a note where the encoder takes fewer channels than the stream has."""
-    plan = plan_sound(str(planned.encoder), source.streams[stream.index].codec_context)
-    if not plan.mixed_down:
-        return []
-    text = (
-        f"stream {stream.index} ({stream.label}): {plan.encoder} does not take its "
-        f"{stream.channels} channels, so they are mixed down to {plan.layout}"
-    )
-    return [Note(None, text)]
 
 
 def _beginning(info: MediaInfo, included: Sequence[StreamInfo], container: Container) -> Fraction:

@@ -6,7 +6,8 @@ import contextlib
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -33,7 +34,7 @@ from .muxing import (
     with_start_codes,
 )
 from .sound import Resampler, first_sound
-from .stream_info import MediaInfo
+from .stream_info import Fields, MediaInfo
 
 _PACKETS_TRIED = 12
 """Packets of each stream with which a container is tried."""
@@ -42,27 +43,43 @@ _MOST_PACKETS_READ = 3000
 """How much of a source is read for them; a stream that begins later is tried by its header."""
 
 
-class SampleVideo:
+@dataclass(frozen=True, kw_only=True)
+class TranslatedVideo:
+    """The translated video as its encoder will write it."""
+
+    encoder: str
+    pix_fmt: str
+    size: Size
+    """Height and width."""
+    encoder_options: tuple[tuple[str, str], ...] = ()
+    """FFmpeg's."""
+    stretch_format: str = "mp4"
+    """The muxer of its stretches."""
+    sample_aspect_ratio: Fraction | None = None
+    """None keeps what its encoder wrote."""
+    fields: Fields | None = None
+    """Which field is first, where its frames are interlaced."""
+    alpha: bool = False
+    """It is transparent in places."""
+    losses: tuple[str, ...] = ()
+    """What the encoder cannot keep of the source's video, for ``goes without …``."""
+
+
+class _SampleVideo:
     """One frame from the encoder of the translated video, in a file of its own."""
 
-    def __init__(
-        self,
-        encoder: str,
-        pix_fmt: str,
-        size: Size,
-        options: Mapping[str, str],
-        stretch_format: str,
-    ) -> None:
+    def __init__(self, video: TranslatedVideo) -> None:
         self._file: bytes | None = None
-        self._encoder, self._format = encoder, stretch_format
-        self._frame = VideoFrame(size[1], size[0], pix_fmt)
+        self._encoder, self._format = video.encoder, video.stretch_format
+        height, width = video.size
+        self._frame = VideoFrame(width, height, video.pix_fmt)
         for plane in self._frame.planes:
             plane.update(bytes(plane.buffer_size))
         # The quality of the frame does not matter, and look-ahead buffers are most of its cost.
         self._options = {
             "libx264": {"preset": "ultrafast"},
             "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"},
-        }.get(encoder, dict(options))
+        }.get(video.encoder, dict(video.encoder_options))
 
     def open(self) -> av.container.InputContainer:
         """Return the file, open for reading. Raises FFmpegError, ValueError."""
@@ -105,10 +122,10 @@ class Trial:
     first packet, fail at the end of the file, or write streams that no demuxer finds.
     """
 
-    def __init__(self, container: Container, info: MediaInfo, video: SampleVideo) -> None:
+    def __init__(self, container: Container, info: MediaInfo, video: TranslatedVideo) -> None:
         self._container = container
         self._info = info
-        self._video = video
+        self._video = _SampleVideo(video)
         self._audio_frames: dict[int, list[AudioFrame]] = {}
         self._packets: dict[int, list[Packet]] | None = None
 

@@ -36,6 +36,7 @@ from .standard_input import standard_input
 from .stream_info import Fields, MediaInfo, StreamInfo
 from .streams import StreamPlan, plan_streams
 from .timestamps import discontinuity_notes, start_note
+from .trial import TranslatedVideo
 
 _Y4M = ".y4m"
 
@@ -138,21 +139,18 @@ def plan_video(
     else:
         codec = options.codec or default_codec(output)
         encoder, losses = plan_with_extras(codec, output, request, extras)
-        streams = plan_streams(
-            info,
-            stream,
-            output,
-            options,
+        translated = TranslatedVideo(
             encoder=encoder.name,
-            encoder_options=dict(encoder.options),
+            encoder_options=encoder.options,
             stretch_format=encoder.format,
             pix_fmt=encoder.pix_fmt,
             size=target,
             sample_aspect_ratio=aspect,
             fields=extras.fields,
             alpha=encoder.alpha,
-            lost=losses,
+            losses=tuple(losses),
         )
+        streams = plan_streams(info, stream, output, options, translated)
         stream_notes = streams.notes
     texts = [*encoder.notes]
     if stream.bits > 8 and pixel_type == "uint8":

@@ -17,11 +17,14 @@ from cyclegan_batch.media.joined_video import Stretch
 from cyclegan_batch.media.probe import probe
 from cyclegan_batch.media.stream_info import MediaInfo, StreamInfo
 from cyclegan_batch.media.streams import StreamPlan, plan_streams
+from cyclegan_batch.media.trial import TranslatedVideo
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.needs import need
 from tests.synthesis import streams
 
+H264 = TranslatedVideo(encoder="libx264", pix_fmt="yuv420p", size=(48, 64))
+"""The translated video of most tests."""
 SETTINGS = {
     "libx264": {"preset": "veryfast", "bf": "2", "g": "12"},
     "libx265": {"preset": "ultrafast", "x265-params": "log-level=none:bframes=2:pools=1"},
@@ -37,9 +40,8 @@ def translate(
     info = probe(source)
     chosen = TranslateOptions(codec=codec, **options)
     video = info.best_video(chosen.stream)
-    plan = plan_streams(
-        info, video, output, chosen, encoder=codec, pix_fmt="yuv420p", size=video.size or (0, 0)
-    )
+    translated = TranslatedVideo(encoder=codec, pix_fmt="yuv420p", size=video.size or (0, 0))
+    plan = plan_streams(info, video, output, chosen, translated)
     stretches = encode(info, video, output.parent, codec=codec, per=per, options=chosen)
     return plan, grouped(assemble(stretches, plan, output).notes)
 
@@ -117,10 +119,7 @@ def columns(path: Path) -> list[int]:
 def planned(tmp_path: Path, output: str = "out.mkv") -> tuple[StreamPlan, list[Stretch], Path]:
     info = probe(streams.plain(tmp_path / "a.mkv"))
     path = tmp_path / output
-    plan = plan_streams(
-        info, info.best_video(), path, TranslateOptions(),
-        encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
-    )  # fmt: skip
+    plan = plan_streams(info, info.best_video(), path, TranslateOptions(), H264)
     return plan, encode(info, info.best_video(), tmp_path), path
 
 

@@ -23,6 +23,7 @@ from cyclegan_batch.media.streams import plan_streams
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.assembling import (
+    H264,
     apart,
     columns,
     encode,
@@ -194,10 +195,7 @@ def test_a_variable_rate_keeps_every_time_and_the_order_of_frames(
 def test_the_last_frame_keeps_its_duration(tmp_path: Path, suffix: str) -> None:
     source, output = streams.variable_rate(tmp_path / "a.mkv"), tmp_path / f"out{suffix}"
     info = probe(source)
-    plan = plan_streams(
-        info, info.streams[0], output, TranslateOptions(audio="none"),
-        encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
-    )  # fmt: skip
+    plan = plan_streams(info, info.streams[0], output, TranslateOptions(audio="none"), H264)
     stretches = encode(info, info.streams[0], tmp_path)
     assemble([replace(stretches[0], last_duration=777)], plan, output)
     assert float(ffprobe(output, "-show_format")["format"]["duration"]) == pytest.approx(2.177)

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from cyclegan_batch.media.sound import plan_sound, state_layout
 from cyclegan_batch.media.streams import StreamPlan, plan_streams
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
+from tests.media.assembling import H264
 from tests.synthesis import generators
 
 FRAMES = 12
@@ -82,10 +84,7 @@ def tones(layout: str, rate: int, seconds: float = SECONDS) -> list[av.AudioFram
 
 def planned(source: Path, output: Path, **options: Any) -> StreamPlan:
     info = probe(source)
-    return plan_streams(
-        info, info.best_video(), output, TranslateOptions(**options),
-        encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
-    )  # fmt: skip
+    return plan_streams(info, info.best_video(), output, TranslateOptions(**options), H264)
 
 
 def translated(source: Path, output: Path, **options: Any) -> Assembled:
@@ -385,7 +384,7 @@ def test_video_that_a_container_cannot_hold_is_refused_before_the_first_frame_er
     with pytest.raises(OutputError, match="cannot hold rawvideo video in yuv420p"):
         plan_streams(
             info, info.best_video(), tmp_path / f"out{suffix}", TranslateOptions(),
-            encoder="rawvideo", pix_fmt="yuv420p", size=(48, 64), stretch_format="mov",
+            replace(H264, encoder="rawvideo", stretch_format="mov"),
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from cyclegan_batch.media.streams import StreamPlan, plan_streams
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.assembling import (
+    H264,
     apart,
     columns,
     packets,
@@ -56,10 +57,7 @@ def test_each_loss_is_one_warning_and_an_error_when_strict_errors(
     video = info.best_video()
 
     def plan(**options: Any) -> StreamPlan:
-        return plan_streams(
-            info, video, tmp_path / output, TranslateOptions(**options),
-            encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
-        )  # fmt: skip
+        return plan_streams(info, video, tmp_path / output, TranslateOptions(**options), H264)
 
     notes = grouped(plan().notes)
     assert len(notes) == len(lost)
@@ -103,10 +101,7 @@ def test_sound_is_left_out_on_request(tmp_path: Path) -> None:
 def test_an_unknown_extension_errors(tmp_path: Path, name: str, words: str) -> None:
     info = probe(streams.plain(tmp_path / "a.mkv", frames=2, audio=None))
     with pytest.raises(OutputError, match=words):
-        plan_streams(
-            info, info.best_video(), Path(name), TranslateOptions(),
-            encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
-        )  # fmt: skip
+        plan_streams(info, info.best_video(), Path(name), TranslateOptions(), H264)
 
 
 def test_what_cannot_be_written_at_all_errors_before_the_first_frame(tmp_path: Path) -> None:
@@ -120,19 +115,15 @@ def test_what_cannot_be_written_at_all_errors_before_the_first_frame(tmp_path: P
     ):
         with pytest.raises(OutputError, match=words):
             plan_streams(
-                info, info.best_video(), tmp_path / output, TranslateOptions(audio=audio),
-                encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
-            )  # fmt: skip
+                info, info.best_video(), tmp_path / output, TranslateOptions(audio=audio), H264
+            )
     assert not list(tmp_path.glob("o.*"))
 
 
 @pytest.mark.behaviour(3)
 def test_sound_that_does_not_fit_is_offered_in_another_form(tmp_path: Path) -> None:
     info = probe(streams.mkv(tmp_path / "a.mkv", frames=5))
-    plan = plan_streams(
-        info, info.best_video(), tmp_path / "o.ts", TranslateOptions(),
-        encoder="libx264", pix_fmt="yuv420p", size=(48, 64),
-    )  # fmt: skip
+    plan = plan_streams(info, info.best_video(), tmp_path / "o.ts", TranslateOptions(), H264)
     assert (
         "stream 1 (audio flac, eng): MPEG-TS cannot hold it; --audio aac keeps"
         in grouped(plan.notes)[0]

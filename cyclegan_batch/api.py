@@ -1,4 +1,4 @@
-"""The Python face; the command line is a thin layer over it.
+"""The Python interface, which the command line uses, too.
 
 >>> from cyclegan_batch import open_generator, translate
 >>> translate(["clip.mp4"], "out.mp4", model="horse2zebra.onnx", crf=20)
@@ -32,12 +32,12 @@ def translate(
 ) -> Report:
     """Translate videos, images and folders of them through the generator ``model``.
 
-    ``options`` are the fields of `TranslateOptions`, by the words of the command line. As there, a
-    checkpoint is exported once and kept (``cache_dir``); ``backend="torch"`` runs it as it is.
-    Nothing is printed.
+    ``options`` are the fields of `TranslateOptions`, which are named as on the command line. As
+    there, a checkpoint is exported once and its export kept (``cache_dir``); ``backend="torch"``
+    runs the checkpoint itself. Nothing is printed.
 
-    What is damaged or missing is listed in the report (``failures``). Raises CycleganBatchError
-    where nothing at all could be written, and with ``on_error="fail"`` at the first damage.
+    The report lists what is damaged or missing (``failures``). Raises CycleganBatchError where
+    nothing at all could be written, and with ``on_error="fail"`` at the first damage.
     """
     plan, backend = prepare_translation(inputs, output, model=model, **options)
     report = run_plan(plan, backend)
@@ -61,8 +61,8 @@ def plan_translation(
 ) -> JobPlan:
     """Decide everything that `translate` would do, and write nothing.
 
-    ``say`` receives a sentence before what takes minutes: an export, the building of an engine. The
-    plan is a value: pickle it, and run it elsewhere with `run_plan`.
+    ``say`` receives a sentence before work that takes minutes: an export, the building of an
+    engine. The plan is a value: it can be pickled, and run by `run_plan` in another process.
     """
     plan, backend = prepare_translation(inputs, output, model=model, say=say, **options)
     backend.close()
@@ -77,9 +77,10 @@ def prepare_translation(
     say: Callable[[str], None] = lambda sentence: None,
     **options: Any,
 ) -> tuple[JobPlan, Backend]:
-    """Decide as `plan_translation` does; return the backend that it took, still open, as well.
+    """Plan as `plan_translation` does, and return the plan with its backend, which is open.
 
-    `run_plan` with this backend need not open it a second time. The caller closes it.
+    `run_plan` takes both, and need not open the backend a second time. Otherwise the caller closes
+    it.
     """
     if options.get("cache_dir") is not None:
         options["cache_dir"] = Path(options["cache_dir"])
@@ -104,10 +105,10 @@ def run_plan(
     counters: Counters | None = None,
     watch: Callable[[Counters], None] | None = None,
 ) -> Report:
-    """Carry out a plan; ``watch`` is called about ten times a second with the state of the run.
+    """Carry out a plan and report; ``watch`` is called with the state about ten times a second.
 
-    ``backend``: what `prepare_translation` returned, or None to open the plan's; it is closed at
-    the end. Raises what ends the run before its end; ``counters`` then show how far it came
+    ``backend``: the one from `prepare_translation`, or None to open the plan's; it is closed at the
+    end. Raises the error that stops the run early; ``counters`` then show how far the run came
     (`report_run`).
     """
     counters = counters or Counters()
@@ -130,7 +131,7 @@ def run_plan(
         )
         if not counters.interrupted:
             _copy_others(plan, counters)
-    except KeyboardInterrupt:  # while files were copied along
+    except KeyboardInterrupt:  # during `_copy_others`; `run` handles its own
         counters.interrupted = True
     finally:
         backend.close()
@@ -140,7 +141,7 @@ def run_plan(
 def report_run(
     plan: JobPlan, counters: Counters, *, error: CycleganBatchError | None = None
 ) -> Report:
-    """Sum up a run of ``plan`` that came as far as ``counters`` say, and ended with ``error``."""
+    """Return the report of a run of ``plan``, which ``error`` stopped early where it is given."""
     from .media.formats import PIPE
 
     card = asdict(plan.model.card) | {"notes": grouped(plan.model.card.notes)}

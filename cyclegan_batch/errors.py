@@ -1,11 +1,12 @@
-"""Every error a user can act on, on one page.
+"""All errors that a user can act on.
 
-The command line prints a `CycleganBatchError` as one message without a traceback and exits 1 (2
-for a `ContradictionError`, with how the command is used); any
-other exception is our bug and keeps its traceback. Foreign exceptions (av, cv2, PIL, onnxruntime,
-OpenVINO, TensorRT, CUDA) are translated in the module that calls them, always with ``from``.
+The command line prints a `CycleganBatchError` as one message without a traceback and exits with 1;
+a `ContradictionError` it prints with the usage of the command, and exits with 2. Any other
+exception is a bug of this package and keeps its traceback. The module that calls a foreign library
+(av, cv2, PIL, onnxruntime, OpenVINO, TensorRT, CUDA) raises one of these errors ``from`` the
+library's.
 
-A message has three beats: what failed, what was found against what was expected, what to do.
+A message has three parts: what failed, what was found instead of what was expected, what to do.
 
     CycleganBatchError
     ├─ InputError
@@ -25,7 +26,7 @@ from pathlib import Path
 
 
 class CycleganBatchError(Exception):
-    """Something the user can act on."""
+    """An error that the user can act on."""
 
 
 class InputError(CycleganBatchError):
@@ -33,11 +34,11 @@ class InputError(CycleganBatchError):
 
 
 class ModelError(CycleganBatchError):
-    """A file that is not a generator we know, breaks the contract, or misses its parity."""
+    """A file that is no known generator, breaks the contract, or misses its parity class."""
 
 
 class BackendError(CycleganBatchError):
-    """A runtime that cannot run the model as asked."""
+    """A runtime that cannot run the model as requested."""
 
 
 class BackendUnavailableError(BackendError):
@@ -47,7 +48,7 @@ class BackendUnavailableError(BackendError):
 def missing_extra(
     extra: str, error: ImportError, *, doing: str, package: str | None = None
 ) -> BackendUnavailableError:
-    """Return the error for a package that is not installed, with the extra that brings it.
+    """Return the error for a package that is not installed, with the extra that installs it.
 
     ``doing`` completes "cannot", as in ``export`` or ``train``; ``package`` replaces the name that
     ``error`` carries.
@@ -60,25 +61,25 @@ def missing_extra(
 
 
 class OutOfMemoryError(BackendError):
-    """The device has no room for this batch; the pipeline halves the batch and goes on."""
+    """A device without memory for this batch; the pipeline halves the batch and goes on."""
 
 
 class OutputError(CycleganBatchError):
-    """Something cannot be encoded or written; the partial file is removed."""
+    """An output that cannot be encoded or written; its partial file is removed."""
 
 
 class ContradictionError(OutputError):
-    """The name of the output and an option ask for two different formats."""
+    """The name of the output and an option that contradict each other."""
 
 
 class OutputExistsError(OutputError):
-    """The output exists, perhaps only now, and nothing is overwritten unasked."""
+    """An output that exists, perhaps only since the run began, and is not to be overwritten."""
 
 
 class OutputInUseError(OutputError):
-    """Another process is writing this very output; the message names it."""
+    """An output that another process is writing; the message names the process."""
 
     def __init__(self, message: str, output: Path | None = None) -> None:
         super().__init__(message)
         self.output = output
-        """The file that both are to write."""
+        """The file that both processes write."""

@@ -1,4 +1,4 @@
-"""Tell whoever waits, on stderr: live on a terminal, lines elsewhere, JSON for scripts."""
+"""Progress on stderr: a live line on a terminal, plain lines elsewhere, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from ..wording import clock, grouped, printable
 
 Mode = Literal["auto", "plain", "json", "none"]
 
-_PLAIN_EVERY = 5.0
-"""Seconds between two lines where nobody watches live."""
-_JSON_EVERY = 1.0
-_BAR = 24
-"""Columns of the bar, at most; under half of that there is none."""
-_NAME = 32
-"""Columns of the file's name, at most."""
-_LEAST_NAME = 10
-"""Columns that the name needs to tell anything."""
+_PLAIN_INTERVAL = 5.0
+"""Seconds between two plain lines."""
+_JSON_INTERVAL = 1.0
+_BAR_COLUMNS = 24
+"""The longest bar; where there is room for less than half of it, there is none."""
+_NAME_COLUMNS = 32
+"""The longest part of a file's name that is shown."""
+_LEAST_NAME_COLUMNS = 10
+"""With fewer columns the name is left out."""
 
 
 class Reporter:
-    """Shows `Counters` while a run goes on, and says things once.
+    """Shows `Counters` while a run goes on, and prints each note once.
 
-    The live line is drawn without hiding the cursor and by the calling thread only: whatever ends
-    the process leaves the terminal usable. Whoever stops reading what is said here does not stop
-    the run.
+    The live line is drawn by the calling thread and without hiding the cursor, so that the terminal
+    stays usable however the process ends. The run goes on where standard error is closed.
     """
 
     def __init__(
@@ -42,12 +41,14 @@ class Reporter:
         self.mode: Mode = "plain" if mode == "auto" else mode
         self.quiet, self.total = quiet, total
         self.said: set[str] = set()
-        self._heard = 0
-        self._drawn = False
+        """The sentences that were printed."""
+        self._notes_shown = 0
+        self._line_drawn = False
         self._next = time.monotonic() + self._interval
+        """When the next plain or JSON line is due."""
 
     def say(self, text: str) -> None:
-        """Say a sentence, once."""
+        """Print a sentence, unless it was printed before."""
         if text in self.said:
             return
         self.said.add(text)
@@ -57,16 +58,16 @@ class Reporter:
             self._print(text)
 
     def insist(self, text: str) -> None:
-        """Say why something is missing: also to those who asked for quiet."""
+        """Print why something is missing, in spite of ``quiet``."""
         if self.mode == "json":
             self._line({"event": "error", "text": text})
         else:
             self._print(text)
 
     def watch(self, counters: Counters) -> None:
-        """Show the state; called about ten times a second."""
-        notes = counters.notes[self._heard :]
-        self._heard += len(notes)
+        """Show the state of a run; called about ten times a second."""
+        notes = counters.notes[self._notes_shown :]
+        self._notes_shown += len(notes)
         for sentence in grouped(notes):
             self.say(sentence)
         total = self.total
@@ -82,17 +83,17 @@ class Reporter:
         sentence: Callable[[], str],
         state: Callable[[], dict[str, Any]],
     ) -> None:
-        """Show a state of any kind, in the way and as often as the mode asks for.
+        """Show a state of any kind, in the form and as often as the mode requires.
 
-        It is a ``line`` of at most so many columns, a ``sentence``, or a ``state`` for JSON; only
-        the one that is shown is asked for.
+        ``line`` returns it in at most so many columns, ``sentence`` as a plain line, ``state`` as
+        values for JSON; only the function for the form that is shown is called.
         """
         if self.mode == "none" or (self.quiet and self.mode != "json"):
             return
         if self._live:
-            # One column less than there are: a full line would wrap on some terminals.
+            # A full line would wrap on some terminals, so the last column stays empty.
             self._write(f"\r{line(_columns() - 1)}\x1b[K")
-            self._drawn = True
+            self._line_drawn = True
         elif time.monotonic() >= self._next:
             self._next = time.monotonic() + self._interval
             if self.mode == "json":
@@ -101,14 +102,14 @@ class Reporter:
                 self._print(sentence())
 
     def close(self) -> None:
-        """Leave the terminal as it was; twice is fine."""
-        if self._drawn:
+        """Remove the live line from the terminal; twice is fine."""
+        if self._line_drawn:
             self._write("\r\x1b[K")
-            self._drawn = False
+            self._line_drawn = False
 
     @property
     def _interval(self) -> float:
-        return _JSON_EVERY if self.mode == "json" else _PLAIN_EVERY
+        return _JSON_INTERVAL if self.mode == "json" else _PLAIN_INTERVAL
 
     def _print(self, text: str) -> None:
         self.close()
@@ -118,7 +119,7 @@ class Reporter:
         self._write(json.dumps(content) + "\n")
 
     def _write(self, text: str) -> None:
-        # A reader that has gone, or a log on a full disk, must not cost hours of work.
+        # A closed pipe or a log on a full disk is no reason to stop the run.
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(text)
             sys.stderr.flush()
@@ -127,20 +128,20 @@ class Reporter:
 def live_line(counters: Counters, total: int | None, columns: int) -> str:
     """Return the state in one line of at most ``columns`` columns: name, bar, numbers.
 
-    Where there is little room the bar goes first, then words, then the name.
+    Where there is too little room the bar is left out first, then words, then the name.
     """
     from rich.cells import cell_len, set_cell_size
 
     numbers = _sentence(counters, total)
-    if columns - cell_len(numbers) - 1 < _LEAST_NAME:
+    if columns - cell_len(numbers) - 1 < _LEAST_NAME_COLUMNS:
         numbers = _sentence(counters, total, brief=True)
     room = columns - cell_len(numbers) - 1
-    if room < _LEAST_NAME:
+    if room < _LEAST_NAME_COLUMNS:
         return set_cell_size(numbers, columns).rstrip() if cell_len(numbers) > columns else numbers
-    name = _shortened(printable(counters.unit), min(room, _NAME))
+    name = _shortened(printable(counters.unit), min(room, _NAME_COLUMNS))
     parts = [name] if name else []
-    bar = min(room - cell_len(name) - 1, _BAR)
-    if total and bar >= _BAR // 2:
+    bar = min(room - cell_len(name) - 1, _BAR_COLUMNS)
+    if total and bar >= _BAR_COLUMNS // 2:
         full = round(bar * min(1.0, counters.frames_done / total))
         parts.append("━" * full + "─" * (bar - full))
     return " ".join([*parts, numbers])
@@ -182,7 +183,7 @@ def _sentence(counters: Counters, total: int | None, *, brief: bool = False) -> 
 
 
 def _shortened(name: str, columns: int) -> str:
-    """Return the file's name in at most ``columns`` columns; wide characters count twice."""
+    """Return the file's name in at most ``columns`` columns; a wide character takes two."""
     from rich.cells import cell_len, set_cell_size
 
     name = name.rsplit("/", 1)[-1]

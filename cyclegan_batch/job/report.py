@@ -1,4 +1,4 @@
-"""What a run did, for people, for scripts and for whoever asks later how a file came to be."""
+"""The report of a run: a line for people, JSON for scripts, and how the files were made."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Status = Literal["whole", "partial", "failed", "interrupted"]
 
 EXIT_CODES: dict[Status, int] = {"whole": 0, "failed": 1, "partial": 3, "interrupted": 130}
 
-_VERBS = {
+_STATUS_WORDS = {
     "whole": "Done",
     "partial": "Partial",
     "failed": "Failed",
     "interrupted": "Interrupted",
 }
 
-_RECORDED = (
+_RECORDED_PACKAGES = (
     "cyclegan-batch",
     "av",
     "numpy",
@@ -43,9 +43,10 @@ _RECORDED = (
     "onnxruntime-gpu",
     "openvino",
 )
+"""Distributions whose versions a report records."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """The outcome of one `translate`."""
 
@@ -53,23 +54,23 @@ class Report:
     outputs: tuple[Path, ...]
     """Files that are whole under their final names."""
     failures: tuple[Failure, ...]
-    """Everything that is missing, with its reason."""
+    """Everything that is missing or damaged, with its reason."""
     planned: int
-    """Files that were to be written; not those that existed and were skipped, nor a pipe."""
+    """Files that were to be written, without those that were skipped, and without a pipe."""
     skipped: int
-    """Outputs that existed and were left alone (``--skip-existing``)."""
+    """Outputs that existed and were not touched (``--skip-existing``)."""
     frames: int
-    """Pictures translated and written."""
+    """Frames translated and written."""
     expected_frames: int | None
-    """Pictures that were to be translated, where the inputs tell."""
+    """Frames that were to be translated, or None where an input does not show its number."""
     seconds: float
     stages: dict[str, Stage]
     limiting_stage: str | None
-    """The stage that was busy for the largest share of the time."""
+    """The stage whose workers were busy for the largest share of the time."""
     pipe_closed: bool
-    """Whoever read standard output had enough before its end."""
+    """The process that read standard output closed it before the end."""
     error: CycleganBatchError | None
-    """What ended the run before its end."""
+    """The error that stopped the run early."""
     overwrite: bool
     notes: tuple[Note, ...]
     """What the user was told once."""
@@ -88,9 +89,9 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """What happened, in one line: how much, what is missing and why, what is left to do."""
+        """The outcome in one line: how much was done, what is missing and why, what to do next."""
         if self.error is not None:
-            # One input: the error says it all. Several: it also matters what there is already.
+            # Of several inputs some may be done: their number and the next step belong to the line.
             left = f"; {self._files}; {self._remedy}" if self.planned > 1 else ""
             return f"Error: {self.error}{left}"
         if self.status == "failed" and self.planned <= 1 and len(self.failures) == 1:
@@ -98,20 +99,20 @@ class Report:
         parts = [self._frames]
         if self.frames and self.limiting_stage:
             parts.append(f"{self.rate:.1f} frames/s, limited by {self.limiting_stage}")
-        told = [", ".join(parts)]
+        clauses = [", ".join(parts)]
         if self.skipped:
-            told.append(f"{self.skipped} existed already")
+            clauses.append(f"{self.skipped} existed already")
         if self.outputs or (self.planned and self.status != "whole"):
-            told.append(self._files)
+            clauses.append(self._files)
         if self.pipe_closed:
-            told.append("whoever read standard output closed it before the end")
+            clauses.append("the reader of standard output closed it before the end")
         if self.failures:
             count = len(self.failures)
             many = f"{count} failures, listed above, the first: " if count > 1 else "failed: "
-            told.append(many + self.failures[0].cause)
+            clauses.append(many + self.failures[0].cause)
         if self.status != "whole" and not self.pipe_closed:
-            told.append(self._remedy)
-        return f"{_VERBS[self.status]}: " + "; ".join(told)
+            clauses.append(self._remedy)
+        return f"{_STATUS_WORDS[self.status]}: " + "; ".join(clauses)
 
     @property
     def _frames(self) -> str:
@@ -131,7 +132,7 @@ class Report:
     def _remedy(self) -> str:
         missing = self.planned - len(self.outputs)
         if self.planned and not missing and self.failures:
-            return "with a mended input, -y writes it again"
+            return "with a repaired input, -y writes it again"
         if self.planned <= 1:
             return "the same command does it again"
         instead = " instead of -y" if self.overwrite else ""
@@ -162,10 +163,10 @@ def report_from_counters(
     error: CycleganBatchError | None,
     record: dict[str, Any],
 ) -> Report:
-    """Sum up a run."""
+    """Return the report of a run."""
     failures = list(counters.failures)
     status: Status = "whole"
-    # A stop that came when all was written has stopped nothing.
+    # An interrupt after the last file was written has stopped nothing.
     if counters.interrupted and not 0 < planned == len(counters.written):
         status = "interrupted"
     elif error is not None:
@@ -177,7 +178,7 @@ def report_from_counters(
     elif counters.pipe_closed:
         status = "partial"
     elif failures:
-        # A pipe has no name among what was written, and is not planned by one either.
+        # A pipe is neither among the written files nor among the planned ones.
         some = counters.written or (not planned and counters.units_done and counters.frames_done)
         status = "partial" if some or skipped else "failed"
     return Report(
@@ -200,14 +201,14 @@ def report_from_counters(
 
 
 def versions() -> dict[str, str]:
-    """Return the version of everything that pixels may depend on, by distribution name."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in _RECORDED:
+    """Return the versions of all packages that pixels may depend on, by distribution name."""
+    result = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in _RECORDED_PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            result[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return result
 
 
 def check_report_path(path: Path, plan: JobPlan, model: Path) -> None:

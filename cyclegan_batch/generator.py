@@ -13,7 +13,7 @@ from .files import PathLike
 from .frames import Pixels, as_pixel_type, geometry, to_uint8
 from .models.card import ModelCard
 from .opening import open_for_translation
-from .options import TranslateOptions
+from .options import BackendName, Direction, FrameSize, TranslateOptions, TranslatePrecision
 
 
 class Generator:
@@ -23,7 +23,7 @@ class Generator:
         self,
         backend: Backend,
         *,
-        size: Literal["native"] | int | tuple[int, int] = "native",
+        size: FrameSize = "native",
         fit: Literal["pad", "stretch"] | None = None,
     ) -> None:
         self._backend = backend
@@ -77,15 +77,15 @@ class Generator:
 def open_generator(
     model: PathLike,
     *,
-    direction: Literal["AtoB", "BtoA"] | None = None,
+    direction: Direction | None = None,
     model_io: str | None = None,
-    backend: Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"] = "auto",
+    backend: BackendName = "auto",
     device: str = "auto",
-    precision: Literal["auto", "fp32", "tf32", "fp16", "bf16", "int8"] = "auto",
+    precision: TranslatePrecision = "auto",
     threads: int | None = None,
     trust_engine: bool = False,
     cache_dir: PathLike | None = None,
-    size: Literal["native"] | int | tuple[int, int] = "native",
+    size: FrameSize = "native",
     fit: Literal["pad", "stretch"] | None = None,
 ) -> Generator:
     """Open the generator at ``model`` for use on arrays; the keywords are those of `translate`.

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from .errors import InputError
-from .models.checkpoint_files import Direction, is_checkpoint
-from .options import MAX_PIXELS
+from .models.checkpoint_files import is_checkpoint
+from .options import MAX_PIXELS, Direction
 from .wording import printable
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ TranslatePrecision: TypeAlias = Literal["auto", "fp32", "tf32", "fp16", "bf16", 
 """The arithmetic in which a backend may run a network."""
 
 FilePrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
-"""The precision in which an ONNX file is written."""
+"""The number type of a file's weights; a runtime may compute in another one."""
 
 FrameSize: TypeAlias = Literal["native"] | int | tuple[int, int]
 """The source's own size, the length of the shorter side, or (height, width)."""

@@ -22,7 +22,7 @@ from typing import Any, get_args
 
 import cv2
 import torch
-from cyclegan_train.config import Precision, TrainConfig
+from cyclegan_train.config import TrainConfig, TrainPrecision
 from cyclegan_train.cyclegan import CycleGAN
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -89,7 +89,7 @@ def rate(
     bench: Bench, *, batch: int = 1, half_size: bool = False, word: str = "tf32", **asked: Any
 ) -> dict[str, Any]:
     """Measure a step; ``word`` is the arithmetic of its float32 operations."""
-    if "precision" not in asked and word in get_args(Precision):
+    if "precision" not in asked and word in get_args(TrainPrecision):
         asked["precision"] = word
     if asked.get("compile"):
         bench.forget_compiled()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from .. import option_table
 from ..option_table import Option
+from ..options import FrameSize
 
 PATH = click.Path(path_type=Path)
 
@@ -43,7 +44,7 @@ class Size(click.ParamType[Any]):
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Literal["native"] | int | tuple[int, int]:
+    ) -> FrameSize:
         """Return ``native``, the shorter side or (height, width). Raises click.BadParameter."""
         text = str(value)
         if text == "native":

@@ -55,15 +55,8 @@ class ImageShard:
 def plan_images(
     entries: Sequence[Entry], options: TranslateOptions, *, pixel_type: PixelType
 ) -> tuple[ImageShard, ...]:
-    """Return the images among ``entries`` in shards. No file is opened.
-
-    Raises OutputError for an option out of range.
-    """
+    """Return the images among ``entries`` in shards. No file is opened."""
     images = [entry for entry in entries if entry.kind == "image"]
-    if options.quality is not None and not 1 <= options.quality <= 100:
-        raise OutputError(f"--quality {options.quality}: must be 1..100")
-    if options.white is not None and not 1 <= options.white <= 65535:
-        raise OutputError(f"--white {options.white}: must be 1..65535")
     notes: tuple[Note, ...] = ()
     lossy = {"jpg", "webp", "avif"} & {_format_of(entry.output) for entry in images}
     if options.quality is not None and images and not lossy:

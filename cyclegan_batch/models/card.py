@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from ..frames import PixelType, SizeRequirements
+from ..options import FilePrecision
 from ..wording import Note, grouped, printable
-
-FilePrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
-"""The number type of a file's weights; a runtime may compute in another one."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal, Required, TypedDict
+from typing import Any, Required, TypedDict
 
 import numpy as np
 import onnx
@@ -18,9 +18,10 @@ from onnx import TensorProto, helper
 from .._version import __version__
 from ..errors import ModelError
 from ..frames import SizeRequirements
+from ..options import Direction, FilePrecision
 from ..wording import printable
 from .adoption import Adoption
-from .card import FilePrecision, ModelCard
+from .card import ModelCard
 from .contract import (
     CONTRACT_VERSION,
     Shapes,
@@ -48,7 +49,7 @@ class CardFields(TypedDict, total=False):
     sizes: Required[SizeRequirements]
     precision: FilePrecision
     trained_size: int | None
-    direction: Literal["AtoB", "BtoA"] | None
+    direction: Direction | None
     source_digest: str | None
     parity: str | None
     generator: dict[str, Any] | None

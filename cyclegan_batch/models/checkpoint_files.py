@@ -10,13 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias, get_args
+from typing import Any, NoReturn, get_args
 
 from ..errors import ModelError
+from ..options import Direction
 from ..wording import Note, printable
 from .run_folder import CHECKPOINTS, CONFIG, DESCRIPTION, LATEST, generator_name, reference_name
-
-Direction: TypeAlias = Literal["AtoB", "BtoA"]
 
 SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".ckpt"})
 """The endings of checkpoints."""

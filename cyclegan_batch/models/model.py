@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 from ..errors import ModelError, missing_extra
 from ..files import writing
 from ..frames import Pixels, as_pixel_type
+from ..options import Direction
 from ..wording import first_line, printable
 from .adoption import MODEL_IO_GRAMMAR, adopt, parse_model_io
 from .card import ModelCard, describe
@@ -32,7 +33,7 @@ from .card_metadata import (
     card_properties,
     set_card_properties,
 )
-from .checkpoint_files import Direction, find_checkpoint, is_checkpoint
+from .checkpoint_files import find_checkpoint, is_checkpoint
 from .contract import (
     CONTRACT_VERSION,
     INPUT,

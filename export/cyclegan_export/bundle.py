@@ -24,17 +24,18 @@ from cyclegan_batch.errors import ModelError, OutputError
 from cyclegan_batch.files import output_error, temporary_path
 from cyclegan_batch.frames import Pixels
 from cyclegan_batch.machine import cpu_threads
-from cyclegan_batch.models.checkpoint_files import Direction, find_checkpoint, is_checkpoint
+from cyclegan_batch.models.checkpoint_files import find_checkpoint, is_checkpoint
 from cyclegan_batch.models.checkpoints import load_generator
 from cyclegan_batch.models.engine_card import Profile, Shape, profile_for
 from cyclegan_batch.models.model import Model, ModelCard, describe, open_model
 from cyclegan_batch.models.parity import LIMITS, parity
+from cyclegan_batch.options import Direction, FilePrecision
 from cyclegan_batch.wording import printable
 
 from . import edge
 from .engine_export import check_precision, contract_file
 from .gate import translated_by_torch
-from .onnx_export import Precision, export_onnx
+from .onnx_export import export_onnx
 from .options import Target
 from .samples import samples_for
 
@@ -72,7 +73,7 @@ def export_bundle(
     min_shape: Shape | None = None,
     opt_shape: Shape | None = None,
     max_shape: Shape | None = None,
-    precision: Precision | None = None,
+    precision: FilePrecision | None = None,
     direction: Direction | None = None,
     samples: Path | None = None,
     verify: bool = True,

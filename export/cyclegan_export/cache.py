@@ -20,16 +20,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cyclegan_batch import __version__
-from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
+from cyclegan_batch.errors import (
+    BackendUnavailableError,
+    ModelError,
+    OutputError,
+    missing_extra,
+)
 from cyclegan_batch.files import output_error, publish
 from cyclegan_batch.machine import default_cache_dir, nvidia_gpus
 from cyclegan_batch.models.checkpoint_files import (
-    Direction,
     FoundCheckpoint,
     find_checkpoint,
     is_checkpoint,
 )
-from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.options import Direction, TranslateOptions
 from cyclegan_batch.wording import Note, printable
 
 from . import OPSET
@@ -108,10 +112,7 @@ def cached_export(
     try:
         from .onnx_export import check_exporter, export_onnx
     except ImportError as error:
-        raise BackendUnavailableError(
-            f"cannot export: {error.name or error} is not installed; "
-            "pip install 'cyclegan-batch[export]' brings it"
-        ) from error
+        raise missing_extra("export", error, doing="export") from error
     check_exporter()
     say(f"exporting {printable(found.path)} to ONNX, once; it is kept in {printable(folder)}")
     try:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclegan_batch.backends import open_backend
-from cyclegan_batch.errors import BackendError, BackendUnavailableError, ModelError
+from cyclegan_batch.errors import BackendError, ModelError, missing_extra
 from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
 from cyclegan_batch.models.contract import BT601, GeneratorIO
 from cyclegan_batch.models.model import Model
@@ -137,10 +137,7 @@ def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise BackendUnavailableError(
-            "cannot measure the file: onnxruntime is not installed; "
-            "pip install 'cyclegan-batch[export]' brings it"
-        ) from error
+        raise missing_extra("export", error, doing="measure the file") from error
     # Loaded and not named: what lies beside the file has been looked at by open_model already.
     content = onnx.load(path).SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

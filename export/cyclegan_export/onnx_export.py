@@ -13,13 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import onnx
 
-from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
+from cyclegan_batch.errors import ModelError, OutputError, missing_extra
 from cyclegan_batch.frames import Pixels, PixelType, Size, SizeRequirements
-from cyclegan_batch.models.checkpoint_files import Direction, find_checkpoint, is_checkpoint
+from cyclegan_batch.models.checkpoint_files import find_checkpoint, is_checkpoint
 from cyclegan_batch.models.checkpoints import LoadedGenerator, load_generator
 from cyclegan_batch.models.contract import GeneratorIO, contract_from_generator
 from cyclegan_batch.models.model import (
@@ -30,6 +29,7 @@ from cyclegan_batch.models.model import (
     write_model,
 )
 from cyclegan_batch.models.parity import Parity
+from cyclegan_batch.options import Direction, FilePrecision
 from cyclegan_batch.wording import Note, grouped, printable
 
 from .gate import (
@@ -43,8 +43,6 @@ from .gate import (
 from .graph import Shape, deployable, graph_from_network
 from .quantise import CALIBRATION_FRAMES, Calibrated, worth_it
 from .samples import Samples, frames_from_files, samples_for
-
-Precision = Literal["fp32", "fp16", "int8"]
 
 UNVERIFIED = "unverified"
 """The parity on the card of a file that was not measured."""
@@ -73,7 +71,7 @@ def export_onnx(
     output: Path,
     *,
     direction: Direction | None = None,
-    precision: Precision = "fp32",
+    precision: FilePrecision = "fp32",
     io: PixelType = "uint8",
     shape: Shape | None = None,
     samples: Path | None = None,
@@ -135,7 +133,7 @@ def _from_checkpoint(
     source: Path,
     model_io: str | None,
     direction: Direction | None,
-    precision: Precision,
+    precision: FilePrecision,
     io: PixelType,
     shape: Shape | None,
 ) -> _Made:
@@ -176,7 +174,7 @@ def _from_foreign(
     source: Path,
     model_io: str | None,
     direction: Direction | None,
-    precision: Precision,
+    precision: FilePrecision,
     io: PixelType,
     shape: Shape | None,
 ) -> _Made:
@@ -294,7 +292,7 @@ def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
         raise OutputError(f"cannot write {name}: it exists already; pass -y to overwrite it")
 
 
-def _check_calibration(source: Path, precision: Precision, calibrate: Path | None) -> None:
+def _check_calibration(source: Path, precision: FilePrecision, calibrate: Path | None) -> None:
     """Refuse INT8 without pictures, and pictures without INT8. Raises ModelError."""
     if precision == "int8" and calibrate is None:
         raise ModelError(
@@ -314,10 +312,8 @@ def check_exporter() -> None:
     Raises BackendUnavailableError.
     """
     if importlib.util.find_spec("onnxscript") is None:
-        raise BackendUnavailableError(
-            "cannot export: onnxscript is not installed; "
-            "pip install 'cyclegan-batch[export]' brings it"
-        )
+        error = ImportError("onnxscript", name="onnxscript")
+        raise missing_extra("export", error, doing="export")
 
 
 def _sizes(loaded: LoadedGenerator, shape: Shape | None) -> SizeRequirements:

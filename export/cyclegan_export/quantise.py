@@ -28,9 +28,9 @@ import onnx
 from cyclegan_batch.backends import Backend, open_backend
 from cyclegan_batch.errors import (
     BackendError,
-    BackendUnavailableError,
     CycleganBatchError,
     ModelError,
+    missing_extra,
 )
 from cyclegan_batch.frames import Pixels, as_pixel_type
 from cyclegan_batch.models.contract import INPUT, image_axes
@@ -426,7 +426,4 @@ def _quantisation(module: str) -> Any:
     try:
         return importlib.import_module(f"onnxruntime.quantization.{module}")
     except ImportError as error:
-        raise BackendUnavailableError(
-            f"cannot quantise: {error.name or error} is not installed; "
-            "pip install 'cyclegan-batch[export]' brings it"
-        ) from error
+        raise missing_extra("export", error, doing="quantise") from error

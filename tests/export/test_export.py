@@ -496,7 +496,7 @@ def _data_at(folder: Path, location: str) -> Path:
         (_discriminator, "it is a discriminator"),
         (
             lambda folder: _data_at(folder, "../secret"),
-            r"wants weights from '\.\./secret', outside its own folder",
+            r"names weights in '\.\./secret', outside its own folder",
         ),
         (lambda folder: folder / "gone.pth", r"gone\.pth: no such file"),
         (lambda folder: folder / "gone.onnx", r"gone\.onnx: no such"),

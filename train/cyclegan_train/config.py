@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args, get_type_hints
 
 GanMode: TypeAlias = Literal["lsgan", "vanilla", "wgangp"]
-Precision: TypeAlias = Literal["fp32", "tf32", "bf16", "fp16"]
+TrainPrecision: TypeAlias = Literal["fp32", "tf32", "bf16", "fp16"]
 LrPolicy: TypeAlias = Literal["linear", "step", "plateau", "cosine"]
 
 
@@ -78,7 +78,7 @@ class TrainConfig:
     # The machine
     device: str = "auto"
     """``auto`` (CUDA where there is one), ``cpu`` or ``cuda[:N]``. CUDA is experimental."""
-    precision: Precision = "fp32"
+    precision: TrainPrecision = "fp32"
     """``fp32`` is float32 as IEEE has it; ``tf32`` multiplies with 10 bits of mantissa on CUDA, as
     torch and the reference do there unasked, and is fp32 elsewhere; ``bf16`` and ``fp16`` by
     autocast. Statistics and losses are float32 in all of them."""

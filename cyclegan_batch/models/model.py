@@ -65,7 +65,6 @@ __all__ = [
     "sample_frames",
     "widest_tensor",
     "write_model",
-    "writes_out_its_norm",
 ]
 
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
@@ -286,8 +285,3 @@ def widest_tensor(model: Model) -> float:
     ]
     frames = math.prod(side.dim_value for side in sides[:3])
     return max(counts, default=0) / frames
-
-
-def writes_out_its_norm(model: Model) -> bool:
-    """Return `Model.norm_written_out`, until the backends read it themselves."""
-    return model.norm_written_out

@@ -36,8 +36,6 @@ REQUIRED_CLASS: dict[str, ParityClass] = {
 }
 """The class that a model must reach in each precision to be accepted."""
 
-OF_PRECISION = REQUIRED_CLASS  # Until the backends use the new name.
-
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:

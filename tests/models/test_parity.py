@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.models.parity import OF_PRECISION, Parity, natural_frames, parity
+from cyclegan_batch.models.parity import REQUIRED_CLASS, Parity, natural_frames, parity
 
 GREY = np.full((1, 100, 100, 3), 100, np.uint8)
 
@@ -75,7 +75,7 @@ def test_nan_is_in_no_class() -> None:
 def test_a_closer_class_reaches_a_further_one() -> None:
     exact = parity(GREY, GREY)
     near = parity(moved((3, 300)), GREY)
-    assert all(exact.reaches(needed) for needed in OF_PRECISION.values())
+    assert all(exact.reaches(needed) for needed in REQUIRED_CLASS.values())
     assert near.reaches("near")
     assert near.reaches("coarse")
     assert not near.reaches("half")

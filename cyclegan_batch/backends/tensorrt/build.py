@@ -43,7 +43,15 @@ from ...wording import Note, printable
 from ..common import checked, is_out_of_memory
 from ..onnxruntime import open_onnxruntime
 from .context import Context, Cuda, Engine
-from .library import created, import_tensorrt, logger, one_line, progress_monitor
+from .library import (
+    Logger,
+    ProgressMonitor,
+    created,
+    import_tensorrt,
+    logger,
+    one_line,
+    progress_monitor,
+)
 
 Say = Callable[[str], None]
 
@@ -316,8 +324,8 @@ def engine_from_graph(
 
 def _build(
     trt: Any,
-    log: Any,
-    monitor: Any,
+    log: Logger,
+    monitor: ProgressMonitor,
     graph: bytes,
     build: Build,
     name: str,
@@ -361,7 +369,7 @@ def _build(
     return bytes(content)
 
 
-def _configuration(trt: Any, log: Any, builder: Any, build: Build, name: str) -> Any:
+def _configuration(trt: Any, log: Logger, builder: Any, build: Build, name: str) -> Any:
     """Return the builder's configuration for ``build``, its optimization profile included."""
     version = f"tensorrt {trt.__version__}"
     config = created(builder.create_builder_config, f"{version} makes no configuration", log)

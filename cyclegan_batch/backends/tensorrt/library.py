@@ -8,13 +8,51 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from ...errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..common import is_out_of_memory
 
 _MOST_MESSAGES = 16
 """How many errors of one call are kept: the first ones show the cause."""
+
+
+class Logger(Protocol):
+    """The logger of this process, an ``ILogger``; see `logger`."""
+
+    def clear(self, *, include_tensorrts_threads: bool = False) -> None:
+        """Forget the errors of the calling thread, and from now on keep them for `words`.
+
+        ``include_tensorrts_threads``: treat the errors of TensorRT's own threads as this thread's.
+        """
+
+    def words(self) -> str:
+        """Return the errors since `clear` in one line."""
+
+
+class ErrorRecorder(Protocol):
+    """What an object of TensorRT reports its errors to, an ``IErrorRecorder``."""
+
+    def num_errors(self) -> int:
+        """Return how many errors were reported since `clear`."""
+
+    def clear(self) -> None:
+        """Forget the errors."""
+
+    def words(self) -> str:
+        """Return the errors since `clear` in one line."""
+
+    def out_of_memory(self) -> bool:
+        """Tell whether one of the errors is a failed allocation."""
+
+
+class ProgressMonitor(Protocol):
+    """What a build reports its progress to, an ``IProgressMonitor``."""
+
+    phase: str
+    """The phase of the build, and its step, in words."""
+    stop: bool
+    """Set to True, it ends the build."""
 
 
 def import_tensorrt() -> Any:
@@ -28,7 +66,7 @@ def import_tensorrt() -> Any:
         ) from error
 
 
-def created(create: Callable[[], Any], failure: str, log: Any) -> Any:
+def created(create: Callable[[], Any], failure: str, log: Logger) -> Any:
     """Return the object that ``create`` returns, which is one of TensorRT's.
 
     TensorRT returns None where it fails, and writes the reason to its logger. Raises
@@ -51,7 +89,7 @@ def created(create: Callable[[], Any], failure: str, log: Any) -> Any:
 
 
 @functools.cache
-def logger(trt: Any) -> Any:
+def logger(trt: Any) -> Logger:
     """Return the logger of this process: TensorRT keeps using the first one that it is given.
 
     The logger keeps the errors of each thread that has called `clear` apart, so that threads do not
@@ -76,7 +114,6 @@ def logger(trt: Any) -> Any:
                 self._tensorrts_threads.clear()
 
         def words(self) -> str:
-            """Return the errors since `clear`."""
             errors = list(self._this_thread.errors)
             if self._this_thread.include_tensorrts_threads:
                 errors += self._tensorrts_threads
@@ -85,9 +122,10 @@ def logger(trt: Any) -> Any:
     return Log()
 
 
-def error_recorder(trt: Any) -> Any:
+def error_recorder(trt: Any) -> ErrorRecorder:
     """Return a new error recorder: an object that has one reports to it and not to the logger."""
-    return _recorder_class(trt)()
+    recorder: ErrorRecorder = _recorder_class(trt)()
+    return recorder
 
 
 @functools.cache
@@ -97,7 +135,7 @@ def _recorder_class(trt: Any) -> Any:
             trt.IErrorRecorder.__init__(self)
             self._errors: list[tuple[Any, str]] = []
 
-        # TensorRT calls the next six methods. An exception in them would end the process.
+        # TensorRT calls all but the last two methods. An exception in them would end the process.
         def report_error(self, code: Any, description: str) -> bool:
             if len(self._errors) < _MOST_MESSAGES:
                 self._errors.append((code, description))
@@ -119,11 +157,9 @@ def _recorder_class(trt: Any) -> Any:
             self._errors.clear()
 
         def words(self) -> str:
-            """Return the errors since `clear`."""
             return _joined(description for _, description in self._errors)
 
         def out_of_memory(self) -> bool:
-            """Tell whether one of the errors is a failed allocation."""
             return any(
                 code == trt.ErrorCodeTRT.FAILED_ALLOCATION
                 or is_out_of_memory(RuntimeError(description))
@@ -143,8 +179,8 @@ def one_line(message: str) -> str:
     return " ".join(message.split())[:300]
 
 
-def progress_monitor(trt: Any) -> Any:
-    """Return a monitor of a build: its ``phase`` is where the build is, and ``stop`` ends it."""
+def progress_monitor(trt: Any) -> ProgressMonitor:
+    """Return a new monitor, for one build."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -1,9 +1,9 @@
-"""Show a translation from end to end on any machine: everything it needs is here or made here.
+"""The demo: a translation from end to end on any machine, without a download.
 
-A clip with moving detail and sound and a folder of pictures are drawn, all by day. The generator
-that comes with the package, a small CycleGAN that was trained on such drawings, unpaired, turns
-them into night by the call that a user would make. A drawn valley is known by night too, so one
-contact sheet shows each source, its result and the truth, and the distance is said in numbers.
+A clip with moving detail and sound and a folder of images are drawn, all by day. The generator in
+the package, a small CycleGAN that was trained on such drawings, unpaired, turns them into night by
+the call that a user would make. The drawn valleys exist by night too, so a contact sheet shows each
+source, its result and the truth, and the PSNR to the truth is reported.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from ..models.parity import parity
 from .landscapes import NIGHT, Landscape
 
 MODEL = Path(__file__).with_name("day2night.onnx")
-"""The generator of the demo: what ``train --recipe demo`` ends with, exported.
+"""The generator of the demo: the exported result of ``train --recipe demo``.
 
-Trained on valleys as `landscapes.write_domains` draws them; the demo's own were not among them.
+It was trained on valleys that `landscapes.write_domains` drew; the demo's own were not among them.
 """
 
 NOTICE = (
     "The demo's generator is a small CycleGAN that was trained on drawn valleys by day and by "
-    "night, unpaired; it knows nothing else."
+    "night, unpaired; it works on such drawings only."
 )
-"""Said once, so that nobody takes it for a generator of photographs."""
+"""Printed so that nobody takes it for a generator of photographs."""
 
 _RATE = 25
 """Frames per second of the clip."""
 _SECONDS = 4
 _CLIP_SIZE = (360, 640)
 _CLIP_SEED = 1_000_007
-"""Far from the seeds of the training's valleys, as those of the pictures."""
+"""Like those of the images, far from the seeds of the training's valleys."""
 _MOMENTS = tuple(round(_RATE * _SECONDS * share) for share in (0.04, 0.34, 0.64, 0.94))
-"""Frames of the clip on the sheet."""
+"""The frames of the clip that the sheet shows."""
 _SAMPLE_RATE = 48_000
 
 _PICTURES: tuple[tuple[str, tuple[int, int], int], ...] = (
@@ -56,12 +56,12 @@ _PICTURES: tuple[tuple[str, tuple[int, int], int], ...] = (
     ("wide/odd.png", (359, 479), 1_000_008),
     ("wide/small.jpg", (193, 257), 1_000_014),
 )
-"""Name, (height, width) and seed of every picture: odd sizes, two formats, alpha, a sub-folder."""
+"""Name, (height, width) and seed of each image: odd sizes, two formats, alpha, a sub-folder."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made."""
+    """The files that the demo wrote."""
 
     model: Path
     clip: Path
@@ -73,9 +73,9 @@ class Demo:
 
 
 def run_demo(folder: Path, *, say: Callable[[str], None] = lambda sentence: None) -> Demo:
-    """Make the demo in ``folder`` (created; what an earlier demo made there is replaced).
+    """Write the demo into ``folder``, which is created; files of an earlier demo are replaced.
 
-    ``say`` is told what happens, one sentence at a time. Raises OutputError and what `translate`
+    ``say`` is called with one sentence for each step. Raises OutputError and what `translate`
     raises.
     """
     from ..api import translate
@@ -106,17 +106,17 @@ def run_demo(folder: Path, *, say: Callable[[str], None] = lambda sentence: None
     write_contact_sheet(demo)
     before, after = distances(demo)
     say(
-        f"Against the truth the clip has a PSNR of {before:.1f} dB by day, and translated of "
-        f"{after:.1f} dB."
+        f"PSNR to the truth: {before:.1f} dB for the clip by day, {after:.1f} dB for its "
+        "translation."
     )
     say(f"The clip: {demo.translated_clip}")
-    say(f"The pictures: {demo.translated_pictures}")
-    say(f"Look first at the contact sheet, source, result and truth: {demo.sheet}")
+    say(f"The images: {demo.translated_pictures}")
+    say(f"The contact sheet, with source, result and truth: {demo.sheet}")
     return demo
 
 
 def distances(demo: Demo) -> tuple[float, float]:
-    """Return the PSNR of the clip and of its translation to the truth, in dB, over a few frames."""
+    """Return the PSNR to the truth, in dB, of a few frames of the clip and of its translation."""
     truth = np.stack(_true_frames())
     source, result = (
         parity(np.stack(_frames_of(path, _MOMENTS)), truth).psnr
@@ -159,14 +159,14 @@ def write_clip(path: Path) -> None:
 
 
 def write_pictures(folder: Path) -> None:
-    """Write the pictures, with their sub-folder, into ``folder``."""
+    """Write the images, with their sub-folder, into ``folder``."""
     for name, size, seed in _PICTURES:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(Landscape(size, seed).at())
+        image = Image.fromarray(Landscape(size, seed).at())
         if "alpha" in name:
-            picture.putalpha(Image.fromarray(_round_mask(size)))
-        picture.save(path, quality=93)
+            image.putalpha(Image.fromarray(_round_mask(size)))
+        image.save(path, quality=93)
 
 
 def _round_mask(size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -177,7 +177,7 @@ def _round_mask(size: tuple[int, int]) -> npt.NDArray[np.uint8]:
 
 
 def _sound() -> npt.NDArray[np.float32]:
-    """Return (2, samples) in [-1, 1]: a slow broken chord from left to right over a rising tone."""
+    """Return (2, samples) in [-1, 1]: a slow arpeggio from left to right over a rising tone."""
     t = np.arange(_SECONDS * _SAMPLE_RATE) / _SAMPLE_RATE
     sound = np.zeros((2, t.size))
     notes = (261.63, 329.63, 392.00, 493.88, 587.33, 493.88, 392.00, 329.63)
@@ -202,7 +202,7 @@ _PAPER, _INK, _PALE_INK = (250, 249, 246), (34, 34, 40), (120, 120, 128)
 
 
 def write_contact_sheet(demo: Demo) -> None:
-    """Write one PNG: moments of the clip, and the pictures, each with its translation and truth."""
+    """Write one PNG: frames of the clip, and the images, each with its result and the truth."""
     clip = zip(
         [f"{moment / _RATE:.1f} s" for moment in _MOMENTS],
         map(Image.fromarray, _frames_of(demo.clip, _MOMENTS)),
@@ -236,7 +236,7 @@ def write_contact_sheet(demo: Demo) -> None:
 def _block(
     title: str, columns: Sequence[tuple[str, Image.Image, Image.Image, Image.Image]]
 ) -> Image.Image:
-    """Return columns of a label and three pictures of one size, all of one height, side by side."""
+    """Return columns of a label and three images of one size, side by side at one height."""
     room = _SHEET_WIDTH - 2 * _MARGIN - _GAP * (len(columns) - 1)
     height = room / sum(source.width / source.height for _, source, _, _ in columns)
     rows = round(height)
@@ -244,32 +244,32 @@ def _block(
     draw = ImageDraw.Draw(block)
     draw.text((_MARGIN, 14), title, _INK, _font(17))
     left = float(_MARGIN)
-    for label, *pictures in columns:
-        width = height * pictures[0].width / pictures[0].height
-        for number, picture in enumerate(pictures):
-            resized = picture.resize((round(width), rows), Image.Resampling.LANCZOS)
+    for label, *images in columns:
+        width = height * images[0].width / images[0].height
+        for number, image in enumerate(images):
+            resized = image.resize((round(width), rows), Image.Resampling.LANCZOS)
             block.paste(resized, (round(left), 44 + number * (rows + _GAP)))
         draw.text((round(left), 44 + 3 * (rows + _GAP) - 4), label, _PALE_INK, _font(13))
         left += width + _GAP
     return block
 
 
-def _frames_of(path: Path, wanted: Sequence[int]) -> list[Pixels]:
-    """Return the frames of these positions, ``(H, W, 3)`` RGB uint8."""
+def _frames_of(path: Path, numbers: Sequence[int]) -> list[Pixels]:
+    """Return the frames of these numbers, ``(H, W, 3)`` RGB uint8."""
     with av.open(str(path)) as container:
         frames = enumerate(container.decode(video=0))
-        return [frame.to_ndarray(format="rgb24") for index, frame in frames if index in wanted]
+        return [frame.to_ndarray(format="rgb24") for index, frame in frames if index in numbers]
 
 
 def _on_checks(path: Path) -> Image.Image:
-    """Return the picture, over a checkerboard where it is transparent."""
-    with Image.open(path) as picture:
-        if picture.mode != "RGBA":
-            return picture.convert("RGB")
-        y, x = np.indices((picture.height, picture.width)) // 12
+    """Return the image, over a checkerboard where it is transparent."""
+    with Image.open(path) as image:
+        if image.mode != "RGBA":
+            return image.convert("RGB")
+        y, x = np.indices((image.height, image.width)) // 12
         checks = np.where((x + y) % 2, 255, 228).astype(np.uint8)
         board = Image.fromarray(checks).convert("RGBA")
-        return Image.alpha_composite(board, picture).convert("RGB")
+        return Image.alpha_composite(board, image).convert("RGB")
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

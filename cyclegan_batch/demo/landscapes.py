@@ -1,9 +1,9 @@
-"""Landscapes that are drawn here: a valley by day, and the same valley by night.
+"""Drawn landscapes: a valley by day, and the same valley by night.
 
-They are the demo's clip and pictures, and two domains to train on: as many pictures as one
-likes, unpaired, with the truth known for every one of them. Night is not day through a colour
-curve. What is white by day is pale as snow and dark as a cloud, and the dark windows of the houses
-and the balloon are what shines; so the kind of thing decides, and its texture tells what it is.
+They are the demo's clip and images, and two domains for training: any number of images, unpaired,
+with a true result for every one of them. No colour curve turns day into night: snow and clouds are
+both white by day, and at night snow is pale and a cloud dark, while the dark windows of the houses
+and the balloon shine. The translation depends on the kind of object, which its texture shows.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ Colour: TypeAlias = tuple[int, int, int]
 FloatImage: TypeAlias = npt.NDArray[np.float32]
 
 _FULL_HEIGHT = 360
-"""Pixels: the height of a view at which a unit is one pixel."""
+"""The height of a view, in pixels, at which one unit is one pixel."""
 
 
 @dataclass(frozen=True)
 class Light:
-    """What colour each kind of thing has at a time of day."""
+    """The colours of each kind of object at a time of day."""
 
     sky: tuple[Colour, Colour]
     """At the top, and at the horizon."""
     disc: Colour
     """The sun, or the moon."""
     glow: tuple[Colour, float]
-    """Around the disc, and how strong."""
+    """Around the disc, and its strength."""
     cloud: tuple[Colour, Colour]
-    """Above, and in its own shadow."""
+    """Lit from above, and in its own shadow."""
     mountains: tuple[Colour, Colour, Colour]
     """From the farthest to the nearest ridge."""
     snow: Colour
     relief: float
-    """How much the slopes' light and shadow show."""
+    """Strength of light and shadow on the slopes."""
     fir: Colour
     wall: Colour
     roof: Colour
     window: Colour
     balloons: tuple[tuple[Colour, Colour], tuple[Colour, Colour]]
-    """The stripes of the two balloons that there are."""
+    """The stripes of either balloon."""
     basket: Colour
     bird: Colour
     water: Colour
     mirror: float
-    """How much of what it mirrors the water gives back."""
+    """Strength of the reflection in the water."""
     glint: tuple[Colour, float]
     grass: tuple[Colour, Colour]
     """Far, and near."""
@@ -109,11 +109,11 @@ NIGHT = Light(
 
 
 def write_domains(folder: Path, count: int, *, side: int = 128, held_out: int = 64) -> None:
-    """Write two domains to train on: day in trainA, night in trainB, ``count`` pictures of each.
+    """Write two domains to train on: day in trainA, night in trainB, ``count`` images of each.
 
-    No valley is in both. testA and testB hold ``held_out`` further ones, the same in both under the
-    same name: the truth for what a generator makes of testA. All are ``side`` pixels wide and high.
-    Raises OutputError.
+    No valley is in both. testA and testB hold ``held_out`` further valleys by day and by night
+    under the same names, so testB is the true result for testA. All images are ``side`` pixels wide
+    and high. Raises OutputError.
     """
     try:
         for number in range(2 * count + held_out):
@@ -131,22 +131,22 @@ def write_domains(folder: Path, count: int, *, side: int = 128, held_out: int = 
 def window(seed: int, light: Light, *, side: int = 128) -> Pixels:
     """Return ``(side, side, 3)`` RGB uint8: a whole small valley, or a part of a larger one.
 
-    So a network that learns from small pictures meets things as large as they are in large ones.
+    So a network that is trained on small images sees objects of the sizes they have in large ones.
     """
     random = np.random.default_rng([seed, side])
     height = round(side * (1 + 1.8 * random.uniform() ** 2))
     width = round(1.2 * height)
     valley = Landscape((height, width), seed, unit=height / _FULL_HEIGHT)
     top, left = random.integers(0, (height - side + 1, width - side + 1))
-    seen = valley.at(100 * random.uniform(), light)
-    return np.ascontiguousarray(seen[top : top + side, left : left + side])
+    view = valley.at(100 * random.uniform(), light)
+    return np.ascontiguousarray(view[top : top + side, left : left + side])
 
 
 class Landscape:
     """A painted valley through which the camera drifts: clouds, ridges, firs, houses, a lake.
 
-    ``size`` is (height, width), ``unit`` how large things are in it (None: as the size is, one at
-    360 pixels of height). The same seed gives the same valley, in every light.
+    ``size`` is (height, width). ``unit`` is the scale of the objects in pixels; None means in
+    proportion to the size, 1 at 360 pixels of height. A seed gives the same valley in every light.
     """
 
     def __init__(self, size: tuple[int, int], seed: int, *, unit: float | None = None) -> None:
@@ -167,32 +167,32 @@ class Landscape:
         self.flowers = random.uniform(0, 1, (span // 5, 3))
         self.flight = random.uniform(0, 1, 3)
         self.disc = (random.uniform(0.6, 0.92), random.uniform(0.12, 0.3))
-        # Far ones stand on the other shore, near ones on the meadow; the spacing keeps them apart.
+        # Far houses stand on the other shore, near ones on the meadow.
         self.far_houses = _spaced(random, span, 70 * self.unit)
         self.near_houses = _spaced(random, span, 420 * self.unit)
 
     def at(self, seconds: float = 0.0, light: Light = DAY) -> Pixels:
         """Return the view after ``seconds`` of drift: ``(H, W, 3)`` RGB, uint8."""
-        picture = np.empty((self.height, self.width, 3), np.float32)
-        self._sky(picture, seconds, light)
-        self._mountains(picture, seconds, light)
-        self._forest(picture, seconds, light)
-        self._village(picture, seconds, light)
-        self._balloon(picture, seconds, light)
-        self._birds(picture, seconds, light)
-        self._lake(picture, seconds, light)
-        self._meadow(picture, seconds, light)
-        return np.asarray(np.clip(picture + 0.5, 0, 255), np.uint8)
+        canvas = np.empty((self.height, self.width, 3), np.float32)
+        self._sky(canvas, seconds, light)
+        self._mountains(canvas, seconds, light)
+        self._forest(canvas, seconds, light)
+        self._village(canvas, seconds, light)
+        self._balloon(canvas, seconds, light)
+        self._birds(canvas, seconds, light)
+        self._lake(canvas, seconds, light)
+        self._meadow(canvas, seconds, light)
+        return np.asarray(np.clip(canvas + 0.5, 0, 255), np.uint8)
 
     def _view(self, texture: FloatImage, pixels: float) -> FloatImage:
-        """Return the part of a wide texture that is seen after a drift of ``pixels``."""
+        """Return the visible part of a wide texture after a drift of ``pixels``."""
         start = pixels % (texture.shape[1] - self.width - 1)
         whole, part = int(start), start - int(start)
         one = texture[:, whole : whole + self.width]
         two = texture[:, whole + 1 : whole + 1 + self.width]
         return one * np.float32(1 - part) + two * np.float32(part)
 
-    def _sky(self, picture: FloatImage, seconds: float, light: Light) -> None:
+    def _sky(self, canvas: FloatImage, seconds: float, light: Light) -> None:
         down = np.linspace(0, 1, self.horizon, dtype=np.float32)[:, None, None]
         sky = _rgb(light.sky[0]) * (1 - down) + _rgb(light.sky[1]) * down
         y, x = np.ogrid[: self.horizon, : self.width]
@@ -206,10 +206,10 @@ class Landscape:
         shade = _smooth(np.roll(cloud, -max(2, round(5 * self.unit)), axis=0), 0.35, 0.8)[..., None]
         bright, dark = (_rgb(colour) for colour in light.cloud)
         vapour = bright + (dark - bright) * (0.22 * shade)
-        picture[: self.horizon] = sky + (vapour - sky) * cover
-        picture[self.horizon :] = _rgb(light.sky[1])
+        canvas[: self.horizon] = sky + (vapour - sky) * cover
+        canvas[self.horizon :] = _rgb(light.sky[1])
 
-    def _mountains(self, picture: FloatImage, seconds: float, light: Light) -> None:
+    def _mountains(self, canvas: FloatImage, seconds: float, light: Light) -> None:
         y = np.arange(self.horizon, dtype=np.float32)[:, None]
         layers = ((0.44, 0.30, 7.0), (0.26, 0.20, 13.0), (0.10, 0.13, 22.0))
         for number, (base, rise, speed) in enumerate(layers):
@@ -224,10 +224,10 @@ class Landscape:
                 line = 0.34 * self.horizon + (rock - 0.5) * 0.30 * self.horizon
                 snow = _smooth(y, line + 3 * self.unit, line - 3 * self.unit)[..., None]
                 body = body + (_rgb(light.snow) * relief[..., None] - body) * snow
-            part = picture[: self.horizon]
+            part = canvas[: self.horizon]
             part += (body - part) * np.clip(y - top + 0.5, 0, 1)[..., None]
 
-    def _forest(self, picture: FloatImage, seconds: float, light: Light) -> None:
+    def _forest(self, canvas: FloatImage, seconds: float, light: Light) -> None:
         visible, places = self._in_view(self.firs, 30 * seconds, 30)
         for x, size in zip(places, self.fir_sizes[visible], strict=True):
             foot = self.horizon + 1
@@ -236,32 +236,30 @@ class Landscape:
                 base = foot - tall * storey * 0.21
                 half = wide * (1 - storey * 0.22)
                 tone = _plain(light.fir, (0.75 + 0.3 * size) * (1 + 0.12 * storey))
-                _polygon(
-                    picture, [(x - half, base), (x + half, base), (x, base - tall * 0.4)], tone
-                )
+                _polygon(canvas, [(x - half, base), (x + half, base), (x, base - tall * 0.4)], tone)
 
-    def _village(self, picture: FloatImage, seconds: float, light: Light) -> None:
+    def _village(self, canvas: FloatImage, seconds: float, light: Light) -> None:
         _, places = self._in_view(self.far_houses, 30 * seconds, 40)
         for x in places:
-            self._house(picture, (x, self.horizon + 1), 0.42, light)
+            self._house(canvas, (x, self.horizon + 1), 0.42, light)
 
     def _house(
-        self, picture: FloatImage, foot: tuple[float, float], size: float, light: Light
+        self, canvas: FloatImage, foot: tuple[float, float], size: float, light: Light
     ) -> None:
-        """Draw a house, the middle of its wall on ``foot``; of ``size`` 1 it is 60 units wide."""
+        """Draw a house, 60 units wide at ``size`` 1, with the middle of its wall above ``foot``."""
         x, ground = foot
         one = self.unit * size
         half, tall = 30 * one, 30 * one
         eaves = ground - tall
-        _box(picture, (x - half, eaves), (x + half, ground), _plain(light.wall))
+        _box(canvas, (x - half, eaves), (x + half, ground), _plain(light.wall))
         roof = [(x - half - 5 * one, eaves), (x + half + 5 * one, eaves)]
         roof += [(x + half - 10 * one, eaves - 22 * one), (x - half + 10 * one, eaves - 22 * one)]
-        _polygon(picture, roof, _plain(light.roof))
+        _polygon(canvas, roof, _plain(light.roof))
         for place in (-18, 0, 18):
             left, top = x + (place - 5) * one, eaves + 8 * one
-            _box(picture, (left, top), (left + 10 * one, top + 12 * one), _plain(light.window))
+            _box(canvas, (left, top), (left + 10 * one, top + 12 * one), _plain(light.window))
 
-    def _balloon(self, picture: FloatImage, seconds: float, light: Light) -> None:
+    def _balloon(self, canvas: FloatImage, seconds: float, light: Light) -> None:
         start, lift, kind = self.flight
         x = self.width * (0.16 + 0.30 * start + 0.075 * seconds % 0.7)
         y = self.height * (0.21 + 0.08 * lift + 0.02 * np.sin(1.4 * seconds + 6 * lift))
@@ -271,20 +269,20 @@ class Landscape:
         for side in (-0.17, 0.17):
             ends = [(x + side * radius, y + radius * 1.4), (x + side * radius, y + radius * 1.75)]
             rope = _plain(light.basket, 0.6)
-            cv2.polylines(picture, [_fixed(ends)], False, rope, 1, cv2.LINE_AA, 4)
-        # From the full width inwards: every stripe covers the middle of the one before.
+            cv2.polylines(canvas, [_fixed(ends)], False, rope, 1, cv2.LINE_AA, 4)
+        # From the full width inwards: each stripe covers the middle of the previous one.
         for number, share in enumerate((1.0, 0.86, 0.62, 0.36, 0.12)):
             tone = _plain(stripes[number % 2], 0.84 + 0.05 * number)
-            _ellipse(picture, (x, y), (radius * share, radius), tone)
+            _ellipse(canvas, (x, y), (radius * share, radius), tone)
             skirt = [(x - radius * share * 0.72, y + radius * 0.68)]
             skirt += [(x + radius * share * 0.72, y + radius * 0.68)]
-            _polygon(picture, [*skirt, *mouth], tone)
+            _polygon(canvas, [*skirt, *mouth], tone)
         low, high = y + radius * 2.02, y + radius * 1.72
         basket = [(x - radius * 0.2, high), (x + radius * 0.2, high)]
         basket += [(x + radius * 0.16, low), (x - radius * 0.16, low)]
-        _polygon(picture, basket, _plain(light.basket))
+        _polygon(canvas, basket, _plain(light.basket))
 
-    def _birds(self, picture: FloatImage, seconds: float, light: Light) -> None:
+    def _birds(self, canvas: FloatImage, seconds: float, light: Light) -> None:
         for number in range(5):
             place = self.width * (0.95 - 0.05 * seconds) + (number - 2) * 17 * self.unit
             x = place % (1.1 * self.width)
@@ -293,9 +291,9 @@ class Landscape:
             span = 7 * self.unit
             wings = [(x - span, y - flap), (x - span / 3, y - 1.5), (x, y), (x + span / 3, y - 1.5)]
             points = _fixed([*wings, (x + span, y - flap)])
-            cv2.polylines(picture, [points], False, _plain(light.bird), 1, cv2.LINE_AA, 4)
+            cv2.polylines(canvas, [points], False, _plain(light.bird), 1, cv2.LINE_AA, 4)
 
-    def _lake(self, picture: FloatImage, seconds: float, light: Light) -> None:
+    def _lake(self, canvas: FloatImage, seconds: float, light: Light) -> None:
         rows = self.height - self.horizon
         down = np.arange(rows, dtype=np.float32)[:, None]
         across = np.arange(self.width, dtype=np.float32)[None, :]
@@ -305,7 +303,7 @@ class Landscape:
         source_x = across + wave * swell
         source_y = self.horizon - 1 - down * (self.horizon - 2) / rows + 0.8 * wave * swell
         mirror = cv2.remap(
-            picture[: self.horizon],
+            canvas[: self.horizon],
             source_x.astype(np.float32),
             np.clip(source_y, 0, self.horizon - 1).astype(np.float32),
             cv2.INTER_LINEAR,
@@ -316,9 +314,9 @@ class Landscape:
         water += _rgb(light.water) * (0.16 + 0.24 * depth)
         sparkle = self._view(self.blades, 30 * self.unit * seconds)[self.horizon :]
         glint = _smooth(wave + 2.2 * sparkle, 2.5, 3.2)[..., None] * (1 - 0.6 * depth)
-        picture[self.horizon :] = water + (_rgb(light.glint[0]) - water) * glint * light.glint[1]
+        canvas[self.horizon :] = water + (_rgb(light.glint[0]) - water) * glint * light.glint[1]
 
-    def _meadow(self, picture: FloatImage, seconds: float, light: Light) -> None:
+    def _meadow(self, canvas: FloatImage, seconds: float, light: Light) -> None:
         drift = 64 * self.unit * seconds
         rows = slice(self.shore - round(24 * self.unit), self.height)
         y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None]
@@ -331,13 +329,13 @@ class Landscape:
         )
         _, houses = self._in_view(self.near_houses, 64 * seconds, 60)
         for x in houses:
-            self._house(picture, (x, self.shore + 12 * self.unit), 1.25, light)
+            self._house(canvas, (x, self.shore + 12 * self.unit), 1.25, light)
         near = np.clip((y - self.shore) / max(1, self.height - self.shore), 0, 1)
         grain = self._view(self.ground, drift)[rows]
         shine = (0.62 + 0.45 * tuft + 0.35 * (grain - 0.5))[..., None]
         far_green, near_green = (_rgb(colour) for colour in light.grass)
         grass = (far_green * (1 - near)[..., None] + near_green * near[..., None]) * shine
-        part = picture[rows]
+        part = canvas[rows]
         part += (grass - part) * np.clip(y - edge + 0.5, 0, 1)[..., None]
         span = 3 * self.width
         for number, (along, deep, size) in enumerate(self.flowers):
@@ -346,12 +344,15 @@ class Landscape:
                 top = self.shore + 6 * self.unit
                 centre = (x, top + deep * (self.height - top))
                 radius = (0.9 + 1.6 * size * (0.4 + deep)) * self.unit
-                _ellipse(picture, centre, (radius, radius), _plain(light.flowers[number % 4]))
+                _ellipse(canvas, centre, (radius, radius), _plain(light.flowers[number % 4]))
 
     def _in_view(
         self, places: npt.NDArray[np.float64], drift: float, margin: float
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-        """Return which things stand in view after a drift, and where; both in units."""
+        """Return which objects are visible after a drift, and their positions in pixels.
+
+        ``drift`` and ``margin`` are in units.
+        """
         start = drift * self.unit % (2 * self.width - 1)
         beyond = margin * self.unit
         visible = (places > start - beyond) & (places < start + self.width + beyond)
@@ -359,7 +360,7 @@ class Landscape:
 
 
 def _spaced(random: np.random.Generator, span: int, spacing: float) -> npt.NDArray[np.float64]:
-    """Return places along ``span``: one in most stretches of ``spacing``, two never close by."""
+    """Return positions along ``span``: one in most intervals of ``spacing``, never two close by."""
     starts = np.arange(0, span, spacing)
     places = starts + spacing * random.uniform(0.1, 0.5, starts.size)
     return np.asarray(places[random.random(starts.size) < 0.7])
@@ -392,33 +393,33 @@ def _rgb(colour: Colour) -> FloatImage:
 
 
 def _plain(colour: Colour, light: float = 1.0) -> tuple[float, ...]:
-    """Return a colour as OpenCV's drawing takes it."""
+    """Return a colour in the type of OpenCV's drawing functions."""
     return tuple(float(c) * light for c in colour)
 
 
 def _fixed(points: Sequence[tuple[float, float]]) -> npt.NDArray[np.int32]:
-    """Return points in sixteenths of a pixel, as OpenCV's ``shift=4`` reads them."""
+    """Return points in sixteenths of a pixel, the unit of OpenCV's ``shift=4``."""
     return np.round(np.array(points) * 16).astype(np.int32)
 
 
 def _polygon(
-    picture: FloatImage, points: Sequence[tuple[float, float]], colour: tuple[float, ...]
+    canvas: FloatImage, points: Sequence[tuple[float, float]], colour: tuple[float, ...]
 ) -> None:
-    cv2.fillPoly(picture, [_fixed(points)], colour, cv2.LINE_AA, 4)
+    cv2.fillPoly(canvas, [_fixed(points)], colour, cv2.LINE_AA, 4)
 
 
 def _box(
-    picture: FloatImage,
+    canvas: FloatImage,
     low: tuple[float, float],
     high: tuple[float, float],
     colour: tuple[float, ...],
 ) -> None:
     corners = [low, (high[0], low[1]), high, (low[0], high[1])]
-    _polygon(picture, corners, colour)
+    _polygon(canvas, corners, colour)
 
 
 def _ellipse(
-    picture: FloatImage,
+    canvas: FloatImage,
     centre: tuple[float, float],
     radii: tuple[float, float],
     colour: tuple[float, ...],
@@ -426,4 +427,4 @@ def _ellipse(
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     x = centre[0] + radii[0] * np.cos(angle)
     y = centre[1] + radii[1] * np.sin(angle)
-    _polygon(picture, list(zip(x, y, strict=True)), colour)
+    _polygon(canvas, list(zip(x, y, strict=True)), colour)

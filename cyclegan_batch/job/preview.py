@@ -1,4 +1,4 @@
-"""A look before the long run: a few frames, each source above its result, as one picture."""
+"""The preview of a job: a few frames as one image, each source above its result."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ from ..wording import printable
 from .plan import JobPlan
 
 _COLUMN = 480
-"""Width of a frame in the sheet, in pixels, at most."""
+"""Largest width of a frame in the preview, in pixels."""
 _GAP = 8
+"""Pixels between frames."""
 
 
 def preview_path(plan: JobPlan) -> Path:
-    """Return where the preview of a job goes: beside its only output, or beside its folder.
+    """Return the path of a job's preview, beside its only output or beside its output folder.
 
     Raises OutputError where the output is a pipe.
     """
     output = plan.entries[0].output if len(plan.entries) == 1 else plan.output
     if output == PIPE:
-        raise OutputError("-: a preview is a picture and needs a name: name a file as OUTPUT")
+        raise OutputError("-: a preview is a file and needs a name: name a file as OUTPUT")
     if output.name in ("", ".."):
         output = output.resolve()
     return output.with_name(output.name + ".preview.png")
 
 
 def write_preview(plan: JobPlan, backend: Backend, count: int) -> Path:
-    """Translate ``count`` frames, evenly spread over the inputs, and write them as one picture.
+    """Translate ``count`` frames, evenly spread over the inputs, and write them as one image.
 
-    Source above, result below, a column for each. Returns the picture's name. Raises as the job
-    itself would.
+    Each frame is a column, its source above its result. Returns the path of the image. Raises what
+    the job would raise.
     """
     target = preview_path(plan)
     if target.exists() and not plan.options.overwrite:
@@ -57,7 +58,7 @@ def write_preview(plan: JobPlan, backend: Backend, count: int) -> Path:
     with Generator(backend, size=plan.options.size, fit=plan.options.fit) as generator:
         for number in range(count):
             place = (number + 0.5) / count * len(sources)
-            pixels = _picture(plan, sources[int(place)], place - int(place))
+            pixels = _frame(plan, sources[int(place)], place - int(place))
             result = generator(pixels[np.newaxis])[0]
             columns.append(np.vstack([_shrunk(pixels), _gap(_shrunk(pixels)), _shrunk(result)]))
     encoded = encode_picture(_side_by_side(columns), "png")
@@ -67,10 +68,10 @@ def write_preview(plan: JobPlan, backend: Backend, count: int) -> Path:
     return target
 
 
-def _picture(plan: JobPlan, source: VideoPlan | Entry, place: float) -> Pixels:
-    """Return the picture at ``place`` (0 the beginning, 1 the end) of an input, (H, W, 3)."""
+def _frame(plan: JobPlan, source: VideoPlan | Entry, place: float) -> Pixels:
+    """Return the frame at ``place`` (0 the beginning, 1 the end) of an input, ``(H, W, 3)``."""
     if isinstance(source, Entry):
-        # What the job would write stays as it is, whether it is there or not.
+        # With overwrite, an existing output of the job is not refused; it is not touched either.
         options = replace(plan.options, overwrite=True)
         shard = plan_images([source], options, pixel_type=plan.model.card.pixel_type)[0]
         return first_frame(ImageSource(shard), printable(source.source))
@@ -80,7 +81,7 @@ def _picture(plan: JobPlan, source: VideoPlan | Entry, place: float) -> Pixels:
 
 
 def _only_frame_at(video: VideoPlan, place: float) -> VideoPlan:
-    """Return the plan for the one frame at ``place`` of the stretch that ``video`` covers."""
+    """Return a plan for the one frame at ``place`` of the range that ``video`` covers."""
     begin = video.options.ss or 0.0
     seconds = float(video.info.length or 0)
     end = min(seconds, video.options.to if video.options.to is not None else seconds)

@@ -1,4 +1,4 @@
-"""Names and first bytes: which medium a file holds, before anything opens it."""
+"""The media that files hold, by their extensions and first bytes."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ IMAGE_FORMATS: dict[str, ImageFormat] = {
     ".heifs": "heic",
     ".hif": "heic",
 }
-"""The picture formats that are read, by extension, in lower case."""
+"""The image formats that are read, by extension in lower case."""
 
 WRITTEN_FORMATS = frozenset[ImageFormat]({"jpg", "png", "webp", "avif", "bmp", "tiff"})
-"""The picture formats that are written; of the others the output is a PNG."""
+"""The image formats that are written. The output of the others is PNG."""
 
 UNREAD_IMAGES = frozenset(
     {".cur", ".dcm", ".dcx", ".dds", ".djvu", ".emf", ".eps", ".exr", ".fits", ".hdr", ".icns"}
     | {".ico", ".jls", ".jng", ".jxl", ".jxr", ".kra", ".mpo", ".pam", ".pbm", ".pcx", ".pfm"}
     | {".pgm", ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".sgi", ".svg", ".svgz", ".tga", ".wbmp"}
     | {".wdp", ".wmf", ".xbm", ".xcf", ".xpm"}
-    # What a camera writes without developing it.
+    # Raw formats of cameras.
     | {".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mrw"}
     | {".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw", ".x3f"}
 )
-"""Extensions of pictures that are not read here: they are named, and never left out silently."""
+"""Extensions of images that are not read here. Such files are reported, not silently left out."""
 
 HEIC_MISSING = (
-    "HEIC pictures are read by pillow-heif, which is not installed: "
+    "HEIC images are read by pillow-heif, which is not installed: "
     "pip install 'cyclegan-batch[heic]'"
 )
 
@@ -70,7 +70,7 @@ VIDEO_SUFFIXES = frozenset(
     | {".ogv", ".qt", ".rm", ".rmvb", ".tod", ".tp", ".trp", ".ts", ".vob", ".vro", ".webm"}
     | {".wmv", ".wtv", ".y4m"}
 )
-"""The extensions that make a file of a folder a video. GIF is not among them: 256 colours hold no
+"""The extensions of videos in a folder. GIF is not among them, since its 256 colours cannot hold a
 generator's output."""
 
 PIPE = Path("-")
@@ -82,24 +82,22 @@ class Entry:
     """One input and the output it becomes."""
 
     kind: Kind
-    """``unread``: a picture of a kind that is not read (`why_unread`), so a failure."""
+    """``unread`` is an image of a kind that is not read (`why_unread`), which is a failure."""
     source: Path
-    """The file; for ``pattern`` its pattern (``f_%06d.png``), for ``pipe`` `PIPE`."""
+    """The file. For ``pattern`` it is the pattern (``f_%06d.png``), for ``pipe`` `PIPE`."""
     output: Path
-    """The file to write; `PIPE` for standard output."""
+    """The file to write, or `PIPE` for standard output."""
 
 
 def counted_suffixes(suffixes: Iterable[str], most: int = 6) -> str:
-    """Return how often each extension occurs, the commonest first: ``.psd 9, .svg 2``."""
+    """Return how often each extension occurs, the most common first: ``.psd 9, .svg 2``."""
     counts = Counter(suffix.lower() for suffix in suffixes).most_common()
-    shown = [
-        f"{printable(Path(suffix)) if suffix else 'without extension'} {n}" for suffix, n in counts
-    ]
-    return ", ".join([*shown[:most], *(["…"] if len(shown) > most else [])])
+    words = [f"{printable(suffix) if suffix else 'without extension'} {n}" for suffix, n in counts]
+    return ", ".join([*words[:most], *(["…"] if len(words) > most else [])])
 
 
 def natural_key(path: Path) -> tuple[tuple[tuple[int, int, str], ...], ...]:
-    """Return a sort key that puts ``f2`` before ``f10``, folder by folder, alike everywhere."""
+    """Return a sort key, the same on every system, that puts ``f2`` before ``f10`` in a folder."""
     return tuple(
         tuple(
             (0, int(piece), piece) if piece.isascii() and piece.isdigit() else (1, 0, piece)
@@ -110,15 +108,15 @@ def natural_key(path: Path) -> tuple[tuple[tuple[int, int, str], ...], ...]:
 
 
 SNIFFED = 64
-"""Bytes at the beginning of a file that tell its format."""
+"""Number of bytes at the beginning of a file that `sniff_format` takes."""
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
-_PICTURE_BRANDS = _AVIF_BRANDS | _HEIC_BRANDS | {b"mif1", b"msf1"}
+_IMAGE_BRANDS = _AVIF_BRANDS | _HEIC_BRANDS | {b"mif1", b"msf1"}
 
 
 def sniff_format(head: bytes) -> ImageFormat | None:
-    """Return the picture format that the first `SNIFFED` bytes of a file tell, or None."""
+    """Return the image format by the first `SNIFFED` bytes of a file, or None."""
     if head.startswith(b"\xff\xd8\xff"):
         return "jpg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -133,8 +131,8 @@ def sniff_format(head: bytes) -> ImageFormat | None:
         return "gif"
     if head.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")):
         return "jp2"
-    if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
-        # The first brand may be that of any such file; the others say of which kind.
+    if head[4:8] == b"ftyp" and head[8:12] in _IMAGE_BRANDS:
+        # The major brand may be a generic one. The compatible brands tell AVIF from HEIC.
         end = min(int.from_bytes(head[:4]), len(head))
         brands = {head[8:12], *(head[at : at + 4] for at in range(16, end, 4))}
         return "avif" if brands & _AVIF_BRANDS else "heic"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,7 +78,11 @@ def _frame(plan: JobPlan, source: VideoPlan | Entry, place: float) -> Pixels:
         return first_frame(ImageSource(shard), printable(source.source))
     if source.path == PIPE:
         raise InputError("-: a pipe cannot be previewed, since it is read only once; name a file")
-    return first_frame(VideoSource(_only_frame_at(source, place)), source.name)
+    # Behind the time of the last frame, which may stay for long, there is none: look earlier.
+    for earlier in (place, place / 2):
+        with contextlib.suppress(InputError):
+            return first_frame(VideoSource(_only_frame_at(source, earlier)), source.name)
+    return first_frame(VideoSource(_only_frame_at(source, 0.0)), source.name)
 
 
 def _only_frame_at(video: VideoPlan, place: float) -> VideoPlan:

@@ -1,5 +1,6 @@
 # make demo    a light environment, a synthesised clip and pictures, translated, in demo/
-# make test    the development environment and the test suite
+# make quick   the development environment and the quick tier of the tests, under a minute
+# make test    the same and the whole suite
 # make soak    the long runs: memory over 5,000 frames
 # make check   formatting, lint, types, and which promised behaviours have a test
 # make clean   remove what the above made
@@ -12,8 +13,11 @@ BIN := $(VENV)/bin
 # setuptools warns about every editable install whose root is a package folder: nothing to act on here.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check
 
+# The files with the most tests for their time, of every room.
+QUICK := tests/job tests/models tests/test_architecture.py tests/test_files.py tests/test_frames.py
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check clean
+.PHONY: help demo quick test soak check clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -35,6 +39,9 @@ $(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
 
 demo: $(VENV)/.light
 	$(BIN)/cyclegan-batch demo demo
+
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest -m 'not slow and not corpus' -n 2 --dist worksteal $(QUICK) $(PYTEST_ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist worksteal $(PYTEST_ARGS)

@@ -6,15 +6,32 @@ import ast
 import dataclasses
 import re
 import shlex
+import shutil
 import tomllib
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import click
+import numpy as np
 import pytest
+from PIL import Image
 
 import cyclegan_batch
 from cyclegan_batch import cli
+from cyclegan_batch.demo import MODEL
 from tests.needs import REPOSITORY
+
+PAGES = sorted(
+    [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+    + [REPOSITORY / wing / "README.md" for wing in ("train", "export")]
+    + [*(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "benchmarks").glob("*.md")]
+)
+"""Every page for people."""
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(REPOSITORY).as_posix()
 
 
 def _readme() -> str:
@@ -31,11 +48,108 @@ def _options(command: click.Command) -> list[click.Option]:
     return [each for each in params if isinstance(each, click.Option) and "--help" not in each.opts]
 
 
-def test_the_readme_has_every_option_of_translate_and_no_other():
-    section = _readme().split("## Options of `translate`")[1].split("\n## ")[0]
-    first_column = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
-    named = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", " ".join(first_column)))
-    assert named == _flags(cli.main.commands["translate"])
+def _commands(page: Path) -> list[str]:
+    """Return the commands of the console blocks of ``page``, without comments."""
+    blocks = re.findall(r"^```console\n(.*?)^```", page.read_text(), re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    commands = [re.split(r"\s+#", line)[0].partition("$ ")[2] for line in lines if "$ " in line]
+    # The shell's own words: a pipe is several commands.
+    return [part.strip() for line in commands for part in re.split(r"\s(?:\||&&)\s", line)]
+
+
+COMMANDS = [(page, command) for page in PAGES for command in _commands(page)]
+
+
+def _words(command: str) -> list[str]:
+    """Return the words of ``command``, without settings of the environment before it."""
+    words = shlex.split(command, comments=True)
+    while "=" in words[0]:
+        words.pop(0)
+    return words
+
+
+@pytest.mark.parametrize(
+    ("page", "command"), COMMANDS, ids=[f"{_name(page)}: {command}" for page, command in COMMANDS]
+)
+def test_every_command_of_every_page_is_one(page, command):
+    """Its words are those of the command line, of the Makefile, or files that are there."""
+    program, *arguments = _words(command)
+    program = program.removeprefix(".venv/bin/")
+    if program == "cyclegan-batch":
+        cli.main.commands[arguments[0]].make_context(arguments[0], arguments[1:])
+    elif program == "make":
+        targets = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.M)
+        assert {word for word in arguments if "=" not in word} <= set(targets)
+    elif program in ("python", "python3") and arguments[0] != "-m":
+        scripts = [REPOSITORY / arguments[0], *REPOSITORY.rglob(f"*/{Path(arguments[0]).name}")]
+        assert any(script.is_file() for script in scripts)
+    elif program == "pip":
+        extras = set(re.findall(r"\[([a-z,]+)\]", command.partition("#")[0]))
+        assert {name for each in extras for name in each.split(",")} <= _extras()
+    else:
+        assert program in OTHERS, f"{_name(page)}: {command}"
+
+
+OTHERS = {"cyclegan-batch", "ffmpeg", "ffplay", "ls", "pre-commit", "python", "scp", "xdg-open"}
+OTHERS |= {"torchrun", "curl", "docker", "tensorboard"}
+"""Programs of other people."""
+
+SANDBOX_MODELS = ("day2night.onnx", "sim2real.onnx")
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory):
+    """A folder with the files that the pages name, all tiny."""
+    folder = tmp_path_factory.mktemp("pages")
+    for name in SANDBOX_MODELS:
+        shutil.copy(MODEL, folder / name)
+    for name in ("clip.mp4", "clip.mov", "a.mp4", "b.mkv"):
+        _two_minutes(folder / name)
+    for name in ("photo.jpg", "photos/1.jpg", "photos/2.png", "sim/a/1.png", "frames/f_000001.png"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(len(name)).integers(0, 256, (32, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(path)
+    (folder / "sim/a/1.txt").write_text("label")
+    return folder
+
+
+def _two_minutes(path: Path) -> None:
+    """Write frames that last two minutes, so that the times of the pages lie in them."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=Fraction(1, 10))
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for index in range(12):
+            frame = av.VideoFrame.from_ndarray(np.full((72, 64), 20 * index, np.uint8), "yuv420p")
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+
+RUN = sorted(
+    {
+        (_name(page), command)
+        for page, command in COMMANDS
+        if _words(command)[:2] in (["cyclegan-batch", "translate"], ["cyclegan-batch", "inspect"])
+        and set(_words(command)) & {*SANDBOX_MODELS, "clip.mp4"}
+        and not set(_words(command)) & {"-", "tensorrt", "run"}
+        and not re.search(r"cuda|data/|\.pth|\.engine|-fp16", command)
+    }
+)
+"""The commands that a CPU runs in a moment with the generator of the demo."""
+
+
+@pytest.mark.parametrize("command", sorted({command for _, command in RUN}))
+def test_the_commands_of_the_pages_run(command, sandbox, tmp_path, monkeypatch, capfd):
+    shutil.copytree(sandbox, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(_words(command)[1:])
+    assert ended.value.code in (0, None), capfd.readouterr().err
+
+
+def test_the_pages_have_commands_that_run():
+    assert len(RUN) >= 12
+    assert {"README.md", "docs/video.md", "docs/datasets.md"} <= {page for page, _ in RUN}
 
 
 def test_every_flag_is_a_field_of_the_options_by_the_same_word():
@@ -55,52 +169,56 @@ def test_every_command_and_option_has_help():
             assert option.help, f"{name} {option.opts}"
 
 
-def test_the_readme_names_every_command():
+def test_the_pages_name_every_command():
     for name in cli.main.commands:
         assert re.search(rf"(?:cyclegan-batch|make) {name}\b", _readme()), name
+        assert f"## {name}" in (REPOSITORY / "docs" / "options.md").read_text(), name
 
 
-def _examples() -> list[str]:
-    lines = re.findall(r"cyclegan-batch (?:translate|inspect|doctor)\b[^\n|`]*", _readme())
-    return [line.split("  #")[0].strip() for line in lines]
-
-
-@pytest.mark.parametrize("example", _examples())
-def test_every_example_of_the_readme_parses(example):
-    _, name, *arguments = shlex.split(example, comments=True)
-    cli.main.commands[name].make_context(name, arguments)
-
-
-def test_the_readme_shows_examples_and_a_small_picture_first():
-    assert len(_examples()) >= 10
+def test_the_readme_is_short_and_shows_a_small_picture_first():
     readme = _readme()
+    assert len(readme.splitlines()) <= 170
     picture = re.search(r"!\[[^\]]+\]\(([^)]+)\)", readme)
     assert picture.start() < readme.index("make demo") < readme.index("make test")
     assert (REPOSITORY / picture[1]).stat().st_size < 300_000
 
 
-def test_every_file_that_the_readme_links_is_there():
-    for target in re.findall(r"\]\(([^)#:]+)\)", _readme()):
-        assert (REPOSITORY / target).is_file(), target
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_file_and_heading_that_a_page_links_is_there(page):
+    for target, heading in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", page.read_text()):
+        linked = (page.parent / target) if target else page
+        assert linked.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.M)
+            assert heading in {_anchor(title) for title in titles}, f"{target}#{heading}"
+
+
+def _anchor(title: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def _extras() -> set[str]:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    return set(project["optional-dependencies"])
 
 
 def test_the_readme_names_every_extra_and_no_other():
-    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     section = _readme().split("| extra |")[1].split("\n\n")[0]
     named = re.findall(r"`([a-z]+)`", " ".join(re.findall(r"^\| (`.*?) \|", section, re.M)))
-    assert set(named) == set(extras["optional-dependencies"])
+    assert set(named) == _extras()
 
 
 def test_every_command_and_option_that_a_message_names_is_there():
-    # Of nvidia-smi, and of the reference implementation's test.py.
-    options = {"--help", "--query-gpu", "--eval"}
+    # Of nvidia-smi, of torchrun, and of the reference implementation's test.py.
+    options = {"--help", "--query-gpu", "--nproc-per-node", "--eval"}
     for command in cli.main.commands.values():
         options |= _flags(command)
     named = 0
-    for path in _modules("cyclegan_batch"):
+    for path in _modules():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                commands = set(re.findall(r"\bcyclegan-batch ([a-z]+)", node.value))
+                commands = set(re.findall(r"\bcyclegan-batch ([a-z]+)\b(?! \d)", node.value))
                 said = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", node.value))
                 assert commands <= set(cli.main.commands), f"{path}:{node.lineno}"
                 assert said <= options, f"{path}:{node.lineno}"
@@ -108,5 +226,8 @@ def test_every_command_and_option_that_a_message_names_is_there():
     assert named > 50
 
 
-def _modules(package: str) -> list[Path]:
-    return sorted((REPOSITORY / package).rglob("*.py"))
+def _modules() -> list[Path]:
+    """Return the modules whose messages name our options; those of edge.py are trtexec's."""
+    roots = [REPOSITORY / name for name in ("cyclegan_batch", "train", "export")]
+    paths = [path for root in roots for path in root.rglob("*.py")]
+    return sorted(path for path in paths if path.name != "edge.py")

@@ -1,11 +1,11 @@
-"""Write the sample aspect ratio into containers in which PyAV cannot set it.
+"""Give a stream the shape of its pixels in containers whose writer cannot be told it.
 
-FFmpeg's muxers of Matroska, AVI and NUT read the sample aspect ratio from a field of the stream
-that PyAV 18.1 does not expose (those of MP4, MOV and MPEG-TS read one that it does). In NUT two
-bytes always hold it. For the others a placeholder that contains the ratio is appended to the title
-of the stream; once the file is written, the element that belongs there is written over the
-placeholder. No other byte moves. The elements are laid out as FFmpeg's own muxers write them
-(libavformat: matroskaenc.c, avienc.c, nutenc.c).
+FFmpeg's writers of Matroska, AVI and NUT take the sample aspect ratio from a field of the stream
+that PyAV 18.1 does not reach (MP4, MOV and MPEG-TS take it from where it does). NUT keeps two bytes
+for it in any case. In the others the title of the stream ends in a placeholder that tells the
+shape, and once the file is written, the element that belongs there takes the placeholder's room. No
+other byte moves; FFmpeg's own writers are the model of what is written (libavformat:
+matroskaenc.c, avienc.c, nutenc.c).
 """
 
 from __future__ import annotations
@@ -17,57 +17,52 @@ import zlib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
-
-from av.stream import Stream
-from av.video.codeccontext import VideoCodecContext
+from typing import Any, BinaryIO
 
 from ..frames import Size
 
-_PLACEHOLDER_LENGTH = 120
-"""Bytes; AVI needs 76 of them."""
+_LENGTH = 120
+"""Bytes of the placeholder; AVI needs 76 of them."""
 _PLACEHOLDER = re.compile(rb"<aspect (\d+):(\d+) (\d+)x(\d+) _+>")
 
 
-def reserve(stream: Stream, aspect: Fraction | None, size: Size, muxer: str) -> None:
-    """Set the sample aspect ratio of an output stream, with a placeholder where one is needed.
+def reserve(stream: Any, aspect: Fraction | None, size: Size, muxer: str) -> None:
+    """Set the sample aspect ratio of an output stream, and make room for it where that is needed.
 
-    ``size``: height and width. Call `fill_in` once the file is written.
+    ``size``: height and width. `fill_in` is to be called once the file is written.
     """
     if not aspect:
         return
-    # A copied stream may have no codec context.
-    if isinstance(stream.codec_context, VideoCodecContext):
+    if stream.codec_context is not None:
         stream.codec_context.sample_aspect_ratio = aspect
     if aspect == 1 or muxer not in _WITH_PLACEHOLDER:
         return
     height, width = size
     text = f"<aspect {aspect.numerator}:{aspect.denominator} {width}x{height} "
-    placeholder = text.ljust(_PLACEHOLDER_LENGTH - 1, "_") + ">"
-    stream.metadata["title"] = stream.metadata.get("title", "") + placeholder
+    stream.metadata["title"] = stream.metadata.get("title", "") + text.ljust(_LENGTH - 1, "_") + ">"
 
 
 def fill_in(path: Path, muxer: str, aspects: Mapping[int, Fraction]) -> None:
-    """Write the ratios that `reserve` was called with into the header of the file at ``path``.
+    """Write the shapes for which `reserve` has made room into the header of the file at ``path``.
 
     ``aspects``: the sample aspect ratio of each video stream that has one, by its index. Raises
-    OSError, and ValueError where the header is not laid out as expected.
+    OSError, and ValueError where the header is not laid out as it should be.
     """
-    not_square = {index: aspect for index, aspect in aspects.items() if aspect != 1}
-    if not not_square:
+    unlike = {index: each for index, each in aspects.items() if each != 1}
+    if not unlike:
         return
     with path.open("r+b") as file:
         if muxer in _WITH_PLACEHOLDER:
             _WITH_PLACEHOLDER[muxer](file, muxer)
         elif muxer == "nut":
-            _fill_in_nut(file, not_square)
+            _fill_in_nut(file, unlike)
 
 
 class _Shape:
-    """The shape of pixels and frames that a placeholder contains."""
+    """What a placeholder tells."""
 
-    def __init__(self, placeholder: re.Match[bytes]) -> None:
-        numerator, denominator, self.width, self.height = map(int, placeholder.groups())
+    def __init__(self, found: re.Match[bytes]) -> None:
+        numerator, denominator, self.width, self.height = map(int, found.groups())
         self.sample = Fraction(numerator, denominator)
         self.display = self.sample * Fraction(self.width, self.height)
 
@@ -78,8 +73,8 @@ _SEGMENT, _TRACKS, _TRACK = b"\x18\x53\x80\x67", b"\x16\x54\xae\x6b", b"\xae"
 _CRC, _VOID, _NAME, _VIDEO = b"\xbf", b"\xec", b"\x53\x6e", b"\xe0"
 _DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT = b"\x54\xb0", b"\x54\xba", b"\x54\xb2"
 _DISPLAY = (_DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT)
-_RATIO_UNIT = 3
-"""The DisplayUnit with which width and height are the ratio of the frame's sides, not pixels."""
+_RATIO = 3
+"""The display size is no number of pixels, it is the ratio of the picture's sides."""
 
 
 def _fill_in_matroska(file: BinaryIO, muxer: str) -> None:
@@ -109,33 +104,33 @@ def _fill_in_matroska(file: BinaryIO, muxer: str) -> None:
 
 
 def _shaped_track(payload: bytes, *, webm: bool) -> bytes:
-    """Return a TrackEntry of the same length, with a display size instead of the placeholder."""
-    placeholder = _PLACEHOLDER.search(payload)
-    assert placeholder is not None
-    shape = _Shape(placeholder)
+    """Return a TrackEntry of the same length, without the placeholder and with a display size."""
+    found = _PLACEHOLDER.search(payload)
+    assert found is not None
+    shape = _Shape(found)
     children = b""
     for name, content, whole in _elements(payload):
         if name == _NAME:
             title = _PLACEHOLDER.sub(b"", content)
             children += _element(_NAME, title) if title else b""
         elif name == _VIDEO:
-            others = b"".join(each for kind, _, each in _elements(content) if kind not in _DISPLAY)
-            children += _element(_VIDEO, others + _display(shape, webm=webm))
+            kept = b"".join(each for kind, _, each in _elements(content) if kind not in _DISPLAY)
+            children += _element(_VIDEO, kept + _display(shape, webm=webm))
         else:
             children += whole
     rest = len(payload) - len(children)
-    # The shortest Void element has two bytes.
+    # The shortest void takes two bytes.
     return children + _VOID + bytes([0x80 | (rest - 2)]) + bytes(rest - 2)
 
 
 def _display(shape: _Shape, *, webm: bool) -> bytes:
     if webm:
-        # WebM has no DisplayUnit but pixels.
+        # WebM has pixels only.
         width, height = max(1, round(shape.width * shape.sample)), shape.height
         unit = b""
     else:
         width, height = shape.display.numerator, shape.display.denominator
-        unit = _element(_DISPLAY_UNIT, bytes([_RATIO_UNIT]))
+        unit = _element(_DISPLAY_UNIT, bytes([_RATIO]))
     return (
         _element(_DISPLAY_WIDTH, _number(width)) + _element(_DISPLAY_HEIGHT, _number(height)) + unit
     )
@@ -167,13 +162,13 @@ def _elements(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
 
 def _ebml_head(file: BinaryIO) -> tuple[bytes, int]:
     """Read the name and the length of the next element. Raises ValueError at the end."""
-    numbers = []
+    found = []
     for _ in range(2):
         first = file.read(1)
         if not first or not first[0]:
             raise ValueError("a Matroska file has no tracks")
-        numbers.append(first + file.read(_vint_length(first[0]) - 1))
-    name, size = numbers
+        found.append(first + file.read(_vint_length(first[0]) - 1))
+    name, size = found
     return name, int.from_bytes(size, "big") & ((1 << (7 * len(size))) - 1)
 
 
@@ -181,31 +176,31 @@ def _vint_length(first: int) -> int:
     return 9 - first.bit_length()
 
 
-# AVI (the chunk "vprp" of the OpenDML extension)
+# AVI (the OpenDML extension has the shape of the picture)
 
 
 def _fill_in_avi(file: BinaryIO, _muxer: str) -> None:
-    # "RIFF", its length, "AVI "; then the list of headers, which comes first.
+    # RIFF, its length, AVI; then the list of headers, which is first.
     (length,) = struct.unpack("<16xI", file.read(20))
     header = file.read(length)
-    for placeholder in list(_PLACEHOLDER.finditer(header)):
-        begin = header.rfind(b"strn", 0, placeholder.start())
+    for found in list(_PLACEHOLDER.finditer(header)):
+        begin = header.rfind(b"strn", 0, found.start())
         (size,) = struct.unpack_from("<I", header, begin + 4)
         end = begin + 8 + size + size % 2
-        title = header[begin + 8 : placeholder.start()]
-        chunks = _video_properties(_Shape(placeholder))
-        rest = end - begin - len(chunks) - 8
+        title = header[begin + 8 : found.start()]
+        shaped = _video_properties(_Shape(found))
+        rest = end - begin - len(shaped) - 8
         name = b"strn" if title else b"JUNK"
-        chunks += name + struct.pack("<I", rest) + title.ljust(rest, b"\0")
-        if len(chunks) != end - begin:
+        shaped += name + struct.pack("<I", rest) + title.ljust(rest, b"\0")
+        if len(shaped) != end - begin:
             raise ValueError("the name of a stream in an AVI file leaves no room")
-        header = header[:begin] + chunks + header[end:]
+        header = header[:begin] + shaped + header[end:]
     file.seek(20)
     file.write(header)
 
 
 def _video_properties(shape: _Shape) -> bytes:
-    """Return a ``vprp`` chunk for progressive frames; its zeros mean "unknown"."""
+    """Return a ``vprp`` chunk for progressive frames; 0 is "unknown"."""
     ratio = shape.display.limit_denominator(0x7FFF)
     width, height = shape.width, shape.height
     content = struct.pack("<5I", 0, 0, 0, width, height)
@@ -222,10 +217,11 @@ _WITH_PLACEHOLDER = {
 }
 
 
-# NUT (its specification, "stream headers"; long files repeat them)
+# NUT (its specification, "stream headers"; they are repeated in long files)
 
 _STREAM_STARTCODE = bytes.fromhex("4e5311405bf2f9db")
-_LARGEST_IN_ONE_BYTE = 127
+_ONE_BYTE = 127
+"""The largest number that takes one byte."""
 
 
 def _fill_in_nut(file: BinaryIO, aspects: Mapping[int, Fraction]) -> None:
@@ -234,7 +230,7 @@ def _fill_in_nut(file: BinaryIO, aspects: Mapping[int, Fraction]) -> None:
         while at >= 0:
             length, begin = _nut_number(content, at + len(_STREAM_STARTCODE))
             if length > 4096:
-                # A packet of this length has a checksum of its header, too.
+                # The head has a checksum of its own then.
                 begin += 4
             end = begin + length - 4
             if _nut_checksum(content[begin:end]) != content[end : end + 4]:
@@ -247,12 +243,12 @@ def _fill_in_nut(file: BinaryIO, aspects: Mapping[int, Fraction]) -> None:
 
 
 def _nut_place(content: mmap.mmap, at: int) -> tuple[int, int]:
-    """Return the index of the stream whose header begins at ``at``, and the offset of its ratio."""
+    """Return the index of the stream whose header is at ``at``, and where its aspect is."""
     index, at = _nut_number(content, at)
     kind, at = _nut_number(content, at)
     tag, at = _nut_number(content, at)
     at += tag
-    for _ in range(5):  # time base, two settings of timestamps, decode delay, flags
+    for _ in range(5):  # time base, two settings of time stamps, delay, flags
         _, at = _nut_number(content, at)
     extradata, at = _nut_number(content, at)
     at += extradata
@@ -264,7 +260,7 @@ def _nut_place(content: mmap.mmap, at: int) -> tuple[int, int]:
 
 
 def _nut_number(content: mmap.mmap, at: int) -> tuple[int, int]:
-    """Return a number of seven bits per byte, and the offset of its end."""
+    """Return a number of seven bits a byte, and where it ends."""
     value = 0
     while True:
         byte = content[at]
@@ -274,15 +270,15 @@ def _nut_number(content: mmap.mmap, at: int) -> tuple[int, int]:
 
 
 def _in_one_byte(aspect: Fraction) -> tuple[int, int]:
-    """Return the nearest ratio of two numbers of one byte each."""
-    near = aspect.limit_denominator(_LARGEST_IN_ONE_BYTE)
-    if near.numerator > _LARGEST_IN_ONE_BYTE:
-        near = 1 / (1 / aspect).limit_denominator(_LARGEST_IN_ONE_BYTE)
+    """Return the nearest ratio of two numbers that take one byte each."""
+    near = aspect.limit_denominator(_ONE_BYTE)
+    if near.numerator > _ONE_BYTE:
+        near = 1 / (1 / aspect).limit_denominator(_ONE_BYTE)
     return near.numerator, near.denominator
 
 
 def _nut_checksum(content: bytes) -> bytes:
-    """Return the CRC-32 with the polynomial 0x04C11DB7, highest bit first, initially 0."""
+    """Return the CRC-32 with the generator 0x04C11DB7, highest bit first, that begins at 0."""
     crc = 0
     for byte in content:
         crc ^= byte << 24

@@ -20,7 +20,7 @@ from tests.synthesis import fake_tensorrt
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    """Let exactly these distributions be installed; ``_`` stands for ``-``."""
+    """Make exactly these distributions installed; ``_`` stands for ``-``."""
     names = {name.replace("_", "-"): version for name, version in versions.items()}
 
     def version(name: str) -> str:
@@ -77,7 +77,7 @@ def test_an_encoder_opens_only_if_it_encodes_a_picture() -> None:
     assert doctor.encoder_error("libx265") is None
     assert doctor.encoder_error("mpeg4") is None
     assert doctor.encoder_error("no_such_encoder") is not None
-    # A GPU's encoder is compiled in everywhere and opens only with its driver.
+    # NVENC is compiled into PyAV's FFmpeg and opens only with NVIDIA's driver.
     error = doctor.encoder_error("h264_nvenc")
     assert (error is None) == bool(machine.nvidia_gpus()), error
 
@@ -85,7 +85,7 @@ def test_an_encoder_opens_only_if_it_encodes_a_picture() -> None:
 @pytest.mark.behaviour(36)
 @pytest.mark.parametrize("level", ["", "2"], ids=["unset", "set"])
 def test_trying_the_encoders_writes_nothing_and_leaves_the_environment(level: str) -> None:
-    # In a process of its own: SVT-AV1 reads its environment once and keeps to it.
+    # In a process of its own, since SVT-AV1 reads its environment only once.
     code = (
         "import os\n"
         "from cyclegan_batch import doctor\n"
@@ -194,7 +194,7 @@ def test_the_caches_size_is_that_of_its_files(tmp_path: Path) -> None:
 
 
 def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let CUDA's driver library be missing."""
+    """Make CUDA's driver library missing."""
 
     def missing(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
@@ -253,7 +253,7 @@ def test_gpus_that_cuda_may_not_see_are_none(
 
 
 class FakeCuda:
-    """CUDA's driver library: what it answers, and the names of the devices that it has."""
+    """CUDA's driver library, which returns this code and has devices of these names."""
 
     def __init__(self, code: int, *names: str) -> None:
         self.code, self.names = code, names

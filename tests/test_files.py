@@ -1,4 +1,4 @@
-"""A file gets its name when it is whole."""
+"""A file gets its final name only when it is whole."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_two_processes_have_two_temporary_names_and_the_first_to_finish_stays(
     assert final.read_bytes() == b"theirs"
 
 
-# What a process that has died left
+# The files that a dead process left
 
 
 def dead() -> int:

@@ -139,7 +139,7 @@ def test_every_8_bit_level_survives_float16_and_back() -> None:
 
 
 def test_float16_is_rounded_half_up_and_clamped() -> None:
-    # 0.5 and 1.5 grey levels do not exist in float16; these are the nearest above and below.
+    # float16 cannot hold 0.5 and 1.5 grey levels; these are the nearest values around them.
     half = np.nextafter(np.float16(0.5 / 255), np.float16(1))
     below = np.nextafter(np.float16(0.5 / 255), np.float16(0))
     values = np.array([-0.5, below, half, 0.5, 1.0, 2.0], np.float16)

@@ -1,10 +1,10 @@
-"""Numbered images that are named together (``f_%06d.png``), as FFmpeg's image2 demuxer does.
+"""Patterns of numbered images (``f_%06d.png``), in the grammar of FFmpeg's image2 demuxer.
 
-This is the grammar of FFmpeg 8 (``av_get_frame_filename2``), tried against it: exactly one number,
-``%d`` or ``%6d`` or ``%06d``, where the width pads with zeros with or without the leading 0; ``%%``
-is a percent sign, and so is ``%`` with digits before another ``%``. A name with any other ``%``, or
-with more than one number, is no pattern. FFmpeg applies the grammar to the whole path; here it
-applies to the file's name only, and whoever passes the path on to FFmpeg escapes the folder.
+The grammar was compared with FFmpeg 8 (``av_get_frame_filename2``). A pattern holds exactly one
+number: ``%d``, ``%6d`` or ``%06d``, where a width pads with zeros, with or without the leading 0.
+``%%`` is a percent sign, and so is ``%`` with digits before another ``%``. A name with any other
+``%``, or with more than one number, is no pattern. FFmpeg applies the grammar to the whole path;
+here it applies to the file's name only, and `media.demuxing` escapes the folder for FFmpeg.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _TOKEN = re.compile(r"%([0-9]*)([%d])|([^%]+)")
 
 @dataclass(frozen=True)
 class Pattern:
-    """The parts of a pattern's file name."""
+    """A parsed pattern: the text around the number, and the number's width."""
 
     before: str
     digits: int
-    """The number is padded with zeros to at least this width."""
+    """The width to which the number is padded with zeros."""
     after: str
 
     def name(self, number: int) -> str:
@@ -43,7 +43,7 @@ class Pattern:
 
 
 def parse_pattern(name: str) -> Pattern | None:
-    """Return the pattern that a file name is, or None where it is none."""
+    """Return the pattern that a file name stands for, or None where it is none."""
     parts, digits, end = [""], 0, 0
     for token in _TOKEN.finditer(name):
         if token.start() != end:
@@ -61,7 +61,7 @@ def parse_pattern(name: str) -> Pattern | None:
 
 
 def pattern_files(path: Path) -> dict[int, Path]:
-    """Return the files that the pattern ``path`` stands for by their numbers, ascending.
+    """Return the files that match the pattern ``path`` by their numbers, ascending.
 
     Raises InputError where the name is no pattern, where the folder cannot be listed, and at a gap
     in the numbers: FFmpeg would end there, or fail.

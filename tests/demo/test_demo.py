@@ -1,4 +1,4 @@
-"""The demo: sources worth looking at, a model inside the contract, results beside them."""
+"""The demo: its sources, its model inside the contract, its results and its sheet."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_every_demo_picture_comes_back_at_its_size_with_its_alpha(made):
 
 def test_the_demo_translation_is_nearer_to_the_truth_than_its_source(made, told):
     before, after = demo.distances(made)
-    # Between them: what a picture of one mean colour of the night reaches, 17 dB.
+    # An image of the mean colour of the night alone would reach 17 dB.
     assert before < 10
     assert after > 20
     (sentence,) = (line for line in told if line.startswith("PSNR to the truth: "))
@@ -100,7 +100,7 @@ def test_the_demo_model_makes_night_of_valleys_that_it_never_saw():
     )
     assert after > before + 8
     assert after > 20
-    # The best that colours can do: the affine map that fits the truth of these very pictures best.
+    # The best map of colours alone: the affine one that is fitted to the truth of these images.
     colours = np.concatenate([day.reshape(-1, 3), np.ones((day.size // 3, 1))], axis=1)
     fit, *_ = np.linalg.lstsq(colours, night.reshape(-1, 3), rcond=None)
     mapped = (colours @ fit).reshape(night.shape)
@@ -123,7 +123,7 @@ def test_the_demo_names_its_results_at_the_end(made, told):
 def test_the_demo_sheet_shows_the_result_and_the_truth_below_their_source(made):
     with Image.open(made.sheet) as sheet:
         pixels = np.asarray(sheet.convert("RGB")).astype(int)
-    # The first moment of the clip lies below the title, its translation and its truth below that.
+    # The first frame of the clip lies below the title, then its translation, then the truth.
     source, result, truth = (pixels[top : top + 150, 40:320].mean() for top in (50, 232, 410))
     assert source > 2 * result
     assert abs(result - truth) < 15

@@ -44,8 +44,7 @@ def test_night_is_dark_and_its_windows_shine():
 
 
 def test_no_colour_table_turns_day_into_night():
-    """Even the best one, made from the truth of other valleys, cannot: the same white is cloud,
-    snow, wall and balloon."""
+    """The table that fits other valleys best fails, since white is cloud, snow and wall."""
 
     def pairs(seeds: range) -> tuple[np.ndarray, np.ndarray]:
         day, night = (np.stack([window(s, light) for s in seeds]) for light in (DAY, NIGHT))
@@ -69,7 +68,7 @@ def test_no_colour_table_turns_day_into_night():
 def test_a_window_is_square_and_shows_the_same_in_both_lights():
     day, night = window(3, DAY, side=64), window(3, NIGHT, side=64)
     assert day.shape == night.shape == (64, 64, 3)
-    # What is an edge by day is mostly one by night, since it is the same place.
+    # Most edges by day are edges by night too, since the valley is the same.
     edges = [np.abs(np.diff(view.astype(float).mean(axis=-1))).ravel() for view in (day, night)]
     assert np.corrcoef(*edges)[0, 1] > 0.3
 

@@ -1,4 +1,4 @@
-"""From INPUT… and OUTPUT to a list of work."""
+"""From INPUT… and OUTPUT to the list of files and their outputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMES = [
     b"n" * 246 + b".png",
     b"new\nline.png",
 ]
-"""Names of behaviour 17, each of which is a picture."""
+"""Names of behaviour 17, each of which is the name of an image."""
 
 
 def touch(path: Path, content: bytes = b"") -> Path:
@@ -244,7 +244,7 @@ def test_a_picture_of_a_kind_that_is_not_read_is_no_other_file(tmp_path: Path, n
     ]
     assert tree.notes == ()
     assert why_unread(strange).startswith(f"{strange}: images of the kind .")
-    # Named alone it is the same; but its content counts more than its name.
+    # As the only input it is unread too, unless its content is an image.
     assert find_inputs([strange], tmp_path / "o.png").entries[0].kind == "unread"
     strange.write_bytes(PNG)
     assert find_inputs([strange], tmp_path / "o.png").entries[0].kind == "image"
@@ -401,7 +401,7 @@ def test_videos_whose_container_is_not_written_become_mkv_and_two_keep_their_ful
 
     names = ["a.flv.mkv", "a.wmv.mkv", "b.MPG.mkv", "b.mkv", "c.mkv", "d.mp4", "sub/a.mkv"]
     assert found() == names
-    # Whatever there is already: a later run must find what this one wrote.
+    # Existing files do not matter: a later run must find what this one wrote.
     for name in names:
         touch(tmp_path / "out" / name)
     assert found() == names
@@ -589,8 +589,7 @@ def test_labels_that_are_named_beside_pictures_are_copied_on_request(tmp_path: P
     inputs = [touch(tmp_path / "a.png"), touch(tmp_path / "a.json", b"{}")]
     tree = find_inputs(inputs, tmp_path / "out", copy_others=True)
     assert [entry.kind for entry in tree.entries] == ["image", "other"]
-    # Without the request they were named to be translated, and whoever opens them says that they
-    # are no video.
+    # Without --copy-others they are to be translated, and fail when they are opened as a video.
     tree = find_inputs(inputs, tmp_path / "out")
     assert [entry.kind for entry in tree.entries] == ["image", "video"]
 

@@ -52,7 +52,7 @@ def translate(
     pixel_type: frames.PixelType = "uint8",
     **options: Any,
 ) -> tuple[list[Path], list[Dropped], tuple[str, ...]]:
-    """Run the pictures through source and sink; return what was written, dropped and said."""
+    """Run the images through source and sink; return what was written, dropped and noted."""
     written: list[Path] = []
     dropped: list[Dropped] = []
     notes: tuple[Note, ...] = ()
@@ -81,7 +81,7 @@ def one(
     change: Callable[[Any], Any] = unchanged,
     **options: Any,
 ) -> Image.Image:
-    """Translate one picture and return the result, opened by Pillow."""
+    """Translate one image and return the result, opened by Pillow."""
     source = tmp_path / name
     source.write_bytes(data)
     entry = Entry("image", source, tmp_path / "out" / output)
@@ -154,7 +154,7 @@ def test_pictures_of_one_displayed_size_follow_each_other(tmp_path: Path) -> Non
     (folder / "1.png").write_bytes(pictures.png(tall))
     (folder / "2.png").write_bytes(pictures.png(wide))
     (folder / "3.png").write_bytes(b"broken")
-    # Stored wide, displayed tall.
+    # This image is stored wide and displayed tall.
     (folder / "4.jpg").write_bytes(pictures.pillow(wide, "JPEG", exif=pictures.exif(6)))
     (folder / "5.png").write_bytes(pictures.png(wide))
     shard = _shard(entries_in(folder, tmp_path / "out"))
@@ -269,7 +269,7 @@ def test_a_full_disk_leaves_nothing_behind_and_is_final_errors(
     _, dropped, _ = translate(entries_in(tmp_path / "in", tmp_path / "out"))
     with pytest.raises(OutputError, match=r"a\.png: the disk is full"):
         raise dropped[0].error
-    # This is how the pipeline knows that no other picture would fare better.
+    # From the cause the pipeline concludes that every other image would fail too.
     cause = dropped[0].error.__cause__
     assert isinstance(cause, OSError)
     assert cause.errno == errno.ENOSPC

@@ -54,7 +54,7 @@ def test_sixteen_bits_become_eight_by_rounding(shape: tuple[int, ...], format_: 
         reordered = deep if deep.ndim == 2 else deep[..., [2, 1, 0, 3][: shape[2]]]
         data = cv2.imencode(".tiff", reordered)[1].tobytes()
     seen = decode_picture(data, "deep")
-    # Exact, in floating point: no tie exists, since 65535 is odd.
+    # This is exact in floating point: there are no ties, since 65535 is odd.
     rounded = np.rint(deep.astype(np.float64) / 257.0).astype(np.uint8)
     if rounded.ndim == 3 and shape[2] in (2, 4):
         np.testing.assert_array_equal(seen.extras.alpha, rounded[..., -1])
@@ -91,7 +91,7 @@ def test_float16_models_see_more_than_256_levels_and_write_sixteen_bits(tmp_path
     assert result.mode == "RGBA"
     raw = cv2.imdecode(np.fromfile(tmp_path / "out" / "b.png", np.uint8), cv2.IMREAD_UNCHANGED)
     assert raw.dtype == np.uint16
-    # float16 has 11 bits: half a step of 2**-11 below one.
+    # float16 has 11 bits, so the error is at most half a step of 2**-11 below one.
     assert np.abs(raw[..., 0].astype(int) - deep[..., 0]).max() <= 16
     assert len(np.unique(raw[..., 0])) > 2000
     np.testing.assert_array_equal(raw[..., 3], deep[..., 3])
@@ -226,7 +226,7 @@ def test_a_png_is_turned_once_by_xmp_and_by_a_raw_profile(orientation: int, form
     seen = decode_picture(pictures.png(stored, chunk), "a.png")
     np.testing.assert_array_equal(seen.pixels, upright)
     assert (b"A\0" in (seen.extras.exif or b"")) == ("xmp" not in form and form[0] in "rp")
-    # EXIF of its own comes before both, so nothing is turned twice.
+    # An eXIf chunk takes precedence over both, so nothing is turned twice.
     block = (b"eXIf", pictures.exif(orientation)[6:])
     seen = decode_picture(pictures.png(stored, block, chunk), "a.png")
     np.testing.assert_array_equal(seen.pixels, upright)
@@ -254,7 +254,7 @@ def test_lossy_formats_have_quality_95_unless_told_otherwise(tmp_path: Path, out
         result = one(tmp_path, "a.png", pictures.png(photo), f"{quality}.{output}", quality=quality)
         sizes[quality] = (tmp_path / "out" / f"{quality}.{output}").stat().st_size
         if quality != 30:
-            # WebP halves the chroma of whatever it compresses with loss.
+            # Lossy WebP always subsamples the chroma.
             limit = 3 if output == "webp" else 2
             assert np.abs(np.asarray(result).astype(int) - photo).mean() < limit
         if output == "jpg":
@@ -308,7 +308,7 @@ def test_alpha_into_a_format_without_it_names_the_choice_errors(
     assert dropped[0].name == str(source)
     with pytest.raises(InputError, match=r"a\.png: has transparency, and .* --format png"):
         raise dropped[0].error
-    # Alpha that is opaque everywhere says nothing, so nothing is lost without it.
+    # Alpha that is opaque everywhere is left out without a loss.
     rgba[..., 3] = 255
     result = one(tmp_path, "c.png", pictures.png(rgba), f"c.{output}")
     assert result.mode == "RGB"
@@ -442,7 +442,7 @@ def test_descriptive_exif_goes_along_and_what_is_no_longer_true_does_not(
 
 def test_the_thumbnail_of_the_old_picture_does_not_go_along(tmp_path: Path) -> None:
     small = pictures.pillow(pictures.photo(8, 8), "JPEG")
-    # One directory with the artist, and one with the thumbnail: where it starts, and its length.
+    # One directory holds the artist, a second one the start and the length of the thumbnail.
     first = struct.pack("<H HHI4s I", 1, 0x013B, 2, 4, b"me!\0", 26)
     second = struct.pack("<H HHII HHII I", 2, 0x0201, 4, 1, 56, 0x0202, 4, 1, len(small), 0)
     block = b"Exif\0\0II*\0\x08\0\0\0" + first + second + small
@@ -453,7 +453,7 @@ def test_the_thumbnail_of_the_old_picture_does_not_go_along(tmp_path: Path) -> N
     assert result.getexif().get_ifd(ExifTags.IFD.IFD1) == {}
 
 
-# As `warnings` are set outside of tests, where Pillow only warns and is not listened to.
+# As outside of tests, where the warnings of Pillow are ignored.
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_broken_exif_costs_nothing_but_itself(tmp_path: Path) -> None:
     data = pictures.pillow(pictures.photo(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" * 3)
@@ -638,7 +638,7 @@ def test_many_threads_decode_and_encode_alike(capfd: pytest.CaptureFixture[str])
 
 
 @pytest.mark.behaviour(14, 46)
-# As `warnings` are set outside of tests, where Pillow only warns and is not listened to.
+# As outside of tests, where the warnings of Pillow are ignored.
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("name", WHOLE)
 def test_whatever_bytes_change_there_is_a_picture_or_an_error(name: str) -> None:

@@ -1,4 +1,4 @@
-"""AVIF, GIF, HEIC and JPEG 2000: what is seen of them, what they become, what is refused."""
+"""AVIF, GIF, HEIC and JPEG 2000: how they are decoded, what they become, what is refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.synthesis import pictures
 
 
 def heic(samples: Any, *more: Any, bits: int = 8, **options: Any) -> bytes:
-    """Return pictures ``(H, W, 3)`` as one HEIC; skip where nothing reads it."""
+    """Return images ``(H, W, 3)`` as one HEIC; skip where pillow-heif is not installed."""
     pillow_heif = pytest.importorskip("pillow_heif")
     mode = "RGB" if bits == 8 else "RGB;16"
     file = io.BytesIO()
@@ -51,7 +51,7 @@ def jp2(samples: Any, codecformat: str = "jp2") -> bytes:
 
 
 SHADES = np.stack([np.add.outer(np.arange(40), np.arange(60) + shift) for shift in (0, 30, 60)], -1)
-"""Smooth, below 160: ``(40, 60, 3)``."""
+"""A smooth image ``(40, 60, 3)`` with values below 160."""
 PHOTO = SHADES.astype(np.uint8)
 
 
@@ -125,7 +125,7 @@ def test_avif_is_written_with_its_profile_camera_and_all_its_chroma(
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("make", [avif, heic])
 def test_a_still_is_turned_once(make: Any, orientation: int) -> None:
-    # Both writers turn the EXIF orientation into the properties irot and imir.
+    # Both writers convert the EXIF orientation to the properties irot and imir.
     stored = np.ascontiguousarray(pictures.turned(PHOTO, orientation))
     seen = decode_picture(make(stored, exif=pictures.exif(orientation, artist="A")), "a")
     assert seen.pixels.shape == PHOTO.shape
@@ -275,7 +275,7 @@ def test_what_is_advised_for_hdr_works(tmp_path: Path, transfer: int) -> None:
 
 
 def _tagged(name: str, transfer: int) -> bytes:
-    """Return a picture that says it is BT.2020 with this transfer characteristic."""
+    """Return an image that is tagged BT.2020 with this transfer characteristic."""
     if name == "png":
         return pictures.png(PHOTO, (b"cICP", bytes([9, transfer, 0, 1])))
     data = avif(PHOTO) if name == "avif" else heic(PHOTO)

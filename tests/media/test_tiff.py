@@ -1,4 +1,4 @@
-"""TIFF: every way to lay out the samples gives the values that were written."""
+"""TIFF: every layout of the samples is read as the values that were written."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_a_thumbnail_in_front_of_the_picture_is_not_taken_for_it() -> None:
     small, whole = values(3, 8, (8, 8)), values(3, 8)
     first = pictures.tiff(small, tags={254: (1,)})
     second = pictures.tiff(whole)
-    # The second file behind the first: its directory and its pieces lie further on.
+    # The second file is appended to the first, so its offsets grow by the length of the first.
     moved = _moved(second, len(first))
     count = struct.unpack_from("<H", first, 8)[0]
     end = 10 + 12 * count

@@ -34,6 +34,14 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": PATHS}
 """Of a process that is to find the packages of this checkout."""
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """Replace fsync, which only a power cut could tell: thousands of them cost seconds."""
+    real, os.fsync = os.fsync, lambda descriptor: None
+    yield
+    os.fsync = real
+
+
 @pytest.fixture(autouse=True)
 def scheduling_stays() -> Iterator[None]:
     """Fail a test that leaves this thread real-time, as SVT-AV1 does: all later ones would be."""

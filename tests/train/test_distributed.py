@@ -1,18 +1,15 @@
 """Several processes train one model: two of them, over gloo, against one with both pictures.
 
-Both processes are started once and do one piece of work after the other; each leaves what the tests
-read in a file.
+torchrun starts both processes once (ranks.py); they do one piece of work after the other, and each
+leaves what the tests read in a file.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import random
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,170 +18,23 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from cyclegan_train import run  # noqa: E402 (after the check for torch)
-from cyclegan_train.batches import Sampler  # noqa: E402
-from cyclegan_train.config import TrainConfig  # noqa: E402
+from cyclegan_train.batches import Sampler  # noqa: E402 (after the check for torch)
 from cyclegan_train.cyclegan import CycleGAN  # noqa: E402
 from cyclegan_train.distributed import ALONE, Ranks, joined_ranks  # noqa: E402
-from cyclegan_train.settings import settings_for  # noqa: E402
 
-from cyclegan_batch.errors import BackendError, CycleganBatchError, InputError  # noqa: E402
-from tests.conftest import ENVIRONMENT, SMALL  # noqa: E402
+from cyclegan_batch.errors import BackendError, InputError  # noqa: E402
+from tests.conftest import ENVIRONMENT, REPOSITORY  # noqa: E402
+from tests.train.ranks import MODES, RUNS, gradients_of, model_of, train  # noqa: E402
 from tests.train.test_cyclegan import NETS, pictures, tiny, weights_of, without_effect  # noqa: E402
-from tests.train.test_run import TINY, assert_same, fill, log_of, state_of  # noqa: E402
+from tests.train.test_run import assert_same, fill, log_of, state_of  # noqa: E402
 
 STEPS = 3
 """Of an epoch of the runs: seven pictures by two processes."""
-MODES = ("lsgan", "vanilla")
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
-
-
-def model_of(gan_mode: str, ranks: Ranks = ALONE, *, double: bool) -> CycleGAN:
-    torch.manual_seed(0)
-    config: TrainConfig = tiny(gan_mode=gan_mode, pool_size=0)
-    model = CycleGAN(config, ranks)
-    for net in NETS:
-        getattr(model, net).to(torch.float64 if double else torch.float32)
-    return model
-
-
-def gradients_of(model: CycleGAN) -> dict[str, dict[str, torch.Tensor]]:
-    return {n: {k: w.grad for k, w in named.items()} for n, named in weights_of(model).items()}
-
-
-# What the processes do
-
-
-def take_steps(ranks: Ranks) -> dict[str, Any]:
-    """Return the gradients of the first step, and the weights after five in float64."""
-    found: dict[str, Any] = {}
-    for mode in MODES:
-        model = model_of(mode, ranks, double=False)
-        model.step(*(both[ranks.rank : ranks.rank + 1] for both in pictures(0, batch=2)))
-        found[f"{mode} gradients"] = gradients_of(model)
-        model = model_of(mode, ranks, double=True)
-        for number in range(5):
-            A, B = (both[ranks.rank : ranks.rank + 1] for both in pictures(number, batch=2))
-            model.step(A.double(), B.double())
-        found[f"{mode} weights"] = weights_of(model)
-    return found
-
-
-def train(folder: Path, name: str, *, stop=lambda: False, resume=False, **changes):
-    settings = settings_for(folder / name, {} if resume else TINY | changes, resume=resume)
-    told: list[str] = []
-    outcome = run.train(folder / "data", folder / name, settings, stop=stop, say=told.append)
-    return outcome, told
-
-
-def after(steps: int):
-    asked = iter(range(10**6))
-    return lambda: next(asked) >= steps
-
-
-def whole_run(folder: Path, rank: int) -> Any:
-    return train(folder, "whole", dropout=True)
-
-
-def stopped_run(folder: Path, rank: int) -> Any:
-    # Pictures are counted too while they are read: 7 + 4, and 2 + 2 for the samples of no test.
-    stop = after(11 + 4) if rank == 1 else (lambda: False)
-    run._POLL_STEPS = 1
-    try:
-        return train(folder, "stopped", dropout=True, stop=stop)
-    finally:
-        run._POLL_STEPS = 20
-
-
-def late_run(folder: Path, rank: int) -> Any:
-    """Ask each other every few steps only: as many of both, or one would wait for ever."""
-    asked = []
-    real = Ranks.greatest
-
-    def greatest(self, values):
-        asked.append(values)
-        return real(self, values)
-
-    Ranks.greatest = greatest  # type: ignore[method-assign]
-    run._POLL_SECONDS = 1e9
-    run._POLL_STEPS = 2
-    try:
-        stop = after(11 + 4) if rank == 1 else (lambda: False)
-        outcome, _ = train(folder, "late", stop=stop, samples=0, save_latest_every=1e-3 + rank)
-        return outcome, sum(len(values) == 3 for values in asked)
-    finally:
-        Ranks.greatest = real  # type: ignore[method-assign]
-        run._POLL_STEPS, run._POLL_SECONDS = 20, 1.0
-
-
-def resumed_run(folder: Path, rank: int) -> Any:
-    return train(folder, "stopped", resume=True)
-
-
-def broken_run(folder: Path, rank: int) -> str:
-    real = CycleGAN.step
-
-    def step(self, *pictures):
-        losses = real(self, *pictures)
-        if rank == 1 and self.steps == 2:
-            losses["cycle_A"] = losses["cycle_A"] * float("nan")
-        return losses
-
-    CycleGAN.step = step  # type: ignore[method-assign]
-    try:
-        train(folder, "broken", samples=0)
-    except CycleganBatchError as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        CycleGAN.step = real  # type: ignore[method-assign]
-    return ""
-
-
-def failed_run(folder: Path, rank: int) -> str:
-    real = run.Feed.next
-
-    def next_(self):
-        if rank == 1 and self.sampler.position == 1:
-            raise InputError("3.png: could be read when the run began")
-        return real(self)
-
-    run.Feed.next = next_  # type: ignore[method-assign]
-    try:
-        train(folder, "failed", samples=0)
-    except CycleganBatchError as error:
-        return f"{type(error).__name__}: {error}"
-    finally:
-        run.Feed.next = real  # type: ignore[method-assign]
-    return ""
-
-
-RUNS = (whole_run, stopped_run, resumed_run, late_run, broken_run, failed_run)
-
-
-def work(rank: int, folder: Path, ports: list[int]) -> None:
-    """Be one of two processes; begins with an import of this module."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-
-    def meet() -> None:
-        os.environ["MASTER_PORT"] = str(ports.pop())
-
-    meet()
-    with joined_ranks("cpu") as ranks:
-        found = take_steps(ranks)
-        found["any"] = [ranks.any(rank == 1), ranks.any(False)]
-    for each in RUNS:
-        meet()
-        begin = time.monotonic()
-        found[each.__name__] = each(folder, rank)
-        found[f"{each.__name__} seconds"] = time.monotonic() - begin
-        random.seed(rank + 99)
-    torch.save(found, folder / f"{rank}.pt")
 
 
 def free_ports(count: int) -> list[int]:
@@ -196,21 +46,28 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def processes(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Return the folder of two processes that torchrun has started, and how they ended."""
     folder = tmp_path_factory.mktemp("ranks")
     fill(folder / "data" / "trainA", range(7))
     fill(folder / "data" / "trainB", range(10, 14))
-    spawn = multiprocessing.get_context("spawn")
-    ports = free_ports(1 + len(RUNS))
-    processes = [spawn.Process(target=work, args=(rank, folder, ports)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-    assert [process.exitcode for process in processes] == [0, 0]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "-m", "tests.train.ranks", folder]
+    paths = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(REPOSITORY)])
+    done = subprocess.run(
+        [*map(str, command), *map(str, free_ports(1 + len(RUNS)))],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+    )
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def folder(processes) -> Path:
+    folder, done = processes
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -334,19 +191,11 @@ def test_another_number_of_processes_errors(folder, found):
         train(folder, "whole", resume=True)
 
 
-def test_torchrun_trains_by_the_command_line(folder, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", "-m", "cyclegan_batch", "train"]
-    done = subprocess.run(
-        [*command, folder / "data", tmp_path / "run", *SMALL, "--n-epochs=1", "--samples=0"],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+def test_torchrun_trains_by_the_command_line(processes, folder, found):
+    _, done = processes
+    assert [mine["command line"] for mine in found] == [0, 0]
     assert done.stderr.count("trained for 3 steps") == 1
-    assert len(state_of(tmp_path / "run")["others"]) == 1
+    assert len(state_of(folder / "command")["others"]) == 1
 
 
 # What cannot be

@@ -1,0 +1,191 @@
+"""One of two processes that torchrun starts: it trains by the command line, then as a library.
+
+    torchrun --standalone --nproc-per-node=2 -m tests.train.ranks FOLDER PORT ...
+
+Each process writes what it found into FOLDER; test_distributed.py looks at it. Both are of one
+torchrun, since every other process would have to import torch once more.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from cyclegan_train import run
+from cyclegan_train.config import TrainConfig
+from cyclegan_train.cyclegan import CycleGAN
+from cyclegan_train.distributed import ALONE, Ranks, joined_ranks
+from cyclegan_train.settings import settings_for
+
+from cyclegan_batch.errors import CycleganBatchError, InputError
+from tests.conftest import SMALL
+from tests.train.test_cyclegan import NETS, pictures, tiny, weights_of
+from tests.train.test_run import TINY
+
+MODES = ("lsgan", "vanilla")
+
+
+def model_of(gan_mode: str, ranks: Ranks = ALONE, *, double: bool) -> CycleGAN:
+    torch.manual_seed(0)
+    config: TrainConfig = tiny(gan_mode=gan_mode, pool_size=0)
+    model = CycleGAN(config, ranks)
+    for net in NETS:
+        getattr(model, net).to(torch.float64 if double else torch.float32)
+    return model
+
+
+def gradients_of(model: CycleGAN) -> dict[str, dict[str, torch.Tensor]]:
+    return {n: {k: w.grad for k, w in named.items()} for n, named in weights_of(model).items()}
+
+
+def take_steps(ranks: Ranks) -> dict[str, Any]:
+    """Return the gradients of the first step, and the weights after five in float64."""
+    found: dict[str, Any] = {}
+    for mode in MODES:
+        model = model_of(mode, ranks, double=False)
+        model.step(*(both[ranks.rank : ranks.rank + 1] for both in pictures(0, batch=2)))
+        found[f"{mode} gradients"] = gradients_of(model)
+        model = model_of(mode, ranks, double=True)
+        for number in range(5):
+            A, B = (both[ranks.rank : ranks.rank + 1] for both in pictures(number, batch=2))
+            model.step(A.double(), B.double())
+        found[f"{mode} weights"] = weights_of(model)
+    return found
+
+
+def train(folder: Path, name: str, *, stop=lambda: False, resume=False, **changes):
+    settings = settings_for(folder / name, {} if resume else TINY | changes, resume=resume)
+    told: list[str] = []
+    outcome = run.train(folder / "data", folder / name, settings, stop=stop, say=told.append)
+    return outcome, told
+
+
+def after(steps: int):
+    asked = iter(range(10**6))
+    return lambda: next(asked) >= steps
+
+
+def whole_run(folder: Path, rank: int) -> Any:
+    return train(folder, "whole", dropout=True)
+
+
+def stopped_run(folder: Path, rank: int) -> Any:
+    # Pictures are counted too while they are read: 7 + 4, and 2 + 2 for the samples of no test.
+    stop = after(11 + 4) if rank == 1 else (lambda: False)
+    run._POLL_STEPS = 1
+    try:
+        return train(folder, "stopped", dropout=True, stop=stop)
+    finally:
+        run._POLL_STEPS = 20
+
+
+def late_run(folder: Path, rank: int) -> Any:
+    """Ask each other every few steps only: as many of both, or one would wait for ever."""
+    asked = []
+    real = Ranks.greatest
+
+    def greatest(self, values):
+        asked.append(values)
+        return real(self, values)
+
+    Ranks.greatest = greatest  # type: ignore[method-assign]
+    run._POLL_SECONDS = 1e9
+    run._POLL_STEPS = 2
+    try:
+        stop = after(11 + 4) if rank == 1 else (lambda: False)
+        outcome, _ = train(folder, "late", stop=stop, samples=0, save_latest_every=1e-3 + rank)
+        return outcome, sum(len(values) == 3 for values in asked)
+    finally:
+        Ranks.greatest = real  # type: ignore[method-assign]
+        run._POLL_STEPS, run._POLL_SECONDS = 20, 1.0
+
+
+def resumed_run(folder: Path, rank: int) -> Any:
+    return train(folder, "stopped", resume=True)
+
+
+def broken_run(folder: Path, rank: int) -> str:
+    real = CycleGAN.step
+
+    def step(self, *pictures):
+        losses = real(self, *pictures)
+        if rank == 1 and self.steps == 2:
+            losses["cycle_A"] = losses["cycle_A"] * float("nan")
+        return losses
+
+    CycleGAN.step = step  # type: ignore[method-assign]
+    try:
+        train(folder, "broken", samples=0)
+    except CycleganBatchError as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        CycleGAN.step = real  # type: ignore[method-assign]
+    return ""
+
+
+def failed_run(folder: Path, rank: int) -> str:
+    real = run.Feed.next
+
+    def next_(self):
+        if rank == 1 and self.sampler.position == 1:
+            raise InputError("3.png: could be read when the run began")
+        return real(self)
+
+    run.Feed.next = next_  # type: ignore[method-assign]
+    try:
+        train(folder, "failed", samples=0)
+    except CycleganBatchError as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        run.Feed.next = real  # type: ignore[method-assign]
+    return ""
+
+
+RUNS = (whole_run, stopped_run, resumed_run, late_run, broken_run, failed_run)
+
+
+def command_line(folder: Path) -> int | str | None:
+    """Run ``cyclegan-batch train`` as torchrun's ``-m cyclegan_batch`` does; return its code."""
+    before = sys.argv
+    sys.argv = ["", "train", str(folder / "data"), str(folder / "command"), *SMALL]
+    sys.argv += ["--n-epochs=1", "--samples=0"]
+    try:
+        runpy.run_module("cyclegan_batch", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.argv = before
+    return 0
+
+
+def main(folder: Path, ports: list[str]) -> None:
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    found: dict[str, Any] = {"command line": command_line(folder)}
+    # From here on the processes meet by themselves, anew for every run.
+    del os.environ["TORCHELASTIC_USE_AGENT_STORE"]
+
+    def meet() -> None:
+        os.environ["MASTER_PORT"] = ports.pop()
+
+    meet()
+    with joined_ranks("cpu") as ranks:
+        found |= take_steps(ranks)
+        found["any"] = [ranks.any(rank == 1), ranks.any(False)]
+    for each in RUNS:
+        meet()
+        begin = time.monotonic()
+        found[each.__name__] = each(folder, rank)
+        found[f"{each.__name__} seconds"] = time.monotonic() - begin
+        random.seed(rank + 99)
+    torch.save(found, folder / f"{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

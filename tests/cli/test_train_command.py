@@ -160,7 +160,7 @@ def test_how_far_the_pictures_are_read_is_shown(data, tmp_path, monkeypatch):
     none = [*SMALL, "--n-epochs=0"]
     done = train(data, tmp_path / "plain", *none, "--progress=plain")
     assert done.returncode == 0, done.stderr
-    for sentence in ("A: read 1 of 4 pictures", "B: read 4 of 4 pictures"):
+    for sentence in ("A: read 1 of 4 images", "B: read 4 of 4 images"):
         assert f"{sentence}\n" in done.stderr
     done = train(data, tmp_path / "json", *none, "--progress=json")
     first = json.loads(done.stderr.splitlines()[0])

@@ -470,7 +470,7 @@ def test_a_pool_keeps_its_own_copy():
 
 
 def test_too_many_stored_pictures_errors():
-    with pytest.raises(ValueError, match="3 stored pictures for a pool of 2"):
+    with pytest.raises(ValueError, match="3 stored images for a pool of 2"):
         ImagePool(2).load_state_dict([numbered(0)] * 3, torch.device("cpu"))
 
 
@@ -526,7 +526,7 @@ def test_a_pool_on_the_device_is_the_pool():
             numbers += [number_of(image) for image in answer]
     assert found[0] == found[1]
     assert [*map(number_of, plain.images)] == [*map(number_of, device.state_dict())]
-    with pytest.raises(ValueError, match="4 stored pictures for a pool of 3"):
+    with pytest.raises(ValueError, match="4 stored images for a pool of 3"):
         device.load_state_dict([numbered(0)] * 4, torch.device("cpu"))
 
 
@@ -938,9 +938,9 @@ def test_the_plateau_schedule_waits_for_five_epochs_without_gain():
 
 def test_a_plateau_without_a_metric_errors():
     config = tiny(lr_policy="plateau")
-    with pytest.raises(ValueError, match="watches a metric, and none was given"):
+    with pytest.raises(ValueError, match="requires a metric, and none was given"):
         CycleGAN(config).update_learning_rate()
-    with pytest.raises(ValueError, match="follows from what was measured"):
+    with pytest.raises(ValueError, match="depends on the losses"):
         learning_rate_factor(config, 1)
 
 

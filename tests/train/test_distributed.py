@@ -212,7 +212,7 @@ def test_processes_that_do_not_come_error(monkeypatch):
 
 
 def test_one_gpu_for_several_processes_errors():
-    with pytest.raises(ValueError, match="device = 'cuda:1' is one GPU for 2 processes; say cuda"):
+    with pytest.raises(ValueError, match="device = 'cuda:1' is one GPU for 2 processes; use cuda"):
         CycleGAN(tiny(device="cuda:1"), Ranks(0, 2))
 
 

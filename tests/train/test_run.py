@@ -630,7 +630,7 @@ def test_how_far_the_pictures_are_read_is_told(data, tmp_path):
     assert [(r.domain, r.read, r.count) for r in told] == [
         *(("A", read, 5) for read in range(1, 6)), *(("B", read, 3) for read in range(1, 4)),
     ]  # fmt: skip
-    assert progress.sentence(run.Reading("A", 1200, 5000)) == "A: read 1,200 of 5,000 pictures"
+    assert progress.sentence(run.Reading("A", 1200, 5000)) == "A: read 1,200 of 5,000 images"
     assert progress.line(run.Reading("B", 1, 2), 80).startswith("━" * 12 + "─" * 12 + " B: read 1")
     assert progress.state(run.Reading("B", 1, 2)) == {"domain": "B", "read": 1, "pictures": 2}
 

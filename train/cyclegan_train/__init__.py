@@ -5,8 +5,8 @@
     model = CycleGAN(TrainConfig(netG="resnet_6blocks", device="cpu"))
     losses = model.optimize_parameters(real_A, real_B)  # (N, C, H, W) in [-1, 1]
 
-The package may import `cyclegan_batch`, never `cyclegan_export`. What a name needs is loaded when
-it is first used, torch first of all.
+The package may import `cyclegan_batch`, never `cyclegan_export`. The module of a public name is
+imported when the name is first used, and torch with it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name on first use (PEP 562), and keep it."""
+    """Import a public name on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name], __name__), name)

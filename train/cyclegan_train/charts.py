@@ -1,19 +1,21 @@
-"""What a person looks at: sheets of samples and the curves of the losses, as PNG, by Pillow."""
+"""Sheets of samples and curves of the losses, drawn as PNG by Pillow."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from cyclegan_batch.frames import Pixels
+
 _LARGEST = 256
-"""Pixels of the longer side of a picture in a sheet."""
+"""Pixels of the longer side of an image in a sheet."""
 _GAP = 4
 _HEAD = 18
-"""Pixels above the pictures, for the names of the columns."""
+"""Pixels above the images, for the names of the columns."""
 
 _PANELS = (
     ("adversarial losses by step", ("G_A", "G_B", "D_A", "D_B")),
@@ -25,18 +27,18 @@ _COLOURS = {
     "idt_B": (127, 127, 127),
 }  # fmt: skip
 _POINTS = 300
-"""Points of a curve, at most: each is then the mean of several lines of the log."""
+"""Points of a curve, at most: in a longer log each point is the mean of several lines."""
 _OVER = 2
-"""Lines are drawn larger by this and scaled down, since Pillow draws them jagged."""
+"""Charts are drawn larger by this factor and scaled down, since Pillow does not antialias lines."""
 
-Pixels = npt.NDArray[np.uint8]
-Panels = Sequence[tuple[str, Sequence[str]]]
+Panels: TypeAlias = Sequence[tuple[str, Sequence[str]]]
+"""The titles of the panels of a chart, and the names of their curves."""
 
 
 def sheet_png(rows: Sequence[Sequence[tuple[str, Pixels]]]) -> bytes:
-    """Return rows of named pictures, uint8 ``(H, W, 1 or 3)``, as one PNG.
+    """Return rows of named images, uint8 ``(H, W, 1 or 3)``, as one PNG.
 
-    Every row has its own names above it only where they differ from those of the row before.
+    The names stand above a row only where they differ from those of the row before.
     """
     bands = []
     before: list[str] = []
@@ -72,7 +74,7 @@ def losses_png(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> b
 def curves_png(
     steps: Sequence[int], curves: Mapping[str, Sequence[float]], panels: Panels
 ) -> bytes:
-    """Return ``curves`` against the steps as one PNG; ``panels``: titles and names."""
+    """Return ``curves`` against the steps as one PNG, in ``panels`` of a title and names."""
     width, height = 520, 360
     chart = Image.new("RGB", (len(panels) * width * _OVER, height * _OVER), "white")
     for number, (title, names) in enumerate(panels):
@@ -93,7 +95,7 @@ def _panel(
     small, large = _font(11 * _OVER), _font(13 * _OVER)
     points = [point for curve in curves.values() for point in curve]
     last = max([step for step, _ in points], default=1) or 1
-    # One wild beginning must not press everything after it flat.
+    # Without the largest 0.5 %: high losses of the first steps would flatten the rest of the curve.
     values = sorted(value for _, value in points)
     most = values[min(len(values) - 1, int(len(values) * 0.995))] * 1.1 if values else 1.0
     least = min(0.0, values[0]) if values else 0.0
@@ -127,9 +129,9 @@ def _panel(
 
 
 def _thinned(steps: Sequence[int], values: Sequence[float]) -> list[tuple[float, float]]:
-    found = [(s, v) for s, v in zip(steps, values, strict=True) if np.isfinite(v)]
-    group = -(-len(found) // _POINTS) or 1
-    parts = [found[start : start + group] for start in range(0, len(found), group)]
+    points = [(s, v) for s, v in zip(steps, values, strict=True) if np.isfinite(v)]
+    group = -(-len(points) // _POINTS) or 1
+    parts = [points[start : start + group] for start in range(0, len(points), group)]
     return [(part[-1][0], sum(v for _, v in part) / len(part)) for part in parts]
 
 
@@ -153,7 +155,7 @@ def _tile(pixels: Pixels) -> Image.Image:
         size = [max(1, side * _LARGEST // longer) for side in tile.size]
         tile = tile.resize((size[0], size[1]), Image.Resampling.LANCZOS)
     elif longer <= _LARGEST // 2:
-        # Small ones by whole pixels, so that what the network drew can be seen.
+        # Enlarge small images by whole pixels, so that the network's own pixels stay visible.
         times = _LARGEST // 2 // longer
         tile = tile.resize((tile.width * times, tile.height * times), Image.Resampling.NEAREST)
     return tile
@@ -163,7 +165,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "png")
+    image.save(buffer, "png")
     return buffer.getvalue()

@@ -1,11 +1,11 @@
 """The CycleGAN: four networks, two optimisers, and one optimisation step.
 
-The mathematics is that of Zhu et al. 2017 as the reference implementation does it, operation by
-operation: tests hold it to a transcription of the formulas, in losses and in weights. A and B are
-two domains of pictures; G_A makes B out of A and G_B makes A out of B; D_A judges pictures of B
-and D_B pictures of A, since each is named after the generator that it teaches.
+The mathematics is that of Zhu et al. 2017, with the operations in the reference implementation's
+order; tests compare losses and weights with a transcription of the formulas. A and B are two
+domains of images; G_A translates A to B and G_B translates B to A. A discriminator is named after
+the generator that it judges: D_A tells real images of B from those of G_A, D_B does so for A.
 
-CUDA works through the same lines, and is experimental: the tests run on the CPU.
+CUDA runs the same lines and is experimental: the tests run on the CPU.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ NETWORKS = ("netG_A", "netG_B", "netD_A", "netD_B")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 LOSSES = ("D_A", "G_A", "cycle_A", "idt_A", "D_B", "G_B", "cycle_B", "idt_B")
-"""What a step reports, weighted."""
+"""The losses that a step reports, each multiplied by its weight."""
 
 
 class CycleGAN:
-    """Both directions of a translation between two domains, and how they learn.
+    """The four networks of both directions, their optimisers, and their training step.
 
-    The initial weights come from torch's global random state, network by network in the
-    reference's order; the draws of the pools from Python's. Seed both for a run that repeats, and
-    alike in several processes (``ranks``), whose gradients are averaged. Raises ValueError for a
-    config that cannot be built, BackendUnavailableError for a device that is not there.
+    The initial weights are drawn from torch's global random state, network by network in the
+    reference's order, and the pools draw from Python's (`random`). Seed both for a run that can be
+    repeated, with the same seeds in all processes (``ranks``), whose gradients are averaged. Raises
+    ValueError for a config that cannot be built, BackendUnavailableError for a missing device.
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks = ALONE) -> None:
@@ -61,7 +61,7 @@ class CycleGAN:
         self._ranks = ranks
         if config.norm == "syncbatch" and ranks.size > 1 and self.device.type == "cpu":
             raise ValueError(
-                "norm = 'syncbatch' is for several GPUs, and these processes are on the CPU; use "
+                "norm = 'syncbatch' is for several GPUs, and these processes run on the CPU; use "
                 "batch or instance"
             )
         if config.cuda_graphs and ranks.size > 1:
@@ -100,7 +100,7 @@ class CycleGAN:
         self.ema_A = _average_of(self.netG_A) if config.ema else None
         """The moving average of ``netG_A``, in eval mode; None without ``ema``."""
         self.ema_B = _average_of(self.netG_B) if config.ema else None
-        # Only fp16 underflows; otherwise every call of it passes through.
+        # Gradients underflow in fp16 only; for other precisions the scaler does nothing.
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self._plateaus = (
             [
@@ -110,7 +110,7 @@ class CycleGAN:
             if config.lr_policy == "plateau"
             else []
         )
-        # BatchNorm would mix the statistics of the two domains.
+        # Not with BatchNorm, which would mix the statistics of the two domains.
         self._joint = (
             config.joint_identity
             and config.lambda_identity > 0
@@ -121,20 +121,20 @@ class CycleGAN:
     # The step
 
     def optimize_parameters(self, real_A: Tensor, real_B: Tensor) -> dict[str, float]:
-        """Do one optimisation step and return its losses (`LOSSES`), each as it was weighted.
+        """Do one optimisation step and return its losses (`LOSSES`), each with its weight.
 
         ``real_A`` and ``real_B`` are ``(N, C, H, W)`` in [-1, 1] on any device.
         """
         losses = self.step(real_A, real_B)
-        # At once: every one by itself would be waited for.
+        # One copy to the host: copying each loss would wait for the device eight times.
         return dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
 
     def step(self, real_A: Tensor, real_B: Tensor) -> dict[str, Tensor]:
-        """Do what `optimize_parameters` does; the losses stay on the device, as scalars.
+        """Do one step as `optimize_parameters` does; the losses stay on the device, as scalars.
 
-        So a loop that does not look at every loss does not wait for the device at every step,
-        but with fp16, which looks at every gradient. Raises ValueError for pictures that the
-        networks cannot take.
+        A loop that does not read every loss then does not wait for the device at every step,
+        except with fp16, whose scaler inspects all gradients. Raises ValueError for images that the
+        networks cannot process.
         """
         with self.computing():
             real_A, real_B = self._to_device(real_A), self._to_device(real_B)
@@ -146,7 +146,7 @@ class CycleGAN:
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """Compute on this model's device, and float32 as the config has it, for as long."""
+        """Make this model's device current, and set the config's float32 mode, in the block."""
         if not self._on_cuda:
             yield
             return
@@ -155,14 +155,14 @@ class CycleGAN:
 
     @property
     def float32(self) -> str:
-        """How float32 is multiplied: ``ieee``, or ``tf32`` where the config and CUDA have it."""
+        """How float32 is multiplied: ``tf32`` on CUDA where the config sets it, else ``ieee``."""
         return "tf32" if self._on_cuda and self.config.precision == "tf32" else "ieee"
 
     def _compute(self, real_A: Tensor, real_B: Tensor) -> dict[str, Tensor]:
-        """Do what of a step is the device's."""
+        """Run the part of a step that a CUDA graph can capture."""
         losses, fake_A, fake_B = self._step_generators(real_A, real_B)
+        # One optimiser for both discriminators: accumulate both gradients, then one step.
         self.optimizer_D.zero_grad()
-        # D_A's gradient stays while D_B's is made: one zeroing before, one step after both.
         losses["D_A"] = self._teach_discriminator(
             self.netD_A, real_B, self.fake_B_pool.query(fake_B)
         )
@@ -177,14 +177,14 @@ class CycleGAN:
     def _step_generators(
         self, real_A: Tensor, real_B: Tensor
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Step both generators; return their losses, and the fakes made before the step."""
+        """Step both generators; return their losses, and the fakes from before the step."""
         config = self.config
         with self._autocast():
             fake_B, idt_A = self._fake_and_identity(self.netG_A, real_A, real_B)
             rec_A = self.netG_B(fake_B)
             fake_A, idt_B = self._fake_and_identity(self.netG_B, real_B, real_A)
             rec_B = self.netG_A(fake_A)
-        # The discriminators pass gradients on and take none: theirs would be work for nothing.
+        # Gradients flow through the discriminators; those of their weights are not needed here.
         self.netD_A.requires_grad_(False)
         self.netD_B.requires_grad_(False)
         with self._autocast():
@@ -194,7 +194,7 @@ class CycleGAN:
             "G_B": self.criterion_gan(score_B, True),
             "cycle_A": config.lambda_A * _l1(rec_A, real_A),
             "cycle_B": config.lambda_B * _l1(rec_B, real_B),
-            # G_A's identity is of domain B, and weighted as B's cycle is.
+            # G_A should return images of B unchanged: weighted as the cycle of B.
             "idt_A": _weighted_l1(config.lambda_B * config.lambda_identity, idt_A, real_B),
             "idt_B": _weighted_l1(config.lambda_A * config.lambda_identity, idt_B, real_A),
         }
@@ -210,14 +210,14 @@ class CycleGAN:
     def _fake_and_identity(
         self, netG: nn.Module, source: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what ``netG`` makes of its source, and of what already is its target (or None)."""
+        """Return netG(source) and the identity netG(target); None where it has no weight."""
         if self._joint and source.shape[1:] == target.shape[1:]:
             fake, idt = netG(torch.cat([source, target])).split([len(source), len(target)])
             return fake, idt
         return netG(source), netG(target) if self.config.lambda_identity > 0 else None
 
     def _teach_discriminator(self, netD: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
-        """Add one discriminator's gradients, and return its loss."""
+        """Accumulate the gradients of one discriminator, and return its loss."""
         with self._autocast():
             score_real, score_fake = netD(real), netD(fake)
         loss = (self.criterion_gan(score_real, True) + self.criterion_gan(score_fake, False)) * 0.5
@@ -227,15 +227,15 @@ class CycleGAN:
         return loss
 
     def _counted(self) -> float:
-        """Return how many steps the last optimiser of a step has made."""
+        """Return Adam's own count of steps, of the optimiser that steps last."""
         (weight, *_) = self.optimizer_D.param_groups[0]["params"]
         return float(self.optimizer_D.state[weight]["step"])
 
     def _update_averages(self) -> None:
-        """Move the averages towards the weights.
+        """Move the averages towards the weights by 1 − decay.
 
-        By 1 − decay; faster in the first steps (9/(9 + n) in the n-th, as in TensorFlow's
-        ExponentialMovingAverage), or a short run's average would still be its random beginning.
+        In step n at least by 9/(9 + n), as in TensorFlow's ExponentialMovingAverage: otherwise the
+        average of a short run would still consist of its random initial weights.
         """
         decay = min(self.config.ema, self.steps / (9 + self.steps))
         for average, network in ((self.ema_A, self.netG_A), (self.ema_B, self.netG_B)):
@@ -245,21 +245,21 @@ class CycleGAN:
                 means: list[Tensor] = list(average.parameters())
                 weights: list[Tensor] = list(network.parameters())
                 torch._foreach_lerp_(means, weights, 1 - decay)
-                for kept, buffer in zip(average.buffers(), network.buffers(), strict=True):
-                    kept.copy_(buffer)
+                for copied, buffer in zip(average.buffers(), network.buffers(), strict=True):
+                    copied.copy_(buffer)
 
     # The schedule
 
     def update_learning_rate(self, metric: float | None = None) -> float:
-        """End an epoch: set both learning rates for the next one, and return it.
+        """End an epoch: set and return the learning rate of the next one, for both optimisers.
 
-        ``metric`` is what ``plateau`` watches, smaller being better. Raises ValueError where it
-        is missing there.
+        ``plateau`` requires ``metric``, which is better when smaller, and raises ValueError
+        without it.
         """
         self.epoch += 1
         if self.config.lr_policy == "plateau":
             if metric is None:
-                raise ValueError("lr_policy = 'plateau' watches a metric, and none was given")
+                raise ValueError("lr_policy = 'plateau' requires a metric, and none was given")
             for plateau in self._plateaus:
                 plateau.step(metric)
         else:
@@ -268,15 +268,15 @@ class CycleGAN:
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the epoch in progress, which both optimisers have."""
+        """The rate of the epoch in progress, the same for both optimisers."""
         return float(self.optimizer_G.param_groups[0]["lr"])
 
     def _follow_schedule(self) -> None:
-        """Set both learning rates to what the schedule has in this epoch."""
+        """Set the learning rate of both optimisers to the schedule's for this epoch."""
         lr = self.config.lr * learning_rate_factor(self.config, self.epoch)
         for optimizer in (self.optimizer_G, self.optimizer_D):
             for group in optimizer.param_groups:
-                if isinstance(group["lr"], Tensor):  # read from there by a recorded step
+                if isinstance(group["lr"], Tensor):  # a recorded step reads this tensor
                     group["lr"].fill_(lr)
                 else:
                     group["lr"] = lr
@@ -284,9 +284,9 @@ class CycleGAN:
     # The state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the next step depends on but the random states of torch and Python.
+        """Return all that the next step depends on, except torch's and Python's random states.
 
-        Tensors and plain values only, so that ``torch.load(weights_only=True)`` reads it back.
+        It holds tensors and plain values only, so that ``torch.load(weights_only=True)`` reads it.
         """
         return {
             "epoch": self.epoch,
@@ -301,10 +301,10 @@ class CycleGAN:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to where `state_dict` was taken. Raises where it is of another config.
+        """Go back to where `state_dict` was called. Raises where it is of another config.
 
-        The learning rate is the schedule's of that epoch, which a config with more epochs changes;
-        that of ``plateau`` is the state's.
+        The learning rate becomes what the schedule gives for that epoch, which may differ where the
+        config has more epochs; with ``plateau`` it is the one in the state.
         """
         self.epoch, self.steps = state["epoch"], state["steps"]
         for name in self._stateful():
@@ -327,21 +327,21 @@ class CycleGAN:
     # The machine
 
     def _place(self, network: nn.Module) -> nn.Module:
-        """Initialise a network on the CPU, where a seed means the same everywhere, and move it."""
+        """Initialise a network on the CPU, so that a seed gives the same weights on any device."""
         init_weights(network, self.config.init_type, self.config.init_gain)
         if self.config.channels_last:
             network = network.to(memory_format=torch.channels_last)
         network = network.to(self.device)
         if self.config.compile:
-            # A graph for every shape that there is: batch 1, and 2 with joint_identity.
+            # One graph per shape; there are two at most: batch 1, and 2 with joint_identity.
             network.compile(dynamic=False)
         return network
 
-    def _to_device(self, pictures: Tensor) -> Tensor:
+    def _to_device(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         dtype = next(self.netG_A.parameters()).dtype
-        pictures = pinned(pictures, self.device)
-        return pictures.to(self.device, dtype, non_blocking=True, memory_format=layout)
+        images = pinned(images, self.device)
+        return images.to(self.device, dtype, non_blocking=True, memory_format=layout)
 
     def _adam(self, *networks: nn.Module) -> torch.optim.Adam:
         weights = itertools.chain.from_iterable(network.parameters() for network in networks)
@@ -358,9 +358,9 @@ class CycleGAN:
 
 @contextlib.contextmanager
 def float32_as(how: str) -> Iterator[None]:
-    """Let CUDA multiply float32 as ``ieee`` or ``tf32`` for as long, in the whole process.
+    """Let CUDA multiply float32 as ``ieee`` or ``tf32`` in the block, in the whole process.
 
-    torch's own default is tf32 in convolutions: 10 of the 23 bits of a mantissa.
+    torch's own default for convolutions is tf32, which keeps 10 of the mantissa's 23 bits.
     """
     backends: Any = torch.backends
     groups = (
@@ -371,10 +371,10 @@ def float32_as(how: str) -> Iterator[None]:
     for group, switches in groups:
         try:
             allowed = group.allow_tf32
-        except RuntimeError:  # somebody has set one of torch's two switches and not the other
+        except RuntimeError:  # the caller has set one of torch's two switches, not the other
             allowed = None
         before.append((allowed, [switch.fp32_precision for switch in switches]))
-        # Both, since torch.compile reads the older one, which fails where they contradict.
+        # Set both: torch.compile reads the older switch, and raises where the two contradict.
         group.allow_tf32 = how == "tf32"
         for switch in switches:
             switch.fp32_precision = how
@@ -389,7 +389,7 @@ def float32_as(how: str) -> Iterator[None]:
 
 
 def generator_config(config: TrainConfig, direction: str) -> GeneratorConfig:
-    """Return which generator a training has for ``AtoB`` or ``BtoA``."""
+    """Return the config of the generator ``AtoB`` or ``BtoA``."""
     channels = (config.input_nc, config.output_nc)
     input_nc, output_nc = channels if direction == "AtoB" else channels[::-1]
     return GeneratorConfig(
@@ -404,12 +404,12 @@ def generator_config(config: TrainConfig, direction: str) -> GeneratorConfig:
 
 
 def learning_rate_factor(config: TrainConfig, epoch: int) -> float:
-    """Return what the learning rate is multiplied by in an epoch, counted from 1.
+    """Return the factor of the learning rate in an epoch, counted from 1.
 
-    ``linear``: 1 for ``n_epochs``, then down in ``n_epochs_decay`` + 1 steps, of which the last,
-    to 0, is not made. ``step``: a tenth after every ``lr_decay_iters``. ``cosine``: half a wave
-    over the whole run (the reference's is over ``n_epochs``, and rises again in the epochs after
-    them). Raises ValueError for ``plateau``, which follows from no number.
+    ``linear``: 1 for ``n_epochs``, then down in ``n_epochs_decay`` + 1 equal steps, the last of
+    which, to 0, is never reached. ``step``: a tenth after every ``lr_decay_iters``. ``cosine``:
+    half a wave over the whole run (the reference's half wave ends after ``n_epochs`` and rises
+    again in the epochs after them). Raises ValueError for ``plateau``, which depends on the losses.
     """
     if config.lr_policy == "linear":
         return 1.0 - max(0, epoch - config.n_epochs) / (config.n_epochs_decay + 1)
@@ -418,7 +418,7 @@ def learning_rate_factor(config: TrainConfig, epoch: int) -> float:
     if config.lr_policy == "cosine":
         whole = max(1, config.n_epochs + config.n_epochs_decay)
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (epoch - 1) / whole)))
-    raise ValueError("the learning rate of lr_policy = 'plateau' follows from what was measured")
+    raise ValueError("the learning rate of lr_policy = 'plateau' depends on the losses")
 
 
 def _device(name: str, ranks: Ranks) -> torch.device:
@@ -427,7 +427,7 @@ def _device(name: str, ranks: Ranks) -> torch.device:
     if ranks.size > 1 and name == "cuda":
         name = f"cuda:{ranks.local}"
     elif ranks.size > 1 and name.startswith("cuda"):
-        raise ValueError(f"device = {name!r} is one GPU for {ranks.size} processes; say cuda")
+        raise ValueError(f"device = {name!r} is one GPU for {ranks.size} processes; use cuda")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -437,14 +437,14 @@ def _device(name: str, ranks: Ranks) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BackendUnavailableError(
             f"cannot train on {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; "
-            "check nvidia-smi and that torch is built for CUDA, or say cpu"
+            "check nvidia-smi and that torch is built for CUDA, or use cpu"
         )
     return device
 
 
 def _load_adam(optimizer: torch.optim.Adam, state: Mapping[str, Any]) -> None:
-    """Go back to a state; by which kernels it is computed stays this machine's affair."""
-    # A copy: the optimiser would go on to write into tensors that it was given.
+    """Restore an optimiser, but keep this machine's choice of kernels (fused, foreach, …)."""
+    # Copy: load_state_dict keeps the tensors that it is given, and later steps write into them.
     copied = copy.deepcopy(dict(state))
     for group, own in zip(copied["param_groups"], optimizer.param_groups, strict=True):
         group |= {name: own[name] for name in ("fused", "foreach", "capturable")}
@@ -457,10 +457,10 @@ def _average_of(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).eval().requires_grad_(False)
 
 
-def _l1(found: Tensor, expected: Tensor) -> Tensor:
-    return F.l1_loss(without_halves(found), expected)
+def _l1(output: Tensor, expected: Tensor) -> Tensor:
+    return F.l1_loss(without_halves(output), expected)
 
 
-def _weighted_l1(weight: float, found: Tensor | None, expected: Tensor) -> Tensor:
-    """Return the weighted difference; 0 where nothing was made to compare."""
-    return expected.new_zeros(()) if found is None else weight * _l1(found, expected)
+def _weighted_l1(weight: float, output: Tensor | None, expected: Tensor) -> Tensor:
+    """Return the weighted L1 loss; 0 where there is no output."""
+    return expected.new_zeros(()) if output is None else weight * _l1(output, expected)

@@ -1,14 +1,14 @@
-"""Several processes that train one model: who they are, and how they agree.
+"""Several processes that train one model: their ranks, and what they exchange.
 
-torchrun starts the processes and tells each by the environment who it is; every one has a copy of
-the networks, its own pictures, pools and random states. They differ in nothing else: the weights
-begin alike, and before every step of an optimiser the gradients are replaced by their mean over
-the processes, which is what DistributedDataParallel computes. It is done here in one flat exchange
-and not by that class: a generator runs three times in one step, and the discriminators are frozen
-for one half of it, neither of which it is made for.
+torchrun starts the processes and sets their ranks in the environment; each has a copy of the
+networks, its own images, pools and random states. They differ in nothing else: they begin with
+the same weights, and before every step of an optimiser the gradients are replaced by their mean
+over the processes, which is what DistributedDataParallel computes. This module does it in one flat
+exchange, because that class does not support a step in which a generator runs three times and the
+discriminators are frozen for one half.
 
-On the CPU (gloo) two processes are tested against one with both pictures as a batch. CUDA (nccl)
-is experimental: it was never run.
+On the CPU (gloo) two processes are tested against one with both images as a batch. CUDA (nccl) is
+experimental: it was never run.
 """
 
 from __future__ import annotations
@@ -25,28 +25,29 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cyclegan_batch.errors import BackendError
+from cyclegan_batch.wording import first_line
 
 _PATIENCE = datetime.timedelta(minutes=30)
-"""How long a process waits for another: the slowest may have to decode all pictures first."""
+"""How long a process waits for another: the slowest may have to decode all images first."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One of the processes, and what it does together with the others. Alone it waits for nobody.
+    """One of the processes, and what it exchanges with the others.
 
-    What is together is called by all of them, in the same order, and raises BackendError where
-    another one has ended.
+    All processes must call the methods in the same order. The methods raise BackendError where
+    another process has ended; in a single process they return at once.
     """
 
     rank: int = 0
-    """0 is the one that writes and speaks."""
+    """0 is the process that writes files and reports."""
     size: int = 1
     local: int = 0
     """The number of its GPU."""
 
     @property
     def first(self) -> bool:
-        """Whether this one writes and speaks."""
+        """Whether this process writes files and reports."""
         return self.rank == 0
 
     def average_gradients(self, optimizer: torch.optim.Optimizer) -> None:
@@ -69,22 +70,22 @@ class Ranks:
             dist.all_reduce(total)
         return total / self.size
 
-    def any(self, found: bool) -> bool:
-        """Return whether it is so in any process."""
-        return bool(self.greatest([int(found)])[0])
+    def any(self, flag: bool) -> bool:
+        """Return whether ``flag`` is true in any process."""
+        return bool(self.greatest([int(flag)])[0])
 
     def greatest(self, values: list[int]) -> list[int]:
         """Return the greatest of each value over all processes."""
         if self.size == 1:
             return values
-        found = torch.tensor(values)
+        tensor = torch.tensor(values)
         with self._together():
-            dist.all_reduce(found, dist.ReduceOp.MAX)
-        greatest: list[int] = found.tolist()
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        greatest: list[int] = tensor.tolist()
         return greatest
 
     def gathered(self, value: Any) -> list[Any] | None:
-        """Return everyone's value by rank, to the first process; None to the others."""
+        """Return the values of all processes by rank in the first one; None in the others."""
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.first else None
@@ -99,21 +100,21 @@ class Ranks:
         except RuntimeError as error:
             raise BackendError(
                 f"process {self.rank} of {self.size} cannot go on: another one has ended "
-                f"({str(error).splitlines()[0]}); its message says why, and --resume goes on from "
-                "the last state"
+                f"({first_line(error)}); its message says why, and --resume goes on from the last "
+                "state"
             ) from error
 
 
 ALONE = Ranks()
-"""The only process."""
+"""A single process."""
 
 
 @contextlib.contextmanager
 def joined_ranks(device: str) -> Iterator[Ranks]:
-    """Join the other processes that the environment names (torchrun sets it), for as long.
+    """Join the processes that the environment names (torchrun sets it), for the block.
 
-    ``device`` is the word of the config: with ``cpu``, or without CUDA, they talk by gloo,
-    otherwise by nccl. Returns only when all of them are there. Raises BackendError.
+    ``device`` is that of the config: with ``cpu``, or without CUDA, the processes use gloo,
+    otherwise nccl. Waits until all of them have joined. Raises BackendError.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -127,8 +128,8 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
     except (KeyError, ValueError, RuntimeError) as error:
         raise BackendError(
-            f"cannot join {size} processes as WORLD_SIZE says: {str(error).splitlines()[0]}; start "
-            "them with torchrun --nproc-per-node N -m cyclegan_batch train, or unset WORLD_SIZE"
+            f"cannot join {size} processes, the WORLD_SIZE: {first_line(error)}; start them with "
+            "torchrun --nproc-per-node N -m cyclegan_batch train, or unset WORLD_SIZE"
         ) from error
     try:
         yield ranks

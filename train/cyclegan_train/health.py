@@ -1,7 +1,7 @@
-"""Signs that a training goes wrong, in words, from its losses and its sample pictures.
+"""Signs that a training goes wrong, as sentences, from its losses and its samples.
 
-The thresholds are rules of thumb: each names what to look at, and none stops a run. What stops one
-is a loss that is no number.
+The thresholds are rules of thumb. A sign stops no run: only a loss or a weight that is not finite
+does.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 _WON = {"lsgan": 0.01, "vanilla": 0.02}
-"""A discriminator's loss below which it no longer errs; at chance it is 0.25 or 0.69."""
+"""A discriminator with a lower loss no longer errs; at chance the loss is 0.25 or 0.69."""
 
 _SAME = 0.02
-"""Mean difference in [-1, 1] below which two pictures look alike: 2.5 grey levels of 255."""
+"""Mean difference in [-1, 1] below which two images look alike: 2.5 grey levels of 255."""
 
 _INVERTED = -0.5
-"""Correlation of luma below which light has become dark."""
+"""Correlation of luma below which light and dark are exchanged."""
 
 
 def signs_in_losses(losses: Mapping[str, float], gan_mode: str) -> Iterator[str]:
-    """Yield what the mean losses of some steps are signs of."""
+    """Yield the signs in the mean losses of an epoch."""
     for name in ("D_A", "D_B"):
         if losses[name] < _WON.get(gan_mode, -float("inf")):
             yield (
-                f"{name} is near zero ({losses[name]:.4f}): it tells every fake apart, and "
+                f"{name} is near zero ({losses[name]:.4f}): it recognises every fake, and "
                 f"G_{name[-1]} learns little from it"
             )
 
@@ -34,7 +34,7 @@ def signs_in_losses(losses: Mapping[str, float], gan_mode: str) -> Iterator[str]
 def signs_in_samples(
     name: str, sources: Sequence[Tensor], fakes: Sequence[Tensor]
 ) -> Iterator[str]:
-    """Yield what a generator's pictures are signs of; ``(C, H, W)`` in [-1, 1], pair by pair."""
+    """Yield the signs in a generator's outputs; ``(C, H, W)`` in [-1, 1], pair by pair."""
     pairs = list(zip(sources, fakes, strict=True))
     if not pairs:
         return
@@ -45,25 +45,26 @@ def signs_in_samples(
     correlation = _mean([_correlation(_luma(source), _luma(fake)) for source, fake in pairs])
     if correlation < _INVERTED:
         yield (
-            f"{name} inverts light and dark: the luma of its pictures and of their sources "
-            f"correlates by {correlation:.2f}"
+            f"{name} inverts light and dark: the luma of its outputs and that of their sources "
+            f"correlate by {correlation:.2f}"
         )
     if len(fakes) > 1 and len({fake.shape for fake in fakes}) == 1:
         between = float(torch.stack(list(fakes)).std(0).mean())
-        given = sources if len({source.shape for source in sources}) == 1 else []
-        if between < _SAME and given and float(torch.stack(list(given)).std(0).mean()) > 5 * _SAME:
-            yield f"{name} ignores its input: its pictures of different sources are the same"
+        one_size = len({source.shape for source in sources}) == 1
+        between_sources = float(torch.stack(list(sources)).std(0).mean()) if one_size else 0.0
+        if between < _SAME and between_sources > 5 * _SAME:
+            yield f"{name} ignores its input: its outputs for different sources are the same"
 
 
-def _luma(picture: Tensor) -> Tensor:
-    if len(picture) == 1:
-        return picture[0]
-    weights = picture.new_tensor([0.299, 0.587, 0.114])
-    return (picture * weights[:, None, None]).sum(0)
+def _luma(image: Tensor) -> Tensor:
+    if len(image) == 1:
+        return image[0]
+    weights = image.new_tensor([0.299, 0.587, 0.114])
+    return (image * weights[:, None, None]).sum(0)
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:
-    """Return the correlation of two pictures; 0 where one is of one tone."""
+    """Return the correlation of two images; 0 where one of them is uniform."""
     one, other = one - one.mean(), other - other.mean()
     norm = float(one.norm() * other.norm())
     return float((one * other).sum()) / norm if norm > 1e-6 else 0.0

@@ -1,6 +1,6 @@
-"""What the networks are told by: adversarial losses, and the penalty that WGAN-GP needs.
+"""The adversarial losses, and the gradient penalty of WGAN-GP.
 
-Computed in float32 where the scores come in halves.
+Half-precision scores are converted to float32 first.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from .config import GanMode
 
 
 class GANLoss:
-    """How far the scores of a discriminator are from those of real (1) or of fake (0) pictures.
+    """How far the scores of a discriminator are from those of real (1) or of fake (0) images.
 
     ``lsgan``: mean squared difference. ``vanilla``: cross-entropy, with the scores as logits.
-    ``wgangp``: the mean score, negative for real; a score has no bound, so see `gradient_penalty`.
+    ``wgangp``: the mean score, negated for real; scores are unbounded, see `gradient_penalty`.
     """
 
     def __init__(self, gan_mode: GanMode) -> None:
@@ -36,26 +36,26 @@ class GANLoss:
 
 
 def gradient_penalty(netD: nn.Module, real: Tensor, fake: Tensor, lambda_gp: float) -> Tensor:
-    """Return λ · mean (‖∇D(x)‖₂ − 1)², at x between a real and a fake picture (WGAN-GP).
+    """Return λ · mean (‖∇D(x)‖₂ − 1)², at x between a real and a fake image (WGAN-GP).
 
-    One random point on the line between the two per picture of the batch, from torch's global
-    random state; the norm is over all values of a picture. ``real`` and ``fake`` are
-    ``(N, C, H, W)``; the result is a scalar with a graph to D's weights. Raises ValueError
-    where the two have different shapes.
+    For every pair of the batch, x is one random point on the line between the two, drawn from
+    torch's global random state; the norm is over all values of an image. ``real`` and ``fake`` are
+    ``(N, C, H, W)``; the result is a scalar with a graph to D's weights. Raises ValueError where
+    the two have different shapes.
     """
     if real.shape != fake.shape:
         raise ValueError(
-            f"wgangp mixes real and fake pictures of one size, and they are {tuple(real.shape)} "
+            f"wgangp mixes real and fake images of one size, and they are {tuple(real.shape)} "
             f"and {tuple(fake.shape)}; crop to one size, or use lsgan"
         )
-    # A half-precision gradient of a gradient has no digits left.
+    # Not in half precision: the gradient of a gradient would have no significant digits.
     with torch.autocast(real.device.type, enabled=False):
         alpha = torch.rand(len(real), 1, 1, 1, device=real.device).to(real.dtype)
         mixed = alpha * real.detach() + (1 - alpha) * without_halves(fake.detach())
         mixed.requires_grad_()
         scores = netD(mixed)
         (gradient,) = torch.autograd.grad(scores.sum(), mixed, create_graph=True)
-        # The root has no slope at 0.
+        # The square root has no derivative at 0.
         lengths = (gradient.flatten(1) + 1e-16).norm(2, dim=1)
         penalty: Tensor = lambda_gp * ((lengths - 1) ** 2).mean()
         return penalty

@@ -1,7 +1,7 @@
 """The discriminators, in the reference CycleGAN's module structure, so that its weights fit.
 
-Each takes ``(N, C, H, W)`` in [-1, 1] and gives one score per patch, ``(N, 1, h, w)``, without a
-sigmoid: what a score means is the loss's affair (losses.py).
+Each maps ``(N, C, H, W)`` in [-1, 1] to one score per patch, ``(N, 1, h, w)``, without a sigmoid:
+the loss decides what a score means (losses.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .config import TrainConfig
 
 
 def discriminator_from_config(config: TrainConfig, channels: int) -> nn.Module:
-    """Build the discriminator of a domain of so many channels, with torch's own initial weights."""
+    """Return the discriminator of a domain with ``channels``, with torch's own initial weights."""
     if config.netD == "pixel":
         return PixelDiscriminator(channels, config.ndf, config.norm)
     n_layers = 3 if config.netD == "basic" else config.n_layers_D
@@ -26,10 +26,10 @@ def discriminator_from_config(config: TrainConfig, channels: int) -> nn.Module:
 def least_side(netD: nn.Module, batch_size: int = 1) -> int:
     """Return the side of the smallest square that a discriminator can be trained on.
 
-    Smaller than it a picture is no larger than a kernel, or a norm has one value to normalise.
+    A smaller image does not hold a kernel, or leaves a norm a single value to normalise.
     """
 
-    def takes(side: int) -> bool:
+    def accepts(side: int) -> bool:
         for layer in netD.modules():
             if isinstance(layer, nn.Conv2d):
                 side = (side + 2 * int(layer.padding[0]) - layer.kernel_size[0]) // layer.stride[0]
@@ -37,12 +37,12 @@ def least_side(netD: nn.Module, batch_size: int = 1) -> int:
                 if side < 1:
                     return False
             elif isinstance(layer, InstanceNorm | nn.BatchNorm2d | nn.SyncBatchNorm):
-                together = 1 if isinstance(layer, InstanceNorm) else batch_size
-                if side * together == 1:
+                images = 1 if isinstance(layer, InstanceNorm) else batch_size
+                if side * images == 1:
                     return False
         return True
 
-    return next(side for side in itertools.count(1) if takes(side))
+    return next(side for side in itertools.count(1) if accepts(side))
 
 
 class NLayerDiscriminator(nn.Module):
@@ -73,13 +73,13 @@ class NLayerDiscriminator(nn.Module):
         self.model = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Judge every patch of ``(N, C, H, W)``."""
+        """Return the scores of all patches of ``(N, C, H, W)``."""
         out: Tensor = self.model(x)
         return out
 
 
 class PixelDiscriminator(nn.Module):
-    """1×1 convolutions: every pixel is judged by its colour alone."""
+    """1×1 convolutions, which judge every pixel by its colour alone."""
 
     def __init__(self, input_nc: int, ndf: int = 64, norm: Norm = "instance") -> None:
         super().__init__()
@@ -90,11 +90,11 @@ class PixelDiscriminator(nn.Module):
             nn.Conv2d(ndf, 2 * ndf, 1, bias=bias),
             norm_layer(norm)(2 * ndf),
             nn.LeakyReLU(0.2, inplace=True),
-            # Without a bias where the one before has none: so it is in the reference's files.
+            # A bias only where the layer before has one, as in the reference's files.
             nn.Conv2d(2 * ndf, 1, 1, bias=bias),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Judge every pixel of ``(N, C, H, W)``."""
+        """Return the scores of all pixels of ``(N, C, H, W)``."""
         out: Tensor = self.net(x)
         return out

@@ -1,4 +1,4 @@
-"""The replay pool: fakes of earlier steps, so that a discriminator does not forget them."""
+"""The replay pool: fakes of earlier steps, which keep a discriminator from forgetting them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 
 def draw_place(filled: int, size: int) -> int | None:
-    """Return which place of a pool the next picture takes; None for one that is not kept.
+    """Return the place in a pool that the next image takes; None for one that is not stored.
 
-    While the pool fills it is the next empty place, without a draw. Then it is, with probability
-    ½, a random one, whose picture comes back in place of the new one.
+    While the pool fills this is the next empty place, without a draw. Afterwards it is, with
+    probability ½, a random place, whose image is returned instead of the new one.
     """
     if filled < size:
         return filled
-    # The reference's two draws, in its order.
+    # Two draws in the reference's order: its random states stay comparable.
     return random.randint(0, size - 1) if random.uniform(0, 1) > 0.5 else None
 
 
 class ImagePool:
-    """Keeps up to ``size`` pictures and mixes them into what is asked of it (Shrivastava 2017).
+    """Stores up to ``size`` images and mixes them into those of a query (Shrivastava 2017).
 
-    The draws are Python's own (`random`), in the reference's order, so that a run seeded with
-    ``random.seed`` can be compared; a run that is to be resumed keeps ``random.getstate()``.
+    It draws from Python's `random` in the reference's order, so that runs with the same
+    ``random.seed`` can be compared; to resume a run, save ``random.getstate()``.
     """
 
     def __init__(self, size: int) -> None:
@@ -34,10 +34,10 @@ class ImagePool:
         """``(1, C, H, W)`` each."""
 
     def query(self, images: Tensor) -> Tensor:
-        """Return as many pictures as came, ``(N, C, H, W)``, without a graph.
+        """Return as many images as it is given, ``(N, C, H, W)``, without a graph.
 
-        While the pool fills they are stored and come back as they are. Then each comes back with
-        probability ½; otherwise it takes the place of a random stored one, which comes back.
+        While the pool fills, the images are stored and returned. Afterwards each is returned with
+        probability ½; otherwise it replaces a random stored image, which is returned.
         """
         images = images.detach()
         if self.size == 0:
@@ -53,11 +53,11 @@ class ImagePool:
         return torch.cat(chosen)
 
     def state_dict(self) -> list[Tensor]:
-        """Return the stored pictures in their order; the random state is Python's own."""
+        """Return the stored images in their order; the random state is not part of it."""
         return list(self.images)
 
     def load_state_dict(self, images: Sequence[Tensor], device: torch.device) -> None:
-        """Take the pictures of `state_dict`. Raises ValueError if there are more than fit."""
+        """Restore the images of `state_dict`. Raises ValueError if there are more than fit."""
         if len(images) > self.size:
-            raise ValueError(f"{len(images)} stored pictures for a pool of {self.size}")
+            raise ValueError(f"{len(images)} stored images for a pool of {self.size}")
         self.images = [image.to(device) for image in images]

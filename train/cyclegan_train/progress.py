@@ -1,4 +1,4 @@
-"""Say in one line where a training is: pictures read, then step, epoch, rate, time left, losses."""
+"""How far a training is, in one line: images read, then epoch, step, rate, time left, losses."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def line(progress: Progress | Reading, columns: int) -> str:
 
 
 def sentence(progress: Progress | Reading) -> str:
-    """Return where a training is, for people."""
+    """Return how far a training is, as text."""
     if isinstance(progress, Reading):
-        return f"{progress.domain}: read {progress.read:,} of {progress.count:,} pictures"
+        return f"{progress.domain}: read {progress.read:,} of {progress.count:,} images"
     parts = [
         f"epoch {progress.epoch}/{progress.epochs}",
         f"step {progress.step}/{progress.steps}",
@@ -38,13 +38,13 @@ def sentence(progress: Progress | Reading) -> str:
     if progress.seconds_left is not None:
         parts.append(f"{clock(progress.seconds_left)} left")
     if progress.losses:
-        shown = ("G_A", "G_B", "D_A", "D_B", "cycle_A", "cycle_B")
-        parts.append(" ".join(f"{name} {progress.losses[name]:.2f}" for name in shown))
+        names = ("G_A", "G_B", "D_A", "D_B", "cycle_A", "cycle_B")
+        parts.append(" ".join(f"{name} {progress.losses[name]:.2f}" for name in names))
     return ", ".join(parts)
 
 
 def state(progress: Progress | Reading) -> dict[str, Any]:
-    """Return where a training is, for scripts."""
+    """Return how far a training is, as values for JSON."""
     if isinstance(progress, Reading):
         return {"domain": progress.domain, "read": progress.read, "pictures": progress.count}
     left = progress.seconds_left

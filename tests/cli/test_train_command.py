@@ -132,7 +132,7 @@ def test_a_folder_that_is_not_there_is_one_clear_line_errors(tmp_path):
         ([], "give DATA and RUN"),
         (["a", "b", "c"], "give DATA and RUN"),
         (["data", "run", "--set", "nfg=3"], "'nfg' is no key of a training; do you mean ngf?"),
-        (["data", "run", "--set", "input_nc=1"], "Error: lambda_identity = 0.5 compares what G_A"),
+        (["data", "run", "--set", "input_nc=1"], "Error: lambda_identity = 0.5 compares G_A(B)"),
         (["data", "run", "--set", "ngf"], "'ngf' is not KEY=VALUE"),
         (["data", "run", "--ngf", "few"], "'few' is not a valid integer"),
         (["data", "run", "--netD", "big"], "'big' is not one of 'basic'"),

@@ -68,18 +68,18 @@ def test_text_becomes_the_kind_of_its_key(name, text, value):
     ("values", "message"),
     [
         ({"lamda_A": 1}, "'lamda_A' is no key of a training; do you mean lambda_A?"),
-        ({"ngf": 3.5}, "ngf = 3.5 is to be a whole number"),
-        ({"ngf": True}, "ngf = True is to be a whole number"),
-        ({"flip": 1}, "flip = 1 is to be true or false"),
+        ({"ngf": 3.5}, "ngf = 3.5 must be a whole number"),
+        ({"ngf": True}, "ngf = True must be a whole number"),
+        ({"flip": 1}, "flip = 1 must be true or false"),
         ({"netD": "large"}, "netD = 'large' is none of basic, n_layers, pixel"),
         ({"load_size": 200}, "load_size = 200 is less than crop_size = 256"),
-        ({"batch_size": 0}, "batch_size = 0 is to be 1 or more"),
+        ({"batch_size": 0}, "batch_size = 0 must be 1 or more"),
         (
             {"cuda_graphs": True, "preprocess": "none"},
-            "cuda_graphs replays one shape, and preprocess = 'none' leaves pictures of many",
+            "cuda_graphs replays one shape, and preprocess = 'none' leaves images of many",
         ),
-        ({"memory_gb": float("nan")}, "memory_gb = nan is to be 0 or more"),
-        ({"save_latest_every": -1}, "save_latest_every = -1.0 is to be 0 or more"),
+        ({"memory_gb": float("nan")}, "memory_gb = nan must be 0 or more"),
+        ({"save_latest_every": -1}, "save_latest_every = -1.0 must be 0 or more"),
     ],
 )
 def test_a_wrong_key_errors(values, message):
@@ -91,10 +91,10 @@ def test_a_wrong_key_errors(values, message):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("ngf", "many", "ngf = 'many' is to be a whole number"),
-        ("ngf", "2.5", "ngf = 2.5 is to be a whole number"),
-        ("lr", "fast", "lr = 'fast' is to be a number"),
-        ("flip", "maybe", "flip = 'maybe' is to be true or false"),
+        ("ngf", "many", "ngf = 'many' must be a whole number"),
+        ("ngf", "2.5", "ngf = 2.5 must be a whole number"),
+        ("lr", "fast", "lr = 'fast' must be a number"),
+        ("flip", "maybe", "flip = 'maybe' must be true or false"),
     ],
 )
 def test_wrong_text_errors(name, text, message):

@@ -1,8 +1,8 @@
 """Every key of a training run: where it is declared, read, checked, and written as TOML.
 
-A run has three groups of keys (`TrainConfig` the step, `DataConfig` the pictures, `RunConfig` the
-rest), and one flat list of names: no two groups share a word, so a recipe, ``--set`` and the
-options of the command line are one language. Loads no torch.
+A run has three groups of keys (`TrainConfig` for the step, `DataConfig` for the images, `RunConfig`
+for the rest), and one flat list of names: no two groups share a name, so recipes, ``--set`` and the
+options of the command line all use the same names. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cyclegan_batch.errors import InputError, OutputError
+from cyclegan_batch.models import run_folder as names
 from cyclegan_batch.option_table import Option, options_of
 from cyclegan_batch.wording import printable
 
@@ -26,64 +27,66 @@ Value = bool | int | float | str | None
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How the pictures of both folders become batches. Raises ValueError."""
+    """How the images of both folders become batches. Raises ValueError."""
 
     preprocess: Literal[
         "resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"
     ] = "resize_and_crop"
-    """Resize to load_size × load_size and cut crop_size out (resize_and_crop); only cut (crop);
-    make load_size wide (scale_width), and cut (scale_width_and_crop); neither (none)."""
+    """Resize to load_size × load_size and crop crop_size × crop_size (resize_and_crop); only crop
+    (crop); resize to the width load_size (scale_width), and crop (scale_width_and_crop); neither
+    (none)."""
     load_size: int = 286
-    """Pixels that a picture is resized to before the cut."""
+    """Side in pixels to which images are resized before the crop."""
     crop_size: int = 256
-    """Pixels of the square that is cut out at random."""
+    """Side in pixels of the square that is cropped at a random place."""
     flip: bool = True
-    """Mirror every other picture left to right."""
+    """Mirror images left to right, each with probability ½."""
     batch_size: int = 1
-    """Pictures of each domain in a step; 1 gives the best pictures."""
+    """Images of each domain in a step; 1 gives the best results."""
     memory_gb: float = 4.0
-    """Pictures of both domains are decoded once and kept in memory as uint8 up to so many GB;
-    beyond, they are decoded when they are needed, by workers."""
+    """Memory in GB for the decoded images of both domains, as uint8; a domain that does not fit is
+    decoded again whenever its images are needed, by workers."""
     workers: int = 0
-    """Threads that decode; 0 is as many as there are cores."""
+    """Threads that decode images; 0: one per CPU core."""
     white: int = 0
-    """Level of pictures of more than 8 bits that becomes white, as translate --white; 0: the
-    largest there is."""
+    """Level that becomes white in images of more than 8 bits, as translate --white; 0: the highest
+    level of the format."""
 
     def __post_init__(self) -> None:
         _at_least(self, load_size=1, crop_size=1, batch_size=1, memory_gb=0, workers=0, white=0)
         if self.preprocess.startswith("resize") and self.load_size < self.crop_size:
             raise ValueError(
                 f"load_size = {self.load_size} is less than crop_size = {self.crop_size}, which is "
-                "cut out of it"
+                "cropped from it"
             )
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run writes, and when. Raises ValueError."""
+    """Which files a run writes, and when. Raises ValueError."""
 
     seed: int = 0
-    """Of the weights, the order of the pictures, their cuts and the pools."""
+    """Random seed of the weights, the order of the images, their crops and flips, and the pools."""
     log_every: int = 50
-    """Steps that a line of the log is the mean of."""
+    """Steps whose mean losses make one line of the log."""
     save_latest_every: float = 60.0
-    """Seconds of training that a kill costs at most: the state and the latest weights are saved
-    when so many have passed, within an epoch too. 0 saves at the end of every epoch instead."""
+    """Seconds between two saves of the state and the latest weights, and so the most that a kill
+    costs; 0 saves at the end of every epoch instead."""
     save_every_steps: int = 5000
-    """Save the state also within an epoch, after so many steps; 0 never does."""
+    """Save the state also after every so many steps; 0 does not."""
     save_every_epochs: int = 5
-    """Keep a checkpoint of its own of every so many epochs."""
+    """Write a numbered checkpoint after every so many epochs."""
     keep_last: int = 3
-    """Numbered checkpoints that stay; 0 keeps all."""
+    """Numbered checkpoints to keep, the last ones; 0 keeps all."""
     samples: int = 4
-    """Pictures of each domain in the sheet that every epoch draws; 0 draws none."""
+    """Images of each domain in the sheet of samples drawn after every epoch; 0 draws no sheet."""
     reference_names: bool = False
-    """Also write latest_net_G_A.pth and its like, as the reference implementation does."""
+    """Also write the latest weights of all four networks under the reference implementation's names
+    (latest_net_G_A.pth, …)."""
     tensorboard: bool = True
-    """Write for TensorBoard, too, where it is installed."""
+    """Also write the losses for TensorBoard, where it is installed."""
     threads: int = 0
-    """CPU threads of torch; 0 leaves them to torch."""
+    """CPU threads of torch; 0 leaves the number to torch."""
 
     def __post_init__(self) -> None:
         _at_least(
@@ -110,7 +113,7 @@ class Settings:
         if self.train.cuda_graphs and "crop" not in self.data.preprocess:
             raise ValueError(
                 f"cuda_graphs replays one shape, and preprocess = {self.data.preprocess!r} leaves "
-                "pictures of many; use one that crops"
+                "images of many; use one that crops"
             )
 
     def flat(self) -> dict[str, Value]:
@@ -139,7 +142,7 @@ FREE_ON_RESUME = frozenset(
     }
     | {"compile", "cuda_graphs"}
 )
-"""What may be given anew when a run goes on; everything else is the run's own."""
+"""The keys that may be changed when a run is resumed."""
 
 
 @functools.cache
@@ -151,23 +154,24 @@ def keys() -> dict[str, Option]:
 def settings_from(values: Mapping[str, object]) -> Settings:
     """Return the settings with ``values`` in place of the defaults.
 
-    Raises ValueError, naming the key, for one that is unknown or of the wrong kind.
+    Raises ValueError with the name of a key that is unknown or has a value of the wrong type.
     """
     checked = {name: _checked(name, value) for name, value in values.items()}
     train, data, run = (
         {key.name: checked[key.name] for key in group if key.name in checked} for group in _groups()
     )
-    made: Any = (TrainConfig(**train), DataConfig(**data), RunConfig(**run))  # type: ignore[arg-type]
-    return Settings(*made)
+    groups: Any = (TrainConfig(**train), DataConfig(**data), RunConfig(**run))  # type: ignore[arg-type]
+    return Settings(*groups)
 
 
 def settings_for(run: Path, values: Mapping[str, object], *, resume: bool) -> Settings:
     """Return the settings of a run: ``values`` over the defaults, or over those it began with.
 
-    Raises ValueError for a key that is wrong, or that a run cannot change on the way; OutputError
-    where ``run`` holds a run and is not to be resumed; InputError where nothing says how it began.
+    Raises ValueError for a key that is wrong or that a resumed run cannot change; OutputError where
+    ``run`` holds a run and ``resume`` is false; InputError where neither config.toml nor the state
+    has the keys that the run began with.
     """
-    state = run / "checkpoints" / "state.pt"
+    state = run / names.CHECKPOINTS / names.STATE
     if not state.exists():
         _refuse_foreign(run)
         return settings_from(values)
@@ -176,50 +180,50 @@ def settings_for(run: Path, values: Mapping[str, object], *, resume: bool) -> Se
             f"{printable(run)}: holds a run already; --resume goes on with it, and another folder "
             "begins another"
         )
-    written = run / "config.toml"
-    own = values_from_toml(written) if written.exists() else _kept_in(state)
-    given = settings_from(values).flat()
-    changed = {name for name in values if given[name] != own.get(name, given[name])}
+    config = run / names.CONFIG
+    own = values_from_toml(config) if config.exists() else _values_from_state(state)
+    new = settings_from(values).flat()
+    changed = {name for name in values if new[name] != own.get(name, new[name])}
     for name in sorted(changed - FREE_ON_RESUME):
         raise ValueError(
-            f"{name} = {given[name]!r}: the run in {printable(run)} began with {own[name]!r}, and "
+            f"{name} = {new[name]!r}: the run in {printable(run)} began with {own[name]!r}, and "
             "keeps it; leave it out, or begin another run"
         )
-    return settings_from(own | {name: given[name] for name in changed})
+    return settings_from(own | {name: new[name] for name in changed})
 
 
-def changed_keys(began: Mapping[str, Value], settings: Settings) -> dict[str, tuple[Any, Any]]:
-    """Return the keys in which a run would go on otherwise than it ``began``: before and after."""
+def changed_keys(before: Mapping[str, Value], settings: Settings) -> dict[str, tuple[Value, Value]]:
+    """Return the keys that a run cannot change and that differ: their values before and now."""
     now = settings.flat()
     return {
-        name: (began[name], now[name])
-        for name in sorted(began.keys() & now.keys() - FREE_ON_RESUME)
-        if began[name] != now[name]
+        name: (before[name], now[name])
+        for name in sorted(before.keys() & now.keys() - FREE_ON_RESUME)
+        if before[name] != now[name]
     }
 
 
-def _kept_in(state: Path) -> dict[str, Value]:
+def _values_from_state(state: Path) -> dict[str, Value]:
     """Return the keys that the state of a run holds. Raises InputError."""
     import torch
 
     try:
-        kept = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["settings"]
-        return {name: _checked(name, value) for name, value in kept.items()}
-    # torch raises all kinds of things at a damaged file; states of old hold no settings.
+        values = torch.load(state, map_location="cpu", weights_only=True, mmap=True)["settings"]
+        return {name: _checked(name, value) for name, value in values.items()}
+    # A damaged file makes torch raise exceptions of many types; old states hold no settings.
     except Exception as error:
         raise InputError(
-            f"{printable(state.parent.parent / 'config.toml')}: no such file, and {state.name} "
+            f"{printable(state.parent.parent / names.CONFIG)}: no such file, and {state.name} "
             "does not hold the keys of the run; restore it, or begin another run"
         ) from error
 
 
 def values_from_toml(path: Path) -> dict[str, Value]:
-    """Return the keys of a TOML file. Raises ValueError for what is no flat list of our keys.
+    """Return the keys of a TOML file.
 
-    Raises InputError where it cannot be read.
+    Raises ValueError where it is no flat list of known keys, InputError where it cannot be read.
     """
     try:
-        found = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise InputError(
             f"{printable(path)}: cannot be read: {error.strerror or error}; check the permissions"
@@ -227,13 +231,13 @@ def values_from_toml(path: Path) -> dict[str, Value]:
     except ValueError as error:  # TOML's own error, and text that is not UTF-8
         raise ValueError(f"{path}: is no TOML: {error}") from error
     try:
-        return {name: _checked(name, value) for name, value in found.items()}
+        return {name: _checked(name, value) for name, value in values.items()}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def value_from_text(name: str, text: str) -> Value:
-    """Return the value of a key as it is written after ``--set name=``. Raises ValueError."""
+    """Return the value of a key from its text after ``--set name=``. Raises ValueError."""
     kind = _key(name).kind
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if kind is bool and text.lower() in words:
@@ -243,12 +247,12 @@ def value_from_text(name: str, text: str) -> Value:
             return _checked(name, kind(text))
         except ValueError as error:
             if kind(0) == 0 and _is_number(text):
-                raise ValueError(f"{name} = {text} is to be a whole number") from error
+                raise ValueError(f"{name} = {text} must be a whole number") from error
     return _checked(name, text)
 
 
 def toml_from(settings: Settings) -> str:
-    """Return the settings as TOML, with what every key means."""
+    """Return the settings as TOML, with the help text of every key as a comment."""
     lines = []
     flat = settings.flat()
     for group in _groups():
@@ -266,26 +270,26 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def recipe(name: str) -> Path:
-    """Return the file of a recipe: one of ours by name, or a file. Raises ValueError."""
+    """Return the file of a recipe, given its name or its path. Raises ValueError."""
     own = RECIPES / f"{name}.toml"
     if own.is_file():
         return own
     if Path(name).is_file():
         return Path(name)
-    known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
-    raise ValueError(f"{name!r} is neither a file nor one of the recipes {known}")
+    recipes = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))
+    raise ValueError(f"{name!r} is neither a file nor one of the recipes {recipes}")
 
 
 def _refuse_foreign(run: Path) -> None:
-    """Refuse a folder that holds something else than a run. Raises OutputError."""
+    """Refuse a folder that is not empty and holds no run. Raises OutputError."""
     if run.exists() and not run.is_dir():
         raise OutputError(f"{printable(run)}: is a file; name a folder for the run")
-    if any((run / "checkpoints").glob("*/netG_*.safetensors")):
+    if any((run / names.CHECKPOINTS).glob("*/netG_*.safetensors")):
         raise OutputError(
             f"{printable(run)}: holds the generators of a run and not its checkpoints/state.pt, "
             "without which it cannot go on; restore that file, or name a new folder for the run"
         )
-    if run.is_dir() and any(run.iterdir()) and not (run / "run.json").exists():
+    if run.is_dir() and any(run.iterdir()) and not (run / names.DESCRIPTION).exists():
         raise OutputError(
             f"{printable(run)}: holds other things than a run; name a new folder for the run"
         )
@@ -293,9 +297,9 @@ def _refuse_foreign(run: Path) -> None:
 
 def _at_least(config: object, **least: float) -> None:
     for name, least_value in least.items():
-        # Written so that NaN is refused.
+        # Not ``<``: NaN must be refused.
         if not getattr(config, name) >= least_value:
-            raise ValueError(f"{name} = {getattr(config, name)} is to be {least_value} or more")
+            raise ValueError(f"{name} = {getattr(config, name)} must be {least_value} or more")
 
 
 @functools.cache
@@ -309,9 +313,9 @@ def _groups() -> tuple[tuple[Option, ...], ...]:
         )
     )
     for key in (key for group in groups for key in group):
-        # TOML and --set have a notation for these kinds only.
+        # TOML and --set have a notation for these types only.
         if key.kind not in (bool, int, float, str) or key.default is None:
-            raise TypeError(f"{key.name}: {key.kind.__name__} is no kind of a key")
+            raise TypeError(f"{key.name}: {key.kind.__name__} is not supported for a key")
     return groups
 
 
@@ -326,13 +330,13 @@ def _key(name: str) -> Option:
 
 
 def _checked(name: str, value: object) -> Value:
-    """Return ``value`` as the kind that the key is of."""
+    """Return ``value`` in the type of the key. Raises ValueError."""
     key = _key(name)
     if key.kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not key.kind:
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        raise ValueError(f"{name} = {value!r} is to be {kinds[key.kind]}")
+        raise ValueError(f"{name} = {value!r} must be {kinds[key.kind]}")
     if key.choices and value not in key.choices:
         raise ValueError(f"{name} = {value!r} is none of {', '.join(key.choices)}")
     assert isinstance(value, bool | int | float | str)

@@ -106,7 +106,7 @@ def test_a_signal_saves_and_the_same_command_resumes(data, tmp_path, number):
 
 def test_progress_as_json_has_rate_and_time_left(data, tmp_path, monkeypatch):
     pytest.importorskip("torch")
-    monkeypatch.setattr("cyclegan_batch.cli.progress._JSON_EVERY", 0.0)
+    monkeypatch.setattr("cyclegan_batch.cli.progress._JSON_INTERVAL", 0.0)
     done = train(data, tmp_path / "run", *SMALL, "--samples=0", "--progress=json")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stderr.splitlines()]
@@ -155,8 +155,8 @@ def test_a_wrong_command_errors(tmp_path, monkeypatch, capsys, arguments, messag
 
 def test_how_far_the_pictures_are_read_is_shown(data, tmp_path, monkeypatch):
     pytest.importorskip("torch")
-    monkeypatch.setattr("cyclegan_batch.cli.progress._PLAIN_EVERY", 0.0)
-    monkeypatch.setattr("cyclegan_batch.cli.progress._JSON_EVERY", 0.0)
+    monkeypatch.setattr("cyclegan_batch.cli.progress._PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr("cyclegan_batch.cli.progress._JSON_INTERVAL", 0.0)
     none = [*SMALL, "--n-epochs=0"]
     done = train(data, tmp_path / "plain", *none, "--progress=plain")
     assert done.returncode == 0, done.stderr

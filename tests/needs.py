@@ -27,6 +27,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("CYCLEGAN_BATCH_DATA", REPOSITORY.parent / "shared" / "data"))
 """The real models, clips and images."""
 
+BINDINGS = Path(os.environ.get("CYCLEGAN_BATCH_TRT_LAB", REPOSITORY / ".trt-lab")) / "wheels"
+"""Wheels of TensorRT's bindings: ``pip download --no-deps -d .trt-lab/wheels
+tensorrt-cu13-bindings==VERSION`` for each version of tests/backends/tensorrt/test_bindings.py."""
+
 REQUIRED = frozenset(filter(None, os.environ.get("REQUIRE", "").split(",")))
 """The needs whose absence is an error."""
 
@@ -35,6 +39,8 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "ffprobe": lambda: shutil.which("ffprobe") is not None,
     "gcc": lambda: shutil.which("gcc") is not None,
     "corpus": DATA.is_dir,
+    "cuda-bindings": lambda: importlib.util.find_spec("cuda") is not None,
+    "bindings": lambda: any(BINDINGS.glob("tensorrt_cu13_bindings-*.whl")),
     "cuda": Path("/dev/nvidiactl").exists,
     "two-gpus": lambda: Path("/dev/nvidia1").exists(),
     "linux": lambda: sys.platform == "linux",

@@ -14,8 +14,8 @@ from onnx.reference import ReferenceEvaluator
 
 from cyclegan_batch.backends import ONNX_BACKENDS
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.machine import nvidia_gpus
 from cyclegan_batch.models.model import Model, open_model
+from tests.needs import need
 from tests.synthesis import generators
 from tests.synthesis.fake_onnxruntime import FakeOptions, FakeSession
 
@@ -24,9 +24,9 @@ from tests.synthesis.fake_onnxruntime import FakeOptions, FakeSession
 def backend(request: pytest.FixtureRequest) -> str:
     """Return the name of each ONNX backend in turn; skip those that are not installed."""
     name: str = request.param
-    pytest.importorskip(name)
-    if name == "tensorrt" and not nvidia_gpus():
-        pytest.skip("no NVIDIA GPU")
+    need(name)
+    if name == "tensorrt":
+        need("cuda")
     return name
 
 

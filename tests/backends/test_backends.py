@@ -309,7 +309,7 @@ assert np.array_equal(opened.infer(small), expected[1])
 
 
 @pytest.mark.behaviour(26)
-@pytest.mark.skipif(sys.platform != "linux", reason="limits memory in Linux's way")
+@pytest.mark.needs("linux")
 def test_no_memory_is_told_apart_and_smaller_frames_still_run(tmp_path: Path, backend: str) -> None:
     path = generators.tiny_resnet(tmp_path / "a.onnx")
     run = subprocess.run(
@@ -322,7 +322,7 @@ def test_no_memory_is_told_apart_and_smaller_frames_still_run(tmp_path: Path, ba
 
 
 @pytest.mark.behaviour(27)
-@pytest.mark.skipif(sys.platform != "linux", reason="reads memory from Linux's /proc")
+@pytest.mark.needs("linux")
 def test_memory_stays_flat_over_many_sizes(tmp_path: Path, backend: str) -> None:
     opened = open_backend(
         open_model(generators.tiny_resnet(tmp_path / "a.onnx")), backend=backend, threads=1

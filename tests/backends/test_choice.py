@@ -23,6 +23,7 @@ from cyclegan_batch.models.model import Model, open_model
 from cyclegan_batch.wording import grouped
 from tests.backends.conftest import TF32, measured, without
 from tests.conftest import REPOSITORY
+from tests.needs import need
 from tests.synthesis import generators
 from tests.synthesis.fake_onnxruntime import FakeSession
 
@@ -31,8 +32,8 @@ from tests.synthesis.fake_onnxruntime import FakeSession
 def test_auto_takes_openvino_then_onnxruntime(
     resnet: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("openvino")
-    pytest.importorskip("onnxruntime")
+    need("openvino")
+    need("onnxruntime")
     monkeypatch.setattr("cyclegan_batch.backends.onnxruntime.nvidia_gpus", lambda: ())
     assert open_backend(resnet).name == "openvino"
     without(monkeypatch, "openvino")
@@ -41,7 +42,7 @@ def test_auto_takes_openvino_then_onnxruntime(
 
 
 def test_auto_takes_onnxruntime_where_the_norm_is_written_out(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
+    need("onnxruntime")
     g = generators.Graph()
     mean = g.op("ReduceMean", "image", axes=[2, 3])
     g.op("Tanh", g.op("Sub", "image", mean), out="picture")
@@ -54,7 +55,7 @@ def test_auto_takes_onnxruntime_where_the_norm_is_written_out(tmp_path: Path) ->
 def test_auto_goes_on_where_a_runtime_does_not_work_and_says_so(
     resnet: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("onnxruntime")
+    need("onnxruntime")
 
     def broken(*_: object, **__: object) -> Backend:
         raise BackendError("openvino does not open it: an operator is missing")

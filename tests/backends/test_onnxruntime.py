@@ -14,12 +14,12 @@ from cyclegan_batch.backends import open_backend
 from cyclegan_batch.backends.common import batch_within_index
 from cyclegan_batch.errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.machine import nvidia_gpus
 from cyclegan_batch.models.model import Model, widest_tensor
 from cyclegan_batch.models.parity import parity
 from cyclegan_batch.wording import grouped
 from tests.backends.conftest import reference
 from tests.backends.test_common import OUT_OF_MEMORY
+from tests.needs import package
 from tests.synthesis.fake_onnxruntime import FakeSession
 from tests.synthesis.generators import natural
 
@@ -83,7 +83,7 @@ def test_nodes_that_a_gpu_leaves_to_the_cpu_are_told(
 
 def test_onnxruntime_tells_which_provider_computes_a_node(resnet: Model) -> None:
     """The real onnxruntime does on its CPU what the stand-in pretends."""
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -104,7 +104,7 @@ def test_onnxruntime_tells_which_provider_computes_a_node(resnet: Model) -> None
 
 
 def test_no_cuda_in_onnxruntime_errors(resnet: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = package("onnxruntime")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     monkeypatch.setattr("cyclegan_batch.backends.onnxruntime.both_wheels", lambda: False)
     with pytest.raises(BackendUnavailableError, match=r"has no CUDA.*\[gpu\]"):
@@ -147,9 +147,7 @@ def test_no_memory_on_the_gpu_is_told_apart_errors(
 @pytest.mark.needs_cuda
 @pytest.mark.behaviour(31, 33)
 def test_cuda_is_in_its_class(resnet: Model) -> None:
-    if not nvidia_gpus():
-        pytest.skip("no NVIDIA GPU here")
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = package("onnxruntime")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has no CUDA")
     frames = natural((94, 122), 3)

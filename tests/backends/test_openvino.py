@@ -18,6 +18,7 @@ from cyclegan_batch.models.parity import parity
 from cyclegan_batch.wording import grouped
 from tests.backends.conftest import reference
 from tests.conftest import ENVIRONMENT, REPOSITORY
+from tests.needs import need, package
 from tests.synthesis import generators
 from tests.synthesis.generators import natural
 
@@ -39,7 +40,7 @@ else:
 @pytest.mark.parametrize("asked", ["translate", "doctor"])
 def test_openvino_tells_nobody_that_it_was_imported(tmp_path: Path, asked: str) -> None:
     """Otherwise it starts a copy of this process that reports it, and leaves a folder in HOME."""
-    pytest.importorskip("openvino")
+    need("openvino")
     home = tmp_path / "home"
     home.mkdir()
     file = generators.invert(tmp_path / "a.onnx")
@@ -55,7 +56,7 @@ def test_openvino_tells_nobody_that_it_was_imported(tmp_path: Path, asked: str) 
 
 
 def test_openvino_frees_a_request_when_its_context_is_closed(resnet: Model) -> None:
-    pytest.importorskip("openvino")
+    need("openvino")
     opened: Any = open_backend(resnet, backend="openvino")
     request = weakref.ref(opened._request)
     opened.close()
@@ -149,8 +150,7 @@ print(rounds)
 @pytest.mark.behaviour(24)
 def test_contexts_that_end_in_any_way_beside_torch_crash_nothing(tmp_path: Path) -> None:
     """A crash in OpenVINO, in a test process with torch, was seen once and never explained."""
-    for package in ("openvino", "onnxruntime", "torch"):
-        pytest.importorskip(package)
+    need("openvino", "onnxruntime", "torch")
     run = subprocess.run(
         [sys.executable, "-c", _SOAK, tmp_path, "120"],
         cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=280,
@@ -160,14 +160,14 @@ def test_contexts_that_end_in_any_way_beside_torch_crash_nothing(tmp_path: Path)
 
 
 def test_openvino_on_cuda_errors(resnet: Model) -> None:
-    pytest.importorskip("openvino")
+    need("openvino")
     with pytest.raises(BackendUnavailableError, match="asked for cuda:1 and runs on the CPU"):
         open_backend(resnet, backend="openvino", device="cuda:1")
 
 
 @pytest.mark.behaviour(33)
 def test_bf16_runs_in_openvino_and_is_in_its_class(tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
+    openvino = package("openvino")
     model = open_model(generators.tiny_resnet(tmp_path / "a.onnx"))
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(BackendUnavailableError, match="this CPU has none"):

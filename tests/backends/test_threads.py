@@ -24,11 +24,11 @@ from cyclegan_batch.frames import Pixels
 from cyclegan_batch.job.units import Counters
 from cyclegan_batch.machine import own_scheduling
 from cyclegan_batch.models.model import open_model
+from tests.needs import need
 from tests.synthesis import generators, streams
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux has a priority for each thread"
-)
+pytestmark = pytest.mark.needs("linux")
+"""Only Linux has a priority for each thread."""
 
 
 def nice_values() -> dict[int, int]:
@@ -77,7 +77,7 @@ def in_a_lowered_thread(work: Callable[[], Any]) -> dict[int, int]:
 def test_priorities_are_the_callers_again_behind_a_translation(
     tmp_path: Path, backend: str
 ) -> None:
-    pytest.importorskip(backend)
+    need(backend)
     model = generators.tiny_resnet(tmp_path / "a.onnx")
     # Large enough for OpenCV to resize in several threads.
     for number in range(3):
@@ -104,7 +104,7 @@ def test_priorities_are_the_callers_again_behind_a_translation(
 def test_openvino_that_is_compiled_again_in_a_run_has_threads_of_full_priority(
     tmp_path: Path,
 ) -> None:
-    pytest.importorskip("openvino")
+    need("openvino")
     from cyclegan_batch.backends import openvino
 
     model = open_model(generators.tiny_resnet(tmp_path / "a.onnx"))

@@ -30,9 +30,10 @@ from cyclegan_batch.models.model import Model, describe, open_model
 from cyclegan_batch.models.parity import parity
 from cyclegan_batch.wording import grouped
 from tests.conftest import REPOSITORY
+from tests.needs import package
 from tests.synthesis.generators import natural
 
-torch = pytest.importorskip("torch")
+torch = package("torch")
 
 from torch import nn  # noqa: E402
 
@@ -308,7 +309,7 @@ for more in (20, 100):
 
 
 @pytest.mark.behaviour(26)
-@pytest.mark.skipif(sys.platform != "linux", reason="limits memory in Linux's way")
+@pytest.mark.needs("linux")
 def test_no_memory_is_told_apart_and_smaller_frames_still_run(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", _LARGE_THEN_SMALL, str(checkpoint(tmp_path / "g.pth"))],
@@ -337,7 +338,7 @@ for number, size in enumerate(sizes, 1):
 
 
 @pytest.mark.behaviour(27)
-@pytest.mark.skipif(sys.platform != "linux", reason="reads memory from Linux's /proc")
+@pytest.mark.needs("linux")
 def test_memory_stays_flat_over_many_sizes(tmp_path: Path) -> None:
     # A process of its own, as oneDNN sets the size of its cache at its first convolution.
     run = subprocess.run(

@@ -16,6 +16,7 @@ from cyclegan_batch.frames import Pixels
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.parity import parity
 from tests.corpus.test_model import STYLES, style
+from tests.needs import need, package
 
 pytestmark = pytest.mark.corpus
 
@@ -37,7 +38,7 @@ def raw_run(path: Path, frames: Pixels) -> tuple[Pixels, float]:
 
     Returns the pictures and the share of values that were beyond 0..255.
     """
-    onnxruntime = pytest.importorskip("onnxruntime")
+    onnxruntime = package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
@@ -57,7 +58,7 @@ def raw_run(path: Path, frames: Pixels) -> tuple[Pixels, float]:
 def test_real_foreign_generators_are_exact_on_every_backend(
     corpus: Path, photographs: Pixels, name: str, backend: str
 ) -> None:
-    pytest.importorskip(backend)
+    need(backend)
     path = style(corpus, name)
     expected, beyond = raw_run(path, photographs)
     assert beyond > 0.001
@@ -77,7 +78,7 @@ def test_a_real_generator_equals_onnxs_own_reference(corpus: Path, photographs: 
     expected = np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     model = open_model(path, model_io="0..255")
     for backend in ONNX_BACKENDS:
-        pytest.importorskip(backend)
+        need(backend)
         opened = open_backend(model, backend=backend, device="cpu")
         found = parity(opened.infer(photographs[:1]), expected)
         assert found.cls == "exact", f"{backend}: {found}"
@@ -86,7 +87,7 @@ def test_a_real_generator_equals_onnxs_own_reference(corpus: Path, photographs: 
 @pytest.mark.behaviour(33)
 @pytest.mark.parametrize("name", STYLES)
 def test_bf16_is_taken_only_where_it_is_near(corpus: Path, photographs: Pixels, name: str) -> None:
-    openvino = pytest.importorskip("openvino")
+    openvino = package("openvino")
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this CPU has no bf16")
     path = style(corpus, name)

@@ -10,6 +10,7 @@ import pytest
 from cyclegan_batch.backends import tensorrt as backend
 from cyclegan_batch.models.engine_card import Build, Profile, profile_for
 from cyclegan_batch.models.model import open_model
+from tests.needs import need
 
 pytestmark = [pytest.mark.corpus, pytest.mark.needs_tensorrt]
 
@@ -20,8 +21,8 @@ ANY_SIZE = Profile((1, 256, 256), (4, 720, 1280), (4, 1088, 1920))
 def test_the_horse_to_zebra_checkpoint_becomes_an_engine(
     corpus: Path, tmp_path: Path, precision: Any
 ) -> None:
-    pytest.importorskip("tensorrt")
-    pytest.importorskip("onnxscript")
+    need("tensorrt")
+    need("onnxscript")
     from cyclegan_export import export_onnx
 
     checkpoint = corpus / "models" / "horse2zebra_gan_compression" / "latest_net_G.pth"
@@ -32,7 +33,7 @@ def test_the_horse_to_zebra_checkpoint_becomes_an_engine(
 
 @pytest.mark.parametrize("name", ["candy", "mosaic", "rain-princess", "udnie"])
 def test_a_foreign_generator_becomes_an_engine(corpus: Path, name: str) -> None:
-    pytest.importorskip("tensorrt")
+    need("tensorrt")
     folder = corpus / "models" / "fast_neural_style_onnx"
     path = folder / f"{name}_nc16_256x256_onnxjs013.onnx"
     model = open_model(path, model_io="0..255")

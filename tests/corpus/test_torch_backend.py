@@ -12,13 +12,14 @@ from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendUnavailableError
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.parity import parity
+from tests.needs import need
 
 pytestmark = pytest.mark.corpus
 
 
 @pytest.mark.behaviour(31, 33, 34)
 def test_a_real_checkpoint_runs_as_it_is(corpus: Path) -> None:
-    pytest.importorskip("torch")
+    need("torch")
     folder = corpus / "models" / "horse2zebra_gan_compression"
     # A folder of the reference implementation's test model.
     model = open_model(folder)

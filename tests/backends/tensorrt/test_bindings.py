@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,11 +15,9 @@ from pathlib import Path
 import pytest
 
 from cyclegan_batch.backends import tensorrt as backend
-from tests.conftest import REPOSITORY
+from tests.needs import BINDINGS, need
 
 VERSIONS = ("10.16.1.11", "11.4.0.106")
-
-LABORATORY = Path(os.environ.get("CYCLEGAN_BATCH_TRT_LAB", REPOSITORY / ".trt-lab"))
 
 OBJECTS = {
     "_build": {
@@ -97,16 +95,10 @@ _ENTRY_POINTS = (
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_name_exists_in_the_bindings(tmp_path: Path, version: str) -> None:
     """The bindings are imported with empty libraries, which is enough to look up names."""
+    need("bindings", "gcc")
     tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    wheels = list(LABORATORY.glob(f"wheels/tensorrt_cu13_bindings-{version}-{tag}-*.whl"))
-    if not wheels:
-        pytest.skip(
-            f"no bindings: pip download --no-deps -d {LABORATORY / 'wheels'} "
-            f"tensorrt-cu13-bindings=={version}"
-        )
-    if shutil.which("gcc") is None:
-        pytest.skip("no gcc to compile the empty libraries with")
-    zipfile.ZipFile(wheels[0]).extractall(tmp_path)
+    (wheel,) = BINDINGS.glob(f"tensorrt_cu13_bindings-{version}-{tag}-*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path)
     source = tmp_path / "empty.c"
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in _ENTRY_POINTS))
     for each in ("nvinfer", "nvonnxparser", "nvinfer_plugin"):
@@ -130,7 +122,8 @@ def test_every_name_exists_in_the_bindings(tmp_path: Path, version: str) -> None
 
 
 def test_every_name_of_cuda_exists_in_its_bindings() -> None:
-    runtime = pytest.importorskip("cuda.bindings.runtime")
+    need("cuda-bindings")
+    runtime = importlib.import_module("cuda.bindings.runtime")
     source = source_of_the_backend()
     used = set(re.findall(r"\bcuda[A-Z]\w+", source)) - {"cudaErrorMemoryAllocation"}
     assert {"cudaMallocHost", "cudaMemcpyAsync", "cudaStreamSynchronize"} <= used

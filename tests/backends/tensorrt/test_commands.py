@@ -17,6 +17,7 @@ from cyclegan_batch.errors import ModelError
 from cyclegan_batch.models.engine_card import Profile, read_card
 from cyclegan_batch.models.model import Model
 from tests.backends.tensorrt.conftest import frames
+from tests.needs import need, package
 from tests.synthesis import generators
 from tests.synthesis.fake_tensorrt import Gpu
 
@@ -96,7 +97,8 @@ def test_a_build_for_a_translation_is_said_and_fits_the_plan(
 def test_an_engine_of_a_checkpoint_leaves_its_onnx_beside_it(
     tmp_path: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine_export = pytest.importorskip("cyclegan_export.engine_export")
+    need("torch", "onnxscript")
+    engine_export = package("cyclegan_export.engine_export")
     received: dict[str, Any] = {}
 
     def export_onnx(source: Path, output: Path, **options: Any) -> None:

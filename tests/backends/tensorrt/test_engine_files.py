@@ -28,6 +28,7 @@ from cyclegan_batch.models.engine_card import (
 from cyclegan_batch.models.model import Model, open_model
 from cyclegan_batch.wording import grouped
 from tests.backends.tensorrt.conftest import OTHERS, SMALL, damage, exchange, frames, open_on
+from tests.needs import need
 from tests.synthesis import fake_tensorrt, generators
 from tests.synthesis.fake_tensorrt import Gpu
 
@@ -127,8 +128,7 @@ def _readable(path: Path) -> None:
 
 
 def _of_another_user(path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can give files to another user")
+    need("root")  # who alone can give files to another user
     os.chown(path, 12345, -1)
 
 

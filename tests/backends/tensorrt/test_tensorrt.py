@@ -20,12 +20,12 @@ from cyclegan_batch.backends import tensorrt as backend
 from cyclegan_batch.backends.tensorrt import build as building
 from cyclegan_batch.backends.tensorrt import library
 from cyclegan_batch.errors import BackendError
-from cyclegan_batch.machine import nvidia_gpus
 from cyclegan_batch.models import engine_card
 from cyclegan_batch.models.engine_card import Build, Profile, profile_for
 from cyclegan_batch.models.model import Model, open_model, write_model
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from tests.backends.tensorrt.conftest import SMALL
+from tests.needs import need, package
 from tests.synthesis import generators
 
 
@@ -49,7 +49,7 @@ VARIANTS: dict[str, Callable[[Path], Path]] = {
 @pytest.mark.needs_tensorrt
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_tensorrt_parses_and_builds_every_variant(tmp_path: Path, variant: str) -> None:
-    pytest.importorskip("tensorrt")
+    need("tensorrt")
     model = open_model(VARIANTS[variant](tmp_path / "model.onnx"))
     shapes = (None, None, None) if "fixed" in variant else ((1, 32, 32), (2, 64, 64), (4, 96, 64))
     profile = profile_for(model.card, *shapes)
@@ -76,8 +76,8 @@ EXPORTED: dict[str, tuple[GeneratorConfig, dict[str, Any]]] = {
 
 def exported(folder: Path, name: str) -> Model:
     """Return a variant that was exported from a checkpoint."""
-    pytest.importorskip("onnxscript")
-    torch = pytest.importorskip("torch")
+    need("onnxscript")
+    torch = package("torch")
     from cyclegan_export import export_onnx
 
     config, options = EXPORTED[name]
@@ -90,7 +90,7 @@ def exported(folder: Path, name: str) -> Model:
 @pytest.mark.needs_tensorrt
 @pytest.mark.parametrize("name", EXPORTED)
 def test_tensorrt_parses_and_builds_every_exported_variant(tmp_path: Path, name: str) -> None:
-    pytest.importorskip("tensorrt")
+    need("tensorrt")
     model = exported(tmp_path, name)
     given = (None, None, None) if "fixed" in name else ((1, 32, 32), (2, 64, 64), (4, 96, 64))
     profile = profile_for(model.card, *given)
@@ -101,7 +101,7 @@ def test_tensorrt_parses_and_builds_every_exported_variant(tmp_path: Path, name:
 def test_tensorrt_convolves_an_fp16_export_in_half_and_normalises_it_in_float(
     tmp_path: Path,
 ) -> None:
-    trt = pytest.importorskip("tensorrt")
+    trt = package("tensorrt")
     graph = exported(tmp_path, "resnet fp16").graph
     logger = trt.Logger(trt.Logger.ERROR)
     network = trt.Builder(logger).create_network(
@@ -121,7 +121,7 @@ def test_tensorrt_convolves_an_fp16_export_in_half_and_normalises_it_in_float(
 
 @pytest.mark.needs_tensorrt
 def test_tensorrt_says_why_it_refuses_errors(tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt")
+    need("tensorrt")
     model = open_model(generators.invert(tmp_path / "invert.onnx"))
     with pytest.raises(BackendError, match=r"does not read x\.onnx: .*[Ff]ailed to parse"):
         backend.engine_from_graph(b"no ONNX" * 9, Build(SMALL), name="x.onnx")
@@ -133,7 +133,7 @@ def test_tensorrt_says_why_it_refuses_errors(tmp_path: Path) -> None:
 @pytest.mark.needs_tensorrt
 def test_tensorrt_reports_to_the_recorder_of_what_failed_and_not_to_the_logger() -> None:
     """The test uses a runtime as the failing object, since a context requires a GPU."""
-    trt = pytest.importorskip("tensorrt")
+    trt = package("tensorrt")
     log, recorder = library.logger(trt), library.error_recorder(trt)
     log.clear()
     runtime = trt.Runtime(log)
@@ -155,7 +155,7 @@ def test_tensorrt_reports_to_the_recorder_of_what_failed_and_not_to_the_logger()
 def test_tensorrt_tells_how_far_it_is_and_keeps_its_timings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("tensorrt")
+    need("tensorrt")
     monkeypatch.setattr(building, "_REPORT_INTERVAL", 0.2)
     model = open_model(generators.tiny_resnet(tmp_path / "resnet.onnx"))
     sentences: list[str] = []
@@ -175,9 +175,7 @@ def test_tensorrt_tells_how_far_it_is_and_keeps_its_timings(
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_engine_on_a_gpu_draws_what_its_file_says(tmp_path: Path, variant: str) -> None:
     """This test has never run: no machine of the project has had a GPU."""
-    pytest.importorskip("tensorrt")
-    if not nvidia_gpus():
-        pytest.skip("no NVIDIA GPU")
+    need("tensorrt")
     model = open_model(VARIANTS[variant](tmp_path / "model.onnx"))
     first = backend.open_tensorrt(model, shapes=[(2, 64, 48)], cache_dir=tmp_path)
     second = backend.open_tensorrt(model, shapes=[(2, 64, 48)], cache_dir=tmp_path)

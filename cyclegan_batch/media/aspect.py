@@ -1,11 +1,10 @@
-"""Give a stream the shape of its pixels in containers whose writer cannot be told it.
+"""Write the sample aspect ratio of a stream into containers where PyAV cannot set it.
 
-FFmpeg's writers of Matroska, AVI and NUT take the sample aspect ratio from a field of the stream
-that PyAV 18.1 does not reach (MP4, MOV and MPEG-TS take it from where it does). NUT keeps two bytes
-for it in any case. In the others the title of the stream ends in a placeholder that tells the
-shape, and once the file is written, the element that belongs there takes the placeholder's room. No
-other byte moves; FFmpeg's own writers are the model of what is written (libavformat:
-matroskaenc.c, avienc.c, nutenc.c).
+FFmpeg's muxers of Matroska, AVI and NUT take the ratio from a field of the stream that PyAV 18.1
+does not expose; MP4, MOV and MPEG-TS take it from a field that PyAV does. NUT always holds two
+bytes for it. In the others the title of the stream ends in a placeholder that holds the ratio. Once
+the file is written, the element that FFmpeg would have written replaces the placeholder, without
+moving any other byte (models: libavformat's matroskaenc.c, avienc.c, nutenc.c).
 """
 
 from __future__ import annotations
@@ -17,7 +16,10 @@ import zlib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
+
+from av.stream import Stream
+from av.video.stream import VideoStream
 
 from ..frames import Size
 
@@ -26,14 +28,14 @@ _LENGTH = 120
 _PLACEHOLDER = re.compile(rb"<aspect (\d+):(\d+) (\d+)x(\d+) _+>")
 
 
-def reserve(stream: Any, aspect: Fraction | None, size: Size, muxer: str) -> None:
+def reserve(stream: Stream, aspect: Fraction | None, size: Size, muxer: str) -> None:
     """Set the sample aspect ratio of an output stream, and make room for it where that is needed.
 
-    ``size``: height and width. `fill_in` is to be called once the file is written.
+    ``size``: height and width. `fill_in` must be called once the file is written.
     """
     if not aspect:
         return
-    if stream.codec_context is not None:
+    if isinstance(stream, VideoStream) and stream.codec_context is not None:
         stream.codec_context.sample_aspect_ratio = aspect
     if aspect == 1 or muxer not in _WITH_PLACEHOLDER:
         return
@@ -43,26 +45,26 @@ def reserve(stream: Any, aspect: Fraction | None, size: Size, muxer: str) -> Non
 
 
 def fill_in(path: Path, muxer: str, aspects: Mapping[int, Fraction]) -> None:
-    """Write the shapes for which `reserve` has made room into the header of the file at ``path``.
+    """Write the ratios for which `reserve` has made room into the header of the file at ``path``.
 
     ``aspects``: the sample aspect ratio of each video stream that has one, by its index. Raises
-    OSError, and ValueError where the header is not laid out as it should be.
+    OSError, and ValueError where the header does not have the layout that FFmpeg writes.
     """
-    unlike = {index: each for index, each in aspects.items() if each != 1}
-    if not unlike:
+    non_square = {index: each for index, each in aspects.items() if each != 1}
+    if not non_square:
         return
     with path.open("r+b") as file:
         if muxer in _WITH_PLACEHOLDER:
             _WITH_PLACEHOLDER[muxer](file, muxer)
         elif muxer == "nut":
-            _fill_in_nut(file, unlike)
+            _fill_in_nut(file, non_square)
 
 
 class _Shape:
-    """What a placeholder tells."""
+    """The content of a placeholder."""
 
-    def __init__(self, found: re.Match[bytes]) -> None:
-        numerator, denominator, self.width, self.height = map(int, found.groups())
+    def __init__(self, placeholder: re.Match[bytes]) -> None:
+        numerator, denominator, self.width, self.height = map(int, placeholder.groups())
         self.sample = Fraction(numerator, denominator)
         self.display = self.sample * Fraction(self.width, self.height)
 
@@ -74,7 +76,7 @@ _CRC, _VOID, _NAME, _VIDEO = b"\xbf", b"\xec", b"\x53\x6e", b"\xe0"
 _DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT = b"\x54\xb0", b"\x54\xba", b"\x54\xb2"
 _DISPLAY = (_DISPLAY_WIDTH, _DISPLAY_HEIGHT, _DISPLAY_UNIT)
 _RATIO = 3
-"""The display size is no number of pixels, it is the ratio of the picture's sides."""
+"""The display size is a ratio of width to height, not a number of pixels."""
 
 
 def _fill_in_matroska(file: BinaryIO, muxer: str) -> None:
@@ -105,27 +107,27 @@ def _fill_in_matroska(file: BinaryIO, muxer: str) -> None:
 
 def _shaped_track(payload: bytes, *, webm: bool) -> bytes:
     """Return a TrackEntry of the same length, without the placeholder and with a display size."""
-    found = _PLACEHOLDER.search(payload)
-    assert found is not None
-    shape = _Shape(found)
+    placeholder = _PLACEHOLDER.search(payload)
+    assert placeholder is not None
+    shape = _Shape(placeholder)
     children = b""
     for name, content, whole in _elements(payload):
         if name == _NAME:
             title = _PLACEHOLDER.sub(b"", content)
             children += _element(_NAME, title) if title else b""
         elif name == _VIDEO:
-            kept = b"".join(each for kind, _, each in _elements(content) if kind not in _DISPLAY)
-            children += _element(_VIDEO, kept + _display(shape, webm=webm))
+            video = b"".join(each for kind, _, each in _elements(content) if kind not in _DISPLAY)
+            children += _element(_VIDEO, video + _display(shape, webm=webm))
         else:
             children += whole
     rest = len(payload) - len(children)
-    # The shortest void takes two bytes.
+    # The shortest void element takes two bytes.
     return children + _VOID + bytes([0x80 | (rest - 2)]) + bytes(rest - 2)
 
 
 def _display(shape: _Shape, *, webm: bool) -> bytes:
     if webm:
-        # WebM has pixels only.
+        # WebM allows a display size in pixels only.
         width, height = max(1, round(shape.width * shape.sample)), shape.height
         unit = b""
     else:
@@ -162,13 +164,13 @@ def _elements(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
 
 def _ebml_head(file: BinaryIO) -> tuple[bytes, int]:
     """Read the name and the length of the next element. Raises ValueError at the end."""
-    found = []
+    parts = []
     for _ in range(2):
         first = file.read(1)
         if not first or not first[0]:
             raise ValueError("a Matroska file has no tracks")
-        found.append(first + file.read(_vint_length(first[0]) - 1))
-    name, size = found
+        parts.append(first + file.read(_vint_length(first[0]) - 1))
+    name, size = parts
     return name, int.from_bytes(size, "big") & ((1 << (7 * len(size))) - 1)
 
 
@@ -176,19 +178,19 @@ def _vint_length(first: int) -> int:
     return 9 - first.bit_length()
 
 
-# AVI (the OpenDML extension has the shape of the picture)
+# AVI (its OpenDML extension holds the display aspect ratio)
 
 
 def _fill_in_avi(file: BinaryIO, _muxer: str) -> None:
-    # RIFF, its length, AVI; then the list of headers, which is first.
+    # RIFF, its length, AVI; the list of headers follows.
     (length,) = struct.unpack("<16xI", file.read(20))
     header = file.read(length)
-    for found in list(_PLACEHOLDER.finditer(header)):
-        begin = header.rfind(b"strn", 0, found.start())
+    for placeholder in list(_PLACEHOLDER.finditer(header)):
+        begin = header.rfind(b"strn", 0, placeholder.start())
         (size,) = struct.unpack_from("<I", header, begin + 4)
         end = begin + 8 + size + size % 2
-        title = header[begin + 8 : found.start()]
-        shaped = _video_properties(_Shape(found))
+        title = header[begin + 8 : placeholder.start()]
+        shaped = _video_properties(_Shape(placeholder))
         rest = end - begin - len(shaped) - 8
         name = b"strn" if title else b"JUNK"
         shaped += name + struct.pack("<I", rest) + title.ljust(rest, b"\0")
@@ -230,7 +232,7 @@ def _fill_in_nut(file: BinaryIO, aspects: Mapping[int, Fraction]) -> None:
         while at >= 0:
             length, begin = _nut_number(content, at + len(_STREAM_STARTCODE))
             if length > 4096:
-                # The head has a checksum of its own then.
+                # The header of a longer packet has a checksum of its own.
                 begin += 4
             end = begin + length - 4
             if _nut_checksum(content[begin:end]) != content[end : end + 4]:
@@ -243,7 +245,7 @@ def _fill_in_nut(file: BinaryIO, aspects: Mapping[int, Fraction]) -> None:
 
 
 def _nut_place(content: mmap.mmap, at: int) -> tuple[int, int]:
-    """Return the index of the stream whose header is at ``at``, and where its aspect is."""
+    """Return the index of the stream whose header is at ``at``, and the offset of its ratio."""
     index, at = _nut_number(content, at)
     kind, at = _nut_number(content, at)
     tag, at = _nut_number(content, at)
@@ -260,7 +262,7 @@ def _nut_place(content: mmap.mmap, at: int) -> tuple[int, int]:
 
 
 def _nut_number(content: mmap.mmap, at: int) -> tuple[int, int]:
-    """Return a number of seven bits a byte, and where it ends."""
+    """Return a number that is stored in seven bits a byte, and the offset behind it."""
     value = 0
     while True:
         byte = content[at]
@@ -278,7 +280,7 @@ def _in_one_byte(aspect: Fraction) -> tuple[int, int]:
 
 
 def _nut_checksum(content: bytes) -> bytes:
-    """Return the CRC-32 with the generator 0x04C11DB7, highest bit first, that begins at 0."""
+    """Return the CRC-32 with generator 0x04C11DB7 and initial value 0, highest bit first."""
     crc = 0
     for byte in content:
         crc ^= byte << 24

@@ -311,7 +311,7 @@ def _write_covers(
 
 
 def _chapters(plan: StreamPlan, joined: JoinedVideo, delay: Fraction) -> list[Chapter]:
-    """Return the chapters that overlap what is written, cut, on the output's clock.
+    """Return the chapters that overlap what is written, cut, on the output's timeline.
 
     ``delay`` (seconds) is added to their times.
     """

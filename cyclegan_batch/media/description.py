@@ -11,13 +11,13 @@ from .stream_info import Chapter, MediaInfo, StreamInfo, StreamKind, colour_name
 
 
 class ClockDescription(TypedDict):
-    """How the clock of a file goes."""
+    """Where the timestamps of a file begin, begin anew and jump."""
 
     begins_at_seconds: float
     begins_anew: int
-    """How often it goes back."""
+    """How often they go back."""
     jumps: int
-    """How often it goes ahead."""
+    """How often they go ahead."""
 
 
 class ChapterDescription(TypedDict):

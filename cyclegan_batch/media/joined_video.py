@@ -39,7 +39,7 @@ class Stretch:
 
 
 class JoinedVideo:
-    """The packets of all stretches on one clock."""
+    """The packets of all stretches on one timeline."""
 
     def __init__(self, stretches: Sequence[Stretch], plan: StreamPlan) -> None:
         self.stretches = stretches
@@ -51,7 +51,7 @@ class JoinedVideo:
         gaps = [b - a for a, b in itertools.pairwise(times)]
         last = stretches[-1].last_duration or (gaps[-1] if gaps else _frame_duration(plan.video))
         self.source_start = times[0] * self.time_base
-        """Seconds on the source's clock."""
+        """Seconds on the source's timeline."""
         self.source_end = (times[-1] + last) * self.time_base
         origin = times[0]
         if not plan.from_first_frame:

@@ -1,7 +1,7 @@
 """Read the first packets of a file, or all of them, for what its header does not state.
 
 These are the first frame's properties, whether the frame rate is constant, captions, and in the
-containers of a broadcast the clock and the duration of every stream.
+containers of a broadcast the timeline and the duration of every stream.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class VideoLookahead:
     def take(self, packet: Packet, *, steady: bool, whole: bool) -> None:
         """Take the next packet.
 
-        ``steady``: the clock has not begun anew or jumped since the first packet. ``whole``: every
-        frame is decoded, and times are those of frames, not of packets.
+        ``steady``: there was no discontinuity since the first packet. ``whole``: every frame is
+        decoded, and times are those of frames, not of packets.
         """
         if packet.size:
             self._packets += 1
@@ -188,10 +188,10 @@ class StreamSpans:
                 self._without_durations.add(packet.stream_index)
 
     def add_to(
-        self, info: MediaInfo, lookaheads: Mapping[int, VideoLookahead], clock: Timeline
+        self, info: MediaInfo, lookaheads: Mapping[int, VideoLookahead], timeline: Timeline
     ) -> MediaInfo:
-        """Return ``info`` with what was read of the clock and the streams."""
-        info = replace(info, discontinuities=tuple(clock.discontinuities))
+        """Return ``info`` with what was read of the timeline and the streams."""
+        info = replace(info, discontinuities=tuple(timeline.discontinuities))
         if info.format not in BROADCAST_FORMATS:
             return info
         # These headers state no duration, or one from before the discontinuities were closed.
@@ -202,7 +202,7 @@ class StreamSpans:
                 stream = self._with_span(
                     stream,
                     lookaheads.get(stream.index),
-                    clock,
+                    timeline,
                     has_discontinuities=bool(info.discontinuities),
                     measured=measured,
                 )
@@ -221,7 +221,7 @@ class StreamSpans:
         self,
         stream: StreamInfo,
         lookahead: VideoLookahead | None,
-        clock: Timeline,
+        timeline: Timeline,
         *,
         has_discontinuities: bool,
         measured: bool,
@@ -237,10 +237,10 @@ class StreamSpans:
         stream = replace(
             stream,
             start_pts=round(start / stream.time_base),
-            paused=round(clock.paused.get(stream.index, 0) / stream.time_base),
+            paused=round(timeline.paused.get(stream.index, 0) / stream.time_base),
         )
         if lookahead is not None and has_discontinuities:
-            # FFmpeg derives the rate from all times that it has read, whichever clock they are on.
+            # FFmpeg derives the rate from timestamps on both sides of a discontinuity.
             rate = _even_rate(lookahead.times(whole=False), stream.time_base)
             stream = replace(stream, average_rate=rate or stream.average_rate)
         if measured:
@@ -251,12 +251,12 @@ class StreamSpans:
 def read_ahead(
     container: av.container.InputContainer,
     lookaheads: Mapping[int, VideoLookahead],
-    clock: Timeline,
+    timeline: Timeline,
     spans: StreamSpans,
     *,
     whole: bool,
 ) -> None:
-    """Read packets until every lookahead is complete and the clock is known, or all of them."""
+    """Read packets until every lookahead is complete and the timeline is known, or all of them."""
     for lookahead in lookaheads.values():
         lookahead.stream.thread_type = "AUTO" if whole else "SLICE"
     broadcast = container.format.name in BROADCAST_FORMATS
@@ -265,7 +265,7 @@ def read_ahead(
     if broadcast:
         streams = list(container.streams)
     size, complete = 0, False
-    packets = clock.place(demux(container, streams))
+    packets = timeline.place(demux(container, streams))
     while True:
         try:
             packet = next(packets, None)
@@ -283,7 +283,7 @@ def read_ahead(
             continue
         size += packet.size
         if whole or not current.complete:
-            current.take(packet, steady=not clock.discontinuities, whole=whole)
+            current.take(packet, steady=not timeline.discontinuities, whole=whole)
             continue
         # The size ends the search for a stream that begins late or never: 4 times 32 MiB.
         if size > 4 * _LOOKAHEAD_BYTES or all(each.complete for each in lookaheads.values()):

@@ -89,7 +89,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Span:
-    """The part of the source that is written, in seconds on the source's clock."""
+    """The part of the source that is written, in seconds on the source's timeline."""
 
     start: Fraction | None
     """None: from the beginning."""
@@ -181,7 +181,7 @@ class StreamCopier:
         return True
 
     def _placed(self, packets: Sequence[Packet]) -> Iterator[Packet]:
-        """Yield packets on the clock of the output, in ascending order."""
+        """Yield packets on the timeline of the output, in ascending order."""
         for packet in packets:
             ticks = round(self._span.shift / packet.time_base)
             packet.pts = (packet.pts or 0) - ticks
@@ -311,7 +311,7 @@ def other_packets(
     """
     if not copiers:
         return
-    # All streams are read, so that the clock comes out as it did for the translated video.
+    # All streams are read, so that the timeline is the same as it was for the translated video.
     packets = Timeline(source.format.name).place(demux(source, list(source.streams)))
     latest = Fraction(0)
     while True:

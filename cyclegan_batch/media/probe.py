@@ -39,9 +39,9 @@ def probe(
                 for stream in container.streams.video
                 if not _is_attached(stream) and stream.codec_context is not None
             }
-            clock, spans = Timeline(info.format), StreamSpans()
+            timeline, spans = Timeline(info.format), StreamSpans()
             if lookaheads:
-                read_ahead(container, lookaheads, clock, spans, whole=count_frames)
+                read_ahead(container, lookaheads, timeline, spans, whole=count_frames)
         except av.error.FFmpegError as error:
             raise input_error(path, error) from error
         streams = [
@@ -50,8 +50,8 @@ def probe(
             else stream
             for stream in info.streams
         ]
-        info = spans.add_to(replace(info, streams=tuple(streams)), lookaheads, clock)
-        return replace(info, chapters=_on_stream_clock(info.chapters, info.start))
+        info = spans.add_to(replace(info, streams=tuple(streams)), lookaheads, timeline)
+        return replace(info, chapters=_on_timeline(info.chapters, info.start))
 
 
 def asf_claims(path: Path) -> tuple[int, Fraction] | None:
@@ -79,8 +79,8 @@ _ASF_FIELDS = struct.Struct("<40xQ16xQ8xQI")
 """File size, play duration (100 ns), preroll (ms) and flags; ASF specification, 3.2."""
 
 
-def _on_stream_clock(chapters: tuple[Chapter, ...], start: Fraction | None) -> tuple[Chapter, ...]:
-    """Return ``chapters`` on the clock of the streams, which begin at ``start`` (seconds).
+def _on_timeline(chapters: tuple[Chapter, ...], start: Fraction | None) -> tuple[Chapter, ...]:
+    """Return ``chapters`` on the timeline of the streams, which begin at ``start`` (seconds).
 
     Some programs (ffmpeg with -output_ts_offset) write chapters that count from the first frame. It
     is taken to be so where all chapters end before the streams begin.

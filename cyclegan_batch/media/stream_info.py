@@ -66,7 +66,7 @@ class StreamInfo:
     bits: int = 8
     colour: ColourTags = ColourTags()
     paused: int = 0
-    """Ticks without a frame between the parts of a file whose clock begins anew or jumps."""
+    """Ticks without a frame at the discontinuities of the file."""
     interlaced: bool | None = None
     """By the header's field order or the first frame; None where neither states it."""
     fields: Fields | None = None
@@ -122,8 +122,8 @@ class MediaInfo:
     metadata: dict[str, str]
     chapters: tuple[Chapter, ...]
     discontinuities: tuple[Discontinuity, ...] = ()
-    """Where the clock of the file begins anew or jumps, as far as the file was read. All times of
-    the streams are on the one clock that `Timeline` makes of it."""
+    """Where the timestamps begin anew or jump, as far as the file was read. All times of the
+    streams are on the one `Timeline` without these places."""
 
     @property
     def start(self) -> Fraction | None:

@@ -280,7 +280,7 @@ def _beginning(info: MediaInfo, included: Sequence[StreamInfo], container: Conta
     """Return when the first audio or video stream of those ``included`` begins, in seconds."""
     start = replace(info, streams=tuple(included)).start or Fraction(0)
     if info.format in BROADCAST_FORMATS:
-        # From MPEG-TS to MPEG-TS the clock stays as it is, as long as it can be written.
+        # From MPEG-TS to MPEG-TS the timestamps stay as they are, unless they lie below zero.
         return min(start, Fraction(0)) if info.format == container.muxer else start
     # In other containers a little audio below zero is what its decoder needs to begin.
     return Fraction(0) if -_LONGEST_PRIMING < start < 0 else start

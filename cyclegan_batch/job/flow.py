@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from ..errors import CycleganBatchError
-from ..frames import Frame, Geometry, Pixels
+from ..frames import Frame, Geometry, Pixels, stack
 from ..media import Dropped, Encoded, Raw, Sink, Source
 from .units import Stage
 
@@ -123,8 +123,8 @@ class Batch:
     """Frames of one unit and one size, before or behind the network."""
 
     origins: Sequence[Origin]
-    rows: Sequence[Pixels]
-    """``(H, W, 3)`` for each origin."""
+    pixels: Pixels
+    """``(N, H, W, 3)``: a row for each origin; in front of the network filled up with the last."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,8 @@ class Batcher:
         frames, self._frames = self._frames, []
         if frames:
             origins = [frame.origin for frame in frames]
-            self._output.put(Batch(origins, [frame.pixels for frame in frames]))
+            pixels = stack([frame.pixels for frame in frames], self.batch_size)
+            self._output.put(Batch(origins, pixels))
 
     @staticmethod
     def _alike(one: NetworkFrame, other: NetworkFrame) -> bool:
@@ -265,7 +266,7 @@ class Unbatcher:
         self._next += 1
         if self._next == len(batch.origins):
             self._batch = None
-        return NetworkFrame(batch.origins[number], batch.rows[number])
+        return NetworkFrame(batch.origins[number], batch.pixels[number])
 
 
 class StageWorkers(Generic[Taken, Result]):

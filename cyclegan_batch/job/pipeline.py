@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from ..backends import Backend
 from ..errors import (
     CycleganBatchError,
@@ -335,13 +337,14 @@ class _Run:
     def _translate(self, backend: Backend, message: Batch | Lost | End) -> Batch | Lost | End:
         if not isinstance(message, Batch):
             return message
-        translated: list[Pixels] = []
-        while (done := len(translated)) < len(message.rows):
+        parts: list[Pixels] = []
+        done = 0
+        while done < len(message.origins):
             size = self.batcher.batch_size
-            part = message.rows[done : done + size]
+            part = message.pixels[done : done + size]
             first = message.origins[done]
             try:
-                rows = backend.infer(stack(part, size))
+                rows = backend.infer(part if len(part) == size else stack([*part], size))
             except OutOfMemoryError as error:
                 if size == 1:
                     raise _named(first, error) from error
@@ -349,8 +352,9 @@ class _Run:
                 continue
             except CycleganBatchError as error:
                 raise _named(first, error) from error
-            translated.extend(rows[: len(part)])
-        return Batch(message.origins, translated)
+            parts.append(rows[: len(part)])
+            done += len(part)
+        return Batch(message.origins, parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     def _halve_batch(self, size: int, first: Origin) -> None:
         with self.lock:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..frames import PixelType, SizeRequirements
-from ..options import FilePrecision
+from ..options import Direction, FilePrecision
 from ..wording import Note, grouped, printable
 
 
@@ -26,8 +26,7 @@ class ModelCard:
     batch: int | None
     """The only batch size that the file accepts, or None."""
     trained_size: int | None
-    direction: str | None
-    """``AtoB`` or ``BtoA``."""
+    direction: Direction | None
     precision: FilePrecision
     source_digest: str | None
     """SHA-256 of the checkpoint that the file was exported from."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Required, TypedDict
+from typing import Any, Required, TypedDict, cast
 
 import numpy as np
 import onnx
@@ -134,7 +134,7 @@ def card_of_contract(
         sizes=sizes,
         batch=batch,
         trained_size=_number(path, properties, "trained_size"),
-        direction=properties.get("direction"),
+        direction=cast("Direction | None", properties.get("direction")),
         precision=precision,
         source_digest=properties.get("source_digest"),
         tool_version=properties.get("tool_version"),

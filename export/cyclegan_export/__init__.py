@@ -1,12 +1,12 @@
-"""Make generators that can be shipped: a checkpoint becomes one ONNX file in the contract.
+"""Export generators for deployment: a checkpoint becomes one ONNX file inside the contract.
 
     from cyclegan_export import export_onnx
 
     exported = export_onnx(Path("latest_net_G_A.pth"), Path("horse2zebra.onnx"), precision="fp16")
     print(exported.card.parity)
 
-It may import `cyclegan_batch`, never `cyclegan_train`, and is loaded only by the commands that need
-it. What a name needs is loaded when it is first used, torch first of all.
+This package imports `cyclegan_batch` and never `cyclegan_train`, and only the commands that need it
+load it. A public name loads its module, and torch with it, on first use.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ __all__ = [
 ]
 
 OPSET = 18
-"""Of the files that are written: TensorRT 10.3 (JetPack 6) reads up to 20, and onnxruntime before
-1.25 runs Pad of 19 and later on the CPU, frames and all (microsoft/onnxruntime#26393)."""
+"""The opset of the files that are written. TensorRT 10.3 (JetPack 6) reads up to 20, and
+onnxruntime before 1.25 moves every frame to the CPU for a Pad of opset 19 or later
+(microsoft/onnxruntime#26393)."""
 
-_HOMES = {
+_MODULES = {
     "ExportOptions": ".options",
     "Exported": ".onnx_export",
     "export": ".options",
@@ -41,14 +42,14 @@ _HOMES = {
     "export_engine": ".engine_export",
     "export_onnx": ".onnx_export",
 }
-"""The module that each public name comes from."""
+"""The module of each public name."""
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name on first use (PEP 562), and keep it."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+    value = getattr(importlib.import_module(_MODULES[name], __name__), name)
     globals()[name] = value
     return value
 

@@ -1,8 +1,8 @@
-"""Write a generator as a folder from which an edge device makes its own engine, and proves it.
+"""Write a bundle: a folder from which an edge device builds its own engine and verifies it.
 
-An engine fits the GPU and the TensorRT that built it, and none crosses from x86-64 to a Jetson: so
-none is in a bundle. There are the ONNX, golden frames with what torch makes of them, and `edge`, a
-script that needs nothing but trtexec and Python's standard library.
+An engine fits only the GPU and the TensorRT that built it, and none can be moved from x86-64 to a
+Jetson, so a bundle holds no engine. It holds the ONNX, golden frames with their translation by
+torch, and `edge`, a script that needs only trtexec and Python's standard library.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,12 +22,13 @@ from cyclegan_batch import __version__
 from cyclegan_batch.backends.onnxruntime import open_onnxruntime
 from cyclegan_batch.errors import ModelError, OutputError
 from cyclegan_batch.files import output_error, temporary_path
-from cyclegan_batch.frames import Pixels
+from cyclegan_batch.frames import BatchShape, Pixels
 from cyclegan_batch.machine import cpu_threads
+from cyclegan_batch.models.card import ModelCard, describe
 from cyclegan_batch.models.checkpoint_files import find_checkpoint, is_checkpoint
 from cyclegan_batch.models.checkpoints import load_generator
-from cyclegan_batch.models.engine_card import Profile, Shape, profile_for
-from cyclegan_batch.models.model import Model, ModelCard, describe, open_model
+from cyclegan_batch.models.engine_card import Profile, profile_for
+from cyclegan_batch.models.model import Model
 from cyclegan_batch.models.parity import LIMITS, parity
 from cyclegan_batch.options import Direction, FilePrecision
 from cyclegan_batch.wording import printable
@@ -35,25 +36,24 @@ from cyclegan_batch.wording import printable
 from . import edge
 from .engine_export import check_precision, contract_file
 from .gate import translated_by_torch
-from .onnx_export import export_onnx
+from .onnx_export import USUAL_SIZE, build_onnx, summary
 from .options import Target
 from .samples import samples_for
 
 BUNDLE_VERSION = 1
 
-_USUAL_SIZE = 256
-
-_HALF = {"psnr": 50.0, "within2": 0.999}
+_VERIFY_RULE = {"psnr": 50.0, "within2": 0.999}
 """The class *half* (`cyclegan_batch.models.parity`), for FP16 and FP32 alike, since TensorRT may
 compute FP32 as TF32."""
 
 
 @dataclass(frozen=True)
 class _Device:
-    """What a target implies."""
+    """The devices of a target."""
 
     name: str
     expects: str
+    """The software that the device must have."""
     opset: int | None
     """The newest opset that its TensorRT reads, where that is known."""
 
@@ -70,9 +70,9 @@ def export_bundle(
     folder: Path,
     *,
     target: Target,
-    min_shape: Shape | None = None,
-    opt_shape: Shape | None = None,
-    max_shape: Shape | None = None,
+    min_shape: BatchShape | None = None,
+    opt_shape: BatchShape | None = None,
+    max_shape: BatchShape | None = None,
     precision: FilePrecision | None = None,
     direction: Direction | None = None,
     samples: Path | None = None,
@@ -81,40 +81,56 @@ def export_bundle(
     say: Callable[[str], None] = lambda sentence: None,
     **onnx_options: Any,
 ) -> Path:
-    """Write the generator at ``source`` to ``folder`` as a bundle for ``target``; return it.
+    """Write the generator at ``source`` to ``folder`` as a bundle for ``target``; return that.
 
-    ``source`` is what `export_onnx` takes, or an ONNX that is inside the contract already, which is
-    taken as it is (``precision`` None: that file's, else fp16). The shapes (N, H, W) are the frames
-    that the engine will take; the size it was trained at where none is given. The rest is as for
-    `export_onnx`. Raises ModelError, BackendError, InputError, OutputError; nothing is left in
-    ``folder`` then.
+    ``source`` is as for `export_onnx`, or an ONNX of the contract, which is copied unchanged
+    (``precision`` None: that of the file, else fp16). The shapes (N, H, W) are those of the frames
+    that the engine will accept, by default the size that the generator was trained at. The other
+    options are as for `export_onnx`. Raises ModelError, BackendError, InputError, OutputError;
+    nothing is written to ``folder`` then.
     """
     _check_folder(folder, overwrite=overwrite)
     if precision == "int8":
         _refuse_int8(source, "--precision int8 was asked for")
     _check_pixels(source, onnx_options.get("io", "uint8"))
+    model = contract_file(source)
+    if model is None:
+        output = folder / "model.onnx"
+        model = build_onnx(
+            source,
+            output,
+            direction=direction,
+            precision=precision or "fp16",
+            samples=samples,
+            verify=verify,
+            say=say,
+            **onnx_options,
+        ).model
+        say(summary(output, model))
+    else:
+        check_precision(model, precision)
+        if model.card.precision == "int8":
+            _refuse_int8(source, "is in int8")
+    _check_opset(source, model, DEVICES[target])
+    profile = _profile(model.card, (min_shape, opt_shape, max_shape), say)
+    golden = _golden(source, model, profile, direction, samples)
+    with _writing_folder(folder) as work:
+        _fill(work, model, target, profile, golden)
+    say(f"{printable(folder)}: a bundle for {DEVICES[target].name}; README.txt says how to use it")
+    return folder
+
+
+@contextlib.contextmanager
+def _writing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder, which replaces ``folder`` when the block ends without an error.
+
+    Raises OutputError, also for an OSError of the block.
+    """
     work = temporary_path(folder)
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        model = contract_file(source)
-        if model is None:
-            export_onnx(
-                source,
-                work / "model.onnx",
-                direction=direction,
-                precision=precision or "fp16",
-                samples=samples,
-                verify=verify,
-                say=lambda sentence: say(sentence.replace(printable(work), printable(folder))),
-                **onnx_options,
-            )
-        else:
-            check_precision(model, precision)
-            if model.card.precision == "int8":
-                _refuse_int8(source, "is in int8")
-            (work / "model.onnx").write_bytes(model.graph)
-        _fill(work, source, target, (min_shape, opt_shape, max_shape), direction, samples, say)
+        yield work
         if folder.exists():
             shutil.rmtree(folder)
         work.rename(folder)
@@ -123,22 +139,10 @@ def export_bundle(
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(work)
-    say(f"{printable(folder)}: a bundle for {DEVICES[target].name}; README.txt says how to use it")
-    return folder
 
 
-def _fill(
-    work: Path,
-    source: Path,
-    target: Target,
-    shapes: tuple[Shape | None, Shape | None, Shape | None],
-    direction: Direction | None,
-    samples: Path | None,
-    say: Callable[[str], None],
-) -> None:
-    """Write what lies beside ``model.onnx`` in ``work``."""
-    model = open_model(work / "model.onnx")
-    card, device = model.card, DEVICES[target]
+def _check_opset(source: Path, model: Model, device: _Device) -> None:
+    """Refuse an opset that is too new for ``device``. Raises ModelError."""
     proto = onnx.ModelProto.FromString(model.graph)
     opset = next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx"))
     if device.opset is not None and opset > device.opset:
@@ -146,13 +150,15 @@ def _fill(
             f"{printable(source)}: is of ONNX opset {opset}, and {device.expects} reads up to "
             f"{device.opset}; export the checkpoint with this version"
         )
-    profile = _profile(card, shapes, say)
-    golden = _golden(source, model, profile, direction, samples)
-    said = describe(card) | {"path": "model.onnx"}
+
+
+def _fill(work: Path, model: Model, target: Target, profile: Profile, golden: _Golden) -> None:
+    """Write the files of a bundle to the folder ``work``."""
+    card, device = model.card, DEVICES[target]
+    # trtexec rejects shapes for a file of fixed shape.
     fixed = card.sizes.fixed is not None and card.batch is not None
-    # trtexec takes no shapes for a file that has one.
     bounds = {"min": profile.min, "opt": profile.opt, "max": profile.max}
-    described = {
+    description = {
         "bundle_version": BUNDLE_VERSION,
         "tool_version": __version__,
         "target": target,
@@ -166,79 +172,81 @@ def _fill(
             "dtype": "uint8",
             "input_sha256": hashlib.sha256(golden.frames.tobytes()).hexdigest(),
             "output_sha256": hashlib.sha256(golden.expected.tobytes()).hexdigest(),
-            "frames": golden.said,
-            "computed_by": golden.by,
+            "frames": golden.description,
+            "computed_by": golden.computed_by,
         },
-        "rule": _HALF,
-        "model": said,
+        "rule": _VERIFY_RULE,
+        "model": describe(replace(card, path=Path("model.onnx"), digest=model.graph_sha256)),
     }
+    (work / "model.onnx").write_bytes(model.graph)
     (work / "golden_input.bin").write_bytes(golden.frames.tobytes())
     (work / "golden_output.bin").write_bytes(golden.expected.tobytes())
-    (work / "card.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    (work / "card.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(edge.__file__, work / "edge.py")
     (work / "README.txt").write_text(_readme(device, card, profile, golden), encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class _Golden:
-    """Frames, and what an engine must make of them."""
+    """Frames and their expected translation."""
 
     frames: Pixels
     """``(N, H, W, 3)`` uint8."""
     expected: Pixels
-    said: str
-    """What the frames are, in words."""
-    by: str
-    """What computed the expected ones, in words."""
+    description: str
+    """The frames in words."""
+    computed_by: str
+    """The origin of the expected translation, in words."""
 
 
 def _golden(
     source: Path, model: Model, profile: Profile, direction: Direction | None, samples: Path | None
 ) -> _Golden:
-    """Compute the golden frames, and hold the file to them. Raises ModelError."""
+    """Return the golden frames. Raises ModelError where the model misses its class on them."""
     card = model.card
     _check_pixels(source, card.pixel_type)
-    side = card.trained_size or _USUAL_SIZE
+    side = card.trained_size or USUAL_SIZE
     height, width = (
         min(max(side, low), high)
         for low, high in zip(profile.min[1:], profile.max[1:], strict=True)
     )
     size = card.sizes.smallest_fit((height, width))
     checkpoint = find_checkpoint(source, direction).path if is_checkpoint(source) else None
-    shown = samples_for(samples, checkpoint or source, size, profile.min[0])
-    opened = open_onnxruntime(
+    own_direction = direction or card.direction
+    chosen = samples_for(samples, checkpoint or source, own_direction, size, profile.min[0])
+    frames, description = chosen.frames, chosen.description
+    backend = open_onnxruntime(
         model, device="cpu", precision="auto", threads=cpu_threads(), contexts=1
     )
-    drawn = opened.infer(shown.frames)
-    opened.close()
+    translated = backend.infer(frames)
+    backend.close()
     if checkpoint is None:
-        return _Golden(shown.frames, drawn, shown.said, "onnxruntime's CPU from this model.onnx")
+        return _Golden(frames, translated, description, "onnxruntime's CPU from this model.onnx")
     loaded = load_generator(checkpoint)
-    channels = loaded.config.input_nc
-    expected = translated_by_torch(loaded.network, shown.frames, channels=channels)
-    found = parity(drawn, expected)
-    if not found.reaches("half"):
+    expected = translated_by_torch(loaded.network, frames, channels=loaded.config.input_nc)
+    measured = parity(translated, expected)
+    if not measured.reaches("half"):
         raise ModelError(
-            f"{printable(source)}: on the golden frames its ONNX is {found} against torch in fp32, "
-            f"where half is expected ({LIMITS['half']}); choose other --samples"
+            f"{printable(source)}: on the golden frames its ONNX is {measured} against torch in "
+            f"fp32, where half is expected ({LIMITS['half']}); choose other --samples"
         )
-    return _Golden(shown.frames, expected, shown.said, "torch in fp32 from the checkpoint")
+    return _Golden(frames, expected, description, "torch in fp32 from the checkpoint")
 
 
 def _profile(
     card: ModelCard,
-    shapes: tuple[Shape | None, Shape | None, Shape | None],
+    shapes: tuple[BatchShape | None, BatchShape | None, BatchShape | None],
     say: Callable[[str], None],
 ) -> Profile:
+    """Return the profile of the given shapes, else that of the trained size. Raises ModelError."""
     fixed = card.sizes.fixed is not None and card.batch is not None
     if any(shapes) or fixed:
         return profile_for(card, *shapes)
-    side = card.trained_size or _USUAL_SIZE
+    side = card.trained_size or USUAL_SIZE
     only = (card.batch or 1, *card.sizes.smallest_fit((side, side)))
-    say(
-        f"its engine will take frames of {','.join(map(str, only))} (N,H,W); --opt-shape for others"
-    )
-    return Profile(only, only, only)
+    profile = Profile(only, only, only)
+    say(f"its engine will take frames of {profile} (N,H,W); --opt-shape for others")
+    return profile
 
 
 def _check_pixels(source: Path, pixel_type: str) -> None:
@@ -249,29 +257,27 @@ def _check_pixels(source: Path, pixel_type: str) -> None:
         )
 
 
-def _refuse_int8(source: Path, found: str) -> NoReturn:
+def _refuse_int8(source: Path, finding: str) -> NoReturn:
     raise ModelError(
-        f"{printable(source)}: {found}, and a bundle is fp32 or fp16: a device chooses its own "
-        "int8 kernels, whose pictures were never measured; export it in fp16"
+        f"{printable(source)}: {finding}, and a bundle is fp32 or fp16: a device chooses its own "
+        "int8 kernels, whose output was never measured; export it in fp16"
     )
 
 
 def _check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that cannot be meant, before the work. Raises OutputError."""
+    """Refuse a folder that cannot be written, before the work. Raises OutputError."""
     name = printable(folder)
     if not folder.absolute().parent.is_dir():
-        raise OutputError(
-            f"cannot write {name}: the folder it is to lie in does not exist; create it first"
-        )
+        raise OutputError(f"cannot write {name}: its parent folder does not exist; create it first")
     if not folder.exists():
         return
     if not overwrite:
         raise OutputError(f"cannot write {name}: it exists already; pass -y to overwrite it")
     try:
-        ours = "bundle_version" in json.loads((folder / "card.json").read_bytes())
+        is_bundle = "bundle_version" in json.loads((folder / "card.json").read_bytes())
     except (OSError, ValueError, TypeError):
-        ours = False
-    if not ours:
+        is_bundle = False
+    if not is_bundle:
         raise OutputError(
             f"cannot write {name}: it exists and is no bundle, so it is not overwritten; choose "
             "another folder"
@@ -283,16 +289,16 @@ def _readme(device: _Device, card: ModelCard, profile: Profile, golden: _Golden)
 
 1. Copy this folder to the device:       scp -r . device:generator
 2. Build the engine there, once:         python3 edge.py build
-3. Prove it before you use it:           python3 edge.py verify
+3. Verify it before you use it:          python3 edge.py verify
 
-An engine fits the GPU and the TensorRT that built it. None is shipped: it is made on the device,
-and made again after an update of JetPack or TensorRT.
+An engine fits only the GPU and the TensorRT that built it. So it is built on the device, and built
+again after an update of JetPack or TensorRT.
 
 model.onnx         {card.architecture}, {card.precision}; takes frames of {profile} (N,H,W)
                    input 'frames', output 'translated': RGB, (N, H, W, 3), uint8
-card.json          what it is, and what edge.py does
-golden_input.bin   {golden.said}, {"x".join(map(str, golden.frames.shape))}, raw
-golden_output.bin  what the engine must make of them: {golden.by}
+card.json          the description of the model, and the settings of edge.py
+golden_input.bin   {golden.description}, {"x".join(map(str, golden.frames.shape))}, raw
+golden_output.bin  their expected translation: {golden.computed_by}
 edge.py            needs trtexec and Python 3.8 or newer, nothing else
 
 The engine passes if it comes as close as half precision should: {LIMITS["half"]}.

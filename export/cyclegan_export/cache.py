@@ -1,12 +1,11 @@
-"""Export a checkpoint once: the file is kept, and found again by what it was made from.
+"""Export a checkpoint once, and keep the file in a cache folder.
 
-`cyclegan_batch.opening` calls `open_exported` for every checkpoint. An entry is a folder,
-named by the checkpoint's digest, the direction, the precision, the opset and this tool's version;
-in it the ONNX, and a line of JSON that is written after it and holds its digest. What does not
-agree with that line is made anew, so a damaged entry costs time and nothing else, and so does a
-deleted one.
+`open_exported` opens the model of a translation, a checkpoint by way of its export. An entry of the
+cache is a folder named by the checkpoint's digest, the direction, the precision, the opset and the
+version of this program. It holds the ONNX, and a line of JSON with its digest that is written last.
+Where the two do not agree or one is missing, the checkpoint is exported again.
 
-Nothing heavy is imported before something must be exported.
+Nothing heavy is imported unless a checkpoint must be exported.
 """
 
 from __future__ import annotations
@@ -45,20 +44,20 @@ if TYPE_CHECKING:
 def open_exported(
     path: Path, options: TranslateOptions, *, say: Callable[[str], None] = lambda sentence: None
 ) -> Model:
-    """Open the model at ``path`` for a translation, a checkpoint by way of its export.
+    """Open the model at ``path`` for a translation; a checkpoint is exported first.
 
-    Where the exporter is not installed, and where a GPU is named that torch alone can use here, a
-    checkpoint is opened as it is, for torch to run; a note on the card says so. ``say`` receives
-    what happens during an export. Raises what `open_model` and `export_onnx` raise.
+    Where the exporter is not installed, or where a GPU is named that only torch can use here, the
+    checkpoint itself is opened, for torch to run, and a note on the card says so. ``say`` receives
+    a sentence for each step of an export. Raises what `open_model` and `export_onnx` raise.
     """
     from cyclegan_batch.models.model import open_model
 
     reasons: tuple[Note, ...] = ()
-    as_it_is = options.backend == "torch" or options.model_io is not None
-    if is_checkpoint(path) and not as_it_is:
+    export = options.backend != "torch" and options.model_io is None
+    if is_checkpoint(path) and export:
         if options.precision == "int8":
             raise ModelError(
-                f"{printable(path)}: is a checkpoint, and int8 needs pictures to calibrate on; "
+                f"{printable(path)}: is a checkpoint, and int8 needs images to calibrate on; "
                 "make a file with cyclegan-batch export --precision int8 --calibrate FOLDER, or "
                 "leave --precision out"
             )
@@ -81,8 +80,8 @@ def open_exported(
                 reasons = (Note(None, text),)
             else:
                 return _with_notes(open_model(exported), notes)
-    opened = open_model(path, model_io=options.model_io, direction=options.direction)
-    return _with_notes(opened, reasons)
+    model = open_model(path, model_io=options.model_io, direction=options.direction)
+    return _with_notes(model, reasons)
 
 
 def _with_notes(model: Model, notes: tuple[Note, ...]) -> Model:
@@ -97,64 +96,66 @@ def cached_export(
     cache_dir: Path | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Path, tuple[Note, ...]]:
-    """Return the ONNX of the checkpoint at ``source``, and what the user should be told once.
+    """Return the ONNX of the checkpoint at ``source``, and notes for the user.
 
-    ``source``, ``direction`` and ``precision`` as for `export_onnx`. ``cache_dir``: where it is
-    kept, None for the usual place. Raises what `export_onnx` raises.
+    ``source``, ``direction`` and ``precision`` are as for `export_onnx`. ``cache_dir`` None is the
+    default cache folder. Raises what `export_onnx` raises.
     """
-    found = find_checkpoint(source, direction)
-    folder = (cache_dir or default_cache_dir()) / "onnx" / _key(found, precision)
-    # Named as the checkpoint is: this name is what the user reads.
-    final, entry = folder / f"{found.path.stem}.onnx", folder / "entry.json"
-    kept = _read(entry)
-    if kept is not None and _digest(final) == kept["sha256"]:
-        return final, tuple(Note(*note) for note in kept["notes"])
+    checkpoint = find_checkpoint(source, direction)
+    folder = (cache_dir or default_cache_dir()) / "onnx" / _key(checkpoint, precision)
+    # Messages name the model, so the file has the checkpoint's name.
+    final, entry_path = folder / f"{checkpoint.path.stem}.onnx", folder / "entry.json"
+    entry = _read(entry_path)
+    if entry is not None and _digest(final) == entry["sha256"]:
+        return final, tuple(Note(*note) for note in entry["notes"])
     try:
-        from .onnx_export import check_exporter, export_onnx
+        from .onnx_export import build_onnx, check_exporter
     except ImportError as error:
         raise missing_extra("export", error, doing="export") from error
     check_exporter()
-    say(f"exporting {printable(found.path)} to ONNX, once; it is kept in {printable(folder)}")
+    say(f"exporting {printable(checkpoint.path)} to ONNX, once; it is kept in {printable(folder)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A folder of its own: two runs may export the same at once.
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
-            partial, line = Path(name) / final.name, Path(name) / entry.name
-            exported = export_onnx(source, partial, direction=direction, precision=precision)
-            publish(partial, final, overwrite=True)
-            notes = [(note.subject and str(note.subject), note.text) for note in exported.notes]
-            line.write_text(json.dumps({"sha256": exported.card.digest, "notes": notes}))
-            publish(line, entry, overwrite=True)
+        built = build_onnx(source, final, direction=direction, precision=precision)
+        notes = [(note.subject and str(note.subject), note.text) for note in built.notes]
+        line = json.dumps({"sha256": built.model.graph_sha256, "notes": notes})
+        # Not files.writing, whose temporary name is the same for all threads of a process: two
+        # threads may export the same checkpoint at once.
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
+            for path, content in ((final, built.model.graph), (entry_path, line.encode())):
+                partial = Path(temporary) / path.name
+                partial.write_bytes(content)
+                publish(partial, path, overwrite=True)
     except (OSError, OutputError) as error:
         reason = output_error(folder, error) if isinstance(error, OSError) else error
         raise OutputError(f"{reason}; --cache-dir names another place for what is kept") from error
-    say(f"exported: {exported.card.parity}")
-    return final, exported.notes
+    say(f"exported: {built.model.card.parity}")
+    return final, built.notes
 
 
-def _key(found: FoundCheckpoint, precision: str) -> str:
-    """Return the name of the entry: all that the file's bytes follow from. Raises ModelError."""
-    digest = _digest(found.path)
+def _key(checkpoint: FoundCheckpoint, precision: str) -> str:
+    """Return the entry's name, from all that determines the file's bytes. Raises ModelError."""
+    digest = _digest(checkpoint.path)
     if digest is None:
-        raise ModelError(f"cannot read {printable(found.path)}; check its permissions")
-    parts = (digest, found.direction, precision, OPSET, __version__)
+        raise ModelError(f"cannot read {printable(checkpoint.path)}; check its permissions")
+    parts = (digest, checkpoint.direction, precision, OPSET, __version__)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _read(entry: Path) -> dict[str, Any] | None:
-    """Return what an entry says, None where there is none or it is damaged."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return the content of an entry's JSON, None where it is missing or damaged."""
     try:
-        said = json.loads(entry.read_bytes())
+        entry = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    if not isinstance(said, dict) or not {"sha256", "notes"} <= said.keys():
+    if not isinstance(entry, dict) or not {"sha256", "notes"} <= entry.keys():
         return None
-    # Earlier versions kept sentences.
-    return said if all(isinstance(note, list) for note in said["notes"]) else None
+    # In entries of earlier versions a note is a sentence.
+    return entry if all(isinstance(note, list) for note in entry["notes"]) else None
 
 
 def _on_gpu(options: TranslateOptions) -> bool:
-    """Tell whether a GPU is named, by itself or by an arithmetic that only GPUs have."""
+    """Return whether a GPU is named, or tf32, which only GPUs compute in."""
     return options.device.startswith("cuda") or (options.device, options.precision) == (
         "auto",
         "tf32",

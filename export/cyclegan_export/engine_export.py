@@ -1,7 +1,7 @@
 """Write a generator as a TensorRT engine for the GPU of this machine. Experimental.
 
-The ONNX comes first, beside the engine and under its name: an engine fits one kind of GPU and one
-version of TensorRT, and for another it is built again from there. Building itself is
+An engine fits one kind of GPU and one version of TensorRT. So the ONNX is written beside it, under
+the same name, and for another machine an engine is built from that. The building itself is in
 `cyclegan_batch.backends.tensorrt`.
 """
 
@@ -30,9 +30,9 @@ def export_engine(
 ) -> EngineCard:
     """Write the generator at ``source`` to ``output`` as an engine, its card beside it.
 
-    ``source`` is what `export_onnx` takes, or an ONNX that is inside the contract already, which is
-    taken as it is (``precision`` None: that file's, else fp32). `profile_for` makes the engine's
-    profile of the shapes. An FP32 engine computes without TF32. Raises ModelError, BackendError,
+    ``source`` is as for `export_onnx`, or an ONNX of the contract, which is built from directly
+    (``precision`` None: that of the file, else fp32). `profile_for` returns the engine's profile
+    for the shapes. An FP32 engine computes without TF32. Raises ModelError, BackendError,
     BackendUnavailableError, OutputError.
     """
     for path in (output, card_path(output)):
@@ -48,10 +48,10 @@ def export_engine(
                 f"{printable(output)}: an engine is built for frames of certain shapes; pass "
                 "--opt-shape N,H,W (and --min-shape, --max-shape for a range)"
             )
-        beside = output.with_suffix(".onnx")
+        onnx_path = output.with_suffix(".onnx")
         precision = options.precision or "fp32"
-        export_onnx(source, beside, say=say, **options.of_onnx() | {"precision": precision})
-        model = open_model(beside)
+        export_onnx(source, onnx_path, say=say, **options.of_onnx() | {"precision": precision})
+        model = open_model(onnx_path)
     else:
         check_precision(model, options.precision)
     build = Build(
@@ -73,7 +73,7 @@ def export_engine(
 
 
 def check_precision(model: Model, precision: str | None) -> None:
-    """Refuse another precision than a file of the contract has. Raises ModelError."""
+    """Refuse a precision that a file of the contract does not have. Raises ModelError."""
     if precision not in (None, model.card.precision):
         raise ModelError(
             f"{printable(model.card.path)}: is {model.card.precision} and {precision} was asked "
@@ -82,11 +82,11 @@ def check_precision(model: Model, precision: str | None) -> None:
 
 
 def contract_file(source: Path) -> Model | None:
-    """Return the model of an ONNX that is inside the contract, None for everything else."""
+    """Return the model of an ONNX of the contract, None for any other file."""
     if source.suffix.lower() != ".onnx":
         return None
     try:
         model = open_model(source)
     except ModelError:
-        return None  # the exporter says what is wrong with it
+        return None  # the exporter opens it again and reports what is wrong
     return model if model.io is None else None

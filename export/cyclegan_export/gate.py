@@ -1,10 +1,13 @@
-"""The gate: a file that was written draws what the network it is from draws, or it is refused.
+"""The gate: an exported file must translate like its source, or it is refused.
 
-The file itself is run by onnxruntime on the CPU and compared with torch in float32 in grey levels
-(`cyclegan_batch.models.parity`). onnxruntime's CPU computes a float16 file in float32, so this
-comparison covers the graph and its weights only. What half precision does to the arithmetic is
-therefore computed in torch besides, with every layer's output rounded to half: where one of them
-leaves its range, the file is refused, whatever the comparison on the CPU gives.
+onnxruntime runs the file on the CPU, and the result is compared with torch in float32, in grey
+levels (`cyclegan_batch.models.parity`). onnxruntime's CPU computes a float16 file in float32, so
+this comparison tests the graph and its weights only. The effect of half-precision arithmetic is
+therefore computed in torch, with every layer's output rounded to half: where an output leaves the
+range of half precision, the file is refused whatever the comparison on the CPU showed.
+
+The references here repeat the contract's arithmetic in torch and numpy on purpose, all but the
+weights of BT.601: they could not show an error in `cyclegan_batch.models.contract` if they used it.
 """
 
 from __future__ import annotations
@@ -30,53 +33,55 @@ from cyclegan_batch.models.parity import LIMITS, REQUIRED_CLASS, Parity, parity
 from cyclegan_batch.wording import printable
 
 LARGEST_HALF = float(torch.finfo(torch.float16).max)
-"""65504: beyond it half precision has infinity only."""
+"""65504; larger values are infinite in half precision."""
 
 
 @dataclass(frozen=True)
 class HalfArithmetic:
-    """What a network does when every layer's output is rounded to half precision."""
+    """The effect of rounding every layer's output to half precision."""
 
     parity: Parity
     """Against float32."""
     largest: float
-    """The largest weight, or value that a layer gives, before it is rounded."""
+    """The largest weight or output of a layer, before it is rounded."""
     layer: str
-    """Which one: ``model.10``."""
+    """The layer of the largest value: ``model.10``."""
 
 
-def pass_gate(path: Path, model: Model, frames: Pixels, reference: Pixels, against: str) -> Parity:
-    """Run ``model`` on ``frames`` and return how close it comes to ``reference``.
+def checked_parity(
+    path: Path, model: Model, frames: Pixels, reference: Pixels, against: str
+) -> Parity:
+    """Return the parity of ``model`` on ``frames`` with ``reference``.
 
-    ``path`` is the name that messages say, ``against`` what the reference is. Raises ModelError
-    where the file misses the class of its precision or gives NaN.
+    Messages name the file ``path`` and the reference ``against``. Raises ModelError where the
+    parity misses the class of the model's precision, or the model returns NaN.
     """
-    with_pixels = as_pixel_type(frames, model.card.pixel_type)
-    opened = open_backend(model, backend="onnxruntime", device="cpu")
+    backend = open_backend(model, backend="onnxruntime", device="cpu")
     try:
-        found = parity(opened.infer(with_pixels), reference)
+        measured = parity(backend.infer(as_pixel_type(frames, model.card.pixel_type)), reference)
     finally:
-        opened.close()
-    needed = REQUIRED_CLASS[model.card.precision]
-    if not found.reaches(needed):
+        backend.close()
+    required = REQUIRED_CLASS[model.card.precision]
+    if not measured.reaches(required):
         raise ModelError(
-            f"{printable(path)}: not written: against {against} it is {found}, where {needed} is "
-            f"expected ({LIMITS[needed]}); {_remedy(model.card.precision)}, or pass --no-verify"
+            f"{printable(path)}: not written: against {against} it is {measured}, where "
+            f"{required} is expected ({LIMITS[required]}); {_remedy(model.card.precision)}, or "
+            "pass --no-verify"
         )
-    return found
+    return measured
 
 
-def pass_half_gate(
+def checked_half_arithmetic(
     path: Path, frames: Pixels, *, network: nn.Module, channels: int
 ) -> HalfArithmetic:
-    """Return what half precision does to the arithmetic of ``network`` on ``frames``.
+    """Return the effect of half-precision arithmetic on ``network``'s translation of ``frames``.
 
-    ``path`` is the name that messages say, ``channels`` what the network takes. Raises ModelError
-    where a layer leaves the range of half precision, or the result its class.
+    Messages name the file ``path``; ``channels`` are the network's input channels. Raises
+    ModelError where a layer leaves the range of half precision, or the result misses its class.
     """
     reference = translated_by_torch(network, frames, channels=channels)
     half, largest = _rounding_to_half(network)
-    found = translated_by_torch(half, frames, channels=channels, allow_nan=True)
+    translated = translated_by_torch(half, frames, channels=channels, allow_nan=True)
     layer, value = max(largest.items(), key=lambda each: each[1])
     beyond = next(((name, each) for name, each in largest.items() if each > LARGEST_HALF), None)
     if beyond is not None:
@@ -85,15 +90,15 @@ def pass_half_gate(
             f"where half precision ends at {LARGEST_HALF:.0f}; {_remedy('fp16')}, or pass "
             "--no-verify"
         )
-    measured = HalfArithmetic(parity(found, reference), value, layer)
-    needed = REQUIRED_CLASS["fp16"]
-    if not measured.parity.reaches(needed):
+    measured = parity(translated, reference)
+    required = REQUIRED_CLASS["fp16"]
+    if not measured.reaches(required):
         raise ModelError(
             f"{printable(path)}: not written: with every layer rounded to half precision it is "
-            f"{measured.parity}, where {needed} is expected ({LIMITS[needed]}); "
+            f"{measured}, where {required} is expected ({LIMITS[required]}); "
             f"{_remedy('fp16')}, or pass --no-verify"
         )
-    return measured
+    return HalfArithmetic(measured, value, layer)
 
 
 def translated_by_torch(
@@ -104,10 +109,11 @@ def translated_by_torch(
     pixel_type: PixelType = "uint8",
     allow_nan: bool = False,
 ) -> Pixels:
-    """Return what ``network`` makes of ``frames`` (uint8) in float32, as the contract gives it.
+    """Return ``network``'s translation of ``frames`` (uint8), computed in float32.
 
-    One frame at a time; ``(N, H, W, 3)`` of ``pixel_type``. ``channels``: what the network takes.
-    Raises ModelError where it gives NaN, unless that is allowed: it is black then.
+    The result is ``(N, H, W, 3)`` of ``pixel_type``, as the contract defines it. ``channels`` are
+    the network's input channels. Raises ModelError where the network returns NaN or infinity,
+    unless ``allow_nan``, which turns NaN into black.
     """
     out = []
     with torch.inference_mode():
@@ -119,7 +125,7 @@ def translated_by_torch(
             y: Tensor = network(x.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
             if not allow_nan and not y.isfinite().all():
                 raise ModelError(
-                    "the generator gives NaN or infinity in float32 where numbers are expected: "
+                    "the generator returns NaN or infinity in float32 where numbers are expected: "
                     "its training diverged; take a checkpoint from before that"
                 )
             y = ((y + 1.0) * (top / 2)).expand(-1, -1, 3)
@@ -129,34 +135,34 @@ def translated_by_torch(
 
 
 def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
-    """Return what the foreign ONNX at ``path`` makes of ``frames`` (uint8), fed as ``io`` says.
+    """Return the translation of ``frames`` (uint8) by the foreign ONNX at ``path``.
 
-    onnxruntime runs it as it is; its range is met, and left again, by numpy, so that this holds the
-    nodes that the contract puts around it. Raises BackendError.
+    onnxruntime runs the file unchanged; numpy converts to and from the form ``io``, so that the
+    result tests the nodes that the contract puts around the file. Raises BackendError.
     """
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise missing_extra("export", error, doing="measure the file") from error
-    # Loaded and not named: what lies beside the file has been looked at by open_model already.
+    # Passed as bytes, not as a path: open_model has checked which external weights it may read.
     content = onnx.load(path).SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    entry = session.get_inputs()[0]
+    network_input = session.get_inputs()[0]
     kind = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8}
     axis = 1 if io.layout == "nchw" else 3
-    run: Callable[[Pixels], Any] = lambda x: session.run(None, {entry.name: x})[0]  # noqa: E731
+    run: Callable[[Pixels], Any] = lambda x: session.run(None, {network_input.name: x})[0]  # noqa: E731
     out = []
     for frame in frames:
         (low, high), x = io.input_range, frame.astype(np.float64)
         x = x / 255.0 * (high - low) + low
-        if entry.shape[axis] == 1:
+        if network_input.shape[axis] == 1:
             x = x @ np.array(BT601)[:, None]
         elif io.order == "bgr":
             x = x[..., ::-1]
         x = x.transpose(2, 0, 1) if io.layout == "nchw" else x
-        x = np.ascontiguousarray(x[None], kind.get(entry.type, np.float32))
-        if isinstance(entry.shape[0], int):
-            x = np.repeat(x, entry.shape[0], axis=0)
+        x = np.ascontiguousarray(x[None], kind.get(network_input.type, np.float32))
+        if isinstance(network_input.shape[0], int):
+            x = np.repeat(x, network_input.shape[0], axis=0)
         try:
             y = run(x)[0].astype(np.float64)
         except Exception as error:
@@ -170,16 +176,16 @@ def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
 
 
 def _rounding_to_half(network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
-    """Return a copy that rounds weights and every layer's output to half, and what it has seen.
+    """Return a copy that rounds weights and every layer's output to half, and the largest values.
 
-    The second is filled while the first runs: the largest value that each layer gave.
+    The dictionary of the largest value per layer is filled while the copy runs.
     """
     copied = copy.deepcopy(network)
     largest: dict[str, float] = {}
 
     def watching(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         def hook(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
-            if out.isfinite().all():  # what comes after an overflow says nothing more
+            if out.isfinite().all():  # the layers behind an overflow are not to blame
                 largest[name] = max(largest.get(name, 0.0), float(out.abs().max()))
             return out.half().float()
 
@@ -198,5 +204,5 @@ def _rounding_to_half(network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
 def _remedy(precision: str) -> str:
     return {
         "fp16": "export it in fp32, or run an fp32 file in bf16",
-        "int8": "calibrate with pictures like those it is measured on, or export it in fp32",
+        "int8": "calibrate with images like those it is measured on, or export it in fp32",
     }.get(precision, "try another version of torch or onnxruntime")

@@ -1,8 +1,8 @@
-"""A torch generator becomes an ONNX graph: which nodes, which number types, which axes are free.
+"""Export a torch generator as an ONNX graph: its nodes, its number types, its free axes.
 
-What is to be different from the network that was trained is changed in torch, before the exporter
-sees it (`deployable`, and half precision in `graph_from_network`): what torch computes then is what
-the file holds, and both can be compared. Nothing is known here of files or of the card.
+All changes to the trained network (`deployable`, and half precision in `graph_from_network`) are
+made in torch before the export, so that torch and the file compute the same and can be compared.
+This module reads and writes no file and no card.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from torch.export import Dim
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cyclegan_batch.errors import BackendError
-from cyclegan_batch.frames import SizeRequirements
+from cyclegan_batch.frames import BatchShape, SizeRequirements
 from cyclegan_batch.models.networks import InstanceNorm
+from cyclegan_batch.wording import first_line
 
 from . import OPSET
-
-Shape = tuple[int, int, int]
-"""N, H, W."""
 
 
 def deployable(network: nn.Module) -> nn.Module:
     """Return a copy of ``network`` that computes the same with fewer layers, in eval mode.
 
-    BatchNorm goes into the convolution before it. The bias of a convolution before an InstanceNorm
-    goes: the norm takes every constant away again, and half precision is spared its size.
+    BatchNorm is folded into the convolution before it. The bias of a convolution before an
+    InstanceNorm is removed: the norm subtracts every constant, and a large bias would cost half
+    precision accuracy.
     """
     copied = copy.deepcopy(network).eval()
     for (name, module), (next_name, following) in pairwise(list(_layers(copied))):
@@ -41,8 +40,8 @@ def deployable(network: nn.Module) -> nn.Module:
         if isinstance(following, InstanceNorm):
             module.bias = None
         elif isinstance(following, nn.BatchNorm2d | nn.SyncBatchNorm):
-            turned = isinstance(module, nn.ConvTranspose2d)
-            copied.set_submodule(name, fuse_conv_bn_eval(module, following, transpose=turned))
+            transposed = isinstance(module, nn.ConvTranspose2d)
+            copied.set_submodule(name, fuse_conv_bn_eval(module, following, transpose=transposed))
             copied.set_submodule(next_name, nn.Identity())
     return copied
 
@@ -53,18 +52,18 @@ def graph_from_network(
     *,
     channels: int,
     half: bool = False,
-    shape: Shape | None = None,
+    shape: BatchShape | None = None,
 ) -> onnx.ModelProto:
     """Export a `deployable` network: one input ``image``, one output ``picture``, NCHW in [-1, 1].
 
     ``half``: weights, convolutions, input and output are float16; InstanceNorm stays float32, with
     a Cast before and behind it. ``shape`` fixes all axes; None leaves N free, and H and W free as
-    multiples of what ``sizes`` say. Nothing of the machine it was made on is left in the graph, and
-    the same network gives the same bytes. Raises BackendError.
+    multiples according to ``sizes``. The graph holds no trace of the machine that made it, and the
+    same network gives the same bytes. Raises BackendError.
     """
     if half:
         network = copy.deepcopy(network).half()
-    example: Shape = shape or (2, *_two_sides(sizes))
+    example: BatchShape = shape or (2, *_two_sides(sizes))
     image = torch.zeros(example[0], channels, *example[1:], dtype=torch.half if half else None)
     free = None
     if shape is None:
@@ -86,8 +85,8 @@ def graph_from_network(
         )
     except torch.onnx.OnnxExporterError as error:
         raise BackendError(
-            f"torch {torch.__version__} does not export this network: "
-            f"{str(error).strip().partition(chr(10))[0]}; install the versions of constraints.txt"
+            f"torch {torch.__version__} does not export this network: {first_line(error)}; "
+            "install the versions of constraints.txt"
         ) from error
     assert program is not None
     proto: onnx.ModelProto = program.model_proto
@@ -96,21 +95,21 @@ def graph_from_network(
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that compute, in the order in which they do."""
+    """Yield the modules that compute, in the order of the computation."""
     for name, module in network.named_modules():
         if not any(True for _ in module.children()):
             yield name, module
 
 
 def _two_sides(sizes: SizeRequirements) -> tuple[int, int]:
-    """Return two sides that differ, above the minimum: the exporter takes equal ones for one."""
+    """Return two different sides above the minimum: the exporter would unify equal ones."""
     step = sizes.multiple_of
     first = (sizes.minimum // step + 1) * step
     return first, first + step
 
 
 def _strip(proto: onnx.ModelProto) -> None:
-    """Remove what the exporter says of itself: names of source files, lines and stack traces."""
+    """Remove the exporter's traces: names of source files, lines and stack traces."""
     from cyclegan_batch import __version__
 
     graph = proto.graph

@@ -1,11 +1,11 @@
-"""A contract graph in INT8: which convolutions are quantised, by what ranges, whether it pays.
+"""Quantise a contract graph to INT8, where it stays accurate and is faster than FP32.
 
-QDQ nodes around convolutions, by onnxruntime's quantiser: signed, symmetric, weights per channel.
-The output of a convolution stays float, since the norm behind it divides by its spread (tried on
-two trained generators: 7 to 8 dB); so do biases, which TensorRT wants in float.
+onnxruntime's quantiser puts QDQ nodes around the convolutions: signed, symmetric, with weights per
+channel. The outputs of convolutions stay float, since the norm behind divides by their spread (on
+two trained generators this gained 7 to 8 dB); so do the biases, which TensorRT requires in float.
 
-Some networks lose their picture so. `worth_it` leaves the convolutions float that harm it most, and
-gives nothing where what is left is no faster than FP32.
+Some networks lose accuracy by that. `best_int8_graph` keeps the most harmful convolutions float,
+and refuses to quantise where the rest is no faster than FP32.
 """
 
 from __future__ import annotations
@@ -26,42 +26,40 @@ import numpy as np
 import onnx
 
 from cyclegan_batch.backends import Backend, open_backend
-from cyclegan_batch.errors import (
-    BackendError,
-    CycleganBatchError,
-    ModelError,
-    missing_extra,
-)
+from cyclegan_batch.errors import BackendError, CycleganBatchError, ModelError, missing_extra
 from cyclegan_batch.frames import Pixels, as_pixel_type
+from cyclegan_batch.models.card_metadata import CardFields
 from cyclegan_batch.models.contract import INPUT, image_axes
-from cyclegan_batch.models.model import CardFields, Model, model_from_contract
+from cyclegan_batch.models.model import Model, model_from_contract
 from cyclegan_batch.models.parity import CLASSES, LIMITS, REQUIRED_CLASS, Parity, parity
-from cyclegan_batch.wording import printable
+from cyclegan_batch.wording import first_line, printable
 
 CALIBRATION_FRAMES = 16
 
 GAIN = 1.05
-"""INT8 must be so many times as fast as FP32: below it is noise, and FP32 draws the better
-picture."""
+"""The rate that INT8 must exceed, where FP32 is 1: a smaller gain is noise, and FP32 is more
+accurate."""
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 _PERCENTILE = 99.99
-"""Of the calibration's values that a range holds. Tried: the horse→zebra generator reaches 24 dB
-with all of them, 26 with 99.999 %, 29 with 99.99 % and 23 with 99.9 %, each with every convolution
-quantised; entropy takes minutes."""
+"""The share, in percent, of the calibration's values that a range holds. The horse→zebra generator,
+with every convolution quantised, reaches 24 dB with all values, 26 with 99.999 %, 29 with 99.99 %
+and 23 with 99.9 %; the entropy method takes minutes."""
 
-_RANKED_ON = 2
-"""Frames on which each convolution is tried alone."""
+_RANKING_FRAMES = 2
+"""The number of frames on which each convolution is tried alone."""
 
-_TURNS = 7
-"""How often each file runs in the measurement of rates, in turn; the median counts."""
+_ROUNDS = 7
+"""How often the files run in turn to measure their rates; the median counts."""
 
-_NAMED = 3
-"""As many of the layers that stay float are named in a line of the table."""
+_NAMES_PER_LINE = 3
+"""The most layers that a line of the table names."""
 
 _PER_CHANNEL_OPSET = 13
-"""The first whose DequantizeLinear has an axis."""
+"""The first opset whose DequantizeLinear has an axis."""
+
+_REMEDY = "export it in fp32, or run an fp32 file in bf16"
 
 
 @dataclass(frozen=True)
@@ -76,34 +74,34 @@ class Layer:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of one choice of the layers that stay float."""
+    """The measurements of one choice of the layers that stay float."""
 
-    kept: tuple[Layer, ...]
-    """Those that stay float, the most harmful first."""
+    float_layers: tuple[Layer, ...]
+    """The most harmful first."""
     parity: Parity
-    """The worse of onnxruntime's and of the runtime that a translation takes."""
+    """The worse of onnxruntime's and that of the runtime that a translation uses."""
     rate: float
-    """Frames per second of one thread against FP32, side by side in the same runtime."""
+    """Frames per second of one thread, relative to FP32 on the same runtime."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Several files on one runtime, side by side."""
+    """The rates of several files on one runtime."""
 
     runtime: str
     rates: list[float]
-    """Frames per second against the first file."""
+    """Frames per second, relative to the first file."""
     bf16: tuple[Parity, float] | None
-    """The same of the first file in bf16, where the CPU has it."""
+    """Parity and rate of the first file in bf16, where the CPU supports that."""
 
 
 class Calibrated:
-    """A float contract graph, and the range of every convolution's input."""
+    """A float contract graph and the range of every convolution's input."""
 
     def __init__(self, path: Path, contract: onnx.ModelProto, frames: Pixels) -> None:
-        """Run ``frames`` (uint8, of one size that the graph takes) through the graph.
+        """Run ``frames`` (uint8, of one size that the graph accepts) through the graph.
 
-        ``path`` is the name that messages say. Raises ModelError, BackendUnavailableError.
+        Messages name the file ``path``. Raises ModelError, BackendUnavailableError.
         """
         self._contract = contract
         self._graph = _with_shapes(path, contract, frames)
@@ -115,8 +113,8 @@ class Calibrated:
             )
         self._ranges = _ranges(path, self._graph, frames)
 
-    def quantised(self, kept: Collection[Layer] = ()) -> onnx.ModelProto:
-        """Return the contract graph with every convolution quantised but those ``kept``."""
+    def quantised(self, float_layers: Collection[Layer] = ()) -> onnx.ModelProto:
+        """Return the contract graph with every convolution quantised but ``float_layers``."""
         tools = _quantisation("qdq_quantizer")
         signed = _quantisation("quant_utils").QuantType.QInt8
         quantiser = tools.QDQQuantizer(
@@ -126,7 +124,7 @@ class Calibrated:
             signed,
             signed,
             self._ranges,
-            [layer.node for layer in self.layers if layer not in kept],
+            [layer.node for layer in self.layers if layer not in float_layers],
             [],
             list(_CONVOLUTIONS),
             {
@@ -138,7 +136,8 @@ class Calibrated:
         )
         quantiser.quantize_model()
         quantiser.model.topological_sort()
-        # The quantiser writes its own name, and shapes of the calibration's frames.
+        # Only the graph is taken over: the quantiser also writes its own name, and the shapes of
+        # the calibration's frames.
         out = onnx.ModelProto()
         out.CopyFrom(self._contract)
         out.graph.CopyFrom(quantiser.model.model.graph)
@@ -152,7 +151,7 @@ class Calibrated:
         return out
 
 
-def worth_it(
+def best_int8_graph(
     path: Path,
     calibrated: Calibrated,
     contract: onnx.ModelProto,
@@ -161,64 +160,69 @@ def worth_it(
     reference: Pixels,
     say: Callable[[str], None],
 ) -> onnx.ModelProto:
-    """Return the fastest INT8 graph that draws ``reference`` from ``frames`` well enough.
+    """Return the fastest INT8 graph whose translation of ``frames`` is close to ``reference``.
 
-    ``contract`` and ``card`` are of the graph in FP32, ``path`` is what messages call it; ``say``
-    is told the table of what was tried. Raises ModelError where nothing reaches the class of INT8,
-    or nothing that does is faster than FP32 by `GAIN`.
+    ``contract`` and ``card`` are of the graph in FP32. Messages name the file ``path``; ``say``
+    receives the table of what was tried. Raises ModelError where no choice of layers reaches the
+    class of INT8, or where none that does is faster than FP32 by `GAIN`.
     """
-    needed, total = REQUIRED_CLASS["int8"], len(calibrated.layers)
+    required, total = REQUIRED_CLASS["int8"], len(calibrated.layers)
     in_int8: CardFields = {**card, "precision": "int8"}
 
-    def model(kept: Sequence[Layer]) -> Model:
-        return model_from_contract(path, calibrated.quantised(kept), **in_int8)
+    def model(float_layers: Sequence[Layer]) -> Model:
+        return model_from_contract(path, calibrated.quantised(float_layers), **in_int8)
 
-    found = {0: _worst_parity(model(()), frames, reference)}
+    parities = {0: _worst_parity(model(()), frames, reference)}
     ranked: list[Layer] = []
 
     def enough(count: int) -> bool:
-        found[count] = _worst_parity(model(ranked[:count]), frames, reference)
-        return found[count].reaches(needed)
+        parities[count] = _worst_parity(model(ranked[:count]), frames, reference)
+        return parities[count].reaches(required)
 
-    if not found[0].reaches(needed):
+    if not parities[0].reaches(required):
         say(
-            f"int8 everywhere is {found[0].psnr:.1f} dB, where {LIMITS[needed]} are needed: trying "
-            f"which of {total} convolutions must stay fp32"
+            f"int8 everywhere is {parities[0].psnr:.1f} dB, where {LIMITS[required]} are needed: "
+            f"trying which of {total} convolutions must stay fp32"
         )
-        ranked += _ranked(calibrated, model, frames[:_RANKED_ON], reference[:_RANKED_ON])
+        first = slice(_RANKING_FRAMES)
+        ranked += _ranked(calibrated, model, frames[first], reference[first])
         fewest = _fewest(total, enough)
-        found = {n: found[n] for n in sorted(found) if fewest is None or n <= fewest}
+        parities = {n: parities[n] for n in sorted(parities) if fewest is None or n <= fewest}
     exact = model_from_contract(path, copy.deepcopy(contract), **card)
-    measured = _measured([exact, *(model(ranked[:count]) for count in found)], frames, reference)
+    models = [exact, *(model(ranked[:count]) for count in parities)]
+    measured = _measured(models, frames, reference)
     rows = [
-        Row(tuple(ranked[:count]), found[count], rate)
-        for count, rate in zip(found, measured.rates[1:], strict=True)
+        Row(tuple(ranked[:count]), parities[count], rate)
+        for count, rate in zip(parities, measured.rates[1:], strict=True)
     ]
     for line in _table(rows, total, measured):
         say(line)
-    good = [row for row in rows if row.parity.reaches(needed)]
-    best = max(good, key=lambda row: row.rate, default=None)
+    return calibrated.quantised(_best_row(path, rows, total, measured.runtime).float_layers)
+
+
+def _best_row(path: Path, rows: Sequence[Row], total: int, runtime: str) -> Row:
+    """Return the fastest row that reaches the class of INT8. Raises ModelError."""
+    required = REQUIRED_CLASS["int8"]
+    accurate = [row for row in rows if row.parity.reaches(required)]
+    best = max(accurate, key=lambda row: row.rate, default=None)
     if best is None:
-        most = rows[-1]
+        last = rows[-1]
         raise ModelError(
-            f"{printable(path)}: not written: with {len(most.kept)} of {total} convolutions left "
-            f"in fp32, int8 is still {most.parity.psnr:.1f} dB where {needed} is expected "
-            f"({LIMITS[needed]}); {_INSTEAD}"
+            f"{printable(path)}: not written: with {len(last.float_layers)} of {total} "
+            f"convolutions left in fp32, int8 is still {last.parity.psnr:.1f} dB where {required} "
+            f"is expected ({LIMITS[required]}); {_REMEDY}"
         )
     if best.rate <= GAIN:
-        other = "" if measured.runtime == "openvino" else "install OpenVINO, which gains more, or "
+        other = "" if runtime == "openvino" else "install OpenVINO, which gains more, or "
         raise ModelError(
-            f"{printable(path)}: not written: int8 is {needed} with {len(best.kept)} of {total} "
-            f"convolutions left in fp32, and then {best.rate:.2f} times as fast as fp32 on "
-            f"{measured.runtime}, where more than {GAIN} is expected; {other}{_INSTEAD}"
+            f"{printable(path)}: not written: int8 is {required} with {len(best.float_layers)} of "
+            f"{total} convolutions left in fp32, and then {best.rate:.2f} times as fast as fp32 on "
+            f"{runtime}, where more than {GAIN} is expected; {other}{_REMEDY}"
         )
-    return calibrated.quantised(best.kept)
+    return best
 
 
-_INSTEAD = "export it in fp32, or run an fp32 file in bf16"
-
-
-# Which layers
+# Which layers stay float
 
 
 def _ranked(
@@ -227,10 +231,9 @@ def _ranked(
     frames: Pixels,
     reference: Pixels,
 ) -> list[Layer]:
-    """Return the layers, those first whose quantisation alone harms most.
+    """Return the layers, the one whose quantisation alone harms most first.
 
-    Harm is the mean square error, which adds up over layers as far as they do not know of each
-    other.
+    Harm is the mean square error, which adds up over layers as far as their errors are independent.
     """
     harm: dict[Layer, float] = {}
     for layer in calibrated.layers:
@@ -242,7 +245,7 @@ def _ranked(
 def _fewest(total: int, enough: Callable[[int], bool]) -> int | None:
     """Return the fewest layers, of ``total``, to keep float; None where all but one do not help.
 
-    In doubled steps, then by halves: each try costs seconds.
+    The count is doubled, then bisected, since each try takes seconds.
     """
     below, count = 0, 1
     while count < total and not enough(count):
@@ -266,80 +269,82 @@ def _fewest(total: int, enough: Callable[[int], bool]) -> int | None:
 def _parity(
     model: Model, frames: Pixels, reference: Pixels, runtime: str = "onnxruntime"
 ) -> Parity:
-    """Return how close ``model`` comes on the CPU, by the runtime that the gate asks or another."""
-    opened = open_backend(model, backend=runtime, device="cpu")
+    """Return the parity of ``model`` on the CPU, by the runtime of the gate or another."""
+    backend = open_backend(model, backend=runtime, device="cpu")
     try:
-        return parity(_translated(opened, frames), reference)
+        return parity(_translated(backend, frames), reference)
     finally:
-        opened.close()
+        backend.close()
 
 
 def _worst_parity(model: Model, frames: Pixels, reference: Pixels) -> Parity:
-    """Return how close ``model`` comes, by the gate's runtime and by a translation's, the worse."""
+    """Return the worse of the parities by the gate's runtime and by a translation's."""
     return min(
         (_parity(model, frames, reference, runtime) for runtime in ("onnxruntime", "auto")),
-        key=lambda found: (-CLASSES.index(found.cls), found.psnr),
+        key=lambda measured: (-CLASSES.index(measured.cls), measured.psnr),
     )
 
 
 def _measured(models: Sequence[Model], frames: Pixels, reference: Pixels) -> Measured:
-    """Run each model on the runtime that a translation on this machine's CPU takes, in turn.
+    """Measure the models in turn on the runtime that a translation on this machine's CPU uses.
 
-    The first is the FP32 file. It runs in bf16 besides where it can. What counts is the processor's
-    time on one thread, which is what a frame costs a translation: by the clock a busy machine gave
-    one file rates from 0.9 to 1.6.
+    The first model is the FP32 file, which also runs in bf16 where the CPU supports it. The measure
+    is the processor's time of one thread, which is what a frame costs a translation: by wall time,
+    a busy machine gave one file rates from 0.9 to 1.6.
     """
-    opened = [open_backend(model, device="cpu", threads=1) for model in models]
+    backends = [open_backend(model, device="cpu", threads=1) for model in models]
     with contextlib.suppress(BackendError, ModelError):
-        opened.append(open_backend(models[0], device="cpu", precision="bf16", threads=1))
+        backends.append(open_backend(models[0], device="cpu", precision="bf16", threads=1))
     try:
-        found = [parity(_translated(each, frames), reference) for each in opened[len(models) :]]
-        seconds: list[list[float]] = [[] for _ in opened]
-        for turn in range(_TURNS):
-            frame = frames[turn % len(frames)][np.newaxis]
-            given = as_pixel_type(frame, models[0].card.pixel_type)
-            for backend, taken in zip(opened, seconds, strict=True):
-                begun = time.process_time()
-                backend.infer(given)
-                taken.append(time.process_time() - begun)
-        medians = [statistics.median(taken) for taken in seconds]
-        rates = [medians[0] / each for each in medians]
-        bf16 = (found[0], rates.pop()) if found else None
-        return Measured(opened[0].name, rates, bf16)
+        in_bf16 = backends[len(models) :]
+        bf16_parities = [parity(_translated(each, frames), reference) for each in in_bf16]
+        seconds: list[list[float]] = [[] for _ in backends]
+        for round_ in range(_ROUNDS):
+            frame = frames[round_ % len(frames)][np.newaxis]
+            pixels = as_pixel_type(frame, models[0].card.pixel_type)
+            for backend, times in zip(backends, seconds, strict=True):
+                start = time.process_time()
+                backend.infer(pixels)
+                times.append(time.process_time() - start)
+        medians = [statistics.median(times) for times in seconds]
+        rates = [medians[0] / median for median in medians]
+        bf16 = (bf16_parities[0], rates.pop()) if bf16_parities else None
+        return Measured(backends[0].name, rates, bf16)
     finally:
-        for each in opened:
-            each.close()
+        for backend in backends:
+            backend.close()
 
 
-def _translated(opened: Backend, frames: Pixels) -> Pixels:
-    return opened.infer(as_pixel_type(frames, opened.card.pixel_type))
+def _translated(backend: Backend, frames: Pixels) -> Pixels:
+    return backend.infer(as_pixel_type(frames, backend.card.pixel_type))
 
 
 def _table(rows: Sequence[Row], total: int, measured: Measured) -> list[str]:
-    """Return what was tried, a line for each choice."""
+    """Return the measurements as lines, one for each choice of layers."""
     lines = [f"convolutions in fp32 | PSNR | class | rate on {measured.runtime}'s CPU against fp32"]
     for row in rows:
-        names = [layer.name for layer in row.kept[:_NAMED]]
-        if len(row.kept) > _NAMED:
-            names.append(f"{len(row.kept) - _NAMED} more")
-        kept = f"{len(row.kept)} of {total}" + (f" ({', '.join(names)})" if names else "")
-        lines.append(f"{kept} | {_figures(row.parity, row.rate)}")
+        count = len(row.float_layers)
+        names = [layer.name for layer in row.float_layers[:_NAMES_PER_LINE]]
+        if count > _NAMES_PER_LINE:
+            names.append(f"{count - _NAMES_PER_LINE} more")
+        layers = f"{count} of {total}" + (f" ({', '.join(names)})" if names else "")
+        lines.append(f"{layers} | {_figures(row.parity, row.rate)}")
     if measured.bf16 is not None:
         lines.append(f"all, the fp32 file run in bf16 | {_figures(*measured.bf16)}")
     return lines
 
 
-def _figures(found: Parity, rate: float) -> str:
-    return f"{found.psnr:.1f} dB | {found.cls} | {rate:.2f}"
+def _figures(measured: Parity, rate: float) -> str:
+    return f"{measured.psnr:.1f} dB | {measured.cls} | {rate:.2f}"
 
 
 # The graph
 
 
 def _layers(graph: onnx.ModelProto) -> list[Layer]:
-    """Return the convolutions whose weights lie in the graph, in float32."""
+    """Return the convolutions whose weights are in the graph, in float32."""
     weights = {weight.name: weight for weight in graph.graph.initializer}
-    found = []
+    layers = []
     for node in graph.graph.node:
         if node.op_type not in _CONVOLUTIONS:
             continue
@@ -347,20 +352,20 @@ def _layers(graph: onnx.ModelProto) -> list[Layer]:
         if weight is None or weight.data_type != onnx.TensorProto.FLOAT:
             continue
         name = weight.name.removeprefix("generator/").removesuffix(".weight")
-        found.append(Layer(node.name, name))
-    return found
+        layers.append(Layer(node.name, name))
+    return layers
 
 
 def _with_shapes(path: Path, contract: onnx.ModelProto, frames: Pixels) -> onnx.ModelProto:
-    """Return a copy in which nodes have names, and tensors their shape for one of ``frames``."""
+    """Return a copy in which every node has a name, and every tensor its shape for one frame."""
     graph = onnx.ModelProto()
     graph.CopyFrom(contract)
     for number, node in enumerate(graph.graph.node):
         node.name = node.name or f"generator/{number}_{node.op_type}"
-    (entry,) = (value for value in graph.graph.input if value.name == INPUT)
-    batch, _, _ = image_axes(entry, "nhwc")
+    (graph_input,) = (value for value in graph.graph.input if value.name == INPUT)
+    batch, _, _ = image_axes(graph_input, "nhwc")
     for axis, length in zip(
-        entry.type.tensor_type.shape.dim, (batch or 1, *frames.shape[1:]), strict=True
+        graph_input.type.tensor_type.shape.dim, (batch or 1, *frames.shape[1:]), strict=True
     ):
         axis.dim_value = length
     graph.graph.output[0].type.tensor_type.ClearField("shape")
@@ -369,11 +374,10 @@ def _with_shapes(path: Path, contract: onnx.ModelProto, frames: Pixels) -> onnx.
         if opset < _PER_CHANNEL_OPSET:
             graph = onnx.version_converter.convert_version(graph, _PER_CHANNEL_OPSET)
         return onnx.shape_inference.infer_shapes(graph, strict_mode=True, data_prop=True)
-    # The converter knows only RuntimeError.
+    # The converter raises only RuntimeError.
     except (RuntimeError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(
-            f"{printable(path)}: cannot be quantised: {str(error).strip().partition(chr(10))[0]}; "
-            "export it in fp32"
+            f"{printable(path)}: cannot be quantised: {first_line(error)}; export it in fp32"
         ) from error
 
 
@@ -388,16 +392,16 @@ class _Reader:
 
 
 def _ranges(path: Path, graph: onnx.ModelProto, frames: Pixels) -> Any:
-    """Return the range of every convolution's input and output, as the quantiser wants it."""
+    """Return the range of every convolution's input and output, in the quantiser's own type."""
     tools = _quantisation("calibrate")
-    (entry,) = (value for value in graph.graph.input if value.name == INPUT)
-    element = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type)
+    (graph_input,) = (value for value in graph.graph.input if value.name == INPUT)
+    element = onnx.helper.tensor_dtype_to_np_dtype(graph_input.type.tensor_type.elem_type)
     pixels = as_pixel_type(frames, "uint8" if element == np.uint8 else "float16")
-    batch = entry.type.tensor_type.shape.dim[0].dim_value
+    batch = graph_input.type.tensor_type.shape.dim[0].dim_value
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
-            # It prints a line for every frame.
+            # The calibrator prints a line for every frame.
             contextlib.redirect_stdout(io.StringIO()),
         ):
             onnx.save(graph, Path(folder) / "float.onnx")
@@ -408,7 +412,7 @@ def _ranges(path: Path, graph: onnx.ModelProto, frames: Pixels) -> Any:
                 calibrate_method=tools.CalibrationMethod.Percentile,
                 extra_options={"percentile": _PERCENTILE, "symmetric": True},
             )
-            # One at a time: all that a call is given, it keeps in memory.
+            # One frame a call: the calibrator keeps the values of a whole call in memory.
             for frame in pixels:
                 calibrator.collect_data(_Reader(np.repeat(frame[np.newaxis], batch, axis=0)))
             return calibrator.compute_data()
@@ -416,8 +420,8 @@ def _ranges(path: Path, graph: onnx.ModelProto, frames: Pixels) -> Any:
         raise
     except Exception as error:
         raise ModelError(
-            f"{printable(path)}: cannot be calibrated: onnxruntime says "
-            f"{str(error).strip().partition(chr(10))[0]}; export it in fp32"
+            f"{printable(path)}: cannot be calibrated: onnxruntime reports {first_line(error)}; "
+            "export it in fp32"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Pictures to measure a file on: those that the user names, a run's own, or computed ones."""
+"""The frames that a file is measured on: from named files, from a run's data, or computed."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ from cyclegan_batch.media import first_frame
 from cyclegan_batch.media.formats import IMAGE_FORMATS, PIPE, VIDEO_SUFFIXES, natural_key
 from cyclegan_batch.media.pictures import decode_picture
 from cyclegan_batch.models.parity import natural_frames
-from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.models.run_folder import DESCRIPTION
+from cyclegan_batch.options import Direction, TranslateOptions
 from cyclegan_batch.wording import printable
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Frames of one size, and where they are from."""
+    """Frames of one size, and their origin."""
 
     frames: Pixels
     """``(count, H, W, 3)`` uint8."""
-    said: str
-    """What they are, in words: ``4 computed frames``."""
+    description: str
+    """The frames in words: ``4 computed frames``."""
 
 
-def samples_for(named: Path | None, checkpoint: Path, size: Size, count: int) -> Samples:
+def samples_for(
+    named: Path | None, source: Path, direction: Direction | None, size: Size, count: int
+) -> Samples:
     """Return ``count`` frames of ``size`` to measure a generator on.
 
-    From ``named`` (a picture, a video, or a folder of them); else from the folder of pictures that
-    the run of ``checkpoint`` was trained on, where it is still there; else computed. Raises
-    InputError where ``named`` holds no picture.
+    They are from ``named`` (an image, a video, or a folder of them); else from the images that the
+    run around ``source`` was trained on, where they are still there; else computed. ``direction``
+    is the generator's, AtoB where unknown. Raises InputError where ``named`` holds no image.
     """
     if named is not None:
         return Samples(frames_from_files(named, size, count), f"{count} given frames")
-    folder = _folder_of_run(checkpoint)
+    folder = _data_folder(source, direction)
     if folder is not None:
-        # Moved or emptied since, it is not asked for.
+        # Where the folder is now without images, frames are computed.
         with contextlib.suppress(InputError):
             return Samples(frames_from_files(folder, size, count), f"{count} frames of its run")
     return Samples(natural_frames(size, count), f"{count} computed frames")
@@ -50,42 +53,42 @@ def samples_for(named: Path | None, checkpoint: Path, size: Size, count: int) ->
 def frames_from_files(path: Path, size: Size, count: int) -> Pixels:
     """Return ``count`` frames, evenly spread over ``path``: ``(count, H, W, 3)`` uint8.
 
-    ``path`` is a picture, a video, or a folder of them. Each frame is cut to the shape of ``size``
-    about its middle and resized. Where there are fewer pictures than ``count``, some are taken
-    several times. Raises InputError.
+    ``path`` is an image, a video, or a folder of them. Each frame is cropped about its middle to
+    the proportions of ``size`` and resized. Where there are fewer images than ``count``, some are
+    used several times. Raises InputError.
     """
     files = _media_files(path)
     if not files:
         raise InputError(
-            f"{printable(path)}: no picture and no video in it; name a folder, a picture or a video"
+            f"{printable(path)}: no image and no video in it; name a folder, an image or a video"
         )
     frames = np.empty((count, *size, 3), np.uint8)
     for number in range(count):
         place = (number + 0.5) / count * len(files)
-        picture = _picture(files[int(place)], place - int(place))
-        frames[number] = _cut(picture, size)
+        image = _image(files[int(place)], place - int(place))
+        frames[number] = _cropped(image, size)
     return frames
 
 
 def _media_files(path: Path) -> Sequence[Path]:
     if not path.is_dir():
         return [path]
-    known = IMAGE_FORMATS.keys() | VIDEO_SUFFIXES
+    suffixes = IMAGE_FORMATS.keys() | VIDEO_SUFFIXES
     try:
-        found = [
+        files = [
             file
             for file in path.rglob("*")
-            if file.suffix.lower() in known and not file.name.startswith(".") and file.is_file()
+            if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file()
         ]
     except OSError as error:
         raise InputError(
             f"{printable(path)}: cannot be read: {error.strerror}; check the folder"
         ) from error
-    return sorted(found, key=natural_key)
+    return sorted(files, key=natural_key)
 
 
-def _picture(path: Path, place: float) -> Pixels:
-    """Return the picture at ``path``, or the one at ``place`` (0..1) of a video."""
+def _image(path: Path, place: float) -> Pixels:
+    """Return the image at ``path``, or the frame at ``place`` (0..1) of a video."""
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return _frame_of_video(path, place)
     try:
@@ -104,28 +107,29 @@ def _frame_of_video(path: Path, place: float) -> Pixels:
 
     seconds = float(probe(path).duration or 0) * place
     options = TranslateOptions(ss=seconds, frames=1)
-    # Its output is never written: a pipe is the one that needs no encoder.
+    # Nothing is written; a pipe is the only output that needs no encoder.
     source = VideoSource(plan_video(path, PIPE, options, pixel_type="uint8"))
     return first_frame(source, f"{printable(path)} at {seconds:.2f} s")
 
 
-def _cut(picture: Pixels, size: Size) -> Pixels:
-    """Return the largest part about the middle that has the shape of ``size``, resized to it."""
-    height, width = picture.shape[:2]
+def _cropped(image: Pixels, size: Size) -> Pixels:
+    """Return the largest part about the middle with the proportions of ``size``, resized to it."""
+    height, width = image.shape[:2]
     scale = min(height / size[0], width / size[1])
     content = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     top, left = (height - content[0]) // 2, (width - content[1]) // 2
-    part = picture[top : top + content[0], left : left + content[1]]
+    part = image[top : top + content[0], left : left + content[1]]
     return Geometry(content, size, size).into_network(part)
 
 
-def _folder_of_run(checkpoint: Path) -> Path | None:
-    """Return the folder of the pictures that the run around ``checkpoint`` translates."""
-    for folder in checkpoint.resolve().parents[:3]:
+def _data_folder(source: Path, direction: Direction | None) -> Path | None:
+    """Return the folder of the images that the run around ``source`` learnt to translate."""
+    domain = "B" if direction == "BtoA" else "A"
+    for run in source.resolve().parents[:3]:
         try:
-            said = json.loads((folder / "run.json").read_text())["data"]
-            named = Path(said["B" if "_B" in checkpoint.name else "A"]["folder"])
+            description = json.loads((run / DESCRIPTION).read_text())
+            data = Path(description["data"][domain]["folder"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        return named if named.is_dir() else None
+        return data if data.is_dir() else None
     return None

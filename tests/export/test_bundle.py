@@ -300,6 +300,24 @@ def test_the_command_writes_a_bundle_for_the_size_it_was_trained_at(tmp_path: Pa
     assert "--version-compatible: for an engine only" in done.output
 
 
+def test_messages_name_the_file_in_the_bundle_and_never_the_temporary_folder(
+    tmp_path: Path,
+) -> None:
+    sentences: list[str] = []
+    export_bundle(
+        generators.foreign(tmp_path / "f.onnx"),
+        tmp_path / "b",
+        target="generic",
+        precision="fp32",
+        say=sentences.append,
+    )
+    assert f"{tmp_path / 'b' / 'model.onnx'}: fp32, 0.0 MB, exact: " in "\n".join(sentences)
+    assert ".partial" not in "\n".join(sentences)
+    free = generators.invert(tmp_path / "free.onnx", multiple_of="4")
+    with pytest.raises(ModelError, match=r"opt-shape 1,9,9: .*free\.onnx does not accept it"):
+        export_bundle(free, tmp_path / "c", target="generic", opt_shape=(1, 9, 9))
+
+
 def test_a_folder_of_something_else_is_never_overwritten_errors(tmp_path: Path) -> None:
     model = generators.invert(tmp_path / "invert.onnx")
     (tmp_path / "b").mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,7 @@ OPTIONS = TranslateOptions
 
 
 class Exporter:
-    """Stands for `export_onnx`: counts, and writes a generator that changes nothing."""
+    """Stands for `build_onnx`: counts, and returns a generator that changes nothing."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
@@ -42,8 +43,9 @@ class Exporter:
         self.asked.append({"source": source, **asked})
         if self.fails is not None:
             raise self.fails
-        generators.identity(output)
-        return SimpleNamespace(card=open_model(output).card, notes=(Note("g.pth", "a note"),))
+        with tempfile.TemporaryDirectory() as folder:
+            model = open_model(generators.identity(Path(folder) / output.name))
+        return SimpleNamespace(model=model, notes=(Note("g.pth", "a note"),))
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> Exporter:
 
     exporter = Exporter()
     monkeypatch.setattr("cyclegan_export.onnx_export.check_exporter", check)
-    monkeypatch.setattr("cyclegan_export.onnx_export.export_onnx", exporter)
+    monkeypatch.setattr("cyclegan_export.onnx_export.build_onnx", exporter)
     return exporter
 
 
@@ -92,7 +94,7 @@ def test_other_weights_direction_precision_opset_or_version_are_another_file(
         found.add(cached_export(path, cache_dir=folder)[0])
     monkeypatch.undo()
     path.write_bytes(path.read_bytes() + b"\0")
-    monkeypatch.setattr("cyclegan_export.onnx_export.export_onnx", exporter)
+    monkeypatch.setattr("cyclegan_export.onnx_export.build_onnx", exporter)
     found.add(cached_export(path, cache_dir=folder)[0])
     assert len(found) == len(exporter.asked) == 6
 

@@ -29,7 +29,7 @@ pytest.importorskip("onnxscript")
 
 from cyclegan_export import Exported, export_onnx
 from cyclegan_export import onnx_export as exporting
-from cyclegan_export.gate import pass_half_gate, translated_by_torch
+from cyclegan_export.gate import checked_half_arithmetic, translated_by_torch
 from cyclegan_export.graph import deployable
 from cyclegan_export.samples import frames_from_files, samples_for
 
@@ -284,7 +284,7 @@ def test_activations_beyond_half_precision_are_refused_by_their_layer_errors():
         network.model[4].weight *= 1e5
     frames = natural_frames((64, 64), 1)
     with pytest.raises(ModelError, match=r"'model\.4' reaches .*e\+0\d where half .* at 65504"):
-        pass_half_gate(Path("a.onnx"), frames, network=deployable(network), channels=3)
+        checked_half_arithmetic(Path("a.onnx"), frames, network=deployable(network), channels=3)
 
 
 def test_weights_beyond_half_precision_are_refused_errors():
@@ -293,7 +293,7 @@ def test_weights_beyond_half_precision_are_refused_errors():
         network.model[-2].weight[0, 0, 0, 0] = 1e5
     frames = natural_frames((8, 8), 1)
     with pytest.raises(ModelError, match=r"'model\.18\.weight' reaches 1e\+05"):
-        pass_half_gate(Path("a.onnx"), frames, network=deployable(network), channels=3)
+        checked_half_arithmetic(Path("a.onnx"), frames, network=deployable(network), channels=3)
 
 
 def test_onnxruntimes_cpu_computes_half_precision_in_fp32():
@@ -373,16 +373,16 @@ def test_a_run_is_measured_on_its_own_pictures(tmp_path):
     place.mkdir(parents=True)
     described = {"data": {"A": {"folder": "gone"}, "B": {"folder": str(pictures)}}}
     (tmp_path / "run" / "run.json").write_text(json.dumps(described))
-    found = samples_for(None, place / "netG_B.safetensors", (32, 32), 2)
+    found = samples_for(None, place / "netG_B.safetensors", "BtoA", (32, 32), 2)
     assert (found.frames == 77).all()
-    assert found.said == "2 frames of its run"
-    computed = samples_for(None, place / "netG_A.safetensors", (32, 32), 2)
-    assert computed.said == "2 computed frames"
+    assert found.description == "2 frames of its run"
+    computed = samples_for(None, place / "netG_A.safetensors", "AtoB", (32, 32), 2)
+    assert computed.description == "2 computed frames"
 
 
 @pytest.mark.parametrize(
     ("name", "match"),
-    [("empty", "no picture and no video in it"), ("gone.png", r"gone\.png: cannot be read")],
+    [("empty", "no image and no video in it"), ("gone.png", r"gone\.png: cannot be read")],
 )
 def test_samples_that_are_none_errors(tmp_path, name, match):
     (tmp_path / "empty").mkdir()

@@ -427,7 +427,7 @@ def test_pictures_without_int8_errors(tmp_path, pictures):
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("empty", "empty: no picture and no video in it"),
+        ("empty", "empty: no image and no video in it"),
         ("gone", "gone: cannot be read: No such file"),
         ("broken", r"broken/a\.png"),
     ],

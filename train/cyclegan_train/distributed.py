@@ -18,7 +18,7 @@ import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,9 @@ from cyclegan_batch.wording import first_line
 
 _PATIENCE = datetime.timedelta(minutes=30)
 """How long a process waits for another: the slowest may have to decode all images first."""
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,11 @@ class Ranks:
         greatest: list[int] = tensor.tolist()
         return greatest
 
-    def gathered(self, value: Any) -> list[Any] | None:
+    def gathered(self, value: _T) -> list[_T] | None:
         """Return the values of all processes by rank in the first one; None in the others."""
         if self.size == 1:
             return [value]
-        values: list[Any] | None = [None] * self.size if self.first else None
+        values: list[Any] | None = [None] * self.size if self.first else None  # dist is untyped
         with self._together():
             dist.gather_object(value, values)
         return values

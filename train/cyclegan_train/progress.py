@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cyclegan_batch.wording import clock
 
 from .run import Progress, Reading
@@ -43,7 +41,7 @@ def sentence(progress: Progress | Reading) -> str:
     return ", ".join(parts)
 
 
-def state(progress: Progress | Reading) -> dict[str, Any]:
+def state(progress: Progress | Reading) -> dict[str, object]:
     """Return how far a training is, as values for JSON."""
     if isinstance(progress, Reading):
         return {"domain": progress.domain, "read": progress.read, "pictures": progress.count}

@@ -282,6 +282,11 @@ def _check_precision(model: Model, precision: str, backend: str, device: str) ->
             f"{name}: tf32 is an arithmetic of NVIDIA GPUs and was asked for on the CPU; pass "
             "--device cuda, or leave --precision out"
         )
+    if precision == "tf32" and device == "auto" and not nvidia_gpus():
+        raise BackendError(
+            f"{name}: tf32 is an arithmetic of NVIDIA GPUs, and this machine has none; leave "
+            "--precision out"
+        )
     if precision == "tf32" and card.precision == "fp32":
         return
     if model.checkpoint is not None:

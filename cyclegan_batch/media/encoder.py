@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import io
 import os
 import re
@@ -321,14 +322,29 @@ def _first_that_opens(name: str, request: EncoderRequest, extras: Extras) -> Enc
     ) from first_error
 
 
+def _video_encoders() -> list[str]:
+    names = []
+    for name in sorted(av.codecs_available):
+        with contextlib.suppress(ValueError, LookupError):
+            if av.Codec(name, "w").type == "video":
+                names.append(name)
+    return names
+
+
 def _codec(name: str, options: TranslateOptions) -> tuple[av.Codec, list[str]]:
     """Return the encoder and its pixel formats. Raises OutputError for options it cannot have."""
     try:
         codec = av.Codec(name, "w")
     except (ValueError, LookupError) as error:
+        similar = difflib.get_close_matches(name, _video_encoders(), 1, cutoff=0.75)
+        remedy = (
+            f"do you mean {similar[0]}?"
+            if similar
+            else "choose one such as libx264, libx265, libsvtav1, libvpx-vp9 or h264_nvenc"
+        )
         raise OutputError(
-            f"--codec {name} is no encoder of this FFmpeg; choose one such as libx264, libx265, "
-            "libsvtav1, libvpx-vp9 or h264_nvenc (doctor lists those that open)"
+            f"--codec {name} is no encoder of this FFmpeg; {remedy} (cyclegan-batch doctor lists "
+            "those that open)"
         ) from error
     if codec.type != "video":
         raise OutputError(f"--codec {name} encodes {codec.type}; choose a video encoder")

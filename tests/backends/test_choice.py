@@ -108,6 +108,12 @@ def test_what_no_backend_can_do_errors(resnet: Model, asked: dict[str, str], mat
         open_backend(resnet, **asked)  # type: ignore[arg-type]
 
 
+def test_tf32_without_a_gpu_errors(resnet: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cyclegan_batch.backends.nvidia_gpus", lambda: ())
+    with pytest.raises(BackendError, match=r"tf32 .* and this machine has none; leave --precision"):
+        open_backend(resnet, precision="tf32")
+
+
 def test_bf16_or_fp32_of_a_half_precision_file_errors(tmp_path: Path) -> None:
     half = open_model(generators.foreign_resnet(tmp_path / "a.onnx", half=True))
     with pytest.raises(BackendError, match="is fp16, and bf16 is a way to run an fp32 file"):

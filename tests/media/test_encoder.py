@@ -194,6 +194,7 @@ def test_quality_is_said_in_the_words_of_each_encoder(tmp_path):
     ("options", "match"),
     [
         ({"codec": "libx999"}, "--codec libx999 is no encoder of this FFmpeg; choose one such as"),
+        ({"codec": "libx265x"}, r"libx265x is no encoder of this FFmpeg; do you mean libx265\?"),
         ({"codec": "aac"}, "--codec aac encodes audio; choose a video encoder"),
         ({"encoder_opt": {"speed": "1"}}, "libx264 does not take speed; ffmpeg -h encoder=libx264"),
         ({"preset": "warp"}, "libx264 does not open for 64×48.*preset=warp.*change"),

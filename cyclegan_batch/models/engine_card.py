@@ -31,8 +31,6 @@ from .card import ModelCard
 
 CARD_VERSION = 1
 
-Shape = BatchShape  # Until the backends use the name in frames.py.
-
 RECIPE = 1
 """The version of the builder's settings, raised by one whenever they change the engines, so that
 engines in caches are built anew."""

@@ -21,14 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors import BackendError, ModelError
-from ...frames import Pixels
+from ...frames import BatchShape, Pixels
 from ...machine import default_cache_dir
 from ...models.engine_card import (
     Build,
     EngineCard,
     Machine,
     Profile,
-    Shape,
     check_trust,
     is_ours,
     key_error,
@@ -110,7 +109,7 @@ def open_tensorrt(
     *,
     device: str = "auto",
     precision: str = "auto",
-    shapes: Sequence[Shape] = (),
+    shapes: Sequence[BatchShape] = (),
     cache_dir: Path | None = None,
     trust_engine: bool = False,
     say: Say = silent,
@@ -221,7 +220,7 @@ class _Engines:
         with self._lock:
             self._engine = self._cached(profile)
 
-    def covering(self, shape: Shape, stopped: Callable[[], bool]) -> Engine:
+    def covering(self, shape: BatchShape, stopped: Callable[[], bool]) -> Engine:
         """Return an engine that takes frames of ``shape``; build it where there is none.
 
         True from ``stopped`` ends a build. Raises BackendError, ModelError.
@@ -239,7 +238,7 @@ class _Engines:
             self._engine = self._cached(self._widened(shape), stopped)
             return self._engine
 
-    def _widened(self, shape: Shape) -> Profile:
+    def _widened(self, shape: BatchShape) -> Profile:
         """Return the current profile, widened so that it takes ``shape`` and similar shapes.
 
         Its largest sides are rounded up to `_STEP`, its smallest are at most 64. Without a current
@@ -259,7 +258,7 @@ class _Engines:
         return self._builder.cached(self._model, replace(build, profile=profile), stopped)
 
 
-def _profile_of(card: ModelCard, shapes: Sequence[Shape]) -> Profile | None:
+def _profile_of(card: ModelCard, shapes: Sequence[BatchShape]) -> Profile | None:
     """Return the profile that takes all of ``shapes``, tuned for the first; None for none."""
     if card.sizes.fixed and card.batch:
         only = (card.batch, *card.sizes.fixed)
@@ -274,7 +273,7 @@ def _profile_of(card: ModelCard, shapes: Sequence[Shape]) -> Profile | None:
     return profile
 
 
-def _including(profile: Profile, shape: Shape) -> Profile:
+def _including(profile: Profile, shape: BatchShape) -> Profile:
     """Return ``profile``, widened as far as ``shape`` requires."""
     low = tuple(map(min, profile.min, shape))
     high = tuple(map(max, profile.max, shape))

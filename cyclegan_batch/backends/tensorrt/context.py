@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import BackendError, BackendUnavailableError, ModelError, OutOfMemoryError
-from ...frames import Pixels
-from ...models.engine_card import EngineCard, Machine, Profile, Shape
+from ...frames import BatchShape, Pixels
+from ...models.engine_card import EngineCard, Machine, Profile
 from ...models.model import INPUT, OUTPUT, ModelCard
 from ...wording import printable
 from ..common import is_out_of_memory
@@ -99,7 +99,7 @@ class Context:
     def __init__(self, cuda: Cuda, engine: Engine, card: ModelCard) -> None:
         self.engine = engine
         self._cuda, self._card = cuda, card
-        self._shape: Shape | None = None
+        self._shape: BatchShape | None = None
         self._buffers: list[Callable[[], None]] = []
         """A function for each allocated buffer that releases it."""
         self._stream: Any = None
@@ -154,7 +154,7 @@ class Context:
                 self._cuda.call("cudaStreamDestroy", self._stream)
             self._stream = None
 
-    def _prepare(self, shape: Shape, frames: Pixels) -> None:
+    def _prepare(self, shape: BatchShape, frames: Pixels) -> None:
         """Set the shape and allocate its buffers. Raises OutOfMemoryError, BackendError."""
         self._release()
         context = self._context
@@ -206,7 +206,7 @@ class Context:
             with contextlib.suppress(BackendError):
                 self._buffers.pop()()
 
-    def _failed(self, shape: Shape) -> BackendError:
+    def _failed(self, shape: BatchShape) -> BackendError:
         reason = self._errors.words()
         if self._errors.out_of_memory():
             return self._no_memory(shape)
@@ -215,19 +215,19 @@ class Context:
             f"(N,H,W): {reason or 'no reason given'}; try --backend onnxruntime"
         )
 
-    def _no_memory(self, shape: Shape) -> OutOfMemoryError:
+    def _no_memory(self, shape: BatchShape) -> OutOfMemoryError:
         return OutOfMemoryError(
             f"tensorrt: no memory on cuda:{self._cuda.index} for a batch of {shape_words(shape)} "
             "(N,H,W)"
         )
 
 
-def shape_of(frames: Pixels) -> Shape:
+def shape_of(frames: Pixels) -> BatchShape:
     """Return the count, height and width of ``frames``."""
     count, height, width = frames.shape[:3]
     return count, height, width
 
 
-def shape_words(shape: Shape) -> str:
+def shape_words(shape: BatchShape) -> str:
     """Return ``shape`` as ``N,H,W`` for a message."""
     return ",".join(map(str, shape))

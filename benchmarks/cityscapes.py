@@ -33,7 +33,7 @@ from PIL import Image
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "train")]
 
-from cyclegan_train import settings as known  # noqa: E402
+from cyclegan_train import settings as train_settings  # noqa: E402
 from cyclegan_train.charts import curves_png, sheet_png  # noqa: E402
 from cyclegan_train.data import Domain, read_image  # noqa: E402
 from cyclegan_train.evaluation import (  # noqa: E402
@@ -76,7 +76,7 @@ def link_pictures(data: Path, target: Path, held_out: int) -> None:
 def draw_labels(weights: Path, photos: Path, out: Path, side: int, device: torch.device) -> None:
     """Translate the photographs and write the results under their names, as PNG."""
     network = load_generator(weights).network.to(device)
-    config = known.DataConfig(load_size=side, crop_size=side, flip=False)
+    config = train_settings.DataConfig(load_size=side, crop_size=side, flip=False)
     pictures = Domain(photos, config, channels=3, sizes=SizeRequirements(), budget=2**30)
     out.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(pictures), _BATCH):
@@ -190,13 +190,13 @@ def verdict(ignores: bool) -> str:
 def run(given: argparse.Namespace) -> None:
     out: Path = given.out
     link_pictures(given.data, out / "data", given.held_out)
-    values = dict(known.values_from_toml(known.recipe("cityscapes")))
+    values = dict(train_settings.values_from_toml(train_settings.recipe("cityscapes")))
     values |= {"ema": 0.999, "samples": 0, "tensorboard": False, "device": given.device}
     values |= {"save_every_steps": given.every}
     for pair in given.set:
         name, _, text = pair.partition("=")
-        values[name] = known.value_from_text(name, text)
-    settings = known.settings_for(out / "run", values, resume=False)
+        values[name] = train_settings.value_from_text(name, text)
+    settings = train_settings.settings_for(out / "run", values, resume=False)
     measured = Measured(out, given.every, given.minutes)
     measured.side = settings.data.crop_size
     if given.device != "cpu" and torch.cuda.is_available():

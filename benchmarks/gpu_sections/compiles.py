@@ -32,7 +32,7 @@ def generator(bench: Bench, mode: str, batch: int) -> dict[str, Any]:
 
 def step(bench: Bench) -> dict[str, Any]:
     begin = time.monotonic()
-    model = training.made(bench, **training.FAST, compile=True)
+    model = training.seeded_model(bench, **training.FAST, compile=True)
     model.step(*training.pairs(bench, 1)[0])
     bench.settle()
     return {"seconds": time.monotonic() - begin}

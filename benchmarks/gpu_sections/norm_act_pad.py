@@ -150,8 +150,8 @@ def _first(
     z = _reflect((q % WO)[:, None] * CELL + (k // 3 % 2)[None, :] - 3, W)
     v = tl.load(u8 + n * H * W * 3 + (y * W + z) * 3 + (k % 3)[None, :], mask=live, other=0)
     v = tl.where(live, v.to(tl.float32) * (2.0 / 255.0) - 1.0, 0.0).to(out.dtype.element_ty)
-    kept = (q < HO * WO)[:, None] & (k >= 0)[None, :]
-    tl.store(out + n * HO * WO * CP + q[:, None] * CP + k[None, :], v, mask=kept)
+    inside = (q < HO * WO)[:, None] & (k >= 0)[None, :]
+    tl.store(out + n * HO * WO * CP + q[:, None] * CP + k[None, :], v, mask=inside)
 
 
 @triton.jit

@@ -39,7 +39,7 @@ def jobs(bench: Bench) -> Iterator[Job]:
     for word in ("ieee", "tf32"):
         yield f"fp32, {word}", partial(rate, bench, word=word)
     graphs, compiled, last = ({name: True} for name in ("cuda_graphs", "compile", "channels_last"))
-    for name, asked in (
+    for name, options in (
         ("bf16, joint, fused", FAST),
         ("+ graphs", FAST | graphs),
         ("+ graphs, compiled", FAST | graphs | compiled),
@@ -47,7 +47,7 @@ def jobs(bench: Bench) -> Iterator[Job]:
         ("+ graphs, channels last", FAST | graphs | last),
         ("bf16", {"precision": "bf16"}),
     ):
-        yield name, partial(rate, bench, **asked)
+        yield name, partial(rate, bench, **options)
     yield "compiled gradients", partial(compiled_gradients, bench)
     yield "loop with feed, + graphs", partial(loop, bench)
     for batch in bench.some((4, 8), 0):
@@ -64,15 +64,15 @@ def jobs(bench: Bench) -> Iterator[Job]:
     yield "+ graphs, compiled, channels last", partial(rate, bench, **everything)
 
 
-def made(bench: Bench, **asked: Any) -> CycleGAN:
+def seeded_model(bench: Bench, **options: Any) -> CycleGAN:
     """Return a model with seeded weights; in a dry run a tiny one."""
     torch.manual_seed(0)
     random.seed(0)
     tiny = {"netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "netD": "n_layers", "n_layers_D": 1}
     if not bench.cuda:
         # bf16 is slow on a CPU without it, and a dry run need not try it.
-        asked = tiny | asked | {"precision": "fp32"}
-    return CycleGAN(TrainConfig(device=bench.device, **asked))
+        options = tiny | options | {"precision": "fp32"}
+    return CycleGAN(TrainConfig(device=bench.device, **options))
 
 
 def pairs(bench: Bench, batch: int, side: int | None = None) -> list[tuple[Tensor, Tensor]]:
@@ -86,19 +86,19 @@ def pairs(bench: Bench, batch: int, side: int | None = None) -> list[tuple[Tenso
 
 
 def rate(
-    bench: Bench, *, batch: int = 1, half_size: bool = False, word: str = "tf32", **asked: Any
+    bench: Bench, *, batch: int = 1, half_size: bool = False, word: str = "tf32", **options: Any
 ) -> dict[str, Any]:
     """Measure a step; ``word`` is the arithmetic of its float32 operations."""
-    if "precision" not in asked and word in get_args(TrainPrecision):
-        asked["precision"] = word
-    if asked.get("compile"):
+    if "precision" not in options and word in get_args(TrainPrecision):
+        options["precision"] = word
+    if options.get("compile"):
         bench.forget_compiled()
     steps, warm = (60 if batch == 1 else 20, 8) if bench.cuda else (1, 0)
     begin = time.monotonic()
     if bench.cuda:
         torch.cuda.reset_peak_memory_stats()
     with arithmetic(word):
-        model = made(bench, **asked)
+        model = seeded_model(bench, **options)
         data = pairs(bench, batch, bench.side // 2 if half_size and bench.cuda else None)
         for number in range(warm):
             model.step(*data[number % len(data)])
@@ -126,9 +126,9 @@ def recorded(bench: Bench) -> dict[str, Any]:
     """Compare the losses of 24 steps in float32: two eager runs, and a recorded one."""
     steps, data = 24 if bench.cuda else 2, pairs(bench, 1)
 
-    def losses(**asked: Any) -> Tensor:
+    def losses(**options: Any) -> Tensor:
         # With a pool of four, old images are drawn early.
-        model = made(bench, pool_size=4, **asked)
+        model = seeded_model(bench, pool_size=4, **options)
         rows = [list(model.step(*data[n % len(data)]).values()) for n in range(steps)]
         return torch.tensor([[float(loss) for loss in row] for row in rows])
 
@@ -149,7 +149,7 @@ def compiled_gradients(bench: Bench) -> dict[str, Any]:
     for compiles in (False, True):
         bench.forget_compiled()
         with arithmetic("ieee"):
-            model = made(bench, channels_last=True, compile=compiles)
+            model = seeded_model(bench, channels_last=True, compile=compiles)
             x = pairs(bench, 1)[0][0].contiguous(memory_format=torch.channels_last)
             (model.netG_A(x) * x).sum().backward()
         gradients.append([w.grad for w in model.netG_A.parameters() if w.grad is not None])
@@ -182,7 +182,7 @@ def loop(bench: Bench) -> dict[str, Any]:
             domain.to(torch.device(bench.device))
             domains.append(domain)
         feed = Feed(*domains, Sampler(count, count), workers=2)
-        model = made(bench, **FAST, cuda_graphs=True)
+        model = seeded_model(bench, **FAST, cuda_graphs=True)
         for _ in range(6 if bench.cuda else 0):
             model.step(*feed.next())
         bench.settle()

@@ -113,9 +113,9 @@ def encoded(
         while count < frames or time.perf_counter() - begin < seconds:
             # Parallel encoders share these frames, but each one needs timestamps of its own.
             planes = source[count % 16].to_ndarray()
-            picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-            picture.pts = count
-            file.mux(stream.encode(picture))
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            frame.pts = count
+            file.mux(stream.encode(frame))
             count += 1
         file.mux(stream.encode())
     return count / (time.perf_counter() - begin), memory

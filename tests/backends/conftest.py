@@ -75,7 +75,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
     for module in ("", ".onnxruntime", ".verdicts"):
         monkeypatch.setattr(f"cyclegan_batch.backends{module}.nvidia_gpus", lambda: ("H200",))
     monkeypatch.setattr(FakeSession, "off_by", 0)
-    monkeypatch.setattr(FakeSession, "made", [])
+    monkeypatch.setattr(FakeSession, "sessions", [])
     monkeypatch.setattr(FakeSession, "fails", None)
     monkeypatch.setattr(FakeSession, "first", "CUDAExecutionProvider")
     monkeypatch.setattr(FakeSession, "on_cpu", ())

@@ -89,7 +89,7 @@ def test_no_runtime_at_all_names_every_extra_errors(
 
 
 @pytest.mark.parametrize(
-    ("asked", "match"),
+    ("options", "match"),
     [
         ({"backend": "tensorflow"}, "no backend 'tensorflow': it is auto or one of onnxruntime"),
         ({"device": "gpu"}, r"no device 'gpu': it is auto, cpu or cuda\[:N\]"),
@@ -103,9 +103,9 @@ def test_no_runtime_at_all_names_every_extra_errors(
         ({"backend": "torch"}, "is no checkpoint, and torch runs only checkpoints"),
     ],
 )
-def test_what_no_backend_can_do_errors(resnet: Model, asked: dict[str, str], match: str) -> None:
+def test_what_no_backend_can_do_errors(resnet: Model, options: dict[str, str], match: str) -> None:
     with pytest.raises(BackendError, match=match):
-        open_backend(resnet, **asked)  # type: ignore[arg-type]
+        open_backend(resnet, **options)  # type: ignore[arg-type]
 
 
 def test_tf32_without_a_gpu_errors(resnet: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_auto_takes_the_gpu_where_there_is_one_that_was_measured(
     opened = open_backend(resnet)
     assert opened.precision == "tf32"
     assert (opened.name, opened.device) == ("onnxruntime", "cuda:0")
-    ((name, options),) = cuda.made[0].providers
+    ((name, options),) = cuda.sessions[0].providers
     assert name == "CUDAExecutionProvider"
     assert options["use_tf32"] == "1"
     assert capfd.readouterr().out == ""
@@ -174,13 +174,13 @@ def test_fp32_by_name_is_exact_and_the_device_is_the_one_asked_for(
 ) -> None:
     opened = open_backend(resnet, device="cuda:1", precision="fp32")
     assert (opened.device, opened.precision) == ("cuda:1", "fp32")
-    options = cuda.made[0].providers[0][1]
+    options = cuda.sessions[0].providers[0][1]
     assert (options["use_tf32"], options["device_id"]) == ("0", "1")
-    for asked in ({"device": "cuda"}, {"device": "cuda", "precision": "tf32"}):
-        cuda.made.clear()
-        opened = open_backend(resnet, **asked)  # type: ignore[arg-type]
+    for options in ({"device": "cuda"}, {"device": "cuda", "precision": "tf32"}):
+        cuda.sessions.clear()
+        opened = open_backend(resnet, **options)  # type: ignore[arg-type]
         assert (opened.device, opened.precision) == ("cuda:0", "tf32")
-        assert cuda.made[0].providers[0][1]["use_tf32"] == "1"
+        assert cuda.sessions[0].providers[0][1]["use_tf32"] == "1"
     # tf32 is an arithmetic of GPUs only, so the precision alone chooses a GPU.
     assert open_backend(resnet, precision="tf32").device == "cuda:0"
 
@@ -191,10 +191,10 @@ def test_a_picture_on_a_gpu_is_compared_with_the_cpu_once(
 ) -> None:
     sentences: list[str] = []
 
-    def compares(device: str, where: Path = tmp_path, **asked: Any) -> bool:
-        cuda.made.clear()
-        open_backend(resnet, device=device, cache_dir=where, say=sentences.append, **asked)
-        return any(session.providers == ["CPUExecutionProvider"] for session in cuda.made)
+    def compares(device: str, where: Path = tmp_path, **options: Any) -> bool:
+        cuda.sessions.clear()
+        open_backend(resnet, device=device, cache_dir=where, say=sentences.append, **options)
+        return any(session.providers == ["CPUExecutionProvider"] for session in cuda.sessions)
 
     assert compares("cuda")
     assert sentences[0].startswith("resnet.onnx: on cuda:0 in tf32 against the CPU it is exact")
@@ -242,7 +242,7 @@ def test_int8_on_a_gpu_is_for_tensorrt_or_refused_errors(
         open_backend(int8, device="cuda")
     measured(monkeypatch, ("onnxruntime", "fp32"), TF32)
     assert open_backend(int8).device == "cpu"
-    assert not any("CUDAExecutionProvider" in str(session.providers) for session in cuda.made)
+    assert not any("CUDAExecutionProvider" in str(session.providers) for session in cuda.sessions)
 
 
 def test_auto_says_that_the_gpu_could_not_be_used(

@@ -69,7 +69,7 @@ def test_nodes_that_a_gpu_leaves_to_the_cpu_are_told(
 ) -> None:
     opened = open_backend(resnet, device="cuda")
     assert opened.notes == ()
-    assert cuda.made[0].options.entries["session.disable_cpu_ep_fallback"] == "1"
+    assert cuda.sessions[0].options.entries["session.disable_cpu_ep_fallback"] == "1"
     monkeypatch.setattr(FakeSession, "on_cpu", ("Pad",) * 20 + ("Floor",))
     (note,) = grouped(open_backend(resnet, device="cuda").notes)
     assert note.startswith(

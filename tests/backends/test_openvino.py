@@ -37,21 +37,21 @@ else:
 """
 
 
-@pytest.mark.parametrize("asked", ["translate", "doctor"])
-def test_openvino_tells_nobody_that_it_was_imported(tmp_path: Path, asked: str) -> None:
+@pytest.mark.parametrize("caller", ["translate", "doctor"])
+def test_openvino_tells_nobody_that_it_was_imported(tmp_path: Path, caller: str) -> None:
     """Otherwise it starts a copy of this process that reports it, and leaves a folder in HOME."""
     need("openvino")
     home = tmp_path / "home"
     home.mkdir()
     file = generators.invert(tmp_path / "a.onnx")
     done = subprocess.run(
-        [sys.executable, "-c", _IMPORTED, asked, file],
+        [sys.executable, "-c", _IMPORTED, caller, file],
         env=ENVIRONMENT | {"HOME": str(home)},
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert (done.stdout.strip(), done.stderr) == ("()" if asked == "translate" else "None", "")
+    assert (done.stdout.strip(), done.stderr) == ("()" if caller == "translate" else "None", "")
     assert not (home / "intel").exists()
 
 

@@ -67,9 +67,9 @@ def of_network(model: Model, network: nn.Module) -> Model:
     return replace(model, checkpoint=replace(model.checkpoint, network=network))
 
 
-def opened(model: Model, **asked: Any) -> TorchBackend:
+def opened(model: Model, **options: Any) -> TorchBackend:
     """Open ``model`` with one thread, since tests often share their machine."""
-    backend = open_backend(model, **{"threads": 1} | asked)
+    backend = open_backend(model, **{"threads": 1} | options)
     assert isinstance(backend, TorchBackend)
     return backend
 
@@ -397,7 +397,7 @@ def test_pictures_have_one_or_three_channels_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "match"),
+    ("options", "match"),
     [
         ({"backend": "onnxruntime"}, r"g\.pth: is a checkpoint, and onnxruntime runs ONNX; exp"),
         ({"backend": "openvino"}, "is a checkpoint, and openvino runs ONNX.*--backend torch"),
@@ -406,10 +406,10 @@ def test_pictures_have_one_or_three_channels_errors(tmp_path: Path) -> None:
         ({"device": "cuda:99"}, r"was asked for cuda:99 and sees \S+ NVIDIA GPUs"),
     ],
 )
-def test_what_torch_cannot_do_errors(tmp_path: Path, asked: dict[str, str], match: str) -> None:
+def test_what_torch_cannot_do_errors(tmp_path: Path, options: dict[str, str], match: str) -> None:
     model = open_model(checkpoint(tmp_path / "g.pth"))
     with pytest.raises(BackendError, match=match):
-        opened(model, **asked)  # type: ignore[arg-type]
+        opened(model, **options)  # type: ignore[arg-type]
 
 
 def test_bf16_on_a_cpu_without_it_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Real foreign generators on a real photograph, against a run of the raw file without our nodes."""
+"""Real foreign generators on real photographs, against a run of the file without our nodes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def photographs(corpus: Path) -> Pixels:
 def raw_run(path: Path, frames: Pixels) -> tuple[Pixels, float]:
     """Run the file as its authors do, in onnxruntime, and round in numpy.
 
-    Returns the pictures and the share of values that were beyond 0..255.
+    Returns the images and the share of values outside 0..255.
     """
     onnxruntime = package("onnxruntime")
     options = onnxruntime.SessionOptions()
@@ -64,8 +64,8 @@ def test_real_foreign_generators_are_exact_on_every_backend(
     assert beyond > 0.001
     opened = open_backend(open_model(path, model_io="0..255"), backend=backend, device="cpu")
     out = opened.infer(photographs)
-    found = parity(out, expected)
-    assert found.cls == "exact", str(found)
+    measured = parity(out, expected)
+    assert measured.cls == "exact", str(measured)
     assert out.std() > 20
 
 
@@ -80,8 +80,8 @@ def test_a_real_generator_equals_onnxs_own_reference(corpus: Path, photographs: 
     for backend in ONNX_BACKENDS:
         need(backend)
         opened = open_backend(model, backend=backend, device="cpu")
-        found = parity(opened.infer(photographs[:1]), expected)
-        assert found.cls == "exact", f"{backend}: {found}"
+        measured = parity(opened.infer(photographs[:1]), expected)
+        assert measured.cls == "exact", f"{backend}: {measured}"
 
 
 @pytest.mark.behaviour(33)
@@ -96,10 +96,10 @@ def test_bf16_is_taken_only_where_it_is_near(corpus: Path, photographs: Pixels, 
     try:
         opened = open_backend(model, precision="bf16")
     except ModelError as error:
-        # What its authors trained for 0..255 without a Tanh is rough in bf16: tried, 44–48 dB.
+        # Its authors trained it for 0..255 without a Tanh, which is rough in bf16: 44–48 dB, tried.
         assert name != "udnie"
         assert "in bf16 it is coarse" in str(error)  # noqa: PT017
         return
     assert name != "mosaic"
-    found = parity(opened.infer(photographs), expected)
-    assert found.reaches("near"), str(found)
+    measured = parity(opened.infer(photographs), expected)
+    assert measured.reaches("near"), str(measured)

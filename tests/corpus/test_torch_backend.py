@@ -1,4 +1,4 @@
-"""A real generator of others in torch, against the picture that its authors' code made with it."""
+"""A real generator of others in torch, against an image that its authors' code translated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_real_checkpoint_runs_as_it_is(corpus: Path) -> None:
     frames = np.array(Image.open(folder / "horse_input.png").convert("RGB"))[np.newaxis]
     theirs = np.array(Image.open(folder / "their_output_compressed.png").convert("RGB"))
     exact = open_backend(model, threads=1).infer(frames)
-    # They cut the fraction off where we round.
+    # Their code truncates where ours rounds.
     assert parity(exact, theirs[np.newaxis]).max <= 1
     try:
         reduced = open_backend(model, precision="bf16", threads=1)

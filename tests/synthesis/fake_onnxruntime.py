@@ -14,7 +14,7 @@ class FakeSession:
     """A session of onnxruntime: it reports the providers that started, and computes identity."""
 
     first = "CUDAExecutionProvider"
-    made: list[SimpleNamespace] = []  # noqa: RUF012
+    sessions: list[SimpleNamespace] = []  # noqa: RUF012
     fails: Exception | None = None
     off_by: int = 0
     """How many grey levels the GPU adds to each pixel."""
@@ -24,7 +24,7 @@ class FakeSession:
     def __init__(
         self, graph: bytes, options: Any, providers: list[Any], enable_fallback: int
     ) -> None:
-        FakeSession.made.append(SimpleNamespace(options=options, providers=providers))
+        FakeSession.sessions.append(SimpleNamespace(options=options, providers=providers))
         assert enable_fallback == 0, "otherwise onnxruntime falls back to the CPU by itself"
         # onnxruntime 1.31 raises these errors (tried on a CPU).
         if options.entries.get("session.disable_cpu_ep_fallback") == "1":

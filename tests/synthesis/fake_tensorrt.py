@@ -168,7 +168,7 @@ def _tensorrt(gpu: Gpu) -> Any:
         def __init__(self) -> None:
             self.flags = {"TF32"}
             self.workspace: int | None = None
-            self.known: bytes | None = None
+            self.timings: bytes | None = None
             self.builder_optimization_level = 3
             self.hardware_compatibility_level: str | None = None
 
@@ -187,9 +187,9 @@ def _tensorrt(gpu: Gpu) -> Any:
             fine = all(a <= b <= c for a, b, c in zip(low, opt, high, strict=True))
             return 0 if fine else -1
 
-        def create_timing_cache(self, known: bytes) -> Any:
-            self.known = known
-            return SimpleNamespace(serialize=lambda: known + b"timed ")
+        def create_timing_cache(self, timings: bytes) -> Any:
+            self.timings = timings
+            return SimpleNamespace(serialize=lambda: timings + b"timed ")
 
         def set_timing_cache(self, cache: Any, ignore: bool) -> bool:
             self.cache = cache

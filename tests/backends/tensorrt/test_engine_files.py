@@ -115,7 +115,7 @@ def test_a_key_that_came_along_with_an_engine_is_no_key_errors(
     # The sender's engine in the cache is not trusted either, and is replaced.
     open_on(gpu, open_model(cache / model.card.path.name), cache)
     assert len(gpu.builds) == 3
-    assert gpu.builds[-1].known == b"", "timings of another user are not passed to TensorRT"
+    assert gpu.builds[-1].timings == b"", "timings of another user are not passed to TensorRT"
     assert senders.read_bytes() != key.read_bytes()
 
 
@@ -172,7 +172,7 @@ def test_a_cache_folder_of_others_is_neither_read_nor_written(
     gpu.opened.clear()
     opened = open_on(gpu, model, tmp_path)
     assert (len(gpu.builds), len(gpu.opened)) == (2, 1)
-    assert gpu.builds[1].known == b""
+    assert gpu.builds[1].timings == b""
     assert "the next run builds it again" in grouped(opened.notes)[0]
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "engines").iterdir()}
 
@@ -307,7 +307,7 @@ def test_an_engine_of_one_size_has_a_card_of_fixed_size(tmp_path: Path, engine: 
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("shapes", "expected"),
     [
         ((None, (2, 8, 8), None), Profile((2, 8, 8), (2, 8, 8), (2, 8, 8))),
         (((1, 4, 4), None, (4, 8, 8)), Profile((1, 4, 4), (4, 8, 8), (4, 8, 8))),
@@ -315,9 +315,9 @@ def test_an_engine_of_one_size_has_a_card_of_fixed_size(tmp_path: Path, engine: 
     ],
 )
 def test_shapes_that_are_left_out_follow_from_the_others(
-    model: Model, given: Any, expected: Profile
+    model: Model, shapes: Any, expected: Profile
 ) -> None:
-    assert profile_for(model.card, *given) == expected
+    assert profile_for(model.card, *shapes) == expected
 
 
 def test_shapes_that_a_network_cannot_take_errors(tmp_path: Path, model: Model) -> None:

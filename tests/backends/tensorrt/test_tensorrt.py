@@ -92,8 +92,8 @@ def exported(folder: Path, name: str) -> Model:
 def test_tensorrt_parses_and_builds_every_exported_variant(tmp_path: Path, name: str) -> None:
     need("tensorrt")
     model = exported(tmp_path, name)
-    given = (None, None, None) if "fixed" in name else ((1, 32, 32), (2, 64, 64), (4, 96, 64))
-    profile = profile_for(model.card, *given)
+    shapes = (None, None, None) if "fixed" in name else ((1, 32, 32), (2, 64, 64), (4, 96, 64))
+    profile = profile_for(model.card, *shapes)
     assert backend.engine_from_graph(model.graph, Build(profile), name="g.onnx")
 
 

@@ -9,11 +9,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError, OutputError
 from ..files import refuse_existing, writing
-from ..frames import Frame, PixelType
+from ..frames import Frame, PixelType, Size
 from ..options import TranslateOptions
 from ..wording import Note, printable
 from . import Dropped
@@ -112,11 +111,11 @@ class ImageSource:
         The headers of the whole shard are read first. A batch holds one size, so the images come in
         groups of one displayed size, ordered by the first image of each size.
         """
-        groups: dict[Any, list[Entry]] = {}
+        groups: dict[Size | None, list[Entry]] = {}
         lost: dict[Path, InputError] = {}
         for entry in self.shard.entries:
             try:
-                size: Any = self._header(entry).displayed_size
+                size: Size | None = self._header(entry).displayed_size
             except InputError as error:
                 size, lost[entry.source] = None, error
             groups.setdefault(size, []).append(entry)

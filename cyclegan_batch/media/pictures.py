@@ -159,7 +159,7 @@ def decode_picture(
         raise InputError(f"{name}: {error}") from error
     # OpenCV and Pillow raise exceptions of many types on a damaged or hostile file.
     except Exception as error:
-        raise damaged(name, header.format, _reason(error)) from error
+        raise damaged(name, header.format, _reason(error, "decoder")) from error
     if samples.shape[:2] != header.size:
         raise damaged(name, header.format, "its sizes contradict each other")
     samples = _upright(samples, header.orientation)
@@ -209,9 +209,9 @@ _SEVERAL: dict[ImageFormat, str] = {
 }
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, codec: str) -> str:
     if isinstance(error, cv2.error):
-        return "the decoder gave up"
+        return f"the {codec} gave up"
     return str(error) or type(error).__name__
 
 
@@ -444,7 +444,7 @@ def encode_picture(
     try:
         return _ENCODERS[format](colours, DEFAULT_QUALITY if quality is None else quality, extras)
     except (cv2.error, OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise OutputError(f"{FORMAT_NAMES[format]} encoder: {_reason(error)}") from error
+        raise OutputError(f"{FORMAT_NAMES[format]} encoder: {_reason(error, 'encoder')}") from error
 
 
 def _sixteen_bits(pixels: Samples) -> Samples:

@@ -783,3 +783,14 @@ def test_a_band_that_is_not_called_alpha_is_not_called_transparency_errors(
     )
     with pytest.raises(InputError, match=message):
         raise dropped[0].error
+
+
+def test_an_encoder_that_fails_is_called_an_encoder_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(*_: Any) -> None:
+        raise cv2.error("OpenCV(5): error: (-215)\n in function 'imencode'")
+
+    monkeypatch.setattr(cv2, "imencode", failing)
+    with pytest.raises(OutputError, match=r"^PNG encoder: the encoder gave up$"):
+        encode_picture(pictures.photo(), "png")

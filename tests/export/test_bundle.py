@@ -134,7 +134,7 @@ def test_the_device_builds_its_engine_and_proves_it(
     done = device(bundle, "verify", FAKE=version)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        "the engine draws the golden picture: inf dB, 100.00% within 2 levels, largest 0\n"
+        "the engine's output matches the golden frames: inf dB, 100.00% within 2 levels, largest 0\n"
     )
     assert "RUNNING TensorRT.trtexec" in (bundle / "verify.log").read_text()
 
@@ -157,7 +157,7 @@ def test_a_wrong_picture_fails_and_one_that_is_half_passes_errors(
     device(bundle, "build")
     done = device(bundle, "verify", FAKE="wrong")
     assert done.returncode == 1
-    assert "Error: this engine draws another picture: 48." in done.stderr
+    assert "Error: this engine's output differs from the golden frames: 48." in done.stderr
     assert "where 50 dB and 99.9% are expected" in done.stderr
     done = device(bundle, "verify", FAKE="nearly")
     assert done.returncode == 0
@@ -241,7 +241,7 @@ def test_the_script_runs_under_python_3_8(bundle: Path, device: Any, version: st
     done = device(bundle, "verify", python=python, FAKE=version)
     assert (done.returncode, done.stderr) == (0, "")
     done = device(bundle, "verify", python=python, FAKE="wrong")
-    assert "Error: this engine draws another picture: 48." in done.stderr
+    assert "Error: this engine's output differs from the golden frames: 48." in done.stderr
 
 
 @pytest.mark.behaviour(33)

@@ -134,7 +134,8 @@ def test_the_device_builds_its_engine_and_proves_it(
     done = device(bundle, "verify", FAKE=version)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        "the engine's output matches the golden frames: inf dB, 100.00% within 2 levels, largest 0\n"
+        "the engine's output matches the golden frames: "
+        "inf dB, 100.00% within 2 levels, largest 0\n"
     )
     assert "RUNNING TensorRT.trtexec" in (bundle / "verify.log").read_text()
 

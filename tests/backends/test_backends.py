@@ -217,7 +217,7 @@ def test_cancel_cuts_off_one_context_and_no_other(tmp_path: Path, backend: str) 
     begin = time.monotonic()
     with pytest.raises(BackendError, match="cancelled"):
         first.infer(frames)
-    assert time.monotonic() - begin < 0.2
+    assert time.monotonic() - begin < whole / 2
     assert other.infer(frames[:1]).shape == (1, 128, 128, 3)
 
 

@@ -9,7 +9,6 @@ import copy
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -232,6 +231,8 @@ def test_cancel_cuts_off_one_context_and_no_other(tmp_path: Path) -> None:
     other = first.fork()
     frames = natural((256, 256))
     ended: list[BaseException] = []
+    running = threading.Event()
+    first._network.register_forward_pre_hook(lambda *_: running.set())
 
     def work() -> None:
         try:
@@ -242,7 +243,7 @@ def test_cancel_cuts_off_one_context_and_no_other(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    time.sleep(0.2)
+    assert running.wait(30)
     first.cancel()
     thread.join(5)
     assert not thread.is_alive()

@@ -1,4 +1,4 @@
-"""Real generators are read and built by TensorRT (see tests/backends/test_tensorrt.py)."""
+"""TensorRT parses real generators and builds engines of them (see tests/backends/tensorrt)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real generator of others, and the picture that its authors' code made with it."""
+"""A real foreign checkpoint, compared with the output of its authors' code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_real_checkpoint_gives_its_authors_picture(horse2zebra: Path) -> None:
     x = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.inference_mode():
         y = (loaded.network(x)[0].permute(1, 2, 0).numpy() + 1) * 127.5
-    # They cut the fraction off where we round.
+    # The authors' code truncates where the contract rounds.
     difference = np.abs(np.floor(y) - theirs)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.001

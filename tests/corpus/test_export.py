@@ -1,4 +1,4 @@
-"""A real checkpoint goes to a file by one command, and the file draws its authors' picture."""
+"""One command exports a real checkpoint, and the file's output is that of its authors' code."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_real_checkpoint_is_exported_and_draws_its_authors_picture(
     opened = open_backend(model, backend=backend, device="cpu")
     ours = opened.infer(frames)[0]
     opened.close()
-    # They cut the fraction off where we round.
+    # The authors' code truncates where the contract rounds.
     difference = np.abs(ours.astype(int) - theirs)
     if model.card.precision == "fp32":
         assert difference.max() <= 1

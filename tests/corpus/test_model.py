@@ -1,4 +1,4 @@
-"""Four real generators of others: fixed size, float NCHW, 0..255, outputs beyond the range."""
+"""Four real foreign generators: fixed size, float NCHW, 0..255, outputs beyond the range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real generator in INT8: its picture suffers, and by one convolution most."""
+"""A real generator in INT8 loses accuracy, most of it by one convolution."""
 
 from __future__ import annotations
 

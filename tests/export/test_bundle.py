@@ -1,4 +1,4 @@
-"""A bundle builds and proves itself on a device that has trtexec and an old Python, and no more.
+"""A bundle is built and verified on a device that has only trtexec and an old Python.
 
 trtexec here is a stand-in. What it writes for ``--exportOutput`` is written as NVIDIA's source does
 (samples/common/sampleReporting.cpp and sampleUtils.cpp of TensorRT 10.3 and 11.1), since before
@@ -61,7 +61,7 @@ print("&&&& PASSED")
 
 @pytest.fixture
 def device(tmp_path: Path) -> Any:
-    """Return a function that runs the bundle's script as a device does, with a stand-in trtexec."""
+    """Return a function that runs the bundle's script with a stand-in trtexec."""
     place = tmp_path / "bin" / "trtexec"
     place.parent.mkdir()
     place.write_text(f"#!{sys.executable}\n{TRTEXEC}")
@@ -71,7 +71,7 @@ def device(tmp_path: Path) -> Any:
         bundle: Path, *words: str, python: str = sys.executable, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         environment.setdefault("PATH", f"{place.parent}:{os.environ['PATH']}")
-        # No user, no site: what is installed here is not there.
+        # -I and -S hide the packages that are installed here.
         command = [python, "-I", "-S", str(bundle / "edge.py"), *words]
         return subprocess.run(
             command, env=environment, cwd="/", capture_output=True, text=True, check=False
@@ -232,7 +232,7 @@ def test_the_script_needs_an_old_python_and_its_library_only() -> None:
 @pytest.mark.parametrize("version", ["10.3", "11.1"])
 def test_the_script_runs_under_python_3_8(bundle: Path, device: Any, version: str) -> None:
     found = shutil.which("python3.8")
-    # A shim of pyenv is there even where it leads nowhere.
+    # A shim of pyenv exists even where no such Python is installed.
     says = [found or sys.executable, "-c", "import sys; print(sys.executable, sys.version_info[1])"]
     told = subprocess.run(says, capture_output=True, text=True, check=False).stdout.split()
     if told[1:] != ["8"]:

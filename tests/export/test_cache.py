@@ -1,4 +1,4 @@
-"""``translate -m CHECKPOINT``: exported once, kept, found again, and run by torch where it must."""
+"""``translate -m CHECKPOINT``: exported once and kept, or run by torch."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_export_is_made_once_and_found_again(
     assert len(said) == 2
     assert cached_export(path, cache_dir=tmp_path / "cache", say=said.append) == first
     assert (len(exporter.asked), len(said)) == (1, 2)
-    # The same weights under another name are another file, in the same place.
+    # The same weights under another name become another file in the same entry.
     shutil.copy(path, tmp_path / "h.pth")
     again = cached_export(tmp_path / "h.pth", cache_dir=tmp_path / "cache")
     assert again[0] == first[0].with_name("h.onnx")
@@ -270,7 +270,7 @@ def test_without_the_exporter_python_and_the_command_line_give_the_same_note(
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    """Run the command in this process, where torch is loaded: its exit code and what it said."""
+    """Run the command in this process, where torch is loaded; return exit code, stdout, stderr."""
     with pytest.raises(SystemExit) as end:
         cli.main([str(argument) for argument in arguments])
     said = capsys.readouterr()

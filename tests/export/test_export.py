@@ -1,4 +1,4 @@
-"""A checkpoint becomes a file that draws the same picture everywhere, or no file at all."""
+"""A checkpoint becomes a file with the same output on every backend, or no file at all."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ CONTRACTS = {"Cast", "Mul", "Add", "Transpose", "Floor", "Clip", "MatMul"}
 
 
 def network_of(config: GeneratorConfig) -> nn.Module:
-    """Return a network whose every weight matters and whose pictures have contrast."""
+    """Return a network whose every weight has an effect and whose output has contrast."""
     torch.manual_seed(0)
     network = generator_from_config(config)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def network_of(config: GeneratorConfig) -> nn.Module:
 
 
 def drawn(config: GeneratorConfig, frames: Pixels, top: float = 255.0) -> Pixels:
-    """Return what the contract promises of ``frames``: by torch in double, not rounded yet."""
+    """Return the contract's translation of ``frames``, by torch in double, before rounding."""
     x = torch.from_numpy(frames).double() / top * 2 - 1
     if config.input_nc == 1:
         x = (x * torch.tensor([0.299, 0.587, 0.114])).sum(-1, keepdim=True)
@@ -256,7 +256,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the exporter write another network than the one that it was given."""
+    """Make the exporter write another network than the checkpoint's."""
     another = onnx.load(generators.foreign(tmp_path / "another.onnx"))
     monkeypatch.setattr(exporting, "graph_from_network", lambda *given, **options: another)
 
@@ -297,7 +297,7 @@ def test_weights_beyond_half_precision_are_refused_errors():
 
 
 def test_onnxruntimes_cpu_computes_half_precision_in_fp32():
-    """Holds the sentence that the gate says: if it falls, the gate may say more."""
+    """The gate's message states this; where it no longer holds, the gate can measure more."""
     import onnxruntime
 
     weights = [
@@ -317,7 +317,7 @@ def test_onnxruntimes_cpu_computes_half_precision_in_fp32():
         proto.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     (out,) = session.run(None, {"x": np.full((1, 1, 4, 4), 100, np.float16)})
-    assert np.abs(out - 100).max() < 1  # by way of 100,000, which half precision has not
+    assert np.abs(out - 100).max() < 1  # through 100,000, which half precision cannot hold
 
 
 def test_a_diverged_generator_is_named_errors():

@@ -1,4 +1,4 @@
-"""A generator in INT8 is what TensorRT and OpenVINO expect, and is written only where it pays."""
+"""A generator in INT8 fits TensorRT and OpenVINO, and is written only where it is faster."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def network_of(config: GeneratorConfig) -> nn.Module:
 
 
 def saved(network: nn.Module, folder: Path) -> Path:
-    """Write a checkpoint that says it was trained at `SIDE`."""
+    """Write a checkpoint whose metadata state that it was trained at `SIDE`."""
     path = folder / "netG_A.safetensors"
     safetensors.torch.save_file(network.state_dict(), path, {"trained_size": str(SIDE)})
     return path
@@ -63,7 +63,7 @@ def saved(network: nn.Module, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of pictures that no gate measures on."""
+    """Return a folder of images other than those that the gate measures on."""
     folder = tmp_path_factory.mktemp("pictures")
     for number, frame in enumerate(natural_frames((SIDE, SIDE), 7)[4:]):
         Image.fromarray(frame).save(folder / f"{number}.png")
@@ -77,7 +77,7 @@ def few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return a function that lets every INT8 file have a rate, and be as close as it is."""
+    """Return a function that fixes the measured rate of every INT8 file, and not its parity."""
 
     def fix(rate: float) -> None:
         def measured(models: list[Model], frames: Pixels, reference: Pixels) -> quantise.Measured:
@@ -92,7 +92,7 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 def everywhere(
     tmp_path_factory: pytest.TempPathFactory, pictures: Path
 ) -> Callable[[GeneratorConfig], Exported]:
-    """Return a function that exports a network, every convolution in INT8, once for all tests."""
+    """Return a function that exports a network with every convolution in INT8, once per network."""
     folder = tmp_path_factory.mktemp("everywhere")
 
     @cache
@@ -112,7 +112,7 @@ def everywhere(
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
-    """Return a small ResNet of others: torch does not export it, which is quicker."""
+    """Return a small foreign ResNet, which needs no export by torch."""
     return generators.foreign_resnet(tmp_path / "f.onnx", fixed=(SIDE, SIDE))
 
 
@@ -171,7 +171,7 @@ def test_convolutions_are_quantised_signed_symmetric_and_per_channel(config, eve
     for node in norms:
         assert made[node.input[0]].op_type in ("Conv", "ConvTranspose")
         assert all(values[name].dtype == np.float32 for name in node.input[1:])
-    # Nothing is stored twice: the float weights are gone.
+    # The float weights are removed, so nothing is stored twice.
     stored_floats = sum(v.size for v in values.values() if v.dtype == np.float32)
     assert stored_floats < sum(value.size for value in values.values()) / 4
 
@@ -198,7 +198,7 @@ def test_the_contract_around_it_stays_and_nothing_of_the_tool_is_left(everywhere
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_every_backend_draws_it_at_any_size(everywhere, backend):
     opened = open_backend(open_model(everywhere(RESNET).path), backend=backend, device="cpu")
-    # OpenVINO computes in floats where the CPU's integers overflow, and then says so.
+    # Where the CPU's integers overflow, OpenVINO computes in floats and a note says so.
     assert opened.precision == ("fp32" if grouped(opened.notes) else "int8")
     for count, height, width in ((1, SIDE, SIDE), (3, 48, 80)):
         frames = natural_frames((height, width), count)
@@ -214,7 +214,7 @@ def test_every_backend_draws_it_at_any_size(everywhere, backend):
 def test_openvino_computes_in_floats_where_its_integers_overflow(
     everywhere, monkeypatch, overflows
 ):
-    """Holds on every CPU: the overflow of one without VNNI is played, and so is its absence."""
+    """Holds on every CPU: both the overflow of a CPU without VNNI and its absence are simulated."""
     module = pytest.importorskip("cyclegan_batch.backends.openvino")
     pytest.importorskip("openvino")
     compiled, settings_seen = module._compiled, []
@@ -288,7 +288,7 @@ def test_a_network_that_bears_it_is_quantised_everywhere(tmp_path, pictures, rat
 
 
 def with_an_outlier(network: nn.Module) -> nn.Module:
-    """Let one channel between two convolutions be a thousand times as large, to no effect."""
+    """Make one channel between two convolutions a thousand times as large, without any effect."""
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad():
         convolutions[0].weight[0] *= 1000  # a ReLU lets a factor through
@@ -342,7 +342,7 @@ def test_where_nothing_is_close_enough_nothing_is_written_errors(tmp_path, pictu
         [("image", TensorProto.FLOAT, shape)],
         [("picture", TensorProto.FLOAT, shape)],
     )
-    # The sine makes large differences of how a CPU rounds: 19 dB on one, 2x dB on another.
+    # The sine amplifies how a CPU rounds: 19 dB on one CPU, 2x dB on another.
     refusal = r"0 of 1 .* int8 is still (\d+\.\d) dB where coarse"
     with pytest.raises(ModelError, match=refusal) as refused:
         export_onnx(

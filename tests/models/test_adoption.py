@@ -1,4 +1,4 @@
-"""A foreign generator is understood by its own graph, or by one word more, or is refused."""
+"""A foreign generator is adopted by its graph alone, or with ``--model-io``, or is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.synthesis.generators import Graph, natural, run
 
 
 def inverted(frames: Pixels, order: str = "rgb") -> Pixels:
-    """Return what `generators.foreign` makes of uint8 ``frames``, in numpy alone."""
+    """Return the output of `generators.foreign` for uint8 ``frames``, computed by numpy."""
     x = 255.0 - frames
     x[..., 0 if order == "rgb" else 2] *= 0.4
     return np.floor(x + 0.5)
@@ -47,7 +47,7 @@ def test_a_foreign_generator_is_adopted_without_any_option(
     assert len(grouped(model.card.notes)) == 1
     frames = natural((12, 10), 2)
     off = np.abs(run(model.graph, frames) - inverted(frames))
-    # A half generator knows 2,048 steps of −1..1, and 0..255 in steps of 1/8.
+    # float16 has 2,048 steps in −1..1, and steps of 1/8 below 255.
     assert off.max() <= (1 if half else 0)
 
 
@@ -172,7 +172,7 @@ def test_one_channel_is_fed_luma_and_repeated(tmp_path: Path) -> None:
     out = run(open_model(path).graph, frames)
     assert np.array_equal(out[..., 0], out[..., 1])
     assert np.array_equal(out[..., 0], out[..., 2])
-    # float32 sums of three products fall on the other side of a half now and then.
+    # A float32 sum of three products occasionally rounds to the other side of a half.
     assert np.abs(out - expected).max() <= 1
     assert np.mean(out != expected) < 0.01
 
@@ -231,7 +231,7 @@ def of_bytes(
     layout: str = "nhwc",
     fixed: tuple[int, int] | None = None,
 ) -> Path:
-    """Write a generator of uint8 with no card, which inverts and is unlike in every channel."""
+    """Write a uint8 generator without a card, which inverts each channel in another way."""
     g = Graph()
     x = g.op("Cast", names[0], to=TensorProto.FLOAT)
     gains = np.array([0.4, 1.0, 0.7]).reshape((3, 1, 1) if layout == "nchw" else (3,))
@@ -324,7 +324,7 @@ def test_a_u_net_needs_the_multiple_of_its_depth(tmp_path: Path, levels: int) ->
 
 
 def test_sizes_that_the_graph_computes_from_its_input_are_followed(tmp_path: Path) -> None:
-    """As torch writes ``interpolate(x, size=y.shape[2:])``."""
+    """The graph is the one that torch exports for ``interpolate(x, size=y.shape[2:])``."""
     g = Graph()
     kernel = g.constant(np.full((3, 3, 4, 4), 0.1))
     x = "image"
@@ -350,7 +350,7 @@ def test_where_shapes_cannot_be_inferred_the_strides_say_the_multiple(tmp_path: 
     x = "image"
     for _ in range(3):
         x = g.op("Conv", x, kernel, strides=[2, 2], pads=[1, 1, 1, 1])
-    # A size that only the values say: no inference can follow it.
+    # The size depends on values, so shape inference cannot follow it.
     nothing = g.op("Mul", g.op("ReduceMax", x, keepdims=0), g.constant(0.0))
     scales = g.op("Add", nothing, g.constant([1.0, 1.0, 8.0, 8.0]))
     g.op("Tanh", g.op("Resize", x, "", scales), out="picture")

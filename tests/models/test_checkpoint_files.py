@@ -1,4 +1,4 @@
-"""Which file is meant: by the folder, by its name, and by what a file says before its weights."""
+"""A generator's file is found by its folder, its name and its metadata."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import REPOSITORY
 
 
 def said(path: Path, **metadata: str) -> Path:
-    """Write a safetensors file without weights that says this of itself."""
+    """Write a safetensors file with these metadata and no weights."""
     path.parent.mkdir(parents=True, exist_ok=True)
     header = json.dumps({"__metadata__": metadata}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
@@ -36,7 +36,7 @@ def touched(folder: Path, *names: str) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Return the folder of a training run, as `cyclegan_train.run` lays it out."""
+    """Return the folder of a training run, with the files that `cyclegan_train` writes."""
     run = touched(tmp_path / "run", "config.toml", "run.json", "log.jsonl")
     for name in ("latest", "best", "epoch_0005"):
         for letter, direction in (("A", "AtoB"), ("B", "BtoA")):
@@ -86,7 +86,7 @@ def test_a_folder_of_one_generator_gives_it(tmp_path: Path) -> None:
     only_b = touched(tmp_path / "b", "latest_net_G_B.pth")
     found = find_checkpoint(only_b)
     assert (found.path.name, found.direction, found.notes) == ("latest_net_G_B.pth", "BtoA", ())
-    # The one generator of a test model does not say which way it goes: the caller may.
+    # The one generator of a test model has no direction of its own; the caller may name it.
     either = touched(tmp_path / "pretrained", "latest_net_G.pth")
     assert find_checkpoint(either).direction is None
     assert find_checkpoint(either, "BtoA").direction == "BtoA"

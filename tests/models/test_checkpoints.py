@@ -1,4 +1,4 @@
-"""Checkpoints are read by their names and shapes alone, and nothing in them is ever run."""
+"""Checkpoints are read by names and shapes alone, and no code in them is ever run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _seeded():
 
 
 def network_of(config: GeneratorConfig) -> nn.Module:
-    """Return a network with weights that are neither zero nor those of another."""
+    """Return a network whose weights are neither zero nor equal to each other."""
     network = generator_from_config(config)
     with torch.no_grad():
         for value in network.state_dict().values():
@@ -170,7 +170,7 @@ def test_weights_of_another_precision_become_float32(tmp_path, half):
 
 
 class Payload:
-    """What would leave a file behind if it were unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, witness: Path) -> None:
         self.witness = witness
@@ -312,7 +312,7 @@ def test_whatever_bytes_change_it_is_a_generator_or_a_clear_refusal(tmp_path, ki
     refused = 0
     for _ in range(60):
         changed = bytearray(content)
-        # The head and the tail are where the structure is.
+        # The structure of the formats is in the head and the tail.
         for _ in range(draws.randint(1, 4)):
             where = draws.choice((min(2000, len(content)), len(content)))
             changed[draws.randrange(where)] = draws.randrange(256)

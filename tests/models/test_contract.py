@@ -1,4 +1,4 @@
-"""What the contract's nodes do around a generator, run with numpy alone."""
+"""The contract's nodes around a generator, run with numpy alone."""
 
 from __future__ import annotations
 

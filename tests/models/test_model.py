@@ -1,4 +1,4 @@
-"""A model file is one described object, or a sentence that says what was found."""
+"""A model file is opened with a true card, or refused with what is wrong."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ def test_cut_short_weights_beside_the_file_errors(tmp_path: Path) -> None:
 
 
 def test_the_widest_tensor_is_counted_for_each_pixel(tmp_path: Path) -> None:
-    # Its first layer has so many channels, at the picture's size and a border of 3.
+    # The first layer has this many channels, at the image's size with a border of 3.
     for width in (4, 16):
         model = open_model(generators.tiny_resnet(tmp_path / f"{width}.onnx", width=width))
         assert width <= widest_tensor(model) < width * 1.1

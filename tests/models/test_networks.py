@@ -17,7 +17,7 @@ from cyclegan_batch.models.networks import (
 from tests.synthesis import formulas
 
 MOBILE = (8, 12, 20, 6, 10, 12, 8)
-"""Free widths of a mobile ResNet with two blocks."""
+"""Arbitrary widths of a mobile ResNet with two blocks."""
 
 SMALL = [
     GeneratorConfig("resnet_2blocks", ngf=4),
@@ -35,7 +35,7 @@ def _seeded():
 
 
 def on_paper(config: GeneratorConfig) -> nn.Module:
-    """Return a network that has shapes and no memory."""
+    """Return a network on the meta device, which allocates no weights."""
     with torch.device("meta"):
         return generator_from_config(config)
 
@@ -159,7 +159,7 @@ def test_one_channel_in_and_another_number_out():
 
 @pytest.mark.parametrize("netG", ["resnet_2blocks", "mobile_resnet_2blocks", "unet_32"])
 def test_resize_draws_no_checkerboard(netG):
-    """A flat picture leaves the way up flat, which a transposed convolution does not do."""
+    """Upsampling keeps a flat image flat, which a transposed convolution does not."""
     up = generator_from_config(GeneratorConfig(netG, ngf=4, upsample="resize"))
     plain = generator_from_config(GeneratorConfig(netG, ngf=4))
     assert not any(isinstance(module, nn.ConvTranspose2d) for module in up.modules())
@@ -204,14 +204,14 @@ def test_instance_norm_and_its_gradient_follow_the_formula_in_every_layout(
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_instance_norm_of_halves_has_statistics_in_float32(half):
-    # Far from zero: a half has no digits left for a variance.
+    # Far from zero, where float16 has no digits left for the variance.
     x = (torch.randn(1, 3, 64, 64) + 30).to(half)
     y = InstanceNorm(3)(x)
     assert y.dtype == half
     exact = x.double()
     var, mean = torch.var_mean(exact, (2, 3), correction=0, keepdim=True)
     wanted = (exact - mean) / (var + 1e-5).sqrt()
-    # The one rounding left is that of the result.
+    # Only the result is rounded.
     torch.testing.assert_close(y, wanted.to(half), rtol=torch.finfo(half).eps, atol=0)
 
 

@@ -1,4 +1,4 @@
-"""The parity classes are what the contract says they are."""
+"""The parity measure and the limits of its classes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Small generators and models that are none, written with onnx.helper and nothing of the product.
+"""Small generators, and models that are no generators, written with onnx.helper alone.
 
-Contract files (`identity`, `invert`, `one_channel`, `tiny_resnet`) say their card themselves, so
-that the product's reader is held to the contract and not to the product's own writer.
+The cards of contract files (`identity`, `invert`, `one_channel`, `tiny_resnet`) are made here, so
+that the product's reader is tested against the contract and not against the product's writer.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Graph:
 
 
 def card(**changes: str) -> dict[str, str]:
-    """Return the least card there is, without its prefix."""
+    """Return the smallest valid card, without the prefix of its keys."""
     fields = {
         "contract_version": "1",
         "architecture": "hand-made",
@@ -92,7 +92,7 @@ def frames_io(
 
 
 def _leave(g: Graph, x: str, io: PixelType) -> None:
-    """Append the contract's end to ``x``, which is (N, H, W, 3) in the pixel type's range."""
+    """Append the contract's last nodes to ``x``, (N, H, W, 3) in the pixel type's range."""
     if io == "uint8":
         x = g.op("Floor", g.op("Add", x, g.constant(0.5)))
         x = g.clip(x, 0.0, 255.0)
@@ -102,7 +102,7 @@ def _leave(g: Graph, x: str, io: PixelType) -> None:
 
 
 def identity(path: Path, io: PixelType = "uint8", **changes: str) -> Path:
-    """Write a contract generator that changes nothing."""
+    """Write a contract generator whose output is its input."""
     g = Graph()
     _leave(g, g.op("Cast", "frames", to=TensorProto.FLOAT), io)
     return g.save(path, *frames_io(io), card=card(**changes))
@@ -115,7 +115,7 @@ def invert(
     batch: int | None = None,
     **changes: str,
 ) -> Path:
-    """Write a contract generator that gives 255 − x (float16: 1 − x)."""
+    """Write a contract generator that computes 255 − x (float16: 1 − x)."""
     g = Graph()
     x = g.op("Cast", "frames", to=TensorProto.FLOAT)
     _leave(g, g.op("Sub", g.constant(255.0 if io == "uint8" else 1.0), x), io)
@@ -123,7 +123,7 @@ def invert(
 
 
 def not_a_number(path: Path, io: PixelType = "uint8") -> Path:
-    """Write a contract generator whose weights are sound and whose arithmetic gives NaN: √(−1)."""
+    """Write a contract generator with finite weights that computes NaN: √(−1)."""
     g = Graph()
     x = g.op("Cast", "frames", to=TensorProto.FLOAT)
     root = g.op("Sqrt", g.op("Sub", g.op("Mul", x, g.constant(0.0)), g.constant(1.0)))
@@ -141,7 +141,7 @@ def tiny_resnet(
     fixed: tuple[int, int] | None = None,
     batch: int | None = None,
 ) -> Path:
-    """Write a contract generator with all that a ResNet generator has, on a few channels.
+    """Write a contract generator with all parts of a ResNet generator, on a few channels.
 
     Reflect padding, InstanceNorm, one stride of 2 down, one residual block, ConvTranspose up, Tanh.
     """
@@ -219,7 +219,7 @@ def foreign(
     end: End | None = None,
     opset: int = 17,
 ) -> Path:
-    """Write a float generator outside the contract, which inverts the picture in its own terms.
+    """Write a float generator outside the contract, which inverts the image in its own range.
 
     It gives ``low + high − x`` per channel, with the first channel (red, or blue for BGR) at
     0.4 of that, so that a wrong order, layout or range shows. ``end``: what the graph ends in
@@ -298,7 +298,7 @@ def secret_upscaler(path: Path) -> Path:
 
 
 def classifier(path: Path) -> Path:
-    """Write a model of pictures that gives ten scores."""
+    """Write a model that computes ten scores of an image."""
     g = Graph()
     pooled = g.op("Flatten", g.op("GlobalAveragePool", "image"))
     g.op("MatMul", pooled, g.constant(np.ones((3, 10))), out="scores")
@@ -310,7 +310,7 @@ def classifier(path: Path) -> Path:
 
 
 def two_inputs(path: Path) -> Path:
-    """Write a model that wants a picture and a style."""
+    """Write a model with two inputs, an image and a style."""
     g = Graph()
     g.op("Tanh", g.op("Add", "image", "style"), out="picture")
     shape: Shape = ("N", 3, "H", "W")
@@ -322,7 +322,7 @@ def two_inputs(path: Path) -> Path:
 
 
 def two_outputs(path: Path) -> Path:
-    """Write a model that gives a picture and a mask."""
+    """Write a model with two outputs, an image and a mask."""
     g = Graph()
     g.op("Tanh", "image", out="picture")
     g.op("Sigmoid", "image", out="mask")
@@ -344,14 +344,14 @@ def five_channels(path: Path) -> Path:
 
 
 def natural(size: tuple[int, int], count: int = 1, seed: int = 0) -> np.ndarray[Any, Any]:
-    """Return ``(count, H, W, 3)`` uint8 pictures with the spectrum of natural ones (1/f)."""
+    """Return ``(count, H, W, 3)`` uint8 images with the spectrum of natural ones (1/f)."""
     height, width = size
     random = np.random.default_rng(seed)
     rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     spectrum = 1.0 / np.maximum(np.hypot(rows, columns), 1.0 / max(size))
     noise = random.normal(size=(count, 3, *spectrum.shape)) * spectrum
     phase = np.exp(2j * np.pi * random.random((count, 3, *spectrum.shape)))
-    # The channels of a photograph go together.
+    # The channels of a photograph are correlated.
     mixed = noise * phase
     mixed[:, 1:] = 0.3 * mixed[:, 1:] + mixed[:, :1]
     picture = np.fft.irfft2(mixed, s=size).transpose(0, 2, 3, 1)

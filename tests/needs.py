@@ -1,10 +1,10 @@
 """What a test needs and a machine may lack: the one place that skips.
 
-A test names its needs by a mark, ``@pytest.mark.needs("ffprobe", "torch")``, or calls `need` in a
-fixture or at the top of a file. Where one is absent, the test is skipped, and a run looks as green
-as one with all its evidence. Therefore ``REQUIRE=ffprobe,corpus pytest`` refuses to run where a
-need that it lists is absent; CI lists all that it installed. `NEEDS` holds what is not a package;
-every other name is the import name of one.
+A test names its needs by a mark, ``@pytest.mark.needs("ffprobe", "torch")``, or calls `need`; for a
+package that the rest of a file imports, `pytest.importorskip` does the same. Where one is absent,
+the test is skipped, and a run looks as green as one with all its evidence. Therefore
+``REQUIRE=ffprobe,corpus pytest`` refuses to run where a need that it lists is absent; CI lists all
+that it installed. `NEEDS` holds what is not a package; every other name is the import name of one.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def has(name: str) -> bool:
 
 
 def need(*names: str) -> None:
-    """Skip the calling test, or the file being imported, where one of ``names`` is absent."""
+    """Skip the calling test where one of ``names`` is absent."""
     for name in names:
         if not has(name):
-            pytest.skip(f"needs {name}", allow_module_level=True)
+            pytest.skip(f"needs {name}")
 
 
 def refuse_absence() -> None:
@@ -84,7 +84,7 @@ def refuse_absence() -> None:
 
 
 def package(name: str) -> ModuleType:
-    """Return the module ``name``, for a test that needs its package."""
+    """Return the module ``name`` for a test that needs its package."""
     need(name.partition(".")[0])
     return importlib.import_module(name)
 

@@ -58,5 +58,4 @@ def test_a_need_is_a_name_of_the_table_or_a_package(monkeypatch):
     assert needs.has("json")
     assert not needs.has("no_such_package")
     with pytest.raises(pytest.skip.Exception, match="needs a lion"):
-        needs.package("a lion")
-    assert needs.package("json").loads("1") == 1
+        needs.need("json", "a lion")

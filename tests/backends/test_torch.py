@@ -565,8 +565,6 @@ def test_tf32_of_torch_takes_a_gpu_errors(tmp_path: Path) -> None:
     [("fp32", "exact"), ("auto", "half"), ("tf32", "half"), ("fp16", "half"), ("bf16", "near")],
 )
 def test_cuda_is_in_its_class(tmp_path: Path, precision: str, cls: str) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no NVIDIA GPU here")
     model = open_model(checkpoint(tmp_path / "g.pth"))
     frames = natural((96, 120), 3)
     backend = opened(model, device="cuda", precision=precision)

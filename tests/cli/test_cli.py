@@ -691,7 +691,7 @@ def test_a_preview_into_a_pipe_errors(model: Path, clip: Path, tmp_path: Path) -
     assert left_in(tmp_path) == set()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.needs("full-device")
 def test_a_standard_output_that_is_full_errors(model: Path) -> None:
     with Path("/dev/full").open("w") as full:
         run = subprocess.run(
@@ -800,7 +800,7 @@ def test_a_target_that_cannot_be_written_errors(model: Path, clip: Path, tmp_pat
     assert left_in(tmp_path) == {"folder"}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into a read-only folder")
+@pytest.mark.needs("no-root")
 def test_a_read_only_target_errors(model: Path, clip: Path, tmp_path: Path) -> None:
     target = tmp_path / "locked"
     target.mkdir(mode=0o555)
@@ -808,7 +808,7 @@ def test_a_read_only_target_errors(model: Path, clip: Path, tmp_path: Path) -> N
     assert_one_clear_line(run, "locked")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.needs("full-device")
 def test_a_full_disk_errors_and_leaves_nothing(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

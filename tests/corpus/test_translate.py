@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +18,7 @@ from tests.synthesis import generators
 
 pytestmark = [
     pytest.mark.corpus,
-    pytest.mark.skipif(shutil.which("ffprobe") is None, reason="needs ffprobe as a witness"),
+    pytest.mark.needs("ffprobe"),
 ]
 
 HDR = {

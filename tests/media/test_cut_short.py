@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -13,9 +12,7 @@ from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.video_source import VideoSource
 from tests.media.identity import plan
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("ffmpeg") is None, reason="ffmpeg, which makes these files, is not installed"
-)
+pytestmark = pytest.mark.needs("ffmpeg")
 H264 = "-c:v libx264 -preset ultrafast -bf 2 -g 10 -pix_fmt yuv420p"
 MPEG4 = "-c:v mpeg4 -c:a libmp3lame"
 FRAGMENTS = "-movflags frag_keyframe+empty_moov"

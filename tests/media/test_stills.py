@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -255,7 +254,7 @@ def test_hdr_is_refused_with_what_to_do_errors(name: str, transfer: int, word: s
 
 
 @pytest.mark.behaviour(8)
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg")
+@pytest.mark.needs("ffmpeg")
 @pytest.mark.parametrize("transfer", [16, 18])
 def test_what_is_advised_for_hdr_works(tmp_path: Path, transfer: int) -> None:
     ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (16, 1))

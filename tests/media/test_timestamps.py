@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,10 +24,7 @@ from tests.media.identity import FAST, plan, run
 from tests.media.witness import times as frame_times
 from tests.synthesis import streams
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("ffprobe") is None or shutil.which("ffmpeg") is None,
-    reason="ffmpeg and ffprobe, the independent witnesses, are not installed",
-)
+pytestmark = pytest.mark.needs("ffmpeg", "ffprobe")
 MPEG2 = {"codec": "mpeg2video", "audio": "mp2"}
 WRAP = Fraction(2**33, 90_000)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -12,10 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-needs_ffprobe = pytest.mark.skipif(
-    shutil.which("ffprobe") is None or shutil.which("ffmpeg") is None,
-    reason="ffmpeg and ffprobe, the independent witnesses, are not installed",
-)
+needs_ffprobe = pytest.mark.needs("ffmpeg", "ffprobe")
 ALIKE = 1.5
 """Grey levels between our RGB and another scaler's of one picture; the next picture is at 11."""
 

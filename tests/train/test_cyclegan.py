@@ -786,7 +786,6 @@ def test_tf32_is_fp32_on_the_cpu():
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 def test_a_recorded_step_is_the_plain_one_but_for_rounding():
     """Never run: it needs a GPU. Two epochs, so that the rate changes after the recording."""
     found = []
@@ -808,7 +807,6 @@ def test_a_recorded_step_is_the_plain_one_but_for_rounding():
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
 @pytest.mark.parametrize("changes", [{}, {"cuda_graphs": True}, {"gan_mode": "wgangp"}], ids=str)
 @pytest.mark.parametrize("device", range(max(1, torch.cuda.device_count())))
 def test_no_step_on_a_gpu_waits_for_it(changes, device):

@@ -242,7 +242,7 @@ def sync_work(rank: int, folder: Path, port: int) -> None:
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no two GPUs")
+@pytest.mark.needs("two-gpus")
 def test_syncbatch_on_two_gpus_is_batchnorm_over_both_pictures(tmp_path):
     (port,) = free_ports(1)
     torch.multiprocessing.spawn(sync_work, (tmp_path, port), nprocs=2)

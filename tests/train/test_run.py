@@ -717,7 +717,7 @@ def test_a_disk_that_cannot_hold_the_checkpoints_errors(data, tmp_path, monkeypa
 
 
 @pytest.mark.behaviour(25)
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.needs("full-device")
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_full_disk_is_called_one_and_the_state_stays_errors(data, tmp_path, monkeypatch, suffix):
     folder = tmp_path / "run"

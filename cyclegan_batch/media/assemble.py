@@ -219,7 +219,9 @@ def _add_streams(
             assert source is not None
             template = source.streams[planned.index]
             stream = add_stream(output, template, planned, covers.get(planned.index, b""))
-            ratio = template.sample_aspect_ratio if isinstance(template, VideoStream) else None
+            ratio = None
+            if isinstance(template, VideoStream) and template.codec_context is not None:
+                ratio = template.sample_aspect_ratio
             if planned.action == "transcode":
                 copiers[planned.index] = AudioTranscoder(planned, template, stream, span, losses)
             elif planned.action != "attach" and planned.kind != "attachment":

@@ -93,17 +93,22 @@ def demux(container: av.container.InputContainer, streams: Sequence[Stream]) -> 
     An empty packet has a ``stream`` but no ``stream_index`` of its own. Where OGG files were
     joined, Theora begins again with headers; these are left out, since they hold no frame.
     """
-    theora = any(stream.type == "video" and stream.name == "theora" for stream in streams)
+    theora = {stream.index for stream in streams if decoder_name(stream) == "theora"}
     try:
         for packet in container.demux(list(streams)):
             # The first bit of a packet marks a header (Theora specification, 6.1).
             header = theora and packet.size and memoryview(packet)[0] & 0x80
-            if not header or packet.stream.name != "theora":
+            if not header or packet.stream.index not in theora:
                 yield packet
     except IndexError:
         # PyAV 18.1 raises this at the end of a file in which a stream appeared while it was read
         # (MPEG-TS). By then all packets of ``streams`` have been yielded.
         return
+
+
+def decoder_name(stream: Stream) -> str | None:
+    """Return the name of the decoder of ``stream``; None where FFmpeg has none for its codec."""
+    return None if stream.codec_context is None else stream.codec_context.name
 
 
 def input_error(path: Path, error: Exception) -> InputError:

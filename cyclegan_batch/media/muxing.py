@@ -67,7 +67,7 @@ def add_stream(
             set_frame_rate(stream, template.average_rate)
     encoded = planned.action == "transcode"
     stream.metadata.update(stream_tags(template.metadata, output, encoded=encoded))
-    if isinstance(template, VideoStream):
+    if isinstance(template, VideoStream) and template.codec_context is not None:
         size = template.codec_context.height, template.codec_context.width
         aspect.reserve(stream, template.sample_aspect_ratio, size, output.format.name)
     stream.disposition = template.disposition

@@ -18,7 +18,7 @@ from av.stream import Stream
 from ..errors import InputError
 from ..wording import printable
 from . import Dropped, Place, dropped_at
-from .demuxing import Packet, demux, reason
+from .demuxing import Packet, decoder_name, demux, reason
 from .joined_video import JoinedVideo
 from .muxing import OutputStream
 from .sound import Resampler
@@ -159,7 +159,7 @@ class StreamCopier:
 
     def _is_gap(self, packet: Packet) -> bool:
         """Return whether a packet of MOV text is a gap; muxers that need gaps write them anew."""
-        return self.template.name == "mov_text" and bytes(packet)[:2] == b"\0\0"
+        return decoder_name(self.template) == "mov_text" and bytes(packet)[:2] == b"\0\0"
 
     def _cut(self, packet: Packet) -> bool:
         """Cut ``packet`` at the start of the span; return False where it lies outside."""

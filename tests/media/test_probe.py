@@ -207,7 +207,7 @@ def test_a_stream_that_appears_while_reading_raises_nothing_at_the_end() -> None
             yield from streams
             raise IndexError("list index out of range")
 
-    both: list[Any] = [SimpleNamespace(type="audio", name="aac") for _ in range(2)]
+    both: list[Any] = [SimpleNamespace(index=n, codec_context=None) for n in range(2)]
     assert list(demux(Late(), both)) == both  # type: ignore[arg-type]
 
 

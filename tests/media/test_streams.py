@@ -82,6 +82,28 @@ def test_a_stream_of_an_unknown_codec_is_named_and_left_out(
     assert columns(output) == columns(source)
 
 
+@pytest.mark.behaviour(5)
+def test_another_video_of_an_unknown_codec_is_named_and_left_out(tmp_path: Path) -> None:
+    first = streams.plain(tmp_path / "a.mkv", frames=5)
+    second = streams.plain(tmp_path / "b.mkv", codec="mpeg4", audio=None, size=(32, 32))
+    source, output = tmp_path / "both.mkv", tmp_path / "out.mkv"
+    with av.open(str(first)) as a, av.open(str(second)) as b, av.open(str(source), "w") as both:
+        copies = {
+            stream: both.add_stream_from_template(stream, opaque=True)
+            for stream in (*a.streams, *b.streams)
+        }
+        for packet in (*a.demux(), *b.demux()):
+            if packet.size:
+                packet.stream = copies[packet.stream]
+                both.mux(packet)
+    source.write_bytes(source.read_bytes().replace(b"V_MPEG4/ISO/ASP", b"V_XPEG4/ISO/ASP"))
+    plan, _ = translate(source, output)
+    assert [note.split("without ")[1] for note in grouped(plan.notes)] == [
+        "stream 2 (video unknown): MKV cannot hold it"
+    ]
+    assert columns(output) == columns(first)
+
+
 @pytest.mark.behaviour(3)
 def test_sound_is_left_out_on_request(tmp_path: Path) -> None:
     source, output = streams.mp4(tmp_path / "a.mp4"), tmp_path / "out.mkv"

@@ -37,8 +37,8 @@ def test_natural_colours_hardly_move_before_the_codec(corpus, tmp_path, name):
     for number, item in enumerate(source.read()):
         if isinstance(item, Dropped) or number % 10:
             continue
-        back = from_rgb(to_rgb(item.picture))
-        luma, luma_back = (np.asarray(_luma(each), np.float64) for each in (item.picture, back))
+        back = from_rgb(to_rgb(item.frame))
+        luma, luma_back = (np.asarray(_luma(each), np.float64) for each in (item.frame, back))
         moved.append(luma_back.mean() - luma.mean())
         difference.append(np.abs(luma_back - luma).mean())
         if number >= 120:

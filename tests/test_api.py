@@ -1,4 +1,4 @@
-"""The Python face: arrays in and out, and `translate` with the words of the command line."""
+"""The Python interface: arrays in and out, and `translate` with the options of the command line."""
 
 from __future__ import annotations
 
@@ -321,13 +321,13 @@ def test_two_processes_on_one_folder_do_it_together(tmp_path: Path, folder: Path
     try:
         for _ in range(2):
             both.append(subprocess.Popen([*command, "-n", "-q"], stderr=subprocess.PIPE, text=True))
-        told = [process.communicate(timeout=120)[1] for process in both]
+        errors = [process.communicate(timeout=120)[1] for process in both]
     finally:
         # One that has not ended would compute beside every later test.
         for process in both:
             process.kill()
             process.communicate()
-    assert [process.returncode for process in both] == [0, 0], told
+    assert [process.returncode for process in both] == [0, 0], errors
     assert sorted(path.name for path in out.iterdir()) == sorted(
         path.name for path in folder.iterdir() if path.suffix != ".txt"
     )

@@ -28,7 +28,7 @@ from cyclegan_batch import api
 from cyclegan_batch.job.units import Counters
 
 source, target, model, *moments = sys.argv[1:]
-left, found = [int(moment) for moment in moments], []
+left, sizes = [int(moment) for moment in moments], []
 
 def resident():
     with open("/proc/self/status") as status:
@@ -36,14 +36,14 @@ def resident():
 
 def watch(counters):
     if left and counters.frames_done >= left[0]:
-        found.append([counters.frames_done, resident()])
+        sizes.append([counters.frames_done, resident()])
         left.pop(0)
 
 plan = api.plan_translation(source, target, model=model, preset="ultrafast")
 report = api.run_plan(plan, watch=watch)
 assert report.status == "whole", report.failures
 assert not left, (left, report.frames)
-print(json.dumps([found, plan.memory]))
+print(json.dumps([sizes, plan.memory]))
 """
 
 
@@ -57,9 +57,9 @@ def resident_bytes(source: Path, target: Path, model: Path, *moments: int) -> li
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    found, _ = json.loads(run.stdout)
-    print("resident MiB:", [(frames, round(size / 2**20, 1)) for frames, size in found])
-    return [size for _, size in found]
+    sizes, _ = json.loads(run.stdout)
+    print("resident MiB:", [(frames, round(size / 2**20, 1)) for frames, size in sizes])
+    return [size for _, size in sizes]
 
 
 def clip(path: Path, frames: int, size: tuple[int, int]) -> Path:

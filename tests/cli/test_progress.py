@@ -1,4 +1,4 @@
-"""What is told on stderr, on fakes: once, in one line, in the room there is."""
+"""Progress on stderr, on fakes: every note once, the live line in the columns that there are."""
 
 from __future__ import annotations
 
@@ -48,25 +48,25 @@ class Clock:
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr("time.monotonic", made)
-    return made
+    fake = Clock()
+    monkeypatch.setattr("time.monotonic", fake)
+    return fake
 
 
 def counters(**changes: Any) -> Counters:
-    made = Counters(stages={name: Stage(1) for name in STAGES})
+    state = Counters(stages={name: Stage(1) for name in STAGES})
     for name, value in changes.items():
-        setattr(made, name, value)
-    return made
+        setattr(state, name, value)
+    return state
 
 
 def busy(now: Clock, unit: str = "folder/clip.mp4") -> Counters:
     """Return the state after 10 s: 50 frames, the network does most."""
-    made = counters(frames_done=50, unit=unit, started=now.now)
-    made.stages["network"].busy_seconds = 9.0
-    made.stages["write"].busy_seconds = 3.0
+    state = counters(frames_done=50, unit=unit, started=now.now)
+    state.stages["network"].busy_seconds = 9.0
+    state.stages["write"].busy_seconds = 3.0
     now.now += 10
-    return made
+    return state
 
 
 @pytest.mark.behaviour(29)

@@ -1,4 +1,4 @@
-"""The pipeline on fakes: order, bounds, and an end to every kind of trouble."""
+"""The pipeline on fakes: order, bounds, and what every kind of error leads to."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PLAIN = Schedule(batch_size=1, contexts=1, converters=2)
 
 
 class TroubleError(Exception):
-    """Somebody else's exception."""
+    """An exception of a foreign library."""
 
 
 class FakeSource:
@@ -130,7 +130,7 @@ class FakeBackend:
 
 @dataclass
 class Unit:
-    """Opens what it is given."""
+    """A unit that opens the given source and sink."""
 
     name: str
     open_source: Callable[[], Any]
@@ -303,11 +303,11 @@ def inject(stage: str, error: Exception, at: int = 7) -> tuple[Unit, FakeSink, F
     def only_trouble(number: int) -> None:
         trouble(number)
 
-    made = unit(source, sink)
+    failing = unit(source, sink)
     if stage == "open source":
-        made = Unit("clip", open_source=lambda: trouble(at), open_sink=lambda: sink)  # type: ignore[arg-type,return-value]
+        failing = Unit("clip", open_source=lambda: trouble(at), open_sink=lambda: sink)  # type: ignore[arg-type,return-value]
     elif stage == "open sink":
-        made = Unit("clip", open_source=lambda: source, open_sink=lambda: trouble(at))  # type: ignore[arg-type,return-value]
+        failing = Unit("clip", open_source=lambda: source, open_sink=lambda: trouble(at))  # type: ignore[arg-type,return-value]
     elif stage == "read":
         source.on_read = trouble
     elif stage == "to rgb":
@@ -320,7 +320,7 @@ def inject(stage: str, error: Exception, at: int = 7) -> tuple[Unit, FakeSink, F
         sink.on_write = lambda item: only_trouble(item[0])
     elif stage == "finish":
         sink.on_finish = lambda: only_trouble(at)
-    return made, sink, backend
+    return failing, sink, backend
 
 
 STAGES = ["open source", "open sink", "read", "to rgb", "network", "from rgb", "write", "finish"]
@@ -333,10 +333,10 @@ STAGES = ["open source", "open sink", "read", "to rgb", "network", "from rgb", "
 def test_an_unknown_error_in_any_stage_ends_the_run_and_reaches_the_caller(
     stage: str, skip: bool
 ) -> None:
-    made, sink, backend = inject(stage, TroubleError(stage))
+    failing, sink, backend = inject(stage, TroubleError(stage))
     with pytest.raises(TroubleError, match=stage):
         run(
-            [made],
+            [failing],
             backend,
             Schedule(batch_size=2, contexts=2, converters=2),
             geometry=as_it_is,
@@ -362,10 +362,10 @@ def test_an_unknown_error_in_any_stage_ends_the_run_and_reaches_the_caller(
 def test_a_unit_that_fails_is_recorded_and_the_others_are_done(
     stage: str, error: Exception
 ) -> None:
-    made, sink, backend = inject(stage, error)
+    failing, sink, backend = inject(stage, error)
     other = FakeSink()
     counters = run(
-        [made, unit(FakeSource([3]), other, "other")],
+        [failing, unit(FakeSource([3]), other, "other")],
         backend,
         PLAIN,
         geometry=as_it_is,
@@ -385,8 +385,8 @@ def test_a_unit_that_fails_is_recorded_and_the_others_are_done(
 def test_a_picture_that_fails_is_recorded_and_its_neighbours_are_done(
     stage: str, error: Exception
 ) -> None:
-    made, sink, backend = inject(stage, error)
-    counters = run([made], backend, PLAIN, geometry=as_it_is, skip_errors=True)
+    failing, sink, backend = inject(stage, error)
+    counters = run([failing], backend, PLAIN, geometry=as_it_is, skip_errors=True)
     assert [failure.cause for failure in counters.failures] == ["bad"]
     assert [number for number, _ in sink.got] == [n for n in range(100) if n != 7]
     assert sink.finished
@@ -422,7 +422,7 @@ def test_what_has_come_to_exist_meanwhile_is_left_where_that_was_asked_for(
 ) -> None:
     error = OutputExistsError("it exists already")
     source, sink = FakeSource([1, 2, 3]), FakeSink()
-    made = unit(source, sink)
+    first = unit(source, sink)
     if stage == "read":
         source.on_read = lambda number: Dropped("2", error) if number == 2 else number
     elif stage == "write":
@@ -430,10 +430,10 @@ def test_what_has_come_to_exist_meanwhile_is_left_where_that_was_asked_for(
     elif stage == "finish":
         sink.on_finish = lambda: raise_(error)
     else:
-        made = Unit("clip", open_source=lambda: source, open_sink=lambda: raise_(error))
+        first = Unit("clip", open_source=lambda: source, open_sink=lambda: raise_(error))
     other = FakeSink()
     counters = run(
-        [made, unit(FakeSource([4]), other)], FakeBackend(), PLAIN,
+        [first, unit(FakeSource([4]), other)], FakeBackend(), PLAIN,
         geometry=as_it_is, skip_errors=True, skip_existing=skip,
     )  # fmt: skip
     assert counters.left == (1 if skip else 0)
@@ -684,9 +684,9 @@ def test_a_source_is_not_closed_under_its_reader_where_the_writer_fails(skip: bo
 
 @pytest.mark.behaviour(22)
 def test_an_error_of_the_network_names_file_and_frame() -> None:
-    made, _, backend = inject("network", BackendError("the network gives NaN"))
+    failing, _, backend = inject("network", BackendError("the network gives NaN"))
     with pytest.raises(BackendError, match=r"^clip, frame 7: the network gives NaN$"):
-        run([made], backend, PLAIN, geometry=as_it_is, skip_errors=True)
+        run([failing], backend, PLAIN, geometry=as_it_is, skip_errors=True)
 
 
 @pytest.mark.behaviour(22)

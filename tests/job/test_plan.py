@@ -1,4 +1,4 @@
-"""What is decided before the first frame: what is done, said, skipped, refused; the memory."""
+"""What is decided before the first frame: the work, the notes, refusals, the memory."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def test_memory_is_the_frames_in_flight_times_the_largest_frame(
     model: Path, clip: Path, tmp_path: Path
 ) -> None:
     large = streams.plain(tmp_path / "large.mp4", frames=2, size=(96, 128))
-    made = planned([clip, large], tmp_path / "out", model=model)
-    assert made.largest == (96, 128)
-    assert made.memory == made.schedule.frames_in_flight * 96 * 128 * 3
-    (told,) = (line for line in plan_lines(made) if line.startswith("memory"))
-    assert f"{made.schedule.frames_in_flight} frames in flight × 0.0 MiB (128×96" in told
+    plan = planned([clip, large], tmp_path / "out", model=model)
+    assert plan.largest == (96, 128)
+    assert plan.memory == plan.schedule.frames_in_flight * 96 * 128 * 3
+    (memory,) = (line for line in plan_lines(plan) if line.startswith("memory"))
+    assert f"{plan.schedule.frames_in_flight} frames in flight × 0.0 MiB (128×96" in memory
 
 
 def test_memory_counts_what_the_network_sees_where_that_is_larger(
     tmp_path: Path, model: Path, clip: Path
 ) -> None:
     half = generators.identity(tmp_path / "half.onnx", "float16")
-    made = planned(clip, tmp_path / "out.mp4", model=half, size=(480, 640))
+    plan = planned(clip, tmp_path / "out.mp4", model=half, size=(480, 640))
     # float16: two bytes for each of the three channels.
-    assert made.memory == made.schedule.frames_in_flight * 480 * 640 * 3 * 2
+    assert plan.memory == plan.schedule.frames_in_flight * 480 * 640 * 3 * 2
     small = planned(clip, tmp_path / "out.mp4", model=model, size=8)
     assert small.memory == small.schedule.frames_in_flight * 48 * 64 * 3
 
@@ -74,17 +74,17 @@ def test_memory_of_pictures_is_told_from_their_headers(model: Path, tmp_path: Pa
     exif[0x0112] = 6  # lies on its side
     picture(tmp_path / "in" / "c.jpg", (50, 60), exif=exif)
     (tmp_path / "in" / "broken.png").write_text("no picture")
-    made = planned(tmp_path / "in", tmp_path / "out", model=model)
-    assert set(made.sizes) == {(24, 32), (240, 320), (60, 50)}
-    assert made.memory == made.schedule.frames_in_flight * 240 * 320 * 3
-    assert any("its input is 32×24, 320×240, 50×60" in note for note in grouped(made.notes))
+    plan = planned(tmp_path / "in", tmp_path / "out", model=model)
+    assert set(plan.sizes) == {(24, 32), (240, 320), (60, 50)}
+    assert plan.memory == plan.schedule.frames_in_flight * 240 * 320 * 3
+    assert any("its input is 32×24, 320×240, 50×60" in note for note in grouped(plan.notes))
 
 
 def test_memory_that_nothing_tells_is_not_guessed(model: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("no picture")
-    made = planned(tmp_path / "broken.png", tmp_path / "out.png", model=model)
-    assert made.memory is None
-    assert any("which is not known yet" in line for line in plan_lines(made))
+    plan = planned(tmp_path / "broken.png", tmp_path / "out.png", model=model)
+    assert plan.memory is None
+    assert any("which is not known yet" in line for line in plan_lines(plan))
 
 
 def test_only_some_of_many_pictures_are_looked_at(
@@ -93,8 +93,8 @@ def test_only_some_of_many_pictures_are_looked_at(
     monkeypatch.setattr(planning, "_SAMPLED_IMAGES", 4)
     for number in range(11):
         picture(tmp_path / "in" / f"{number}.png", (10 + number, 8))
-    made = planned(tmp_path / "in", tmp_path / "out", model=model)
-    assert [height - 10 for height, _ in made.sizes] == [0, 3, 6, 9]
+    plan = planned(tmp_path / "in", tmp_path / "out", model=model)
+    assert [height - 10 for height, _ in plan.sizes] == [0, 3, 6, 9]
 
 
 # Pictures that are not read
@@ -121,22 +121,22 @@ def test_what_is_true_of_many_files_is_said_once(model: Path, tmp_path: Path) ->
     for name in ("a: b.mp4", "c.mp4", "d.mp4"):
         (tmp_path / "in").mkdir(exist_ok=True)
         streams.plain(tmp_path / "in" / name, frames=2)
-    made = planned(tmp_path / "in", tmp_path / "out", model=model)
-    guesses = [note for note in grouped(made.notes) if "colour matrix" in note]
+    plan = planned(tmp_path / "in", tmp_path / "out", model=model)
+    guesses = [note for note in grouped(plan.notes) if "colour matrix" in note]
     assert len(guesses) == 1
     assert guesses[0].startswith(
         f"{tmp_path / 'in' / 'a: b.mp4'} and 2 more: the video has no tag of"
     )
-    assert len(set(grouped(made.notes))) == len(grouped(made.notes))
+    assert len(set(grouped(plan.notes))) == len(grouped(plan.notes))
 
 
 def test_what_the_network_sees_is_said_first(model: Path, clip: Path, tmp_path: Path) -> None:
     trained = generators.tiny_resnet(tmp_path / "tiny.onnx")
-    made = planned(clip, tmp_path / "out.mp4", model=trained)
-    assert grouped(made.notes)[0] == "tiny.onnx: trained at 64, its input is 64×48"
+    plan = planned(clip, tmp_path / "out.mp4", model=trained)
+    assert grouped(plan.notes)[0] == "tiny.onnx: trained at 64, its input is 64×48"
     fixed = generators.invert(tmp_path / "fixed.onnx", fixed=(32, 32))
-    made = planned(clip, tmp_path / "out.mp4", model=fixed)
-    assert grouped(made.notes)[0] == "fixed.onnx: its input is 64×48 resized to 32×32"
+    plan = planned(clip, tmp_path / "out.mp4", model=fixed)
+    assert grouped(plan.notes)[0] == "fixed.onnx: its input is 64×48 resized to 32×32"
 
 
 @pytest.mark.parametrize(
@@ -150,14 +150,14 @@ def test_what_the_network_sees_is_said_first(model: Path, clip: Path, tmp_path: 
 def test_an_option_that_does_nothing_is_said(
     options: dict[str, Any], note: str | None, model: Path, clip: Path, tmp_path: Path
 ) -> None:
-    made = planned(clip, tmp_path / "out.mp4", model=model, **options)
-    assert [each for each in grouped(made.notes) if "no effect" in each] == ([note] if note else [])
+    plan = planned(clip, tmp_path / "out.mp4", model=model, **options)
+    assert [each for each in grouped(plan.notes) if "no effect" in each] == ([note] if note else [])
 
 
 def test_options_of_videos_do_nothing_to_pictures(model: Path, tmp_path: Path) -> None:
     source = picture(tmp_path / "a.png")
-    made = planned(source, tmp_path / "b.png", model=model, ss=1.0, encoder_opt={"bf": "0"})
-    (note,) = (each for each in grouped(made.notes) if "no effect" in each)
+    plan = planned(source, tmp_path / "b.png", model=model, ss=1.0, encoder_opt={"bf": "0"})
+    (note,) = (each for each in grouped(plan.notes) if "no effect" in each)
     assert note == "--ss, --encoder-opt: no effect, as no video is among the inputs"
 
 
@@ -174,19 +174,19 @@ def test_what_exists_is_refused_skipped_or_overwritten(model: Path, tmp_path: Pa
     (out / "1.png").symlink_to("nowhere")
     with pytest.raises(OutputError, match=r"0\.png and 1 more: exist already.*-y .*-n "):
         planned(tmp_path / "in", out, model=model)
-    made = planned(tmp_path / "in", out, model=model, skip_existing=True)
-    assert ([entry.output.name for entry in made.entries], made.skipped) == (["2.png"], 2)
-    made = planned(tmp_path / "in", out, model=model, overwrite=True)
-    assert (len(made.entries), made.skipped) == (3, 0)
+    plan = planned(tmp_path / "in", out, model=model, skip_existing=True)
+    assert ([entry.output.name for entry in plan.entries], plan.skipped) == (["2.png"], 2)
+    plan = planned(tmp_path / "in", out, model=model, overwrite=True)
+    assert (len(plan.entries), plan.skipped) == (3, 0)
     # A preview writes none of them.
     assert len(planned(tmp_path / "in", out, model=model, preview=1).entries) == 3
 
 
 def test_a_job_with_nothing_left_has_no_units(model: Path, tmp_path: Path) -> None:
     source = picture(tmp_path / "a.png")
-    made = planned(source, picture(tmp_path / "b.png"), model=model, skip_existing=True)
-    assert (made.units, made.frames, made.skipped) == ((), 0, 1)
-    assert plan_lines(made)[-1] == "would write 0 files, 0 frames; 1 exists already and stays"
+    plan = planned(source, picture(tmp_path / "b.png"), model=model, skip_existing=True)
+    assert (plan.units, plan.frames, plan.skipped) == ((), 0, 1)
+    assert plan_lines(plan)[-1] == "would write 0 files, 0 frames; 1 exists already and stays"
 
 
 # What cannot be done
@@ -202,10 +202,10 @@ def test_a_video_that_cannot_be_planned_costs_only_itself(
     model: Path, clip: Path, tmp_path: Path
 ) -> None:
     bad = not_a_video(tmp_path / "bad.mp4")
-    made = planned([bad, clip], tmp_path / "out", model=model)
-    assert [failure.name for failure in made.failures] == [str(bad)]
-    assert [video.path for video in made.videos] == [clip]
-    assert plan_lines(made)[-1].endswith("would write 1 file, 5 frames; 1 cannot be translated")
+    plan = planned([bad, clip], tmp_path / "out", model=model)
+    assert [failure.name for failure in plan.failures] == [str(bad)]
+    assert [video.path for video in plan.videos] == [clip]
+    assert plan_lines(plan)[-1].endswith("would write 1 file, 5 frames; 1 cannot be translated")
     with pytest.raises(InputError, match=r"bad\.mp4"):
         planned([bad, clip], tmp_path / "out", model=model, on_error="fail")
 
@@ -217,9 +217,9 @@ def test_the_rest_of_the_job_is_done_without_the_only_video_too(
     (tmp_path / "in").mkdir()
     not_a_video(tmp_path / "in" / "bad.mp4")
     (tmp_path / "in" / "label.txt").write_text("cat")
-    made = planned(tmp_path / "in", tmp_path / "out", model=model, copy_others=True)
-    assert [Path(failure.name).name for failure in made.failures] == ["bad.mp4"]
-    assert [each.source.name for each in made.others] == ["label.txt"]
+    plan = planned(tmp_path / "in", tmp_path / "out", model=model, copy_others=True)
+    assert [Path(failure.name).name for failure in plan.failures] == ["bad.mp4"]
+    assert [each.source.name for each in plan.others] == ["label.txt"]
     with pytest.raises(InputError, match=r"bad\.mp4"):
         planned(tmp_path / "in", tmp_path / "out", model=model, copy_others=True, on_error="fail")
 
@@ -262,14 +262,14 @@ def test_a_stretch_that_holds_nothing_errors(
 def test_the_record_holds_how_every_video_is_written(
     model: Path, clip: Path, tmp_path: Path
 ) -> None:
-    made = planned(clip, tmp_path / "out.mp4", model=model, crf=20.0, size=24, keep_size=True)
-    (video,) = plan_description(made)["videos"]
+    plan = planned(clip, tmp_path / "out.mp4", model=model, crf=20.0, size=24, keep_size=True)
+    (video,) = plan_description(plan)["videos"]
     assert video["size"] == [48, 64]
     assert video["output_size"] == [24, 32]
     assert (video["encoder"], video["pix_fmt"]) == ("libx264", "yuv420p")
     assert video["encoder_options"]["crf"] == "20"
     assert [each["way"] for each in video["streams"]] == ["video", "copy"]
-    assert plan_description(made)["options"] == {"crf": 20.0, "keep_size": True, "size": 24}
+    assert plan_description(plan)["options"] == {"crf": 20.0, "keep_size": True, "size": 24}
 
 
 @pytest.mark.behaviour(13)
@@ -279,8 +279,8 @@ def test_the_record_holds_how_every_video_is_written(
 def test_the_encoder_follows_the_container(
     tmp_path: Path, model: Path, clip: Path, name: str, encoder: str
 ) -> None:
-    made = planned(clip, tmp_path / name, model=model, audio="none")
-    assert any(f" {encoder} " in line for line in plan_lines(made)), plan_lines(made)
+    plan = planned(clip, tmp_path / name, model=model, audio="none")
+    assert any(f" {encoder} " in line for line in plan_lines(plan)), plan_lines(plan)
 
 
 # A plan is a value
@@ -311,7 +311,7 @@ def test_a_plan_is_pickled_and_run_in_another_process(tmp_path: Path, backend: s
 
         model = checkpoint(tmp_path / "g.pth")
 
-    def plan(output: str) -> JobPlan:
+    def plan_of(output: str) -> JobPlan:
         return plan_translation(
             folder,
             tmp_path / output,
@@ -322,7 +322,7 @@ def test_a_plan_is_pickled_and_run_in_another_process(tmp_path: Path, backend: s
             backend=backend,
         )
 
-    here, there = run_plan(plan("here")), pickle.dumps(plan("there"))
+    here, there = run_plan(plan_of("here")), pickle.dumps(plan_of("there"))
     done = subprocess.run(
         [sys.executable, "-c", _RUN_ELSEWHERE], input=there, capture_output=True, check=True
     )

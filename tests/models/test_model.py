@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -26,7 +27,7 @@ from cyclegan_batch.models.model import (
     write_model,
 )
 from tests.synthesis import generators
-from tests.synthesis.generators import card, natural, run
+from tests.synthesis.generators import Graph, card, natural, run
 
 
 def weights_beside(path: Path, location: str, weights: str | None = None) -> Path:
@@ -155,6 +156,28 @@ def test_a_card_that_is_wrong_is_answered_with_what_can_be_done_now_errors(tmp_p
     path = generators.identity(tmp_path / "a.onnx", minimum="-4")
     with pytest.raises(ModelError, match="take the ONNX that it was made from"):
         open_model(path)
+
+
+# Facts of a graph
+
+
+def test_the_facts_of_a_graph_are_computed_once(tmp_path: Path) -> None:
+    model = open_model(generators.tiny_resnet(tmp_path / "a.onnx"))
+    assert model.graph_sha256 == hashlib.sha256(model.graph).hexdigest() == model.card.digest
+    assert not model.norm_written_out
+    assert {"graph_sha256", "norm_written_out"} <= vars(model).keys()
+    g = Graph()
+    mean = g.op("ReduceMean", "image", axes=[2, 3])
+    g.op("Tanh", g.op("Sub", "image", mean), out="picture")
+    shape = ("N", 3, "H", "W")
+    path = g.save(
+        tmp_path / "b.onnx",
+        [("image", TensorProto.FLOAT, shape)],
+        [("picture", TensorProto.FLOAT, shape)],
+    )
+    foreign = open_model(path)
+    assert foreign.norm_written_out
+    assert foreign.graph_sha256 != foreign.card.digest, "the graph is adopted, the file is not"
 
 
 # Trying a model

@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc-per-node=2 -m tests.train.ranks FOLDER PORT ...
 
-Each process writes what it found into FOLDER; test_distributed.py looks at it. Both are of one
-torchrun, since every other process would have to import torch once more.
+Each process writes its results into FOLDER, where test_distributed.py reads them. One torchrun
+serves all tests, since every further process costs an import of torch.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def whole_run(folder: Path, rank: int) -> Any:
 
 
 def stopped_run(folder: Path, rank: int) -> Any:
-    # Pictures are counted too while they are read: 7 + 4, and 2 + 2 for the samples of no test.
+    # ``stop`` is also called for each of the 7 + 4 images that are read.
     stop = after(11 + 4) if rank == 1 else (lambda: False)
     run._POLL_STEPS = 1
     try:
@@ -86,7 +86,7 @@ def stopped_run(folder: Path, rank: int) -> Any:
 
 
 def late_run(folder: Path, rank: int) -> Any:
-    """Ask each other every few steps only: as many of both, or one would wait for ever."""
+    """Poll every second step; both must poll equally often, or one would wait for ever."""
     asked = []
     real = Ranks.greatest
 
@@ -168,7 +168,7 @@ def main(folder: Path, ports: list[str]) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
     found: dict[str, Any] = {"command line": command_line(folder)}
-    # From here on the processes meet by themselves, anew for every run.
+    # The later runs need a store of their own each: torchrun's serves only the first.
     del os.environ["TORCHELASTIC_USE_AGENT_STORE"]
 
     def meet() -> None:

@@ -174,7 +174,7 @@ class _Run:
         self.settings, self.say, self.ranks = settings, say, ranks
         self.folder = RunFolder(path, settings, say)
         config = settings.train
-        # The state first: reading the images takes minutes.
+        # The state first: reading the images may take minutes.
         state = self.folder.read_state(ranks)
         folder_a, folder_b, *tests = find_folders(data, data_a, data_b)
         random.seed(settings.run.seed)

@@ -1,4 +1,4 @@
-"""A generator as a function on arrays, for a program that has its frames already."""
+"""A generator as a function on arrays, for a program that has its frames in memory."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ class Generator:
 
     @property
     def card(self) -> ModelCard:
-        """What the model says of itself."""
+        """The card of the model."""
         return self._backend.card
 
     def __call__(self, frames: Pixels) -> Pixels:
         """Translate RGB ``frames``, ``(N, H, W, 3)``, uint8 in 0..255 or floating point in [0, 1].
 
-        The result has the shape of ``frames``, at any H and W, and their dtype (floating point goes
-        through 8 bits where the model takes uint8). Raises ValueError for another shape.
+        The result has the shape of ``frames``, at any H and W, and their dtype; where the model
+        takes uint8, floating point is rounded to 8 bits. Raises ValueError for another shape or
+        dtype.
         """
         if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
             raise ValueError(f"frames must be (N, H, W, 3) and not empty, got {frames.shape = }")
@@ -59,7 +60,7 @@ class Generator:
         return (out / np.float32(255)).astype(kind) if out.dtype == np.uint8 else out.astype(kind)
 
     def close(self) -> None:
-        """Release the model; twice is fine."""
+        """Release the model; a second call has no effect."""
         self._backend.close()
 
     def __enter__(self) -> Generator:

@@ -25,28 +25,30 @@ class Option:
     """One option of a table."""
 
     name: str
-    """The field, and the keyword of the Python API; on the command line with hyphens."""
+    """The name of the field, which is the keyword of the Python API too."""
     kind: type
-    """bool, int, float, str, Path or dict; object for what only ``metavar`` describes."""
+    """bool, int, float, str, Path or dict; object where only ``metavar`` describes the value."""
     default: Any
     help: str
     """One or more sentences in one line; code stands between double backquotes."""
     choices: tuple[str, ...] = ()
-    """What a str may be; empty for any."""
+    """The values that a str may have; empty for any."""
     group: str = ""
     """The heading under which ``--help`` and the page show it."""
     metavar: str | None = None
-    """How its value is written, e.g. ``N`` or ``WxH``; None for choices and flags."""
+    """The notation of its value, e.g. ``N`` or ``WxH``; None for choices and flags."""
     short: str | None = None
-    """One letter that is the same flag."""
+    """The letter of its short flag."""
     least: float | None = None
+    """The smallest number that it may be."""
     most: float | None = None
+    """The largest number that it may be."""
     applies_to: tuple[str, ...] = ()
     """The kinds of input or output that it has an effect on; empty for all."""
 
     @property
     def flag(self) -> str:
-        """How it is written on the command line."""
+        """Its name on the command line."""
         return f"--{self.name.replace('_', '-')}"
 
 
@@ -102,7 +104,7 @@ def options_given(values: object) -> list[Option]:
 
 
 def check_values(values: object) -> None:
-    """Raise ValueError for a field of a table whose value is no choice or out of its range."""
+    """Raise ValueError for a field of a table whose value is not a choice or is out of range."""
     for each in options_of(type(values)):
         value = getattr(values, each.name)
         if value is None:

@@ -42,7 +42,7 @@ RUN = "Run"
 
 @dataclass(frozen=True)
 class TranslateOptions:
-    """Every option of ``translate``; None means that the tool decides."""
+    """Every option of ``translate``; None stands for a default that depends on the job."""
 
     direction: Direction | None = field(default=None, metadata=option(MODEL))
     """Generator of a run folder; AtoB unless given, where the folder holds both. A file that goes
@@ -184,7 +184,7 @@ class TranslateOptions:
     """Only write a sheet of N frames, each source above its result, as OUTPUT.preview.png."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a value that no option has: it would be taken for another one."""
+        """Raise ValueError for a value that its option cannot have."""
         check_values(self)
         if self.size != "native":
             sides = self.size if isinstance(self.size, tuple) else (self.size, self.size)
@@ -197,5 +197,5 @@ class TranslateOptions:
 
     @property
     def deinterlaces(self) -> bool:
-        """Whole frames are made of the fields, at either rate."""
+        """Whether frames are made of the fields, at either rate."""
         return self.deinterlace or self.deinterlace_rate is not None

@@ -1,4 +1,4 @@
-"""The click face: parse, plan, run, report. No logic, and nothing heavy before a command runs."""
+"""The command line: parse, plan, run, print. The rooms below decide, and load only when needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Commands(click.Group):
             Reporter("plain").insist(f"Error: {error}")
             sys.exit(1)
         except KeyboardInterrupt:
-            # Planning and probing write nothing: there is nothing to clean up.
+            # Planning and probing write no files, so there is nothing to remove.
             print("Interrupted: nothing was written", file=sys.stderr)
             sys.exit(130)
 

@@ -27,11 +27,11 @@ _QUIET = GroupedOption(
 @click.argument("checkpoint", type=PATH)
 @click.argument("output", type=PATH)
 def command(checkpoint: Path, output: Path, quiet: bool, **options: Any) -> None:
-    """Write a generator as one ONNX file that every backend runs, and prove it.
+    """Write a generator as one ONNX file that every backend runs, and measure that it does.
 
     CHECKPOINT is a .pth or .safetensors file, the folder of a run, or a foreign ONNX; OUTPUT ends
-    in .onnx. Where it ends in .engine, a TensorRT engine for this machine's GPU is built besides
-    (experimental); with --bundle it is a folder for an edge device.
+    in .onnx. Where it ends in .engine, a TensorRT engine for this machine's GPU is built from that
+    file (experimental); with --bundle, OUTPUT is a folder for an edge device.
     """
     from cyclegan_export.options import ExportOptions, export
 

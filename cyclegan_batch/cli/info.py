@@ -1,4 +1,4 @@
-"""``inspect``, ``doctor`` and ``demo``: what a file, this machine and the tool itself show."""
+"""``inspect``, ``doctor`` and ``demo``: describe a file, describe this machine, show the tool."""
 
 from __future__ import annotations
 

@@ -14,10 +14,10 @@ from ..errors import OutputError
 
 
 class Stops:
-    """Ctrl-C, SIGTERM and a closed terminal: once is a request to stop, twice ends the process.
+    """Ctrl-C, SIGTERM and a closed terminal: the first is a request to stop, the next one exits.
 
-    An exception that a signal handler raises can get lost in foreign code (a callback, an import
-    hook): so the request is remembered, too, and `check` repeats it.
+    Foreign code (a callback, an import hook) can swallow the exception that a signal handler
+    raises. `requested` therefore stays set, and `check` raises the exception again.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Stops:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Let a request wait until `requested` is looked at: for work that stops between steps."""
+        """Within the block a signal only sets `requested`: for work that stops between steps."""
         self._deferred = True
         try:
             yield
@@ -35,18 +35,19 @@ class Stops:
 
     @contextlib.contextmanager
     def heard(self) -> Iterator[None]:
-        """Listen to requests, for one command.
+        """Handle the signals for the time of one command.
 
-        After it the handlers are again those of the program that called it; but once a stop was
-        asked for, the process is about to end, and the next request ends it at once.
+        The handlers of the calling program are restored afterwards. After a request they are not:
+        the process is about to end, and the next signal is to end it at once.
         """
         self.requested = False
         handlers: dict[int, Any] = {}
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
-            # What whoever started us wants ignored (nohup, a job in the background) stays ignored.
+            # A signal that the parent process ignores (nohup, a background job) stays ignored.
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                # Not the main thread, where a program calls the command: its handlers are its own.
+                # Python sets handlers in the main thread only; a program that calls the command
+                # in another one keeps its own.
                 with contextlib.suppress(ValueError):
                     handlers[number] = signal.signal(number, self._stop)
         try:
@@ -54,11 +55,12 @@ class Stops:
         finally:
             if not self.requested:
                 for number, handler in handlers.items():
-                    # None is one that was not set from Python, and cannot be from here.
+                    # None stands for a handler that was not set from Python; Python cannot restore
+                    # it.
                     signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if a stop was asked for."""
+        """Raise KeyboardInterrupt after a request to stop."""
         if self.requested:
             raise KeyboardInterrupt
 
@@ -74,30 +76,31 @@ STOPS = Stops()
 
 
 def claim_standard_streams() -> None:
-    """Put /dev/null where a standard stream is closed.
+    """Open /dev/null in the place of each standard stream that is closed.
 
-    A file opened next would get its number, and what libraries print would end up in that file.
+    Otherwise the next file to be opened would get the number of that stream, and what libraries
+    print would end up in the file.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
             with contextlib.suppress(OSError):
-                os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
+                os.open(os.devnull, os.O_RDWR)  # open() takes the lowest free number: this one
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for good
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - stays open
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            # A name that is not text goes out as the bytes it has on the disk.
+            # A file name that is not UTF-8 is printed as the bytes that it has on the disk.
             stream.reconfigure(errors="surrogateescape" if stream is sys.stdout else None)
 
 
 def print_result(text: str) -> None:
-    """Print what was asked for; whoever closes the pipe has enough. Raises OutputError."""
+    """Print the result of a command; a closed pipe ends the process with 0. Raises OutputError."""
     try:
         print(text, flush=True)
     except OSError as error:
-        # What is left in the buffer would fail again when Python ends.
+        # Python flushes the rest of the buffer when it exits, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):
             sys.exit(0)

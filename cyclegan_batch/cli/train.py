@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 _NO = ("no-", "no_")
-"""What negates a key, in our spelling and in the reference implementation's."""
+"""The prefixes that negate a key, in the spelling of this tool and of the reference
+implementation."""
 
 _GROUP = "Data and command"
 
@@ -109,15 +110,19 @@ def command(
     if len(places) not in (1, 2):
         raise click.UsageError("give DATA and RUN, or --data-a, --data-b and RUN.")
     data, run = (None, places[0]) if len(places) == 1 else places
-    from cyclegan_train import settings as known
+    from cyclegan_train import settings as keys_of_training
 
     from .progress import Reporter
 
     try:
-        values = {} if recipe is None else dict(known.values_from_toml(known.recipe(recipe)))
-        values |= {name: known.value_from_text(name, text) for name, text in pairs.items()}
+        values: dict[str, Any] = {}
+        if recipe is not None:
+            values |= keys_of_training.values_from_toml(keys_of_training.recipe(recipe))
+        values |= {
+            name: keys_of_training.value_from_text(name, text) for name, text in pairs.items()
+        }
         values |= {name: value for name, value in keys.items() if value is not None}
-        settings = known.settings_for(run, values, resume=resume)
+        settings = keys_of_training.settings_for(run, values, resume=resume)
     except ValueError as error:
         end = "" if str(error).endswith("?") else "."
         raise click.UsageError(f"{error}{end}") from error
@@ -127,7 +132,7 @@ def command(
     except CycleganBatchError as error:
         if progress != "json":
             raise
-        reporter.insist(str(error))  # every line is JSON, this one too
+        reporter.insist(str(error))  # with --progress json every line is JSON
         sys.exit(1)
     finally:
         reporter.close()
@@ -157,7 +162,7 @@ def _train(
 ) -> Outcome:
     try:
         from cyclegan_train.progress import line, sentence, state
-        from cyclegan_train.run import train as begin
+        from cyclegan_train.run import train
     except ImportError as error:
         raise missing_extra("train", error, doing="train") from error
 
@@ -168,9 +173,9 @@ def _train(
             lambda: state(progress),
         )
 
-    # A step that is cut short could not be repeated: it is ended first.
+    # A signal does not interrupt a step, which could not be repeated; the loop stops after it.
     with STOPS.deferred():
-        return begin(
+        return train(
             data,
             run,
             settings,

@@ -110,7 +110,7 @@ def command(
 
                 stack.enter_context(printed())
             done = _run(plan, backend, reporter)
-        # From here on a stop has nothing to stop.
+        # All work is done: a request to stop only sets the flag from here on.
         if report:
             with STOPS.deferred():
                 write_report(done, report)
@@ -119,7 +119,7 @@ def command(
     except CycleganBatchError as error:
         if progress != "json":
             raise
-        reporter.insist(str(error))  # every line is JSON, this one too
+        reporter.insist(str(error))  # with --progress json every line is JSON
         sys.exit(1)
     with STOPS.deferred():
         if progress == "json":
@@ -130,7 +130,7 @@ def command(
 
 
 def _run(plan: JobPlan, backend: Backend, reporter: Reporter) -> Report:
-    """Run, so that a stop or an error leaves a report, too."""
+    """Run the plan and return its report, also after an error or a request to stop."""
     from .. import api
     from ..job.units import Counters
 
@@ -147,7 +147,7 @@ def _run(plan: JobPlan, backend: Backend, reporter: Reporter) -> Report:
         except CycleganBatchError as error:
             return api.report_run(plan, counters, error=error)
     except KeyboardInterrupt:
-        # Between the steps of the run, or behind the last of them: what is written stays written.
+        # The request came between two steps or after the last; the files written so far stay.
         counters.interrupted = True
         return api.report_run(plan, counters)
     finally:
@@ -155,7 +155,7 @@ def _run(plan: JobPlan, backend: Backend, reporter: Reporter) -> Report:
 
 
 def _print_plan(plan: JobPlan, *, as_json: bool) -> None:
-    """Print a plan to stdout: it is what the command was asked for."""
+    """Print a plan to standard output, as the result of ``--dry-run``."""
     from ..job.plan_text import plan_description, plan_lines
     from ..wording import printable
 
@@ -167,7 +167,7 @@ def _print_plan(plan: JobPlan, *, as_json: bool) -> None:
 
 
 def _print_outcome(report: Report, reporter: Reporter, *, verbose: bool) -> None:
-    """Say what is missing, also to those who asked for quiet, and how it went; the last line."""
+    """Print what is missing, even with ``--quiet``, and as the last line how the run ended."""
     tell = reporter.say if report.status == "whole" else reporter.insist
     if len(report.failures) > 1:
         for failure in report.failures:

@@ -1,4 +1,4 @@
-"""The alpha of a video comes out as it went in, or its loss is said; ffmpeg is the witness."""
+"""The alpha of a video is kept, or its loss is reported; ffmpeg is the independent witness."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ENCODERS = {
     "libvpx-vp9": ("yuva420p", ("-cpu-used", "8", "-crf", "10", "-b:v", "0")),
     "libvpx": ("yuva420p", ("-auto-alt-ref", "0", "-cpu-used", "8", "-b:v", "2M")),
 }
-"""What ffmpeg makes sources of: the pixel format and options of each encoder."""
+"""The encoders of the sources that ffmpeg writes, each with its pixel format and options."""
 
 
 def clip(path: Path, codec: str = "qtrle", *, before: tuple[str, ...] = ()) -> Path:
@@ -47,9 +47,9 @@ def clip(path: Path, codec: str = "qtrle", *, before: tuple[str, ...] = ()) -> P
 
 def seen_alpha(path: Path, pix_fmt: str) -> np.ndarray[Any, Any]:
     """Return the alpha that ffmpeg decodes, ``(N, H, W)``, in the codes of a pixel format."""
-    found = probe(path, "stream=codec_name,width,height")["streams"][0]
-    size = found["height"], found["width"]
-    reader = {"vp9": "libvpx-vp9", "vp8": "libvpx"}.get(found["codec_name"])
+    stream = probe(path, "stream=codec_name,width,height")["streams"][0]
+    size = stream["height"], stream["width"]
+    reader = {"vp9": "libvpx-vp9", "vp8": "libvpx"}.get(stream["codec_name"])
     command = ["ffmpeg", "-v", "error", *(("-c:v", reader) if reader else ()), "-noautorotate"]
     command += ["-i", str(path), "-f", "rawvideo", "-pix_fmt", pix_fmt, "-"]
     content = subprocess.check_output(command)
@@ -64,7 +64,7 @@ def seen_alpha(path: Path, pix_fmt: str) -> np.ndarray[Any, Any]:
 @needs_ffprobe
 @pytest.mark.behaviour(7)
 @pytest.mark.parametrize(
-    ("given", "codec", "suffix", "written"),
+    ("source_codec", "codec", "suffix", "written"),
     [
         ("prores_ks", "prores_ks", ".mov", "yuva444p10le"),
         ("qtrle", "qtrle", ".mov", "argb"),
@@ -79,36 +79,36 @@ def seen_alpha(path: Path, pix_fmt: str) -> np.ndarray[Any, Any]:
         ("qtrle", "libvpx-vp9", ".mkv", "yuva420p"),
     ],
 )
-def test_alpha_is_carried_past_the_network(tmp_path, given, codec, suffix, written):
-    """Sample for sample, but for what the depth or the loss of the encoder takes."""
-    kind = {"libvpx": ".webm", "libvpx-vp9": ".webm", "ffv1": ".mkv"}.get(given, ".mov")
-    source = clip(tmp_path / f"in{kind}", given)
+def test_alpha_is_carried_past_the_network(tmp_path, source_codec, codec, suffix, written):
+    """Sample for sample, except for the bit depth and the loss of the encoder."""
+    kind = {"libvpx": ".webm", "libvpx-vp9": ".webm", "ffv1": ".mkv"}.get(source_codec, ".mov")
+    source = clip(tmp_path / f"in{kind}", source_codec)
     output = tmp_path / f"out{suffix}"
     lossy = {}
     if suffix == ".webm" or codec == "libvpx-vp9":
         lossy = {"crf": 4.0, "encoder_opt": {"cpu-used": "8"}}
-    made = plan(source, output, TranslateOptions(codec=codec, strict=True, **lossy))
-    assert (made.encoder.alpha, made.encoder.pix_fmt) == (True, written)
-    assert not [note for note in grouped(made.notes) if "the alpha of" in note]
-    run(made)
-    sent, got = seen_alpha(source, ENCODERS[given][0]), seen_alpha(output, written)
+    planned = plan(source, output, TranslateOptions(codec=codec, strict=True, **lossy))
+    assert (planned.encoder.alpha, planned.encoder.pix_fmt) == (True, written)
+    assert not [note for note in grouped(planned.notes) if "the alpha of" in note]
+    run(planned)
+    sent, got = seen_alpha(source, ENCODERS[source_codec][0]), seen_alpha(output, written)
     assert got.shape == sent.shape == (4, *SIZE)
     assert np.ptp(sent) > 200
-    both_deep = "10le" in written and "10le" in ENCODERS[given][0]
+    both_deep = "10le" in written and "10le" in ENCODERS[source_codec][0]
     sent, got = (
         np.rint(codes * (255 / 1023)) if "10le" in pix_fmt and not both_deep else codes
-        for codes, pix_fmt in ((sent, ENCODERS[given][0]), (got, written))
+        for codes, pix_fmt in ((sent, ENCODERS[source_codec][0]), (got, written))
     )
     difference = np.abs(got - sent)
     assert (np.percentile(difference, 80) if lossy else difference.max()) <= 3 * bool(lossy)
     tags = probe(output, "stream_tags=alpha_mode")["streams"][0].get("tags", {})
-    assert ("ALPHA_MODE" in tags) == str(made.encoder.name).startswith("libvpx")
+    assert ("ALPHA_MODE" in tags) == str(planned.encoder.name).startswith("libvpx")
 
 
 @needs_ffprobe
 @pytest.mark.behaviour(7)
 @pytest.mark.parametrize(
-    ("given", "suffix", "options", "why"),
+    ("source_codec", "suffix", "options", "why"),
     [
         ("prores_ks", ".mov", {}, "libx264 in .mov cannot hold it"),
         ("qtrle", ".mkv", {}, "libx264 in .mkv cannot hold it"),
@@ -119,17 +119,17 @@ def test_alpha_is_carried_past_the_network(tmp_path, given, codec, suffix, writt
     ],
 )
 def test_the_loss_of_alpha_is_said_once_and_an_error_when_strict(
-    tmp_path, given, suffix, options, why
+    tmp_path, source_codec, suffix, options, why
 ):
-    source = clip(tmp_path / ("in.webm" if "vp" in given else "in.mov"), given)
+    source = clip(tmp_path / ("in.webm" if "vp" in source_codec else "in.mov"), source_codec)
     output = tmp_path / f"out{suffix}"
-    made = plan(source, output, TranslateOptions(**options))
-    told = [note for note in grouped(made.notes) if "the alpha of" in note]
-    assert len(told) == 1
-    assert told[0].startswith(f"{output} goes without the alpha of stream 0 (video ")
-    assert f"): {why}" in told[0]
-    assert not has_alpha(made.encoder.pix_fmt)
-    run(made)
+    planned = plan(source, output, TranslateOptions(**options))
+    notes = [note for note in grouped(planned.notes) if "the alpha of" in note]
+    assert len(notes) == 1
+    assert notes[0].startswith(f"{output} goes without the alpha of stream 0 (video ")
+    assert f"): {why}" in notes[0]
+    assert not has_alpha(planned.encoder.pix_fmt)
+    run(planned)
     tags = probe(output, "stream_tags=alpha_mode")["streams"][0].get("tags", {})
     assert "ALPHA_MODE" not in tags
     with pytest.raises(OutputError, match=r"goes without the alpha of stream 0 .*--strict"):
@@ -144,9 +144,9 @@ def test_a_video_without_alpha_goes_into_an_encoder_with_it_as_opaque(tmp_path):
     subprocess.run([*command, "-c:v", "ffv1", "-pix_fmt", "yuv420p", source], check=True)
     output = tmp_path / "out.mov"
     options = TranslateOptions(codec="prores_ks", pix_fmt="yuva444p10le", strict=True)
-    made = plan(source, output, options)
-    assert not made.encoder.alpha
-    run(made)
+    planned = plan(source, output, options)
+    assert not planned.encoder.alpha
+    run(planned)
     assert (seen_alpha(output, "yuva444p10le") == 1023).all()
 
 
@@ -170,8 +170,8 @@ def test_alpha_is_turned_and_resized_with_its_picture(tmp_path):
     )
 
     small = tmp_path / "small.mov"
-    made = plan(upright, small, TranslateOptions(codec="qtrle"), output_size=lambda _: (24, 32))
-    source_, sink = video_source.VideoSource(made), video_sink.VideoSink(made)
+    planned = plan(upright, small, TranslateOptions(codec="qtrle"), output_size=lambda _: (24, 32))
+    source_, sink = video_source.VideoSource(planned), video_sink.VideoSink(planned)
     from_raw, to_encoded = source_.converter(), sink.converter()
     for item in source_.read():
         frame: Any = from_raw(item)  # type: ignore[arg-type]
@@ -191,15 +191,15 @@ def test_alpha_is_turned_and_resized_with_its_picture(tmp_path):
     ],
 )
 def test_alpha_is_found_in_every_format(name):
-    """As swscale has put it there."""
+    """swscale wrote it there."""
     alpha = np.arange(48 * 64).reshape(SIZE).astype(np.uint8)
     rgba = np.dstack([np.full((*SIZE, 3), 90, np.uint8), alpha])
     frame = av.VideoFrame.from_ndarray(rgba, "rgba").reformat(format=name)
     assert has_alpha(name)
-    found = alpha_of(frame)
-    assert found is not None
-    levels = found.values.astype(float) * 255 / (2**found.bits - 1)
-    # swscale makes 16 bits of 8 by a shift, or by repeating them.
+    alpha_read = alpha_of(frame)
+    assert alpha_read is not None
+    levels = alpha_read.values.astype(float) * 255 / (2**alpha_read.bits - 1)
+    # swscale converts 8 bits to 16 by a shift, or by repeating them.
     assert np.abs(levels - alpha).max() <= 1
     if not name.startswith("gbrapf"):
         put_alpha(frame, Alpha(255 - alpha, 8))
@@ -245,7 +245,7 @@ def test_the_pixel_format_keeps_alpha(source, formats, chosen):
 
 @pytest.mark.behaviour(7)
 def test_a_gif_is_transparent_only_where_something_is_missing(tmp_path):
-    """Its decoder always gives alpha, and a warning for every GIF would be none."""
+    """FFmpeg's decoder returns alpha for every GIF, most of which are opaque."""
     from PIL import Image
 
     for name, colours in (("opaque", 255), ("clear", 128)):
@@ -253,6 +253,6 @@ def test_a_gif_is_transparent_only_where_something_is_missing(tmp_path):
         first.paste((0, 0, 0, 255 if colours == 255 else 0), (0, 0, 16, 16))
         second = Image.new("RGBA", (32, 32), (30, 30, 200, 255))
         first.save(tmp_path / f"{name}.gif", save_all=True, append_images=[second], duration=40)
-    for name, told in (("opaque", False), ("clear", True)):
-        made = plan(tmp_path / f"{name}.gif", tmp_path / "out.mp4", FAST)
-        assert any("the alpha of" in note for note in grouped(made.notes)) == told
+    for name, has_note in (("opaque", False), ("clear", True)):
+        planned = plan(tmp_path / f"{name}.gif", tmp_path / "out.mp4", FAST)
+        assert any("the alpha of" in note for note in grouped(planned.notes)) == has_note

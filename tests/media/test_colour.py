@@ -1,4 +1,4 @@
-"""Colours come out as they went in: against the published formulas, without any codec."""
+"""Colours survive the conversion to RGB and back, by the published formulas, without any codec."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_all_greys_survive_unchanged(pixel_type):
     plan = resolve(stream(tags=tagged("bt601", full=False)))
     back = FromRGB(plan, "yuv420p")(ToRGB(plan, pixel_type)(frame))
     for sent, got in zip(colours.plane_views(frame), colours.plane_views(back), strict=True):
-        # 8 bits of RGB have more steps than limited luma, so nothing may be lost.
+        # 8-bit RGB has more levels than limited-range luma, so nothing may be lost.
         assert np.abs(sent.astype(int) - got.astype(int)).max() <= (
             0 if pixel_type == "uint8" else 1
         )
@@ -105,7 +105,7 @@ def test_all_greys_survive_unchanged(pixel_type):
 @pytest.mark.behaviour(6)
 @pytest.mark.parametrize("location", [1, 2, 3])
 def test_chroma_stays_in_its_place(location):
-    """An edge of colour moves back by what it moved in, wherever chroma sits."""
+    """An edge of colour returns to its position, whatever the chroma location."""
     frame = av.VideoFrame(96, 96, "yuv420p")
     luma, cb, cr = colours.plane_views(frame)
     luma[:], cr[:] = 120, 128
@@ -188,7 +188,7 @@ def test_half_floats_out_of_range_are_clamped():
         assert np.abs(got.astype(int) - luma).max() <= 1
 
 
-# What is decided, and said
+# What is decided, and what the user is told
 
 
 @pytest.mark.behaviour(6)

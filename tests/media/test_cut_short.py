@@ -1,4 +1,4 @@
-"""A file is called cut short where its frames, its index or its size prove it, and only there."""
+"""A file is reported as cut short only where its frames, its index or its size prove it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def ffmpeg(
     path: Path, rest: str, *, rate: str = "25", seconds: float = 1, sound: float = 0
 ) -> Path:
     """A clip of ``seconds`` with ``sound`` seconds of sound."""
-    given = f"-f lavfi -i testsrc2=s=64x48:r={rate}:d={seconds}"
+    inputs = f"-f lavfi -i testsrc2=s=64x48:r={rate}:d={seconds}"
     if sound:
-        given += f" -f lavfi -i sine=d={sound}"
-    subprocess.check_call(["ffmpeg", "-v", "error", *given.split(), *rest.split(), str(path)])
+        inputs += f" -f lavfi -i sine=d={sound}"
+    subprocess.check_call(["ffmpeg", "-v", "error", *inputs.split(), *rest.split(), str(path)])
     return path
 
 
 def read(path: Path) -> tuple[int, list[str]]:
-    """Return how many frames arrive, and what is said to be wrong."""
+    """Return how many frames arrive, and the errors that are reported."""
     reader = VideoSource(plan(path, path.with_name("out.mkv")))
     items = list(reader.read())
     reader.close()
@@ -67,7 +67,7 @@ def test_a_whole_file_is_whole(tmp_path, name, how, more, frames):
 @pytest.mark.behaviour(1)
 @pytest.mark.parametrize("first", [1, 2])
 def test_a_part_of_a_broadcast_is_whole(tmp_path, first):
-    """What DASH leaves behind: the beginning, and one segment out of the middle."""
+    """The init segment of DASH, and segments from the ``first`` on."""
     ffmpeg(tmp_path / "m.mpd", f"{H264} -g 25 -f dash -seg_duration 1", seconds=3)
     segments = ["init-stream0.m4s", *(f"chunk-stream0-0000{n}.m4s" for n in range(first, 4))]
     source = tmp_path / "in.mp4"
@@ -84,8 +84,8 @@ def test_what_an_edit_list_cuts_off_is_not_missing(tmp_path):
     assert struct.unpack_from(">I", content, place)[0] == 2000
     struct.pack_into(">I", content, place, 1000)
     source.write_bytes(content)
-    made = plan(source, tmp_path / "out.mkv")
-    assert made.frames_expected == 25
+    planned = plan(source, tmp_path / "out.mkv")
+    assert planned.frames_expected == 25
     assert read(source) == (25, [])
 
 
@@ -98,7 +98,7 @@ def test_a_subtitle_that_outlasts_the_pictures_is_not_missing(tmp_path):
 
 @pytest.mark.behaviour(1, 22)
 @pytest.mark.parametrize(
-    ("name", "how", "said"),
+    ("name", "how", "text"),
     [
         ("in.wmv", "-c:v wmv2 -c:a wmav2", " s are there"),
         ("in.wmv", "-c:v wmv2 -an", " s are there"),
@@ -109,11 +109,11 @@ def test_a_subtitle_that_outlasts_the_pictures_is_not_missing(tmp_path):
         ("in.mp4", f"{H264} -movflags faststart -c:a aac", "says 100 frames"),
     ],
 )
-def test_a_cut_file_is_found(tmp_path, name, how, said):
+def test_a_cut_file_is_found(tmp_path, name, how, text):
     source = ffmpeg(tmp_path / name, how, seconds=4, sound=4)
     content = source.read_bytes()
     source.write_bytes(content[: int(len(content) * 0.7)])
     frames, wrong = read(source)
     assert 25 < frames < 95
     assert "cut short" in wrong[-1] or "to its end" in wrong[-1]
-    assert said in wrong[-1] or "to its end" in wrong[-1]
+    assert text in wrong[-1] or "to its end" in wrong[-1]

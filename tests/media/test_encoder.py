@@ -1,4 +1,4 @@
-"""The encoder that is chosen opens, holds what it is asked for, and drops no frame."""
+"""The chosen encoder opens, applies its options, and drops no frame."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def test_x265_encodes_a_clip_shorter_than_its_delay(tmp_path, capfd, frames):
 def test_any_size_comes_out_as_it_went_in(tmp_path, size):
     source = streams.plain(tmp_path / "in.mkv", codec="ffv1", frames=3, audio=None, size=size)
     output = tmp_path / "out.mkv"
-    made = plan(source, output)
+    planned = plan(source, output)
     odd = bool(size[0] % 2 or size[1] % 2)
-    assert made.encoder.pix_fmt == ("yuv444p" if odd else "yuv420p")
-    told = [note for note in grouped(made.notes) if "so it encodes yuv444p" in note]
-    assert len(told) == odd
-    run(made)
+    assert planned.encoder.pix_fmt == ("yuv444p" if odd else "yuv420p")
+    notes = [note for note in grouped(planned.notes) if "so it encodes yuv444p" in note]
+    assert len(notes) == odd
+    run(planned)
     assert pictures(output).shape == (3, *size, 3)
 
 
@@ -131,22 +131,22 @@ def test_the_pixel_format_follows_the_source(source, formats, chosen):
 
 @needs_ffprobe
 @pytest.mark.parametrize(
-    ("codec", "pix_fmt", "kept"),
+    ("codec", "pix_fmt", "written_format"),
     [
         ("rawvideo", "uyvy422", "yuv422p"),
         ("rawvideo", "yuyv422", "yuv422p"),
         ("v210", "yuv422p10le", "yuv422p10le"),
     ],
 )
-def test_what_a_capture_card_writes_keeps_its_chroma(tmp_path, codec, pix_fmt, kept):
+def test_what_a_capture_card_writes_keeps_its_chroma(tmp_path, codec, pix_fmt, written_format):
     source = tmp_path / "in.mov"
     rows = "color=s=96x64:d=0.08,format=yuv444p,geq=lum=120:cb='100+50*mod(Y\\,2)':cr=128"
     command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", rows]
     subprocess.run([*command, "-c:v", codec, "-pix_fmt", pix_fmt, source], check=True)
     output = tmp_path / "out.mkv"
     run(plan(source, output, LOSSLESS))
-    assert probe(output, "stream=pix_fmt")["streams"][0]["pix_fmt"] == kept
-    # Its rows are coloured in turn, and 4:2:0 would make one colour of two of them.
+    assert probe(output, "stream=pix_fmt")["streams"][0]["pix_fmt"] == written_format
+    # Its rows alternate between two colours, which 4:2:0 would average.
     blue = pictures(output)[0, :, 48, 2].astype(int)
     assert np.abs(np.diff(blue)).min() > 80
     assert np.abs(blue - pictures(source)[0, :, 48, 2]).max() <= 2
@@ -165,13 +165,13 @@ def test_an_encoder_that_does_not_open_falls_back_once(tmp_path):
         pytest.skip("this machine has NVENC")
     source = streams.plain(tmp_path / "in.mp4", frames=5, audio=None)
     asked = TranslateOptions(codec="h264_nvenc", preset="p4", encoder_opt={"tune": "hq"})
-    made = plan(source, tmp_path / "out.mp4", asked)
-    assert made.encoder.name == "libx264"
-    told = [note for note in grouped(made.notes) if "h264_nvenc" in note]
-    assert len(told) == 1
-    assert "h264_nvenc does not open here" in told[0]
-    assert "libx264 encodes" in told[0]
-    dropped, _ = run(made)
+    planned = plan(source, tmp_path / "out.mp4", asked)
+    assert planned.encoder.name == "libx264"
+    notes = [note for note in grouped(planned.notes) if "h264_nvenc" in note]
+    assert len(notes) == 1
+    assert "h264_nvenc does not open here" in notes[0]
+    assert "libx264 encodes" in notes[0]
+    dropped, _ = run(planned)
     assert not dropped
 
 
@@ -179,8 +179,8 @@ def test_quality_is_said_in_the_words_of_each_encoder(tmp_path):
     source = streams.plain(tmp_path / "in.mp4", frames=3, audio=None)
 
     def chosen(**options: Any) -> dict[str, str]:
-        made = plan(source, tmp_path / "out.mkv", TranslateOptions(**options))
-        return dict(made.encoder.options)
+        planned = plan(source, tmp_path / "out.mkv", TranslateOptions(**options))
+        return dict(planned.encoder.options)
 
     assert chosen() == {"crf": "18"}
     assert chosen(crf=23.5, preset="slow") == {"crf": "23.5", "preset": "slow"}
@@ -224,29 +224,29 @@ def test_an_encoder_that_cannot_do_it_errors(tmp_path, options, match):
 
 def test_the_number_of_threads_is_part_of_the_plan(tmp_path):
     source = streams.plain(tmp_path / "in.mp4", frames=3, audio=None)
-    made = plan(source, tmp_path / "out.mp4")
-    assert made.encoder.threads >= 1
-    sink = VideoSink(made)
+    planned = plan(source, tmp_path / "out.mp4")
+    assert planned.encoder.threads >= 1
+    sink = VideoSink(planned)
     convert = sink.converter()
-    for frame in seen(made):
+    for frame in seen(planned):
         sink.write(convert(frame))
-    assert sink._stream.codec_context.thread_count == made.encoder.threads
+    assert sink._stream.codec_context.thread_count == planned.encoder.threads
     sink.discard()
 
 
 @pytest.mark.behaviour(5)
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".avi", ".ts", ".nut", ".webm"])
 def test_no_encoder_fails_after_the_last_frame(tmp_path, suffix):
-    """Many a header is accepted whose first packet is not, or which nobody finds again."""
+    """Some muxers accept a header but no first packet, or write what no demuxer finds again."""
     source = streams.plain(tmp_path / "in.mkv", frames=25, audio=None)
     written = 0
     for codec in ("rawvideo", "ffv1", "mjpeg", "png", "prores_ks", "libvpx", "mpeg2video"):
         output = tmp_path / f"{codec}{suffix}"
         try:
-            made = plan(source, output, TranslateOptions(codec=codec))
+            planned = plan(source, output, TranslateOptions(codec=codec))
         except OutputError:
             continue
-        run(made)
+        run(planned)
         with av.open(str(output)) as container:
             assert len(list(container.decode(video=0))) == 25, codec
         written += 1

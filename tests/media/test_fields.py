@@ -1,4 +1,4 @@
-"""Interlaced video keeps its fields, or becomes whole frames; ffmpeg and ffprobe are witnesses."""
+"""Interlaced video keeps its fields, or is deinterlaced; ffmpeg and ffprobe are witnesses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.synthesis import streams
 
 
 def clip(path: Path, order: str = "tff", *, size: str = "64x48", frames: int = 5) -> Path:
-    """Fields of a moving grey picture, in the losslessly coded frames of FFV1 or in MPEG-2."""
+    """Fields of a moving grey image, coded losslessly by FFV1 or as MPEG-2."""
     source = f"testsrc2=s={size}:r=50:d={frames / 25},hue=s=0"
     command = ["ffmpeg", "-v", "error", "-y", "-f", "lavfi", "-i", source]
     command += ["-vf", f"interlace=scan={order}:lowpass=0", "-pix_fmt", "yuv420p"]
@@ -36,9 +36,9 @@ def clip(path: Path, order: str = "tff", *, size: str = "64x48", frames: int = 5
 
 
 def marks(path: Path) -> set[tuple[int, int]]:
-    """Return what ffprobe tells of every frame: interlaced, and top field first."""
-    found = probe(path, "frame=interlaced_frame,top_field_first")["frames"]
-    return {(frame["interlaced_frame"], frame["top_field_first"]) for frame in found}
+    """Return ffprobe's flags of the frames: interlaced, and top field first."""
+    frames = probe(path, "frame=interlaced_frame,top_field_first")["frames"]
+    return {(frame["interlaced_frame"], frame["top_field_first"]) for frame in frames}
 
 
 @needs_ffprobe
@@ -60,15 +60,15 @@ def test_fields_keep_their_mark(tmp_path, codec, suffix, order):
     source = clip(tmp_path / "in.mpg", order)
     assert marks(source) == {(1, int(order == "tff"))}
     output = tmp_path / f"out{suffix}"
-    made = plan(source, output, TranslateOptions(codec=codec, strict=True))
-    assert [note for note in grouped(made.notes) if "interlaced" in note] == [
+    planned = plan(source, output, TranslateOptions(codec=codec, strict=True))
+    assert [note for note in grouped(planned.notes) if "interlaced" in note] == [
         f"{source}: the video is interlaced; --deinterlace makes whole frames of it"
     ]
-    run(made)
+    run(planned)
     assert marks(output) == {(1, int(order == "tff"))}
     if suffix == ".mkv" and codec != "libx264":
-        found = probe(output, "stream=field_order")["streams"][0]["field_order"]
-        assert found == ("tt" if order == "tff" else "bb")
+        order_written = probe(output, "stream=field_order")["streams"][0]["field_order"]
+        assert order_written == ("tt" if order == "tff" else "bb")
 
 
 @needs_ffprobe
@@ -86,13 +86,13 @@ def test_fields_keep_their_mark(tmp_path, codec, suffix, order):
 def test_a_mark_that_the_encoder_cannot_set_is_said_to_be_lost(tmp_path, codec, suffix, size):
     source = clip(tmp_path / "in.mkv", size=size, frames=2)
     output = tmp_path / f"out{suffix}"
-    made = plan(source, output, TranslateOptions(codec=codec))
-    assert [note for note in grouped(made.notes) if "interlaced" in note] == [
+    planned = plan(source, output, TranslateOptions(codec=codec))
+    assert [note for note in grouped(planned.notes) if "interlaced" in note] == [
         f"{output} goes without the mark that stream 0 (video ffv1) is interlaced: {codec} cannot "
         "set it here, so players will show both fields at once; --deinterlace makes whole frames "
         "of them"
     ]
-    run(made)
+    run(planned)
     assert marks(output) == {(0, 0)}
     with pytest.raises(OutputError, match=r"without the mark that stream 0 .*--strict"):
         plan(source, output, TranslateOptions(codec=codec, strict=True))
@@ -105,7 +105,7 @@ def test_a_mark_that_the_encoder_cannot_set_is_said_to_be_lost(tmp_path, codec, 
     [("ffv1", "uint8"), ("ffv1", "float16"), ("libvpx-vp9", "uint8")],
 )
 def test_the_chroma_of_one_field_does_not_reach_the_other(tmp_path, codec, pixel_type):
-    """In 4:2:0 every second line of chroma belongs to the same field, marked or not."""
+    """In interlaced 4:2:0 every second line of chroma belongs to the same field, marked or not."""
     source = tmp_path / "in.mkv"
     stripes = "color=s=64x48:r=25:d=0.08,format=yuv420p,geq=lum=120:cb='80+90*mod(Y\\,2)':cr=128"
     command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", stripes, "-vf", "setfield=tff"]
@@ -149,7 +149,7 @@ def test_a_video_that_is_turned_over_has_its_fields_the_other_way_round(tmp_path
 @needs_ffprobe
 @pytest.mark.behaviour(1, 2, 7)
 def test_a_dv_tape_keeps_its_rate_its_fields_and_its_shape(tmp_path):
-    """Raw DV has a clock of 60000 ticks, each of which FFmpeg takes for a frame."""
+    """Raw DV has a time base of 1/60000, and FFmpeg takes each tick for a frame."""
     source = tmp_path / "in.dv"
     command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc2=s=720x576:r=50:d=0.08"]
     command += ["-vf", "interlace=scan=bff,setsar=16/15,format=yuv420p", "-c:v", "dvvideo"]
@@ -159,8 +159,8 @@ def test_a_dv_tape_keeps_its_rate_its_fields_and_its_shape(tmp_path):
     assert times(output) == times(source)
     assert len(times(output)) == 2
     assert marks(output) == {(1, 0)}
-    found = probe(output, "stream=avg_frame_rate,sample_aspect_ratio")["streams"][0]
-    assert (found["avg_frame_rate"], found["sample_aspect_ratio"]) == ("25/1", "16:15")
+    stream = probe(output, "stream=avg_frame_rate,sample_aspect_ratio")["streams"][0]
+    assert (stream["avg_frame_rate"], stream["sample_aspect_ratio"]) == ("25/1", "16:15")
 
 
 @pytest.mark.behaviour(7, 11)
@@ -173,9 +173,9 @@ def test_y4m_says_which_field_is_first(tmp_path):
 
 def test_a_kept_network_size_has_no_fields(tmp_path):
     source = clip(tmp_path / "in.mkv", frames=1)
-    made = plan(source, tmp_path / "out.mp4", output_size=lambda _: (24, 32))
-    assert made.encoder.fields is None
-    assert not [note for note in grouped(made.notes) if "goes without" in note]
+    planned = plan(source, tmp_path / "out.mp4", output_size=lambda _: (24, 32))
+    assert planned.encoder.fields is None
+    assert not [note for note in grouped(planned.notes) if "goes without" in note]
 
 
 # Deinterlacing
@@ -187,23 +187,23 @@ def test_a_kept_network_size_has_no_fields(tmp_path):
     ("suffix", "order"), [(".mkv", "tff"), (".mpg", "bff"), (".avi", "tff"), (".mp4", "bff")]
 )
 def test_every_field_becomes_a_frame_at_its_time(tmp_path, suffix, order):
-    """As FFmpeg's own filter does it, also where the source's ticks are whole frames (AVI)."""
+    """The result is that of FFmpeg's own filter, also where a tick is a whole frame (AVI)."""
     source = clip(tmp_path / f"in{suffix}", order)
-    wanted = tmp_path / "wanted.mkv"
+    reference = tmp_path / "reference.mkv"
     command = ["ffmpeg", "-v", "error", "-i", source, "-vf", "bwdif=send_field"]
-    subprocess.run([*command, "-fps_mode", "passthrough", "-c:v", "ffv1", wanted], check=True)
+    subprocess.run([*command, "-fps_mode", "passthrough", "-c:v", "ffv1", reference], check=True)
     output = tmp_path / "out.mkv"
-    made = plan(source, output, TranslateOptions(codec="ffv1", deinterlace_rate="field"))
-    run(made)
+    planned = plan(source, output, TranslateOptions(codec="ffv1", deinterlace_rate="field"))
+    run(planned)
     if suffix != ".mpg":
-        assert made.frames_expected == 10
-    assert not [note for note in grouped(made.notes) if "interlaced" in note]
+        assert planned.frames_expected == 10
+    assert not [note for note in grouped(planned.notes) if "interlaced" in note]
     got = [float(time) for time in times(output)]
-    assert len(got) == len(times(wanted)) == 10
+    assert len(got) == len(times(reference)) == 10
     since = [time - got[0] for time in got]
     assert since == pytest.approx([number * 0.02 for number in range(10)], abs=0.0011)
     assert marks(output) == {(0, 0)}
-    assert np.abs(pictures(output).astype(int) - pictures(wanted)).mean() < 1
+    assert np.abs(pictures(output).astype(int) - pictures(reference)).mean() < 1
     assert probe(output, "stream=r_frame_rate")["streams"][0]["r_frame_rate"] == "50/1"
 
 
@@ -211,18 +211,18 @@ def test_every_field_becomes_a_frame_at_its_time(tmp_path, suffix, order):
 def test_a_stretch_at_field_rate_keeps_its_sound(tmp_path):
     source = streams.plain(tmp_path / "in.mp4", frames=25, interlaced=True)
     output = tmp_path / "out.mp4"
-    made = plan(source, output, replace(FAST, deinterlace_rate="field", ss=0.2, to=0.6))
-    assert made.frames_expected == 20
-    run(made)
+    planned = plan(source, output, replace(FAST, deinterlace_rate="field", ss=0.2, to=0.6))
+    assert planned.frames_expected == 20
+    run(planned)
     assert [float(time) for time in times(output)] == pytest.approx(
         [number * 0.02 for number in range(20)], abs=1e-4
     )
     with av.open(str(source)) as before, av.open(str(output)) as after:
         sound = [bytes(packet) for packet in before.demux(audio=0) if packet.size]
-        kept = [bytes(packet) for packet in after.demux(audio=0) if packet.size]
-    first = sound.index(kept[0])
-    assert kept == sound[first : first + len(kept)]
-    assert len(kept) == pytest.approx(0.4 * 48000 / 1024, abs=1)
+        copied = [bytes(packet) for packet in after.demux(audio=0) if packet.size]
+    first = sound.index(copied[0])
+    assert copied == sound[first : first + len(copied)]
+    assert len(copied) == pytest.approx(0.4 * 48000 / 1024, abs=1)
 
 
 def test_the_rate_of_frames_is_what_deinterlacing_gives_anyway(tmp_path):
@@ -238,7 +238,7 @@ def test_the_rate_of_frames_is_what_deinterlacing_gives_anyway(tmp_path):
 
 
 def test_the_second_field_lies_halfway_to_the_next_frame():
-    """A frame that is lost is two of the output's."""
+    """A lost frame counts as two frames of the output."""
     waiting = FieldTimes(both=True, step=40)
     for pts in (0, 40, None, 100):
         frame: av.VideoFrame | Lost = Lost(80, "broken")
@@ -246,6 +246,6 @@ def test_the_second_field_lies_halfway_to_the_next_frame():
             frame = av.VideoFrame(16, 16, "yuv420p")
             frame.pts = pts
         waiting.put(frame)
-    found = list(waiting.timed([av.VideoFrame(16, 16, "yuv420p") for _ in range(6)]))
-    assert [item.pts for item in found] == [0, 40, 80, 140, 160, 200, 200, 240]
-    assert [isinstance(item, Lost) for item in found] == [False] * 4 + [True] * 2 + [False] * 2
+    items = list(waiting.timed([av.VideoFrame(16, 16, "yuv420p") for _ in range(6)]))
+    assert [item.pts for item in items] == [0, 40, 80, 140, 160, 200, 200, 240]
+    assert [isinstance(item, Lost) for item in items] == [False] * 4 + [True] * 2 + [False] * 2

@@ -39,9 +39,9 @@ def test_y4m_goes_out_and_in_again(tmp_path, monkeypatch, pix_fmt):
     source = moving(tmp_path / "in.mkv", frames=10, pix_fmt=pix_fmt)
     sink_end = (tmp_path / "pipe.y4m").open("wb")
     monkeypatch.setattr(sys, "stdout", Standard(sink_end))
-    made = plan(source, PIPE)
-    assert made.encoder.pix_fmt == pix_fmt
-    _, sink = run(made)
+    planned = plan(source, PIPE)
+    assert planned.encoder.pix_fmt == pix_fmt
+    _, sink = run(planned)
     assert sink.written == []
     sink_end.close()
     monkeypatch.undo()
@@ -71,10 +71,10 @@ def test_a_closed_pipe_is_passed_on_as_such(tmp_path, monkeypatch):
     os.close(reading)
     stdout = os.fdopen(writing, "wb", buffering=0)
     monkeypatch.setattr(sys, "stdout", Standard(stdout))
-    made = plan(source, PIPE)
-    sink = VideoSink(made)
+    planned = plan(source, PIPE)
+    sink = VideoSink(planned)
     convert = sink.converter()
-    encoded = [convert(frame) for frame in seen(made)] * 50
+    encoded = [convert(frame) for frame in seen(planned)] * 50
     with pytest.raises(BrokenPipeError):
         write_all(sink, encoded)
     sink.discard()
@@ -83,7 +83,7 @@ def test_a_closed_pipe_is_passed_on_as_such(tmp_path, monkeypatch):
 
 @pytest.mark.behaviour(11)
 def test_the_plan_of_a_pipe_is_a_value_and_its_header_is_read_once(tmp_path, monkeypatch):
-    """Planned twice, pickled, and read: the pipe itself stays where it is."""
+    """A second plan finds the header that the first read, and a pickled one reads the frames."""
     run(plan(moving(tmp_path / "in.mkv", frames=10), tmp_path / "a.y4m"))
     with (tmp_path / "a.y4m").open("rb") as stdin:
         monkeypatch.setattr(sys, "stdin", Standard(stdin))

@@ -1,4 +1,4 @@
-"""Codecs that containers know by a tag only, clocks coarser than packets, and joined OGG."""
+"""Codecs that a container identifies by a tag only, coarse time bases, and joined OGG."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def test_lossless_codecs_come_out_as_they_went_in(tmp_path, codec, suffix, pix_f
 @pytest.mark.behaviour(5)
 @pytest.mark.parametrize(("suffix", "pix_fmt"), [(".mov", "yuv444p"), (".mov", "yuv420p")])
 def test_pictures_that_would_be_read_as_others_are_refused_errors(tmp_path, suffix, pix_fmt):
-    """MOV took three planes for packed RGB: as many frames, of noise."""
+    """MOV read three planes as packed RGB: as many frames, all noise."""
     source = streams.plain(tmp_path / "in.mkv", frames=3, audio=None)
     with pytest.raises(OutputError, match=r"MOV cannot hold rawvideo video in .*choose another"):
         plan(source, tmp_path / f"out{suffix}", TranslateOptions(codec="rawvideo", pix_fmt=pix_fmt))
 
 
 def test_lossless_vp9_needs_no_other_option(tmp_path):
-    """The default CRF was out of its range."""
+    """The default CRF was out of range for lossless coding."""
     source = streams.plain(tmp_path / "in.mkv", frames=3, audio=None)
     fast = {"lossless": "1", "deadline": "realtime", "cpu-used": "8"}
     output = tmp_path / "out.webm"
@@ -81,16 +81,16 @@ def test_png_beside_the_translated_video_is_copied_into_mkv(tmp_path):
     inputs = [word for each in two for word in ("-f", "lavfi", "-i", each)]
     coded = ["-c:v:0", "mpeg4", "-c:v:1", "png", "-pix_fmt:v:1", "rgb24"]
     ffmpeg(*inputs, "-map", "0", "-map", "1", *coded, str(source))
-    made = plan(source, tmp_path / "out.mkv")
-    run(made)
-    found = probed(made.output, "v:1", "stream=codec_name,sample_aspect_ratio,nb_read_frames")
-    assert found["streams"] == [{"codec_name": "png", "sample_aspect_ratio": "2:1"}]
+    planned = plan(source, tmp_path / "out.mkv")
+    run(planned)
+    answer = probed(planned.output, "v:1", "stream=codec_name,sample_aspect_ratio,nb_read_frames")
+    assert answer["streams"] == [{"codec_name": "png", "sample_aspect_ratio": "2:1"}]
     command = ["-map", "0:v:1", "-f", "framemd5", "-"]
     sums = [
         [line.split(",")[-1] for line in made_of.splitlines() if not line.startswith("#")]
         for made_of in (
             subprocess.check_output(["ffmpeg", "-v", "error", "-i", str(path), *command], text=True)
-            for path in (source, made.output)
+            for path in (source, planned.output)
         )
     ]
     assert sums[0] == sums[1]
@@ -100,7 +100,7 @@ def test_png_beside_the_translated_video_is_copied_into_mkv(tmp_path):
 @pytest.mark.behaviour(3)
 @pytest.mark.parametrize("suffix", [".mkv", ".nut"])
 def test_packets_shorter_than_a_tick_do_not_slow_the_sound_down(tmp_path, suffix):
-    """TrueHD has 1200 packets a second, and MKV's clock 1000 ticks: its sound ran at 5/6."""
+    """TrueHD has 1200 packets per second, MKV 1000 ticks: the sound ran at 5/6 of its speed."""
     source = tmp_path / "in.mkv"
     with av.open(str(source), "w") as output:
         video: Any = output.add_stream("mpeg4", rate=25, width=32, height=32, pix_fmt="yuv420p")
@@ -114,20 +114,20 @@ def test_packets_shorter_than_a_tick_do_not_slow_the_sound_down(tmp_path, suffix
             frame.sample_rate, frame.pts = RATE, 40 * number
             frame.time_base = Fraction(1, RATE)
             output.mux(sound.encode(frame))
-    made = plan(source, tmp_path / f"out{suffix}")
-    run(made)
+    planned = plan(source, tmp_path / f"out{suffix}")
+    run(planned)
     ends = [
         float(probed(path, "a:0", "packet=pts_time")["packets"][-1]["pts_time"])
-        for path in (source, made.output)
+        for path in (source, planned.output)
     ]
     assert ends[0] == pytest.approx(0.399, abs=0.001)
     assert ends[1] == pytest.approx(ends[0], abs=0.002)
 
 
 def _ogg(path: Path, *more: str) -> bytes:
-    shown = ["-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=0.4", *more]
+    inputs = ["-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=0.4", *more]
     try:
-        ffmpeg(*shown, "-c:v", "libtheora", "-c:a", "libvorbis", str(path))
+        ffmpeg(*inputs, "-c:v", "libtheora", "-c:a", "libvorbis", str(path))
     except subprocess.CalledProcessError:
         pytest.skip("this ffmpeg writes no Theora")
     return path.read_bytes()
@@ -138,19 +138,19 @@ def test_the_headers_of_a_joined_ogg_are_no_lost_frames(tmp_path):
     part = _ogg(tmp_path / "part.ogv")
     source = tmp_path / "in.ogv"
     source.write_bytes(part + part)
-    made = plan(source, tmp_path / "out.mp4")
-    dropped, _ = run(made)
+    planned = plan(source, tmp_path / "out.mp4")
+    dropped, _ = run(planned)
     assert dropped == []
-    assert len(pictures(made.output)) == 20
+    assert len(pictures(planned.output)) == 20
 
 
 def test_a_file_that_breaks_off_early_gives_what_is_there(tmp_path):
-    """FFmpeg reads no second part of an OGG with sound; there was no output at all."""
+    """FFmpeg cannot read the second part of an OGG with sound; there was no output at all."""
     sound = ["-f", "lavfi", "-i", "sine=d=0.4"]
     source = tmp_path / "in.ogv"
-    # Each has serial numbers of its own.
+    # Each part has its own serial numbers.
     source.write_bytes(b"".join(_ogg(tmp_path / "part.ogv", *sound) for _ in range(2)))
-    made = plan(source, tmp_path / "out.mkv")
-    dropped, _ = run(made)
+    planned = plan(source, tmp_path / "out.mkv")
+    dropped, _ = run(planned)
     assert "cannot be read to its end" in str(dropped[0].error)
-    assert len(pictures(made.output)) == 10
+    assert len(pictures(planned.output)) == 10

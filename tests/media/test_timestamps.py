@@ -1,4 +1,4 @@
-"""Clocks that begin late or below zero, begin anew, or jump; ffprobe is the witness."""
+"""Timestamps that begin late or below zero, begin anew, or jump; ffprobe is the witness."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ WRAP = Fraction(2**33, 90_000)
 
 
 def packet_times(path: Path, stream: str) -> list[Fraction]:
-    """Return when every packet is shown, in its order of showing, by ffprobe."""
+    """Return the presentation times of all packets by ffprobe, in ascending order."""
     if stream == "v" and path.suffix in (".mpg", ".vob"):
-        # Not every picture of MPEG-PS says when; these are 25 in a second.
+        # Not every frame of MPEG-PS has a PTS; these have 25 per second.
         frames = frame_times(path)
         return [frames[0] + Fraction(number, 25) for number in range(len(frames))]
     command = ["ffprobe", "-v", "error", "-select_streams", stream, "-of", "json"]
     command += ["-show_entries", "packet=pts:stream=time_base", str(path)]
     asked = subprocess.run(command, check=True, capture_output=True)
-    # Nothing that is written here is worth a complaint.
+    # ffprobe logs nothing about the files that are written here.
     assert path.name.startswith("in.") or asked.stderr == b""
-    found = json.loads(asked.stdout)
-    base = Fraction(found["streams"][0]["time_base"])
-    return sorted(packet["pts"] * base for packet in found["packets"])
+    answer = json.loads(asked.stdout)
+    base = Fraction(answer["streams"][0]["time_base"])
+    return sorted(packet["pts"] * base for packet in answer["packets"])
 
 
 def fragmented(path: Path, start: Fraction) -> Path:
-    """An MP4 as DASH leaves it: fragments, on the clock of the whole broadcast."""
+    """An MP4 of fragments as DASH writes it, with the timestamps of the whole broadcast."""
     whole = streams.plain(path.with_name("whole.mkv"), start=start)
     command = ["ffmpeg", "-v", "error", "-copyts", "-i", whole, "-c", "copy"]
     flags = "frag_keyframe+empty_moov+default_base_moof+delay_moov"
@@ -56,10 +56,10 @@ def fragmented(path: Path, start: Fraction) -> Path:
 
 def moved(path: Path, source: Path, by: Callable[[str, int], float]) -> Path:
     """``source`` with the times of packet ``n`` of each kind of stream moved ``by`` seconds."""
-    with av.open(str(source)) as given, av.open(str(path), "w") as taken:
-        copies = [taken.add_stream_from_template(s, opaque=True) for s in given.streams]
+    with av.open(str(source)) as original, av.open(str(path), "w") as copy:
+        copies = [copy.add_stream_from_template(s, opaque=True) for s in original.streams]
         count = {"video": itertools.count(), "audio": itertools.count()}
-        for packet in given.demux():
+        for packet in original.demux():
             if packet.size:
                 kind = packet.stream.type
                 ticks = round(Fraction(by(kind, next(count[kind]))) / packet.time_base)
@@ -68,12 +68,12 @@ def moved(path: Path, source: Path, by: Callable[[str, int], float]) -> Path:
                 if packet.dts is not None:
                     packet.dts += ticks
                 packet.stream = copies[packet.stream.index]
-                taken.mux(packet)
+                copy.mux(packet)
     return path
 
 
 def joined(path: Path, *parts: Path) -> Path:
-    """The parts one behind the other, as cat joins them."""
+    """The concatenated bytes of ``parts``."""
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     return path
 
@@ -83,7 +83,7 @@ def since_first(times: list[Fraction]) -> list[Fraction]:
 
 
 def from_first_frame(path: Path) -> dict[str, list[Fraction]]:
-    """Return the times of pictures ("v") and sound ("a"), counted from the first picture."""
+    """Return the times of video ("v") and sound ("a"), counted from the first frame."""
     times = {kind: packet_times(path, kind) for kind in "va"}
     return {kind: [time - times["v"][0] for time in times[kind]] for kind in "va"}
 
@@ -100,7 +100,7 @@ TICK = 0.0021
 """Seconds: two roundings to the milliseconds of Matroska."""
 
 
-def told(notes: tuple[str, ...]) -> list[str]:
+def clock_notes(notes: tuple[str, ...]) -> list[str]:
     return [note for note in notes if "the clock" in note]
 
 
@@ -130,20 +130,22 @@ def late_clip(folder: Path, name: str, start: Fraction) -> Path:
 def test_a_clock_that_begins_anywhere_begins_at_zero(tmp_path, name, start, how):
     source = late_clip(tmp_path, name, Fraction(start))
     output = tmp_path / ("out.mp4" if start == 36000 else "out.mkv")
-    made = plan(source, output)
-    # Where only the duration of the whole is known, it is that of the sound.
-    assert made.frames_expected == pytest.approx(25, abs=2)
-    dropped, sink = run(made)
+    planned = plan(source, output)
+    # Where only the duration of the whole file is known, it is that of the sound.
+    assert planned.frames_expected == pytest.approx(25, abs=2)
+    dropped, sink = run(planned)
     assert dropped == []
     pictures, sound = (packet_times(output, kind) for kind in "va")
     assert min(pictures[0], sound[0]) == pytest.approx(0, abs=0.022)
     assert len(pictures) == 25
     assert max(*pictures, *sound) < 1.1
-    # Also to each other: both are counted from the first frame.
+    # Their distance is kept, too: both are counted from the first frame.
     assert same(from_first_frame(output), from_first_frame(source), TICK)
-    assert told((*grouped(made.notes), *grouped(sink.notes))) == told(grouped(made.notes))
-    assert [how in note for note in told(grouped(made.notes))] == [True]
-    assert told(grouped(made.notes))[0].startswith(f"{source}: the clock begins ")
+    assert clock_notes((*grouped(planned.notes), *grouped(sink.notes))) == clock_notes(
+        grouped(planned.notes)
+    )
+    assert [how in note for note in clock_notes(grouped(planned.notes))] == [True]
+    assert clock_notes(grouped(planned.notes))[0].startswith(f"{source}: the clock begins ")
 
 
 @pytest.mark.behaviour(2)
@@ -151,18 +153,18 @@ def test_a_clock_that_begins_anywhere_begins_at_zero(tmp_path, name, start, how)
 def test_a_common_beginning_is_not_worth_a_word(tmp_path, name):
     source = streams.plain(tmp_path / name, start=Fraction(7, 5))
     output = tmp_path / "out.mp4"
-    made = plan(source, output)
-    _, sink = run(made)
-    assert told((*grouped(made.notes), *grouped(sink.notes))) == []
+    planned = plan(source, output)
+    _, sink = run(planned)
+    assert clock_notes((*grouped(planned.notes), *grouped(sink.notes))) == []
     assert packet_times(output, "v")[0] < 0.03
 
 
 @pytest.mark.behaviour(2)
 def test_a_transport_stream_of_a_transport_stream_keeps_its_clock(tmp_path):
     source = streams.plain(tmp_path / "in.ts", start=Fraction(36000))
-    made = plan(source, tmp_path / "out.ts")
-    run(made)
-    assert told(grouped(made.notes)) == []
+    planned = plan(source, tmp_path / "out.ts")
+    run(planned)
+    assert clock_notes(grouped(planned.notes)) == []
     for kind in "va":
         assert packet_times(tmp_path / "out.ts", kind) == packet_times(source, kind)
 
@@ -170,7 +172,7 @@ def test_a_transport_stream_of_a_transport_stream_keeps_its_clock(tmp_path):
 @pytest.mark.behaviour(2, 4)
 @pytest.mark.parametrize("of_the_file", [False, True])
 def test_subtitles_and_chapters_come_along(tmp_path, of_the_file):
-    """Chapters are on the clock of the streams, or were left where they were."""
+    """Chapters follow the timestamps of the streams, or were left where they were."""
     whole, source = streams.mkv(tmp_path / "whole.mkv"), tmp_path / "in.mkv"
     chapters = tmp_path / "chapters.txt"
     late = 0 if of_the_file else 100
@@ -220,35 +222,35 @@ def test_joined_parts_follow_each_other(tmp_path, name, output, frames):
     ]
     source = joined(tmp_path / name, *parts)
     output = tmp_path / output
-    made = plan(source, output)
+    planned = plan(source, output)
     if name != "in.mkv":
-        assert made.frames_expected == sum(frames)
-    reader_dropped, sink = run(made)
+        assert planned.frames_expected == sum(frames)
+    reader_dropped, sink = run(planned)
     assert reader_dropped == []
     for kind in "va":
         got = packet_times(output, kind)
         first = 0
         for part in parts:
-            # Within a part nothing has moved.
+            # Within a part all distances are kept.
             sent = packet_times(part, kind)
-            found = got[first : first + len(sent)]
-            assert since_first(found) == pytest.approx(since_first(sent), abs=TICK)
+            part = got[first : first + len(sent)]
+            assert since_first(part) == pytest.approx(since_first(sent), abs=TICK)
             first += len(sent)
         assert len(got) == first
         steps = [later - earlier for earlier, later in itertools.pairwise(got)]
         assert min(steps) > 0.019
         assert max(steps) < 0.12
-    # Sound and pictures of the second part are as far from each other as they were.
+    # Sound and video of the second part keep their distance from each other.
     first, second = ({kind: packet_times(part, kind) for kind in "va"} for part in parts[:2])
     begins = {kind: packet_times(output, kind)[len(first[kind])] for kind in "va"}
     apart = second["a"][0] - second["v"][0]
     assert begins["a"] - begins["v"] == pytest.approx(apart, abs=TICK)
-    assert len(told((*grouped(made.notes), *grouped(sink.notes)))) <= 1
+    assert len(clock_notes((*grouped(planned.notes), *grouped(sink.notes)))) <= 1
 
 
 @pytest.mark.behaviour(2)
 def test_a_stream_that_only_one_part_has_begins_with_its_part(tmp_path):
-    """Its first packets are the first of what follows, and nothing of them says so yet."""
+    """Its first packets are the first on the new clock, but nothing in them shows that yet."""
     one = streams.plain(tmp_path / "1.vob", frames=50, **MPEG2)
     two = streams.plain(tmp_path / "2.vob", frames=50, codec="mpeg2video", audio="ac3")
     clock = Timeline("mpeg")
@@ -270,24 +272,24 @@ def test_a_stream_that_only_one_part_has_begins_with_its_part(tmp_path):
 def test_a_clock_that_begins_anew_is_told_once(tmp_path):
     parts = [streams.plain(tmp_path / f"{number}.ts", frames=20) for number in range(3)]
     source = joined(tmp_path / "in.ts", *parts)
-    made = plan(source, tmp_path / "out.mkv")
-    assert told(grouped(made.notes)) == [
+    planned = plan(source, tmp_path / "out.mkv")
+    assert clock_notes(grouped(planned.notes)) == [
         f"{source}: the clock begins anew 2 times, first at 0.811 s; "
         "what follows is joined to what was"
     ]
-    assert describe(made.info)["clock"]["begins_anew"] == 2
+    assert describe(planned.info)["clock"]["begins_anew"] == 2
 
 
 @pytest.mark.behaviour(2)
 def test_what_only_reading_shows_is_told_afterwards(tmp_path, monkeypatch):
-    """The plan reads no large recording as a whole."""
+    """Planning does not read the whole of a large recording."""
     monkeypatch.setattr(lookahead, "_CHEAP_BYTES", 0)
     monkeypatch.setattr(lookahead, "LOOKAHEAD_PACKETS", 10)
     part = streams.plain(tmp_path / "part.ts", frames=30)
     source = joined(tmp_path / "in.ts", part, part)
-    made = plan(source, tmp_path / "out.mkv")
-    assert told(grouped(made.notes)) == []
-    reader = VideoSource(made)
+    planned = plan(source, tmp_path / "out.mkv")
+    assert clock_notes(grouped(planned.notes)) == []
+    reader = VideoSource(planned)
     assert len(list(reader.read())) == 60
     reader.close()
     assert grouped(reader.notes) == (
@@ -301,16 +303,16 @@ def test_nothing_comes_to_lie_over_anything_where_parts_are_joined(tmp_path, lon
     both = streams.plain(tmp_path / "both.ts", frames=75)
     cut = {"sound": "video", "pictures": "audio"}[longer]
     first = tmp_path / "first.ts"
-    with av.open(str(both)) as given, av.open(str(first), "w") as taken:
-        copies = [taken.add_stream_from_template(s, opaque=True) for s in given.streams]
+    with av.open(str(both)) as original, av.open(str(first), "w") as copy:
+        copies = [copy.add_stream_from_template(s, opaque=True) for s in original.streams]
         count = 0
-        for packet in given.demux():
+        for packet in original.demux():
             count += packet.stream.type == cut
-            # Pictures end before a key frame, after 0.96 s.
+            # The video ends before a key frame, after 0.96 s.
             late = packet.stream.type == cut and count > (24 if cut == "video" else 45)
             if packet.size and not late:
                 packet.stream = copies[packet.stream.index]
-                taken.mux(packet)
+                copy.mux(packet)
     source = joined(tmp_path / "in.ts", first, both)
     output = tmp_path / "out.mkv"
     dropped, _ = run(plan(source, output))
@@ -319,7 +321,7 @@ def test_nothing_comes_to_lie_over_anything_where_parts_are_joined(tmp_path, lon
     for times, kind in ((pictures, "v"), (sound, "a")):
         assert len(times) == len(packet_times(source, kind))
         assert min(b - a for a, b in itertools.pairwise(times)) > 0.019
-    # The longer one goes on without a pause, the other waits for it.
+    # The longer stream goes on without a pause, and the other one pauses.
     times, step = (sound, 0.045) if longer == "sound" else (pictures, 0.085)
     assert max(b - a for a, b in itertools.pairwise(times)) < step
     assert 5.9 < max(*pictures, *sound) < 6.1
@@ -341,16 +343,18 @@ def test_a_jump_ahead_is_closed(tmp_path, suffix, kinds):
         ),
     )
     output = tmp_path / "out.mkv"
-    made = plan(source, output)
-    dropped, _ = run(made)
+    planned = plan(source, output)
+    dropped, _ = run(planned)
     assert dropped == []
     if suffix == ".ts":
-        assert made.frames_expected == 25
+        assert planned.frames_expected == 25
     got = from_first_frame(output)
     assert same(got, from_first_frame(whole), 0.05)
     for times in got.values():
         assert min(b - a for a, b in itertools.pairwise(times)) > 0.019
-    assert [note.split("; ")[1] for note in told(grouped(made.notes))] == ["the gap is closed"]
+    assert [note.split("; ")[1] for note in clock_notes(grouped(planned.notes))] == [
+        "the gap is closed"
+    ]
 
 
 @pytest.mark.behaviour(2)
@@ -359,42 +363,42 @@ def test_a_gap_in_a_file_with_a_clock_of_its_own_is_content(tmp_path, suffix):
     whole = streams.plain(tmp_path / f"whole{suffix}")
     source = moved(tmp_path / f"in{suffix}", whole, lambda _, number: 20 if number >= 12 else 0)
     output = tmp_path / "out.mkv"
-    made = plan(source, output)
-    run(made)
+    planned = plan(source, output)
+    run(planned)
     got, sent = packet_times(output, "v"), packet_times(source, "v")
     assert since_first(got) == pytest.approx(since_first(sent), abs=TICK)
     assert got[-1] > 20
-    assert told(grouped(made.notes)) == []
+    assert clock_notes(grouped(planned.notes)) == []
 
 
 @pytest.mark.behaviour(2)
 def test_a_shorter_gap_is_content_everywhere(tmp_path):
     whole = streams.plain(tmp_path / "whole.ts")
     source = moved(tmp_path / "in.ts", whole, lambda _, number: 8 if number >= 24 else 0)
-    made = plan(source, tmp_path / "out.mkv")
-    run(made)
+    planned = plan(source, tmp_path / "out.mkv")
+    run(planned)
     assert since_first(packet_times(tmp_path / "out.mkv", "v"))[-1] == pytest.approx(8.96, abs=0.01)
-    assert told(grouped(made.notes)) == []
+    assert clock_notes(grouped(planned.notes)) == []
 
 
 @pytest.mark.behaviour(2)
 def test_what_is_missing_from_one_stream_alone_is_no_jump(tmp_path):
-    """A recording without sound for a while: what comes then is still beside its pictures."""
+    """A recording has no sound for a while: the sound after that is still beside its frames."""
     source = moved(
         tmp_path / "in.ts",
         streams.plain(tmp_path / "whole.ts", codec="mpeg4"),
         lambda kind, number: number if kind == "video" else (15 if number >= 10 else 0),
     )
     output = tmp_path / "out.mkv"
-    made = plan(source, output)
-    run(made)
-    assert told(grouped(made.notes)) == []
+    planned = plan(source, output)
+    run(planned)
+    assert clock_notes(grouped(planned.notes)) == []
     got = from_first_frame(output)
     assert same(got, from_first_frame(source), TICK)
     assert max(b - a for a, b in itertools.pairwise(got["a"])) > 15
 
 
-# One clock for everybody
+# The same timeline for all readers
 
 
 @pytest.mark.behaviour(10)
@@ -410,17 +414,17 @@ def test_a_stretch_counts_on_the_one_clock(tmp_path, options, count, first):
     source = joined(tmp_path / "in.ts", *parts)
     whole, output = tmp_path / "whole.mkv", tmp_path / "out.mkv"
     run(plan(source, whole))
-    made = plan(source, output, replace(FAST, **options))
-    run(made)
+    planned = plan(source, output, replace(FAST, **options))
+    run(planned)
     frames = packet_times(output, "v")
     assert len(frames) == count
-    assert made.frames_expected == pytest.approx(count, abs=1)
+    assert planned.frames_expected == pytest.approx(count, abs=1)
     of_whole = packet_times(whole, "v")
-    # The stretch is exact, and Matroska rounds.
+    # The stretch is exact, but Matroska rounds times.
     begin, end = options.get("ss", 0) - 0.001, options.get("to", 99) - 0.001
-    kept = [time for time in since_first(of_whole) if begin <= time < end]
-    assert kept[0] == pytest.approx(first, abs=0.002)
-    assert since_first(frames) == pytest.approx(since_first(kept), abs=TICK)
+    expected = [time for time in since_first(of_whole) if begin <= time < end]
+    assert expected[0] == pytest.approx(first, abs=0.002)
+    assert since_first(frames) == pytest.approx(since_first(expected), abs=TICK)
     apart = packet_times(whole, "a")[-1] - of_whole[-1]
     if "to" not in options:
         assert packet_times(output, "a")[-1] - frames[-1] == pytest.approx(apart, abs=TICK)
@@ -429,19 +433,19 @@ def test_a_stretch_counts_on_the_one_clock(tmp_path, options, count, first):
 @pytest.mark.behaviour(36)
 def test_inspect_counts_from_the_first_frame(tmp_path):
     part = streams.plain(tmp_path / "1.ts", start=Fraction(36000))
-    found = describe(probe(joined(tmp_path / "in.ts", part, part)))
-    assert found["clock"] == {"begins_at_seconds": 36000.0, "begins_anew": 1, "jumps": 0}
-    assert [stream["start_seconds"] for stream in found["streams"]] == [
+    description = describe(probe(joined(tmp_path / "in.ts", part, part)))
+    assert description["clock"] == {"begins_at_seconds": 36000.0, "begins_anew": 1, "jumps": 0}
+    assert [stream["start_seconds"] for stream in description["streams"]] == [
         0,
         pytest.approx(-0.0213, abs=0.0001),
     ]
-    assert found["duration_seconds"] == pytest.approx(2.05, abs=0.01)
+    assert description["duration_seconds"] == pytest.approx(2.05, abs=0.01)
 
 
 @pytest.mark.behaviour(36)
 def test_a_matroska_that_begins_late_is_as_long_as_what_it_holds(tmp_path):
-    found = probe(streams.plain(tmp_path / "in.mkv", start=Fraction(100)))
-    assert describe(found)["duration_seconds"] == pytest.approx(1.02, abs=0.01)
+    info = probe(streams.plain(tmp_path / "in.mkv", start=Fraction(100)))
+    assert describe(info)["duration_seconds"] == pytest.approx(1.02, abs=0.01)
 
 
 @pytest.mark.behaviour(2)

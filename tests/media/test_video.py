@@ -49,13 +49,13 @@ def test_every_frame_comes_out_at_its_time(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 @pytest.mark.parametrize("codec", ["libx264", "mpeg2video", "mpeg4"])
 def test_variable_frame_rate_keeps_every_time(tmp_path, suffix, codec):
-    """MPEG-2 and MPEG-4 count frames or refuse fine clocks: the times are put back behind them."""
+    """MPEG-2 and MPEG-4 count frames or refuse fine time bases: the muxer gets the real times."""
     source = streams.variable_rate(tmp_path / f"in{suffix}")
     output = tmp_path / f"out{suffix}"
     options = FAST if codec == "libx264" else TranslateOptions(codec=codec)
-    made = plan(source, output, options)
-    assert made.encoder.counts_frames == (codec == "mpeg2video")
-    run(made)
+    planned = plan(source, output, options)
+    assert planned.encoder.counts_frames == (codec == "mpeg2video")
+    run(planned)
     sent, got = times(source), times(output)
     assert len(sent) == len(streams.VFR_TIMES)
     assert len(got) == len(sent)
@@ -66,7 +66,7 @@ def test_variable_frame_rate_keeps_every_time(tmp_path, suffix, codec):
 @pytest.mark.behaviour(1, 2)
 @pytest.mark.parametrize("codec", ["mpeg2video", "mpeg4"])
 def test_a_rate_that_no_standard_knows_keeps_every_time(tmp_path, codec):
-    """Neither encoder takes this clock, nor the average of these times as a rate."""
+    """Neither encoder accepts this time base, nor the average of these times as a rate."""
     source = tmp_path / "in.mp4"
     with av.open(str(source), "w", options={"video_track_timescale": "90000"}) as file:
         stream: Any = file.add_stream("libx264", rate=25)
@@ -103,13 +103,13 @@ def test_all_orientations_become_upright(tmp_path, angle, mirrored):
         tmp_path / "in.mp4", frames=3, audio=None, rotation=(angle, mirrored, False)
     )
     output = tmp_path / "out.mp4"
-    made = plan(source, output, LOSSLESS)
-    assert made.size == ((64, 48) if angle % 180 else (48, 64))
+    planned = plan(source, output, LOSSLESS)
+    assert planned.size == ((64, 48) if angle % 180 else (48, 64))
     upright = pictures(source)
-    assert upright.shape[1:3] == made.size
-    for frame, wanted in zip(seen(made), upright, strict=True):
-        assert np.abs(frame.pixels.astype(int) - wanted).mean() < ALIKE
-    run(made)
+    assert upright.shape[1:3] == planned.size
+    for frame, expected in zip(seen(planned), upright, strict=True):
+        assert np.abs(frame.pixels.astype(int) - expected).mean() < ALIKE
+    run(planned)
     assert np.abs(pictures(output, "-autorotate", "0").astype(int) - upright).mean() < 4
     assert "side_data_list" not in probe(output, "stream_side_data=rotation")["streams"][0]
 
@@ -127,8 +127,8 @@ def test_pixels_that_are_not_square_keep_their_shape(tmp_path, angle, shape):
     )
     output = tmp_path / "out.mp4"
     run(plan(source, output))
-    found = probe(output, "stream=sample_aspect_ratio")["streams"][0]
-    assert found["sample_aspect_ratio"] == shape
+    stream = probe(output, "stream=sample_aspect_ratio")["streams"][0]
+    assert stream["sample_aspect_ratio"] == shape
 
 
 @needs_ffprobe
@@ -156,7 +156,7 @@ def test_pixels_that_are_not_square_keep_their_shape(tmp_path, angle, shape):
     ],
 )
 def test_pixels_keep_their_shape_with_every_encoder_and_container(tmp_path, codec, suffix):
-    """Where the stream itself has no place for it, the container has."""
+    """Where the stream itself cannot hold the aspect ratio, the container does."""
     source = streams.plain(
         tmp_path / "in.mp4",
         frames=5,
@@ -167,11 +167,11 @@ def test_pixels_keep_their_shape_with_every_encoder_and_container(tmp_path, code
     output = tmp_path / f"out{suffix}"
     fast = {"cpu-used": "8"} if codec.startswith("libvpx") else {}
     run(plan(source, output, TranslateOptions(codec=codec, encoder_opt=fast)))
-    found = probe(output, "stream=sample_aspect_ratio:stream_tags=title")["streams"][0]
-    across, down = map(int, found["sample_aspect_ratio"].split(":"))
-    # WebM counts whole pixels.
+    stream = probe(output, "stream=sample_aspect_ratio:stream_tags=title")["streams"][0]
+    across, down = map(int, stream["sample_aspect_ratio"].split(":"))
+    # WebM holds a display size in whole pixels.
     assert across / down == pytest.approx(8 / 5, abs=0.5 / 144 if suffix == ".webm" else 0)
-    assert "title" not in found.get("tags", {})
+    assert "title" not in stream.get("tags", {})
     assert b"<aspect" not in output.read_bytes()
     assert len(pictures(output)) == 5
 
@@ -180,7 +180,7 @@ def test_pixels_keep_their_shape_with_every_encoder_and_container(tmp_path, code
 @pytest.mark.behaviour(4, 7)
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".webm"])
 def test_the_name_of_a_stream_survives_the_shape_of_its_pixels(tmp_path, suffix):
-    """The shape is written into a place that the name has kept free."""
+    """The aspect ratio is written over a placeholder inside the name."""
     whole = streams.plain(
         tmp_path / "in.mkv", frames=2, audio=None, sample_aspect_ratio=Fraction(16, 11)
     )
@@ -189,9 +189,9 @@ def test_the_name_of_a_stream_survives_the_shape_of_its_pixels(tmp_path, suffix)
     subprocess.run([*command, "-metadata:s:v", "title=Zwölf ½", source], check=True)
     output = tmp_path / f"out{suffix}"
     run(plan(source, output, TranslateOptions(codec="libvpx-vp9" if suffix == ".webm" else "ffv1")))
-    found = probe(output, "stream=sample_aspect_ratio:stream_tags=title")["streams"][0]
-    assert found["tags"]["title"] == "Zwölf ½"
-    across, down = map(int, found["sample_aspect_ratio"].split(":"))
+    stream = probe(output, "stream=sample_aspect_ratio:stream_tags=title")["streams"][0]
+    assert stream["tags"]["title"] == "Zwölf ½"
+    across, down = map(int, stream["sample_aspect_ratio"].split(":"))
     assert across / down == pytest.approx(16 / 11, abs=0.5 / 64)
 
 
@@ -206,11 +206,11 @@ def test_a_copied_video_keeps_the_shape_of_its_pixels_too(tmp_path):
     for suffix in (".mkv", ".mp4"):
         output = tmp_path / f"out{suffix}"
         run(plan(source, output))
-        found = subprocess.check_output(
+        ratios = subprocess.check_output(
             ["ffprobe", "-v", "error", "-show_entries", "stream=sample_aspect_ratio",
              "-of", "csv=p=0", output], text=True,
         )  # fmt: skip
-        assert found.split() == ["16:11", "8:5"]
+        assert ratios.split() == ["16:11", "8:5"]
 
 
 @needs_ffprobe
@@ -218,15 +218,15 @@ def test_a_copied_video_keeps_the_shape_of_its_pixels_too(tmp_path):
 def test_a_kept_network_size_is_shown_in_the_source_shape(tmp_path):
     source = streams.plain(tmp_path / "in.mp4", frames=3, audio=None)
     output = tmp_path / "out.mp4"
-    made = plan(source, output, output_size=lambda size: (64, 64))
-    assert made.size == (48, 64)
-    sink = VideoSink(made)
+    planned = plan(source, output, output_size=lambda size: (64, 64))
+    assert planned.size == (48, 64)
+    sink = VideoSink(planned)
     convert = sink.converter()
-    for frame in seen(made):
+    for frame in seen(planned):
         sink.write(convert(replace(frame, pixels=np.zeros((64, 64, 3), np.uint8))))
     sink.finish()
-    found = probe(output, "stream=sample_aspect_ratio,width,height")["streams"][0]
-    assert (found["width"], found["height"], found["sample_aspect_ratio"]) == (64, 64, "4:3")
+    stream = probe(output, "stream=sample_aspect_ratio,width,height")["streams"][0]
+    assert (stream["width"], stream["height"], stream["sample_aspect_ratio"]) == (64, 64, "4:3")
 
 
 # Colour and depth
@@ -239,9 +239,9 @@ def test_a_kept_network_size_is_shown_in_the_source_shape(tmp_path):
 def test_patches_through_a_lossless_codec(tmp_path, matrix, full, pix_fmt):
     source, frame = patches(tmp_path / "in.mkv", matrix, full=full, pix_fmt=pix_fmt)
     output = tmp_path / "out.mkv"
-    made = plan(source, output, TranslateOptions(codec="ffv1"))
-    assert made.encoder.pix_fmt == pix_fmt
-    run(made)
+    planned = plan(source, output, TranslateOptions(codec="ffv1"))
+    assert planned.encoder.pix_fmt == pix_fmt
+    run(planned)
     with av.open(str(output)) as container:
         back = next(container.decode(video=0))
     for sent, got in zip(colours.plane_views(frame), colours.plane_views(back), strict=True):
@@ -269,16 +269,16 @@ def test_tags_come_out_as_they_went_in(tmp_path, suffix):
 def test_an_untagged_source_stays_untagged(tmp_path, suffix):
     source = streams.plain(tmp_path / f"in{suffix}", frames=3, audio=None)
     output = tmp_path / f"out{suffix}"
-    made = plan(source, output)
+    planned = plan(source, output)
     untagged = "has no tag of its colour matrix"
-    assert len([note for note in grouped(made.notes) if untagged in note]) == 1
-    run(made)
+    assert len([note for note in grouped(planned.notes) if untagged in note]) == 1
+    run(planned)
     assert tags_of(source) == {}
     assert tags_of(output) == {}
-    told = plan(source, output, replace(FAST, color="bt709:full", overwrite=True))
-    assert not told.notes
-    assert told.colour.full_range
-    run(told)
+    explicit = plan(source, output, replace(FAST, color="bt709:full", overwrite=True))
+    assert not explicit.notes
+    assert explicit.colour.full_range
+    run(explicit)
     assert tags_of(output) == {}
 
 
@@ -286,10 +286,10 @@ def test_an_untagged_source_stays_untagged(tmp_path, suffix):
 def test_ten_bits_pass_a_float16_network(tmp_path):
     source = gradient(tmp_path / "in.mkv")
     output = tmp_path / "out.mkv"
-    made = plan(source, output, LOSSLESS, pixel_type="float16")
-    assert made.encoder.pix_fmt == "yuv420p10le"
-    assert not any("pass the network" in note for note in grouped(made.notes))
-    run(made)
+    planned = plan(source, output, LOSSLESS, pixel_type="float16")
+    assert planned.encoder.pix_fmt == "yuv420p10le"
+    assert not any("pass the network" in note for note in grouped(planned.notes))
+    run(planned)
     with av.open(str(output)) as container:
         luma = colours.plane_views(next(container.decode(video=0)))[0]
     assert len(np.unique(luma)) > 800
@@ -297,12 +297,12 @@ def test_ten_bits_pass_a_float16_network(tmp_path):
 
 @pytest.mark.behaviour(8)
 def test_a_uint8_network_says_once_that_8_bits_pass(tmp_path):
-    made = plan(gradient(tmp_path / "in.mkv"), tmp_path / "out.mkv")
-    assert [note for note in grouped(made.notes) if "pass the network" in note] == [
+    planned = plan(gradient(tmp_path / "in.mkv"), tmp_path / "out.mkv")
+    assert [note for note in grouped(planned.notes) if "pass the network" in note] == [
         f"{tmp_path}/in.mkv: of its 10 bits, 8 pass the network (the model takes uint8); "
         "a model file that takes float16 keeps them"
     ]
-    assert made.encoder.pix_fmt == "yuv420p10le"
+    assert planned.encoder.pix_fmt == "yuv420p10le"
 
 
 @pytest.mark.behaviour(8)
@@ -351,7 +351,7 @@ def test_what_is_no_video_errors(tmp_path, make, match):
         plan(tmp_path / "in.mp4", tmp_path / "out.mp4")
 
 
-# Pictures
+# Numbered images
 
 
 @needs_ffprobe
@@ -362,12 +362,12 @@ def test_a_pattern_of_pictures_becomes_a_video(tmp_path):
             str(tmp_path / f"f_{number:04d}.png"), streams.picture(number)[..., ::-1]
         )
     output = tmp_path / "out.mp4"
-    made = plan(tmp_path / "f_%04d.png", output, replace(FAST, fps="30000/1001", crf=1))
-    assert made.frames_expected == 5
-    assert not made.notes
-    first = seen(made)[0]
+    planned = plan(tmp_path / "f_%04d.png", output, replace(FAST, fps="30000/1001", crf=1))
+    assert planned.frames_expected == 5
+    assert not planned.notes
+    first = seen(planned)[0]
     assert np.array_equal(first.pixels, streams.picture(7))
-    run(made)
+    run(planned)
     assert [round(time * 30000 / 1001) for time in times(output)] == [0, 1, 2, 3, 4]
     assert probe(output, "stream=color_space,color_range")["streams"] == [
         {"color_space": "smpte170m", "color_range": "tv"}
@@ -381,9 +381,9 @@ def test_every_picture_of_a_pattern_is_turned_by_its_own_exif(tmp_path):
         stored = photos.turned(upright, turn)
         data = photos.pillow(stored, "PNG", "RGB", exif=photos.exif(turn, artist="A"))
         (tmp_path / f"f_{number}.png").write_bytes(data)
-    made = plan(tmp_path / "f_%d.png", tmp_path / "out.mp4", replace(FAST, fps="25"))
-    assert made.size == (48, 64)
-    source = VideoSource(made)
+    planned = plan(tmp_path / "f_%d.png", tmp_path / "out.mp4", replace(FAST, fps="25"))
+    assert planned.size == (48, 64)
+    source = VideoSource(planned)
     convert = source.converter()
     assert all(np.array_equal(convert(item).pixels, upright) for item in source.read())
     assert source.notes == ()

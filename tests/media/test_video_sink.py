@@ -15,22 +15,22 @@ from tests.synthesis import streams
 
 
 def test_what_the_encoder_refuses_is_not_blamed_on_the_folder_errors(tmp_path, monkeypatch):
-    made = plan(streams.plain(tmp_path / "in.mp4", frames=2, audio=None), tmp_path / "out.mp4")
+    planned = plan(streams.plain(tmp_path / "in.mp4", frames=2, audio=None), tmp_path / "out.mp4")
 
     def refuse(sink: VideoSink, packets: Any) -> None:
         raise av.error.ArgumentError(22, "Invalid argument")
 
     monkeypatch.setattr(VideoSink, "_mux", refuse)
     with pytest.raises(OutputError, match=r"libx264 failed \(Invalid argument\); choose"):
-        run(made)
+        run(planned)
 
 
 def test_discard_leaves_nothing(tmp_path):
     source = streams.plain(tmp_path / "in.mp4", frames=10, audio=None)
-    made = plan(source, tmp_path / "out.mp4")
-    sink = VideoSink(made)
+    planned = plan(source, tmp_path / "out.mp4")
+    sink = VideoSink(planned)
     convert = sink.converter()
-    for frame in seen(made)[:5]:
+    for frame in seen(planned)[:5]:
         sink.write(convert(frame))
     assert leftovers(tmp_path)
     sink.discard()

@@ -51,7 +51,7 @@ def test_frames_without_times_follow_each_other_by_the_rate(tmp_path):
 def test_a_recording_that_begins_between_key_frames_is_read_once(
     tmp_path, monkeypatch, codec, options
 ):
-    """What comes before the first key frame is shown by no player, and is no damage."""
+    """No player shows what precedes the first key frame, and it is no damage."""
     whole = moving(tmp_path / "whole.ts", frames=60, codec=codec, options=options)
     source = tmp_path / "in.ts"
     content = whole.read_bytes()
@@ -66,7 +66,7 @@ def test_a_recording_that_begins_between_key_frames_is_read_once(
     monkeypatch.setattr(FrameReader, "_decode", counted)
     items = seen(plan(source, tmp_path / "out.mkv"))
     assert not any(isinstance(item, Dropped) for item in items)
-    # FFmpeg 5 shows some of HEVC's that FFmpeg 8 leaves out.
+    # FFmpeg 5 shows some of HEVC's frames that FFmpeg 8 leaves out.
     assert len(items) == len(pictures(source)) or codec == "libx265"
     assert 39 <= len(items) <= 41
     assert passes == [False]
@@ -79,13 +79,13 @@ def test_a_stream_that_changes_its_size_comes_out_in_one(tmp_path):
     second = elementary_stream(tmp_path / "b.h264", frames=5, size=(96, 80)).read_bytes()
     source = tmp_path / "in.h264"
     source.write_bytes(first + second)
-    made = plan(source, tmp_path / "out.mp4")
-    reader = VideoSource(made)
+    planned = plan(source, tmp_path / "out.mp4")
+    reader = VideoSource(planned)
     assert len(list(reader.read())) == 10
     assert len(grouped(reader.notes)) == 1
     assert "in.h264: the video changes its size" in grouped(reader.notes)[0]
-    run(made)
-    assert pictures(tmp_path / "out.mp4").shape == (10, *made.size, 3)
+    run(planned)
+    assert pictures(tmp_path / "out.mp4").shape == (10, *planned.size, 3)
 
 
 # The stretch
@@ -106,20 +106,20 @@ def test_a_stream_that_changes_its_size_comes_out_in_one(tmp_path):
 )
 def test_exactly_the_stretch_that_was_asked_for(tmp_path, options, first, count):
     source = streams.plain(tmp_path / "in.mkv", frames=50, start=Fraction(2))
-    made = plan(source, tmp_path / "out.mkv", replace(LOSSLESS, **options))
-    # By the file's duration, which is the sound's: a frame longer than the picture.
-    assert made.frames_expected is not None
-    assert abs(made.frames_expected - count) <= 1
-    frames = seen(made)
+    planned = plan(source, tmp_path / "out.mkv", replace(LOSSLESS, **options))
+    # From the duration of the file, whose sound is a frame longer than its video.
+    assert planned.frames_expected is not None
+    assert abs(planned.frames_expected - count) <= 1
+    frames = seen(planned)
     assert [frame.index for frame in frames] == list(range(count))
     whole = pictures(source)
-    base = made.stream.time_base
+    base = planned.stream.time_base
     assert [round(float(f.tag.pts * base - 2) * 25) for f in frames] == list(
         range(first, first + count)
     )
     for frame, number in zip(frames, range(first, first + count), strict=True):
         assert np.abs(frame.pixels.astype(int) - whole[number]).mean() < ALIKE
-    run(made)
+    run(planned)
     assert len(times(tmp_path / "out.mkv")) == count
 
 
@@ -130,14 +130,14 @@ def test_a_stretch_reached_by_seeking_equals_one_decoded_from_the_start(
     tmp_path, monkeypatch, suffix, x264
 ):
     source = moving(tmp_path / f"in{suffix}", frames=150, options={"g": "10", "x264-params": x264})
-    made = plan(source, tmp_path / f"out{suffix}", replace(FAST, ss=4.0, frames=20))
-    slow = seen(made)
+    planned = plan(source, tmp_path / f"out{suffix}", replace(FAST, ss=4.0, frames=20))
+    slow = seen(planned)
     monkeypatch.setattr(decoding, "_SEEK_FROM", 1)
     monkeypatch.setattr(decoding, "_SEEK_MARGIN", Fraction(1, 10))
-    reader = VideoSource(made)
+    reader = VideoSource(planned)
     convert = reader.converter()
     fast: list[Any] = [convert(item) for item in reader.read()]  # type: ignore[arg-type]
-    # The index has no key frame in the middle of an open GOP stream but the first.
+    # In the index of an open GOP stream only the first frame is a key frame.
     assert reader._reader.has_seeked
     assert "=1" in x264 or reader._reader.received.packets < 60, "it has decoded everything"
     assert len(fast) == len(slow) == 20
@@ -163,9 +163,9 @@ def test_a_broken_frame_behind_a_seek_costs_itself_alone(tmp_path, monkeypatch):
 
 def test_a_stretch_behind_the_end_errors(tmp_path):
     source = streams.plain(tmp_path / "in.mp4", audio=None)
-    made = plan(source, tmp_path / "out.mp4", replace(FAST, ss=5.0))
+    planned = plan(source, tmp_path / "out.mp4", replace(FAST, ss=5.0))
     with pytest.raises(InputError, match=r"in.mp4: no frame lies in the stretch .*ends at 1.0"):
-        list(VideoSource(made).read())
+        list(VideoSource(planned).read())
 
 
 # Broken files
@@ -177,7 +177,7 @@ def test_a_stretch_behind_the_end_errors(tmp_path):
 def test_a_file_that_is_cut_short_is_told_and_what_there_is_comes_out(tmp_path, suffix):
     whole = streams.plain(tmp_path / f"whole{suffix}", frames=100, audio=None)
     if suffix == ".mp4":
-        # Only with its index first can a part of an MP4 be read at all.
+        # A part of an MP4 can be read only if the index comes first.
         faststart = tmp_path / "fast.mp4"
         command = ["ffmpeg", "-v", "error", "-i", whole, "-c", "copy", "-movflags", "+faststart"]
         subprocess.check_call([*command, faststart])
@@ -199,13 +199,13 @@ def test_a_file_that_is_cut_short_is_told_and_what_there_is_comes_out(tmp_path, 
 @pytest.mark.behaviour(1, 22)
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
 def test_what_is_missing_from_a_damaged_transport_stream_is_counted(tmp_path, on_error):
-    """Of a frame whose packet is lost as a whole, FFmpeg says nothing; its time stays empty."""
+    """FFmpeg reports nothing of a frame whose whole packet is lost; its time stays empty."""
     whole = moving(tmp_path / "whole.ts", frames=75, options={"bf": "2", "g": "12"})
     content = bytearray(whole.read_bytes())
     starts = pes_starts(content)
     assert len(starts) == 75
     for number in (30, 40, 41):
-        # A lost TS packet at a frame's start: the rest of the frame belongs to nothing.
+        # Without the TS packet in which a frame begins, its other packets belong to no frame.
         content[starts[number]] ^= 0xFF
     damage = slice(starts[48] + 188 + 20, starts[48] + 188 + 180)
     content[damage] = bytes(byte ^ 0xFF for byte in content[damage])
@@ -223,21 +223,21 @@ def test_what_is_missing_from_a_damaged_transport_stream_is_counted(tmp_path, on
 
 
 @pytest.mark.parametrize(
-    ("milliseconds", "told"),
+    ("milliseconds", "text"),
     [
         ([40 * i for i in range(60) if i not in (20, 31, 32)], "3 frames are missing from 0.800 s"),
         ([40 * i for i in range(60)], None),
         (list(streams.VFR_TIMES), None),
     ],
 )
-def test_gaps_of_an_undamaged_transport_stream_are_a_note(tmp_path, milliseconds, told):
+def test_gaps_of_an_undamaged_transport_stream_are_a_note(tmp_path, milliseconds, text):
     source = streams.variable_rate(tmp_path / "in.ts", milliseconds)
     reader = VideoSource(plan(source, tmp_path / "out.mkv"))
     items = list(reader.read())
     reader.close()
     assert len(items) == len(milliseconds)
     assert not [item for item in items if isinstance(item, Dropped)]
-    assert [told in note for note in grouped(reader.notes)] == ([] if told is None else [True])
+    assert [text in note for note in grouped(reader.notes)] == ([] if text is None else [True])
 
 
 @pytest.mark.behaviour(1, 10)
@@ -280,14 +280,14 @@ def test_a_whole_file_is_not_called_short(tmp_path, suffix):
 @pytest.mark.behaviour(1, 22)
 @pytest.mark.parametrize("broken", [[0], [10], [12], [30], [58, 59]])
 def test_an_undecodable_packet_costs_its_frames_and_no_other(tmp_path, broken):
-    """A lost key frame loses all that hangs on it; each is named, the others keep their times."""
+    """With a key frame all frames that refer to it are lost, and named; the others keep times."""
     whole = moving(tmp_path / "whole.mkv", frames=60, options={"bf": "2", "g": "12"})
     source = damaged(tmp_path / "in.mkv", whole, broken)
     output = tmp_path / "out.mkv"
     dropped, _ = run(plan(source, output))
-    # What comes after a later frame lacks its references: it is lost as well.
-    shown = single_threaded_times(source)
-    decodable = [time for k, time in enumerate(shown) if time == max(shown[: k + 1])]
+    # A frame that comes out after a later one lacks its references: it is lost as well.
+    shown_times = single_threaded_times(source)
+    decodable = [time for k, time in enumerate(shown_times) if time == max(shown_times[: k + 1])]
     assert [float(time) for time in times(output)] == pytest.approx(decodable, abs=0.001)
     assert len(dropped) == 60 - len(decodable)
     lost = sorted(set(range(60)) - {round(time * 25) for time in decodable})
@@ -313,7 +313,7 @@ def test_an_undecodable_packet_costs_its_frames_and_no_other(tmp_path, broken):
 def test_a_frame_that_the_decoder_conceals_is_kept_and_counted(
     tmp_path, codec, options, broken, half, lost, concealed
 ):
-    """HEVC's decoder leaves out, without a word, all that hangs on a lost frame (FFmpeg 8)."""
+    """HEVC's decoder silently leaves out all frames that refer to a lost one (FFmpeg 8)."""
     if codec == "libx265":
         options = {"x265-params": f"log-level=none:keyint=10:{options['x265-params']}"}
     whole = moving(tmp_path / "whole.mkv", frames=30, codec=codec, options=options)
@@ -322,12 +322,12 @@ def test_a_frame_that_the_decoder_conceals_is_kept_and_counted(
     assert [round(time * 25) for time in times(tmp_path / "out.mkv")] == [
         number for number in range(30) if number not in lost
     ]
-    told = [
+    numbers = [
         [each.place.number for each in dropped if each.place and trouble in each.place.trouble]
         for trouble in ("cannot be decoded", "damaged, concealed by the decoder")
     ]
-    assert told == [lost, list(concealed)]
-    assert len(dropped) == sum(map(len, told))
+    assert numbers == [lost, list(concealed)]
+    assert len(dropped) == sum(map(len, numbers))
     # Times count from the first frame.
     assert all(each.place and each.place.seconds == each.place.number / 25 for each in dropped)
 
@@ -356,13 +356,13 @@ def test_deinterlacing_keeps_count_and_times(tmp_path):
     assert [note for note in grouped(as_is.notes) if "interlaced" in note] == [
         f"{source}: the video is interlaced; --deinterlace makes whole frames of it"
     ]
-    made = plan(source, output, replace(FAST, deinterlace=True))
-    assert not [note for note in grouped(made.notes) if "interlaced" in note]
-    before, after = seen(as_is), seen(made)
+    planned = plan(source, output, replace(FAST, deinterlace=True))
+    assert not [note for note in grouped(planned.notes) if "interlaced" in note]
+    before, after = seen(as_is), seen(planned)
     assert [frame.tag for frame in after] == [frame.tag for frame in before]
     assert any(
         not np.array_equal(one.pixels, other.pixels)
         for one, other in zip(before, after, strict=True)
     )
-    run(made)
+    run(planned)
     assert times(output) == times(source)

@@ -13,7 +13,7 @@ import pytest
 
 needs_ffprobe = pytest.mark.needs("ffmpeg", "ffprobe")
 ALIKE = 1.5
-"""Grey levels between our RGB and another scaler's of one picture; the next picture is at 11."""
+"""Grey levels by which our RGB and that of another scaler differ; the next frame differs by 11."""
 
 
 def probe(path: Path, entries: str, *more: str) -> dict[str, Any]:
@@ -26,10 +26,10 @@ def probe(path: Path, entries: str, *more: str) -> dict[str, Any]:
 
 def times(path: Path) -> list[Fraction]:
     """Return when ffprobe would show each frame, in seconds."""
-    found = probe(path, "frame=best_effort_timestamp,pkt_dts:stream=time_base")
-    base = Fraction(found["streams"][0]["time_base"])
-    # AVI has no presentation times, and ffprobe none for its B-frames.
-    return [f.get("best_effort_timestamp", f.get("pkt_dts", 0)) * base for f in found["frames"]]
+    answer = probe(path, "frame=best_effort_timestamp,pkt_dts:stream=time_base")
+    base = Fraction(answer["streams"][0]["time_base"])
+    # AVI has no PTS, and ffprobe derives none for its B-frames.
+    return [f.get("best_effort_timestamp", f.get("pkt_dts", 0)) * base for f in answer["frames"]]
 
 
 def tick(path: Path) -> Fraction:
@@ -65,7 +65,7 @@ def pictures(path: Path, *options: str) -> np.ndarray[Any, Any]:
 
 
 def single_threaded_times(path: Path) -> list[float]:
-    """What one thread of ffmpeg decodes, in seconds."""
+    """Return the times, in seconds, of the frames that one thread of ffprobe decodes."""
     command = ["ffprobe", "-v", "quiet", "-threads", "1", "-select_streams", "v:0"]
     command += ["-show_entries", "frame=pts_time", "-of", "csv=p=0", str(path)]
     answer = subprocess.run(command, check=False, capture_output=True, text=True).stdout
@@ -74,5 +74,5 @@ def single_threaded_times(path: Path) -> list[float]:
 
 def tags_of(path: Path) -> dict[str, str]:
     entries = "stream=color_space,color_primaries,color_transfer,color_range"
-    found: dict[str, str] = probe(path, entries)["streams"][0]
-    return found
+    tags: dict[str, str] = probe(path, entries)["streams"][0]
+    return tags

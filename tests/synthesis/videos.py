@@ -41,7 +41,7 @@ def moving(
     pix_fmt: str = "yuv420p",
     codec: str = "libx264",
 ) -> Path:
-    """A noisy wall that moves to the left: what is lost in one frame is missing in the next."""
+    """A noisy wall that moves to the left, so that the loss of one frame shows in the next."""
     wall = np.random.default_rng(0).integers(0, 255, (12, 96, 3), dtype=np.uint8)
     wall = cv2.resize(wall, (64 * 12, 96), interpolation=cv2.INTER_CUBIC)
     cut = [np.ascontiguousarray(wall[:, i : i + 128]) for i in range(frames)]
@@ -54,7 +54,7 @@ def moving(
 
 
 def elementary_stream(path: Path, *, frames: int, size: tuple[int, int] = (48, 64)) -> Path:
-    """H.264 without any container, so without times."""
+    """H.264 without a container, and therefore without timestamps."""
     context: Any = av.CodecContext.create("libx264", "w")
     context.height, context.width = size
     context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, 25), 25

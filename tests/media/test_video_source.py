@@ -280,7 +280,7 @@ def test_a_whole_file_is_not_called_short(tmp_path, suffix):
 @pytest.mark.behaviour(1, 22)
 @pytest.mark.parametrize("broken", [[0], [10], [12], [30], [58, 59]])
 def test_an_undecodable_packet_costs_its_frames_and_no_other(tmp_path, broken):
-    """With a key frame all frames that refer to it are lost, and named; the others keep times."""
+    """All frames that refer to a lost key frame are named as lost; the others keep their times."""
     whole = moving(tmp_path / "whole.mkv", frames=60, options={"bf": "2", "g": "12"})
     source = damaged(tmp_path / "in.mkv", whole, broken)
     output = tmp_path / "out.mkv"

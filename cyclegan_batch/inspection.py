@@ -54,8 +54,8 @@ def inspect_file(
         return {"kind": "model", **_describe_model(path, model_io, direction)}
     if suffix in IMAGE_FORMATS:
         return {"kind": "image", **_describe_image(path)}
-    from .media.description import describe
-    from .media.probe import probe
+    from .media.demux.description import describe
+    from .media.demux.probe import probe
 
     return {"kind": "media", **describe(probe(path, count_frames=count_frames))}
 
@@ -82,7 +82,7 @@ def _describe_generator(loaded: LoadedGenerator) -> dict[str, object]:
 
 
 def _describe_image(path: Path) -> ImageDescription:
-    from .media.headers import read_header
+    from .media.images.headers import read_header
 
     with path.open("rb") as file:
         header = read_header(file, printable(path), max_pixels=MAX_PIXELS)

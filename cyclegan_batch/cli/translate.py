@@ -106,7 +106,7 @@ def command(
             return
         with contextlib.ExitStack() as stack:
             if verbose and progress != "json":
-                from ..media.ffmpeg_log import printed
+                from ..media.demux.ffmpeg_log import printed
 
                 stack.enter_context(printed())
             done = _run(plan, backend, reporter)

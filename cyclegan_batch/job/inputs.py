@@ -259,7 +259,7 @@ def _check_container(target: Path, container: str) -> None:
 def _is_in(suffix: str, container: str) -> bool:
     """Return whether an extension means ``container``, or, for ``same``, one that is written."""
     # Imported here, since images alone need no FFmpeg.
-    from ..media.containers import CONTAINERS
+    from ..media.mux.containers import CONTAINERS
 
     written = CONTAINERS.get(suffix)
     if container == "same":

@@ -34,8 +34,8 @@ from .units import (
 if TYPE_CHECKING:
     from ..backends import Backend
     from ..media.formats import Entry
-    from ..media.images import ImageShard
-    from ..media.video import VideoPlan
+    from ..media.images.shards import ImageShard
+    from ..media.video.plan import VideoPlan
     from ..models.model import Model, ModelCard
     from .inputs import InputTree
 
@@ -279,7 +279,7 @@ def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[Input
 
 def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> VideoPlan:
     """Plan one video. Raises InputError, OutputError."""
-    from ..media.video import plan_video
+    from ..media.video.plan import plan_video
 
     shape = geometry_from_options(card, options)
 
@@ -296,7 +296,7 @@ def _plan_shards(
 ) -> tuple[ImageShard, ...]:
     if not images:
         return ()
-    from ..media.images import plan_images
+    from ..media.images.shards import plan_images
 
     return plan_images(images, options, pixel_type=card.pixel_type)
 
@@ -305,7 +305,7 @@ def _some_sizes(images: Sequence[Entry], options: TranslateOptions) -> list[Size
     """Return the sizes (height, width) in the headers of some images, evenly spread."""
     if not images:
         return []
-    from ..media.headers import read_header
+    from ..media.images.headers import read_header
 
     sizes = []
     step = -(-len(images) // _SAMPLED_IMAGES)

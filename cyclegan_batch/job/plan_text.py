@@ -11,7 +11,7 @@ from ..options import TranslateOptions
 from ..wording import counted, grouped, printable
 
 if TYPE_CHECKING:
-    from ..media.video import VideoPlan
+    from ..media.video.plan import VideoPlan
     from .plan import JobPlan
 
 

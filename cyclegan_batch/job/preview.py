@@ -16,10 +16,10 @@ from ..frames import Pixels, to_uint8
 from ..generator import Generator
 from ..media import first_frame
 from ..media.formats import PIPE, Entry
-from ..media.images import ImageSource, plan_images
-from ..media.pictures import encode_picture
-from ..media.video import VideoPlan
-from ..media.video_source import VideoSource
+from ..media.images.codec import encode_picture
+from ..media.images.shards import ImageSource, plan_images
+from ..media.video.plan import VideoPlan
+from ..media.video.source import VideoSource
 from ..wording import printable
 from .plan import JobPlan
 

@@ -15,10 +15,10 @@ from ..media import Place, Sink, Source
 from ..wording import Note
 
 if TYPE_CHECKING:
-    from ..media.images import ImageShard, ImageSink, ImageSource
-    from ..media.video import VideoPlan
-    from ..media.video_sink import VideoSink
-    from ..media.video_source import VideoSource
+    from ..media.images.shards import ImageShard, ImageSink, ImageSource
+    from ..media.video.plan import VideoPlan
+    from ..media.video.sink import VideoSink
+    from ..media.video.source import VideoSource
 
 STAGES = ("read", "to rgb", "network", "from rgb", "write")
 """The stages in the order of the flow, by the names that reports use."""
@@ -63,13 +63,13 @@ class VideoUnit:
 
     def open_source(self) -> VideoSource:
         """Open the decoder. Raises InputError."""
-        from ..media.video_source import VideoSource
+        from ..media.video.source import VideoSource
 
         return VideoSource(self.plan)
 
     def open_sink(self) -> VideoSink:
         """Open the encoder. Raises OutputError."""
-        from ..media.video_sink import VideoSink
+        from ..media.video.sink import VideoSink
 
         return VideoSink(self.plan)
 
@@ -92,13 +92,13 @@ class ImageUnit:
 
     def open_source(self) -> ImageSource:
         """Return the reader of the images."""
-        from ..media.images import ImageSource
+        from ..media.images.shards import ImageSource
 
         return ImageSource(self.shard)
 
     def open_sink(self) -> ImageSink:
         """Return the writer of the images."""
-        from ..media.images import ImageSink
+        from ..media.images.shards import ImageSink
 
         return ImageSink(self.shard)
 

@@ -4,7 +4,7 @@ The grammar was compared with FFmpeg 8 (``av_get_frame_filename2``). A pattern h
 number: ``%d``, ``%6d`` or ``%06d``, where a width pads with zeros, with or without the leading 0.
 ``%%`` is a percent sign, and so is ``%`` with digits before another ``%``. A name with any other
 ``%``, or with more than one number, is no pattern. FFmpeg applies the grammar to the whole path;
-here it applies to the file's name only, and `media.demuxing` escapes the folder for FFmpeg.
+here it applies to the file's name only, and `demux.demuxing` escapes the folder for FFmpeg.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from cyclegan_batch.errors import InputError
 from cyclegan_batch.frames import Geometry, Pixels, Size
 from cyclegan_batch.media import first_frame
 from cyclegan_batch.media.formats import IMAGE_FORMATS, PIPE, VIDEO_SUFFIXES, natural_key
-from cyclegan_batch.media.pictures import decode_picture
+from cyclegan_batch.media.images.codec import decode_picture
 from cyclegan_batch.models.parity import natural_frames
 from cyclegan_batch.models.run_folder import DESCRIPTION
 from cyclegan_batch.options import Direction, TranslateOptions
@@ -101,9 +101,9 @@ def _image(path: Path, place: float) -> Pixels:
 
 
 def _frame_of_video(path: Path, place: float) -> Pixels:
-    from cyclegan_batch.media.probe import probe
-    from cyclegan_batch.media.video import plan_video
-    from cyclegan_batch.media.video_source import VideoSource
+    from cyclegan_batch.media.demux.probe import probe
+    from cyclegan_batch.media.video.plan import plan_video
+    from cyclegan_batch.media.video.source import VideoSource
 
     seconds = float(probe(path).duration or 0) * place
     options = TranslateOptions(ss=seconds, frames=1)

@@ -177,7 +177,7 @@ def test_an_encoder_makes_no_thread_a_real_time_one(tmp_path: Path) -> None:
 
 def test_the_codec_of_images_leaves_the_threads_of_opencv_to_the_caller() -> None:
     code = (
-        "import cv2; cv2.setNumThreads(3); import cyclegan_batch.media.pictures; "
+        "import cv2; cv2.setNumThreads(3); import cyclegan_batch.media.images.codec; "
         "print(cv2.getNumThreads())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

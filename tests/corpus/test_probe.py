@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cyclegan_batch.media.probe import probe
-from cyclegan_batch.media.stream_info import StreamInfo, colour_names
+from cyclegan_batch.media.demux.probe import probe
+from cyclegan_batch.media.demux.stream_info import StreamInfo, colour_names
 from tests.needs import need
 
 pytestmark = pytest.mark.corpus

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.media import Dropped
-from cyclegan_batch.media.colour import FromRGB, ToRGB
-from cyclegan_batch.media.video import plan_video
-from cyclegan_batch.media.video_source import VideoSource
+from cyclegan_batch.media.video.colour import FromRGB, ToRGB
+from cyclegan_batch.media.video.plan import plan_video
+from cyclegan_batch.media.video.source import VideoSource
 from cyclegan_batch.options import TranslateOptions
 
 pytestmark = pytest.mark.corpus

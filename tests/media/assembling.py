@@ -11,13 +11,13 @@ from typing import Any
 import av
 
 from cyclegan_batch.machine import own_scheduling
-from cyclegan_batch.media.assemble import assemble
-from cyclegan_batch.media.demuxing import open_container
-from cyclegan_batch.media.joined_video import Stretch
-from cyclegan_batch.media.probe import probe
-from cyclegan_batch.media.stream_info import MediaInfo, StreamInfo
-from cyclegan_batch.media.streams import StreamPlan, plan_streams
-from cyclegan_batch.media.trial import TranslatedVideo
+from cyclegan_batch.media.demux.demuxing import open_container
+from cyclegan_batch.media.demux.probe import probe
+from cyclegan_batch.media.demux.stream_info import MediaInfo, StreamInfo
+from cyclegan_batch.media.mux.assemble import assemble
+from cyclegan_batch.media.mux.joined_video import Stretch
+from cyclegan_batch.media.mux.streams import StreamPlan, plan_streams
+from cyclegan_batch.media.mux.trial import TranslatedVideo
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.needs import need

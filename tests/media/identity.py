@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cyclegan_batch.media import Dropped
-from cyclegan_batch.media.video import VideoPlan, plan_video
-from cyclegan_batch.media.video_sink import VideoSink
-from cyclegan_batch.media.video_source import VideoSource
+from cyclegan_batch.media.video.plan import VideoPlan, plan_video
+from cyclegan_batch.media.video.sink import VideoSink
+from cyclegan_batch.media.video.source import VideoSource
 from cyclegan_batch.options import TranslateOptions
 
 FAST = TranslateOptions(preset="ultrafast")

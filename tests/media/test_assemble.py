@@ -14,12 +14,12 @@ import pytest
 from av.stream import Disposition
 
 from cyclegan_batch.errors import OutputError
-from cyclegan_batch.media import assemble as assemble_module
-from cyclegan_batch.media.assemble import assemble
-from cyclegan_batch.media.joined_video import JoinedVideo
-from cyclegan_batch.media.probe import probe
-from cyclegan_batch.media.stream_info import MediaInfo, StreamInfo
-from cyclegan_batch.media.streams import plan_streams
+from cyclegan_batch.media.demux.probe import probe
+from cyclegan_batch.media.demux.stream_info import MediaInfo, StreamInfo
+from cyclegan_batch.media.mux import assemble as assemble_module
+from cyclegan_batch.media.mux.assemble import assemble
+from cyclegan_batch.media.mux.joined_video import JoinedVideo
+from cyclegan_batch.media.mux.streams import plan_streams
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.assembling import (

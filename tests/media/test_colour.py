@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import InputError
-from cyclegan_batch.media.colour import FromRGB, ToRGB, bits_of, resolve
-from cyclegan_batch.media.stream_info import ColourTags, StreamInfo
+from cyclegan_batch.media.demux.stream_info import ColourTags, StreamInfo
+from cyclegan_batch.media.video.colour import FromRGB, ToRGB, bits_of, resolve
 from cyclegan_batch.wording import grouped
 from tests.synthesis import colours
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cyclegan_batch.media import Dropped
-from cyclegan_batch.media.video_source import VideoSource
+from cyclegan_batch.media.video.source import VideoSource
 from tests.media.identity import plan
 
 pytestmark = pytest.mark.needs("ffmpeg")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import OutputError
-from cyclegan_batch.media.encoder import choose_pix_fmt
-from cyclegan_batch.media.video_sink import VideoSink
+from cyclegan_batch.media.video.encoder import choose_pix_fmt
+from cyclegan_batch.media.video.sink import VideoSink
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, LOSSLESS, leftovers, plan, run, seen

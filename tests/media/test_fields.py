@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import OutputError
-from cyclegan_batch.media.deinterlace import FieldTimes
-from cyclegan_batch.media.loss import Lost
+from cyclegan_batch.media.video.deinterlace import FieldTimes
+from cyclegan_batch.media.video.loss import Lost
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, plan, run, seen

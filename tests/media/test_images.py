@@ -24,7 +24,7 @@ from cyclegan_batch.job.pipeline import run
 from cyclegan_batch.job.units import ImageUnit, Schedule
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.formats import Entry
-from cyclegan_batch.media.images import (
+from cyclegan_batch.media.images.shards import (
     ImageShard,
     ImageSink,
     ImageSource,

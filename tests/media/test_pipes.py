@@ -18,7 +18,7 @@ import pytest
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.formats import PIPE
-from cyclegan_batch.media.video_sink import VideoSink
+from cyclegan_batch.media.video.sink import VideoSink
 from tests.media.identity import FAST, LOSSLESS, plan, run, seen
 from tests.media.witness import needs_ffprobe, pictures, probe, times
 from tests.synthesis import streams

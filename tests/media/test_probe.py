@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import InputError
-from cyclegan_batch.media.demuxing import demux, open_container
-from cyclegan_batch.media.description import describe
-from cyclegan_batch.media.probe import probe
-from cyclegan_batch.media.stream_info import colour_names
+from cyclegan_batch.media.demux.demuxing import demux, open_container
+from cyclegan_batch.media.demux.description import describe
+from cyclegan_batch.media.demux.probe import probe
+from cyclegan_batch.media.demux.stream_info import colour_names
 from tests.needs import need
 from tests.synthesis import pictures, streams
 

@@ -19,13 +19,14 @@ from click.testing import CliRunner
 
 from cyclegan_batch import cli, translate
 from cyclegan_batch.errors import InputError, OutputError
-from cyclegan_batch.media import ffmpeg_log, other_streams
-from cyclegan_batch.media.assemble import Assembled, assemble
-from cyclegan_batch.media.demuxing import open_container
-from cyclegan_batch.media.joined_video import Stretch
-from cyclegan_batch.media.probe import probe
-from cyclegan_batch.media.sound import plan_sound, state_layout
-from cyclegan_batch.media.streams import StreamPlan, plan_streams
+from cyclegan_batch.media.demux import ffmpeg_log
+from cyclegan_batch.media.demux.demuxing import open_container
+from cyclegan_batch.media.demux.probe import probe
+from cyclegan_batch.media.mux import other_streams
+from cyclegan_batch.media.mux.assemble import Assembled, assemble
+from cyclegan_batch.media.mux.joined_video import Stretch
+from cyclegan_batch.media.mux.sound import plan_sound, state_layout
+from cyclegan_batch.media.mux.streams import StreamPlan, plan_streams
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.assembling import H264
@@ -526,7 +527,7 @@ def test_the_sound_of_a_file_that_breaks_off_is_written_up_to_there(
             yield packet
 
     plan = planned(source, tmp_path / "out.mkv", audio=audio)
-    monkeypatch.setattr("cyclegan_batch.media.streams.plan_streams", None)
+    monkeypatch.setattr("cyclegan_batch.media.mux.streams.plan_streams", None)
     monkeypatch.setattr(f"{__name__}.planned", lambda *_, **__: plan)
     honest = other_streams.demux
     reads: list[str] = []

@@ -17,9 +17,9 @@ from cyclegan_batch.errors import InputError
 from cyclegan_batch.job import inputs
 from cyclegan_batch.job.inputs import find_inputs
 from cyclegan_batch.media.formats import Entry, sniff_format
-from cyclegan_batch.media.headers import read_header
-from cyclegan_batch.media.image_header import exif_orientation
-from cyclegan_batch.media.pictures import decode_picture
+from cyclegan_batch.media.images.codec import decode_picture
+from cyclegan_batch.media.images.headers import read_header
+from cyclegan_batch.media.images.image_header import exif_orientation
 from cyclegan_batch.wording import grouped
 from tests.media.test_images import one, translate
 from tests.synthesis import pictures
@@ -236,7 +236,7 @@ def test_a_bomb_is_refused_by_its_header_errors(name: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(Image.Image, "convert", taken)
     monkeypatch.setattr(imagecodecs, "jpeg2k_decode", taken)
-    monkeypatch.setattr("cyclegan_batch.media.stills.decode_still", taken)
+    monkeypatch.setattr("cyclegan_batch.media.images.stills.decode_still", taken)
     expected = r"40000×40000 is more than --max-pixels|cannot be read as"
     with pytest.raises(InputError, match=expected):
         decode_picture(data, "a")

@@ -11,8 +11,8 @@ import av
 import pytest
 
 from cyclegan_batch.errors import OutputError
-from cyclegan_batch.media.probe import probe
-from cyclegan_batch.media.streams import StreamPlan, plan_streams
+from cyclegan_batch.media.demux.probe import probe
+from cyclegan_batch.media.mux.streams import StreamPlan, plan_streams
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.assembling import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import pytest
 
-from cyclegan_batch.media.probe import probe
+from cyclegan_batch.media.demux.probe import probe
 from tests.media.assembling import (
     translate,
 )

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch.errors import InputError
-from cyclegan_batch.media.pictures import Picture, decode_picture
-from cyclegan_batch.media.tiff import decode_tiff
+from cyclegan_batch.media.images.codec import Picture, decode_picture
+from cyclegan_batch.media.images.tiff import decode_tiff
 from tests.synthesis import pictures
 
 

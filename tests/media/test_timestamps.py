@@ -14,11 +14,11 @@ from typing import Any
 import av
 import pytest
 
-from cyclegan_batch.media import lookahead
-from cyclegan_batch.media.description import describe
-from cyclegan_batch.media.probe import probe
-from cyclegan_batch.media.timestamps import Timeline
-from cyclegan_batch.media.video_source import VideoSource
+from cyclegan_batch.media.demux import lookahead
+from cyclegan_batch.media.demux.description import describe
+from cyclegan_batch.media.demux.probe import probe
+from cyclegan_batch.media.demux.timestamps import Timeline
+from cyclegan_batch.media.video.source import VideoSource
 from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, plan, run
 from tests.media.witness import times as frame_times

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import InputError, OutputError
-from cyclegan_batch.media.video_sink import VideoSink
-from cyclegan_batch.media.video_source import VideoSource
+from cyclegan_batch.media.video.sink import VideoSink
+from cyclegan_batch.media.video.source import VideoSource
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, LOSSLESS, leftovers, plan, run, seen

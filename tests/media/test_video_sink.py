@@ -9,7 +9,7 @@ import av
 import pytest
 
 from cyclegan_batch.errors import OutputError
-from cyclegan_batch.media.video_sink import VideoSink
+from cyclegan_batch.media.video.sink import VideoSink
 from tests.media.identity import FAST, leftovers, plan, run, seen
 from tests.synthesis import streams
 

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import InputError, OutputError
-from cyclegan_batch.media import Dropped, decoding
-from cyclegan_batch.media.decoding import FrameReader
-from cyclegan_batch.media.video_sink import VideoSink
-from cyclegan_batch.media.video_source import VideoSource
+from cyclegan_batch.media import Dropped
+from cyclegan_batch.media.video import decoding
+from cyclegan_batch.media.video.decoding import FrameReader
+from cyclegan_batch.media.video.sink import VideoSink
+from cyclegan_batch.media.video.source import VideoSource
 from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, LOSSLESS, plan, run, seen
 from tests.media.witness import ALIKE, needs_ffprobe, pictures, single_threaded_times, times

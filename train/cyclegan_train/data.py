@@ -35,8 +35,8 @@ from cyclegan_batch.errors import InputError
 from cyclegan_batch.frames import Pixels, SizeRequirements
 from cyclegan_batch.machine import cpu_threads
 from cyclegan_batch.media.formats import IMAGE_FORMATS, UNREAD_IMAGES, counted_suffixes, natural_key
-from cyclegan_batch.media.headers import read_header
-from cyclegan_batch.media.pictures import decode_picture
+from cyclegan_batch.media.images.codec import decode_picture
+from cyclegan_batch.media.images.headers import read_header
 from cyclegan_batch.options import MAX_PIXELS
 from cyclegan_batch.wording import printable
 

@@ -1,0 +1,267 @@
+"""Image files as a source and a sink: shards of them, in groups of one size, written one by one.
+
+`codec` decodes and encodes them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import InputError, OutputError
+from ...files import refuse_existing, writing
+from ...frames import Frame, PixelType, Size
+from ...options import TranslateOptions
+from ...wording import Note, printable
+from .. import Dropped
+from ..formats import IMAGE_FORMATS, Entry, ImageFormat
+from .codec import Extras, decode_picture, encode_picture, refuse_lost_alpha
+from .headers import read_header
+from .image_header import Header
+
+SHARD = 256
+"""Images in one unit of work."""
+
+_MOST_METADATA = 64 << 20
+"""Bytes beside its pixels that an image file may have; a larger file is not read into memory."""
+
+
+@dataclass(frozen=True)
+class PictureTag:
+    """The tag of a Frame from an `ImageSource`, for the `ImageSink`."""
+
+    output: Path
+    extras: Extras
+
+
+@dataclass(frozen=True)
+class ImageShard:
+    """Up to 256 images that form one unit of work."""
+
+    name: str
+    """Its name in messages: the image, or the first and the last of several."""
+    entries: tuple[Entry, ...]
+    pixel_type: PixelType
+    quality: int | None
+    max_pixels: int
+    overwrite: bool
+    white: int | None = None
+    notes: tuple[Note, ...] = ()
+
+
+def plan_images(
+    entries: Sequence[Entry], options: TranslateOptions, *, pixel_type: PixelType
+) -> tuple[ImageShard, ...]:
+    """Return the images among ``entries`` in shards. No file is opened."""
+    images = [entry for entry in entries if entry.kind == "image"]
+    notes: tuple[Note, ...] = ()
+    lossy = {"jpg", "webp", "avif"} & {_format_of(entry.output) for entry in images}
+    if options.quality is not None and images and not lossy:
+        subject = f"--quality {options.quality}"
+        notes = (Note(subject, "no image is written as jpg, webp or avif"),)
+    shards = []
+    for start in range(0, len(images), SHARD):
+        part = tuple(images[start : start + SHARD])
+        shards.append(
+            ImageShard(
+                name=_shard_name(part, start, len(images)),
+                entries=part,
+                pixel_type=pixel_type,
+                quality=options.quality,
+                max_pixels=options.max_pixels,
+                overwrite=options.overwrite,
+                white=options.white,
+                notes=notes if not start else (),
+            )
+        )
+    return tuple(shards)
+
+
+def _shard_name(part: Sequence[Entry], start: int, total: int) -> str:
+    first = printable(part[0].source)
+    if total == 1:
+        return first
+    return f"{first} … {printable(Path(part[-1].source.name))} ({len(part)} of {total} images)"
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class _File:
+    """The bytes of an image, for a decoder."""
+
+    index: int
+    entry: Entry
+    data: bytes
+
+
+class ImageSource:
+    """The images of a shard, those of one size after one another, so that they share batches."""
+
+    def __init__(self, shard: ImageShard) -> None:
+        self.shard = shard
+        self._notes: list[Note] = []
+
+    def read(self) -> Iterator[_File | Dropped]:
+        """Yield the bytes of each image, or Dropped where its header or the system refuses it.
+
+        The headers of the whole shard are read first. A batch holds one size, so the images come in
+        groups of one displayed size, ordered by the first image of each size.
+        """
+        groups: dict[Size | None, list[Entry]] = {}
+        lost: dict[Path, InputError] = {}
+        for entry in self.shard.entries:
+            try:
+                size: Size | None = self._header(entry).displayed_size
+            except InputError as error:
+                size, lost[entry.source] = None, error
+            groups.setdefault(size, []).append(entry)
+        index = 0
+        for entry in (entry for group in groups.values() for entry in group):
+            name = printable(entry.source)
+            if entry.source in lost:
+                yield Dropped(name, lost[entry.source])
+                continue
+            try:
+                if not self.shard.overwrite:
+                    # Another process may have written it meanwhile.
+                    refuse_existing(entry.output)
+                data = entry.source.read_bytes()
+            except OutputError as error:
+                yield Dropped(name, error)
+                continue
+            except OSError as error:
+                yield Dropped(name, _unreadable(entry.source, error))
+                continue
+            yield _File(index, entry, data)
+            index += 1
+
+    def _header(self, entry: Entry) -> Header:
+        name = printable(entry.source)
+        try:
+            with entry.source.open("rb") as file:
+                # Eight bytes hold a pixel of any format uncompressed; the rest is metadata.
+                most = 8 * self.shard.max_pixels + _MOST_METADATA
+                if (length := os.fstat(file.fileno()).st_size) > most:
+                    raise InputError(f"{name}: {length} bytes are too many for an image; check it")
+                return read_header(file, name, max_pixels=self.shard.max_pixels)
+        except OSError as error:
+            raise _unreadable(entry.source, error) from error
+
+    def converter(self) -> Callable[[_File], Frame | Dropped]:
+        """Return the decoder, which holds no state."""
+        return self._decode
+
+    def _decode(self, file: _File) -> Frame | Dropped:
+        name = printable(file.entry.source)
+        try:
+            picture = decode_picture(
+                file.data,
+                name,
+                pixel_type=self.shard.pixel_type,
+                max_pixels=self.shard.max_pixels,
+                white=self.shard.white,
+            )
+            # Refused here, before the network spends time on the image.
+            refuse_lost_alpha(picture.extras, name, _format_of(file.entry.output))
+        except InputError as error:
+            return Dropped(name, error)
+        notes = list(picture.notes)
+        if picture.extras.bits == 16 and _format_of(file.entry.output) != "png":
+            notes.append("is written with 8 bits; --format png keeps 16")
+        if picture.extras.geo and _format_of(file.entry.output) != "tiff":
+            notes.append("its GeoTIFF tags were left out, since only TIFF holds them")
+        self._notes += [Note(file.entry.source, text) for text in notes]
+        return Frame(file.index, picture.pixels, PictureTag(file.entry.output, picture.extras))
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What was changed or left out so far, sorted by text and name."""
+        return tuple(sorted(self._notes, key=lambda note: (note.text, note.subject)))
+
+    def close(self) -> None:
+        """Release nothing: no file stays open."""
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"{printable(path)}: cannot be read: {error.strerror or error}")
+
+
+# Writing
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """An encoded image and its final path."""
+
+    path: Path
+    data: bytes
+
+
+class ImageSink:
+    """The output files of a shard, each published by itself when it is whole."""
+
+    def __init__(self, shard: ImageShard) -> None:
+        self.shard = shard
+        self._written: list[Path] = []
+        self._displaced: list[Path] = []
+        """Images whose GeoTIFF tags hold for another size."""
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What was left out for the size of the output; `ImageSource` notes the rest."""
+        text = "its GeoTIFF tags were left out, since it has another size than its source"
+        return tuple(Note(output, text) for output in sorted(self._displaced))
+
+    def converter(self) -> Callable[[Frame], _Encoded | Dropped]:
+        """Return the encoder."""
+        return self._encode
+
+    def _encode(self, frame: Frame) -> _Encoded | Dropped:
+        tag: PictureTag = frame.tag
+        if tag.extras.geo and tag.extras.geo_size != frame.pixels.shape[:2]:
+            self._displaced.append(tag.output)
+        try:
+            data = encode_picture(
+                frame.pixels, _format_of(tag.output), quality=self.shard.quality, extras=tag.extras
+            )
+        except OutputError as error:
+            # Returned and not raised: only this image is lost.
+            name = printable(tag.output)
+            problem = OutputError(f"cannot write {name}: {error}")
+            problem.__cause__ = error
+            return Dropped(name, problem)
+        return _Encoded(tag.output, data)
+
+    @property
+    def written(self) -> Sequence[Path]:
+        """The files that are published so far."""
+        return tuple(self._written)
+
+    def write(self, item: _Encoded | Dropped) -> Dropped | None:
+        """Write one file; return Dropped where that fails, so that the pipeline decides."""
+        if isinstance(item, Dropped):
+            return item
+        try:
+            with writing(item.path, overwrite=self.shard.overwrite) as partial:
+                item.path.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(item.data)
+        except OutputError as error:
+            return Dropped(printable(item.path), error)
+        self._written.append(item.path)
+        return None
+
+    def finish(self) -> tuple[()]:
+        """Do nothing, since `write` publishes every file by itself."""
+        return ()
+
+    def discard(self) -> None:
+        """Do nothing, since no temporary file outlives `write`."""
+
+
+def _format_of(path: Path) -> ImageFormat:
+    """Return the format of an output by its extension, which `find_inputs` has checked."""
+    return IMAGE_FORMATS[path.suffix.lower()]

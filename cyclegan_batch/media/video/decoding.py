@@ -1,0 +1,184 @@
+"""Decode the frames of a video stream in presentation order, and notice what was lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+import av.container
+import av.error
+from av.codec.context import Flags
+from av.video.stream import VideoStream
+
+from ...errors import InputError
+from ..demux.cut_short import Received
+from ..demux.demuxing import Packet, demux, open_container, reason
+from ..demux.standard_input import StandardInput, standard_input
+from ..demux.timestamps import Timeline
+from ..formats import PIPE
+from .alpha import decoder
+from .loss import LossDetector, Lost, UncertainError
+from .plan import VideoPlan
+
+_SEEK_FROM = 20
+"""Seconds: a stretch that starts earlier is reached by decoding everything before it."""
+_SEEK_MARGIN = 5
+"""Seconds before the stretch at which decoding starts after a seek.
+
+FFmpeg resolves a seek by decoding time stamps: one to the very start of the stretch can land on a
+key frame that is shown after it (FFmpeg ticket 11137)."""
+
+
+class FrameReader:
+    """Read the video stream of a plan from its beginning, or from shortly before ``start``."""
+
+    def __init__(self, plan: VideoPlan, start: Fraction | None) -> None:
+        """``start``: ticks after the first frame; frames before it are not needed."""
+        self._plan, self._start = plan, start
+        self._container: av.container.InputContainer | None = None
+        self._pipe: StandardInput | None = None
+        self.timeline = Timeline(plan.info.format)
+        """Holds the timestamp discontinuities found so far."""
+        self.received = Received(plan.stream.index)
+        self.has_seeked = False
+        """A part of the file was skipped, so what was received is not all there is."""
+
+    def frames(self) -> Iterator[av.VideoFrame | Lost]:
+        """Yield frames in presentation order, from several threads as long as nothing is damaged.
+
+        FFmpeg's frame threads report a broken packet late, and drop intact frames beside it at the
+        end of the file. At the first sign of damage the file is therefore decoded again from its
+        beginning, by one thread, and the frames that were yielded before are skipped. Raises
+        InputError, also for damage in a pipe, which cannot be read again.
+        """
+        count = 0
+        try:
+            for item in self._decode(careful=False):
+                yield item
+                count += 1
+        except UncertainError:
+            if self._pipe is not None:
+                raise InputError(f"{self._plan.name}: a frame of it cannot be decoded") from None
+            for item in self._decode(careful=True):
+                # The first pass yielded frames only: it ends at the first sign of a lost one.
+                if count and not isinstance(item, Lost):
+                    count -= 1
+                else:
+                    yield item
+
+    @property
+    def stream(self) -> VideoStream:
+        """The stream that is read, while the file is open."""
+        assert self._container is not None
+        return self._stream_of(self._container)
+
+    def size(self) -> int:
+        """Return the bytes of the file, or those that came out of the pipe."""
+        if self._pipe is not None:
+            return self._pipe.bytes_read
+        return self._plan.path.stat().st_size
+
+    def close(self) -> None:
+        """Close the file; twice is fine."""
+        container, self._container = self._container, None
+        if container is None:
+            return
+        if self._pipe is not None:
+            self._pipe.close()
+        else:
+            container.close()
+
+    def _open(self) -> av.container.InputContainer:
+        plan = self._plan
+        if plan.path == PIPE:
+            self._pipe = standard_input()
+            return self._pipe.container
+        return open_container(plan.path, image_pattern_rate=plan.picture_rate)
+
+    def _decode(self, *, careful: bool) -> Iterator[av.VideoFrame | Lost]:
+        """Yield frames and lost ones. Raises UncertainError at damage, unless ``careful``."""
+        self.close()
+        container = self._container = self._open()
+        self.timeline = Timeline(container.format.name)
+        self.received = Received(self._plan.stream.index)
+        stream = self._stream_of(container)
+        stream.thread_type = "AUTO"
+        # Without this flag HEVC's decoder leaves concealed frames out (FFmpeg 8).
+        stream.codec_context.flags |= Flags.output_corrupt
+        if careful:
+            stream.codec_context.thread_count = 1
+        decode = decoder(stream, alpha=self._plan.encoder.alpha)
+        losses = LossDetector(careful=careful)
+        may_seek = self._start is not None and self._can_seek()
+        for packet in self._demux(container):
+            # PyAV 18.1 sets no stream_index on the flushing packet: it is 0.
+            if packet.stream.index != stream.index:
+                continue
+            losses.expect(packet)
+            try:
+                frames = decode(packet)
+            except av.error.EOFError:
+                continue
+            except av.error.FFmpegError as error:
+                losses.note_undecodable(packet, reason(error))
+                continue
+            for frame in frames:
+                if frame.is_corrupt:
+                    if losses.is_leading(frame):
+                        continue
+                    losses.note_concealed()
+                yield from losses.lost_before(frame)
+                if losses.is_late(frame):
+                    continue
+                yield frame
+                if may_seek:
+                    may_seek = False
+                    self._seek(container, stream, frame)
+                    # A seek flushes the decoders of the container, but not one of our own.
+                    decode = decoder(stream, alpha=self._plan.encoder.alpha)
+                    losses = LossDetector(careful=careful)
+            if not packet.size:
+                break
+        yield from losses.lost_at_end()
+
+    def _stream_of(self, container: av.container.InputContainer) -> VideoStream:
+        """Return the stream that is translated; a pattern of images and a pipe have but one."""
+        index = self._plan.stream.index
+        videos = container.streams.video
+        return next((stream for stream in videos if stream.index == index), videos[0])
+
+    def _demux(self, container: av.container.InputContainer) -> Iterator[Packet]:
+        """Yield the packets of all streams; the flushing one of the video comes last."""
+        packets = self.timeline.place(demux(container, list(container.streams)))
+        try:
+            for packet in packets:
+                self.received.take(packet)
+                yield packet
+        except (av.error.FFmpegError, OSError) as error:
+            self.received.failure = reason(error)
+            # The demuxer broke off, but the frames that the decoder still holds are intact.
+            flush = av.Packet()
+            flush.stream = container.streams[self._plan.stream.index]
+            yield flush
+
+    def _can_seek(self) -> bool:
+        """Return whether the container's index leads to exact frames.
+
+        That of MPEG-TS, MPEG-PS and AVI does not. A deinterlacer needs the frames before.
+        """
+        plan = self._plan
+        return plan.info.format.startswith(("mov", "matroska")) and not plan.options.deinterlaces
+
+    def _seek(
+        self, container: av.container.InputContainer, stream: VideoStream, first: av.VideoFrame
+    ) -> None:
+        """Go to shortly before the stretch, whose times count from the ``first`` frame."""
+        base = self._plan.stream.time_base
+        if first.pts is None or self._start is None or self._start * base < _SEEK_FROM:
+            return
+        target = first.pts + math.floor(self._start - _SEEK_MARGIN / base)
+        container.seek(target, stream=stream, backward=True)
+        self.timeline.forget()
+        self.has_seeked = True

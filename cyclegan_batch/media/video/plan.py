@@ -1,0 +1,302 @@
+"""Plan one video: what is read, how it is encoded, and what else its output holds.
+
+`plan_video` decides everything before the first frame, and opens the encoder for real to do so. The
+plan is a value: `VideoSource` reads the frames of a plan, and `VideoSink` encodes them into a
+stretch of their own, which `assemble` joins with the other streams of the source. Pipes (y4m) and
+numbered images are videos too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TypeVar
+
+from ...errors import InputError, OutputError
+from ...frames import PixelType, Size
+from ...options import TranslateOptions
+from ...wording import Note, printable
+from ..demux.probe import media_info, probe
+from ..demux.standard_input import standard_input
+from ..demux.stream_info import Fields, MediaInfo, StreamInfo
+from ..demux.timestamps import discontinuity_notes, start_note
+from ..formats import PIPE
+from ..mux.streams import StreamPlan, plan_streams
+from ..mux.trial import TranslatedVideo
+from ..pattern import parse_pattern
+from .alpha import Alpha
+from .colour import ColourPlan, resolve
+from .encoder import (
+    EncoderPlan,
+    EncoderRequest,
+    Extras,
+    default_codec,
+    plan_with_extras,
+    plan_y4m,
+)
+
+_Y4M = ".y4m"
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """Everything that was decided about one video."""
+
+    path: Path
+    """The file, a pattern of images (``f_%06d.png``), or ``-``."""
+    output: Path
+    info: MediaInfo
+    stream: StreamInfo
+    colour: ColourPlan
+    pixel_type: PixelType
+    size: Size
+    """Height and width of the upright frames that the source yields."""
+    output_size: Size
+    """Height and width of the frames that the sink gets."""
+    sample_aspect_ratio: Fraction | None
+    """Of the upright output."""
+    encoder: EncoderPlan
+    streams: StreamPlan | None
+    """What else goes into the output; None for y4m, which holds nothing else."""
+    options: TranslateOptions
+    frames_expected: int | None
+    """By the header, or by duration and frame rate; None where neither is known."""
+    notes: tuple[Note, ...]
+    """What the user is told once."""
+
+    @property
+    def name(self) -> str:
+        """The input, as messages call it."""
+        return _name(self.path)
+
+    @property
+    def picture_rate(self) -> Fraction | None:
+        """Frames per second of a pattern of images, else None."""
+        return _pattern_rate(self.path, self.options)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a frame is shown, and what of it does not pass the network."""
+
+    pts: int
+    """In ticks of the source's time base."""
+    duration: int | None
+    """In ticks, where the source holds it."""
+    interlaced: bool = field(default=False, compare=False)
+    """The lines of the source's frame belong to two fields, and so do those of the output's."""
+    alpha: Alpha | None = field(default=None, compare=False, repr=False)
+    """Of the upright frame, where the output holds it."""
+
+
+def plan_video(
+    path: Path,
+    output: Path,
+    options: TranslateOptions,
+    *,
+    pixel_type: PixelType,
+    output_size: Callable[[Size], Size] = lambda size: size,
+) -> VideoPlan:
+    """Decide how the video at ``path`` becomes ``output``, before the first frame.
+
+    ``output_size`` maps the upright size (height, width) of the source to that of the frames which
+    the sink will get. ``-`` is standard input or output as y4m; a pattern of images needs ``fps``.
+
+    Raises InputError where ``path`` is no video or is HDR, OutputError where it cannot be encoded
+    as the options ask.
+    """
+    if parse_pattern(output.name):
+        raise OutputError(
+            f"cannot write {printable(output)}: numbered images are no output here; "
+            "name a video, and let FFmpeg take it apart: ffmpeg -i VIDEO out_%06d.png"
+        )
+    if path == PIPE:
+        info = media_info(standard_input().container, path)
+    else:
+        info = probe(path, image_pattern_rate=_pattern_rate(path, options))
+    stream = info.best_video(options.stream)
+    if options.deinterlace_rate == "field":
+        stream = _at_field_rate(stream)
+    name = _name(path)
+    if stream.size is None or not all(stream.size) or stream.pix_fmt is None:
+        raise InputError(
+            f"{name}: stream {stream.index} ({stream.label}) cannot be decoded; "
+            "convert it to a common format first"
+        )
+    colour = resolve(stream, options.color, name=name)
+    size = stream.displayed_size or stream.size
+    target = output_size(size)
+    aspect = _output_aspect(stream, size, target)
+    request = EncoderRequest(stream, colour, target, aspect, options)
+    extras = Extras(_output_fields(stream, size, target, options), stream.alpha)
+    streams = None
+    if output == PIPE or output.suffix.lower() == _Y4M:
+        encoder, losses = plan_y4m(request, extras)
+        stream_notes = _y4m_notes(name, output, stream, losses, options)
+    else:
+        codec = options.codec or default_codec(output)
+        encoder, losses = plan_with_extras(codec, output, request, extras)
+        translated = TranslatedVideo(
+            encoder=encoder.name,
+            encoder_options=encoder.options,
+            stretch_format=encoder.format,
+            pix_fmt=encoder.pix_fmt,
+            size=target,
+            sample_aspect_ratio=aspect,
+            fields=extras.fields,
+            alpha=encoder.alpha,
+            losses=tuple(losses),
+        )
+        streams = plan_streams(info, stream, output, options, translated)
+        stream_notes = streams.notes
+    texts = [*encoder.notes]
+    if stream.bits > 8 and pixel_type == "uint8":
+        texts.append(
+            f"of its {stream.bits} bits, 8 pass the network (the model takes uint8); "
+            "a model file that takes float16 keeps them"
+        )
+    if stream.interlaced and not options.deinterlaces and extras.fields == encoder.fields:
+        texts.append("the video is interlaced; --deinterlace makes whole frames of it")
+    texts += _timestamp_notes(info, stream, streams)
+    notes = [*colour.notes, *(Note(name, text) for text in texts), *stream_notes]
+    return VideoPlan(
+        path=path,
+        output=output,
+        info=info,
+        stream=stream,
+        colour=colour,
+        pixel_type=pixel_type,
+        size=size,
+        output_size=target,
+        sample_aspect_ratio=aspect,
+        encoder=encoder,
+        streams=streams,
+        options=options,
+        frames_expected=_frames_expected(info, stream, options),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _at_field_rate(stream: StreamInfo) -> StreamInfo:
+    """Return ``stream`` with two frames for each, in ticks of half the length."""
+    return replace(
+        stream,
+        time_base=stream.time_base / 2,
+        start_pts=_twice(stream.start_pts),
+        duration=_twice(stream.duration),
+        paused=2 * stream.paused,
+        average_rate=_twice(stream.average_rate),
+        frames_counted=_twice(stream.frames_counted),
+    )
+
+
+_Number = TypeVar("_Number", int, Fraction)
+
+
+def _twice(value: _Number | None) -> _Number | None:
+    return None if value is None else 2 * value
+
+
+def _y4m_notes(
+    name: str, output: Path, stream: StreamInfo, losses: list[str], options: TranslateOptions
+) -> tuple[Note, ...]:
+    """Return what a y4m output loses. Raises OutputError for it with ``--strict``."""
+    output_name = "standard output" if output == PIPE else printable(output)
+    notes = tuple(Note(None, f"{output_name} goes without {loss}") for loss in losses)
+    if notes and options.strict:
+        raise OutputError(f"{'; '.join(map(str, notes))}; leave out --strict to accept that")
+    if stream.constant_rate is False:
+        text = "y4m has one frame rate, so the variable times of the source are lost"
+        notes += (Note(name, text),)
+    return notes
+
+
+def _timestamp_notes(info: MediaInfo, stream: StreamInfo, streams: StreamPlan | None) -> list[str]:
+    """Return what the user is told of the source's time stamps, as far as they are known."""
+    notes = discontinuity_notes(info.discontinuities, (stream.start_pts or 0) * stream.time_base)
+    if streams is not None and not streams.from_first_frame:
+        note = start_note(streams.beginning)
+        notes += [note] if note else []
+    return notes
+
+
+def _name(path: Path) -> str:
+    return "standard input" if path == PIPE else printable(path)
+
+
+def _pattern_rate(path: Path, options: TranslateOptions) -> Fraction | None:
+    """Return the rate of a pattern of images, or None for any other input. Raises InputError."""
+    if path == PIPE or not parse_pattern(path.name) or path.exists():
+        return None
+    if options.fps is None:
+        raise InputError(
+            f"{printable(path)} is a pattern of images, which have no frame rate; set it, "
+            "e.g. --fps 25 or --fps 30000/1001"
+        )
+    try:
+        rate = Fraction(options.fps)
+    except (ValueError, ZeroDivisionError) as error:
+        rate = Fraction(0)
+        cause: Exception | None = error
+    else:
+        cause = None
+    if rate <= 0:
+        raise InputError(
+            f"--fps {options.fps} is no frame rate; expected a number such as 25 or 30000/1001"
+        ) from cause
+    return rate
+
+
+def _frames_expected(info: MediaInfo, stream: StreamInfo, options: TranslateOptions) -> int | None:
+    """Return how many frames the stretch has by the header, or None where that is not known."""
+    rate = stream.average_rate
+    whole = stream.frames_counted or stream.frames_claimed
+    if whole is not None and stream.frames_counted is None and options.deinterlace_rate == "field":
+        # `_at_field_rate` leaves frames_claimed as it is: it is compared with a count of packets.
+        whole *= 2
+    seconds = info.duration
+    if stream.duration is not None:
+        seconds = (stream.duration - stream.paused) * stream.time_base
+    elif seconds is not None and info.format.startswith("matroska"):
+        # Matroska's duration counts from 0, not from the first frame.
+        seconds -= max(Fraction(0), (stream.start_pts or 0) * stream.time_base)
+    if whole is None and rate and seconds:
+        whole = round(seconds * rate)
+    if whole is not None and rate and (options.ss is not None or options.to is not None):
+        start = math.ceil(Fraction(options.ss or 0).limit_denominator(10**6) * rate)
+        end = whole
+        if options.to is not None:
+            end = min(end, math.ceil(Fraction(options.to).limit_denominator(10**6) * rate))
+        whole = max(0, end - start)
+    if whole is None:
+        return options.frames
+    return whole if options.frames is None else min(whole, options.frames)
+
+
+def _output_aspect(stream: StreamInfo, size: Size, target: Size) -> Fraction | None:
+    """Return the sample aspect ratio with which the output has the source's shape."""
+    aspect = stream.sample_aspect_ratio
+    if stream.rotation % 180 and aspect:
+        aspect = 1 / aspect
+    stretch = Fraction(size[1] * target[0], size[0] * target[1])
+    # Rounding a side to whole pixels is no change of shape.
+    if abs(stretch - 1) > Fraction(1, 100):
+        aspect = ((aspect or Fraction(1)) * stretch).limit_denominator(1000)
+    return aspect
+
+
+def _output_fields(
+    stream: StreamInfo, size: Size, target: Size, options: TranslateOptions
+) -> Fields | None:
+    """Return which field of the output's frames is first, None where they have no fields."""
+    loses_lines = stream.rotation % 180 or size != target
+    if not stream.interlaced or options.deinterlaces or loses_lines:
+        return None
+    fields = stream.fields or "tff"
+    if stream.rotation == 180 and size[0] % 2 == 0:
+        # Upside down, the first line belongs to the other field.
+        return "bff" if fields == "tff" else "tff"
+    return fields

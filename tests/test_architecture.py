@@ -12,6 +12,9 @@ import pytest
 
 from tests.needs import REPOSITORY
 
+MEDIA = {"demux": set(), "video": {"demux", "mux"}, "mux": {"demux"}, "images": set()}
+"""What each room of media may import of the others."""
+
 ROOTS = {
     "cyclegan_batch": REPOSITORY,
     "cyclegan_export": REPOSITORY / "export",
@@ -164,3 +167,18 @@ def test_no_wing_imports_the_other():
     drawn = arrows()
     assert "cyclegan_train" not in drawn["cyclegan_export"]
     assert "cyclegan_export" not in drawn["cyclegan_train"]
+
+
+def test_the_rooms_of_media_import_one_way():
+    drawn: dict[str, set[str]] = defaultdict(set)
+    for module in modules():
+        if module[:2] == ("cyclegan_batch", "media") and len(module) > 3:
+            drawn[module[2]] |= {
+                target[2]
+                for target, _ in imports(module)
+                if target[:2] == module[:2] and len(target) > 3
+            } - {module[2]}
+    assert set(drawn) == set(MEDIA)
+    assert {name: sorted(targets - MEDIA[name]) for name, targets in drawn.items()} == {
+        name: [] for name in MEDIA
+    }

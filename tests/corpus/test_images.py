@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch.job.inputs import find_inputs
-from tests.media.test_images import translate
+from tests.media.images.test_shards import translate
 
 pytestmark = pytest.mark.corpus
 

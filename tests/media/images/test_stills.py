@@ -21,7 +21,7 @@ from cyclegan_batch.media.images.codec import decode_picture
 from cyclegan_batch.media.images.headers import read_header
 from cyclegan_batch.media.images.image_header import exif_orientation
 from cyclegan_batch.wording import grouped
-from tests.media.test_images import one, translate
+from tests.media.images.test_shards import one, translate
 from tests.synthesis import pictures
 
 

@@ -15,13 +15,7 @@ from cyclegan_batch.media.demux.probe import probe
 from cyclegan_batch.media.mux.streams import StreamPlan, plan_streams
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
-from tests.media.assembling import (
-    H264,
-    apart,
-    columns,
-    packets,
-    translate,
-)
+from tests.media.mux.assembling import H264, apart, columns, packets, translate
 from tests.synthesis import streams
 
 

@@ -10,9 +10,7 @@ import av
 import pytest
 
 from cyclegan_batch.media.demux.probe import probe
-from tests.media.assembling import (
-    translate,
-)
+from tests.media.mux.assembling import translate
 from tests.needs import need
 from tests.synthesis import streams
 

@@ -21,7 +21,7 @@ from cyclegan_batch.media.video.encoder import choose_pix_fmt
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, plan, run
-from tests.media.test_fields import clip as fields
+from tests.media.video.test_fields import clip as fields
 from tests.media.witness import needs_ffprobe, probe
 
 SIZE = (48, 64)

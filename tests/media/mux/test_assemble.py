@@ -22,7 +22,7 @@ from cyclegan_batch.media.mux.joined_video import JoinedVideo
 from cyclegan_batch.media.mux.streams import plan_streams
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
-from tests.media.assembling import (
+from tests.media.mux.assembling import (
     H264,
     apart,
     columns,

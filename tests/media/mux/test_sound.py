@@ -29,7 +29,7 @@ from cyclegan_batch.media.mux.sound import plan_sound, state_layout
 from cyclegan_batch.media.mux.streams import StreamPlan, plan_streams
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
-from tests.media.assembling import H264
+from tests.media.mux.assembling import H264
 from tests.synthesis import generators
 
 FRAMES = 12

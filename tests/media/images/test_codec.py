@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, JpegImagePlugin
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.media.formats import Entry
 from cyclegan_batch.media.images.codec import Extras, decode_picture, encode_picture
-from tests.media.test_images import WHOLE, entries_in, one, translate
+from tests.media.images.test_shards import WHOLE, entries_in, one, translate
 from tests.synthesis import pictures
 
 # What the network sees

@@ -16,9 +16,9 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from ..video.alpha import alpha_of
-from ..video.frame_properties import bits_per_sample, field_order, orientation
+from ..alpha import alpha_of
 from .demuxing import Packet, demux
+from .frame_properties import bits_per_sample, field_order, orientation
 from .stream_info import ColourTags, MediaInfo, StreamInfo
 from .timestamps import BROADCAST_FORMATS, Timeline
 

@@ -15,9 +15,9 @@ from av.audio.stream import AudioStream
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
-from ..video.alpha import ALPHA_DECODERS, has_alpha
-from ..video.frame_properties import bits_per_sample
+from ..alpha import ALPHA_DECODERS, has_alpha
 from .demuxing import input_error, open_container
+from .frame_properties import bits_per_sample
 from .lookahead import StreamSpans, VideoLookahead, read_ahead
 from .stream_info import FIELDS_BY_ORDER, Chapter, ColourTags, MediaInfo, StreamInfo
 from .timestamps import Timeline

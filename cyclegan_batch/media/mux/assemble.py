@@ -25,9 +25,9 @@ from av.video.stream import VideoStream
 
 from ...wording import Note, printable
 from .. import Dropped
+from ..alpha import ALPHA_DECODERS
 from ..demux.demuxing import Packet, demux, input_error, open_container, reason
 from ..demux.stream_info import FIELD_ORDER, Chapter
-from ..video.alpha import ALPHA_DECODERS
 from . import aspect
 from .containers import container_for
 from .joined_video import JoinedVideo, Stretch

@@ -30,8 +30,8 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from ...errors import InputError
 from ...frames import Pixels, PixelType
 from ...wording import Note
+from ..alpha import Alpha, put_alpha
 from ..demux.stream_info import ColourTags, Fields, StreamInfo
-from .alpha import Alpha, put_alpha
 
 Matrix = Literal["bt601", "bt709", "bt2020", "fcc", "smpte240m", "rgb"]
 

@@ -13,12 +13,12 @@ from av.codec.context import Flags
 from av.video.stream import VideoStream
 
 from ...errors import InputError
-from ..demux.cut_short import Received
+from ..alpha import decoder
 from ..demux.demuxing import Packet, demux, open_container, reason
 from ..demux.standard_input import StandardInput, standard_input
 from ..demux.timestamps import Timeline
 from ..formats import PIPE
-from .alpha import decoder
+from .cut_short import Received
 from .loss import LossDetector, Lost, UncertainError
 from .plan import VideoPlan
 

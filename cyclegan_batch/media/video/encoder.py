@@ -24,12 +24,12 @@ from ...errors import OutputError
 from ...frames import Size
 from ...machine import cpu_threads, own_scheduling
 from ...options import TranslateOptions
+from ..alpha import ALPHA_DECODERS, Alpha, alpha_of, decoder, has_alpha
 from ..demux.demuxing import reason
 from ..demux.ffmpeg_log import captured
 from ..demux.standard_input import Y4M_MUXER
 from ..demux.stream_info import FIELD_ORDER, Fields, StreamInfo
 from ..mux.muxing import TAGGED
-from .alpha import ALPHA_DECODERS, Alpha, alpha_of, decoder, has_alpha
 from .colour import ColourPlan, FromRGB, bits_of, output_tags
 
 _HARDWARE_SUFFIXES = (

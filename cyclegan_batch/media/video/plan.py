@@ -19,6 +19,7 @@ from ...errors import InputError, OutputError
 from ...frames import PixelType, Size
 from ...options import TranslateOptions
 from ...wording import Note, printable
+from ..alpha import Alpha
 from ..demux.probe import media_info, probe
 from ..demux.standard_input import standard_input
 from ..demux.stream_info import Fields, MediaInfo, StreamInfo
@@ -27,7 +28,6 @@ from ..formats import PIPE
 from ..mux.streams import StreamPlan, plan_streams
 from ..mux.trial import TranslatedVideo
 from ..pattern import parse_pattern
-from .alpha import Alpha
 from .colour import ColourPlan, resolve
 from .encoder import (
     EncoderPlan,

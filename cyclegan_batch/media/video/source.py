@@ -22,15 +22,15 @@ from ...errors import CycleganBatchError, InputError
 from ...frames import Frame, Geometry, Pixels
 from ...wording import Note
 from .. import Dropped, Place, dropped_at
-from ..demux.cut_short import cut_short
+from ..alpha import alpha_of
 from ..demux.demuxing import reason
+from ..demux.frame_properties import orientation
 from ..demux.lookahead import UNCOUNTED
 from ..demux.timestamps import LONGEST_GAP, discontinuity_notes
-from .alpha import alpha_of
 from .colour import ToRGB
+from .cut_short import cut_short
 from .decoding import FrameReader
 from .deinterlace import Deinterlacer, FieldTimes
-from .frame_properties import orientation
 from .loss import GapCounter, Lost
 from .plan import Timing, VideoPlan
 

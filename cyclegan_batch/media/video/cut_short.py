@@ -11,11 +11,11 @@ from fractions import Fraction
 
 from av.video.stream import VideoStream
 
-from ..video.plan import VideoPlan
-from .demuxing import Packet
-from .lookahead import UNCOUNTED
-from .probe import asf_claims
-from .standard_input import Y4M_MUXER
+from ..demux.demuxing import Packet
+from ..demux.lookahead import UNCOUNTED
+from ..demux.probe import asf_claims
+from ..demux.standard_input import Y4M_MUXER
+from .plan import VideoPlan
 
 _ROUNDING = Fraction(2, 1000)
 """Seconds: containers round durations to milliseconds."""

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import OutputError
+from cyclegan_batch.media.alpha import Alpha, alpha_of, has_alpha, put_alpha
 from cyclegan_batch.media.demux.description import describe
 from cyclegan_batch.media.demux.probe import probe as probe_media
 from cyclegan_batch.media.video import sink as video_sink
 from cyclegan_batch.media.video import source as video_source
-from cyclegan_batch.media.video.alpha import Alpha, alpha_of, has_alpha, put_alpha
 from cyclegan_batch.media.video.encoder import choose_pix_fmt
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped

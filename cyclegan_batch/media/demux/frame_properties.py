@@ -13,7 +13,7 @@ from av.filter import Graph
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 
-from ..demux.stream_info import Fields
+from .stream_info import Fields
 
 
 def bits_per_sample(pixel_format: VideoFormat | None) -> int:

@@ -20,8 +20,8 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from ...frames import Size
-from ..demux.demuxing import Packet
+from ..frames import Size
+from .demux.demuxing import Packet
 
 AlphaSamples: TypeAlias = npt.NDArray[Any]
 """``(H, W)``, uint8 or uint16; 0 is transparent, ``2**bits - 1`` opaque."""

@@ -17,7 +17,7 @@ from cyclegan_batch.media.demux.description import describe
 from cyclegan_batch.media.demux.probe import probe as probe_media
 from cyclegan_batch.media.video import sink as video_sink
 from cyclegan_batch.media.video import source as video_source
-from cyclegan_batch.media.video.encoder import choose_pix_fmt
+from cyclegan_batch.media.video.pixel_formats import choose_pix_fmt
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, plan, run

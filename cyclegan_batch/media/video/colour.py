@@ -32,6 +32,7 @@ from ...frames import Pixels, PixelType
 from ...wording import Note
 from ..alpha import Alpha, put_alpha
 from ..demux.stream_info import ColourTags, Fields, StreamInfo
+from .pixel_formats import bits_of
 
 Matrix = Literal["bt601", "bt709", "bt2020", "fcc", "smpte240m", "rgb"]
 
@@ -291,11 +292,6 @@ class FromRGB:
 def output_tags(plan: ColourPlan, pix_fmt: str) -> ColourTags:
     """Return the tags of an output in ``pix_fmt``: the plan's, except that RGB has no matrix."""
     return replace(plan.tags, matrix=0, range=2) if _is_rgb(pix_fmt) else plan.tags
-
-
-def bits_of(pix_fmt: str) -> int:
-    """Return the bits per component of an FFmpeg pixel format."""
-    return max(component.bits for component in av.VideoFormat(pix_fmt).components)
 
 
 class _FrameProperties:

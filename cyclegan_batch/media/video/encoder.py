@@ -30,7 +30,8 @@ from ..demux.ffmpeg_log import captured
 from ..demux.standard_input import Y4M_MUXER
 from ..demux.stream_info import FIELD_ORDER, Fields, StreamInfo
 from ..mux.muxing import TAGGED
-from .colour import ColourPlan, FromRGB, bits_of, output_tags
+from .colour import ColourPlan, FromRGB, output_tags
+from .pixel_formats import Y4M_FORMATS, bits_of, choose_pix_fmt, is_odd_for
 
 _HARDWARE_SUFFIXES = (
     "_nvenc",
@@ -96,14 +97,6 @@ _REFUSED_PARAMETER = re.compile(
     r"(?:Error parsing option|Unknown option:|Invalid value for) '?(.+?)'?\.?\s*$"
 )
 """What libx264, libx265 and libsvtav1 log about one of their own parameters that they refuse."""
-
-_ALPHA_FORMATS = r"yuva4\d\dp(\d+le)?$|gbrap(\d+le)?$|(rgba|bgra|argb|abgr)$|rgba64[bl]e$"
-"""The pixel formats with alpha that are written."""
-
-_Y4M_FORMATS = [
-    "gray",
-    *(f"yuv{chroma}p{deep}" for deep in ("", "10le", "12le") for chroma in (420, 422, 444)),
-]
 
 
 @dataclass(frozen=True)
@@ -201,10 +194,9 @@ def plan_y4m(request: EncoderRequest, extras: Extras) -> tuple[EncoderPlan, list
     Raises OutputError.
     """
     stream, options = request.stream, request.options
-    if options.pix_fmt is not None and options.pix_fmt not in _Y4M_FORMATS:
+    if options.pix_fmt is not None and options.pix_fmt not in Y4M_FORMATS:
         raise OutputError(
-            f"y4m does not hold --pix-fmt {options.pix_fmt}; "
-            f"choose one of {', '.join(_Y4M_FORMATS)}"
+            f"y4m does not hold --pix-fmt {options.pix_fmt}; choose one of {', '.join(Y4M_FORMATS)}"
         )
     rate = stream.average_rate or Fraction(25)
     losses = []
@@ -212,7 +204,7 @@ def plan_y4m(request: EncoderRequest, extras: Extras) -> tuple[EncoderPlan, list
         losses.append(f"the alpha of stream {stream.index} ({stream.label}): y4m cannot hold it")
     plan = EncoderPlan(
         name="rawvideo",
-        pix_fmt=options.pix_fmt or choose_pix_fmt(stream.pix_fmt or "yuv420p", _Y4M_FORMATS),
+        pix_fmt=options.pix_fmt or choose_pix_fmt(stream.pix_fmt or "yuv420p", Y4M_FORMATS),
         options=(),
         threads=1,
         time_base=1 / rate,
@@ -308,8 +300,8 @@ def _first_that_opens(name: str, request: EncoderRequest, extras: Extras) -> Enc
         _raise_for_refused(plan.name, refused)
         return plan
     height, width = size
-    if _is_odd_for(pix_fmt, size):
-        even = [each for each in formats if each.startswith("yuv") and not _is_odd_for(each, size)]
+    if is_odd_for(pix_fmt, size):
+        even = [each for each in formats if each.startswith("yuv") and not is_odd_for(each, size)]
         choices = " or ".join(f"--pix-fmt {each}" for each in even) or "another --codec"
         raise OutputError(
             f"{name} cannot encode {width}×{height} as {pix_fmt}, whose sides must be even "
@@ -371,7 +363,7 @@ def _variants(
     for rate in (draft.rate, Fraction(25)):
         clocks.append(replace(draft, rate=rate, time_base=1 / rate, counts_frames=True))
     yield from clocks
-    if explicit or not _is_odd_for(draft.pix_fmt, size):
+    if explicit or not is_odd_for(draft.pix_fmt, size):
         return
     bits = bits_of(draft.pix_fmt)
     chroma = "yuva444" if draft.alpha else "yuv444"
@@ -513,47 +505,3 @@ def _stretch_format(name: str, *, alpha: bool) -> str:
             trial.add_stream(name)
             return muxer
     raise OutputError(f"--codec {name} fits neither MP4, MKV, MOV nor NUT; choose another one")
-
-
-def choose_pix_fmt(source: str, formats: list[str], *, alpha: bool = False) -> str:
-    """Return which of an encoder's ``formats`` loses least of ``source``, and adds least to it.
-
-    RGB and grey count as 4:2:0, which players play. An encoder that lists no formats accepts all.
-    With ``alpha`` a format that holds alpha is preferred; without it none is chosen.
-    """
-    plain = re.sub(r"^yuvj", "yuv", source)
-    if not formats:
-        return re.sub("^yuva", "yuv", plain) if not alpha else plain.replace("yuv4", "yuva4", 1)
-    x, y, bits = _sampling(plain)
-    source_format = av.VideoFormat(plain)
-    # A palette has one component, as grey does.
-    if source_format.is_rgb or len(source_format.components) < 3 or plain.startswith("xyz"):
-        x, y = 2, 2
-    candidates = [each for each in formats if re.match(r"yuv4\d\dp(\d+le)?$|nv12$|p010le$", each)]
-    if alpha:
-        candidates = [each for each in formats if re.match(_ALPHA_FORMATS, each)] or candidates
-
-    def loss(pix_fmt: str) -> tuple[bool, int, int, int, bool]:
-        across, down, deep = _sampling(pix_fmt)
-        return (
-            across > x or down > y,
-            max(0, bits - deep),
-            (x - across) + (y - down),
-            max(0, deep - bits),
-            not pix_fmt.startswith("yuv"),
-        )
-
-    return min(candidates, key=loss, default=formats[0])
-
-
-def _sampling(pix_fmt: str) -> tuple[int, int, int]:
-    """Return luma samples per chroma sample across and down, and the bits of a pixel format."""
-    components = av.VideoFormat(pix_fmt, 16, 16).components
-    chroma = components[1] if len(components) > 1 else components[0]
-    return 16 // chroma.width, 16 // chroma.height, bits_of(pix_fmt)
-
-
-def _is_odd_for(pix_fmt: str, size: Size) -> bool:
-    """Return whether a side is not a multiple of the pixel format's chroma subsampling."""
-    across, down, _ = _sampling(pix_fmt)
-    return bool(size[0] % down or size[1] % across)

@@ -11,7 +11,8 @@ import pytest
 
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.media.demux.stream_info import ColourTags, StreamInfo
-from cyclegan_batch.media.video.colour import FromRGB, ToRGB, bits_of, resolve
+from cyclegan_batch.media.video.colour import FromRGB, ToRGB, resolve
+from cyclegan_batch.media.video.pixel_formats import bits_of
 from cyclegan_batch.wording import grouped
 from tests.synthesis import colours
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import OutputError
-from cyclegan_batch.media.video.encoder import choose_pix_fmt
+from cyclegan_batch.media.video.pixel_formats import choose_pix_fmt
 from cyclegan_batch.media.video.sink import VideoSink
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,19 @@ def corpus() -> Path:
     """Return the folder of real models, clips and images."""
     need("corpus")
     return DATA
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
+    """Return `subprocess.Popen`; however the test ends, its processes are killed and closed."""
+    processes: list[subprocess.Popen[Any]] = []
+
+    def started(*arguments: Any, **options: Any) -> subprocess.Popen[Any]:
+        processes.append(subprocess.Popen(*arguments, **options))
+        return processes[-1]
+
+    yield started
+    for process in processes:
+        process.kill()
+        with process:  # closes its pipes, and waits
+            pass

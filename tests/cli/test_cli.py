@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,13 @@ from PIL import Image
 
 from cyclegan_batch import TranslateOptions, api, cli, files
 from cyclegan_batch.cli import process
+from cyclegan_batch.job import flow, pipeline
 from cyclegan_batch.job import report as job_report
 from cyclegan_batch.job.plan import JobPlan
 from tests.synthesis import generators, streams
+
+Start = Callable[..., subprocess.Popen[bytes]]
+"""The fixture `start`."""
 
 COMMAND = [sys.executable, "-m", "cyclegan_batch"]
 
@@ -331,8 +335,8 @@ def test_y4m_goes_through_pipes_and_nothing_but_data_reaches_stdout(
 
 
 @pytest.mark.behaviour(11)
-def test_a_closed_pipe_ends_the_run_cleanly(model: Path, long: Path) -> None:
-    run = subprocess.Popen(
+def test_a_closed_pipe_ends_the_run_cleanly(model: Path, long: Path, start: Start) -> None:
+    run = start(
         [*COMMAND, "translate", str(long), "-", "-m", str(model)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -351,11 +355,11 @@ def test_a_closed_pipe_ends_the_run_cleanly(model: Path, long: Path) -> None:
 @pytest.mark.behaviour(24)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_the_run_within_five_seconds_and_leaves_nothing(
-    model: Path, long: Path, tmp_path: Path, how: signal.Signals
+    model: Path, long: Path, tmp_path: Path, how: signal.Signals, start: Start
 ) -> None:
     out = tmp_path / "out"
     words = ["translate", str(long), str(out / "long.mp4"), "-m", str(model)]
-    run = subprocess.Popen([*COMMAND, *words, "--preset", "placebo"], stderr=subprocess.PIPE)
+    run = start([*COMMAND, *words, "--preset", "placebo"], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 30
     while not any(path.stat().st_size for path in out.glob(".*.partial")):
         assert time.monotonic() < deadline
@@ -375,33 +379,38 @@ def test_ctrl_c_ends_the_run_within_five_seconds_and_leaves_nothing(
 
 @pytest.mark.behaviour(24)
 def test_a_second_ctrl_c_ends_at_once_and_the_next_run_replaces_what_it_left(
-    model: Path, clip: Path, tmp_path: Path
+    model: Path, clip: Path, tmp_path: Path, start: Start
 ) -> None:
     # A final join that does not come back: the first Ctrl-C waits for it, for some seconds.
     code = (
-        "import time\n"
-        "from cyclegan_batch.cli import main\n"
-        "from cyclegan_batch.media import video_sink\n"
+        "import os, signal, time\n"
+        "from cyclegan_batch.cli import main, process\n"
+        "from cyclegan_batch.media.video import sink\n"
         "def stuck(*arguments):\n"
         "    print('stuck', flush=True)\n"
         "    time.sleep(60)\n"
-        "video_sink.assemble = stuck\n"
+        "sink.assemble = stuck\n"
+        "stop = process.Stops._stop\n"
+        "def tell(*arguments):\n"
+        "    os.write(1, b'heard\\n')\n"
+        "    stop(*arguments)\n"
+        "process.Stops._stop = tell\n"
         "main()\n"
     )
     out = tmp_path / "out"
     arguments = ["translate", str(clip), str(out / "clip.mp4"), "-m", str(model)]
-    run = subprocess.Popen(
+    run = start(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert run.stdout is not None
     assert run.stdout.readline() == b"stuck\n"
     run.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    assert run.stdout.readline() == b"heard\n"
     assert run.poll() is None
     begin = time.monotonic()
     run.send_signal(signal.SIGINT)
     assert run.wait(10) == 130
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < pipeline._PATIENCE
     _, said = run.communicate()
     assert b"Traceback" not in said
     left = left_in(out)
@@ -457,7 +466,7 @@ def test_what_a_stopped_folder_of_images_has_by_then_is_counted(
         really(*arguments, **options)
         if len(list(out.glob("*.png"))) == 2:
             process.STOPS.requested = True
-            time.sleep(0.5)  # the run looks ten times a second
+            time.sleep(5 * flow.WATCH)  # the run looks once in that time
 
     monkeypatch.setattr(files, "publish", second_stops)
     done = cyclegan_batch("translate", pictures, out, "-m", model)
@@ -506,14 +515,14 @@ def test_a_program_that_calls_the_command_keeps_its_handlers_and_is_not_stopped_
 
 @pytest.mark.behaviour(24)
 def test_an_interrupted_job_says_what_is_left_to_do(
-    model: Path, long: Path, tmp_path: Path
+    model: Path, long: Path, tmp_path: Path, start: Start
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     write_clip(folder / "1.mp4", frames=3)
     (folder / "2.mp4").hardlink_to(long)
     words = ["translate", str(folder), str(out), "-m", str(model), "--preset", "placebo"]
-    run = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE)
+    run = start([*COMMAND, *words], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 30
     while not (out / "1.mp4").exists():
         assert time.monotonic() < deadline
@@ -607,11 +616,11 @@ def test_a_preview_looks_only_at_what_can_be_translated(
 
 @pytest.mark.behaviour(11)
 def test_a_pipe_closed_before_the_first_frame_ends_the_run_cleanly(
-    model: Path, tmp_path: Path
+    model: Path, tmp_path: Path, start: Start
 ) -> None:
     # One frame is larger than a pipe holds.
     wide = write_clip(tmp_path / "wide.mp4", frames=5, size=(480, 640))
-    run = subprocess.Popen(
+    run = start(
         [*COMMAND, "translate", str(wide), "-", "-m", str(model)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

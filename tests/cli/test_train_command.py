@@ -75,13 +75,11 @@ def test_two_folders_become_a_run(data, tmp_path):
 
 @pytest.mark.behaviour(40)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_resumes(data, tmp_path, number):
+def test_a_signal_saves_and_the_same_command_resumes(data, tmp_path, number, start):
     pytest.importorskip("torch")
     folders = ["--data-a", data / "trainA", "--data-b", data / "trainB"]
     options = [*folders, tmp_path / "run", *SMALL, "--n-epochs=20000", "--samples=0", "--resume"]
-    running = subprocess.Popen(
-        command(*options), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+    running = start(command(*options), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     log = tmp_path / "run" / "log.jsonl"
     end = time.monotonic() + 60
     while not (log.exists() and log.stat().st_size > 500):

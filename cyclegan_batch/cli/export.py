@@ -33,7 +33,8 @@ def command(checkpoint: Path, output: Path, quiet: bool, **options: Any) -> None
     in .onnx. Where it ends in .engine, a TensorRT engine for this machine's GPU is built from that
     file (experimental); with --bundle, OUTPUT is a folder for an edge device.
     """
-    from cyclegan_export.options import ExportOptions, export
+    from cyclegan_export.options import ExportOptions
+    from cyclegan_export.outputs import export
 
     from .progress import Reporter
 

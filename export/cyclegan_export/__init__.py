@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .bundle import export_bundle
     from .engine_export import export_engine
     from .onnx_export import Exported, export_onnx
-    from .options import ExportOptions, export
+    from .options import ExportOptions
+    from .outputs import export
 
 __all__ = [
     "ExportOptions",
@@ -37,7 +38,7 @@ onnxruntime before 1.25 moves every frame to the CPU for a Pad of opset 19 or la
 _MODULES = {
     "ExportOptions": ".options",
     "Exported": ".onnx_export",
-    "export": ".options",
+    "export": ".outputs",
     "export_bundle": ".bundle",
     "export_engine": ".engine_export",
     "export_onnx": ".onnx_export",

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import onnx
 
-from cyclegan_batch import __version__
+from cyclegan_batch._version import __version__
 from cyclegan_batch.backends.onnxruntime import open_onnxruntime
 from cyclegan_batch.errors import ModelError, OutputError
 from cyclegan_batch.files import output_error, temporary_path

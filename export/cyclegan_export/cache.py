@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cyclegan_batch import __version__
+from cyclegan_batch._version import __version__
 from cyclegan_batch.errors import (
     BackendUnavailableError,
     ModelError,

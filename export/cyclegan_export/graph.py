@@ -110,7 +110,7 @@ def _two_sides(sizes: SizeRequirements) -> tuple[int, int]:
 
 def _strip(proto: onnx.ModelProto) -> None:
     """Remove the exporter's traces: names of source files, lines and stack traces."""
-    from cyclegan_batch import __version__
+    from cyclegan_batch._version import __version__
 
     graph = proto.graph
     proto.producer_name, proto.producer_version = "cyclegan-batch", __version__

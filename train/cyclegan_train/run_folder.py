@@ -22,7 +22,7 @@ import torch
 import torchvision  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from cyclegan_batch import __version__
+from cyclegan_batch._version import __version__
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.files import output_error, writing
 from cyclegan_batch.frames import Pixels

@@ -33,8 +33,8 @@ class Frame:
     """Position within its unit, from 0, in presentation order."""
     pixels: Pixels
     """``(H, W, 3)``."""
-    tag: Any = None
-    """Set by the source and read by the sink: timestamps, alpha, a name."""
+    tag: object = None
+    """Set by the source and read by its sink, which checks its type: timestamps, alpha, a name."""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Origin:
 
     unit: AnyOpenUnit
     index: int
-    tag: Any
+    tag: object
     """What the source gives the sink (`Frame.tag`)."""
     shape: Geometry
 

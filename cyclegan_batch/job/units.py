@@ -28,7 +28,10 @@ _NOTHING_WRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EA
 
 
 class Unit(Protocol):
-    """A piece of work that is done or not done as a whole."""
+    """A piece of work that is done or not done as a whole.
+
+    What its source yields and its sink takes depends on its kind, so both are of `Any` here.
+    """
 
     @property
     def name(self) -> str:
@@ -147,7 +150,7 @@ class Failure:
             spans = (*spans, _span(place))
         return Failure(place.subject, self.error, self.count + 1, spans, place)
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """Return the failure as values for JSON."""
         return {
             "name": self.name,

@@ -126,7 +126,7 @@ def _writing_folder(folder: Path) -> Iterator[Path]:
 
     Raises OutputError, also for an OSError of the block.
     """
-    work = temporary_path(folder)
+    work = temporary_path(folder)  # not files.writing, which publishes a file
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()

@@ -221,7 +221,8 @@ class ImageSink:
         return self._encode
 
     def _encode(self, frame: Frame) -> _Encoded | Dropped:
-        tag: PictureTag = frame.tag
+        tag = frame.tag
+        assert isinstance(tag, PictureTag)
         if tag.extras.geo and tag.extras.geo_size != frame.pixels.shape[:2]:
             self._displaced.append(tag.output)
         try:

@@ -54,6 +54,7 @@ class VideoSink:
     def __init__(self, plan: VideoPlan) -> None:
         self._plan = plan
         self._piped = plan.output == PIPE
+        # Not files.writing: many calls write the file, `finish` publishes it, `discard` removes it.
         self._partial = temporary_path(plan.output)
         self._stretch = self._partial.with_name(f"{self._partial.stem}-0.partial")
         if plan.streams is None:
@@ -84,7 +85,8 @@ class VideoSink:
         from_rgb = FromRGB(plan.colour, plan.encoder.pix_fmt, plan.encoder.fields)
 
         def convert(frame: Frame) -> tuple[Timing, av.VideoFrame]:
-            timing: Timing = frame.tag
+            timing = frame.tag
+            assert isinstance(timing, Timing)
             try:
                 return timing, from_rgb(
                     frame.pixels, interlaced=timing.interlaced, alpha=timing.alpha

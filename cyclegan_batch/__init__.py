@@ -11,7 +11,7 @@ Importing this package loads nothing heavy; what a name needs is loaded when it 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._version import __version__
 
@@ -57,7 +57,7 @@ _HOMES = {
 """The module that each public name comes from; the errors are the rest."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Load a public name on first use (PEP 562), and keep it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

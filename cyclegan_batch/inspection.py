@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from .errors import InputError
 from .models.checkpoint_files import is_checkpoint
@@ -62,7 +62,7 @@ def inspect_file(
 
 def _describe_model(
     path: Path, model_io: str | None, direction: Direction | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     from .models import engine_card, model
 
     opened = model.open_model(path, model_io=model_io, direction=direction)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Option:
     """The name of the field, which is the keyword of the Python API too."""
     kind: type
     """bool, int, float, str, Path or dict; object where only ``metavar`` describes the value."""
-    default: Any
+    default: object
     help: str
     """One or more sentences in one line; code stands between double backquotes."""
     choices: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ def option(
     least: float | None = None,
     most: float | None = None,
     applies_to: tuple[str, ...] = (),
-) -> Mapping[str, Any]:
+) -> Mapping[str, object]:
     """Return the ``metadata`` of a field that is an option; the arguments are those of `Option`."""
     return {
         "group": group,
@@ -72,18 +72,18 @@ def option(
     }
 
 
-def options_of(table: type[Any], group: str = "") -> tuple[Option, ...]:
+def options_of(table: type, group: str = "") -> tuple[Option, ...]:
     """Return the options of a dataclass in order; ``group`` is that of fields which name none."""
-    key: Any = table  # a class is hashable, which mypy does not see
-    return _options_of(key, group)
+    # Not cached itself: for mypy a plain ``type`` is hashable, but a ``type[T]`` need not be.
+    return _options_of(table, group)
 
 
 @functools.cache
-def _options_of(table: type[Any], group: str) -> tuple[Option, ...]:
+def _options_of(table: type, group: str) -> tuple[Option, ...]:
     return tuple(_options(table, group))
 
 
-def _options(table: type[Any], group: str) -> Iterator[Option]:
+def _options(table: type, group: str) -> Iterator[Option]:
     hints, docstrings = get_type_hints(table), _docstrings(table)
     for each in fields(table):
         kind, choices = _kind(hints[each.name])
@@ -121,15 +121,17 @@ def check_values(values: object) -> None:
                 )
 
 
-def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
+def _kind(hint: object) -> tuple[type, tuple[str, ...]]:
     """Return the kind and the choices that a type stands for, without its None."""
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in get_args(hint) if part is not type(None)]
         hint = parts[0] if len(parts) == 1 else object
     if get_origin(hint) is Literal:
         return str, get_args(hint)
-    kind = get_origin(hint) or hint
-    return (kind, ()) if kind in (bool, int, float, str, Path, dict) else (object, ())
+    kind: object = get_origin(hint) or hint
+    if isinstance(kind, type) and kind in (bool, int, float, str, Path, dict):
+        return kind, ()
+    return object, ()
 
 
 def _docstrings(table: type) -> dict[str, str]:

@@ -44,6 +44,9 @@ BELOW: dict[str, set[str]] = {
 }
 """What each room may import besides the ground floor; nothing above it is in its list."""
 
+MOST_ANYS = 120
+"""The product uses ``Any`` less often than this, mostly for what a foreign package returns."""
+
 HOOKS = {"cli", "opening"}
 """The rooms that may import a wing (export, train), inside a function only."""
 
@@ -181,3 +184,14 @@ def test_the_rooms_of_media_import_one_way():
     assert {name: sorted(targets - MEDIA[name]) for name, targets in drawn.items()} == {
         name: [] for name in MEDIA
     }
+
+
+def test_the_product_seldom_uses_any():
+    counts = {}
+    for path in modules().values():
+        nodes = ast.walk(ast.parse(path.read_text()))
+        count = sum(isinstance(node, ast.Name) and node.id == "Any" for node in nodes)
+        if count:
+            counts[str(path.relative_to(REPOSITORY))] = count
+    most_first = sorted(counts.items(), key=lambda each: -each[1])
+    assert sum(counts.values()) < MOST_ANYS, most_first

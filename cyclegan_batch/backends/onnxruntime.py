@@ -8,7 +8,8 @@ import io
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..frames import Pixels
@@ -21,18 +22,35 @@ _FATAL_ONLY = 4
 """onnxruntime's log severity. Errors are raised as exceptions as well, so no log is needed."""
 
 
+class _Session(Protocol):
+    """An ``InferenceSession``; onnxruntime has no types."""
+
+    def run(
+        self, outputs: list[str], inputs: dict[str, Pixels], options: object = None, /
+    ) -> list[Pixels]: ...
+
+    def get_providers(self) -> list[str]: ...
+
+    def get_provider_graph_assignment_info(self) -> list[Any]: ...
+
+
 class OnnxRuntimeBackend:
     """A context of an onnxruntime session; the session serves several contexts at once."""
 
     name = "onnxruntime"
 
     def __init__(
-        self, card: ModelCard, session: Any, device: str, precision: str, widest: float = 0.0
+        self,
+        card: ModelCard,
+        session: _Session,
+        device: str,
+        precision: str,
+        widest: float = 0.0,
     ) -> None:
         self.card, self.device, self.precision = card, device, precision
         self.notes: tuple[Note, ...] = ()
         self._widest = widest
-        self._session: Any = session
+        self._session: _Session | None = session
         self._options = _import().RunOptions()
         self._options.log_severity_level = _FATAL_ONLY
 
@@ -55,7 +73,7 @@ class OnnxRuntimeBackend:
         """Release the context. A second call does nothing."""
         self._session = None
 
-    def _live_session(self) -> Any:
+    def _live_session(self) -> _Session:
         if self._session is None:
             raise BackendError("onnxruntime: this context is closed; open another")
         return self._session
@@ -81,7 +99,7 @@ def open_onnxruntime(
     """
     device = "cuda:0" if device == "cuda" else device
 
-    def open_session(graph: bytes, *, on_cpu_too: bool = True) -> Any:
+    def open_session(graph: bytes, *, on_cpu_too: bool = True) -> _Session:
         return _session(
             graph, model.card, device, precision, threads - contexts + 1, on_cpu_too=on_cpu_too
         )
@@ -116,7 +134,7 @@ def open_onnxruntime(
     return backend
 
 
-def _nodes_on_cpu(session: Any, card: ModelCard, device: str) -> tuple[Note, ...]:
+def _nodes_on_cpu(session: _Session, card: ModelCard, device: str) -> tuple[Note, ...]:
     """Return a note that names the nodes that a session on a GPU computes on the CPU."""
     try:
         parts = session.get_provider_graph_assignment_info()
@@ -161,7 +179,7 @@ def both_wheels() -> bool:
     return True
 
 
-def _import() -> Any:
+def _import() -> ModuleType:
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
@@ -173,7 +191,7 @@ def _import() -> Any:
 
 def _session(
     graph: bytes, card: ModelCard, device: str, precision: str, pool: int, *, on_cpu_too: bool
-) -> Any:
+) -> _Session:
     onnxruntime = _import()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
@@ -184,7 +202,7 @@ def _session(
     options.use_deterministic_compute = True
     # Keep the default settings of the memory arena, with which memory stays flat over many shapes.
     # Shrinking the arena after each run leaks (tried, 150 shapes: 600 MB against 160).
-    providers: list[Any] = ["CPUExecutionProvider"]
+    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
     if device != "cpu":
         _check_cuda(onnxruntime, device)
         cuda = {
@@ -205,7 +223,7 @@ def _session(
     try:
         # enable_fallback: by default onnxruntime prints a message and goes on with the CPU where
         # CUDA fails, also in the middle of a run.
-        session = onnxruntime.InferenceSession(
+        session: _Session = onnxruntime.InferenceSession(
             graph, options, providers=providers, enable_fallback=0
         )
     except Exception as error:
@@ -229,7 +247,7 @@ def _session(
     return session
 
 
-def _check_cuda(onnxruntime: Any, device: str) -> None:
+def _check_cuda(onnxruntime: ModuleType, device: str) -> None:
     """Refuse CUDA where this onnxruntime has none, and load its libraries. Raises BackendError."""
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         if both_wheels():

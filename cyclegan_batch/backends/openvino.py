@@ -6,10 +6,11 @@ import contextlib
 import importlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 from ..errors import BackendError, BackendUnavailableError, ModelError, OutOfMemoryError
 from ..frames import Pixels
@@ -20,6 +21,24 @@ from .common import checked, failure_of, in_batches, is_out_of_memory, parity_of
 _KEPT_KERNELS = 64
 """How many kernels OpenVINO keeps for shapes seen before. With its default of 5,000, memory keeps
 growing over a folder of many sizes (tried: 270 MB in 450 shapes, against 50)."""
+
+
+class _Request(Protocol):
+    """An ``InferRequest``; OpenVINO is imported late, and without its telemetry."""
+
+    def start_async(self, inputs: dict[str, Pixels], /, *, share_inputs: bool) -> None: ...
+
+    def wait(self) -> None: ...
+
+    def cancel(self) -> None: ...
+
+    def get_tensor(self, name: str, /) -> Any: ...
+
+
+class _CompiledModel(Protocol):
+    """A ``CompiledModel``."""
+
+    def create_infer_request(self) -> _Request: ...
 
 
 class _Network:
@@ -33,19 +52,19 @@ class _Network:
     started with the first compilation, does all compiling.
     """
 
-    def __init__(self, compile_anew: Callable[[], Any]) -> None:
+    def __init__(self, compile_anew: Callable[[], _CompiledModel]) -> None:
         self._compile, self._lock = compile_anew, threading.Lock()
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="openvino compile")
-        self._compiled: Any = self._compiling.submit(compile_anew).result()
+        self._compiled: _CompiledModel | None = self._compiling.submit(compile_anew).result()
 
-    def compiled(self) -> Any:
+    def compiled(self) -> _CompiledModel:
         """Return a model that works. Raises BackendError where it cannot be compiled again."""
         with self._lock:
             if self._compiled is None:
                 self._compiled = self._compiling.submit(self._compile).result()
             return self._compiled
 
-    def give_up(self, failed: Any) -> None:
+    def give_up(self, failed: _CompiledModel) -> None:
         """Discard the compiled model ``failed``; the next caller of `compiled` gets a new one."""
         with self._lock:
             if self._compiled is failed:
@@ -62,8 +81,8 @@ class OpenVinoBackend:
         self.card, self.precision = card, precision
         self.notes: tuple[Note, ...] = ()
         self._network: _Network | None = network
-        self._compiled: Any = network.compiled()
-        self._request: Any = self._compiled.create_infer_request()
+        self._compiled: _CompiledModel | None = network.compiled()
+        self._request: _Request | None = self._compiled.create_infer_request()
         self._cancelled = threading.Event()
 
     def infer(self, frames: Pixels) -> Pixels:
@@ -99,7 +118,7 @@ class OpenVinoBackend:
     def _run(self, frames: Pixels) -> Pixels:
         network = self._live_network()
         compiled, request = network.compiled(), self._request
-        if compiled is not self._compiled:
+        if request is None or compiled is not self._compiled:
             request = compiled.create_infer_request()
             self._request = request
             self._compiled = compiled
@@ -115,7 +134,7 @@ class OpenVinoBackend:
         return checked(out, frames, self.card)
 
 
-def import_openvino() -> Any:
+def import_openvino() -> ModuleType:
     """Import OpenVINO without its telemetry. Raises ImportError.
 
     By default its import starts a copy of this process, which reports the import to Google
@@ -123,10 +142,9 @@ def import_openvino() -> Any:
     prints a traceback (tried: 2026.4). ``openvino_telemetry``, which does this, is an optional
     dependency of OpenVINO: None in its place in ``sys.modules`` makes its import fail.
     """
-    no_module: Any = None
     hide = "openvino_telemetry" not in sys.modules
     if hide:
-        sys.modules["openvino_telemetry"] = no_module
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
         return importlib.import_module("openvino")
     finally:
@@ -156,7 +174,7 @@ def open_openvino(
         raise BackendUnavailableError(
             "openvino was asked for bf16 and this CPU has none; leave --precision out"
         )
-    settings = {
+    settings: dict[str, object] = {
         "NUM_STREAMS": contexts,
         "INFERENCE_NUM_THREADS": threads,
         # OpenVINO's own default is bf16 on a CPU that has it.
@@ -228,7 +246,7 @@ def _without_overflow(
     return in_integers, "int8", ()
 
 
-def _run(request: Any, frames: Pixels, *names: str) -> list[Pixels]:
+def _run(request: _Request, frames: Pixels, *names: str) -> list[Pixels]:
     """Run ``request`` on ``frames`` and return copies of the outputs of these names.
 
     `request.infer` is not used: where an allocation fails it raises nothing and leaves the output
@@ -248,9 +266,12 @@ def _run(request: Any, frames: Pixels, *names: str) -> list[Pixels]:
     return [request.get_tensor(name).data.copy() for name in names]
 
 
-def _compiled(core: Any, card: ModelCard, graph: bytes, settings: dict[str, Any]) -> Any:
+def _compiled(
+    core: Any, card: ModelCard, graph: bytes, settings: Mapping[str, object]
+) -> _CompiledModel:
     try:
-        return core.compile_model(core.read_model(graph, b""), "CPU", settings)
+        compiled: _CompiledModel = core.compile_model(core.read_model(graph, b""), "CPU", settings)
+        return compiled
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(

@@ -10,7 +10,6 @@ import hashlib
 import json
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from .._version import __version__
 from ..errors import ModelError, OutputError
@@ -44,7 +43,7 @@ class Verdict:
     def stands(self) -> bool:
         """Tell whether an earlier comparison reached its parity class."""
         try:
-            content: Any = json.loads(self._path.read_bytes())
+            content: object = json.loads(self._path.read_bytes())
         except (OSError, ValueError):
             return False
         return (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
 
@@ -71,7 +72,7 @@ def demo(folder: Path, training_data: int | None) -> None:
     run_demo(folder, say=lambda sentence: print(printable(sentence), file=sys.stderr))
 
 
-def _print_description(described: Any, *, as_json: bool) -> None:
+def _print_description(described: Mapping[str, object], *, as_json: bool) -> None:
     from ..wording import printable
 
     if as_json:
@@ -79,7 +80,7 @@ def _print_description(described: Any, *, as_json: bool) -> None:
         return
     lines: list[str] = []
 
-    def show(value: Any, indent: str) -> None:
+    def show(value: Mapping[str, object], indent: str) -> None:
         for key, item in value.items():
             if isinstance(item, dict):
                 lines.append(f"{indent}{key}:")

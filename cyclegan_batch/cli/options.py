@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -14,6 +15,8 @@ from ..options import FrameSize
 
 PATH = click.Path(path_type=Path)
 
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
 
 class Seconds(click.ParamType[float]):
     """Seconds, or ``[HH:]MM:SS[.fff]`` as FFmpeg users write it."""
@@ -21,7 +24,7 @@ class Seconds(click.ParamType[float]):
     name = "time"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """Return the time in seconds. Raises click.BadParameter."""
         if isinstance(value, (int, float)):
@@ -37,13 +40,13 @@ class Seconds(click.ParamType[float]):
         return seconds
 
 
-class Size(click.ParamType[Any]):
+class Size(click.ParamType[FrameSize]):
     """``native``, the shorter side, or ``WxH``."""
 
     name = "native|N|WxH"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> FrameSize:
         """Return ``native``, the shorter side or (height, width). Raises click.BadParameter."""
         text = str(value)
@@ -59,20 +62,21 @@ class Size(click.ParamType[Any]):
         return (sides[0], sides[1]) if by else sides[0]
 
 
-class Count(click.ParamType[Any]):
+class Count(click.ParamType[int | None]):
     """``auto`` (None) or a whole number from 1."""
 
     name = "auto|N"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | None:
         """Return the number, None for ``auto``. Raises click.BadParameter."""
         if value == "auto":
             return None
-        if not str(value).isdecimal() or int(value) < 1:
+        text = str(value)
+        if not text.isdecimal() or int(text) < 1:
             self.fail(f"{value!r} is neither auto nor a whole number from 1", param, ctx)
-        return int(value)
+        return int(text)
 
 
 class Shape(click.ParamType[tuple[int, int, int]]):
@@ -81,7 +85,7 @@ class Shape(click.ParamType[tuple[int, int, int]]):
     name = "N,H,W"
 
     def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int, int]:
         """Return (batch, height, width). Raises click.BadParameter."""
         if isinstance(value, tuple):
@@ -93,7 +97,7 @@ class Shape(click.ParamType[tuple[int, int, int]]):
         return batch, height, width
 
 
-_NOTATIONS: dict[str | None, click.ParamType[Any]] = {
+_NOTATIONS: dict[str | None, click.ParamType[object]] = {
     "TIME": Seconds(),
     "native|N|WxH": Size(),
     "auto|N": Count(),
@@ -129,12 +133,13 @@ class GroupedOption(click.Option):
 
     def __init__(
         self,
-        *arguments: Any,
+        names: Sequence[str],
+        *,
         group: str = "Options",
         shown_default: str | None = None,
         **keywords: Any,
     ) -> None:
-        super().__init__(*arguments, **keywords)
+        super().__init__(names, **keywords)
         self.group = group
         self.shown_default = shown_default
 
@@ -143,7 +148,7 @@ class GroupedOption(click.Option):
         record = super().get_help_record(ctx)
         return record and (record[0].ljust(_COLUMN), record[1].replace("``", ""))
 
-    def get_help_extra(self, ctx: click.Context) -> Any:
+    def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
         """Return what click adds to the help: the default, but no range, which the help states."""
         extra = super().get_help_extra(ctx)
         extra.pop("range", None)
@@ -152,7 +157,7 @@ class GroupedOption(click.Option):
         return extra
 
 
-def option(*names: str, **keywords: Any) -> Callable[[Any], Any]:
+def option(*names: str, **keywords: Any) -> Callable[[_Command], _Command]:
     """Return the decorator that adds a `GroupedOption`."""
     return click.option(*names, cls=GroupedOption, **keywords)
 
@@ -179,11 +184,11 @@ class GroupedCommand(click.Command):
 
     def __init__(
         self,
-        *arguments: Any,
+        *,
         table: Callable[[], Sequence[click.Parameter]] = tuple,
         **keywords: Any,
     ) -> None:
-        super().__init__(*arguments, **keywords)
+        super().__init__(**keywords)
         self._table = table
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -216,28 +221,27 @@ def table_options(table: type, *, group: str = "") -> list[click.Parameter]:
 
 def _click_option(option: Option) -> GroupedOption:
     names = [option.name, f"-{option.short}"] if option.short else [option.name]
-    shown: dict[str, Any] = {"group": option.group, "help": option.help}
+    shown = partial(GroupedOption, group=option.group, help=option.help)
     if option.kind is bool and option.default:
         flags = f"{option.flag}/--{_NO}{option.flag[2:]}"
-        return GroupedOption([*names, flags], default=True, shown_default=option.flag, **shown)
+        return shown([*names, flags], default=True, shown_default=option.flag)
     if option.kind is bool:
-        return GroupedOption([*names, option.flag], is_flag=True, **shown)
+        return shown([*names, option.flag], is_flag=True)
     names.append(option.flag)
-    shown["metavar"] = option.metavar
     if option.kind is dict:
-        return GroupedOption(names, multiple=True, callback=key_values, **shown)
+        return shown(names, metavar=option.metavar, multiple=True, callback=key_values)
     notation = _NOTATIONS.get(option.metavar)
     default = "auto" if isinstance(notation, Count) else option.default
-    return GroupedOption(
+    return shown(
         names,
+        metavar=option.metavar,
         type=notation or _click_type(option),
         default=default,
         shown_default=None if default is None else str(default),
-        **shown,
     )
 
 
-def _click_type(option: Option) -> click.ParamType[Any]:
+def _click_type(option: Option) -> click.ParamType[object]:
     if option.choices:
         return click.Choice(option.choices)
     if option.kind is Path:

@@ -6,9 +6,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 from ..errors import OutputError
 
@@ -41,7 +40,7 @@ class Stops:
         the process is about to end, and the next signal is to end it at once.
         """
         self.requested = False
-        handlers: dict[int, Any] = {}
+        handlers: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             # A signal that the parent process ignores (nohup, a background job) stays ignored.

@@ -7,8 +7,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Literal, TypedDict
 
 from ..job.units import Counters
 from ..wording import clock, grouped, printable
@@ -24,6 +24,19 @@ _NAME_COLUMNS = 32
 """The longest part of a file's name that is shown."""
 _LEAST_NAME_COLUMNS = 10
 """With fewer columns the name is left out."""
+
+
+class _State(TypedDict):
+    """The state of a run as ``--progress json`` prints it."""
+
+    unit: str
+    frames: int
+    total: int | None
+    rate: float
+    """Frames per second."""
+    seconds_left: float | None
+    limited_by: str | None
+    failures: int
 
 
 class Reporter:
@@ -81,7 +94,7 @@ class Reporter:
         self,
         line: Callable[[int], str],
         sentence: Callable[[], str],
-        state: Callable[[], dict[str, Any]],
+        state: Callable[[], Mapping[str, object]],
     ) -> None:
         """Show a state of any kind, in the form and as often as the mode requires.
 
@@ -97,7 +110,7 @@ class Reporter:
         elif time.monotonic() >= self._next:
             self._next = time.monotonic() + self._interval
             if self.mode == "json":
-                self._line({"event": "progress"} | state())
+                self._line({"event": "progress", **state()})
             else:
                 self._print(sentence())
 
@@ -115,7 +128,7 @@ class Reporter:
         self.close()
         self._write("\n".join(map(printable, text.split("\n"))) + "\n")
 
-    def _line(self, content: dict[str, Any]) -> None:
+    def _line(self, content: Mapping[str, object]) -> None:
         self._write(json.dumps(content) + "\n")
 
     def _write(self, text: str) -> None:
@@ -154,7 +167,7 @@ def _columns() -> int:
         return 80
 
 
-def _state(counters: Counters, total: int | None) -> dict[str, Any]:
+def _state(counters: Counters, total: int | None) -> _State:
     rate = counters.frames_done / counters.seconds if counters.seconds else 0.0
     left = (total - counters.frames_done) / rate if total and rate else None
     return {

@@ -6,7 +6,7 @@ import functools
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -100,7 +100,7 @@ def command(
     resume: bool,
     progress: Literal["auto", "plain", "json", "none"],
     quiet: bool,
-    **keys: Any,
+    **keys: object,
 ) -> None:
     """Train a CycleGAN on the images in DATA/trainA and DATA/trainB, in the folder RUN.
 
@@ -115,7 +115,7 @@ def command(
     from .progress import Reporter
 
     try:
-        values: dict[str, Any] = {}
+        values: dict[str, object] = {}
         if recipe is not None:
             values |= keys_of_training.values_from_toml(keys_of_training.recipe(recipe))
         values |= {

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -382,7 +382,11 @@ def _fractal(random: np.random.Generator, size: tuple[int, int], coarsest: float
     return np.asarray(np.clip((total - low) / max(high - low, 1e-6), 0, 1), np.float32)
 
 
-def _smooth(value: Any, low: Any, high: Any) -> FloatImage:
+def _smooth(
+    value: FloatImage | npt.NDArray[np.float64],
+    low: float | FloatImage,
+    high: float | FloatImage,
+) -> FloatImage:
     """Return 0 at ``low``, 1 at ``high``, smoothly between, in either direction."""
     t = np.clip((value - low) / (high - low), 0, 1)
     return np.asarray(t * t * (3 - 2 * t), np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..options import TranslateOptions
 from ..wording import counted, grouped, printable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .plan import JobPlan
 
 
-def plan_description(plan: JobPlan) -> dict[str, Any]:
+def plan_description(plan: JobPlan) -> dict[str, object]:
     """Return the plan as values for JSON; a report holds it, too."""
     card = plan.model.card
     options = asdict(plan.options)
@@ -95,7 +95,7 @@ def _memory_words(plan: JobPlan) -> str:
     )
 
 
-def _video_description(video: VideoPlan) -> dict[str, Any]:
+def _video_description(video: VideoPlan) -> dict[str, object]:
     encoder = video.encoder
     return {
         "input": str(video.path),

@@ -8,7 +8,7 @@ import platform
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import CycleganBatchError, OutputError
 from ..files import output_error, writing
@@ -74,7 +74,7 @@ class Report:
     overwrite: bool
     notes: tuple[Note, ...]
     """What the user was told once."""
-    record: dict[str, Any]
+    record: dict[str, object]
     """The plan, and every version and digest that the pixels depend on."""
 
     @property
@@ -161,7 +161,7 @@ def report_from_counters(
     overwrite: bool,
     notes: tuple[Note, ...],
     error: CycleganBatchError | None,
-    record: dict[str, Any],
+    record: dict[str, object],
 ) -> Report:
     """Return the report of a run."""
     failures = list(counters.failures)

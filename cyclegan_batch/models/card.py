@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..frames import PixelType, SizeRequirements
 from ..options import Direction, FilePrecision
@@ -33,7 +32,7 @@ class ModelCard:
     tool_version: str | None
     parity: str | None
     """The measured parity, in words."""
-    generator: dict[str, Any] | None = None
+    generator: dict[str, object] | None = None
     """The fields of `networks.GeneratorConfig`, where the file is from a checkpoint."""
     adopted: str | None = None
     """How a foreign file was understood (``nchw rgb 0..255``), or None."""
@@ -41,14 +40,14 @@ class ModelCard:
     """Notes for the user, each to be description once."""
 
 
-def describe(card: ModelCard) -> dict[str, Any]:
+def describe(card: ModelCard) -> dict[str, object]:
     """Return the card as values that JSON can hold, in the order in which they are shown."""
     fields = asdict(card)
     sizes = fields.pop("sizes")
     kind = "contract ONNX" if card.contract_version else "checkpoint"
     if card.adopted:
         kind = "foreign ONNX, adopted"
-    description = {
+    description: dict[str, object] = {
         "path": printable(card.path),
         "kind": kind,
         "contract_version": fields.pop("contract_version") or None,

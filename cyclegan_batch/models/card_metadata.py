@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Required, TypedDict, cast
+from typing import Required, TypedDict, cast
 
 import numpy as np
 import onnx
@@ -52,7 +52,7 @@ class CardFields(TypedDict, total=False):
     direction: Direction | None
     source_digest: str | None
     parity: str | None
-    generator: dict[str, Any] | None
+    generator: dict[str, object] | None
 
 
 def set_card_properties(contract: onnx.ModelProto, card: CardFields) -> None:
@@ -152,7 +152,7 @@ def _number(path: Path, properties: dict[str, str], key: str) -> int | None:
     return int(properties[key])
 
 
-def _generator(path: Path, properties: dict[str, str]) -> dict[str, Any] | None:
+def _generator(path: Path, properties: dict[str, str]) -> dict[str, object] | None:
     """Return the configuration of the network, None where it is absent. Raises ModelError."""
     if "generator" not in properties:
         return None

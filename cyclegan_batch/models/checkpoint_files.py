@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import NoReturn, get_args
 
 from ..errors import ModelError
 from ..options import Direction
@@ -181,7 +181,7 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(_LONGEST_HEADER, path.stat().st_size):
                 return {}
-            header: Any = json.loads(file.read(length))
+            header: object = json.loads(file.read(length))
     except (OSError, ValueError, RecursionError):
         return {}
     metadata = header.get("__metadata__") if isinstance(header, dict) else None

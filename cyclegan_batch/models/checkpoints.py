@@ -20,8 +20,9 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import safetensors
 import safetensors.torch
@@ -258,17 +259,18 @@ def _resnet_config(path: Path, shapes: Mapping[str, _WeightShape]) -> GeneratorC
     mobile = "model.10.conv_block.1.conv.0.weight" in shapes
     resize = f"{up}.2.weight" in shapes
     ngf, input_nc = shapes["model.1.weight"][:2]
-    config: dict[str, Any] = {
-        "input_nc": input_nc,
-        "output_nc": _axis(shapes, last, 0, 3),
-        "ngf": ngf,
-        "norm": _norm(path, shapes, "model.1", "model.2"),
-        "upsample": "resize" if resize else "deconv",
-    }
+    config = partial(
+        GeneratorConfig,
+        input_nc=input_nc,
+        output_nc=_axis(shapes, last, 0, 3),
+        ngf=ngf,
+        norm=_norm(path, shapes, "model.1", "model.2"),
+        upsample="resize" if resize else "deconv",
+    )
     if not mobile:
         dropout = len(shapes.get("model.10.conv_block.6.weight", ())) == 4
-        return GeneratorConfig(f"resnet_{n_blocks}blocks", dropout=dropout, **config)
-    plain = GeneratorConfig(f"mobile_resnet_{n_blocks}blocks", **config)
+        return config(f"resnet_{n_blocks}blocks", dropout=dropout)
+    plain = config(f"mobile_resnet_{n_blocks}blocks")
     outs = [f"model.{10 + n_blocks + 3 * k}" for k in range(2)]
     widths = (
         ngf,
@@ -281,7 +283,7 @@ def _resnet_config(path: Path, shapes: Mapping[str, _WeightShape]) -> GeneratorC
     )  # fmt: skip
     if widths == plain.all_widths:
         return plain
-    return GeneratorConfig(plain.netG, widths=widths, **config)
+    return config(plain.netG, widths=widths)
 
 
 def _unet_config(path: Path, shapes: Mapping[str, _WeightShape]) -> GeneratorConfig:

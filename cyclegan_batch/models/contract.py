@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
@@ -209,7 +210,7 @@ class _Nodes:
         self._nodes.append(helper.make_node(kind, inputs, [out], name, **attributes))
         return out
 
-    def constant(self, values: Any, dtype: Any = np.float32) -> str:
+    def constant(self, values: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
         name = f"contract/constant_{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(np.asarray(values, dtype=dtype), name))
         return name
@@ -337,7 +338,7 @@ class Constants:
         self._producers = {out: node for node in proto.graph.node for out in node.output}
         self._weights = {weight.name: weight for weight in proto.graph.initializer}
 
-    def value(self, name: str) -> np.ndarray[Any, Any] | None:
+    def value(self, name: str) -> npt.NDArray[Any] | None:
         """Return the value of a weight or of a Constant node, None for anything else."""
         if name in self._weights:
             return numpy_helper.to_array(self._weights[name])

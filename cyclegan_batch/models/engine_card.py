@@ -178,7 +178,7 @@ def read_card(engine: Path) -> EngineCard:
         ) from error
 
 
-def describe_engine(card: EngineCard) -> dict[str, Any]:
+def describe_engine(card: EngineCard) -> dict[str, object]:
     """Return what ``inspect`` shows of an engine in addition to its model's card."""
     machine, build = card.machine, card.build
     return {
@@ -304,7 +304,7 @@ def _is_later(here: str, built: str) -> bool:
 # The card as JSON
 
 
-def _json_of(card: EngineCard) -> dict[str, Any]:
+def _json_of(card: EngineCard) -> dict[str, object]:
     fields = asdict(card)
     del fields["path"]
     fields["model"]["path"] = printable(Path(card.model.path.name))

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cyclegan_batch._version import __version__
 from cyclegan_batch.errors import (
@@ -106,8 +106,8 @@ def cached_export(
     # Messages name the model, so the file has the checkpoint's name.
     final, entry_path = folder / f"{checkpoint.path.stem}.onnx", folder / "entry.json"
     entry = _read(entry_path)
-    if entry is not None and _digest(final) == entry["sha256"]:
-        return final, tuple(Note(*note) for note in entry["notes"])
+    if entry is not None and _digest(final) == entry.sha256:
+        return final, entry.notes
     try:
         from .onnx_export import build_onnx, check_exporter
     except ImportError as error:
@@ -142,7 +142,14 @@ def _key(checkpoint: FoundCheckpoint, precision: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+class _Entry(NamedTuple):
+    """What the line of JSON of an entry holds."""
+
+    sha256: str
+    notes: tuple[Note, ...]
+
+
+def _read(path: Path) -> _Entry | None:
     """Return the content of an entry's JSON, None where it is missing or damaged."""
     try:
         entry = json.loads(path.read_bytes())
@@ -151,7 +158,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not isinstance(entry, dict) or not {"sha256", "notes"} <= entry.keys():
         return None
     # In entries of earlier versions a note is a sentence.
-    return entry if all(isinstance(note, list) for note in entry["notes"]) else None
+    if not all(isinstance(note, list) for note in entry["notes"]):
+        return None
+    return _Entry(entry["sha256"], tuple(Note(*note) for note in entry["notes"]))
 
 
 def _on_gpu(options: TranslateOptions) -> bool:

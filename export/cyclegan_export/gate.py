@@ -17,7 +17,6 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -150,7 +149,7 @@ def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
     network_input = session.get_inputs()[0]
     kind = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8}
     axis = 1 if io.layout == "nchw" else 3
-    run: Callable[[Pixels], Any] = lambda x: session.run(None, {network_input.name: x})[0]  # noqa: E731
+    run: Callable[[Pixels], Pixels] = lambda x: session.run(None, {network_input.name: x})[0]  # noqa: E731
     out = []
     for frame in frames:
         (low, high), x = io.input_range, frame.astype(np.float64)
@@ -183,8 +182,8 @@ def _rounding_to_half(network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
     copied = copy.deepcopy(network)
     largest: dict[str, float] = {}
 
-    def watching(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def hook(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+    def watching(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        def hook(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
             if out.isfinite().all():  # the layers behind an overflow are not to blame
                 largest[name] = max(largest.get(name, 0.0), float(out.abs().max()))
             return out.half().float()

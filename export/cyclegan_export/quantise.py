@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -425,7 +426,7 @@ def _ranges(path: Path, graph: onnx.ModelProto, frames: Pixels) -> Any:
         ) from error
 
 
-def _quantisation(module: str) -> Any:
+def _quantisation(module: str) -> ModuleType:
     """Return a module of onnxruntime's quantiser. Raises BackendUnavailableError."""
     try:
         return importlib.import_module(f"onnxruntime.quantization.{module}")

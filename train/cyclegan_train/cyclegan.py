@@ -15,8 +15,8 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ from .graphs import CudaRecorder, DevicePool, GraphedStep, pinned
 from .losses import GANLoss, gradient_penalty
 from .networks import discriminator_from_config
 from .pool import ImagePool
+
+State: TypeAlias = dict[str, Any]
+"""Tensors and plain values by name, as the ``state_dict`` of a torch object returns them."""
 
 NETWORKS = ("netG_A", "netG_B", "netD_A", "netD_B")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -283,7 +286,7 @@ class CycleGAN:
 
     # The state
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return all that the next step depends on, except torch's and Python's random states.
 
         It holds tensors and plain values only, so that ``torch.load(weights_only=True)`` reads it.
@@ -300,7 +303,7 @@ class CycleGAN:
             "fake_B_pool": self.fake_B_pool.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Go back to where `state_dict` was called. Raises where it is of another config.
 
         The learning rate becomes what the schedule gives for that epoch, which may differ where the
@@ -351,7 +354,7 @@ class CycleGAN:
         lr = torch.tensor(self.config.lr, device=self.device) if recorded else self.config.lr
         return torch.optim.Adam(weights, lr=lr, betas=betas, fused=fused, capturable=recorded)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
         half = _HALF.get(self.config.precision)
         return contextlib.nullcontext() if half is None else torch.autocast(self.device.type, half)
 
@@ -442,7 +445,7 @@ def _device(name: str, ranks: Ranks) -> torch.device:
     return device
 
 
-def _load_adam(optimizer: torch.optim.Adam, state: Mapping[str, Any]) -> None:
+def _load_adam(optimizer: torch.optim.Adam, state: State) -> None:
     """Restore an optimiser, but keep this machine's choice of kernels (fused, foreach, …)."""
     # Copy: load_state_dict keeps the tensors that it is given, and later steps write into them.
     copied = copy.deepcopy(dict(state))

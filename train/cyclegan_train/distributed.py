@@ -18,7 +18,7 @@ import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -91,7 +91,8 @@ class Ranks:
         """Return the values of all processes by rank in the first one; None in the others."""
         if self.size == 1:
             return [value]
-        values: list[Any] | None = [None] * self.size if self.first else None  # dist is untyped
+        # gather_object replaces every entry of the first process's list.
+        values = [value] * self.size if self.first else None
         with self._together():
             dist.gather_object(value, values)
         return values

@@ -42,7 +42,7 @@ from cyclegan_batch.models import run_folder as names
 from cyclegan_batch.wording import counted, first_line, printable
 
 from .batches import Feed, Sampler
-from .cyclegan import LOSSES, NETWORKS, CycleGAN, generator_config
+from .cyclegan import LOSSES, NETWORKS, CycleGAN, State, generator_config
 from .data import Domain, find_folders, load_domains
 from .distributed import Ranks, joined_ranks
 from .health import signs_in_losses
@@ -439,7 +439,7 @@ class _Run:
         self.folder.write_state(state)
         self._saved = time.monotonic()
 
-    def _own_state(self) -> dict[str, Any]:
+    def _own_state(self) -> State:
         """Return the state that differs between processes, as that of the pools does."""
         device = self.model.device
         return {
@@ -450,7 +450,7 @@ class _Run:
             "cuda_random": [torch.cuda.get_rng_state(device)] if device.type == "cuda" else [],
         }
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
+    def _restore(self, state: State) -> None:
         """Go back to where `_save` was called."""
         others = state.get("others", [])
         own, pools = (state, {}) if self.ranks.first else others[self.ranks.rank - 1]
@@ -604,10 +604,10 @@ class _Mean:
         self.count = 0
         return dict(zip(LOSSES, values, strict=True))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         return {"sum": self._sum.cpu(), "count": self.count}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         self._sum.copy_(state["sum"])
         self.count = state["count"]
 

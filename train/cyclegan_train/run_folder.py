@@ -30,7 +30,7 @@ from cyclegan_batch.models import run_folder as names
 from cyclegan_batch.wording import printable
 
 from .charts import losses_png, sheet_png
-from .cyclegan import LOSSES, NETWORKS, CycleGAN, generator_config
+from .cyclegan import LOSSES, NETWORKS, CycleGAN, State, generator_config
 from .data import Domain
 from .distributed import Ranks
 from .health import signs_in_samples
@@ -88,7 +88,7 @@ class RunFolder:
 
     # The state
 
-    def read_state(self, ranks: Ranks) -> dict[str, Any] | None:
+    def read_state(self, ranks: Ranks) -> State | None:
         """Return the state that this run resumes from; None where none was saved yet.
 
         Raises InputError where it is damaged, of another version, number of processes or settings.
@@ -97,8 +97,7 @@ class RunFolder:
         if not ranks.any(self.state.exists()):
             return None
         try:
-            state: dict[str, Any]
-            state = torch.load(self.state, map_location="cpu", weights_only=True)
+            state: State = torch.load(self.state, map_location="cpu", weights_only=True)
             version = state["version"]
         # A damaged file makes torch raise exceptions of many types.
         except Exception as error:
@@ -127,7 +126,7 @@ class RunFolder:
             )
         return state
 
-    def write_state(self, state: Mapping[str, Any]) -> None:
+    def write_state(self, state: State) -> None:
         """Write the state: last of all files, since until then the run is where it was before."""
         _write_tensors(self.state, state)
 
@@ -137,7 +136,7 @@ class RunFolder:
         """Write config.toml."""
         _write(self.path / names.CONFIG, toml_from(self._settings).encode())
 
-    def describe(self, description: Mapping[str, Any], *, resumes: bool) -> None:
+    def describe(self, description: Mapping[str, object], *, resumes: bool) -> None:
         """Write run.json; a resumed run keeps the one it has, and reports other CPU threads."""
         path = self.path / names.DESCRIPTION
         if resumes:
@@ -271,7 +270,7 @@ class Log:
         """Bytes written so far."""
         return self._file.tell()
 
-    def write(self, event: Mapping[str, Any]) -> None:
+    def write(self, event: Mapping[str, object]) -> None:
         """Append one event. Raises OutputError."""
         with _os_errors_about(self.path):
             self._file.write(json.dumps(event).encode() + b"\n")
@@ -302,7 +301,7 @@ def generator_files(
 ) -> dict[str, bytes]:
     """Return the files that hold both generators as they are, and their moving averages."""
     files: dict[str, bytes] = {}
-    cards: dict[str, Any] = {}
+    cards: dict[str, object] = {}
     data = settings.data
     for letter, direction in (("A", "AtoB"), ("B", "BtoA")):
         average: nn.Module | None = getattr(model, f"ema_{letter}")
@@ -330,10 +329,10 @@ def generator_files(
 
 def describe_run(
     model: CycleGAN, settings: Settings, domains: tuple[Domain, Domain], ranks: Ranks, steps: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the content of run.json; ``steps`` is those of an epoch."""
 
-    def described(domain: Domain) -> dict[str, Any]:
+    def described(domain: Domain) -> dict[str, object]:
         return {
             "folder": printable(domain.folder.resolve()),
             "pictures": len(domain),

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.models import run_folder as names
@@ -160,8 +160,7 @@ def settings_from(values: Mapping[str, object]) -> Settings:
     train, data, run = (
         {key.name: checked[key.name] for key in group if key.name in checked} for group in _groups()
     )
-    groups: Any = (TrainConfig(**train), DataConfig(**data), RunConfig(**run))  # type: ignore[arg-type]
-    return Settings(*groups)
+    return Settings(TrainConfig(**train), DataConfig(**data), RunConfig(**run))  # type: ignore[arg-type]
 
 
 def settings_for(run: Path, values: Mapping[str, object], *, resume: bool) -> Settings:

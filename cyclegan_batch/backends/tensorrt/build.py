@@ -323,7 +323,7 @@ def engine_from_graph(
 
 
 def _build(
-    trt: Any,
+    trt: ModuleType,
     log: Logger,
     monitor: ProgressMonitor,
     graph: bytes,
@@ -369,7 +369,7 @@ def _build(
     return bytes(content)
 
 
-def _configuration(trt: Any, log: Logger, builder: Any, build: Build, name: str) -> Any:
+def _configuration(trt: ModuleType, log: Logger, builder: Any, build: Build, name: str) -> Any:
     """Return the builder's configuration for ``build``, its optimization profile included."""
     version = f"tensorrt {trt.__version__}"
     config = created(builder.create_builder_config, f"{version} makes no configuration", log)

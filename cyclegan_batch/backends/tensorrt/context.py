@@ -7,6 +7,7 @@ import ctypes
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class Cuda:
             )
         self.index = int(device.partition(":")[2] or 0)
         try:
-            self.runtime: Any = importlib.import_module("cuda.bindings.runtime")
+            self.runtime = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
             raise BackendUnavailableError(
                 f"tensorrt needs cuda-bindings, which cannot be loaded ({error}); pip install "
@@ -54,7 +55,7 @@ class Cuda:
         """Make the device the current device of the calling thread."""
         self.call("cudaSetDevice", self.index)
 
-    def machine(self, trt: Any) -> Machine:
+    def machine(self, trt: ModuleType) -> Machine:
         """Return the properties of this machine that an engine built on it depends on."""
         properties = self.call("cudaGetDeviceProperties", self.index)
         name = properties.name.decode(errors="replace").rstrip("\0")
@@ -66,7 +67,7 @@ class Cuda:
             round(int(properties.totalGlobalMem) / 2**30),
         )
 
-    def call(self, name: str, *arguments: Any) -> Any:
+    def call(self, name: str, *arguments: object) -> Any:
         """Call a function of the runtime and return its result. Raises BackendError."""
         code, *results = getattr(self.runtime, name)(*arguments)
         if int(code) != 0:

@@ -8,10 +8,13 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Protocol, TypeVar
 
 from ...errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..common import is_out_of_memory
+
+_T = TypeVar("_T")
 
 _MOST_MESSAGES = 16
 """How many errors of one call are kept: the first ones show the cause."""
@@ -55,7 +58,7 @@ class ProgressMonitor(Protocol):
     """Set to True, it ends the build."""
 
 
-def import_tensorrt() -> Any:
+def import_tensorrt() -> ModuleType:
     """Return the module ``tensorrt``. Raises BackendUnavailableError."""
     try:
         return importlib.import_module("tensorrt")
@@ -66,7 +69,7 @@ def import_tensorrt() -> Any:
         ) from error
 
 
-def created(create: Callable[[], Any], failure: str, log: Logger) -> Any:
+def created(create: Callable[[], _T | None], failure: str, log: Logger) -> _T:
     """Return the object that ``create`` returns, which is one of TensorRT's.
 
     TensorRT returns None where it fails, and writes the reason to its logger. Raises
@@ -89,7 +92,7 @@ def created(create: Callable[[], Any], failure: str, log: Logger) -> Any:
 
 
 @functools.cache
-def logger(trt: Any) -> Logger:
+def logger(trt: ModuleType) -> Logger:
     """Return the logger of this process: TensorRT keeps using the first one that it is given.
 
     The logger keeps the errors of each thread that has called `clear` apart, so that threads do not
@@ -97,13 +100,13 @@ def logger(trt: Any) -> Logger:
     errors are kept together.
     """
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self._this_thread = threading.local()
             self._tensorrts_threads: deque[str] = deque(maxlen=_MOST_MESSAGES)
 
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: object, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 getattr(self._this_thread, "errors", self._tensorrts_threads).append(message)
 
@@ -122,21 +125,20 @@ def logger(trt: Any) -> Logger:
     return Log()
 
 
-def error_recorder(trt: Any) -> ErrorRecorder:
+def error_recorder(trt: ModuleType) -> ErrorRecorder:
     """Return a new error recorder: an object that has one reports to it and not to the logger."""
-    recorder: ErrorRecorder = _recorder_class(trt)()
-    return recorder
+    return _recorder_class(trt)()
 
 
 @functools.cache
-def _recorder_class(trt: Any) -> Any:
-    class Recorder(trt.IErrorRecorder):  # type: ignore[misc]
+def _recorder_class(trt: ModuleType) -> Callable[[], ErrorRecorder]:
+    class Recorder(trt.IErrorRecorder):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IErrorRecorder.__init__(self)
-            self._errors: list[tuple[Any, str]] = []
+            self._errors: list[tuple[object, str]] = []
 
         # TensorRT calls all but the last two methods. An exception in them would end the process.
-        def report_error(self, code: Any, description: str) -> bool:
+        def report_error(self, code: object, description: str) -> bool:
             if len(self._errors) < _MOST_MESSAGES:
                 self._errors.append((code, description))
             return False
@@ -144,7 +146,7 @@ def _recorder_class(trt: Any) -> Any:
         def num_errors(self) -> int:
             return len(self._errors)
 
-        def get_error_code(self, index: int) -> Any:
+        def get_error_code(self, index: int) -> object:
             return self._errors[index][0]
 
         def get_error_desc(self, index: int) -> str:
@@ -179,10 +181,10 @@ def one_line(message: str) -> str:
     return " ".join(message.split())[:300]
 
 
-def progress_monitor(trt: Any) -> ProgressMonitor:
+def progress_monitor(trt: ModuleType) -> ProgressMonitor:
     """Return a new monitor, for one build."""
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.stop = False

@@ -37,7 +37,6 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -84,7 +83,7 @@ class Extras:
     """A TIFF structure without orientation and thumbnail."""
     dpi: tuple[float, float] | None = None
     """Pixels per inch, across and down."""
-    geo: tuple[tuple[int, Any], ...] = ()
+    geo: tuple[tuple[int, object], ...] = ()
     """GeoTIFF tags and their values, which hold for an image of ``geo_size`` only."""
     geo_size: Size | None = None
     colour_chunks: tuple[tuple[bytes, bytes], ...] = ()
@@ -556,7 +555,7 @@ def _encode_bmp(colours: Samples, quality: int, extras: Extras) -> bytes:
 
 def _encode_tiff(colours: Samples, quality: int, extras: Extras) -> bytes:
     samples = colours if extras.alpha is None else np.dstack([colours, extras.alpha])
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     if extras.icc:
         options["icc_profile"] = extras.icc
     if extras.dpi:
@@ -586,7 +585,7 @@ def _encode_tiff(colours: Samples, quality: int, extras: Extras) -> bytes:
 
 def _encode_avif(colours: Samples, quality: int, extras: Extras) -> bytes:
     samples = colours if extras.alpha is None else np.dstack([colours, extras.alpha])
-    options: dict[str, Any] = {"quality": quality, "subsampling": "4:4:4", "max_threads": 1}
+    options: dict[str, object] = {"quality": quality, "subsampling": "4:4:4", "max_threads": 1}
     if extras.icc:
         options["icc_profile"] = extras.icc
     if extras.exif:

@@ -48,7 +48,7 @@ class Header:
     """Number of values that a stored sample can have."""
     dpi: tuple[float, float] | None = None
     """Pixels per inch, across and down, as they are stored."""
-    geo: tuple[tuple[int, Any], ...] = ()
+    geo: tuple[tuple[int, object], ...] = ()
     """GeoTIFF tags and their values."""
     transfer: int = 2
     """Transfer characteristic as of ITU-T H.273: 2 unspecified, 16 PQ, 18 HLG."""

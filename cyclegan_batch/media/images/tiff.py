@@ -92,7 +92,7 @@ class TiffHeader:
     exif: Image.Exif | None
     dpi: tuple[float, float] | None
     """Pixels per inch, across and down."""
-    geo: tuple[tuple[int, Any], ...]
+    geo: tuple[tuple[int, object], ...]
     """GeoTIFF tags and their values."""
 
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import av
 import av.container
@@ -18,6 +17,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.stream import Stream
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 
 from ...frames import Size
 from ...machine import own_scheduling
@@ -95,12 +95,13 @@ class _SampleVideo:
     def _encoded(self) -> bytes:
         buffer = io.BytesIO()
         with own_scheduling(), av.open(buffer, "w", format=self._format) as output:
-            stream: Any = output.add_stream(self._encoder, rate=25)
+            stream = output.add_stream(self._encoder, rate=25)
+            assert isinstance(stream, VideoStream)
             frame = self._frame
             stream.width, stream.height = frame.width, frame.height
             stream.pix_fmt = frame.format.name
             stream.codec_context.time_base = Fraction(1, 25)
-            stream.options = self._options
+            stream.options = {**self._options}
             frame.pts, frame.time_base = 0, Fraction(1, 25)
             for packet in [*stream.encode(frame), *stream.encode(None)]:
                 # x265 4.2 leaves it unset.

@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from .labels import (
     CITYSCAPES,
@@ -106,13 +106,12 @@ def evaluate(
     return scores
 
 
-def as_json(evaluation: Evaluation) -> dict[str, Any]:
+def as_json(evaluation: Evaluation) -> dict[str, object]:
     """Return an evaluation for JSON, where None stands for infinity, which JSON does not have."""
 
-    def plain(value: Any) -> Any:
+    def plain(value: object) -> object:
         if isinstance(value, dict):
             return {key: plain(each) for key, each in value.items()}
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    plained: dict[str, Any] = plain(asdict(evaluation))
-    return plained
+    return {key: plain(each) for key, each in asdict(evaluation).items()}

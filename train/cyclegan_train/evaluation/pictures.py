@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +82,7 @@ def evaluate_pictures(
     InputError, and BackendUnavailableError where torchmetrics is not installed.
     """
     try:
-        functional: Any = importlib.import_module("torchmetrics.functional.image")
+        functional = importlib.import_module("torchmetrics.functional.image")
     except ImportError as error:
         raise missing_extra("train", error, doing="evaluate") from error
     ssim = functional.structural_similarity_index_measure

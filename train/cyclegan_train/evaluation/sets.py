@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import ModuleType
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -180,7 +181,7 @@ def inception_features(weights: Path | None) -> Features:
     return features
 
 
-def _package(name: str) -> Any:
+def _package(name: str) -> ModuleType:
     """Return a module that the extra ``train`` installs. Raises BackendUnavailableError."""
     try:
         return importlib.import_module(name)

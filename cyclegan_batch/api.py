@@ -77,10 +77,9 @@ def prepare_translation(
     say: Callable[[str], None] = lambda sentence: None,
     **options: Any,
 ) -> tuple[JobPlan, Backend]:
-    """Plan as `plan_translation` does, and return the plan with its backend, which is open.
+    """Plan as `plan_translation` does, and return the plan with its open backend.
 
-    `run_plan` takes both, and need not open the backend a second time. Otherwise the caller closes
-    it.
+    `run_plan` takes both and closes the backend; a caller that does not run the plan closes it.
     """
     if options.get("cache_dir") is not None:
         options["cache_dir"] = Path(options["cache_dir"])
@@ -108,8 +107,8 @@ def run_plan(
     """Carry out a plan and report; ``watch`` is called with the state about ten times a second.
 
     ``backend``: the one from `prepare_translation`, or None to open the plan's; it is closed at the
-    end. Raises the error that stops the run early; ``counters`` then show how far the run came
-    (`report_run`).
+    end. Raises the error that stops the run early; `report_run` then reports from ``counters`` how
+    far the run came.
     """
     counters = counters or Counters()
     if backend is None:
@@ -141,7 +140,7 @@ def run_plan(
 def report_run(
     plan: JobPlan, counters: Counters, *, error: CycleganBatchError | None = None
 ) -> Report:
-    """Return the report of a run of ``plan``, which ``error`` stopped early where it is given."""
+    """Return the report of a run of ``plan``; ``error`` is what stopped it early, if anything."""
     from .media.formats import PIPE
 
     card = asdict(plan.model.card) | {"notes": grouped(plan.model.card.notes)}

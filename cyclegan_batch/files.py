@@ -45,8 +45,8 @@ class OutputLock:
     """The right to write one output, held by one process at a time until it is released.
 
     The system releases the lock when the process ends, however it ends, so a lock file that is left
-    over locks nothing. A file system without locks gives none; there the temporary names keep two
-    processes apart, and the file of the first one to finish stays.
+    over locks nothing. On a file system without locks every process gets the right; their temporary
+    names differ there, and the file of the first one to finish stays.
     """
 
     def __init__(self, final: Path) -> None:
@@ -56,12 +56,12 @@ class OutputLock:
         try:
             # Another process may hold the lock for a moment, in _remove_leftovers.
             for pause in (0.02, 0.1, None):
-                if self._taken():
+                if self._try_to_take():
                     return
                 if pause is not None:
                     time.sleep(pause)
         except OSError as error:
-            self.release()  # a full disk still takes the empty lock file
+            self.release()  # the empty lock file exists even where the disk is full
             raise output_error(final, error) from error
         holder = ""
         with contextlib.suppress(OSError):
@@ -80,9 +80,9 @@ class OutputLock:
                 self._path.unlink(missing_ok=True)
             os.close(descriptor)
 
-    def _taken(self) -> bool:
+    def _try_to_take(self) -> bool:
         """Try once to take the lock; True also on a file system without locks. Raises OSError."""
-        descriptor = _locked(self._path, os.O_CREAT)
+        descriptor = _open_locked(self._path, os.O_CREAT)
         if descriptor is None:
             return False
         self._descriptor = descriptor
@@ -91,7 +91,7 @@ class OutputLock:
         return True
 
 
-def _locked(path: Path, flags: int = 0) -> int | None:
+def _open_locked(path: Path, flags: int = 0) -> int | None:
     """Return a descriptor of ``path`` that holds its lock, None where another process holds it.
 
     Raises OSError.
@@ -268,7 +268,7 @@ def _remove_leftovers(folder: Path) -> None:
         with contextlib.suppress(OSError):
             path = Path(entry.path)
             if match[1] is None:
-                descriptor = _locked(path)
+                descriptor = _open_locked(path)
                 if descriptor is not None:
                     path.unlink(missing_ok=True)
                     os.close(descriptor)

@@ -64,7 +64,7 @@ class Geometry:
 
     A frame is resized from ``source`` to ``content`` where they differ, then padded by reflection
     at the lower and right edge up to ``network``. The result is cropped to ``content`` and resized
-    to ``source``, unless the network's size is kept.
+    to ``source``, except with ``--keep-size``.
     """
 
     source: Size
@@ -76,7 +76,7 @@ class Geometry:
         return _reflect(_resize(pixels, self.content), self.network)
 
     def out_of_network(self, pixels: Pixels, *, keep_size: bool = False) -> Pixels:
-        """Return ``pixels`` of ``network`` size at ``source`` size, or ``content`` size if kept."""
+        """Return ``pixels`` of ``network`` size at ``source`` size; ``keep_size``: ``content``."""
         height, width = self.content
         cropped = np.ascontiguousarray(pixels[:height, :width])
         return cropped if keep_size else _resize(cropped, self.source)

@@ -42,22 +42,22 @@ class Generator:
         dtype.
         """
         if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-            raise ValueError(f"frames must be (N, H, W, 3) and not empty, got {frames.shape = }")
-        kind = frames.dtype
-        if kind != np.uint8 and kind.kind != "f":
-            raise ValueError(f"frames must be uint8 or floating point in [0, 1], got {kind = }")
+            raise ValueError(f"frames must be (N, H, W, 3) and not empty, got {frames.shape}")
+        dtype = frames.dtype
+        if dtype != np.uint8 and dtype.kind != "f":
+            raise ValueError(f"frames must be uint8 or floating point in [0, 1], got {dtype}")
         if self.card.pixel_type == "uint8":
-            into = frames if kind == np.uint8 else to_uint8(frames)
+            inputs = frames if dtype == np.uint8 else to_uint8(frames)
         else:
-            into = as_pixel_type(frames, "float16") if kind == np.uint8 else frames
-            into = into.astype(np.float16, copy=False)
+            inputs = as_pixel_type(frames, "float16") if dtype == np.uint8 else frames
+            inputs = inputs.astype(np.float16, copy=False)
         height, width = frames.shape[1:3]
         shape = geometry((height, width), self.card.sizes, size=self._size, fit=self._fit)
-        rows = self._backend.infer(np.stack([shape.into_network(frame) for frame in into]))
+        rows = self._backend.infer(np.stack([shape.into_network(frame) for frame in inputs]))
         out = np.stack([shape.out_of_network(row) for row in rows])
-        if kind == np.uint8:
+        if dtype == np.uint8:
             return to_uint8(out)
-        return (out / np.float32(255)).astype(kind) if out.dtype == np.uint8 else out.astype(kind)
+        return (out / np.float32(255)).astype(dtype) if out.dtype == np.uint8 else out.astype(dtype)
 
     def close(self) -> None:
         """Release the model; a second call has no effect."""
@@ -91,9 +91,9 @@ def open_generator(
 ) -> Generator:
     """Open the generator at ``model`` for use on arrays; the keywords are those of `translate`.
 
-    A checkpoint is exported once and kept, so that it draws the pixels that `translate` writes;
-    ``backend="torch"`` runs it as it is. Raises ModelError, BackendError, OutputError, and
-    ValueError for a value that an option does not have.
+    A checkpoint is exported once and the export kept, so that the pixels equal those that
+    `translate` writes; ``backend="torch"`` runs the checkpoint as it is. Raises ModelError,
+    BackendError, OutputError, and ValueError for a value that an option does not have.
     """
     options = TranslateOptions(
         direction=direction,

@@ -20,7 +20,7 @@ def cpu_threads() -> int:
 
 @contextlib.contextmanager
 def own_scheduling() -> Iterator[None]:
-    """Restore the scheduling of this thread at the end, and give it to threads that started since.
+    """At the end, restore this thread's scheduling, and set it for the threads started meanwhile.
 
     SVT-AV1 sets the thread that opens it and its own threads to real time (SCHED_FIFO, 99) where it
     is permitted to, which is as root. Every thread and process that starts later inherits that:
@@ -87,9 +87,9 @@ def _gpus_by_cuda() -> tuple[str, ...] | None:
 
 def _gpus_by_driver() -> list[tuple[str, str]]:
     """Return name and UUID of each GPU that the kernel's driver lists, in its order."""
-    listed = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    if listed:
-        texts = [file.read_text() for file in listed]
+    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    if files:
+        texts = [file.read_text() for file in files]
         return [(_field(text, "Model") or "NVIDIA GPU", _field(text, "GPU UUID")) for text in texts]
     # Under WSL the driver has no such folder.
     tool = shutil.which("nvidia-smi")

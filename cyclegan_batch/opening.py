@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 def open_for_translation(
     path: Path, options: TranslateOptions, *, say: Callable[[str], None] = lambda sentence: None
 ) -> Model:
-    """Open the model at ``path``, a checkpoint or the folder of a run as the ONNX made from it.
+    """Open the model at ``path``, or the ONNX exported from it (a checkpoint, the folder of a run).
 
-    The export takes place once and its file is kept in ``options.cache_dir``; ``say`` receives a
-    sentence before and after it. Torch runs the checkpoint itself with ``backend="torch"``, and
-    where the exporter is not installed; a note on the card says so. Raises ModelError,
-    BackendUnavailableError, OutputError.
+    A checkpoint is exported once and the file kept in ``options.cache_dir``; ``say`` receives a
+    sentence before and after the export. The checkpoint itself is opened with ``backend="torch"``,
+    and, with a note on the card, where the exporter is not installed or a GPU is named that only
+    torch can use. Raises ModelError, BackendUnavailableError, OutputError.
     """
     if is_checkpoint(path):
         from cyclegan_export.cache import open_exported

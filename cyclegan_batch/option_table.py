@@ -2,7 +2,7 @@
 
 The command line, docs/options.md and the checks of values read everything from the table. The type
 of a field gives its kind and its choices, the docstring below it is its help, and its metadata,
-made by `option`, are the rest.
+made by `option`, hold the rest.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _docstrings(table: type) -> dict[str, str]:
     except OSError:
         return {}  # a program that was frozen without its sources
     assert isinstance(body, ast.ClassDef)
-    found = {}
+    texts = {}
     for before, after in zip(body.body, body.body[1:], strict=False):
         if (
             isinstance(before, ast.AnnAssign)
@@ -149,5 +149,5 @@ def _docstrings(table: type) -> dict[str, str]:
             and isinstance(after, ast.Expr)
             and isinstance(after.value, ast.Constant)
         ):
-            found[before.target.id] = " ".join(str(after.value.value).split())
-    return found
+            texts[before.target.id] = " ".join(str(after.value.value).split())
+    return texts

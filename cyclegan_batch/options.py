@@ -45,8 +45,8 @@ class TranslateOptions:
     """Every option of ``translate``; None stands for a default that depends on the job."""
 
     direction: Direction | None = field(default=None, metadata=option(MODEL))
-    """Generator of a run folder; AtoB unless given, where the folder holds both. A file that goes
-    the other way is refused."""
+    """Which generator of a run folder translates; AtoB unless given, where the folder holds both. A
+    file of the other direction is refused."""
     model_io: str | None = field(default=None, metadata=option(MODEL, metavar="SPEC"))
     """How a foreign ONNX is fed, e.g. ``"nchw rgb 0..255"``; what is left out is found in its
     graph where possible."""
@@ -58,8 +58,8 @@ class TranslateOptions:
     """Runtime of the network. auto chooses by what is installed and by the file; tensorrt runs an
     ONNX only when named, and torch runs a checkpoint without exporting it."""
     device: str = field(default="auto", metadata=option(NETWORK, metavar="auto|cpu|cuda[:N]"))
-    """Device of the network. auto is the CPU for now; what a GPU draws is compared with the CPU
-    once."""
+    """Device of the network. auto is the CPU for now; the output of a GPU is compared with the
+    CPU's once."""
     precision: TranslatePrecision = field(default="auto", metadata=option(NETWORK))
     """Arithmetic of the network. auto is the file's own, and on a GPU tf32 for an fp32 file. tf32
     is for NVIDIA GPUs, bf16 for OpenVINO and torch; fp16 exports a checkpoint in half
@@ -174,7 +174,8 @@ class TranslateOptions:
     overwrite: bool = field(default=False, metadata=option(RUN, short="y"))
     """Overwrite outputs that exist."""
     skip_existing: bool = field(default=False, metadata=option(RUN, short="n"))
-    """Leave outputs that exist and do the rest; several processes can share a folder like this."""
+    """Skip outputs that exist and write the rest; so several processes can share an output
+    folder."""
     copy_others: bool = field(default=False, metadata=option(RUN))
     """Copy labels and other files of an input folder along."""
     cache_dir: Path | None = field(default=None, metadata=option(RUN, metavar="FOLDER"))

@@ -92,7 +92,7 @@ def find_inputs(
     if Path(output) == PIPE:
         if len(sources) > 1 or _kind_of_named_file(sources[0], PIPE) != "video":
             raise OutputError(
-                "- (standard output) takes one video as y4m: name a file or a folder for the rest"
+                "- (standard output) holds one video, as y4m; name a file or a folder for the rest"
             )
         _check_container(PIPE, container)
         return InputTree((Entry("video", sources[0], PIPE),), None)
@@ -104,18 +104,18 @@ def find_inputs(
             sources, Path(output), copy_others=copy_others, format=format, container=container
         )
     if tree.root is not None:
-        tree = _kept_apart(tree)
+        tree = _with_full_names(tree)
     places = _Places()
     _refuse_collisions(tree.entries, places)
     _refuse_touching_inputs(tree.entries, sources, places)
     if tree.root is not None:
         _refuse_leaving(tree.root, tree.entries)
     if format == "same" and tree.root is not None:
-        tree = replace(tree, notes=(*tree.notes, *_new_formats(tree.entries)))
+        tree = replace(tree, notes=(*tree.notes, *_png_note(tree.entries)))
     return tree
 
 
-def _new_formats(entries: Sequence[Entry]) -> Iterator[Note]:
+def _png_note(entries: Sequence[Entry]) -> Iterator[Note]:
     """Yield a note on images that become PNG because their own format is not written."""
     suffixes = [
         entry.source.suffix
@@ -164,7 +164,7 @@ def why_unread(path: Path) -> str:
 
 
 def _pipe_or_pattern(source: Path, output: Path | str) -> InputTree | None:
-    """Return the job where the only input is standard input or a pattern of images, else None."""
+    """Return the files of a job whose only input is standard input or a pattern, else None."""
     if source == PIPE:
         if Path(output) != PIPE and _means_folder(output):
             raise OutputError(
@@ -207,7 +207,7 @@ def _single_file(
                 f"{printable(target)}: is a file and was named as a folder; remove the separator"
             )
         entry = Entry(kind, source, target / _output_name(source, kind, format, container))
-        return InputTree((entry,), target, tuple(_converted_note([entry], container)))
+        return InputTree((entry,), target, tuple(_mkv_note([entry], container)))
     if kind == "image":
         _check_image_output(target, format)
     else:
@@ -228,8 +228,8 @@ def _means_folder(output: Path | str) -> bool:
 
 def _check_image_output(target: Path, format: str) -> None:  # noqa: A002
     """Raise OutputError where no image can be written under this name, or not in ``format``."""
-    written = IMAGE_FORMATS.get(target.suffix.lower())
-    if written not in WRITTEN_FORMATS:
+    format_by_name = IMAGE_FORMATS.get(target.suffix.lower())
+    if format_by_name not in WRITTEN_FORMATS:
         choices = ", ".join(
             suffix.removeprefix(".")
             for suffix, name in IMAGE_FORMATS.items()
@@ -239,7 +239,7 @@ def _check_image_output(target: Path, format: str) -> None:  # noqa: A002
         raise OutputError(
             f"{printable(target)}: cannot write an image as {suffix}; choose one of {choices}"
         )
-    if format not in ("same", written):
+    if format not in ("same", format_by_name):
         raise ContradictionError(
             f"{printable(target)}: --format {format} and the name ask for different formats; "
             "change one of them"
@@ -248,7 +248,7 @@ def _check_image_output(target: Path, format: str) -> None:  # noqa: A002
 
 def _check_container(target: Path, container: str) -> None:
     """Raise ContradictionError where the name of a video means another container."""
-    if container != "same" and not _is_in(target.suffix.lower(), container):
+    if container != "same" and not _means_container(target.suffix.lower(), container):
         name = "- (standard output)" if target == PIPE else printable(target)
         raise ContradictionError(
             f"{name}: --container {container} and the name ask for different containers; "
@@ -256,28 +256,28 @@ def _check_container(target: Path, container: str) -> None:
         )
 
 
-def _is_in(suffix: str, container: str) -> bool:
-    """Return whether an extension means ``container``, or, for ``same``, one that is written."""
+def _means_container(suffix: str, container: str) -> bool:
+    """Return whether an extension means ``container``; for ``same``, any that is written."""
     # Imported here, since images alone need no FFmpeg.
     from ..media.mux.containers import CONTAINERS
 
-    written = CONTAINERS.get(suffix)
+    by_suffix = CONTAINERS.get(suffix)
     if container == "same":
-        return written is not None or suffix == ".y4m"
-    return written is not None and written.label.lower() == container
+        return by_suffix is not None or suffix == ".y4m"
+    return by_suffix is not None and by_suffix.label.lower() == container
 
 
 def _video_name(source: Path, container: str) -> str:
     """Return the name that a video keeps in an output folder."""
     suffix = source.suffix.lower()
-    if _is_in(suffix, container):
+    if _means_container(suffix, container):
         return source.name
     # An ending that is not a video's extension is part of the name: ``talk.2024``.
     stem = source.stem if suffix in VIDEO_SUFFIXES else source.name
     return f"{stem}.{'mkv' if container == 'same' else container}"
 
 
-def _kept_apart(tree: InputTree) -> InputTree:
+def _with_full_names(tree: InputTree) -> InputTree:
     """Return ``tree`` with full names where new extensions would give two sources one name."""
     count = Counter(entry.output for entry in tree.entries)
     alike = [
@@ -287,7 +287,7 @@ def _kept_apart(tree: InputTree) -> InputTree:
     ]
     if not alike:
         return tree
-    apart = {
+    renamed = {
         entry: replace(
             entry, output=entry.output.with_name(f"{entry.source.name}{entry.output.suffix}")
         )
@@ -296,17 +296,17 @@ def _kept_apart(tree: InputTree) -> InputTree:
     many = f"{len(alike)} files keep their full names" if len(alike) > 1 else None
     note = Note(
         None,
-        f"{many or '1 file keeps its full name'}, as two would share one without it: "
-        f"{printable(alike[0].source)} becomes {printable(apart[alike[0]].output)}",
+        f"{many or '1 file keeps its full name'}, since two outputs would share a shorter one: "
+        f"{printable(alike[0].source)} becomes {printable(renamed[alike[0]].output)}",
     )
     return replace(
         tree,
-        entries=tuple(apart.get(entry, entry) for entry in tree.entries),
+        entries=tuple(renamed.get(entry, entry) for entry in tree.entries),
         notes=(*tree.notes, note),
     )
 
 
-def _converted_note(entries: Iterable[Entry], container: str) -> Iterator[Note]:
+def _mkv_note(entries: Iterable[Entry], container: str) -> Iterator[Note]:
     """Yield a note on videos that become MKV because their own container is not written."""
     others = [
         entry.source.suffix
@@ -331,20 +331,20 @@ def _output_name(source: Path, kind: Kind, format: str, container: str) -> str: 
         return _video_name(source, container)
     if kind != "image":
         return source.name
-    own = IMAGE_FORMATS.get(source.suffix.lower())
+    by_name = IMAGE_FORMATS.get(source.suffix.lower())
     # A file without an image's extension is an image by its content; the output gets an extension.
-    stored = own or _sniff(source)
-    written = format if format != "same" else stored if stored in WRITTEN_FORMATS else "png"
-    if own == written:
+    stored = by_name or _sniff(source)
+    target = format if format != "same" else stored if stored in WRITTEN_FORMATS else "png"
+    if by_name == target:
         return source.name
-    return f"{source.stem if own else source.name}.{written}"
+    return f"{source.stem if by_name else source.name}.{target}"
 
 
 def _kind_of_named_file(path: Path, output: Path) -> Kind:
     """Return the kind of a file that the user named: by extension, else by its first bytes.
 
-    A GIF whose ``output`` is a video counts as a video. So does every file that is no image; where
-    it is no video either, the error comes when it is opened.
+    A GIF whose ``output`` is a video counts as a video. So does every file that is neither an image
+    nor named like one; one that is no video is refused when it is opened.
     """
     if path.is_dir():
         return "other"
@@ -414,9 +414,9 @@ def _mirrored(
         _refuse_inside(root, source)
         beneath = root if len(sources) == 1 else root / _own_name(source)
         listing = _Listing.of(source)
-        copied = [*listing.others, *listing.labels] if copy_others else []
-        failing = set(listing.unread) - set(copied)
-        if not (listing.images or listing.videos or copied):
+        to_copy = [*listing.others, *listing.labels] if copy_others else []
+        failing = set(listing.unread) - set(to_copy)
+        if not (listing.images or listing.videos or to_copy):
             raise InputError(
                 f"{printable(source)}: nothing to translate in this folder; it holds "
                 f"{listing.summary()}; images are {_words(IMAGE_FORMATS)}, "
@@ -426,14 +426,14 @@ def _mirrored(
             *(("image", path) for path in listing.images),
             *(("video", path) for path in listing.videos),
             *(("unread", path) for path in failing),
-            *(("other", path) for path in copied),
+            *(("other", path) for path in to_copy),
         ]
         kinds.sort(key=lambda each: natural_key(each[1]))
         for kind, relative in kinds:
             name = _output_name(relative, kind, format, container)
             entries.append(Entry(kind, source / relative, beneath / relative.parent / name))
         notes += listing.notes(source, copy_others)
-    notes += _converted_note(entries, container)
+    notes += _mkv_note(entries, container)
     return InputTree(tuple(entries), root, tuple(notes))
 
 
@@ -473,7 +473,7 @@ class _Listing:
 
     @property
     def labels(self) -> list[Path]:
-        """Images that may be labels, such as depth in EXR; a HEIC is a photograph."""
+        """Unread images that may be labels, such as depth in EXR; HEIC files are photographs."""
         return [path for path in self.unread if path.suffix.lower() not in IMAGE_FORMATS]
 
     def summary(self) -> str:

@@ -66,7 +66,7 @@ from .units import (
 )
 
 _PATIENCE = 4.0
-"""Seconds that a stopped run waits for its threads; Ctrl-C is to take five in all."""
+"""Seconds that a stopped run waits for its threads, so that Ctrl-C takes at most five in all."""
 
 
 def run(
@@ -138,8 +138,9 @@ class _Run:
         workers = (1, schedule.converters, schedule.contexts, schedule.converters, 1)
         counters.stages = {name: Stage(workers=n) for name, n in zip(STAGES, workers, strict=True)}
         self.raw: Channel[RawFrame | Lost | End] = Channel(schedule.converter_queue, self.stop)
-        # These two are counted in batches. The batch that is being taken apart behind the network
-        # occupies a place of its queue; a batch of one frame never is.
+        # The next two queues count batches. A batch that the Unbatcher takes apart frame by frame
+        # still counts as one behind the network, so its queue is shorter by one. A batch of one
+        # frame leaves the queue and the Unbatcher at once.
         batches = schedule.contexts + 1
         self.batches: Channel[Batch | Lost | End] = Channel(batches, self.stop)
         if schedule.batch_size > 1:
@@ -167,7 +168,7 @@ class _Run:
         finally:
             self._end()
         if self.skip_existing:
-            self.counters.leave_what_exists()
+            self.counters.count_existing_as_left()
         if self.error is not None and not self.counters.interrupted:
             raise self.error
         if watch and not self.counters.interrupted:
@@ -211,7 +212,7 @@ class _Run:
         """Stop the threads that still run, and remove the outputs that are not whole."""
         if self.running:
             self._halt()
-            # It may take a moment to cut off native code.
+            # Native code may take a moment to react to the cancellation.
             deadline = time.monotonic() + _PATIENCE
             while self.running and time.monotonic() < deadline:
                 self.ended.wait(WATCH)
@@ -338,11 +339,11 @@ class _Run:
         if not isinstance(message, Batch):
             return message
         parts: list[Pixels] = []
-        done = 0
-        while done < len(message.origins):
+        start = 0
+        while start < len(message.origins):
             size = self.batcher.batch_size
-            part = message.pixels[done : done + size]
-            first = message.origins[done]
+            part = message.pixels[start : start + size]
+            first = message.origins[start]
             try:
                 rows = backend.infer(part if len(part) == size else stack([*part], size))
             except OutOfMemoryError as error:
@@ -353,7 +354,7 @@ class _Run:
             except CycleganBatchError as error:
                 raise _named(first, error) from error
             parts.append(rows[: len(part)])
-            done += len(part)
+            start += len(part)
         return Batch(message.origins, parts[0] if len(parts) == 1 else np.concatenate(parts))
 
     def _halve_batch(self, size: int, first: Origin) -> None:
@@ -411,10 +412,10 @@ class _Run:
         error: CycleganBatchError | None = end.error
         if end.unit is not None and end.unit not in self.open_units:
             return  # The failure of its sink is recorded already.
-        lacking: Sequence[Dropped] = ()
+        missing: Sequence[Dropped] = ()
         if end.unit is not None and error is None:
             try:
-                lacking = end.unit.sink.finish()
+                missing = end.unit.sink.finish()
             except BrokenPipeError:
                 self.counters.pipe_closed = True
             except (InputError, OutputError) as failure:
@@ -425,7 +426,7 @@ class _Run:
             self._record(end.name, error)
         elif end.unit is not None:
             self.counters.units_done += 1
-        for dropped in lacking:
+        for dropped in missing:
             self._record_dropped(dropped)
 
     def _record_dropped(self, dropped: Dropped) -> None:
@@ -464,7 +465,7 @@ def _named(origin: Origin, error: CycleganBatchError) -> CycleganBatchError:
 
 @contextlib.contextmanager
 def _opencv_without_threads() -> Iterator[None]:
-    """Keep OpenCV from starting threads of its own; afterwards it has its former number again.
+    """Keep OpenCV from starting threads of its own; restore its number of threads at the end.
 
     There is a converter for each core already. Threads of OpenCV would begin with the lowered
     priority of a converter, and outlive it.
@@ -483,9 +484,9 @@ def _lower_priority() -> None:
     """Lower the priority of the calling thread, and of the threads that it starts.
 
     The threads of an encoder wait for one another: a converter that takes the core of one of them
-    holds up all. The stages before the writer have queues that fill such gaps. Measured on two
-    cores, 1280×720 to x264 veryfast: 528 frames in 7.9 instead of 9.9 s. Only Linux has a priority
-    for each thread.
+    delays all of them. The queues of the stages before the writer bridge such delays. Measured on
+    two cores, 1280×720 to x264 veryfast: 528 frames in 7.9 instead of 9.9 s. Only Linux has a
+    priority for each thread.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()

@@ -91,7 +91,7 @@ class BackendChoice:
     precision: str
     """The one in which it computes; one of `backends.PRECISIONS`."""
     request: BackendRequest
-    """Names this backend and this device."""
+    """Opens the same backend on the same device, where the first request may have had ``auto``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +120,9 @@ class JobPlan:
     failures: tuple[Failure, ...]
     """Inputs that could not be planned and are left out (``--on-error skip``)."""
     notes: tuple[Note, ...]
-    """What the user is told once, before the first frame."""
+    """Notes that are reported before the first frame."""
     sizes: tuple[Size, ...]
-    """Every (height, width) that is known beforehand: of all videos, and of some images."""
+    """Every (height, width) that is known beforehand: those of all videos and of some images."""
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -269,8 +269,7 @@ def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[Input
         first = existing[0].output
         among = f" and {len(existing) - 1} more: exist" if len(existing) > 1 else ": exists"
         raise OutputError(
-            f"{printable(first)}{among} already, and nothing is overwritten unasked; "
-            "-y overwrites, -n leaves what exists and does the rest"
+            f"{printable(first)}{among} already; -y overwrites, -n skips what exists and does the rest"
         )
     skipped = set(existing)
     rest = tuple(entry for entry in tree.entries if entry not in skipped)
@@ -321,21 +320,21 @@ def _check_times(options: TranslateOptions) -> None:
     """Refuse times that leave no frame between them. Raises InputError."""
     if options.to is not None and options.to <= (options.ss or 0.0):
         raise InputError(
-            f"--to {options.to:g} s is not after the start, {options.ss or 0.0:g} s, so nothing "
-            "lies between them; both count from the first frame"
+            f"--to {options.to:g} s is not after the start, {options.ss or 0.0:g} s, so no frame "
+            "lies between them; give a later --to (both count from the first frame)"
         )
 
 
 def _without_effect(options: TranslateOptions, kinds: set[str]) -> list[Note]:
-    """Return a note for the given options that have no effect on inputs of these kinds."""
-    given = options_given(options)
+    """Return notes on options that were given and have no effect on inputs of these kinds."""
+    set_options = options_given(options)
     notes = []
     for what, kind, present in (
         ("video", "video", bool(kinds - {"image", "unread"})),
         ("image", "image", "image" in kinds),
         ("pattern of images", "pattern", "pattern" in kinds),
     ):
-        useless = [each.flag for each in given if each.applies_to == (kind,)]
+        useless = [each.flag for each in set_options if each.applies_to == (kind,)]
         if kinds and useless and not present:
             text = f"no effect, as no {what} is among the inputs"
             notes.append(Note(", ".join(useless), text))

@@ -121,14 +121,14 @@ def _video_lines(video: VideoPlan) -> list[str]:
     frames = "?" if video.frames_expected is None else video.frames_expected
     (height, width), stream, encoder = video.size, video.stream, video.encoder
     rate = f", {float(stream.average_rate):.6g}/s" if stream.average_rate else ""
-    read = f"{frames} frames, {width}×{height}{rate}, {stream.codec} {stream.pix_fmt}"
+    source = f"{frames} frames, {width}×{height}{rate}, {stream.codec} {stream.pix_fmt}"
     settings = " ".join(f"{key}={value}" for key, value in encoder.options)
     height, width = video.output_size
-    written = f"{encoder.name} {encoder.pix_fmt} {width}×{height} {settings}".rstrip()
+    result = f"{encoder.name} {encoder.pix_fmt} {width}×{height} {settings}".rstrip()
     colour = f"{video.colour.matrix} {'full' if video.colour.full_range else 'limited'} range"
     lines = [
         f"{video.name} → {printable(video.output)}",
-        f"         {read} → {written}; {colour}{', a guess' if video.colour.guessed else ''}",
+        f"         {source} → {result}; {colour}{', a guess' if video.colour.guessed else ''}",
     ]
     others = [
         each for each in (video.streams.streams if video.streams else ()) if each.action != "video"

@@ -78,7 +78,7 @@ def _frame(plan: JobPlan, source: VideoPlan | Entry, place: float) -> Pixels:
         return first_frame(ImageSource(shard), printable(source.source))
     if source.path == PIPE:
         raise InputError("-: a pipe cannot be previewed, since it is read only once; name a file")
-    # Behind the time of the last frame, which may stay for long, there is none: look earlier.
+    # No frame begins after the last one, which may be shown for long: then look earlier.
     for earlier in (place, place / 2):
         with contextlib.suppress(InputError):
             return first_frame(VideoSource(_only_frame_at(source, earlier)), source.name)
@@ -86,7 +86,7 @@ def _frame(plan: JobPlan, source: VideoPlan | Entry, place: float) -> Pixels:
 
 
 def _only_frame_at(video: VideoPlan, place: float) -> VideoPlan:
-    """Return a plan for the one frame at ``place`` of the range that ``video`` covers."""
+    """Return a plan for the one frame at ``place`` (0..1) of the range that ``video`` covers."""
     begin = video.options.ss or 0.0
     seconds = float(video.info.length or 0)
     end = min(seconds, video.options.to if video.options.to is not None else seconds)

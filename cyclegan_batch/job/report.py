@@ -1,4 +1,4 @@
-"""The report of a run: a line for people, JSON for scripts, and how the files were made."""
+"""The report of a run: a line for people, and JSON for scripts with the plan and all versions."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Report:
     """The error that stopped the run early."""
     overwrite: bool
     notes: tuple[Note, ...]
-    """What the user was told once."""
+    """The notes that were reported to the user."""
     record: dict[str, object]
     """The plan, and every version and digest that the pixels depend on."""
 
@@ -91,9 +91,9 @@ class Report:
     def summary(self) -> str:
         """The outcome in one line: how much was done, what is missing and why, what to do next."""
         if self.error is not None:
-            # Of several inputs some may be done: their number and the next step belong to the line.
-            left = f"; {self._files}; {self._remedy}" if self.planned > 1 else ""
-            return f"Error: {self.error}{left}"
+            # Some of several inputs may be done: the line also has their number and the next step.
+            progress = f"; {self._files}; {self._remedy}" if self.planned > 1 else ""
+            return f"Error: {self.error}{progress}"
         if self.status == "failed" and self.planned <= 1 and len(self.failures) == 1:
             return f"Error: {self.failures[0].cause}"
         parts = [self._frames]
@@ -116,10 +116,10 @@ class Report:
 
     @property
     def _frames(self) -> str:
-        done = counted(self.frames, "frame")
+        frames = counted(self.frames, "frame")
         if self.status != "whole" and self.expected_frames is not None:
-            done = f"{self.frames} of {counted(self.expected_frames, 'frame')}"
-        return f"{done} in {clock(self.seconds)}"
+            frames = f"{self.frames} of {counted(self.expected_frames, 'frame')}"
+        return f"{frames} in {clock(self.seconds)}"
 
     @property
     def _files(self) -> str:
@@ -166,21 +166,21 @@ def report_from_counters(
     """Return the report of a run."""
     failures = list(counters.failures)
     status: Status = "whole"
-    # An interrupt after the last file was written has stopped nothing.
+    # An interrupt after the last file was written does not count, since nothing is missing.
     if counters.interrupted and not 0 < planned == len(counters.written):
         status = "interrupted"
     elif error is not None:
         status = "failed"
-        # An error that concerns an input is recorded already, or was raised from one that is
-        # (`--max-failures`).
+        # An error about an input is recorded already; with `--max-failures` the recorded one is its
+        # cause.
         if not any(failure.error in (error, error.__cause__) for failure in failures):
             failures.append(Failure(counters.unit, error))
     elif counters.pipe_closed:
         status = "partial"
     elif failures:
-        # A pipe is neither among the written files nor among the planned ones.
-        some = counters.written or (not planned and counters.units_done and counters.frames_done)
-        status = "partial" if some or skipped else "failed"
+        # A pipe counts neither as a written nor as a planned file: there the frames decide.
+        to_pipe = not planned and counters.units_done and counters.frames_done
+        status = "partial" if counters.written or to_pipe or skipped else "failed"
     return Report(
         status=status,
         outputs=tuple(counters.written),
@@ -228,13 +228,13 @@ def check_report_path(path: Path, plan: JobPlan, model: Path) -> None:
             f"cannot write the report {name}: permission denied; choose a folder that you may "
             "write to"
         )
-    used = {
+    job_files = {
         model.resolve(),
         plan.model.card.path.resolve(),
         *(each.source.resolve() for each in (*plan.entries, *plan.others)),
         *(each.output.resolve() for each in (*plan.entries, *plan.others)),
     }
-    if path.resolve() in used:
+    if path.resolve() in job_files:
         raise OutputError(
             f"cannot write the report {name}: it is a file of the job itself; choose another name"
         )

@@ -39,7 +39,7 @@ class Unit(Protocol):
 
     @property
     def frames(self) -> int | None:
-        """How many frames are expected, or None where the plan cannot tell."""
+        """How many frames are expected, or None where the input does not show it."""
 
     def open_source(self) -> Source[Any]:
         """Open the input. Raises InputError."""
@@ -167,11 +167,11 @@ def without_frames(error: CycleganBatchError) -> CycleganBatchError:
     that goes on may keep thousands of errors.
     """
     chain: list[BaseException | None] = [error]
-    seen: set[int] = set()
+    visited: set[int] = set()
     while chain:
         each = chain.pop()
-        if each is not None and id(each) not in seen:
-            seen.add(id(each))
+        if each is not None and id(each) not in visited:
+            visited.add(id(each))
             each.__traceback__ = None
             chain += [each.__cause__, each.__context__]
     return error
@@ -229,11 +229,11 @@ class Counters:
     """The unit that is being written."""
     failures: list[Failure] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
-    """What the user is told once, in the order in which it came up."""
+    """Notes for the user, in the order in which they arose."""
     written: list[Path] = field(default_factory=list)
     """Outputs that are whole under their final names."""
     left: int = 0
-    """Outputs that another process has written during the run, and that stay (``-n``)."""
+    """Number of outputs that another process wrote during the run and that stay (``-n``)."""
     stages: dict[str, Stage] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     """When the run began, by `time.monotonic`."""
@@ -262,8 +262,11 @@ class Counters:
             self.failures[index] = self.failures[index].and_at(place)
         return self.failures[index]
 
-    def leave_what_exists(self) -> None:
-        """Count an output that another process was writing as left where it exists by now."""
+    def count_existing_as_left(self) -> None:
+        """Move from ``failures`` to ``left`` the outputs that another process has written by now.
+
+        They are those that it was still writing when this process needed them.
+        """
         for failure in list(self.failures):
             output = failure.error.output if isinstance(failure.error, OutputInUseError) else None
             if output is not None and os.path.lexists(output):
@@ -302,7 +305,7 @@ class Schedule:
 
     @property
     def network_queue(self) -> int:
-        """Frames that may wait in front of or behind the network: a batch more than contexts."""
+        """Frames that may wait in front of or behind the network: one batch more than contexts."""
         return self.batch_size * (self.contexts + 1)
 
     @property

@@ -412,7 +412,7 @@ def test_videos_whose_container_is_not_written_become_mkv_and_two_keep_their_ful
     assert notes == (
         "5 videos become MKV, since their containers are read and not written here (.wmv 2, "
         ".flv 1, .mpg 1, .vob 1); --container chooses another",
-        "3 files keep their full names, as two would share one without it: "
+        "3 files keep their full names, since two outputs would share a shorter one: "
         f"{tmp_path}/in/a.flv becomes {tmp_path}/out/a.flv.mkv",
     )
 
@@ -425,7 +425,7 @@ def test_pictures_of_one_name_keep_their_full_names_in_another_format(tmp_path: 
     assert [entry.output.name for entry in tree.entries] == ["a.bmp.png", "a.png", "b.png"]
     assert len(grouped(tree.notes)) == 1
     assert grouped(tree.notes)[0].startswith(
-        "1 file keeps its full name, as two would share one without it"
+        "1 file keeps its full name, since two outputs would share a shorter one"
     )
 
 
@@ -556,7 +556,7 @@ def test_a_dash_that_cannot_be_meant_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"standard input.* cannot be mixed"):
         find_inputs([picture, "-"], tmp_path / "out")
     for inputs in ([picture], [tmp_path], [picture, picture]):
-        with pytest.raises(OutputError, match=r"standard output.* takes one video"):
+        with pytest.raises(OutputError, match=r"standard output.* holds one video, as y4m"):
             find_inputs(inputs, "-")
     with pytest.raises(OutputError, match="standard input has no name to keep"):
         find_inputs(["-"], tmp_path)

@@ -269,7 +269,7 @@ def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[Input
         first = existing[0].output
         among = f" and {len(existing) - 1} more: exist" if len(existing) > 1 else ": exists"
         raise OutputError(
-            f"{printable(first)}{among} already; -y overwrites, -n skips what exists and does the rest"
+            f"{printable(first)}{among} already; -y overwrites, -n does only the rest"
         )
     skipped = set(existing)
     rest = tuple(entry for entry in tree.entries if entry not in skipped)

@@ -42,7 +42,7 @@ class Place:
     seconds: float | None
     """When it is shown or heard, counted from the first frame, where that is known."""
     trouble: str
-    """What is wrong and what to do, in words that also fit several places."""
+    """What is wrong and what to do, in words that suit one place and several."""
 
     @property
     def name(self) -> str:
@@ -53,9 +53,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Dropped:
-    """Something that is missing from the output or damaged in it; the plan decides what follows.
+    """Something missing from the output or damaged in it; ``--on-error`` decides what follows.
 
-    A damaged frame that is kept is reported in this way, too: the frame itself comes next.
+    A damaged frame that is kept is reported in this way, too; the frame itself follows.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Source(Protocol[Raw]):
 
     @property
     def notes(self) -> Sequence[Note]:
-        """What the user is told once, as far as it is known."""
+        """Notes for the user, as far as they are known; each is reported once."""
         ...
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ class Sink(Protocol[Encoded]):
 
     @property
     def notes(self) -> Sequence[Note]:
-        """What the user is told once, as far as it is known."""
+        """Notes for the user, as far as they are known; each is reported once."""
         ...
 
     def write(self, item: Encoded) -> Dropped | None:
@@ -133,8 +133,8 @@ class Sink(Protocol[Encoded]):
 def first_frame(source: Source[Raw], name: str) -> Pixels:
     """Return the pixels of the first frame of ``source`` that can be read, and close it.
 
-    ``name`` is for messages. Raises InputError where there is no such frame: the first one's error,
-    if it had one.
+    ``name`` is for messages. Raises InputError where there is no such frame: the first error that
+    the source reported, if any.
     """
     convert = source.converter()
     error: CycleganBatchError | None = None

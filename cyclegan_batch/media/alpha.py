@@ -1,7 +1,8 @@
 """The transparency of a video: taken from a decoded frame, put into one for the encoder.
 
-Networks get RGB only, so alpha bypasses them: turned and resized like its frame, otherwise sample
-for sample. It has full range in every pixel format, and is neither premultiplied nor divided out.
+The network receives RGB only. Alpha bypasses it, turned and resized like its frame and otherwise
+unchanged. It has full range in every pixel format. The colours are neither multiplied by it nor
+divided.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _PACKED = re.compile(r"(argb|abgr|ayuv)|(rgba|bgra|vuya|uyva)|(ya)")
 """Packed formats with alpha as the first of four samples, the last of four, and the last of two."""
 
 _FALLBACK_FORMAT = "rgba64le"
-"""What formats that `_samples` does not read (half floats and the like) are converted to."""
+"""The format to which those are converted that `_samples` does not read, such as half floats."""
 
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that return alpha where FFmpeg's own decoder of that codec leaves it out."""
@@ -50,7 +51,7 @@ def has_alpha(pix_fmt: str) -> bool:
 
 
 def decoder(stream: VideoStream, *, alpha: bool) -> Callable[[Packet], list[av.VideoFrame]]:
-    """Return the function that decodes the packets of ``stream``, with their alpha if asked."""
+    """Return the function that decodes the packets of ``stream``, with ``alpha`` theirs, too."""
     name = ALPHA_DECODERS.get(stream.codec_context.codec.canonical_name) if alpha else None
     if name is None:
         return stream.decode

@@ -64,7 +64,7 @@ def pattern_files(path: Path) -> dict[int, Path]:
     """Return the files that match the pattern ``path`` by their numbers, ascending.
 
     Raises InputError where the name is no pattern, where the folder cannot be listed, and at a gap
-    in the numbers: FFmpeg would end there, or fail.
+    in the numbers, at which FFmpeg would end or fail.
     """
     pattern = parse_pattern(path.name)
     if pattern is None:

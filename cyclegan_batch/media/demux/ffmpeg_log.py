@@ -31,10 +31,11 @@ def printed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def captured() -> Iterator[list[tuple[int, str, str]]]:
-    """Collect what FFmpeg logs in this thread as (level, component, text), also in its errors.
+    """Collect what FFmpeg logs in this thread as (level, component, text).
 
-    Not for use while a decoder runs (`printed` says why), so only after an error, or where the log
-    is the only answer. What FFmpeg's other threads log meanwhile is dropped.
+    An error of FFmpeg that is raised meanwhile holds its log message, too. Not for use while a
+    decoder runs, which could hang as described in `printed`: use it after an error, or where only
+    the log has the answer. What FFmpeg's other threads log meanwhile is dropped.
     """
     level, skip = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.WARNING)

@@ -24,7 +24,7 @@ def bits_per_sample(pixel_format: VideoFormat | None) -> int:
 def field_order(frame: VideoFrame) -> Fields:
     """Return which field of an interlaced frame is first.
 
-    A filter finds it out, since PyAV has no attribute for it.
+    FFmpeg's filter ``select`` tests it, since PyAV has no attribute for it.
     """
     graph = Graph()
     source = graph.add_buffer(
@@ -80,7 +80,7 @@ _UNKNOWN_SIDE_DATA = re.compile(r"(\d+) is not a valid Type")
 
 
 def _without_side_data(frame: VideoFrame, number: str) -> VideoFrame:
-    """Return ``frame``, sharing its pixels, without one AVFrameSideDataType (its number)."""
+    """Return a frame with the same pixels but without the AVFrameSideDataType ``number``."""
     graph = Graph()
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)

@@ -1,7 +1,7 @@
 """Read the first packets of a file, or all of them, for what its header does not state.
 
-These are the first frame's properties, whether the frame rate is constant, captions, and in the
-containers of a broadcast the timeline and the duration of every stream.
+That is: the properties of the first frame, whether the frame rate is constant, whether there are
+captions, and in the containers of a broadcast the timeline and the duration of every stream.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class VideoLookahead:
     """What the first packets and the first frame of a video stream add to its header."""
 
     def __init__(self, stream: VideoStream, *, indexed: bool) -> None:
-        """``indexed``: the frames of a stream are those that its container's index lists."""
+        """``indexed``: the container's index lists exactly the frames that the stream shows."""
         self.stream = stream
         self.first: VideoFrame | None = None
         self._times: list[int] = []
@@ -194,7 +194,7 @@ class StreamSpans:
         info = replace(info, discontinuities=tuple(timeline.discontinuities))
         if info.format not in BROADCAST_FORMATS:
             return info
-        # These headers state no duration, or one from before the discontinuities were closed.
+        # These headers state no duration, or one that still includes the discontinuities.
         measured = self.at_end and (bool(info.discontinuities) or info.format in UNCOUNTED)
         streams = []
         for stream in info.streams:
@@ -230,7 +230,7 @@ class StreamSpans:
         start, end = self._spans[stream.index]
         first = None if lookahead is None else lookahead.first
         if first is not None and first.pts is not None:
-            # A recording may begin between two key frames; what lies before the first is lost.
+            # A recording may begin between two key frames; before the first nothing is decoded.
             start = first.pts * stream.time_base
         if stream.index in self._without_durations and stream.average_rate:
             end += 1 / stream.average_rate
@@ -271,7 +271,7 @@ def read_ahead(
             packet = next(packets, None)
         except av.error.FFmpegError:
             if complete or any(each.first is not None for each in lookaheads.values()):
-                # There is a frame; the translation reports that the file breaks off.
+                # What was read is enough; the translation reports that the file breaks off.
                 return
             raise
         if packet is None:

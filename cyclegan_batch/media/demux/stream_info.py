@@ -40,7 +40,7 @@ class StreamInfo:
     start_pts: int | None
     """In ticks of ``time_base``."""
     duration: int | None
-    """In ticks of ``time_base``; None where the container does not give it."""
+    """In ticks of ``time_base``; None where the container does not state it."""
     metadata: dict[str, str]
     disposition: tuple[str, ...]
     # Video only
@@ -66,7 +66,7 @@ class StreamInfo:
     bits: int = 8
     colour: ColourTags = ColourTags()
     paused: int = 0
-    """Ticks without a frame at the discontinuities of the file."""
+    """Ticks at the discontinuities of the file during which the stream shows no frame, in all."""
     interlaced: bool | None = None
     """By the header's field order or the first frame; None where neither states it."""
     fields: Fields | None = None
@@ -158,7 +158,8 @@ class MediaInfo:
         """Return the video stream to translate: ``index``, or the one FFmpeg would choose.
 
         That is the stream with the largest frames, where being marked as default counts as five
-        million pixels; of equals the first. Attached pictures are no video. Raises InputError.
+        million pixels; of several equal ones the first. Attached pictures do not count as video.
+        Raises InputError.
         """
         name = printable(self.path)
         videos = [s for s in self.streams if s.kind == "video" and not s.attached_picture]

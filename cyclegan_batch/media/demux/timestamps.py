@@ -26,13 +26,13 @@ BROADCAST_FORMATS = ("mpegts", "mpeg", "flv")
 
 _BACKWARDS = Fraction(1, 10)
 """Seconds by which a decoding timestamp (DTS) may go back without a discontinuity: ffmpeg's own."""
-_ENOUGH = 1
+_SETTLED = 1
 """Seconds on a new clock after which its start is known, if every stream has arrived on it."""
 _BEHIND = Fraction(1, 2)
 """Seconds that a new stream may begin behind all others without a discontinuity."""
 _LAST_ON_OLD_CLOCK = 2
-"""Packets on the old clock that may follow after another stream has arrived on the new one: MPEG-TS
-completes a packet only where the next one of its stream begins."""
+"""Packets on the old clock that may follow the first on the new one: MPEG-TS completes a packet only
+where the next one of its stream begins."""
 _LONGEST_WAIT = 3
 """Seconds on a new clock in which the other streams may arrive: muxers interleave within 1 s."""
 _MOST_BYTES = 2**26
@@ -53,13 +53,13 @@ class Discontinuity:
 
 
 def discontinuity_notes(discontinuities: Sequence[Discontinuity], first: Fraction) -> list[str]:
-    """Return what the user is told of ``discontinuities``, one sentence for each kind.
+    """Return the texts of the notes on ``discontinuities``, one for each kind.
 
-    ``first`` is the time of the first frame, in seconds, from which users count.
+    They count from ``first``, the time of the first frame in seconds.
     """
     notes = []
     for kind, event, repair in (
-        ("restart", "begins anew", "what follows is joined to what was"),
+        ("restart", "begins anew", "the parts are joined without a gap"),
         ("jump", "jumps ahead", "the gap is closed"),
     ):
         places = [each.at for each in discontinuities if each.kind == kind]
@@ -71,7 +71,7 @@ def discontinuity_notes(discontinuities: Sequence[Discontinuity], first: Fractio
 
 
 def start_note(start: Fraction) -> str | None:
-    """Return what the user is told of a file that begins at ``start`` seconds, None if near 0."""
+    """Return the text of a note on a file that begins at ``start`` seconds; None near 0."""
     if start < 0:
         return f"the clock begins {float(-start):.3f} s below zero, and the output at 0"
     if start > LONGEST_GAP:
@@ -170,7 +170,7 @@ class Timeline:
         """Seconds at the discontinuities during which a stream shows nothing, by its index."""
 
     def forget(self) -> None:
-        """Expect nothing of the next packets, as after a seek."""
+        """Forget how far the streams have come, so that after a seek no packet is out of place."""
         self._tracks.clear()
 
     def place(self, packets: Iterator[Packet]) -> Iterator[Packet]:
@@ -213,7 +213,7 @@ class Timeline:
         elif window is None:
             assert track is not None
             direction = self._direction(track, packet)
-            if direction and not self._joins(track, packet, direction):
+            if direction and not self._follow_others(track, packet, direction):
                 self._open_window(packet)
             else:
                 track.take(packet)
@@ -229,7 +229,7 @@ class Timeline:
             direction = self._direction(arrived or self._tracks[index], packet)
             near = _nearest(window.arrived.values(), packet)
             if direction and (arrived or near is None):
-                # The next discontinuity follows before this one was decided.
+                # Another discontinuity follows before the first one is placed on the timeline.
                 yield from self._close_window()
                 yield from self._take(packet)
                 return
@@ -261,8 +261,11 @@ class Timeline:
             return -1 if self._is_broadcast or packet.is_keyframe else 0
         return int(self._is_broadcast and ticks - track.step > LONGEST_GAP / track.base)
 
-    def _joins(self, track: _Track, packet: Packet, direction: int) -> bool:
-        """Return whether ``packet`` went where other streams are already, and move its track."""
+    def _follow_others(self, track: _Track, packet: Packet, direction: int) -> bool:
+        """Return whether ``packet`` jumped to where other streams are already: no discontinuity.
+
+        Its track is put on their clock where it had another one.
+        """
         near = _nearest((other for other in self._live() if other is not track), packet)
         if near is None or (direction < 0 and near.group == track.group):
             return False
@@ -295,7 +298,7 @@ class Timeline:
         return packet
 
     def _begin(self, packet: Packet) -> None:
-        """Begin a track, on the clock of the streams whose times are near."""
+        """Begin a track on the clock of the nearest stream."""
         track = _Track.of(packet)
         self._align(track, self._live())
         self._tracks[packet.stream_index] = track
@@ -337,7 +340,10 @@ class Timeline:
         self._hold(packet, new=True)
 
     def _is_new(self, packet: Packet) -> bool:
-        """Return whether a packet that no decision depends on belongs to the new clock."""
+        """Return whether a packet on which no decision depends belongs to the new clock.
+
+        It has no DTS, or its stream is new or not watched.
+        """
         assert self._window is not None
         arrived = self._window.arrived
         if packet.stream_index in self._tracks:
@@ -351,7 +357,7 @@ class Timeline:
             window.on_old_clock > _LAST_ON_OLD_CLOCK
             and not self._tracks.keys() & window.arrived.keys()
         ):
-            # Only new streams have arrived, and the others do not follow them.
+            # Only new streams have arrived on it, and the others go on with the old clock.
             return True
         is_missing = any(
             index not in window.arrived and track in self._live()
@@ -359,7 +365,7 @@ class Timeline:
         )
         elapsed = max(track.elapsed for track in window.arrived.values())
         is_full = window.size > _MOST_BYTES or len(window.packets) > _MOST_PACKETS
-        return is_full or elapsed >= (_LONGEST_WAIT if is_missing else _ENOUGH)
+        return is_full or elapsed >= (_LONGEST_WAIT if is_missing else _SETTLED)
 
     def _close_window(self) -> Iterator[Packet]:
         """Place the new clock on the timeline, and yield the packets that were held back."""
@@ -372,16 +378,16 @@ class Timeline:
         steps = ((new.first_dts - before.last_dts) * before.base for before, new in pairs)
         largest_step = max(steps, key=abs, default=None)
         others_go_on = any(
-            (old[index].last_dts - dts) * old[index].base > _ENOUGH
+            (old[index].last_dts - dts) * old[index].base > _SETTLED
             for index, dts in window.dts_before.items()
             if index not in arrived
         )
         if largest_step is None:
-            # Only new streams, which begin somewhat behind the others.
+            # There is no discontinuity: all of these streams are new and begin behind the others.
             for track in arrived.values():
                 self._align(track, self._live())
         elif others_go_on and abs(largest_step) <= LONGEST_GAP:
-            # One stream's timestamps jitter, but its clock is still that of the others.
+            # The timestamps of these streams jitter, but their clock is still that of the others.
             for before, new in pairs:
                 new.offset, new.group = before.offset, before.group
         else:

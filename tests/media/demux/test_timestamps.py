@@ -275,7 +275,7 @@ def test_a_clock_that_begins_anew_is_told_once(tmp_path):
     planned = plan(source, tmp_path / "out.mkv")
     assert clock_notes(grouped(planned.notes)) == [
         f"{source}: the clock begins anew 2 times, first at 0.811 s; "
-        "what follows is joined to what was"
+        "the parts are joined without a gap"
     ]
     assert describe(planned.info)["clock"]["begins_anew"] == 2
 
@@ -293,7 +293,7 @@ def test_what_only_reading_shows_is_told_afterwards(tmp_path, monkeypatch):
     assert len(list(reader.read())) == 60
     reader.close()
     assert grouped(reader.notes) == (
-        f"{source}: the clock begins anew at 1.216 s; what follows is joined to what was",
+        f"{source}: the clock begins anew at 1.216 s; the parts are joined without a gap",
     )
 
 

@@ -31,8 +31,8 @@ _SETTLED = 1
 _BEHIND = Fraction(1, 2)
 """Seconds that a new stream may begin behind all others without a discontinuity."""
 _LAST_ON_OLD_CLOCK = 2
-"""Packets on the old clock that may follow the first on the new one: MPEG-TS completes a packet only
-where the next one of its stream begins."""
+"""Packets on the old clock that may follow the first on the new one: MPEG-TS completes a packet
+only where the next one of its stream begins."""
 _LONGEST_WAIT = 3
 """Seconds on a new clock in which the other streams may arrive: muxers interleave within 1 s."""
 _MOST_BYTES = 2**26

@@ -2,8 +2,8 @@
 
 OpenCV decodes and encodes JPEG, PNG and WebP, from and to bytes only (its own file access crashes
 on names that are not UTF-8). It releases the interpreter lock while it works, which Pillow does
-not. Pillow decodes BMP and JPEG of CMYK, and encodes TIFF and AVIF. `media.tiff` decodes TIFF, and
-`media.stills` AVIF, GIF, HEIC and JPEG 2000.
+not. Pillow decodes BMP and JPEG of CMYK, and encodes TIFF and AVIF. `tiff` decodes TIFF, and
+`stills` AVIF, GIF, HEIC and JPEG 2000.
 
 The rules:
 
@@ -73,7 +73,7 @@ class Extras:
 
     alpha: Samples | None = None
     """``(H, W)``, uint8, or uint16 where ``bits`` is 16."""
-    unnamed: bool = False
+    undeclared: bool = False
     """``alpha`` is a band that its TIFF does not declare to be alpha."""
     bits: int = 8
     """16 where the pixels are float16 and hold more than 256 levels."""
@@ -98,7 +98,7 @@ class Picture:
     """RGB ``(H, W, 3)``: uint8, or float16 in [0, 1]."""
     extras: Extras
     notes: tuple[str, ...] = ()
-    """What was changed or left out, a sentence without its subject each."""
+    """What was changed or left out; each is a sentence whose subject, the file, is added later."""
 
 
 # Reading
@@ -110,7 +110,7 @@ def refuse_lost_alpha(extras: Extras, name: str, format_: ImageFormat) -> None:
     if alpha is None or format_ not in _WITHOUT_ALPHA:
         return
     if int(alpha.min()) < np.iinfo(alpha.dtype).max:
-        if extras.unnamed:
+        if extras.undeclared:
             problem = "has a band beside its colours that is not declared to be alpha"
             remedy = "--format tiff (or png, where it becomes alpha)"
         else:
@@ -148,7 +148,7 @@ def decode_picture(
         )
     notes: list[str] = []
     try:
-        samples, alpha, unnamed = _stored(data, header, notes)
+        samples, alpha, undeclared = _stored(data, header, notes)
         if samples.dtype == np.uint16:
             samples = _whitened(samples, header.levels, white, notes)
         elif white is not None:
@@ -182,12 +182,12 @@ def decode_picture(
         else as_pixel_type(pixels, pixel_type),
         extras=Extras(
             alpha=alpha,
-            unnamed=unnamed,
+            undeclared=undeclared,
             bits=16 if deep else 8,
             icc=icc,
             exif=exif,
             dpi=header.dpi[::-1] if header.dpi and header.orientation > 4 else header.dpi,
-            # The tags hold the place of each pixel before the turn.
+            # The tags hold the place of each pixel of the stored, unturned image.
             geo=header.geo if header.orientation == 1 else (),
             geo_size=header.size if header.geo else None,
             colour_chunks=header.png.colour_chunks if header.png and not header.icc else (),
@@ -197,8 +197,8 @@ def decode_picture(
 
 
 _HDR = {16: ("PQ", "smpte2084"), 18: ("HLG", "arib-std-b67")}
-"""The transfer characteristics of ITU-T H.273 that mean high dynamic range: their name, and that in
-FFmpeg."""
+"""The transfer characteristics of ITU-T H.273 that mean high dynamic range: the common name of
+each, and FFmpeg's."""
 
 _ANIMATION = "is an animation; make a video of it and translate that"
 _SEVERAL: dict[ImageFormat, str] = {
@@ -219,17 +219,17 @@ def _as_eight_bits(samples: Samples) -> Samples:
 
 
 def _stored(data: bytes, header: Header, notes: list[str]) -> tuple[Samples, Samples | None, bool]:
-    """Return the stored samples, the alpha beside them, and whether that is an unnamed band.
+    """Return the stored samples, the alpha beside them, and whether that is an undeclared band.
 
     The samples are ``(H, W)`` for grey, else RGB or inks ``(H, W, channels)``, uint8 or uint16.
     """
     if header.format == "tiff":
         tiff = decode_tiff(data)
-        if tiff.unnamed:
+        if tiff.undeclared:
             notes.append("its last band is not declared to be alpha; it is carried as alpha is")
-        if tiff.left_out:
-            notes.append(f"{tiff.left_out} more bands than a colour and its alpha were left out")
-        return tiff.colours, tiff.alpha, tiff.unnamed
+        if tiff.more_bands:
+            notes.append(f"{tiff.more_bands} more bands than a colour and its alpha were left out")
+        return tiff.colours, tiff.alpha, tiff.undeclared
     if header.format in ("avif", "gif", "heic", "jp2"):
         # Imported with the first such image.
         from .stills import decode_still
@@ -254,14 +254,14 @@ def _rgb(samples: Samples, header: Header, notes: list[str]) -> tuple[Samples, b
 def _whitened(samples: Samples, levels: int, white: int | None, notes: list[str]) -> Samples:
     """Return uint16 ``samples`` with the level ``white`` of the file's ``levels`` as 65535.
 
-    With None they stay. A note is added where they use so little of the range that they are
-    probably the unscaled samples of a camera of 10 or 12 bits.
+    Without ``white`` the samples stay as they are. A note is added where they use so little of the
+    range that they are probably the unscaled samples of a camera of 10 or 12 bits.
     """
     if white is not None:
-        scaled = min(white, levels - 1) * 65535 / (levels - 1)
-        table = np.minimum(np.rint(np.arange(65536) * (65535 / scaled)), 65535).astype(np.uint16)
-        stretched: Samples = table[samples]
-        return stretched
+        brightest = min(white, levels - 1) * 65535 / (levels - 1)
+        table = np.minimum(np.rint(np.arange(65536) * (65535 / brightest)), 65535).astype(np.uint16)
+        whitened: Samples = table[samples]
+        return whitened
     largest = int(samples.max())
     if 0 < largest <= _FEW_LEVELS:
         level = max(2 ** largest.bit_length() - 1, 255)
@@ -426,7 +426,7 @@ def encode_picture(
     are written where the format can hold them. Alpha is resized where the pixels have another size,
     and ``bits`` 16 makes a PNG of 16 bits from float16 pixels. Safe to call from several threads.
 
-    Raises OutputError without a file name.
+    Raises OutputError, whose message names no file.
     """
     height, width = pixels.shape[:2]
     if max(height, width) > _LARGEST_SIDE.get(format, 2**31 - 1):
@@ -575,7 +575,7 @@ def _encode_tiff(colours: Samples, quality: int, extras: Extras) -> bytes:
             tags[tag] = value
         options["tiffinfo"] = tags
     image = Image.fromarray(samples)
-    if extras.unnamed and extras.alpha is not None:
+    if extras.undeclared and extras.alpha is not None:
         # Pillow's mode for a fourth band without a meaning.
         image = Image.frombytes("RGBX", image.size, image.tobytes())
     file = io.BytesIO()

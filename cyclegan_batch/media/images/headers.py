@@ -1,8 +1,8 @@
 """Describe an image file before a pixel is decoded or memory is allocated for one.
 
 The format is recognised by content, never by name, and from a list of allowed formats. JPEG and BMP
-headers are read by Pillow, TIFF ones by tifffile (`media.tiff`), PNG ones by `media.png`, and those
-of AVIF, GIF, HEIC and JPEG 2000 by `media.stills`. WebP is walked chunk by chunk here, since
+headers are read by Pillow, TIFF ones by tifffile (`tiff`), PNG ones by `png`, and those of AVIF,
+GIF, HEIC and JPEG 2000 by `stills`. WebP is walked chunk by chunk here, since
 Pillow's reader allocates memory for the whole canvas when it opens a file.
 """
 
@@ -43,7 +43,7 @@ def read_header(file: BinaryIO, name: str, *, max_pixels: int) -> Header:
         if not head:
             raise InputError(f"{name}: the file is empty; replace it with a whole copy")
         raise InputError(
-            f"{name}: not a picture of a known format: {_other_format(head)}; "
+            f"{name}: not an image of a known format: {_other_format(head)}; "
             "convert it to JPEG, PNG, WebP or TIFF"
         )
     reader = _READERS[format_]
@@ -62,7 +62,7 @@ def read_header(file: BinaryIO, name: str, *, max_pixels: int) -> Header:
         bands = f" of {header.bands} bands" if header.bands > 4 else ""
         raise InputError(
             f"{name}: {width}×{height}{bands} is more than --max-pixels {max_pixels} allows; "
-            "raise it if the picture is really this large"
+            "raise it if the image is really this large"
         )
     if header.orientation not in range(1, 9):
         header = replace(header, orientation=1)
@@ -122,12 +122,12 @@ def _riff_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def _canvas_length(value: bytes) -> int:
-    """Return a width or a height, of which 24 bits hold one less."""
+    """Return a width or a height from its 24 bits, which hold one less."""
     return int.from_bytes(value, "little") + 1
 
 
-# JPEG and BMP. Pillow's classes are called and not Image.open, which tries every format that Pillow
-# has and has a limit of its own on the number of pixels.
+# JPEG and BMP. Pillow's classes are called instead of Image.open, which tries every format that
+# Pillow reads and has a limit of its own on the number of pixels.
 
 
 def _read_jpeg(file: BinaryIO) -> Header:
@@ -216,7 +216,7 @@ def _other_format(head: bytes) -> str:
     for signature, name in _OTHER_SIGNATURES.items():
         if signature in head[: len(signature) + 8]:
             return f"its content is {name}"
-    return "its content is none of them"
+    return "its content is not recognised"
 
 
 _OTHER_SIGNATURES = {

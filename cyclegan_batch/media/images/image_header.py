@@ -128,20 +128,20 @@ def stated_orientation(exif: bytes | None) -> int | None:
     if not exif:
         return None
     try:
-        block = _loaded(exif)
+        block = _parsed(exif)
         return int(block[_ORIENTATION]) if _ORIENTATION in block else None
     except Exception:
         return None
 
 
 def portable_exif(exif: bytes | Image.Exif) -> bytes | None:
-    """Return what of an EXIF block stays true of a translated, upright image.
+    """Return the part of an EXIF block that holds for a translated, upright image, too.
 
     The orientation, the thumbnail of the old image, its size and the maker notes are left out.
     Returns a TIFF structure, or None where nothing is left or the block cannot be read.
     """
     try:
-        old = exif if isinstance(exif, Image.Exif) else _loaded(exif)
+        old = exif if isinstance(exif, Image.Exif) else _parsed(exif)
         new = Image.Exif()
         for tag in _DESCRIPTIVE_TAGS & set(old):
             new[tag] = old[tag]
@@ -155,7 +155,7 @@ def portable_exif(exif: bytes | Image.Exif) -> bytes | None:
         return None
 
 
-def _loaded(exif: bytes) -> Image.Exif:
+def _parsed(exif: bytes) -> Image.Exif:
     block = Image.Exif()
     block.load(exif)
     return block

@@ -38,7 +38,7 @@ def read_png(file: BinaryIO) -> Header:
     """Describe a PNG file. Raises ValueError, KeyError or struct.error where it is damaged."""
     chunks, texts = _read_chunks(file)
     if b"IDAT" not in chunks:
-        raise ValueError("it has no picture data")
+        raise ValueError("it has no image data")
     width, height, depth, colour, compression, filtering, interlace = struct.unpack(
         ">IIBBBBB", chunks[b"IHDR"]
     )
@@ -87,7 +87,7 @@ def quiet_png(data: bytes) -> bytes:
 def _read_chunks(file: BinaryIO) -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
     """Return the first chunk of each kind that a header needs, and texts by their keyword.
 
-    Of IDAT only the presence is returned.
+    IDAT has empty content, which only shows that there is one.
     """
     chunks: dict[bytes, bytes] = {}
     texts: dict[bytes, bytes] = {}
@@ -127,7 +127,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _resolution(chunk: bytes) -> tuple[float, float] | None:
-    """Return pixels per inch from those per metre; without a unit they are a ratio only."""
+    """Return pixels per inch from those per metre; None without a unit, where they are a ratio."""
     if len(chunk) != 9 or chunk[8] != 1:
         return None
     across, down = struct.unpack(">II", chunk[:8])
@@ -176,9 +176,9 @@ def _raw_profile(texts: dict[bytes, bytes]) -> bytes | None:
 
 def _orientation(exif: bytes | None, texts: dict[bytes, bytes]) -> int:
     """Return the orientation by EXIF, or by XMP where EXIF holds none."""
-    stated = stated_orientation(exif)
-    if stated is not None:
-        return stated
+    by_exif = stated_orientation(exif)
+    if by_exif is not None:
+        return by_exif
     match = _XMP_ORIENTATION.search(texts.get(_XMP, b""))
     return 1 if match is None else int(match[1])
 

@@ -99,14 +99,14 @@ class _File:
 
 
 class ImageSource:
-    """The images of a shard, those of one size after one another, so that they share batches."""
+    """The images of a shard, ordered so that those of one size can share batches."""
 
     def __init__(self, shard: ImageShard) -> None:
         self.shard = shard
         self._notes: list[Note] = []
 
     def read(self) -> Iterator[_File | Dropped]:
-        """Yield the bytes of each image, or Dropped where its header or the system refuses it.
+        """Yield the bytes of each image, or Dropped where it or its header cannot be read.
 
         The headers of the whole shard are read first. A batch holds one size, so the images come in
         groups of one displayed size, ordered by the first image of each size.
@@ -152,7 +152,7 @@ class ImageSource:
             raise _unreadable(entry.source, error) from error
 
     def converter(self) -> Callable[[_File], Frame | Dropped]:
-        """Return the decoder, which holds no state."""
+        """Return the decoder, which all workers share."""
         return self._decode
 
     def _decode(self, file: _File) -> Frame | Dropped:
@@ -212,7 +212,7 @@ class ImageSink:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What was left out for the size of the output; `ImageSource` notes the rest."""
+        """Notes on what the size of the output made impossible; `ImageSource` has the others."""
         text = "its GeoTIFF tags were left out, since it has another size than its source"
         return tuple(Note(output, text) for output in sorted(self._displaced))
 

@@ -25,7 +25,7 @@ from .tiff import Samples, whole_range
 if TYPE_CHECKING:
     from pillow_heif import HeifFile
 
-# The pipeline runs one conversion per core already. Pillow offers this for the whole process only.
+# The pipeline runs one conversion per core already. Pillow has this setting for the whole process.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 _LARGEST_METADATA = 8 << 20
@@ -170,7 +170,7 @@ def read_avif(file: BinaryIO) -> Header:
 
 
 def read_heic(file: BinaryIO) -> Header:
-    """Describe a HEIC. libheif turns it upright by its boxes, not by EXIF (ISO/IEC 23008-12)."""
+    """Describe a HEIC; libheif turns it upright by its boxes and not by EXIF (ISO/IEC 23008-12)."""
     images = _heif(file)
     primary = images[images.primary_index]
     info: dict[str, Any] = dict(primary.info)
@@ -304,7 +304,7 @@ def _decode_gif(data: bytes, header: Header) -> Samples:
 def _decode_jp2(data: bytes, header: Header) -> Samples:
     import imagecodecs
 
-    return _deep(imagecodecs.jpeg2k_decode(data, numthreads=1), header)
+    return _scaled(imagecodecs.jpeg2k_decode(data, numthreads=1), header)
 
 
 def _decode_avif(data: bytes, header: Header) -> Samples:
@@ -312,16 +312,17 @@ def _decode_avif(data: bytes, header: Header) -> Samples:
         return np.asarray(AvifImagePlugin.AvifImageFile(io.BytesIO(data)))
     import imagecodecs
 
-    return _deep(imagecodecs.avif_decode(data, index=0, numthreads=1), header)
+    return _scaled(imagecodecs.avif_decode(data, index=0, numthreads=1), header)
 
 
 def _decode_heic(data: bytes, header: Header) -> Samples:
     images = _heif(io.BytesIO(data))
     samples = np.asarray(images[images.primary_index])
-    return samples if header.levels == 256 else _deep(samples, header)
+    return samples if header.levels == 256 else _scaled(samples, header)
 
 
-def _deep(samples: Samples, header: Header) -> Samples:
+def _scaled(samples: Samples, header: Header) -> Samples:
+    """Return ``samples`` scaled to the whole range. Raises ValueError where one is too large."""
     if int(samples.max()) >= header.levels:
         raise ValueError("its depth and its samples contradict each other")
     return whole_range(samples, header.levels.bit_length() - 1)

@@ -1,9 +1,9 @@
 """Read TIFF by tifffile and imagecodecs, since Pillow and OpenCV misread some of its kinds.
 
-Both were compared with the written values. Pillow 13 and OpenCV 5 mix up 16-bit samples in separate
-planes, and Pillow those of grey with alpha. Both invert 16-bit grey whose 0 is white. Only an
-allow-list is read, every combination of which a test checks; anything else is refused. The samples
-are returned as stored: the caller applies the orientation.
+Compared with the values that were written, Pillow 13 and OpenCV 5 mix up 16-bit samples in
+separate planes, and Pillow those of grey with alpha; both invert 16-bit grey whose 0 is white. Only
+the kinds of an allow-list are read, and a test checks every combination of them; anything else is
+refused. The samples are returned as stored: the caller applies the orientation.
 """
 
 from __future__ import annotations
@@ -128,10 +128,10 @@ class TiffSamples:
     more than 8 bits, scaled to the whole range."""
     alpha: Samples | None
     """``(H, W)`` of the same type. The colours are not premultiplied by it."""
-    unnamed: bool
+    undeclared: bool
     """``alpha`` is a band that the file does not declare to be alpha."""
-    left_out: int
-    """Number of further bands."""
+    more_bands: int
+    """Number of bands beyond the colour and ``alpha``, which are left out."""
 
 
 def decode_tiff(data: bytes) -> TiffSamples:
@@ -152,7 +152,7 @@ def decode_tiff(data: bytes) -> TiffSamples:
         return TiffSamples(colours, None, False, bands)
     alpha = np.ascontiguousarray(whole_range(samples[..., count], page.bitspersample))
     if kinds[:1] == (1,):
-        colours = _divided(colours, alpha)
+        colours = _unmultiplied(colours, alpha)
     return TiffSamples(colours, alpha, kinds[:1] == (0,), bands - 1)
 
 
@@ -185,7 +185,7 @@ def _check(tiff: TiffFile, page: TiffPage) -> None:
     """Raise InputError for a kind that is not supported, ValueError for impossible tags."""
     height, width = page.imagelength, page.imagewidth
     if height < 1 or width < 1:
-        raise ValueError(f"its header says {width}×{height} pixels")
+        raise ValueError(f"its header states {width}×{height} pixels")
     unread = _tag_numbers(tiff, page) & _DECISIVE - set(page.tags.keys())
     if unread:
         raise ValueError(f"its tag {min(unread)} cannot be read")
@@ -232,7 +232,7 @@ def _check_pieces(tiff: TiffFile, page: TiffPage) -> None:
 
 
 def _check_jpegs(data: bytes, page: TiffPage) -> None:
-    """Raise ValueError where JPEG strips or tiles have larger sizes, which the decoder uses."""
+    """Raise ValueError where a JPEG is larger than its strip or tile: decoders use its own size."""
     rows = page.tilelength or min(page.rowsperstrip, page.imagelength)
     columns = page.tilewidth or page.imagewidth
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
@@ -282,7 +282,7 @@ def _colours(page: TiffPage, samples: Samples) -> Samples:
 
 
 def _palette(page: TiffPage) -> Samples:
-    """Return the palette as RGB uint8. Some writers fill the low bytes only, some the high ones."""
+    """Return the palette as RGB uint8; some writers fill its low bytes only, some the high ones."""
     table = np.asarray(page.tags.valueof(_COLOUR_MAP), np.uint16).reshape(3, -1)
     if table.shape[1] < 2**page.bitspersample:
         raise ValueError(f"its palette has {table.shape[1]} colours")
@@ -301,7 +301,7 @@ def whole_range(samples: Samples, bits: int) -> Samples:
     return scaled
 
 
-def _divided(colours: Samples, alpha: Samples) -> Samples:
+def _unmultiplied(colours: Samples, alpha: Samples) -> Samples:
     """Return premultiplied colours divided by ``alpha``, rounded."""
     white = np.float32(np.iinfo(alpha.dtype).max)
     share = alpha if colours.ndim == 2 else alpha[..., np.newaxis]

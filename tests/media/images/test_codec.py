@@ -479,7 +479,7 @@ def test_a_picture_that_is_cut_off_anywhere_errors(
     assert decode_picture(data, name).pixels.shape == (48, 64, 3)
     cuts = {*range(0, len(data), max(len(data) // 97, 1)), len(data) - 1, len(data) - 2, 1, 15}
     for length in sorted(cuts):
-        with pytest.raises(InputError, match=r"cannot be read as|not a picture|is empty"):
+        with pytest.raises(InputError, match=r"cannot be read as|not an image|is empty"):
             decode_picture(data[:length], name)
     assert capfd.readouterr() == ("", "")
 
@@ -490,7 +490,7 @@ def test_a_png_with_one_bit_wrong_anywhere_errors(capfd: pytest.CaptureFixture[s
     for position in range(len(data)):
         broken = bytearray(data)
         broken[position] ^= 4
-        with pytest.raises(InputError, match=r"cannot be read as|not a picture"):
+        with pytest.raises(InputError, match=r"cannot be read as|not an image"):
             decode_picture(bytes(broken), "a.png")
     assert capfd.readouterr() == ("", "")
 
@@ -499,7 +499,7 @@ def test_a_png_with_one_bit_wrong_anywhere_errors(capfd: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"just text", r"its content is none of them"),
+        (b"just text", r"its content is not recognised"),
         (b"8BPS" + bytes(20), r"its content is Photoshop"),
         (b"\0\0\0\x18ftypisom" + bytes(20), r"its content is an MP4-like container"),
         (b"\0\0\0\x18ftypcrx " + bytes(20), r"its content is an MP4-like container"),
@@ -507,7 +507,7 @@ def test_a_png_with_one_bit_wrong_anywhere_errors(capfd: pytest.CaptureFixture[s
     ],
 )
 def test_what_is_no_picture_is_named_errors(content: bytes, message: str) -> None:
-    with pytest.raises(InputError, match=r"a\.png: not a picture of a known format: " + message):
+    with pytest.raises(InputError, match=r"a\.png: not an image of a known format: " + message):
         decode_picture(content, "a.png")
 
 

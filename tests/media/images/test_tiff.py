@@ -154,7 +154,7 @@ def test_a_fourth_band_that_is_not_said_to_be_alpha_is_kept_and_said(
         "its last band is not declared to be alpha; it is carried as alpha is" in note
         for note in found.notes
     )
-    assert found.extras.unnamed
+    assert found.extras.undeclared
 
 
 @pytest.mark.behaviour(15)

@@ -2,8 +2,8 @@
 
 FFmpeg's muxers of Matroska, AVI and NUT take the ratio from a field of the stream that PyAV 18.1
 does not expose; MP4, MOV and MPEG-TS take it from a field that PyAV does. NUT always holds two
-bytes for it. In the others the title of the stream ends in a placeholder that holds the ratio. Once
-the file is written, the element that FFmpeg would have written replaces the placeholder, without
+bytes for it. In the others a placeholder that holds the ratio is appended to the title of the
+stream. Once the file is written, the element that FFmpeg would have written replaces it, without
 moving any other byte (models: libavformat's matroskaenc.c, avienc.c, nutenc.c).
 """
 
@@ -60,8 +60,8 @@ def fill_in(path: Path, muxer: str, aspects: Mapping[int, Fraction]) -> None:
             _fill_in_nut(file, non_square)
 
 
-class _Shape:
-    """The content of a placeholder."""
+class _Aspect:
+    """The aspect ratios and the size that a placeholder holds."""
 
     def __init__(self, placeholder: re.Match[bytes]) -> None:
         numerator, denominator, self.width, self.height = map(int, placeholder.groups())
@@ -92,7 +92,7 @@ def _fill_in_matroska(file: BinaryIO, muxer: str) -> None:
     for name, payload, whole in _elements(tracks):
         if name == _TRACK and _PLACEHOLDER.search(payload):
             head = whole[: len(whole) - len(payload)]
-            parts.append(head + _shaped_track(payload, webm=muxer == "webm"))
+            parts.append(head + _track_with_aspect(payload, webm=muxer == "webm"))
         else:
             parts.append(whole)
     if parts and parts[0][:1] == _CRC:
@@ -105,11 +105,11 @@ def _fill_in_matroska(file: BinaryIO, muxer: str) -> None:
     file.write(rewritten)
 
 
-def _shaped_track(payload: bytes, *, webm: bool) -> bytes:
+def _track_with_aspect(payload: bytes, *, webm: bool) -> bytes:
     """Return a TrackEntry of the same length, without the placeholder and with a display size."""
     placeholder = _PLACEHOLDER.search(payload)
     assert placeholder is not None
-    shape = _Shape(placeholder)
+    aspect = _Aspect(placeholder)
     children = b""
     for name, content, whole in _elements(payload):
         if name == _NAME:
@@ -117,7 +117,7 @@ def _shaped_track(payload: bytes, *, webm: bool) -> bytes:
             children += _element(_NAME, title) if title else b""
         elif name == _VIDEO:
             video = b"".join(each for kind, _, each in _elements(content) if kind not in _DISPLAY)
-            children += _element(_VIDEO, video + _display(shape, webm=webm))
+            children += _element(_VIDEO, video + _display(aspect, webm=webm))
         else:
             children += whole
     rest = len(payload) - len(children)
@@ -125,13 +125,13 @@ def _shaped_track(payload: bytes, *, webm: bool) -> bytes:
     return children + _VOID + bytes([0x80 | (rest - 2)]) + bytes(rest - 2)
 
 
-def _display(shape: _Shape, *, webm: bool) -> bytes:
+def _display(aspect: _Aspect, *, webm: bool) -> bytes:
     if webm:
         # WebM allows a display size in pixels only.
-        width, height = max(1, round(shape.width * shape.sample)), shape.height
+        width, height = max(1, round(aspect.width * aspect.sample)), aspect.height
         unit = b""
     else:
-        width, height = shape.display.numerator, shape.display.denominator
+        width, height = aspect.display.numerator, aspect.display.denominator
         unit = _element(_DISPLAY_UNIT, bytes([_RATIO]))
     return (
         _element(_DISPLAY_WIDTH, _number(width)) + _element(_DISPLAY_HEIGHT, _number(height)) + unit
@@ -190,21 +190,21 @@ def _fill_in_avi(file: BinaryIO, _muxer: str) -> None:
         (size,) = struct.unpack_from("<I", header, begin + 4)
         end = begin + 8 + size + size % 2
         title = header[begin + 8 : placeholder.start()]
-        shaped = _video_properties(_Shape(placeholder))
-        rest = end - begin - len(shaped) - 8
+        chunks = _video_properties(_Aspect(placeholder))
+        rest = end - begin - len(chunks) - 8
         name = b"strn" if title else b"JUNK"
-        shaped += name + struct.pack("<I", rest) + title.ljust(rest, b"\0")
-        if len(shaped) != end - begin:
+        chunks += name + struct.pack("<I", rest) + title.ljust(rest, b"\0")
+        if len(chunks) != end - begin:
             raise ValueError("the name of a stream in an AVI file leaves no room")
-        header = header[:begin] + shaped + header[end:]
+        header = header[:begin] + chunks + header[end:]
     file.seek(20)
     file.write(header)
 
 
-def _video_properties(shape: _Shape) -> bytes:
+def _video_properties(aspect: _Aspect) -> bytes:
     """Return a ``vprp`` chunk for progressive frames; 0 is "unknown"."""
-    ratio = shape.display.limit_denominator(0x7FFF)
-    width, height = shape.width, shape.height
+    ratio = aspect.display.limit_denominator(0x7FFF)
+    width, height = aspect.width, aspect.height
     content = struct.pack("<5I", 0, 0, 0, width, height)
     content += struct.pack("<2H", ratio.denominator, ratio.numerator)
     content += struct.pack("<3I", width, height, 1)

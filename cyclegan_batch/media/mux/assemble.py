@@ -1,8 +1,8 @@
 """Join encoded stretches of video with everything else of their source into the final file.
 
-No frame passes here, only packets: the translated video's from its stretches, the other streams'
-from the source. `streams` has decided before the first frame what the container takes, and
-`verification` reads the file packet by packet before it gets its name.
+Only packets are handled here, no frames: those of the translated video come from its stretches,
+those of the other streams from the source. `streams` decided before the first frame what the
+container takes, and `verification` reads the file packet by packet before it gets its name.
 """
 
 from __future__ import annotations
@@ -52,9 +52,8 @@ class Assembled:
     """What is reported of a file that was assembled."""
 
     notes: tuple[Note, ...]
-    """What is reported to the user once."""
     dropped: tuple[Dropped, ...]
-    """What of the source's other streams is damaged and missing."""
+    """The damage to the source's other streams, and what of them is missing."""
 
 
 def assemble(stretches: Sequence[Stretch], plan: StreamPlan, output_partial: Path) -> Assembled:
@@ -69,14 +68,14 @@ def assemble(stretches: Sequence[Stretch], plan: StreamPlan, output_partial: Pat
         losses = Losses(plan, joined)
         delay = _write_and_verify(plan, joined, output_partial, losses)
         if delay and plan.chapters:
-            # The muxer delays packets but not chapters, and only its output gives the delay.
+            # The muxer delays packets but not chapters, and only its output shows by how much.
             losses = Losses(plan, joined)
             _write_and_verify(plan, joined, output_partial, losses, chapter_delay=delay)
     except BaseException:
         output_partial.unlink(missing_ok=True)
         raise
     notes: tuple[Note, ...] = ()
-    # A source that begins above zero still begins early enough in the output.
+    # A source that begins above zero was moved back towards zero, so nothing starts too late.
     if delay >= Fraction(1, 1000) and joined.shift <= 0:
         text = (
             f"{container_for(plan.output).label} cannot start below zero, so all streams start "
@@ -115,7 +114,7 @@ def _write(
 ) -> Counter[int]:
     """Write the file; return the number of packets sent to each of its streams.
 
-    ``first`` is the first stretch, ``source`` the source; None where the video is alone.
+    ``first`` is the first stretch; ``source`` is None where the video is its only stream.
     """
     covers = {} if source is None else _read_covers(plan, source)
     with (
@@ -159,8 +158,7 @@ def _muxer_options(
     if plan.format in ("mp4", "mov"):
         options["movie_timescale"] = str(_movie_timescale(plan, joined, source))
         if not with_cover and any("." in key for key in plan.metadata):
-            # Tags such as com.apple.quicktime.model have an atom of their own, which rules out a
-            # cover.
+            # Tags such as com.apple.quicktime.model need an atom that rules out a cover.
             options["movflags"] = "use_metadata_tags"
     return options
 
@@ -168,7 +166,7 @@ def _muxer_options(
 def _movie_timescale(
     plan: StreamPlan, joined: JoinedVideo, source: av.container.InputContainer | None
 ) -> int:
-    """Return ticks per second in which the start of every track is exact, as far as 31 bits go."""
+    """Return ticks per second in which every track's start is exact, of at most 31 bits."""
     scale = joined.time_base.denominator
     for planned in plan.streams:
         if source is None or planned.action not in ("copy", "transcode"):
@@ -190,7 +188,7 @@ class _OutputStreams:
     video: Stream
     """The translated one."""
     copiers: dict[int, Copier] = field(default_factory=dict)
-    """What fills the others with packets, by the index in the source."""
+    """The copiers that return the packets of the others, by the index in the source."""
     aspects: dict[int, Fraction] = field(default_factory=dict)
     """Sample aspect ratios, by the index in the output."""
 
@@ -280,7 +278,7 @@ def _read_covers(plan: StreamPlan, source: av.container.InputContainer) -> dict[
     covers: dict[int, bytes] = {}
     if not indices:
         return covers
-    # A container of its own is read: there is no way back to what lies before the first frame.
+    # The file is opened once more: no seek leads back to packets before the first frame.
     with open_container(plan.source) as container:
         try:
             # Demuxers deliver attached pictures before everything else.
@@ -314,7 +312,7 @@ def _write_covers(
 
 
 def _chapters(plan: StreamPlan, joined: JoinedVideo, delay: Fraction) -> list[Chapter]:
-    """Return the chapters that overlap what is written, cut, on the output's timeline.
+    """Return the chapters that overlap what is written, cut to it, on the output's timeline.
 
     ``delay`` (seconds) is added to their times.
     """
@@ -362,7 +360,7 @@ def _write_packets(
         except av.error.FFmpegError as error:
             if index == video or not is_packet_error(error):
                 raise
-            # The plan has tried that the container takes such packets, so this one is damaged.
+            # The plan tried whether the container takes such packets, so this one is damaged.
             sent[index] -= packet.size > 0
             time = None if packet.pts is None else packet.pts * packet.time_base
             number = sent[index] + refused[index]
@@ -389,16 +387,18 @@ def _keep_ascending(packet: Packet, base: Fraction | None, last: int | None) -> 
 
 
 def _interleaved(video: Iterator[Packet], others: Iterator[Packet]) -> Iterator[Packet]:
-    """Merge by decoding time, each in its own order."""
-    ours, theirs = next(video, None), next(others, None)
-    while ours is not None or theirs is not None:
-        if theirs is None or (ours is not None and _time(ours) <= _time(theirs)):
-            assert ours is not None
-            yield ours
-            ours = next(video, None)
+    """Merge the packets by decoding time; ``video`` and ``others`` each keep their order."""
+    next_video, next_other = next(video, None), next(others, None)
+    while next_video is not None or next_other is not None:
+        if next_other is None or (
+            next_video is not None and _time(next_video) <= _time(next_other)
+        ):
+            assert next_video is not None
+            yield next_video
+            next_video = next(video, None)
         else:
-            yield theirs
-            theirs = next(others, None)
+            yield next_other
+            next_other = next(others, None)
 
 
 def _time(packet: Packet) -> float:

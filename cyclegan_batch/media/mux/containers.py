@@ -18,7 +18,7 @@ class Container:
     label: str
     """Its name in messages."""
     negative_start: bool = False
-    """Time stamps below zero survive (as an edit list)."""
+    """It keeps time stamps below zero (as an edit list)."""
     chapters: bool = False
     attachments: bool = False
     cover: bool = False
@@ -26,7 +26,7 @@ class Container:
     options: tuple[tuple[str, str], ...] = ()
     """Options of the muxer."""
     codecs: frozenset[str] | None = None
-    """All codecs that can be read back, where the muxer accepts more than those."""
+    """The codecs that can be read back, where the muxer accepts others, too; else None."""
 
 
 # fmt: off

@@ -23,9 +23,9 @@ class Stretch:
     """One part of the video as its encoder wrote it: a video-only file, and its frames' times."""
 
     path: Path
-    """MP4, or another container that can hold the codec.
+    """An MP4, or another container where MP4 cannot hold the codec.
 
-    Its time stamps give only the order of the frames.
+    Only the order of the frames is taken from its time stamps.
     """
     time_base: Fraction
     """The source stream's."""
@@ -35,7 +35,7 @@ class Stretch:
     They are the source's times, also where only a part of it is translated.
     """
     last_duration: int | None
-    """Duration of the last frame in ticks; None where the source does not give it."""
+    """Duration of the last frame in ticks; None where the source does not state it."""
 
 
 class JoinedVideo:
@@ -70,7 +70,7 @@ class JoinedVideo:
         self.end = self.times[-1] + last
         self._ranks = self._presentation_ranks()
         self._delay = max(position - rank for position, rank in enumerate(self._ranks))
-        """Frames by which the decoding order is behind the presentation order, at most."""
+        """The most places by which a frame comes later in decoding than in presentation order."""
         self._step = min([*gaps, last])
 
     def _presentation_ranks(self) -> list[int]:
@@ -112,7 +112,8 @@ class JoinedVideo:
     def _timed(self, packet: Packet, position: int) -> Packet:
         """Return the packet at ``position`` in decoding order with its times in the output."""
         if packet.is_discard:
-            # The stretch's edit list ends early (VP9 in MP4). Only a new packet lacks the flag.
+            # The stretch's edit list ends early (VP9 in MP4). The flag cannot be cleared, so a new
+            # packet replaces this one.
             is_keyframe = packet.is_keyframe
             packet = av.Packet(bytes(packet))
             packet.is_keyframe = is_keyframe
@@ -120,7 +121,7 @@ class JoinedVideo:
         packet.time_base = self.time_base
         packet.pts = self.times[rank]
         packet.dts = self._decoding_time(position)
-        # The edit list of an MP4 takes its end from this, and so keeps the last frame's duration.
+        # The MP4 muxer ends the edit list by this duration, and so keeps that of the last frame.
         following = self.times[rank + 1] if rank + 1 < len(self.times) else self.end
         packet.duration = following - self.times[rank]
         return packet

@@ -77,8 +77,8 @@ def add_stream(
 def add_copied_stream(output: av.container.OutputContainer, template: Stream) -> Stream:
     """Add a stream whose packets are copied, also where FFmpeg's list of codecs omits its codec.
 
-    That list (`avformat_query_codec`) is shorter than what muxers take: MKV's lacks all codecs that
-    it holds under the tags of other containers, such as WMA, Speex and ADPCM, PNG and Huffyuv.
+    Muxers accept more codecs than that list (`avformat_query_codec`): MKV's lacks all that it holds
+    under the tags of other containers, such as WMA, Speex and ADPCM, PNG and Huffyuv.
     """
     try:
         stream = output.add_stream_from_template(template, opaque=True)
@@ -124,7 +124,7 @@ def _copy_codec_tag(stream: Stream, template: Stream) -> None:
 
 
 TAGGED = ("rawvideo", "utvideo")
-"""Codecs whose pixel format stands only in the stream's tag, which AVI, MKV and NUT keep."""
+"""Codecs whose pixel format is stated by the stream's tag alone, which AVI, MKV and NUT keep."""
 
 
 def set_frame_rate(stream: Stream, rate: Fraction | None) -> None:
@@ -189,7 +189,7 @@ _ENCODING_TAGS = re.compile(
     r"(-\w+)?",
     re.IGNORECASE,
 )
-"""Tags of a stream that describe its packets, so they do not hold once it is encoded anew."""
+"""Tags of a stream that describe its packets, and are wrong once it is encoded anew."""
 
 
 def stream_tags(
@@ -232,9 +232,9 @@ def assigned(packets: Iterator[Packet], stream: Stream) -> Iterator[Packet]:
 
 
 def needs_start_codes(muxer: str, template: Stream) -> bool:
-    """Return whether ``muxer`` takes the packets of ``template`` only in the form of annex B.
+    """Return whether ``muxer`` takes the packets of ``template`` only with start codes (annex B).
 
-    AVI is the one muxer that neither takes length-prefixed units nor converts them itself.
+    AVI's muxer alone neither accepts length-prefixed units nor converts them itself.
     """
     return muxer == "avi" and template.codec_context.name in ("h264", "hevc")
 
@@ -261,7 +261,7 @@ DISK_ERRNOS = frozenset(
 
 
 def is_packet_error(error: av.error.FFmpegError) -> bool:
-    """Return whether a muxer refuses the packet, rather than lacking disk space or memory."""
+    """Return whether a muxer refused the packet, and not for lack of disk space or memory."""
     return error.errno not in DISK_ERRNOS | {errno.ENOMEM}
 
 

@@ -31,7 +31,7 @@ _MOST_LOSSES = 10_000
 
 
 class Losses:
-    """What of the source's other streams is damaged or cannot be written."""
+    """The packets of the source's other streams that are damaged or cannot be written."""
 
     def __init__(self, plan: StreamPlan, joined: JoinedVideo) -> None:
         self._plan = plan
@@ -60,7 +60,7 @@ class Losses:
         seconds = None if time is None else float(time - self._start)
         advice = "left out; repair the file"
         if self._plan.stops_at_damage:
-            advice = "repair the file, or leave out --on-error fail to do without such packets"
+            advice = "repair the file, or leave out --on-error fail to leave such packets out"
         self._add(
             dropped_at(
                 Place(
@@ -129,7 +129,7 @@ class StreamCopier:
         self.stream = stream
         self._kind = planned.kind
         if span.start is None and self._kind not in ("audio", "video"):
-            # A subtitle may begin before all audio and video; the output has no time for it.
+            # A subtitle may begin before all audio and video, which would be below 0 in the output.
             span = replace(span, start=span.shift)
         self._span = span
         self._equal_times = equal_times
@@ -142,7 +142,7 @@ class StreamCopier:
         """Decoding time of the last packet, in seconds."""
 
     def take(self, packet: Packet) -> Iterator[Packet]:
-        """Yield what is written after ``packet`` of the source; an empty one ends the stream."""
+        """Yield the output's packets that follow from ``packet``; an empty one ends the stream."""
         if not packet.size:
             if self._converter is not None:
                 yield from self._placed(self._converter.rest())
@@ -175,7 +175,7 @@ class StreamCopier:
             lasts_until += (packet.duration or 0) * base
         if lasts_until <= start:
             return False
-        # A line that is on screen at the start stays until its end.
+        # A line that is on screen at the start of the span is kept until its end.
         packet.duration = math.floor((lasts_until - start) / base)
         packet.pts = packet.dts = math.ceil(start / base)
         return True
@@ -197,8 +197,8 @@ class StreamCopier:
     def _keep_ascending(self, packet: Packet) -> None:
         """Move a packet behind the last one where it is not; muxers refuse it otherwise.
 
-        It moves by the shortest step there is: TrueHD has 1200 packets a second, of which MKV's
-        clock of milliseconds gives every fifth the time of another.
+        It moves by the shortest step that the clocks allow: TrueHD has 1200 packets a second, so
+        that in MKV's milliseconds one in six has the time of another.
         """
         if self._last is None or packet.dts is None or packet.pts is None:
             return
@@ -222,9 +222,9 @@ def _complete_times(packet: Packet) -> bool:
 
 
 def _without_header(packet: Packet, template: Stream) -> Packet:
-    """Return ``packet`` without another header of its stream than that of ``template``.
+    """Return ``packet`` without a header that differs from that of ``template``.
 
-    Joined FLV files have one for each part, and FFmpeg's MKV muxer puts it where it does not fit.
+    Joined FLV files have one for each part, and FFmpeg's MKV muxer writes it to the wrong place.
     """
     context = template.codec_context
     if context is None or not context.extradata or not packet.has_sidedata("new_extradata"):
@@ -257,7 +257,7 @@ class AudioTranscoder:
         """Of the packets of the output."""
 
     def take(self, packet: Packet) -> Iterator[Packet]:
-        """Yield what is written after ``packet`` of the source; an empty one ends the stream."""
+        """Yield the output's packets that follow from ``packet``; an empty one ends the stream."""
         frames = self._decoded(packet)
         self._packets += packet.size > 0
         for frame in frames:
@@ -288,7 +288,7 @@ class AudioTranscoder:
             for packet in self.stream.encode(frame):
                 if packet.dts is not None:
                     if self._last_dts is not None and packet.dts <= self._last_dts:
-                        # The times of the source step back; muxers refuse that.
+                        # The source's times went back, which muxers refuse.
                         packet.dts = self._last_dts + 1
                         packet.pts = max(packet.pts or 0, packet.dts)
                     self._last_dts = packet.dts

@@ -26,7 +26,7 @@ _SIDE_TWINS = {
     "5.1": "5.1(side)", "5.0": "5.0(side)", "quad": "quad(side)", "6.1": "6.1(back)",
     "7.1(wide)": "7.1(wide-side)",
 }  # fmt: skip
-"""The same channels, where one standard puts two of them at the side and another at the back."""
+"""Layouts of the same channels, two of which one standard puts at the side, another at the back."""
 _TWINS = _SIDE_TWINS | {twin: layout for layout, twin in _SIDE_TWINS.items()}
 
 _DOWNMIX_LAYOUTS = (
@@ -36,7 +36,8 @@ _DOWNMIX_LAYOUTS = (
 """Layouts to which audio is mixed down, best first."""
 
 _BIT_RATE = 80_000
-"""Per channel. FFmpeg's own default is 128 kb/s for any number; this is near it for stereo."""
+"""Bits per second and channel. FFmpeg's own default is 128 kb/s in all, which is near for
+stereo."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +53,22 @@ class SoundPlan:
 
 
 def state_layout(decoder: CodecContext) -> None:
-    """Set the layout of a decoder that is not open yet, where its container does not state one.
+    """Give a decoder that is not open yet the usual layout, where its container states none.
 
     AVI, WMV and FLV hold only a number of channels.
     """
     assert isinstance(decoder, AudioCodecContext)
     default = _DEFAULT_LAYOUTS.get(decoder.channels)
-    stated = not re.fullmatch(r"\d+ channels?", decoder.layout.name)
-    if default is not None and not stated and not decoder.is_open:
+    is_stated = not re.fullmatch(r"\d+ channels?", decoder.layout.name)
+    if default is not None and not is_stated and not decoder.is_open:
         decoder.layout = default
 
 
 def plan_sound(encoder: str, decoder: CodecContext) -> SoundPlan:
     """Choose rate and layout for ``encoder`` by opening it; ``decoder`` is the source's.
 
-    The channels stay as they are, get the names of a twin layout, or are mixed down to as many as
-    the encoder takes. Raises ValueError where the encoder opens with none.
+    The channels stay as they are, get the names of a twin layout (`_TWINS`), or are mixed down to
+    as many as the encoder takes. Raises ValueError where it opens with no layout.
     """
     codec = av.Codec(encoder, "w")
     if codec.type != "audio":
@@ -110,7 +111,8 @@ def _layouts(source: av.AudioLayout, encoder: str) -> Iterator[av.AudioLayout]:
     if source.name in _TWINS:
         names.append(_TWINS[source.name])
     if encoder == "aac" and source.name.endswith("(side)"):
-        # AAC numbers only layouts with channels at the back; of others a decoder gets the count.
+        # AAC has numbers only for layouts with channels at the back; of any other a decoder reads
+        # only how many there are.
         names.reverse()
     for name in names:
         yield av.AudioLayout(name)
@@ -162,5 +164,5 @@ class Resampler:
         resampler, self._resampler = self._resampler, None
         if resampler is None:
             return []
-        # A resampler without anything to convert returns its input, so also this None.
+        # A resampler that has nothing to convert returns its input, here None.
         return [each for each in resampler.resample(None) if each is not None]

@@ -1,7 +1,7 @@
 """Decide for every stream of a source how it gets into the output, before the first frame.
 
-Which container the output's name stands for is in `containers`; whether that container
-holds a stream is tried by `trial`; `assemble` carries the plan out.
+`containers` gives the container of the output's name, `trial` tries whether it holds a stream, and
+`assemble` carries the plan out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class StreamPlan:
     to_last_frame: bool
     """Everything ends with the last translated frame (``--to``, ``--frames``)."""
     notes: tuple[Note, ...]
-    """One warning for each thing that is left out."""
+    """Notes on what is left out or changed."""
     undecodable: tuple[Note, ...] = ()
     """One note for each audio stream that was to be encoded and cannot be decoded."""
     stops_at_damage: bool = False
@@ -66,9 +66,10 @@ def plan_streams(
     """Decide for every stream of ``info`` how it gets into ``output``, before the first frame.
 
     ``video`` is the stream of ``info`` that becomes ``translated``. Short files are written to
-    memory as planned and read back; a stream that makes one fail is left out, with a note each, or
-    with ``options.strict`` an OutputError. Raises OutputError where the container cannot hold the
-    translated video itself.
+    memory as planned and read back; a stream that makes one fail is left out with a note. Raises
+    OutputError where the container cannot hold the translated video, or, with ``options.strict``,
+    where anything is left out, and InputError where no audio of a stream to encode can be decoded
+    and ``options`` do not allow that.
     """
     container = container_for(output)
     trial = Trial(container, info, translated)
@@ -120,7 +121,7 @@ def _check_translated_video(
     failure = trial.failure(None, [OutputStream(video.index, "video", "video")])
     codec = av.Codec(translated.encoder, "w").canonical_name
     if failure is None and container.codecs is not None and codec not in container.codecs:
-        failure = "as data that no player finds"
+        failure = "it would be data that no player recognises"
     if failure:
         raise OutputError(
             f"cannot write {printable(output)}: {container.label} cannot hold "
@@ -135,7 +136,7 @@ def _check_translated_video(
 
 
 class _StreamSelection:
-    """The streams of the output, and what of the source's streams is missing among them."""
+    """The choice of the output's streams, and of the source's streams that are left out."""
 
     def __init__(
         self,
@@ -153,7 +154,7 @@ class _StreamSelection:
         self._translated = OutputStream(video.index, "video", "video")
         self.streams: list[OutputStream] = []
         self.left_out: list[str] = []
-        """Streams that the container cannot hold, and why, for ``goes without …``."""
+        """Streams that the container cannot hold, and why; each completes ``goes without …``."""
         self.undecodable: list[Note] = []
         """Audio streams of which nothing can be decoded."""
         self.notes: list[Note] = []
@@ -170,9 +171,9 @@ class _StreamSelection:
                     self.streams.append(self._translated)
                 elif source is not None and not self._is_unwanted(stream):
                     self._select(stream, source)
-            # Attachments and covers get the last places, whatever their order here.
+            # In the output covers and attachments come last, whatever their order here.
             self.streams.sort(key=lambda each: _position(self._info.streams[each.index]))
-            # Each stream alone fits; a container may still refuse them together.
+            # Each of them alone is accepted; a container may still refuse them together.
             if failure := self._trial.failure(source, self.streams):
                 raise OutputError(
                     f"cannot write {printable(self._output)}: {self._container.label} cannot hold "
@@ -273,7 +274,7 @@ def _candidates(
 _TEXT_SUBTITLES = frozenset({"ass", "mov_text", "ssa", "subrip", "text", "webvtt"})
 """Subtitles that are text, and are converted to one another where a container requires it."""
 _TEXT_SUBTITLE_ENCODERS = ("mov_text", "subrip", "webvtt")
-"""What MP4, MKV and WebM hold, in the order in which it is tried."""
+"""The formats that MP4, MKV and WebM hold, in the order in which they are tried."""
 
 
 def _beginning(info: MediaInfo, included: Sequence[StreamInfo], container: Container) -> Fraction:
@@ -282,12 +283,12 @@ def _beginning(info: MediaInfo, included: Sequence[StreamInfo], container: Conta
     if info.format in BROADCAST_FORMATS:
         # From MPEG-TS to MPEG-TS the timestamps stay as they are, unless they lie below zero.
         return min(start, Fraction(0)) if info.format == container.muxer else start
-    # In other containers a little audio below zero is what its decoder needs to begin.
+    # In other containers a little audio below zero is there for its decoder to start up (priming).
     return Fraction(0) if -_LONGEST_PRIMING < start < 0 else start
 
 
 _LONGEST_PRIMING = Fraction(1, 2)
-"""Seconds; AAC needs 2112 samples of 8 kHz at most, Opus 80 ms."""
+"""Seconds of audio below zero; AAC has 2112 samples of 8 kHz at most, Opus 80 ms."""
 
 
 def _late_audio(
@@ -324,7 +325,7 @@ def _captions_and_chapters(info: MediaInfo, video: StreamInfo, container: Contai
     if video.closed_captions:
         left_out.append(
             f"the closed captions inside stream {video.index} ({video.label}): "
-            "they end with the packets that carry them"
+            "they are part of the packets that are encoded anew"
         )
     if info.chapters and not container.chapters:
         left_out.append(f"{len(info.chapters)} chapters: {container.label} cannot hold them")

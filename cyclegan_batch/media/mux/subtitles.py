@@ -14,7 +14,7 @@ from av.subtitles.subtitle import AssSubtitle, SubtitleSet
 from ..demux.demuxing import Packet
 
 _DRAWING = re.compile(rb"\\p[1-9]")
-"""The override of an ASS line that is a drawing, by the scale of its coordinates."""
+"""The override that makes an ASS line a drawing; its number is the scale of the coordinates."""
 
 
 class SubtitleConverter:
@@ -33,7 +33,7 @@ class SubtitleConverter:
         self._lines: list[tuple[int, bytes]] = []
         """Lines on screen: when each ends, in ticks of the source, and its text in ASS."""
         self._since = 0
-        """Since when they are on screen, in ticks."""
+        """The tick from which on these lines are on screen together."""
 
     def convert(self, packet: Packet) -> list[Packet]:
         """Return what is complete after ``packet``; an empty one (a gap in MP4) has no line."""
@@ -42,14 +42,14 @@ class SubtitleConverter:
             return []
         lines = [line.ass for line in subtitle if isinstance(line, AssSubtitle)]
         if any(_DRAWING.search(line) for line in lines):
-            # ASS also draws shapes; as text their coordinates would be shown.
+            # In ASS a line may be a shape; as text its coordinates would be shown.
             return []
         start, duration, base = packet.pts or 0, packet.duration or 0, packet.time_base
         if not self._one_at_a_time:
             return [self._encoded(subtitle, start, duration, base)]
         before = self._until(max(start, self._since) if self._lines else start, base)
         if not duration:
-            # Without a duration it stays on screen until the next packet.
+            # A packet without a duration stays on screen until the next one.
             return [*before, self._encoded(subtitle, start, 0, base)]
         self._lines += [(start + duration, line) for line in lines]
         return before

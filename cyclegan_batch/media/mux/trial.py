@@ -40,7 +40,7 @@ _PACKETS_TRIED = 12
 """Packets of each stream with which a container is tried."""
 _MOST_BYTES_READ = 2**24
 _MOST_PACKETS_READ = 3000
-"""How much of a source is read for them; a stream that begins later is tried by its header."""
+"""The most that is read of a source for them; a stream that begins later is tried by its header."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class TranslatedVideo:
     alpha: bool = False
     """It is transparent in places."""
     losses: tuple[str, ...] = ()
-    """What the encoder cannot keep of the source's video, for ``goes without …``."""
+    """What the encoder cannot keep of the source's video; each completes ``goes without …``."""
 
 
 class _SampleVideo:
@@ -75,7 +75,7 @@ class _SampleVideo:
         self._frame = VideoFrame(width, height, video.pix_fmt)
         for plane in self._frame.planes:
             plane.update(bytes(plane.buffer_size))
-        # The quality of the frame does not matter, and look-ahead buffers are most of its cost.
+        # The quality of the frame does not matter, and look-ahead is most of the time it takes.
         self._options = {
             "libx264": {"preset": "ultrafast"},
             "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"},
@@ -104,7 +104,7 @@ class _SampleVideo:
             stream.options = {**self._options}
             frame.pts, frame.time_base = 0, Fraction(1, 25)
             for packet in [*stream.encode(frame), *stream.encode(None)]:
-                # x265 4.2 leaves it unset.
+                # x265 4.2 leaves the DTS unset.
                 packet.dts = packet.pts
                 output.mux(packet)
         return buffer.getvalue()
@@ -154,7 +154,7 @@ class Trial:
                 output.close()
                 content = buffer.getvalue()
             finally:
-                # PyAV writes no trailer to a closed file; that would fail a second time.
+                # With the buffer closed, PyAV writes no trailer; that would fail a second time.
                 buffer.close()
                 output.close()
             return self._difference(content, streams, sent)
@@ -221,7 +221,7 @@ class Trial:
         samples = 0
         for frame in (*self.audio_frames(planned.index), None):
             for resampled in resampler.resample(frame):
-                # Times count from 0: the first ones of the source may lie below it.
+                # Times count from 0, since the first ones of the source may lie below it.
                 resampled.pts, resampled.time_base = samples, Fraction(1, resampled.sample_rate)
                 samples += resampled.samples
                 yield from stream.encode(resampled)
@@ -253,7 +253,7 @@ class Trial:
     def _difference(
         self, content: bytes, streams: Sequence[OutputStream], sent: Counter[int]
     ) -> str | None:
-        """Return what of the streams a reader of ``content`` does not find, or None."""
+        """Return how the streams read from ``content`` differ from those written, or None."""
         video = next(n for n, planned in enumerate(streams) if planned.action == "video")
         received: Counter[int] = Counter()
         formats: set[str] = set()
@@ -274,9 +274,9 @@ class Trial:
             if planned.kind not in ("video", "audio"):
                 continue
             if number >= len(kinds) or kinds[number] != planned.kind:
-                return f"the {planned.kind} is not found again"
+                return f"no {planned.kind} can be read back"
             if received[number] != sent[number]:
-                return f"of {sent[number]} packets {received[number]} are found again"
+                return f"of {sent[number]} packets {received[number]} can be read back"
         if not formats:
             return "the video cannot be decoded"
         if formats != self._video.decoded_formats():
@@ -319,7 +319,7 @@ def _first_packets_by_stream(source: av.container.InputContainer) -> dict[int, l
     first: dict[int, list[Packet]] = {}
     size = 0
     packets = demux(source, list(source.streams))
-    # What cannot be read is reported by the translation.
+    # The translation reports what cannot be read.
     with contextlib.suppress(av.error.FFmpegError):
         for number, packet in enumerate(packets):
             if not packet.size:

@@ -57,7 +57,7 @@ def verify(plan: StreamPlan, joined: JoinedVideo, sent: Counter[int], partial: P
 def _verify_times(
     plan: StreamPlan, joined: JoinedVideo, stamps: list[int], tick: Fraction
 ) -> Fraction:
-    """Return by how many seconds all frames are late. Raises OutputError if one is alone in that.
+    """Return by how many seconds all frames are late; raise OutputError where they differ in that.
 
     ``stamps`` are the times read, ascending, in units of ``tick`` (seconds).
     """
@@ -70,13 +70,13 @@ def _verify_times(
     for number, (stamp, time) in enumerate(zip(stamps, joined.times, strict=True)):
         due = time * base_units + delay_units
         if abs(stamp * tick_units - due) > tick_units:
-            found = float(stamp * tick)
-            raise _error(plan, f"frame {number} is at {found:.6f} s, not {float(due * unit):.6f} s")
+            actual, expected = float(stamp * tick), float(due * unit)
+            raise _error(plan, f"frame {number} is at {actual:.6f} s, not {expected:.6f} s")
     return delay
 
 
 def _error(plan: StreamPlan, difference: str) -> OutputError:
     return OutputError(
-        f"{printable(plan.output)} was written but did not come out whole: {difference}; "
+        f"{printable(plan.output)} was written, but not as planned: {difference}; "
         "choose another --codec or container, such as .mkv"
     )

@@ -51,7 +51,7 @@ _MATRIX_FROM_TAG: dict[int, Matrix] = {
     7: "smpte240m",
     9: "bt2020",
 }
-"""ITU-T H.273, table 4, as far as swscale computes it; 2 is "unspecified", 3 is reserved."""
+"""The matrices of ITU-T H.273, table 4, that swscale computes; 2 is "unspecified", 3 reserved."""
 
 _MATRIX_FROM_PRIMARIES: dict[int, Matrix] = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
 
@@ -74,8 +74,8 @@ _FLAGS = (
     Interpolation.BICUBIC
     | Interpolation.ACCURATE_RND
     | Interpolation.FULL_CHR_H_INT
-    # Without it every pair of pixels is averaged before the chroma filter, which then cannot place
-    # chroma to the left. With it the conversion is also faster (1.6 against 2.1 ms).
+    # Without this flag every pair of pixels is averaged before the chroma filter, which then cannot
+    # place chroma to the left. With it the conversion is also faster (1.6 against 2.1 ms).
     | Interpolation.FULL_CHR_H_INP
 )
 
@@ -93,7 +93,7 @@ class ColourPlan:
     chroma_location: str
     """Where chroma samples sit, as FFmpeg's filter ``setparams`` names it."""
     tags: ColourTags
-    """The tags of the output, which are those of the source."""
+    """The tags of the output: those of the source, except for RGB and ``yuvj`` sources."""
     guessed: bool
     """The source has no tag of its matrix."""
     notes: tuple[Note, ...] = ()
@@ -243,7 +243,8 @@ class FromRGB:
             threads=1,
         )
         if frame is rgb:
-            # Without a conversion (an RGB encoder) the frame is the template: make a new one.
+            # Without a conversion (an RGB encoder) this is the template itself, which must not be
+            # reused: the next call makes a new one.
             frame = self._templates.pop(interlaced)
         if alpha is not None:
             put_alpha(frame, alpha)
@@ -332,11 +333,12 @@ class _FrameProperties:
 # swscale's 16-bit RGB, measured over all codes of 8, 10 and 12 bits; at most half a step remains.
 
 _WHITE_IN = 65283
-"""What swscale makes of limited-range white; of full-range white it makes its code, shifted up to
-16 bits."""
+"""The 16-bit sample to which swscale converts limited-range white; full-range white becomes its
+code, shifted up to 16 bits."""
 
 _WHITE_OUT = 255 * 256
-"""What swscale makes white in every range and depth of YUV; in RGB white is 65535."""
+"""The 16-bit sample that swscale converts to white in every range and depth of YUV; for RGB it is
+65535."""
 
 
 @cache

@@ -1,7 +1,7 @@
-"""Find out whether a file was cut short: FFmpeg reports no error where a file just ends.
+"""Find out whether a file was cut short, of which FFmpeg reports nothing where a packet ends there.
 
-What the demuxer delivered is compared with what the header announces: a number of frames where the
-container has one, else a duration. A y4m stream announces neither, but its frames have one length.
+What the demuxer delivered is compared with what the header states: a number of frames where the
+container has one, else a duration. A y4m stream states neither, but all its frames have one length.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Received:
         self.packets = 0
         """Of the video stream."""
         self.end_byte = 0
-        """Where the last packet of the video ends, in a file that is read from front to back."""
+        """Offset behind the video's last packet, in a file that is read from front to back."""
         self.corrupt_ends: list[Fraction] = []
-        """Seconds at which the video's packets end that the demuxer marked as corrupt."""
+        """When those packets of the video end, in seconds, that the demuxer marked as corrupt."""
         self.failure: str | None = None
         """Why the demuxer stopped before the end."""
         self._ends: dict[int, Fraction] = {}
@@ -40,7 +40,7 @@ class Received:
         self._last_dts: dict[int, Fraction] = {}
         """Decoding time, in seconds, of each stream's last packet that has no duration."""
         self._longest_steps: dict[int, Fraction] = {}
-        """The most seconds from one packet without a duration to the next."""
+        """The most seconds from one packet without a duration to the next, for each stream."""
 
     def take(self, packet: Packet) -> None:
         """Note the next packet of any stream."""
@@ -94,8 +94,8 @@ def cut_short(
 ) -> str | None:
     """Return what the file lacks at its end, in words, or None where it is whole.
 
-    ``stream`` is the open one, ``step`` a frame's duration in ticks, ``size`` returns the bytes of
-    the file or pipe, and ``is_part``: a seek has left out some of the packets.
+    ``stream`` is the stream that was read, ``step`` a frame's duration in ticks, and ``size``
+    returns the bytes of the file or pipe; ``is_part``: a seek has left out some of the packets.
     """
     if received.failure:
         return f"cannot be read to its end ({received.failure})"
@@ -104,22 +104,19 @@ def cut_short(
         rest = size() - received.end_byte
         if rest <= 0:
             return None
-        return (
-            f"is cut short: behind {received.packets} whole frames there are {rest} bytes that are "
-            "none"
-        )
+        return f"is cut short: {rest} bytes of a frame follow {received.packets} whole ones"
     if is_part or plan.info.format.startswith(UNCOUNTED):
         return None
     announced = _announced_frames(plan, stream)
     if announced is not None and received.packets < announced - 1:
-        return f"is cut short: its header says {announced} frames, {received.packets} are there"
+        return f"is cut short: its header states {announced} frames, it holds {received.packets}"
     if announced is not None and plan.stream.frames_claimed is not None:
         return None
     end, announced_end = _ends(plan, received, size)
     if announced_end is None or end + step * plan.stream.time_base + _ROUNDING >= announced_end:
         return None
     return (
-        f"is cut short: its header says {float(announced_end):.3f} s, {float(end):.3f} s are there"
+        f"is cut short: its header states {float(announced_end):.3f} s, it holds {float(end):.3f} s"
     )
 
 
@@ -147,7 +144,7 @@ def _ends(
         return Fraction(0), None
     if info.format == "asf":
         claims = asf_claims(plan.path)
-        # The last image of a WMV whose bytes are all there is shown for as long as is announced.
+        # In a WMV whose bytes are all there, the last image is shown until the stated end.
         is_missing = claims is not None and size() < claims[0]
         return received.latest_end, claims[1] if claims is not None and is_missing else None
     if stream.duration is not None:
@@ -157,8 +154,8 @@ def _ends(
         start = 0 if is_fragmented else stream.start_pts or 0
         duration = stream.duration
         if info.format == "avi" and stream.frames_claimed is not None:
-            # AVI's header announces one tick for each frame, empty ones included; the duration that
-            # FFmpeg gives without the index is only of what is there.
+            # AVI's header states one tick for each frame, empty ones included; without the index,
+            # FFmpeg's duration is that of the frames that are there.
             duration = max(duration, stream.frames_claimed)
         return received.latest_end_of(stream.index), (start + duration) * stream.time_base
     if info.duration is None:

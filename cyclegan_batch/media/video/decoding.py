@@ -1,4 +1,4 @@
-"""Decode the frames of a video stream in presentation order, and notice what was lost."""
+"""Decode the frames of a video stream in presentation order, and report those that were lost."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .loss import LossDetector, Lost, UncertainError
 from .plan import VideoPlan
 
 _SEEK_FROM = 20
-"""Seconds: a stretch that starts earlier is reached by decoding everything before it."""
+"""Seconds from the first frame; a stretch that starts earlier is reached without a seek."""
 _SEEK_MARGIN = 5
 """Seconds before the stretch at which decoding starts after a seek.
 
-FFmpeg resolves a seek by decoding time stamps: one to the very start of the stretch can land on a
-key frame that is shown after it (FFmpeg ticket 11137)."""
+FFmpeg seeks by decoding time stamps, so a seek to the very start of the stretch can lead to a key
+frame that is shown after it (FFmpeg ticket 11137)."""
 
 
 class FrameReader:
@@ -43,15 +43,15 @@ class FrameReader:
         """Holds the timestamp discontinuities found so far."""
         self.received = Received(plan.stream.index)
         self.has_seeked = False
-        """A part of the file was skipped, so what was received is not all there is."""
+        """A seek skipped a part of the file, so `received` does not describe the whole of it."""
 
     def frames(self) -> Iterator[av.VideoFrame | Lost]:
         """Yield frames in presentation order, from several threads as long as nothing is damaged.
 
-        FFmpeg's frame threads report a broken packet late, and drop intact frames beside it at the
-        end of the file. At the first sign of damage the file is therefore decoded again from its
-        beginning, by one thread, and the frames that were yielded before are skipped. Raises
-        InputError, also for damage in a pipe, which cannot be read again.
+        FFmpeg's frame threads report a broken packet late, and at the end of the file they drop
+        intact frames beside it. At the first sign of damage the file is therefore decoded again
+        from its beginning, by one thread, and the frames that were yielded before are skipped.
+        Raises InputError, also for damage in a pipe, which cannot be read again.
         """
         count = 0
         try:
@@ -60,7 +60,7 @@ class FrameReader:
                 count += 1
         except UncertainError:
             if self._pipe is not None:
-                raise InputError(f"{self._plan.name}: a frame of it cannot be decoded") from None
+                raise InputError(f"{self._plan.name}: a frame in it cannot be decoded") from None
             for item in self._decode(careful=True):
                 # The first pass yielded frames only: it ends at the first sign of a lost one.
                 if count and not isinstance(item, Lost):
@@ -144,7 +144,7 @@ class FrameReader:
         yield from losses.lost_at_end()
 
     def _stream_of(self, container: av.container.InputContainer) -> VideoStream:
-        """Return the stream that is translated; a pattern of images and a pipe have but one."""
+        """Return the stream that is translated; a pattern of images or a pipe has only one."""
         index = self._plan.stream.index
         videos = container.streams.video
         return next((stream for stream in videos if stream.index == index), videos[0])
@@ -158,15 +158,15 @@ class FrameReader:
                 yield packet
         except (av.error.FFmpegError, OSError) as error:
             self.received.failure = reason(error)
-            # The demuxer broke off, but the frames that the decoder still holds are intact.
+            # The demuxer failed, but the frames that the decoder still holds are intact.
             flush = av.Packet()
             flush.stream = container.streams[self._plan.stream.index]
             yield flush
 
     def _can_seek(self) -> bool:
-        """Return whether the container's index leads to exact frames.
+        """Return whether a seek by the container's index reaches the planned frames exactly.
 
-        That of MPEG-TS, MPEG-PS and AVI does not. A deinterlacer needs the frames before.
+        In MPEG-TS, MPEG-PS and AVI it does not. A deinterlacer requires the frames before, too.
         """
         plan = self._plan
         return plan.info.format.startswith(("mov", "matroska")) and not plan.options.deinterlaces

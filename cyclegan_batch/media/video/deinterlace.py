@@ -36,7 +36,7 @@ class Deinterlacer:
         return (frame.width, frame.height, frame.format.name) == self._shape
 
     def take(self, frame: av.VideoFrame) -> list[av.VideoFrame]:
-        """Filter the next frame, and return those that come out: bwdif is one frame late."""
+        """Filter the next frame; return the frames that are complete: bwdif is one frame late."""
         # The filter counts frames instead of using PTS, which may be missing.
         pts, time_base = frame.pts, frame.time_base
         frame.pts, frame.time_base = self._count, Fraction(1, 1000)
@@ -61,20 +61,20 @@ class Deinterlacer:
 
 
 class FieldTimes:
-    """Remember what entered a deinterlacer, to give the frames that come out their times.
+    """Hold what entered a deinterlacer, to give the frames that come out their times.
 
     Frames come out in the order in which they entered. With ``both`` fields each comes out twice,
     and a tick is half as long.
     """
 
     def __init__(self, *, both: bool, step: int) -> None:
-        """``step``: how many of the output's ticks a field lasts where no time stamp tells."""
+        """``step``: how many of the output's ticks a field lasts where no time stamp states it."""
         self._both, self._step = both, step
         self._items: list[av.VideoFrame | Lost] = []
         self._second = False
 
     def put(self, item: av.VideoFrame | Lost) -> None:
-        """Take the next item in presentation order."""
+        """Add the next item in presentation order."""
         self._items.append(item)
 
     def timed(self, frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame | Lost]:

@@ -63,7 +63,8 @@ _LARGEST_CRF = {
     **dict.fromkeys(("libx264", "libx264rgb", "libx265", "h264_nvenc", "hevc_nvenc"), 51),
     "av1_nvenc": 63,
 }
-"""The smallest ``--crf`` is 0. libx264 itself accepts any number and uses the nearest it has."""
+"""The largest ``--crf``; the smallest is 0. libx264 itself accepts any number and uses the nearest
+that it has."""
 
 _OPTIONS_WITH_QUALITY = {
     # Without a bit rate of 0, libvpx treats the quality as a lower bound at its default 200 kb/s.
@@ -84,19 +85,19 @@ _RATE_CONTROL_OPTIONS = frozenset(
 _QSCALE = dict.fromkeys(
     ("mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "wmv1", "wmv2", "flv", "msmpeg4v2", "msmpeg4"), 2
 )
-"""Encoders that get a fixed quantiser, 1..31, instead; FFmpeg's default for them is 200 kb/s."""
+"""Encoders without ``--crf``, and their fixed quantiser (1..31): FFmpeg would use 200 kb/s."""
 _FF_QP2LAMBDA = 118
 
 _MOST_THREADS = 16
 """Beyond this x264 gains little and loses quality; FFmpeg has the same bound."""
 
 _BLOCK_ADDITIONS = (".mkv", ".webm")
-"""Containers in which a packet can have a second part, as the alpha of VP8 and VP9 is."""
+"""Containers in which a packet can have a second part, in which VP8 and VP9 hold alpha."""
 
 _REFUSED_PARAMETER = re.compile(
     r"(?:Error parsing option|Unknown option:|Invalid value for) '?(.+?)'?\.?\s*$"
 )
-"""What libx264, libx265 and libsvtav1 log about one of their own parameters that they refuse."""
+"""The log line of libx264, libx265 and libsvtav1 on one of their parameters that they refuse."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class EncoderPlan:
     threads: int
     """Part of the plan because the bits that x264 writes depend on it."""
     time_base: Fraction
-    """The source's, or one over the rate for encoders that count frames."""
+    """The source's, or 1 / ``rate`` for encoders that count frames."""
     counts_frames: bool
     """Time stamps are frame numbers (MPEG-2 and others); the muxer gets the real ones later."""
     rate: Fraction
@@ -125,7 +126,7 @@ class EncoderPlan:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a frame can have besides its colours, and not every encoder holds."""
+    """Properties of a frame besides its colours that not every encoder can keep."""
 
     fields: Fields | None
     alpha: bool
@@ -156,28 +157,28 @@ def default_codec(output: Path) -> str:
 def plan_with_extras(
     codec: str, output: Path, request: EncoderRequest, extras: Extras
 ) -> tuple[EncoderPlan, list[str]]:
-    """Choose the encoder; return with it a text for each of the ``extras`` that it loses.
+    """Choose the encoder; return it with a text for each of the ``extras`` that it loses.
 
     Many encoders accept a setting that they do not apply, so one frame is encoded and decoded to
-    see what it keeps. Raises OutputError.
+    find out which extras it keeps. Raises OutputError.
     """
     if extras == _NO_EXTRAS:
         return _plan_encoder(codec, request, extras), []
-    kept = _NO_EXTRAS
+    kept_extras = _NO_EXTRAS
     with contextlib.suppress(OutputError):
         plan = _plan_encoder(codec, request, extras)
-        kept = _kept_extras(plan, request, output)
-    if kept != extras:
-        plan = _plan_encoder(codec, request, kept)
+        kept_extras = _try_extras(plan, request, output)
+    if kept_extras != extras:
+        plan = _plan_encoder(codec, request, kept_extras)
     stream, options = request.stream, request.options
     subject = f"stream {stream.index} ({stream.label})"
     losses = []
-    if extras.fields and not kept.fields:
+    if extras.fields and not kept_extras.fields:
         losses.append(
             f"the mark that {subject} is interlaced: {plan.name} cannot set it here, so players "
             "will show both fields at once; --deinterlace makes whole frames of them"
         )
-    if extras.alpha and not kept.alpha:
+    if extras.alpha and not kept_extras.alpha:
         why = f"{plan.name} in {output.suffix} cannot hold it"
         if options.pix_fmt is not None and not has_alpha(options.pix_fmt):
             why = f"--pix-fmt {options.pix_fmt} has none"
@@ -216,8 +217,8 @@ def plan_y4m(request: EncoderRequest, extras: Extras) -> tuple[EncoderPlan, list
     return plan, losses
 
 
-def _kept_extras(plan: EncoderPlan, request: EncoderRequest, output: Path) -> Extras:
-    """Encode one frame, and return which of the plan's extras its decoder returns."""
+def _try_extras(plan: EncoderPlan, request: EncoderRequest, output: Path) -> Extras:
+    """Encode and decode one frame, and return which of the plan's extras it still has."""
     from_rgb = FromRGB(request.colour, plan.pix_fmt, plan.fields)
     grey = np.full((*request.size, 3), 128, np.uint8)
     transparent = Alpha(np.zeros(request.size, np.uint8), 8) if plan.alpha else None
@@ -359,7 +360,7 @@ def _variants(
 ) -> Iterator[EncoderPlan]:
     """Yield the plans to try: the draft, then counting frames, then both with full chroma."""
     clocks = [draft]
-    # The muxer gets the real times later, so 25 will do where a standard excludes the real rate.
+    # The muxer gets the real times later, so 25 serves where a standard excludes the real rate.
     for rate in (draft.rate, Fraction(25)):
         clocks.append(replace(draft, rate=rate, time_base=1 / rate, counts_frames=True))
     yield from clocks
@@ -389,8 +390,8 @@ def _refused_options(plan: EncoderPlan, request: EncoderRequest) -> list[str]:
             context.open()
         return [key for key in context.options if key != "chroma_sample_location"]
 
-    # An unknown parameter inside x264-params and its like makes FFmpeg log a warning, no more. The
-    # log is captured for these, and where the encoder does not open.
+    # An unknown parameter inside x264-params and the like only makes FFmpeg log a warning. So the
+    # log is captured where there are such parameters, and where the encoder does not open.
     if not any(key.endswith("-params") for key, _ in plan.options):
         with contextlib.suppress(av.error.FFmpegError):
             return open_encoder()
@@ -439,11 +440,11 @@ def _configure(
         context.flags |= Flags.interlaced_dct | Flags.interlaced_me
     options = dict(plan.options)
     if plan.name == "libx265":
-        # x265 writes to standard error by itself; a log-level of the user's comes later and counts.
+        # x265 writes to standard error by itself. A log-level of the user comes later and is used.
         parameters = options.get("x265-params")
         options["x265-params"] = ":".join(filter(None, ["log-level=error", parameters]))
     if tags.chroma_location > 1:
-        # 1, to the left, is what decoders assume without it.
+        # Without the option decoders assume 1, to the left.
         options.setdefault("chroma_sample_location", str(tags.chroma_location))
     if plan.format == Y4M_MUXER:
         # A y4m header always names a chroma location: without this option, that of JPEG.
@@ -485,7 +486,7 @@ def _raise_for_refused(name: str, refused: list[str]) -> None:
 def _encoder_threads(name: str) -> int:
     cores = cpu_threads()
     if name == "libx265":
-        # x265's own rule for frames in parallel; it has a pool of threads beside them.
+        # These are frames in parallel, by x265's own rule; it also has a pool of threads.
         return 1 if cores < 4 else 2 if cores < 8 else 3
     # x264's own rule: its frame threads wait for each other half of the time.
     return max(1, min(cores * 3 // 2, _MOST_THREADS))

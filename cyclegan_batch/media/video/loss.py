@@ -62,7 +62,7 @@ class LossDetector:
             heapq.heappush(self._pending, packet.pts)
 
     def is_leading(self, frame: av.VideoFrame) -> bool:
-        """Return whether a corrupt ``frame`` lacks only references from before the file begins.
+        """Return whether a corrupt ``frame`` lacks only references that precede the file.
 
         That is no damage: a recording may begin between two key frames, or with a key frame whose
         leading pictures (decoded after it, shown before it) refer to the group of pictures before.
@@ -76,7 +76,7 @@ class LossDetector:
     def note_concealed(self) -> None:
         """Note a frame in which the decoder concealed errors. Raises UncertainError.
 
-        Several threads do not always conceal alike, nor flag the same frames.
+        With several threads neither the concealment nor the flagged frames are always the same.
         """
         if not self._careful:
             raise UncertainError
@@ -88,7 +88,7 @@ class LossDetector:
             raise UncertainError
         self._is_damaged, self._cause = True, cause
         if packet.pts is None and packet.size:
-            # A packet without PTS counts as the frame that is due next.
+            # A packet without PTS is taken for the frame that is due next.
             heapq.heappush(self._pending, self._pending[0] if self._pending else 0)
 
     def lost_before(self, frame: av.VideoFrame) -> Iterator[Lost]:
@@ -145,7 +145,7 @@ class GapCounter:
     def take(self, pts: int | None, discontinuities: Sequence[int] = ()) -> None:
         """Take the PTS of the next frame, or of one that is known to be lost.
 
-        Between two frames with one of ``discontinuities`` (PTS) between them nothing is missing.
+        Where one of ``discontinuities`` (PTS) lies between two frames, nothing counts as missing.
         """
         if pts is None:
             return

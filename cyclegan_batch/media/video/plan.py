@@ -65,7 +65,7 @@ class VideoPlan:
     frames_expected: int | None
     """By the header, or by duration and frame rate; None where neither is known."""
     notes: tuple[Note, ...]
-    """What the user is told once."""
+    """Notes that are reported before the first frame."""
 
     @property
     def name(self) -> str:
@@ -80,7 +80,7 @@ class VideoPlan:
 
 @dataclass(frozen=True)
 class Timing:
-    """When a frame is shown, and what of it does not pass the network."""
+    """When a frame is shown, and the properties of it that bypass the network."""
 
     pts: int
     """In ticks of the source's time base."""
@@ -111,7 +111,7 @@ def plan_video(
     if parse_pattern(output.name):
         raise OutputError(
             f"cannot write {printable(output)}: numbered images are no output here; "
-            "name a video, and let FFmpeg take it apart: ffmpeg -i VIDEO out_%06d.png"
+            "name a video, and split it with FFmpeg: ffmpeg -i VIDEO out_%06d.png"
         )
     if path == PIPE:
         info = media_info(standard_input().container, path)
@@ -155,7 +155,7 @@ def plan_video(
     texts = [*encoder.notes]
     if stream.bits > 8 and pixel_type == "uint8":
         texts.append(
-            f"of its {stream.bits} bits, 8 pass the network (the model takes uint8); "
+            f"its {stream.bits} bits become 8 (the model takes uint8); "
             "a model file that takes float16 keeps them"
         )
     if stream.interlaced and not options.deinterlaces and extras.fields == encoder.fields:
@@ -181,7 +181,7 @@ def plan_video(
 
 
 def _at_field_rate(stream: StreamInfo) -> StreamInfo:
-    """Return ``stream`` with two frames for each, in ticks of half the length."""
+    """Return ``stream`` with two frames for each of its frames, in ticks of half the length."""
     return replace(
         stream,
         time_base=stream.time_base / 2,
@@ -203,7 +203,7 @@ def _twice(value: _Number | None) -> _Number | None:
 def _y4m_notes(
     name: str, output: Path, stream: StreamInfo, losses: list[str], options: TranslateOptions
 ) -> tuple[Note, ...]:
-    """Return what a y4m output loses. Raises OutputError for it with ``--strict``."""
+    """Return notes on what a y4m output loses; with ``--strict`` raise OutputError instead."""
     output_name = "standard output" if output == PIPE else printable(output)
     notes = tuple(Note(None, f"{output_name} goes without {loss}") for loss in losses)
     if notes and options.strict:
@@ -215,7 +215,7 @@ def _y4m_notes(
 
 
 def _timestamp_notes(info: MediaInfo, stream: StreamInfo, streams: StreamPlan | None) -> list[str]:
-    """Return what the user is told of the source's time stamps, as far as they are known."""
+    """Return the texts of the notes on the source's time stamps, as far as they are known."""
     notes = discontinuity_notes(info.discontinuities, (stream.start_pts or 0) * stream.time_base)
     if streams is not None and not streams.from_first_frame:
         note = start_note(streams.beginning)
@@ -251,7 +251,7 @@ def _pattern_rate(path: Path, options: TranslateOptions) -> Fraction | None:
 
 
 def _frames_expected(info: MediaInfo, stream: StreamInfo, options: TranslateOptions) -> int | None:
-    """Return how many frames the stretch has by the header, or None where that is not known."""
+    """Return how many frames are translated by the header, or None where it does not show that."""
     rate = stream.average_rate
     whole = stream.frames_counted or stream.frames_claimed
     if whole is not None and stream.frames_counted is None and options.deinterlace_rate == "field":
@@ -282,7 +282,7 @@ def _output_aspect(stream: StreamInfo, size: Size, target: Size) -> Fraction | N
     if stream.rotation % 180 and aspect:
         aspect = 1 / aspect
     stretch = Fraction(size[1] * target[0], size[0] * target[1])
-    # Rounding a side to whole pixels is no change of shape.
+    # A difference that comes from rounding a side to whole pixels does not count.
     if abs(stretch - 1) > Fraction(1, 100):
         aspect = ((aspect or Fraction(1)) * stretch).limit_denominator(1000)
     return aspect

@@ -63,7 +63,7 @@ class VideoSink:
         self._container: av.container.OutputContainer | None = None
         self._stream: VideoStream | None = None
         self._file: BinaryIO | None = None
-        """What y4m is written to."""
+        """The open file or pipe of y4m."""
         self._times: list[int] = []
         """The PTS of the source, for each frame that was encoded."""
         self._last_duration: int | None = None
@@ -72,7 +72,7 @@ class VideoSink:
         if not self._piped and plan.output.parent.is_dir():
             self._lock_output()
         self.notes: tuple[Note, ...] = ()
-        """What the user is told once the file is written."""
+        """Notes that are known once the file is written."""
 
     @property
     def written(self) -> list[Path]:
@@ -120,7 +120,7 @@ class VideoSink:
         dropped: Sequence[Dropped] = ()
         if self._container is None:
             raise OutputError(
-                f"cannot write {printable(plan.output)}: no frame arrived; see the failures above"
+                f"cannot write {printable(plan.output)}: no frame was read; see the failures above"
             )
         with self._as_output_error():
             if plan.streams is not None:
@@ -142,7 +142,7 @@ class VideoSink:
         return dropped
 
     def discard(self) -> None:
-        """Close and remove what has only a temporary name."""
+        """Close the output, remove its temporary files, and release its lock."""
         container, self._container = self._container, None
         if container is not None:
             # Where a full disk or a closed pipe ended the run, this fails for the same reason.
@@ -175,7 +175,8 @@ class VideoSink:
         packets = self._stream.encode(None)
         if len(self._times) <= 2 and packets and packets[0].pts == 0:
             # x265 4.2 knows its delay, and so the decoding times (DTS), only from the third frame
-            # on; before, it returns uninitialised memory. The DTS have to ascend and precede 0.
+            # on; for fewer frames it returns uninitialised memory. The DTS must ascend and be
+            # below 0.
             for number, packet in enumerate(packets):
                 packet.dts = number - len(packets)
         return packets

@@ -52,7 +52,7 @@ class VideoSource:
     def __init__(self, plan: VideoPlan) -> None:
         self._plan = plan
         self.notes: tuple[Note, ...] = ()
-        """What only reading shows, and the user is told once."""
+        """Notes on what is known only once the file is read."""
         self._first_pts: int | None = None
         self._end = 0
         """Ticks at which the last frame ends."""
@@ -64,7 +64,7 @@ class VideoSource:
         self._reader = FrameReader(plan, self._from)
 
     def read(self) -> Iterator[_Decoded | Dropped]:
-        """Yield decoded frames, and `Dropped` for each that cannot be and for a file cut short."""
+        """Yield decoded frames, and `Dropped` for damaged or missing ones and a file cut short."""
         plan = self._plan
         index, any_dropped = 0, False
         gaps = GapCounter(self._step, round(LONGEST_GAP / plan.stream.time_base))
@@ -107,7 +107,7 @@ class VideoSource:
             rotation, mirrored = item.turn
             pixels = upright(stored, rotation, mirrored=mirrored)
             if pixels.shape[:2] != plan.size:
-                # The stream changes its size, which an encoder cannot: every frame gets the first.
+                # The stream changes its size, which an encoder cannot do: all get the first size.
                 size = (pixels.shape[0], pixels.shape[1])
                 pixels = Geometry(size, plan.size, plan.size).into_network(pixels)
             has_extras = plan.encoder.alpha or item.frame.interlaced_frame
@@ -121,7 +121,7 @@ class VideoSource:
         self._reader.close()
 
     def _with_extras(self, item: _Decoded) -> Timing:
-        """Return the frame's timing with what does not pass the network."""
+        """Return the frame's timing with the properties that bypass the network."""
         plan = self._plan
         rotation, mirrored = item.turn
         alpha = alpha_of(item.frame) if plan.encoder.alpha else None
@@ -197,25 +197,26 @@ class VideoSource:
         return self._to is not None and first is not None and self._end - first >= self._to
 
     def _turn(self, frame: av.VideoFrame) -> tuple[int, bool]:
-        """Return how a frame becomes upright: an image by its own EXIF, a video by its matrix."""
+        """Return rotation and mirroring: those of an image's EXIF, or of the video's matrix."""
         stream = self._plan.stream
         if self._plan.picture_rate is not None:
             return orientation(frame)
         return stream.rotation, stream.mirrored
 
     def _discontinuities(self) -> list[int]:
-        """Return the PTS from which on times were moved, as far as packets were read."""
+        """Return the PTS of the timestamp discontinuities, as far as packets were read."""
         base = self._plan.stream.time_base
         return [math.floor(each.at / base) for each in self._reader.timeline.discontinuities]
 
-    # What the user is told
+    # Notes and errors
 
     def _note_discontinuities(self) -> None:
         """Note the timestamp discontinuities, except for the kinds that the plan has noted."""
         plan = self._plan
-        noted = {each.kind for each in plan.info.discontinuities}
-        unnoted = [each for each in self._reader.timeline.discontinuities if each.kind not in noted]
-        texts = discontinuity_notes(unnoted, (self._first_pts or 0) * plan.stream.time_base)
+        planned = {each.kind for each in plan.info.discontinuities}
+        discontinuities = self._reader.timeline.discontinuities
+        others = [each for each in discontinuities if each.kind not in planned]
+        texts = discontinuity_notes(others, (self._first_pts or 0) * plan.stream.time_base)
         self.notes = (*self.notes, *(Note(plan.name, text) for text in texts))
 
     def _note_size(self, index: int, frame: av.VideoFrame, turn: tuple[int, bool]) -> None:
@@ -252,7 +253,7 @@ class VideoSource:
         )
 
     def _or_skip(self, purpose: str) -> str:
-        """Return the advice to go on despite the damage, where damage ends the run."""
+        """Return the advice to leave out ``--on-error fail``, empty where it is not given."""
         if self._plan.options.on_error == "skip":
             return ""
         return f", or leave out --on-error fail to {purpose}"
@@ -262,16 +263,16 @@ class VideoSource:
         if self._first_pts is not None:
             end = received.end - self._first_pts * plan.stream.time_base
             return InputError(
-                f"{plan.name}: no frame lies in the stretch asked for, the video ends at "
+                f"{plan.name}: no frame lies in the range of --ss and --to, and the video ends at "
                 f"{float(end):.3f} s; change --ss or --to"
             )
         failure = f" ({received.failure})" if received.failure else ""
-        return InputError(f"{plan.name}: not one frame can be decoded{failure}; check the file")
+        return InputError(f"{plan.name}: no frame of it can be decoded{failure}; check the file")
 
     def _missing(self, gaps: GapCounter, *, any_dropped: bool) -> InputError | None:
         """Return an error for frames whose packets are missing from a damaged file.
 
-        Without damage they are worth a note only: a recording may leave out frames at will.
+        Where nothing is damaged a note is added instead: a recording may leave frames out.
         """
         plan = self._plan
         if gaps.first is None or not plan.info.format.startswith(UNCOUNTED):
@@ -288,12 +289,12 @@ class VideoSource:
             for end in self._reader.received.corrupt_ends
         )
         if not is_damaged:
-            text = f"{trouble}; the source gives no damage as the reason"
+            text = f"{trouble}; the file shows no damage there"
             self.notes = (*self.notes, Note(plan.name, text))
             return None
-        advice = "repair the file" + self._or_skip("do without")
+        advice = "repair the file" + self._or_skip("do without them")
         return InputError(
-            f"{plan.name}: {trouble}: the damaged file gives nothing to decode there; {advice}"
+            f"{plan.name}: {trouble}, since the damaged file has no data for them; {advice}"
         )
 
     def _cut_short(self) -> InputError | None:
@@ -313,7 +314,7 @@ class VideoSource:
 
 
 def _ticks(seconds: float | None, base: Fraction) -> Fraction | None:
-    """Return ``seconds`` in ticks, half a tick early so that a rounded decimal meets its frame."""
+    """Return ``seconds`` in ticks, less half a tick, so that a rounded decimal hits its frame."""
     if seconds is None:
         return None
     return Fraction(seconds).limit_denominator(10**6) / base - Fraction(1, 2)
@@ -328,7 +329,7 @@ _TURNS = {
 
 def upright(stored: Pixels, rotation: int, *, mirrored: bool) -> Pixels:
     """Return a stored image as it is to be seen: mirrored, then turned counter-clockwise."""
-    # OpenCV does not rotate float16: rotate the bits viewed as uint16.
+    # OpenCV does not rotate float16, so its bits are rotated as uint16.
     turned: cv2.typing.MatLike = stored if stored.dtype == np.uint8 else stored.view(np.uint16)
     if mirrored:
         turned = cv2.flip(turned, 1)

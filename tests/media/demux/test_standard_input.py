@@ -127,7 +127,7 @@ def test_a_cut_short_y4m_is_told(tmp_path, monkeypatch, missing, piped):
         *frames, last = seen(plan(PIPE if piped else source, tmp_path / "out.mkv"))
     assert len(frames) == 9
     assert isinstance(last, Dropped)
-    assert f"is cut short: behind 9 whole frames there are {there} bytes" in str(last.error)
+    assert f"is cut short: {there} bytes of a frame follow 9 whole ones" in str(last.error)
     assert last.name == ("standard input" if piped else str(source))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.media.identity import plan
 pytestmark = pytest.mark.needs("ffmpeg")
 H264 = "-c:v libx264 -preset ultrafast -bf 2 -g 10 -pix_fmt yuv420p"
 MPEG4 = "-c:v mpeg4 -c:a libmp3lame"
+DURATIONS = r"states \d\.\d{3} s, it holds \d\.\d{3} s"
 FRAGMENTS = "-movflags frag_keyframe+empty_moov"
 
 
@@ -100,13 +102,13 @@ def test_a_subtitle_that_outlasts_the_pictures_is_not_missing(tmp_path):
 @pytest.mark.parametrize(
     ("name", "how", "text"),
     [
-        ("in.wmv", "-c:v wmv2 -c:a wmav2", " s are there"),
-        ("in.wmv", "-c:v wmv2 -an", " s are there"),
-        ("in.flv", "-c:v flv1 -c:a adpcm_swf -ar 44100", " s are there"),
-        ("in.avi", MPEG4, " s are there"),
-        ("in.mkv", MPEG4, " s are there"),
-        ("in.mp4", f"{H264} -g 100 {FRAGMENTS} -c:a aac", "says 100 frames"),
-        ("in.mp4", f"{H264} -movflags faststart -c:a aac", "says 100 frames"),
+        ("in.wmv", "-c:v wmv2 -c:a wmav2", DURATIONS),
+        ("in.wmv", "-c:v wmv2 -an", DURATIONS),
+        ("in.flv", "-c:v flv1 -c:a adpcm_swf -ar 44100", DURATIONS),
+        ("in.avi", MPEG4, DURATIONS),
+        ("in.mkv", MPEG4, DURATIONS),
+        ("in.mp4", f"{H264} -g 100 {FRAGMENTS} -c:a aac", "states 100 frames, it holds"),
+        ("in.mp4", f"{H264} -movflags faststart -c:a aac", "states 100 frames, it holds"),
     ],
 )
 def test_a_cut_file_is_found(tmp_path, name, how, text):
@@ -116,4 +118,4 @@ def test_a_cut_file_is_found(tmp_path, name, how, text):
     frames, wrong = read(source)
     assert 25 < frames < 95
     assert "cut short" in wrong[-1] or "to its end" in wrong[-1]
-    assert text in wrong[-1] or "to its end" in wrong[-1]
+    assert re.search(text, wrong[-1]) or "to its end" in wrong[-1]

@@ -340,7 +340,7 @@ def read_image(
         raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
     pixels, alpha = image.pixels, image.extras.alpha
     # A fourth band that the file does not declare as alpha hides nothing.
-    transparent = not image.extras.unnamed and alpha is not None and int(alpha.min()) < 255
+    transparent = not image.extras.undeclared and alpha is not None and int(alpha.min()) < 255
     if transparent:
         share = np.asarray(alpha, np.float32)[..., None] / 255
         pixels = np.rint(pixels * share + 255 * (1 - share)).astype(np.uint8)

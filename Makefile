@@ -13,8 +13,13 @@ BIN := $(VENV)/bin
 # setuptools warns about every editable install whose root is a package folder: nothing to act on here.
 PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check
 
-# The files with the most tests for their time, of every room.
-QUICK := tests/job tests/models tests/test_architecture.py tests/test_files.py tests/test_frames.py
+# The files with the most tests for their time, some of every room.
+QUICK := tests/job tests/models tests/media/images tests/media/test_pattern.py tests/media/test_first_frame.py \
+  tests/media/demux/test_probe.py tests/media/video/test_colour.py tests/media/mux/test_streams.py \
+  tests/backends/test_choice.py tests/backends/test_common.py tests/backends/test_onnxruntime.py \
+  tests/backends/tensorrt tests/cli/test_progress.py tests/cli/test_reference.py \
+  tests/train/test_settings.py tests/train/test_data.py \
+  $(filter-out %_memory.py %_examples.py %_needs.py, $(wildcard tests/test_*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo quick test soak check clean

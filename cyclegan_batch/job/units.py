@@ -202,10 +202,10 @@ def _places(last: Place, count: int, spans: Sequence[Span]) -> str:
             number += f" ({span.start_seconds:.3f}"
             number += f"–{span.end_seconds:.3f} s)" if several else " s)"
         words.append(number)
-    listed = sum(span.last - span.first + 1 for span in spans[:_MOST_WRITTEN_SPANS])
-    if listed < count:
+    listed_count = sum(span.last - span.first + 1 for span in spans[:_MOST_WRITTEN_SPANS])
+    if listed_count < count:
         upto = "" if last.seconds is None else f" ({last.seconds:.3f} s)"
-        words.append(f"{count - listed:,} more up to {last.number}{upto}")
+        words.append(f"{count - listed_count:,} more up to {last.number}{upto}")
     enumeration = f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
     return f"{last.subject}, {last.kind}s {enumeration}, {count:,} in all"
 

@@ -88,12 +88,12 @@ def _on_timeline(chapters: tuple[Chapter, ...], start: Fraction | None) -> tuple
     ends = [chapter["end"] * chapter["time_base"] for chapter in chapters]
     if not ends or start is None or max(ends) > start:
         return chapters
-    moved: list[Chapter] = []
+    shifted_chapters: list[Chapter] = []
     for chapter in chapters:
         ticks = round(start / chapter["time_base"])
         start_ticks, end_ticks = chapter["start"] + ticks, chapter["end"] + ticks
-        moved.append({**chapter, "start": start_ticks, "end": end_ticks})
-    return tuple(moved)
+        shifted_chapters.append({**chapter, "start": start_ticks, "end": end_ticks})
+    return tuple(shifted_chapters)
 
 
 def media_info(container: av.container.InputContainer, path: Path) -> MediaInfo:

@@ -163,19 +163,19 @@ class MediaInfo:
         """
         name = printable(self.path)
         videos = [s for s in self.streams if s.kind == "video" and not s.attached_picture]
-        listed = ", ".join(f"{s.index} ({s.label})" for s in self.streams) or "nothing"
+        labels = ", ".join(f"{s.index} ({s.label})" for s in self.streams) or "nothing"
         if index is not None:
             for stream in videos:
                 if stream.index == index:
                     return stream
             choices = ", ".join(str(s.index) for s in videos) or "none"
             raise InputError(
-                f"{name}: stream {index} is no video; found {listed}; choose one of: {choices}"
+                f"{name}: stream {index} is no video; found {labels}; choose one of: {choices}"
             )
         if not videos:
             pictures = any(s.attached_picture for s in self.streams)
             what = "only an attached picture, no video" if pictures else "no video stream"
-            raise InputError(f"{name}: {what}; found {listed}; give a file that holds a video")
+            raise InputError(f"{name}: {what}; found {labels}; give a file that holds a video")
         return max(videos, key=_ffmpeg_score)
 
 

@@ -170,9 +170,9 @@ class Trial:
         """Write the first packets of every stream; return how many of each."""
         sent: Counter[int] = Counter()
         with self._video.open() as stretch:
-            added = [self._add(output, stretch, source, planned) for planned in streams]
+            outputs = [self._add(output, stretch, source, planned) for planned in streams]
             output.start_encoding()
-            for planned, stream in zip(streams, added, strict=True):
+            for planned, stream in zip(streams, outputs, strict=True):
                 packets = self._packets_for(planned, stream, stretch, source)
                 sent[stream.index] = _mux(output, packets, skip_damaged=planned.action == "copy")
         return sent

@@ -121,24 +121,24 @@ def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") 
         )
     rgb = stream.pix_fmt is not None and _is_rgb(stream.pix_fmt)
     guess = _guess(stream)
-    tagged = None if tags.matrix == 2 else _MATRIX_FROM_TAG.get(tags.matrix)
-    if not rgb and tags.matrix not in (2, 3) and tagged in (None, "rgb") and not override:
+    tag_matrix = None if tags.matrix == 2 else _MATRIX_FROM_TAG.get(tags.matrix)
+    if not rgb and tags.matrix not in (2, 3) and tag_matrix in (None, "rgb") and not override:
         raise InputError(
             f"{named}the colour matrix is number {tags.matrix} of ITU-T H.273, "
             "which cannot be converted; if the tag is wrong, override it, e.g. --color bt709"
         )
     full = _full_range(stream)
-    chosen, chosen_full = _parse(override) if override else (None, None)
-    matrix = chosen or tagged or guess
-    if chosen_full is not None:
-        full = chosen_full
+    override_matrix, override_full = _parse(override) if override else (None, None)
+    matrix = override_matrix or tag_matrix or guess
+    if override_full is not None:
+        full = override_full
     output_full, output_tags = full, tags
     if rgb:
         # The output is YUV, so it needs a matrix and its tag instead of the tag "RGB".
-        matrix, output_full = "rgb", bool(chosen_full)
+        matrix, output_full = "rgb", bool(override_full)
         full = True
         output_tags = ColourTags(
-            matrix=_TAG_FROM_MATRIX[chosen or guess],
+            matrix=_TAG_FROM_MATRIX[override_matrix or guess],
             primaries=tags.primaries,
             transfer=tags.transfer,
             range=2 if output_full else 1,
@@ -148,7 +148,7 @@ def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") 
         output_tags = ColourTags(
             tags.matrix, tags.primaries, tags.transfer, 2, tags.chroma_location
         )
-    guessed = tagged is None and chosen is None and not rgb
+    guessed = tag_matrix is None and override_matrix is None and not rgb
     notes: tuple[Note, ...] = ()
     if guessed and not _is_grey(stream.pix_fmt):
         text = (
@@ -156,13 +156,13 @@ def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") 
             f"({'full' if full else 'limited'} range); --color MATRIX[:RANGE] overrides that"
         )
         notes = (Note(name or None, text),)
-    if chosen and tagged not in (None, chosen, "rgb"):
-        text = f"--color {override} is used although the video is tagged {tagged}"
+    if override_matrix and tag_matrix not in (None, override_matrix, "rgb"):
+        text = f"--color {override} is used although the video is tagged {tag_matrix}"
         notes = (Note(name or None, text),)
     location = _LOCATIONS.get(tags.chroma_location) or ("center" if full and not rgb else "left")
     return ColourPlan(
         matrix=matrix,
-        output_matrix=(chosen or guess) if rgb else matrix,
+        output_matrix=(override_matrix or guess) if rgb else matrix,
         full_range=full,
         output_full_range=output_full,
         chroma_location=location,

@@ -21,7 +21,7 @@ Y4M_FORMATS = [
 def choose_pix_fmt(source: str, formats: list[str], *, alpha: bool = False) -> str:
     """Return which of an encoder's ``formats`` loses least of ``source``, and adds least to it.
 
-    RGB and grey count as 4:2:0, which players play. An encoder that lists no formats accepts all.
+    RGB and grey count as 4:2:0, which players support. An encoder that lists no formats takes all.
     With ``alpha`` a format that holds alpha is preferred; without it none is chosen.
     """
     plain = re.sub(r"^yuvj", "yuv", source)

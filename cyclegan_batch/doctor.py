@@ -1,6 +1,6 @@
 """Report what this machine has: devices, runtimes, FFmpeg, the encoders that open, and the cache.
 
-Each part is tried. A part that is absent is listed as absent and is no error.
+Each part is tried out. An absent part is listed as absent, and is no error.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def _runtime(name: str, version: str) -> Runtime:
 
 
 def _offers(name: str) -> list[str] | None:
-    """Return the providers or devices of a runtime, after loading it; raises whatever that does."""
+    """Load a runtime and return its providers or devices. Raises whatever the import raises."""
     if name.startswith("onnxruntime"):
         return list(importlib.import_module("onnxruntime").get_available_providers())
     if name == "openvino":

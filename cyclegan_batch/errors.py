@@ -1,7 +1,7 @@
 """All errors that a user can act on.
 
-The command line prints a `CycleganBatchError` as one message without a traceback and exits with 1;
-a `ContradictionError` it prints with the usage of the command, and exits with 2. Any other
+The command line prints a `CycleganBatchError` as one message without a traceback and exits with 1.
+It prints a `ContradictionError` with the usage of the command, and exits with 2. Any other
 exception is a bug of this package and keeps its traceback. The module that calls a foreign library
 (av, cv2, PIL, onnxruntime, OpenVINO, TensorRT, CUDA) raises one of these errors ``from`` the
 library's.
@@ -30,7 +30,7 @@ class CycleganBatchError(Exception):
 
 
 class InputError(CycleganBatchError):
-    """A medium that is unreadable, empty, unsupported, truncated or hostile."""
+    """An input that is unreadable, empty, unsupported, truncated or hostile."""
 
 
 class ModelError(CycleganBatchError):
@@ -50,8 +50,8 @@ def missing_extra(
 ) -> BackendUnavailableError:
     """Return the error for a package that is not installed, with the extra that installs it.
 
-    ``doing`` completes "cannot", as in ``export`` or ``train``; ``package`` replaces the name that
-    ``error`` carries.
+    ``doing`` is what the message says cannot be done (``export``, ``train``); ``package`` replaces
+    the name of the package in ``error``.
     """
     missing = package or (error.name or str(error)).partition(".")[0]
     return BackendUnavailableError(

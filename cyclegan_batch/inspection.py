@@ -38,10 +38,12 @@ def inspect_file(
     model_io: str | None = None,
     direction: Direction | None = None,
 ) -> dict[str, object]:
-    """Describe the file at ``path`` by its name's ending, else by its content, as JSON-able values.
+    """Return a description of the file at ``path``, as values that JSON can hold.
 
-    Of a run, or another folder of generators, the one of ``direction`` is described. Raises
-    InputError, ModelError, and BackendUnavailableError where a checkpoint needs torch.
+    The ending of its name, or the first bytes of a checkpoint, show which kind of file it is; any
+    other file is opened as a video. Of a folder with two generators, the one of ``direction`` is
+    described. Raises InputError, ModelError, and BackendUnavailableError where a checkpoint needs
+    torch.
     """
     from .media.formats import IMAGE_FORMATS
 

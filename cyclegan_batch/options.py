@@ -48,8 +48,8 @@ class TranslateOptions:
     """Which generator of a run folder translates; AtoB unless given, where the folder holds both. A
     file of the other direction is refused."""
     model_io: str | None = field(default=None, metadata=option(MODEL, metavar="SPEC"))
-    """How a foreign ONNX is fed, e.g. ``"nchw rgb 0..255"``; what is left out is found in its
-    graph where possible."""
+    """Images that a foreign ONNX takes, e.g. ``"nchw rgb 0..255"``; what is left out is read from
+    its graph where possible."""
     trust_engine: bool = field(default=False, metadata=option(MODEL))
     """Load a TensorRT engine that was not built here. An engine is a program that runs with your
     rights."""
@@ -76,8 +76,9 @@ class TranslateOptions:
     """Size at which the network sees a frame: the source's own (native), N pixels on the shorter
     side, or W pixels by H."""
     fit: Literal["pad", "stretch"] | None = field(default=None, metadata=option(FRAMES))
-    """How a frame is brought to that size: pad keeps its shape and reflects it at the edges,
-    stretch resizes it. Unless given, stretch where the model takes one size only, else pad."""
+    """How a frame is brought to that size: pad keeps its proportions and reflects its edges,
+    stretch does not keep them. Unless given, stretch where the model takes one size only, else
+    pad."""
     keep_size: bool = field(default=False, metadata=option(FRAMES))
     """Write frames at the network's size instead of the source's."""
     ss: float | None = field(
@@ -121,8 +122,8 @@ class TranslateOptions:
     container: Literal["same", "mp4", "mkv", "mov", "webm"] = field(
         default="same", metadata=option(VIDEO, applies_to=("video",))
     )
-    """Container of videos that are written into a folder. same is the source's own, and mkv where
-    that is not written (.wmv, .mpg, .vob and others)."""
+    """Container of videos that are written into a folder. same is the source's own, or mkv where
+    that one cannot be written (.wmv, .mpg, .vob and others)."""
     codec: str | None = field(
         default=None, metadata=option(VIDEO, short="c", metavar="NAME", applies_to=("video",))
     )
@@ -130,8 +131,8 @@ class TranslateOptions:
     crf: float | None = field(
         default=None, metadata=option(VIDEO, metavar="N", applies_to=("video",))
     )
-    """Quality of the video, lower is better; 18 for libx264 unless given, and its like for other
-    encoders."""
+    """Quality of the video, lower is better; 18 for libx264 unless given, and the equivalent for
+    other encoders."""
     preset: str | None = field(
         default=None, metadata=option(VIDEO, metavar="NAME", applies_to=("video",))
     )
@@ -153,8 +154,8 @@ class TranslateOptions:
     format: Literal["same", "png", "jpg", "webp", "avif"] = field(
         default="same", metadata=option(IMAGES, applies_to=("image",))
     )
-    """Format of images that are written into a folder. same is the source's own, and png where
-    that is not written."""
+    """Format of images that are written into a folder. same is the source's own, or png where that
+    one cannot be written."""
     quality: int | None = field(
         default=None, metadata=option(IMAGES, metavar="N", least=1, most=100, applies_to=("image",))
     )
@@ -169,7 +170,7 @@ class TranslateOptions:
     """Fail where the container of the output cannot hold all of the source as it is, instead of
     leaving something out with a note."""
     max_pixels: int = field(default=MAX_PIXELS, metadata=option(ERRORS, metavar="N", least=1))
-    """Refuse images of more than N pixels by their header."""
+    """Refuse an image whose header declares more than N pixels."""
 
     overwrite: bool = field(default=False, metadata=option(RUN, short="y"))
     """Overwrite outputs that exist."""

@@ -1,6 +1,6 @@
 """The runtimes behind one interface: `open_backend` returns a `Backend`, whichever runs the model.
 
-What all backends have in common stands in common.py; a module or package of its own holds each.
+common.py holds what all backends share; each backend has a module or a package of its own.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ BACKENDS = (*ONNX_BACKENDS, "torch")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
 MEASURED_ON_GPU: frozenset[tuple[str, str]] = frozenset()
-"""Each backend and precision that has a row of a GPU in benchmarks/RESULTS.md. With ``auto`` no
-other runs on a GPU. There is none so far."""
+"""The pairs of backend and precision that benchmarks/RESULTS.md has a row of a GPU for. ``auto``
+chooses a GPU only for these. No pair has such a row so far."""
 
 _MOST_CPU_CONTEXTS = 4
-"""More contexts than these gain little, and each holds the activations of a whole network."""
+"""The most contexts on a CPU: more gain little, and each holds the activations of a network."""
 
 _INSTALL = (
     'pip install "cyclegan-batch[openvino]" or "cyclegan-batch[cpu]" for this machine\'s CPU, '
@@ -54,8 +54,8 @@ def open_backend(
     ``backend``: one of `BACKENDS` or ``auto``. ``device``: ``auto``, ``cpu`` or ``cuda[:N]``.
     ``precision``: ``auto`` is the file's own, except that fp32 on a GPU is computed in tf32. An
     fp32 ONNX also runs in tf32 on a GPU and in bf16 with OpenVINO; a checkpoint runs with torch in
-    bf16, and on a GPU in tf32 and fp16. Such a precision is accepted only where the measured
-    parity reaches its class.
+    bf16, and on a GPU in tf32 and fp16. A precision other than the file's is accepted only where
+    the measured parity reaches its class.
     ``threads``: CPU threads for the network, those of all contexts together (None: `cpu_threads`).
     ``contexts``: how many contexts will run at a time; `Backend.fork` returns the others.
     ``shapes``: the frames (N, H, W) to be translated, where known. TensorRT builds an engine for
@@ -86,6 +86,7 @@ def open_backend(
                 if where != "cpu":
                     _compare_with_cpu(context, model, threads, cache_dir, say)
         except (BackendError, ModelError) as error:
+            # A ModelError on a GPU that `auto` chose: the file may still be right on the CPU.
             if isinstance(error, ModelError) and (where == "cpu" or device != "auto"):
                 raise
             failures.append(error)
@@ -131,8 +132,8 @@ def _candidates(model: Model, backend: str, device: str, precision: str) -> list
         if device == "auto" and ("torch", on_gpu) in MEASURED_ON_GPU and torch_sees_cuda():
             candidates.insert(0, ("torch", "cuda:0"))
         return candidates
-    # TensorRT has not yet run on a GPU: an ONNX that other runtimes can compute gets it only where
-    # it is named.
+    # TensorRT has not yet run on a GPU. It runs an ONNX only where it is named, or where no other
+    # runtime can (int8 on a GPU, below).
     if model.engine is not None or backend == "tensorrt":
         return [("tensorrt", device)]
     if precision == "bf16":
@@ -183,7 +184,7 @@ def _compare_with_cpu(
 ) -> None:
     """Compare ``on_gpu`` with the CPU, unless an earlier verdict stands.
 
-    Raises ModelError where it misses the class of its precision.
+    Raises ModelError where ``on_gpu`` misses the class of its precision.
     """
     from .verdicts import Verdict
 
@@ -192,7 +193,7 @@ def _compare_with_cpu(
         return
     on_cpu = _open(model, on_gpu.name, "cpu", "auto", threads, 1)
     try:
-        parity = verdict.find(on_cpu)
+        parity = verdict.compare(on_cpu)
     finally:
         on_cpu.close()
     name = printable(Path(model.card.path.name))

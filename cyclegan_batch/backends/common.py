@@ -53,8 +53,8 @@ class Backend(Protocol):
     def infer(self, frames: Pixels) -> Pixels:
         """Translate ``(N, H, W, 3)`` into a new array of the same shape and pixel type.
 
-        N is any number: a file of fixed batch size is run as often as needed. H and W must meet
-        the card's size requirements. Raises OutOfMemoryError; BackendError, also where `cancel`
+        N is any number: a file of fixed batch size runs several times. H and W must meet the
+        card's size requirements. Raises OutOfMemoryError; BackendError, also where `cancel`
         stopped the call; ModelError where the network changes the size or returns NaN.
         """
 
@@ -74,7 +74,7 @@ class Backend(Protocol):
 def checked(out: Pixels, frames: Pixels, card: ModelCard) -> Pixels:
     """Return ``out`` if it can be the translation of ``frames``. Raises ModelError.
 
-    NaN is detected in float16 only. In uint8 it cannot be seen, so `verify` looks at the floats.
+    NaN is detected in float16 only: uint8 has none, so `verify` looks at the floats.
     """
     if out.shape != frames.shape or out.dtype != frames.dtype:
         raise ModelError(
@@ -172,7 +172,7 @@ def failure_of(
 ) -> BackendError:
     """Return the error to raise where a runtime raised ``error`` on ``frames``.
 
-    ``reason``: the message of ``error`` for the user, where its own text is not fit for that.
+    ``reason``: what the message gives as the reason in place of the text of ``error``.
     """
     if is_out_of_memory(error):
         return out_of_memory(runtime, device, frames)

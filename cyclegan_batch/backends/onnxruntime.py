@@ -94,15 +94,14 @@ def open_onnxruntime(
 ) -> OnnxRuntimeBackend:
     """Open ``model`` on ``device`` (``auto``, ``cpu`` or ``cuda[:N]``); see `open_backend`.
 
-    Several threads may run a session at once. Each of them computes, too, beside the session's own
-    pool, so that the contexts and the pool together have ``threads`` threads.
+    The session computes with ``threads`` threads, ``contexts`` of which are its callers'.
     """
     device = "cuda:0" if device == "cuda" else device
+    # A pool of n starts n - 1 threads, and every thread that calls the session computes as well.
+    pool = threads - contexts + 1
 
     def open_session(graph: bytes, *, on_cpu_too: bool = True) -> _Session:
-        return _session(
-            graph, model.card, device, precision, threads - contexts + 1, on_cpu_too=on_cpu_too
-        )
+        return _session(graph, model.card, device, precision, pool, on_cpu_too=on_cpu_too)
 
     notes: tuple[Note, ...] = ()
     try:
@@ -110,8 +109,8 @@ def open_onnxruntime(
     except OutOfMemoryError:
         raise
     except BackendError:
-        # CUDA cannot compute some nodes: leave them to the CPU, which copies frames forth and back,
-        # and report that.
+        # CUDA cannot compute some nodes. The CPU computes them instead, for which every frame is
+        # copied there and back; a note reports that.
         session = open_session(model.graph)
         notes = _nodes_on_cpu(session, model.card, device)
     with_values = open_session(graph_with_values(model))
@@ -149,14 +148,14 @@ def _nodes_on_cpu(session: _Session, card: ModelCard, device: str) -> tuple[Note
         share = f"{kinds.total()} of {len(nodes)} nodes ({words})"
     text = (
         f"onnxruntime {_import().__version__} computes {share} "
-        f"on the CPU instead of {device}, and every frame goes forth and back for them; install "
+        f"on the CPU instead of {device}, and copies every frame there and back; install "
         "onnxruntime-gpu 1.25 or later, or export the file with this version (opset 18)"
     )
     return (Note(Path(card.path.name), text),)
 
 
 def precision_on_cuda(card: ModelCard, precision: str) -> str:
-    """Return in which precision a GPU computes a file where the user chose ``precision``."""
+    """Return the precision in which a GPU computes a file where the user chose ``precision``."""
     return "tf32" if card.precision == "fp32" and precision != "fp32" else card.precision
 
 
@@ -261,7 +260,7 @@ def _check_cuda(onnxruntime: ModuleType, device: str) -> None:
             f"{', '.join(onnxruntime.get_available_providers())}); pip uninstall onnxruntime, then "
             'pip install "cyclegan-batch[gpu]"; or pass --device cpu'
         )
-    # It prints the libraries that it does not find. A missing one makes the session fail, which
+    # preload_dlls prints the libraries that it does not find. Without one the session fails, which
     # `_session` reports.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(OSError):
         onnxruntime.preload_dlls()

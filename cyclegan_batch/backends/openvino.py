@@ -19,8 +19,8 @@ from ..wording import Note, printable
 from .common import checked, failure_of, in_batches, is_out_of_memory, parity_of, verify
 
 _KEPT_KERNELS = 64
-"""How many kernels OpenVINO keeps for shapes seen before. With its default of 5,000, memory keeps
-growing over a folder of many sizes (tried: 270 MB in 450 shapes, against 50)."""
+"""How many kernels OpenVINO keeps for the shapes of earlier frames. With its default of 5,000,
+memory keeps growing over a folder of many sizes (tried: 270 MB in 450 shapes, against 50)."""
 
 
 class _Request(Protocol):
@@ -230,8 +230,8 @@ def _without_overflow(
     """Return the network to run an INT8 file with, its precision, and what to report.
 
     Without the VNNI instructions a CPU adds products of 8-bit integers in 16 bits, and OpenVINO
-    lets these sums overflow: on AVX2, a file was 20.1 dB from its fp32 network that is 40.9 dB from
-    it elsewhere. So the integer network is taken only if it agrees with the one in floats.
+    lets these sums overflow: the PSNR of one file against its fp32 network was 20.1 dB on AVX2 and
+    40.9 dB elsewhere. So the integer network is taken only if it agrees with the one in floats.
     """
     try:
         parity_of(
@@ -285,7 +285,7 @@ def _compiled(
 
 
 def _reason(error: Exception) -> str:
-    """Return OpenVINO's message without the places in its source code that it names."""
+    """Return OpenVINO's message without the names of its source files."""
     lines = [line.removeprefix("Caught exception: ").strip() for line in str(error).splitlines()]
     message = [line for line in lines if line and not line.startswith("Exception from")]
     return " ".join(message) or type(error).__name__

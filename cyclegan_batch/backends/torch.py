@@ -1,9 +1,10 @@
 """Run a checkpoint in torch, without an export: in fp32 or bf16, on CUDA also in tf32 or fp16.
 
 Around the network this module repeats, in torch, the arithmetic that the contract adds to an ONNX
-(contract.py). It is slower than an exported file; it serves a first look, and machines without the
-exporter. Tried, the horse→zebra generator at 256² on one core, CPU ms per frame: 117, in bf16 89;
-exported, onnxruntime 78, OpenVINO 65, in bf16 21. CUDA is experimental: it was never run on a GPU.
+(contract.py). A checkpoint runs slower than its export; this backend is for a first look, and for
+machines without the exporter. Tried, the horse→zebra generator at 256² on one core, CPU ms per
+frame: 117, in bf16 89; exported, onnxruntime 78, OpenVINO 65, in bf16 21. CUDA is experimental: it
+was never run on a GPU.
 
 `torch.compile` is not used: on a CPU it requires a C++ compiler and a minute or two, and gains
 nothing (tried, ResNet-9 at 256² on one core: 796 ms a frame against 792).
@@ -205,7 +206,7 @@ def open_torch(
     def open_in(precision: str) -> TorchBackend:
         assert model.checkpoint is not None
         try:
-            placed = _placed(model.checkpoint, device, _TYPES[precision])
+            generator = _copy_on(model.checkpoint, device, _TYPES[precision])
         except (RuntimeError, MemoryError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and not is_out_of_memory(error):
                 raise
@@ -213,7 +214,7 @@ def open_torch(
                 f"torch: no memory on {device} for the weights of {printable(model.card.path)}; "
                 "use another device"
             ) from error
-        return TorchBackend(model.card, placed, device, precision, share)
+        return TorchBackend(model.card, generator, device, precision, share)
 
     backend = open_in(precision)
 
@@ -258,7 +259,7 @@ def _check(device: str, precision: str) -> None:
             )
 
 
-def _placed(generator: LoadedGenerator, device: str, dtype: torch.dtype) -> LoadedGenerator:
+def _copy_on(generator: LoadedGenerator, device: str, dtype: torch.dtype) -> LoadedGenerator:
     """Return a copy of ``generator`` on ``device``, its convolutions in ``dtype``."""
     network = copy.deepcopy(generator.network)
     for module in network.modules():
@@ -268,8 +269,8 @@ def _placed(generator: LoadedGenerator, device: str, dtype: torch.dtype) -> Load
         for name, child in module.named_children():
             if device == "cpu" and isinstance(child, InstanceNorm):
                 setattr(module, name, _FrameNorm(child.eps))
-    placed = network.to(device).to(memory_format=torch.channels_last)
-    return replace(generator, network=placed)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    return replace(generator, network=network)
 
 
 def _widest_tensor(generator: LoadedGenerator) -> float:
@@ -297,9 +298,9 @@ def _sharing_weights(network: nn.Module) -> nn.Module:
 class _Float32Setting:
     """How CUDA multiplies float32, which is a setting of the whole process in torch.
 
-    torch's default is TF32 in convolutions (torch 2.15). Contexts that need the same setting
-    compute at the same time; others wait. When the last one is done, the caller's setting is
-    restored.
+    torch's default is TF32 in convolutions (torch 2.15). Contexts that need the same setting may
+    compute at the same time; a context that needs the other one waits for them. After the last of
+    them the setting from before the first is restored.
     """
 
     def __init__(self) -> None:

@@ -41,7 +41,7 @@ class Verdict:
         self._on_gpu = on_gpu
 
     def stands(self) -> bool:
-        """Tell whether an earlier comparison reached its parity class."""
+        """Tell whether an earlier comparison reached its parity class, and was kept."""
         try:
             content: object = json.loads(self._path.read_bytes())
         except (OSError, ValueError):
@@ -52,10 +52,10 @@ class Verdict:
             and "parity" in content
         )
 
-    def find(self, on_cpu: Backend) -> str:
-        """Compare with ``on_cpu``, keep the parity, and return it in words.
+    def compare(self, on_cpu: Backend) -> str:
+        """Compare the GPU's path with ``on_cpu``, keep the parity, and return it in words.
 
-        Raises ModelError where it misses the class of its precision.
+        Raises ModelError where the parity misses the class of the precision.
         """
         try:
             parity = str(parity_of(self._on_gpu, on_cpu, remedy="pass --device cpu"))

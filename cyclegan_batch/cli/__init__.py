@@ -1,4 +1,4 @@
-"""The command line: parse, plan, run, print. The rooms below decide, and load only when needed."""
+"""The command line: it parses and prints; the packages that do the work are imported on use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         claim_standard_streams()
         try:
-            with STOPS.heard():
+            with STOPS.handled():
                 return super().invoke(ctx)
         except CycleganBatchError as error:
             from .progress import Reporter

@@ -11,19 +11,23 @@ from .options import PATH, GroupedCommand, option
 from .process import print_result
 
 
-@click.command("evaluate", cls=GroupedCommand)
+@click.command(
+    "evaluate",
+    cls=GroupedCommand,
+    short_help="Score translated images against their truth or real images.",
+)
 @click.argument("results", type=PATH)
 @option(
     "--truth",
     type=PATH,
     metavar="FOLDER",
-    help="The images that the results should be, by the same names.",
+    help="The expected images, under the same names as the results.",
 )
 @option(
     "--source",
     type=PATH,
     metavar="FOLDER",
-    help="The images that the results were made from; they are scored as well.",
+    help="The images that the results were made from, which are scored for comparison.",
 )
 @option("--resize", is_flag=True, help="Resize results to the size of their truth.")
 @option(
@@ -36,13 +40,14 @@ from .process import print_result
     "--train-truth",
     type=PATH,
     metavar="FOLDER",
-    help="Label maps of the training set, to score a guess that never sees the input.",
+    help="Label maps of the training set; guesses made from them, without the input, are scored "
+    "for comparison.",
 )
 @option(
     "--real",
     type=PATH,
     metavar="FOLDER",
-    help="Any real images, to measure FID and KID against.",
+    help="Real images of the target domain, unpaired, to measure FID and KID against.",
 )
 @option(
     "--inception",

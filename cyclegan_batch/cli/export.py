@@ -23,15 +23,20 @@ _QUIET = GroupedOption(
 )
 
 
-@click.command("export", cls=GroupedCommand, table=_table)
+@click.command(
+    "export",
+    cls=GroupedCommand,
+    table=_table,
+    short_help="Write a generator as an ONNX file, an engine or a bundle.",
+)
 @click.argument("checkpoint", type=PATH)
 @click.argument("output", type=PATH)
 def command(checkpoint: Path, output: Path, quiet: bool, **options: Any) -> None:
-    """Write a generator as one ONNX file that every backend runs, and measure that it does.
+    """Write a generator as one ONNX file, and measure that it translates like its source.
 
     CHECKPOINT is a .pth or .safetensors file, the folder of a run, or a foreign ONNX; OUTPUT ends
-    in .onnx. Where it ends in .engine, a TensorRT engine for this machine's GPU is built from that
-    file (experimental); with --bundle, OUTPUT is a folder for an edge device.
+    in .onnx. Where it ends in .engine, a TensorRT engine for this machine's GPU is built from the
+    ONNX (experimental); with --bundle, OUTPUT is a folder for an edge device.
     """
     from cyclegan_export.options import ExportOptions
     from cyclegan_export.outputs import export

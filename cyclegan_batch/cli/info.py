@@ -15,16 +15,18 @@ from .options import PATH, GroupedCommand, option
 from .process import print_result
 
 
-@click.command(cls=GroupedCommand)
+@click.command(
+    cls=GroupedCommand, short_help="Describe a model, a run folder, a video or an image."
+)
 @click.argument("file", type=PATH)
 @option("--json", "as_json", is_flag=True, help="Print JSON.")
 @option(
     "--direction",
     type=click.Choice(get_args(Direction)),
-    help="Generator of a run folder to describe; AtoB unless given, where the folder holds both.",
+    help="Which generator of a run folder to describe; AtoB unless given, where it holds both.",
 )
 @option("--count", is_flag=True, help="Count the frames of a video by decoding them all.")
-@option("--model-io", metavar="SPEC", help='How a foreign ONNX is fed, e.g. ``"nchw rgb 0..255"``.')
+@option("--model-io", metavar="SPEC", help='Images of a foreign ONNX, e.g. ``"nchw rgb 0..255"``.')
 def inspect(
     file: Path,
     as_json: bool,
@@ -39,7 +41,7 @@ def inspect(
     _print_description(described, as_json=as_json)
 
 
-@click.command(cls=GroupedCommand)
+@click.command(cls=GroupedCommand, short_help="Describe this machine: devices, runtimes, encoders.")
 @option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> None:
     """Describe this machine: devices, runtimes, FFmpeg, encoders that open, the cache folder."""
@@ -49,17 +51,22 @@ def doctor(as_json: bool) -> None:
     print_result(json.dumps(report, indent=2) if as_json else "\n".join(lines(report)))
 
 
-@click.command(cls=GroupedCommand)
+@click.command(
+    cls=GroupedCommand, short_help="Draw a clip and images, and translate them from day to night."
+)
 @click.argument("folder", type=PATH, default="demo")
 @option(
     "--training-data",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Instead draw the images that the demo's generator was trained on into FOLDER, N of each "
-    "domain: valleys by day in trainA, others by night in trainB, the truth in testB.",
+    help="Write the images that the demo's generator was trained on instead: N valleys by day in "
+    "trainA, N others by night in trainB, and test valleys by day and by night in testA and testB.",
 )
 def demo(folder: Path, training_data: int | None) -> None:
-    """Draw a clip and images and translate them into FOLDER, with a sheet to look at."""
+    """Draw a clip and images by day, and translate them into night.
+
+    FOLDER receives the drawings, their translations and a contact sheet of both.
+    """
     from ..wording import printable
 
     if training_data is not None:

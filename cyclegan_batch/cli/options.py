@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -103,7 +104,7 @@ _NOTATIONS: dict[str | None, click.ParamType[object]] = {
     "auto|N": Count(),
     "N,H,W": Shape(),
 }
-"""The types of the metavars that say more than the kind of an option."""
+"""The click types of options whose metavar names a notation of this tool's own."""
 
 
 def key_values(
@@ -122,7 +123,7 @@ def key_values(
 _NO = "no-"
 
 _COLUMN = 22
-"""Columns of the flags; a longer one has its help on the next line."""
+"""Columns of the flags; the help of a longer flag begins on the next line."""
 
 
 class GroupedOption(click.Option):
@@ -144,9 +145,15 @@ class GroupedOption(click.Option):
         self.shown_default = shown_default
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Return the flags, padded so that all lists share their columns, and the help."""
+        """Return the flags, padded so that all lists share their columns, and the help.
+
+        A second spelling of a flag, with ``_`` for ``-``, is left out.
+        """
         record = super().get_help_record(ctx)
-        return record and (record[0].ljust(_COLUMN), record[1].replace("``", ""))
+        if record is None:
+            return None
+        flags = re.sub(r", --[A-Za-z]+_\w*", "", record[0])
+        return flags.ljust(_COLUMN), record[1].replace("``", "")
 
     def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
         """Return what click adds to the help: the default, but no range, which the help states."""
@@ -176,10 +183,10 @@ def progress_option(group: str) -> GroupedOption:
 
 
 class GroupedCommand(click.Command):
-    """A command whose ``--help`` shows its options under headings, the last with ``--help``.
+    """A command whose ``--help`` shows its options under headings, ``--help`` under the last.
 
-    ``table`` returns further parameters; it is called when the command is parsed, so that the table
-    of a wing is imported only for its command.
+    ``table`` returns further parameters. It is called when the command is parsed, so that the
+    options of ``train`` and ``export`` are imported only for these commands.
     """
 
     def __init__(

@@ -33,8 +33,8 @@ class Stops:
             self._deferred = False
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
-        """Handle the signals for the time of one command.
+    def handled(self) -> Iterator[None]:
+        """Handle the signals within the block, which runs one command.
 
         The handlers of the calling program are restored afterwards. After a request they are not:
         the process is about to end, and the next signal is to end it at once.

@@ -19,7 +19,7 @@ _PLAIN_INTERVAL = 5.0
 """Seconds between two plain lines."""
 _JSON_INTERVAL = 1.0
 _BAR_COLUMNS = 24
-"""The longest bar; where there is room for less than half of it, there is none."""
+"""The length of the bar; where there is room for less than half of it, it is left out."""
 _NAME_COLUMNS = 32
 """The longest part of a file's name that is shown."""
 _LEAST_NAME_COLUMNS = 10
@@ -53,8 +53,8 @@ class Reporter:
         self._live = mode == "auto" and not quiet and not dumb and sys.stderr.isatty()
         self.mode: Mode = "plain" if mode == "auto" else mode
         self.quiet, self.total = quiet, total
-        self.said: set[str] = set()
-        """The sentences that were printed."""
+        self._sentences: set[str] = set()
+        """Those printed so far."""
         self._notes_shown = 0
         self._line_drawn = False
         self._next = time.monotonic() + self._interval
@@ -62,16 +62,16 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print a sentence, unless it was printed before."""
-        if text in self.said:
+        if text in self._sentences:
             return
-        self.said.add(text)
+        self._sentences.add(text)
         if self.mode == "json":
             self._line({"event": "note", "text": text})
         elif not self.quiet:
             self._print(text)
 
     def insist(self, text: str) -> None:
-        """Print why something is missing, in spite of ``quiet``."""
+        """Print what failed, and why, even with ``quiet``."""
         if self.mode == "json":
             self._line({"event": "error", "text": text})
         else:
@@ -98,8 +98,8 @@ class Reporter:
     ) -> None:
         """Show a state of any kind, in the form and as often as the mode requires.
 
-        ``line`` returns it in at most so many columns, ``sentence`` as a plain line, ``state`` as
-        values for JSON; only the function for the form that is shown is called.
+        ``line`` returns the state in at most as many columns as it is given, ``sentence`` as a
+        plain line, ``state`` as values for JSON. Only the one for the form that is shown is called.
         """
         if self.mode == "none" or (self.quiet and self.mode != "json"):
             return
@@ -115,7 +115,7 @@ class Reporter:
                 self._print(sentence())
 
     def close(self) -> None:
-        """Remove the live line from the terminal; twice is fine."""
+        """Remove the live line from the terminal. A second call does nothing."""
         if self._line_drawn:
             self._write("\r\x1b[K")
             self._line_drawn = False

@@ -58,7 +58,12 @@ def _table() -> tuple[click.Option, ...]:
     return tuple(options)
 
 
-@click.command("train", cls=GroupedCommand, table=_table)
+@click.command(
+    "train",
+    cls=GroupedCommand,
+    table=_table,
+    short_help="Train a CycleGAN on two folders of unpaired images.",
+)
 @click.argument("places", nargs=-1, type=PATH, metavar="[DATA] RUN")
 @option(
     "--data-a",
@@ -78,7 +83,7 @@ def _table() -> tuple[click.Option, ...]:
     "--recipe",
     group=_GROUP,
     metavar="NAME|FILE",
-    help="Read keys from a TOML file; a recipe of this package is read by its name.",
+    help="Read keys from a TOML file, or from the recipe of this name in the package.",
 )
 @option(
     "--set",
@@ -104,8 +109,8 @@ def command(
 ) -> None:
     """Train a CycleGAN on the images in DATA/trainA and DATA/trainB, in the folder RUN.
 
-    --set overrides the keys of a recipe, and the options of the step, the images and the run
-    override both.
+    An option below for a single key overrides --set, and --set overrides the recipe. Options are
+    also accepted with _ for -, as the reference implementation spells them.
     """
     if len(places) not in (1, 2):
         raise click.UsageError("give DATA and RUN, or --data-a, --data-b and RUN.")

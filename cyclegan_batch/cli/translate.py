@@ -38,7 +38,7 @@ _PARAMETERS: list[click.Parameter] = [
         ["--dry-run"],
         group=RUN,
         is_flag=True,
-        help="Print what becomes what, how, and in how much memory; write nothing.",
+        help="Print the plan: every output, how it is made, and the memory for it; write nothing.",
     ),
     GroupedOption(
         ["--report"],
@@ -49,7 +49,7 @@ _PARAMETERS: list[click.Parameter] = [
     ),
     progress_option(RUN),
     GroupedOption(
-        ["-q", "--quiet"], group=RUN, is_flag=True, help="Print only what is missing, and why."
+        ["-q", "--quiet"], group=RUN, is_flag=True, help="Print only what failed, and why."
     ),
     GroupedOption(
         ["-v", "--verbose"],
@@ -60,7 +60,12 @@ _PARAMETERS: list[click.Parameter] = [
 ]
 
 
-@click.command("translate", cls=GroupedCommand, params=_PARAMETERS)
+@click.command(
+    "translate",
+    cls=GroupedCommand,
+    params=_PARAMETERS,
+    short_help="Translate videos and images through a generator.",
+)
 def command(
     inputs: tuple[Path, ...],
     output: str,

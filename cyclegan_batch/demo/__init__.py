@@ -2,8 +2,8 @@
 
 A clip with moving detail and sound and a folder of images are drawn, all by day. The generator in
 the package, a small CycleGAN that was trained on such drawings, unpaired, turns them into night by
-the call that a user would make. The drawn valleys exist by night too, so a contact sheet shows each
-source, its result and the truth, and the PSNR to the truth is reported.
+the call that a user would make. The same valleys can be drawn by night, which is the truth: a
+contact sheet shows each source, its result and the truth, and the PSNR to the truth is reported.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _RATE = 25
 _SECONDS = 4
 _CLIP_SIZE = (360, 640)
 _CLIP_SEED = 1_000_007
-"""Like those of the images, far from the seeds of the training's valleys."""
+"""Far from the seeds of the valleys for training, as are those of the images."""
 _MOMENTS = tuple(round(_RATE * _SECONDS * share) for share in (0.04, 0.34, 0.64, 0.94))
 """The frames of the clip that the sheet shows."""
 _SAMPLE_RATE = 48_000

@@ -1,9 +1,10 @@
 """Drawn landscapes: a valley by day, and the same valley by night.
 
-They are the demo's clip and images, and two domains for training: any number of images, unpaired,
-with a true result for every one of them. No colour curve turns day into night: snow and clouds are
-both white by day, and at night snow is pale and a cloud dark, while the dark windows of the houses
-and the balloon shine. The translation depends on the kind of object, which its texture shows.
+The demo's clip and images are drawn here, and two domains for training: any number of images,
+unpaired, and a true result for each image of the test set. No colour curve turns day into night:
+snow and clouds are both white by day, and at night snow is pale and a cloud dark, while the dark
+windows of the houses and the balloon shine. The translation depends on the kind of object, which
+its texture shows.
 """
 
 from __future__ import annotations
@@ -111,9 +112,9 @@ NIGHT = Light(
 def write_domains(folder: Path, count: int, *, side: int = 128, held_out: int = 64) -> None:
     """Write two domains to train on: day in trainA, night in trainB, ``count`` images of each.
 
-    No valley is in both. testA and testB hold ``held_out`` further valleys by day and by night
-    under the same names, so testB is the true result for testA. All images are ``side`` pixels wide
-    and high. Raises OutputError.
+    trainA and trainB share no valley. testA and testB hold ``held_out`` further valleys by day and
+    by night under the same names, so testB is the true result for testA. All images are ``side``
+    pixels wide and high. Raises OutputError.
     """
     try:
         for number in range(2 * count + held_out):

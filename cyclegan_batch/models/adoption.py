@@ -1,8 +1,9 @@
-"""A foreign ONNX is brought inside the contract by what its own graph shows.
+"""Bring a foreign ONNX inside the contract, by what its own graph shows.
 
 A generator made elsewhere does not state where its channels are, which values black and white have,
-or which sizes it accepts. This module derives them: from the shapes, from the last activation and
-the first arithmetic, and by shape inference at one size after the other. `adopt` returns a contract
+or which sizes it accepts. This module derives the channels from the shapes, the values from the
+last activation and the first arithmetic, and the sizes by inferring shapes at one size after the
+other. `adopt` returns a contract
 graph and a sentence on how the file was understood; where the graph leaves something open it raises
 ModelError with the ``--model-io`` to pass. Where shape inference cannot follow a graph, its sizes
 are estimated, and the backend reports a size that does not run. The module reads no file and no
@@ -110,26 +111,25 @@ class Adoption:
     """A note for the user on how it was understood."""
 
 
-def adopt(path: Path, proto: onnx.ModelProto, asked: ModelIO) -> Adoption:
+def adopt(path: Path, proto: onnx.ModelProto, model_io: ModelIO) -> Adoption:
     """Return the foreign generator ``proto``, read from ``path``, inside the contract, in uint8.
 
-    ``asked`` overrides what the graph shows. Where the input or output of ``proto`` does not
+    ``model_io`` overrides what the graph shows. Where the input or output of ``proto`` does not
     declare its channels, they are filled in, in place; nodes and weights stay unchanged. Raises
     ModelError.
     """
     graph_input, graph_output = input_and_output(path, proto)
     _check_types(path, graph_input, graph_output)
     flow = _Flow(proto)
-    shown_layout = flow.layout_of_input(graph_input.name)
-    layout = _layout(path, graph_input, asked.layout, shown_layout)
+    layout = _layout(path, graph_input, model_io.layout, flow.layout_of_input(graph_input.name))
     output_layout = _layout(path, graph_output, None, layout)
     output_range = (
-        asked.output_range
+        model_io.output_range
         or _range_of_bytes(graph_output)
         or flow.range_of_output(graph_output.name)
     )
     input_range = (
-        asked.input_range
+        model_io.input_range
         or _range_of_bytes(graph_input)
         or flow.range_of_input(graph_input.name)
         or output_range
@@ -138,7 +138,7 @@ def adopt(path: Path, proto: onnx.ModelProto, asked: ModelIO) -> Adoption:
     unknown = RANGES["-1..1"]  # Any range will do for the check of the sizes.
     io = GeneratorIO(
         layout,
-        asked.order or "rgb",
+        model_io.order or "rgb",
         input_range or unknown,
         output_range or unknown,
         output_layout,
@@ -147,7 +147,7 @@ def adopt(path: Path, proto: onnx.ModelProto, asked: ModelIO) -> Adoption:
     batch, height, width = image_axes(graph_input, layout)
     fixed = fixed_size(path, height, width)
     shapes = Shapes(contract)
-    # Before the range is required: for an upscaler the range would be asked in vain.
+    # Sizes before the range: an upscaler is refused without asking for its range.
     if fixed is None:
         sizes = _size_requirements(path, contract, shapes)
     else:
@@ -164,7 +164,7 @@ def adopt(path: Path, proto: onnx.ModelProto, asked: ModelIO) -> Adoption:
     is_uint8 = _range_of_bytes(graph_input) and _range_of_bytes(graph_output)
     if is_inside(proto, io):
         text += ", and run as it is"
-    elif asked.input_range is None and not is_uint8:
+    elif model_io.input_range is None and not is_uint8:
         text += "; the range is read from its graph, and --model-io overrides it"
     return Adoption(contract, io, sizes, batch, Note(None, text))
 
@@ -199,9 +199,9 @@ def _contract(path: Path, proto: onnx.ModelProto, io: GeneratorIO) -> onnx.Model
 
 
 def _layout(
-    path: Path, value: onnx.ValueInfoProto, asked: Layout | None, shown: Layout | None
+    path: Path, value: onnx.ValueInfoProto, requested: Layout | None, fallback: Layout | None
 ) -> Layout:
-    """Return where the channels are: ``asked``, else where the 3 or the 1 is, else ``shown``.
+    """Return where the channels are: ``requested``, else the one axis of 3 or 1, else ``fallback``.
 
     An axis of channels of unknown length is set to 3, in place. Raises ModelError.
     """
@@ -216,17 +216,17 @@ def _layout(
     ]
     axes = [dimensions[1], dimensions[3]]
     words = value_in_words(value)
-    if not fits or (not certain and asked is None and shown not in fits and any(axes)):
-        # (N, 5, H, W): where only one axis has a length, it is taken for the channels'.
+    if not fits or (not certain and requested is None and fallback not in fits and any(axes)):
+        # (N, 5, H, W): the only axis of known length is taken for the channels, and 5 are too many.
         refuse_generator(path, f"has {words} where 1 or 3 channels are expected")
-    if asked is not None:
-        if asked not in fits:
-            refuse_generator(path, f"has {words}, which is not {asked} with 1 or 3 channels")
-        layout = asked
+    if requested is not None:
+        if requested not in fits:
+            refuse_generator(path, f"has {words}, which is not {requested} with 1 or 3 channels")
+        layout = requested
     elif len(certain) == 1:
         layout = certain[0]
-    elif shown is not None and shown in fits:
-        layout = shown
+    elif fallback is not None and fallback in fits:
+        layout = fallback
     else:
         raise ModelError(
             f"{printable(path)}: has {words}, which does not show where the channels are; "

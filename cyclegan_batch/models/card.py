@@ -37,7 +37,7 @@ class ModelCard:
     adopted: str | None = None
     """How a foreign file was understood (``nchw rgb 0..255``), or None."""
     notes: tuple[Note, ...] = ()
-    """Notes for the user, each to be description once."""
+    """Notes for the user, each to be shown once."""
 
 
 def describe(card: ModelCard) -> dict[str, object]:

@@ -162,10 +162,10 @@ def _refuse_folder(
 
 
 def _direction_of(path: Path) -> tuple[Direction | None, str]:
-    """Return the direction of a file, and whether its metadata or its name says so, in words."""
-    named = safetensors_metadata(path).get("direction")
+    """Return the direction of a file, and in words what states it: its metadata or its name."""
+    in_metadata = safetensors_metadata(path).get("direction")
     for direction in _NAMES:
-        if named == direction:
+        if in_metadata == direction:
             return direction, "the file itself"
     for direction, names in _NAMES.items():
         # The reference implementation also writes a file every few epochs, e.g. 200_net_G_A.pth.

@@ -2,7 +2,7 @@
 
 A checkpoint does not state which network it is for. `load_generator` derives the family, the number
 of blocks, the widths, the norm, dropout and the channels from the weights, after it has removed the
-prefixes of wrappers and what old versions of torch left among them.
+prefixes of wrappers and the statistics that old versions of torch stored beside them.
 
 Nothing but tensors is ever unpickled: ``weights_only=True``, without exception. Anything that is
 not the weights of one generator is refused, and the message names what it is.
@@ -147,10 +147,11 @@ def _read_pickle(path: Path) -> object:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                packed = [entry for entry in archive.infolist() if entry.compress_type]
-            if packed:
+                compressed = [entry for entry in archive.infolist() if entry.compress_type]
+            if compressed:
                 # torch never compresses; a small file could unpack to more than the memory.
-                finding = f"holds {packed[0].filename!r} compressed, where torch does not compress"
+                name = compressed[0].filename
+                finding = f"holds {name!r} compressed, where torch does not compress"
                 _refuse(path, finding, _SAVE_AGAIN)
         # torch warns of pickles that it did not write; `_named_tensors` refuses those.
         with warnings.catch_warnings(action="ignore"):
@@ -204,10 +205,10 @@ def _config_and_weights(
     """
     state = {name: _checked_weight(path, name, value) for name, value in state.items()}
     legacy_statistics: str | None = None
-    weighted = {name.removesuffix(".weight") for name in state if name.endswith(".weight")}
+    with_weight = {name.removesuffix(".weight") for name in state if name.endswith(".weight")}
     for name in list(state):
         module, _, last = name.rpartition(".")
-        if last in _RUNNING_STATISTICS and module not in weighted:
+        if last in _RUNNING_STATISTICS and module not in with_weight:
             # The reference implementation drops these as well.
             del state[name]
             legacy_statistics = name

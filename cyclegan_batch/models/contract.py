@@ -5,8 +5,8 @@ A graph of the contract has one input ``frames`` and one output ``translated``, 
 network's range, layout, channel order and number type are nodes of the graph, which
 `contract_from_generator` adds, for foreign files and for the exporter alike.
 
-This module also reads from any graph what that needs: its input and output, its axes, its
-constants, and whether it keeps the size. It reads no file and no card; a ``path`` argument only
+To do so this module reads from any graph its input and output, its axes, its constants, and whether
+it keeps the size. It reads no file and no card; a ``path`` argument only
 names the file in an error message.
 """
 
@@ -216,7 +216,7 @@ class _Nodes:
         return name
 
     def affine(self, x: str, gain: float, offset: float) -> str:
-        """Append ``gain·x + offset``, without a Mul by 1 or an Add of 0: each is a pass."""
+        """Append ``gain·x + offset``; no Mul by 1 and no Add of 0, which cost a pass each."""
         if gain != 1.0:
             x = self.add("Mul", [x, self.constant(gain)])
         if offset != 0.0:

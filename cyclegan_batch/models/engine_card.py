@@ -80,7 +80,7 @@ class Build:
     version_compatible: bool = False
     """The engine runs with later versions of TensorRT of the same major number."""
     tf32: bool = False
-    """FP32 convolutions may round their inputs to TF32, for the class half instead of exact."""
+    """FP32 convolutions may round their inputs to TF32; the class to reach is then half."""
     recipe: int = RECIPE
 
 
@@ -92,7 +92,7 @@ class Machine:
     compute_capability: tuple[int, int]
     tensorrt: str
     multiprocessors: int = 0
-    """GPUs of the same name can differ in it, and so do parts of one (MIG); 0: unknown."""
+    """Can differ between GPUs of one name, and between the parts of one (MIG); 0: unknown."""
     memory_gib: int = 0
     """The GPU's memory, rounded; 0: unknown."""
 
@@ -133,8 +133,8 @@ class EngineCard:
             reasons.append(f"built with TensorRT {built.tensorrt}, this is {here.tensorrt}")
         return reasons
 
-    def described(self) -> ModelCard:
-        """Return the engine's own card as a model, with the sizes and batch of its profile."""
+    def as_model_card(self) -> ModelCard:
+        """Return the ONNX's card with the path, digest, sizes and batch of the engine."""
         low, high = self.build.profile.min, self.build.profile.max
         sizes = self.model.sizes
         if low[1:] == high[1:]:

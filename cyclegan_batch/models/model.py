@@ -121,7 +121,7 @@ def open_model(
         from .engine_card import read_card
 
         engine = read_card(path)
-        card = engine.described()
+        card = engine.as_model_card()
         _check_options(card, model_io, direction)
         return Model(card, b"", engine=engine)
     asked = parse_model_io(model_io)

@@ -309,8 +309,8 @@ class SeparableConvolution(nn.Module):
 class ResizeConvolution(nn.Sequential):
     """Twice the size by nearest neighbour, then a 3×3 convolution (Odena et al. 2016).
 
-    As a module of its own it has another name for its weight (``model.19.2.weight``) than a
-    transposed convolution (``model.19.weight``) or a network that resizes in another way.
+    The name of its weight (``model.19.2.weight``) differs from that of a transposed convolution
+    (``model.19.weight``), so a file shows which of the two it was trained with.
     """
 
     def __init__(self, into: int, out: int, bias: bool) -> None:

@@ -1,7 +1,7 @@
 """Read an ONNX file as one whole, checked graph.
 
-The weights may lie in files beside it. The file may be damaged or no ONNX at all, and it may name
-any file of this machine as its weights.
+The weights may lie in files beside it. The file is not trusted: it may be damaged or no ONNX at
+all, and it may name any file of this machine as its weights.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ BEST = "best"
 CARDS = "checkpoint.json"
 
 EMA_ENDING = "_ema.safetensors"
-"""Of the file of a generator whose weights are moving averages."""
+"""The ending of the file of a generator whose weights are moving averages."""
 
 
 def epoch_name(epoch: int) -> str:

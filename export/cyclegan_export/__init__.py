@@ -5,8 +5,8 @@
     exported = export_onnx(Path("latest_net_G_A.pth"), Path("horse2zebra.onnx"), precision="fp16")
     print(exported.card.parity)
 
-This package imports `cyclegan_batch` and never `cyclegan_train`, and only the commands that need it
-load it. A public name loads its module, and torch with it, on first use.
+This package imports `cyclegan_batch` and never `cyclegan_train`. Only the commands that need it
+import it, and a public name imports its module, and torch with it, on first use.
 """
 
 from __future__ import annotations

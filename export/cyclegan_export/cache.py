@@ -1,9 +1,9 @@
 """Export a checkpoint once, and keep the file in a cache folder.
 
-`open_exported` opens the model of a translation, a checkpoint by way of its export. An entry of the
-cache is a folder named by the checkpoint's digest, the direction, the precision, the opset and the
-version of this program. It holds the ONNX, and a line of JSON with its digest that is written last.
-Where the two do not agree or one is missing, the checkpoint is exported again.
+`open_exported` opens the model of a translation; it exports a checkpoint first. An entry of the
+cache is a folder named by a digest of the checkpoint, the direction, the precision, the opset and
+the version of this program. It holds the ONNX, and a line of JSON with the digest of the ONNX that
+is written last. Where the two do not agree or one is missing, the checkpoint is exported again.
 
 Nothing heavy is imported unless a checkpoint must be exported.
 """

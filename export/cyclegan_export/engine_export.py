@@ -1,8 +1,8 @@
 """Write a generator as a TensorRT engine for the GPU of this machine. Experimental.
 
 An engine fits one kind of GPU and one version of TensorRT. So the ONNX is written beside it, under
-the same name, and for another machine an engine is built from that. The building itself is in
-`cyclegan_batch.backends.tensorrt`.
+the same name: another machine builds its own engine from that. `cyclegan_batch.backends.tensorrt`
+does the building.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ this comparison tests the graph and its weights only. The effect of half-precisi
 therefore computed in torch, with every layer's output rounded to half: where an output leaves the
 range of half precision, the file is refused whatever the comparison on the CPU showed.
 
-The references here repeat the contract's arithmetic in torch and numpy on purpose, all but the
-weights of BT.601: they could not show an error in `cyclegan_batch.models.contract` if they used it.
+The references here repeat the contract's arithmetic in torch and numpy on purpose (all but the
+weights of BT.601): a reference that used `cyclegan_batch.models.contract` would repeat its errors.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def _rounding_to_half(network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
 
     def watching(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
-            if out.isfinite().all():  # the layers behind an overflow are not to blame
+            if out.isfinite().all():  # skips the layers that an overflow before them made infinite
                 largest[name] = max(largest.get(name, 0.0), float(out.abs().max()))
             return out.half().float()
 

@@ -45,7 +45,7 @@ UNVERIFIED = "unverified"
 """The parity on the card of a file that was not measured."""
 
 _FRAMES = 4
-"""The number of frames to measure on: one may be flat, and each takes seconds."""
+"""The number of frames to measure on: several, as one may be flat; few, as each takes seconds."""
 
 USUAL_SIZE = 256
 """The size that most generators are trained at, for checkpoints that do not state theirs."""
@@ -150,7 +150,7 @@ def build_onnx(
         say(sentence)
     if calibrate is not None:
         candidate = _in_int8(candidate, output, calibrate, samples, say, verify=verify)
-    measured, words = _measured(candidate, output, samples, say) if verify else (None, UNVERIFIED)
+    measured, words = _measure(candidate, output, samples, say) if verify else (None, UNVERIFIED)
     card: CardFields = {**candidate.card, "parity": words}
     model = model_from_contract(output, candidate.contract, **card)
     return Built(model, measured, candidate.notes)
@@ -313,7 +313,7 @@ def _samples(candidate: _Candidate, samples: Path | None) -> Samples:
     return samples_for(samples, candidate.source, card.get("direction"), size, _FRAMES)
 
 
-def _measured(
+def _measure(
     candidate: _Candidate, output: Path, samples: Path | None, say: Callable[[str], None]
 ) -> tuple[Parity, str]:
     """Return the parity of ``candidate``, and the sentence for its card.
@@ -349,7 +349,7 @@ def _check_output(source: Path, output: Path, *, overwrite: bool) -> None:
     if output.is_dir():
         raise OutputError(f"cannot write {name}: a folder has this name; choose another")
     if output.exists() and source.exists() and output.samefile(source):
-        raise OutputError(f"cannot write {name}: it is what is exported; choose another name")
+        raise OutputError(f"cannot write {name}: it is the file to export; choose another name")
     if output.exists() and not overwrite:
         raise OutputError(f"cannot write {name}: it exists already; pass -y to overwrite it")
 

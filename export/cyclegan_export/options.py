@@ -26,11 +26,11 @@ class ExportOptions:
     """Every option of ``export``. Raises ValueError for a value that an option does not have."""
 
     direction: Direction | None = field(default=None, metadata=option(MODEL))
-    """Generator of a run folder (AtoB unless given, where the folder holds both), or the direction
-    of a file that does not state its own."""
+    """Which generator of a run folder (AtoB unless given, where the folder holds both), or the
+    direction of a file that does not state its own."""
     model_io: str | None = field(default=None, metadata=option(MODEL, metavar="SPEC"))
-    """How a foreign ONNX is fed, e.g. ``"nchw rgb 0..255"``; what is left out is found in its graph
-    where possible."""
+    """Images that a foreign ONNX takes, e.g. ``"nchw rgb 0..255"``; what is left out is read from
+    its graph where possible."""
 
     precision: FilePrecision | None = field(default=None, metadata=option(FILE))
     """Precision of weights and convolutions; the statistics of the norms are always fp32. fp32
@@ -38,20 +38,20 @@ class ExportOptions:
     io: Literal["uint8", "float16"] = field(default="uint8", metadata=option(FILE))
     """Type of the pixels in and out; float16 is for sources of more than 8 bits."""
     shape: tuple[int, int, int] | None = field(default=None, metadata=option(FILE, metavar="N,H,W"))
-    """The only batch, height and width that the file takes; all are free unless given."""
+    """The only batch, height and width that the file accepts; all are free unless given."""
 
     samples: Path | None = field(default=None, metadata=option(MEASURED, metavar="FOLDER|FILE"))
-    """Images or a video to measure on; those of the training run unless given, else computed
-    ones."""
+    """Images or a video to measure on; unless given, images of the training run, or computed ones
+    where there are none."""
     calibrate: Path | None = field(default=None, metadata=option(MEASURED, metavar="FOLDER|FILE"))
-    """Images or a video like those that the int8 file will translate, to take the ranges of its
-    values from."""
+    """Images or a video like those that the int8 file will translate; they set the ranges of its
+    values."""
     verify: bool = field(default=True, metadata=option(MEASURED))
-    """Compare the file with its source on the samples, and write it only where it is within the
-    class of its precision."""
+    """Compare the file with its source on the samples, and write it only where its parity reaches
+    the class that its precision requires."""
 
     bundle: Target | None = field(default=None, metadata=option(ENGINE, applies_to=("bundle",)))
-    """Make OUTPUT a folder from which a device of this kind builds its own engine and tests it."""
+    """Make OUTPUT a folder from which a device of this kind builds its engine and verifies it."""
     min_shape: tuple[int, int, int] | None = field(
         default=None, metadata=option(ENGINE, metavar="N,H,W", applies_to=("engine", "bundle"))
     )
@@ -76,9 +76,9 @@ class ExportOptions:
     hardware_compatible: bool = field(
         default=False, metadata=option(ENGINE, applies_to=("engine",))
     )
-    """Build the engine for every GPU from Ampere on, somewhat slower."""
+    """Build an engine that runs on every GPU from Ampere on, and somewhat slower."""
     version_compatible: bool = field(default=False, metadata=option(ENGINE, applies_to=("engine",)))
-    """Build the engine for later versions of TensorRT of the same major number too."""
+    """Build an engine that also runs with later TensorRT versions of the same major number."""
 
     overwrite: bool = field(default=False, metadata=option(RUN, short="y"))
     """Overwrite what exists."""

@@ -1,8 +1,8 @@
 """Quantise a contract graph to INT8, where it stays accurate and is faster than FP32.
 
 onnxruntime's quantiser puts QDQ nodes around the convolutions: signed, symmetric, with weights per
-channel. The outputs of convolutions stay float, since the norm behind divides by their spread (on
-two trained generators this gained 7 to 8 dB); so do the biases, which TensorRT requires in float.
+channel. The outputs of convolutions stay float, since the norm behind them divides by their spread
+(on two trained generators this gained 7 to 8 dB). The biases stay float as TensorRT requires.
 
 Some networks lose accuracy by that. `best_int8_graph` keeps the most harmful convolutions float,
 and refuses to quantise where the rest is no faster than FP32.
@@ -191,7 +191,7 @@ def best_int8_graph(
         parities = {n: parities[n] for n in sorted(parities) if fewest is None or n <= fewest}
     exact = model_from_contract(path, copy.deepcopy(contract), **card)
     models = [exact, *(model(ranked[:count]) for count in parities)]
-    measured = _measured(models, frames, reference)
+    measured = _measure_rates(models, frames, reference)
     rows = [
         Row(tuple(ranked[:count]), parities[count], rate)
         for count, rate in zip(parities, measured.rates[1:], strict=True)
@@ -216,9 +216,10 @@ def _best_row(path: Path, rows: Sequence[Row], total: int, runtime: str) -> Row:
     if best.rate <= GAIN:
         other = "" if runtime == "openvino" else "install OpenVINO, which gains more, or "
         raise ModelError(
-            f"{printable(path)}: not written: int8 is {required} with {len(best.float_layers)} of "
-            f"{total} convolutions left in fp32, and then {best.rate:.2f} times as fast as fp32 on "
-            f"{runtime}, where more than {GAIN} is expected; {other}{_REMEDY}"
+            f"{printable(path)}: not written: int8 reaches {required} with "
+            f"{len(best.float_layers)} of {total} convolutions left in fp32, and is then "
+            f"{best.rate:.2f} times as fast as fp32 on {runtime}, where more than {GAIN} is "
+            f"expected; {other}{_REMEDY}"
         )
     return best
 
@@ -244,7 +245,7 @@ def _ranked(
 
 
 def _fewest(total: int, enough: Callable[[int], bool]) -> int | None:
-    """Return the fewest layers, of ``total``, to keep float; None where all but one do not help.
+    """Return the fewest layers, of ``total``, to keep float; None where all but one are too few.
 
     The count is doubled, then bisected, since each try takes seconds.
     """
@@ -286,12 +287,12 @@ def _worst_parity(model: Model, frames: Pixels, reference: Pixels) -> Parity:
     )
 
 
-def _measured(models: Sequence[Model], frames: Pixels, reference: Pixels) -> Measured:
+def _measure_rates(models: Sequence[Model], frames: Pixels, reference: Pixels) -> Measured:
     """Measure the models in turn on the runtime that a translation on this machine's CPU uses.
 
     The first model is the FP32 file, which also runs in bf16 where the CPU supports it. The measure
-    is the processor's time of one thread, which is what a frame costs a translation: by wall time,
-    a busy machine gave one file rates from 0.9 to 1.6.
+    is the CPU time of one thread, not the wall time, by which one file had rates from 0.9 to 1.6 on
+    a busy machine.
     """
     backends = [open_backend(model, device="cpu", threads=1) for model in models]
     with contextlib.suppress(BackendError, ModelError):

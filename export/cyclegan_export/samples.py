@@ -1,4 +1,4 @@
-"""The frames that a file is measured on: from named files, from a run's data, or computed."""
+"""The frames that a file is measured on: from files of the user, a run's data, or computed."""
 
 from __future__ import annotations
 
@@ -32,19 +32,20 @@ class Samples:
 
 
 def samples_for(
-    named: Path | None, source: Path, direction: Direction | None, size: Size, count: int
+    files: Path | None, source: Path, direction: Direction | None, size: Size, count: int
 ) -> Samples:
     """Return ``count`` frames of ``size`` to measure a generator on.
 
-    They are from ``named`` (an image, a video, or a folder of them); else from the images that the
-    run around ``source`` was trained on, where they are still there; else computed. ``direction``
-    is the generator's, AtoB where unknown. Raises InputError where ``named`` holds no image.
+    They are from ``files`` (an image, a video, or a folder of them) where that is given; else from
+    the training images of the run whose folder holds ``source``, where these still exist; else
+    computed. ``direction`` is the generator's, AtoB where unknown. Raises InputError where
+    ``files`` holds no image.
     """
-    if named is not None:
-        return Samples(frames_from_files(named, size, count), f"{count} given frames")
+    if files is not None:
+        return Samples(frames_from_files(files, size, count), f"{count} given frames")
     folder = _data_folder(source, direction)
     if folder is not None:
-        # Where the folder is now without images, frames are computed.
+        # Where the folder no longer holds images, frames are computed.
         with contextlib.suppress(InputError):
             return Samples(frames_from_files(folder, size, count), f"{count} frames of its run")
     return Samples(natural_frames(size, count), f"{count} computed frames")
@@ -123,7 +124,7 @@ def _cropped(image: Pixels, size: Size) -> Pixels:
 
 
 def _data_folder(source: Path, direction: Direction | None) -> Path | None:
-    """Return the folder of the images that the run around ``source`` learnt to translate."""
+    """Return the source images of the run whose folder holds ``source``; None without a run."""
     domain = "B" if direction == "BtoA" else "A"
     for run in source.resolve().parents[:3]:
         try:

@@ -74,7 +74,7 @@ def test_nodes_that_a_gpu_leaves_to_the_cpu_are_told(
     (note,) = grouped(open_backend(resnet, device="cuda").notes)
     assert note.startswith(
         "resnet.onnx: onnxruntime 1.0 computes 21 of 40 nodes (20 Pad, 1 Floor) on the CPU instead "
-        "of cuda:0, and every frame goes forth and back for them; install onnxruntime-gpu 1.25"
+        "of cuda:0, and copies every frame there and back; install onnxruntime-gpu 1.25"
     )
     monkeypatch.delattr(FakeSession, "get_provider_graph_assignment_info")
     (note,) = grouped(open_backend(resnet, device="cuda").notes)

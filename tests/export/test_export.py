@@ -530,7 +530,7 @@ def test_an_output_that_cannot_be_meant_errors(tmp_path, checkpoint, output, opt
 
 def test_an_export_onto_itself_errors(tmp_path):
     source = generators.foreign(tmp_path / "f.onnx")
-    with pytest.raises(OutputError, match="it is what is exported"):
+    with pytest.raises(OutputError, match="it is the file to export"):
         export_onnx(source, source, overwrite=True)
 
 

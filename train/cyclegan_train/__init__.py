@@ -5,8 +5,8 @@
     model = CycleGAN(TrainConfig(netG="resnet_6blocks", device="cpu"))
     losses = model.optimize_parameters(real_A, real_B)  # (N, C, H, W) in [-1, 1]
 
-The package may import `cyclegan_batch`, never `cyclegan_export`. The module of a public name is
-imported when the name is first used, and torch with it.
+This package imports `cyclegan_batch` and never `cyclegan_export`. A public name imports its module,
+and torch with it, on first use.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
     "palette_from",
 ]
 
-_HOMES = {
+_MODULES = {
     "CycleGAN": ".cyclegan",
     "TrainConfig": ".config",
     "evaluate_labels": ".evaluation",
@@ -49,9 +49,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use (PEP 562)."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name], __name__), name)
+    value = getattr(importlib.import_module(_MODULES[name], __name__), name)
     globals()[name] = value
     return value
 

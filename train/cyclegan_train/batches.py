@@ -1,9 +1,10 @@
 """Which images come in which batch, and the batches themselves.
 
-An epoch shows as many images of each domain as the larger folder has, each of that folder once: A
-in an order drawn anew, B drawn at random (as the reference does). Every draw depends on nothing
-but the seed, the epoch and the position in the epoch. The state of the sampler is therefore two
-numbers, and the batches are the same whether images are cached or decoded, by however many workers.
+An epoch has as many samples as the larger folder has images, each of one image of A and one of B.
+As in the reference, A follows an order that is shuffled anew for every epoch (and begins again
+where it is the smaller folder), and B is drawn at random for every sample. Every draw depends on
+nothing but the seed, the epoch and the position in the epoch. The state of the sampler is therefore
+two numbers, and neither the cache nor the number of workers changes the batches.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from .data import Domain, normalized, two_sizes_error
 
 _AHEAD = 2
-"""Batches that wait, beside those that the workers are making."""
+"""Finished batches that wait, in addition to one in work for each worker."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,8 @@ class Draw:
 class Sampler:
     """Draws the images of every batch. Its state is the epoch and the position in it.
 
-    Several processes share the images of an epoch: ``size`` of them, this one being ``rank``,
-    together have the samples, in the same steps, that one process would have with ``size`` times
-    the batch size.
+    This process is number ``rank`` of ``size`` that share the images of an epoch: in each step all
+    together have the samples that one process would have with ``size`` times the batch size.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Feed:
         self.a, self.b, self.sampler = a, b, sampler
         cached = a.cached is not None and b.cached is not None
         self._pool = None if cached else ThreadPoolExecutor(workers)
-        # A batch is floats, four times an image: no more than keep all workers busy.
+        # No more than keep all workers busy: a batch is float32, four times the bytes of uint8.
         self._ahead = workers + _AHEAD
         self._coming: dict[tuple[int, int], Future[tuple[Tensor, Tensor]]] = {}
 

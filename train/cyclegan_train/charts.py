@@ -78,8 +78,8 @@ def curves_png(
     width, height = 520, 360
     chart = Image.new("RGB", (len(panels) * width * _OVER, height * _OVER), "white")
     for number, (title, names) in enumerate(panels):
-        drawn = {name: _thinned(steps, curves[name]) for name in names if name in curves}
-        _panel(chart, (number * width, 0, width, height), title, drawn)
+        points = {name: _thinned(steps, curves[name]) for name in names if name in curves}
+        _panel(chart, (number * width, 0, width, height), title, points)
     return _png(chart.resize((chart.width // _OVER, chart.height // _OVER), Image.Resampling.BOX))
 
 
@@ -95,7 +95,7 @@ def _panel(
     small, large = _font(11 * _OVER), _font(13 * _OVER)
     points = [point for curve in curves.values() for point in curve]
     last = max([step for step, _ in points], default=1) or 1
-    # Without the largest 0.5 %: high losses of the first steps would flatten the rest of the curve.
+    # The axis omits the largest 0.5 %: high losses of the first steps would flatten the rest.
     values = sorted(value for _, value in points)
     most = values[min(len(values) - 1, int(len(values) * 0.995))] * 1.1 if values else 1.0
     least = min(0.0, values[0]) if values else 0.0
@@ -116,8 +116,8 @@ def _panel(
         draw.text((across, bottom + 12), _short(step), fill="black", font=small, anchor="ma")
     draw.line([(left, top), (left, bottom), (right, bottom)], fill="black", width=_OVER)
     across = left
-    for others, (name, curve) in enumerate(curves.items()):
-        colour = _COLOURS.get(name) or list(_COLOURS.values())[others % len(_COLOURS)]
+    for number, (name, curve) in enumerate(curves.items()):
+        colour = _COLOURS.get(name) or list(_COLOURS.values())[number % len(_COLOURS)]
         draw.line([(across, y + 66), (across + 36, y + 66)], fill=colour, width=3 * _OVER)
         draw.text((across + 44, y + 66), name, fill="black", font=small, anchor="lm")
         across += 64 + int(draw.textlength(name, font=small))

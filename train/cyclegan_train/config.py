@@ -69,8 +69,9 @@ class TrainConfig:
     beta1: float = 0.5
     """Adam's decay rate of the mean gradient (β1)."""
     lr_policy: LrPolicy = "linear"
-    """Schedule by which the learning rate goes down from epoch to epoch; the next three keys name
-    theirs in parentheses."""
+    """Schedule by which the learning rate goes down from epoch to epoch. The next three keys name
+    in parentheses the schedule that they shape; with any, ``n_epochs`` + ``n_epochs_decay`` is the
+    length of the run."""
     n_epochs: int = 100
     """Epochs at the full learning rate (``linear``)."""
     n_epochs_decay: int = 100
@@ -114,7 +115,7 @@ class TrainConfig:
             "n_epochs": 0, "n_epochs_decay": 0, "lr_decay_iters": 1, "init_gain": 0,
         }  # fmt: skip
         for name, least in at_least.items():
-            # Not ``<``: NaN must be refused.
+            # Not ``value < least``, which is false for NaN.
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} = {getattr(self, name)} must be {least} or more")
         for name in ("beta1", "ema"):

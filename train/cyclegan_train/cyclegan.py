@@ -90,7 +90,7 @@ class CycleGAN:
             self.fake_B_pool, self.fake_A_pool = pools
             recorder = functools.partial(CudaRecorder, self.device)
             self._graphed = GraphedStep(
-                self._compute, pools, self._counted, recorder if self._on_cuda else None
+                self._compute, pools, self._adam_steps, recorder if self._on_cuda else None
             )
         else:
             self.fake_A_pool = ImagePool(config.pool_size)
@@ -135,7 +135,7 @@ class CycleGAN:
     def step(self, real_A: Tensor, real_B: Tensor) -> dict[str, Tensor]:
         """Do one step as `optimize_parameters` does; the losses stay on the device, as scalars.
 
-        A loop that does not read every loss then does not wait for the device at every step,
+        So a loop that reads only some of the losses does not wait for the device at every step,
         except with fp16, whose scaler inspects all gradients. Raises ValueError for images that the
         networks cannot process.
         """
@@ -166,10 +166,10 @@ class CycleGAN:
         losses, fake_A, fake_B = self._step_generators(real_A, real_B)
         # One optimiser for both discriminators: accumulate both gradients, then one step.
         self.optimizer_D.zero_grad()
-        losses["D_A"] = self._teach_discriminator(
+        losses["D_A"] = self._backward_discriminator(
             self.netD_A, real_B, self.fake_B_pool.query(fake_B)
         )
-        losses["D_B"] = self._teach_discriminator(
+        losses["D_B"] = self._backward_discriminator(
             self.netD_B, real_A, self.fake_A_pool.query(fake_A)
         )
         self._ranks.average_gradients(self.optimizer_D)
@@ -219,7 +219,7 @@ class CycleGAN:
             return fake, idt
         return netG(source), netG(target) if self.config.lambda_identity > 0 else None
 
-    def _teach_discriminator(self, netD: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
+    def _backward_discriminator(self, netD: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Accumulate the gradients of one discriminator, and return its loss."""
         with self._autocast():
             score_real, score_fake = netD(real), netD(fake)
@@ -229,16 +229,16 @@ class CycleGAN:
         torch.autograd.backward(self._scaler.scale(loss))
         return loss
 
-    def _counted(self) -> float:
-        """Return Adam's own count of steps, of the optimiser that steps last."""
+    def _adam_steps(self) -> float:
+        """Return how many steps Adam itself has counted, in the optimiser that steps last."""
         (weight, *_) = self.optimizer_D.param_groups[0]["params"]
         return float(self.optimizer_D.state[weight]["step"])
 
     def _update_averages(self) -> None:
-        """Move the averages towards the weights by 1 − decay.
+        """Move the averages towards the weights by 1 − decay, but at least by 9/(9 + n) in step n.
 
-        In step n at least by 9/(9 + n), as in TensorFlow's ExponentialMovingAverage: otherwise the
-        average of a short run would still consist of its random initial weights.
+        TensorFlow's ExponentialMovingAverage has the same bound. Without it the average of a short
+        run would still consist of its random initial weights.
         """
         decay = min(self.config.ema, self.steps / (9 + self.steps))
         for average, network in ((self.ema_A, self.netG_A), (self.ema_B, self.netG_B)):
@@ -304,7 +304,7 @@ class CycleGAN:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go back to where `state_dict` was called. Raises where it is of another config.
+        """Go back to where `state_dict` was called. Raises where the state is of another config.
 
         The learning rate becomes what the schedule gives for that epoch, which may differ where the
         config has more epochs; with ``plateau`` it is the one in the state.

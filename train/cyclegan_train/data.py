@@ -121,20 +121,20 @@ class Domain:
         """Read every image in ``folder``, recursively, or ``most`` of them, evenly spread.
 
         Prepared images are cached where all of them take at most ``budget`` bytes. ``watch`` is
-        called with how many are read, and of how many. Raises InputError where the folder cannot
-        be read or holds no image that can be used.
+        called with the number of images read so far, and with the number of all. Raises InputError
+        where the folder cannot be read or holds no image that can be used.
         """
         self.folder, self._config, self._channels, self._sizes = folder, config, channels, sizes
         if channels not in (1, 3):
             raise InputError(f"{printable(folder)}: {channels} channels; images have 1 or 3")
         self.paths: list[Path] = []
-        """Of the images that can be used, in order."""
+        """The paths of the images that can be used, in order."""
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
         self.cached: list[Tensor] | None = []
         """The prepared images, uint8 ``(C, H, W)``; None where they do not fit."""
         self.bytes = 0
-        """Of all prepared images, cached or not."""
+        """The size of all prepared images, cached or not."""
         self.transparent = 0
         """Images that were laid on white."""
         self.shapes: dict[tuple[int, int], Path] = {}
@@ -173,7 +173,7 @@ class Domain:
         self.digest = digest.hexdigest()
         """SHA-256 of the names and contents of the images that can be used."""
         self.contents = contents.hexdigest()
-        """The same without the names."""
+        """SHA-256 of the contents alone."""
         if not self.paths:
             first = f", the first of them: {self.skipped[0].reason}" if self.skipped else ""
             raise InputError(

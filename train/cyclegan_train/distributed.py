@@ -1,11 +1,11 @@
 """Several processes that train one model: their ranks, and what they exchange.
 
-torchrun starts the processes and sets their ranks in the environment; each has a copy of the
-networks, its own images, pools and random states. They differ in nothing else: they begin with
-the same weights, and before every step of an optimiser the gradients are replaced by their mean
-over the processes, which is what DistributedDataParallel computes. This module does it in one flat
-exchange, because that class does not support a step in which a generator runs three times and the
-discriminators are frozen for one half.
+torchrun starts the processes and sets their ranks in the environment. Each has images, pools and
+random states of its own, and a copy of the networks that stays equal in all of them: they begin
+with the same weights, and before every step of an optimiser the gradients are replaced by their
+mean over the processes, which is what DistributedDataParallel computes. This module does it in one
+flat exchange, because that class does not support a step in which a generator runs three times and
+the discriminators are frozen for one half.
 
 On the CPU (gloo) two processes are tested against one with both images as a batch. CUDA (nccl) is
 experimental: it was never run.

@@ -3,11 +3,11 @@
 At batch 1 a GPU waits for the host, which launches a few thousand kernels in a step. A graph
 launches them all at once. In return, everything that differs from step to step must be in tensors
 whose addresses do not change: the images, the learning rate, and the draws of the pools. The draws
-are therefore made before the step, in the same order as without a graph, and the exchange itself
-consists of the same few kernels whatever was drawn.
+are therefore made before the step, in the same order as without a graph, and the pools exchange
+images by the same few kernels whatever was drawn.
 
-Without CUDA the same lines run and nothing is recorded: so they are tested, bit for bit against
-`ImagePool`. **The recording is experimental: it was never run on a GPU.**
+Without CUDA the same lines run and nothing is recorded; the tests compare them with `ImagePool` in
+this way, bit for bit. **The recording is experimental: it was never run on a GPU.**
 """
 
 from __future__ import annotations
@@ -151,18 +151,18 @@ class GraphedStep:
 
     ``body`` takes real_A and real_B, queries the ``pools`` (that of fake_B first) and returns
     scalars by name, all without the host. The first steps run without a recording; where
-    ``new_recorder`` is None, all do. ``counted`` returns the optimisers' own count of their steps,
-    on the device: a replay must increase it.
+    ``new_recorder`` is None, all do. ``adam_steps`` returns the optimisers' own count of their
+    steps, which is on the device: a replay must increase it.
     """
 
     def __init__(
         self,
         body: Callable[[Tensor, Tensor], dict[str, Tensor]],
         pools: tuple[DevicePool, DevicePool],
-        counted: Callable[[], float],
+        adam_steps: Callable[[], float],
         new_recorder: Callable[[], Recorder] | None,
     ) -> None:
-        self._body, self._pools, self._counted = body, pools, counted
+        self._body, self._pools, self._adam_steps = body, pools, adam_steps
         self._new_recorder = new_recorder
         self._reals: tuple[Tensor, Tensor] | None = None
         self.reset()
@@ -199,10 +199,10 @@ class GraphedStep:
         if self._losses:
             self._recorder.replay()
         else:
-            before = self._counted()
+            before = self._adam_steps()
             self._losses = self._recorder.record(self._step)
             self._recorder.replay()
-            if self._counted() != before + 1:
+            if self._adam_steps() != before + 1:
                 raise BackendError(
                     "the step that was recorded as a CUDA graph trains nothing when it is "
                     "replayed; leave cuda_graphs out, and report it"

@@ -11,7 +11,7 @@ _BAR = 24
 
 
 def line(progress: Progress | Reading, columns: int) -> str:
-    """Return a bar and `sentence`, in at most ``columns`` columns; the bar goes first."""
+    """Return a bar and `sentence` in at most ``columns`` columns; without room, no bar."""
     words = sentence(progress)
     if len(words) + _BAR + 1 <= columns:
         if isinstance(progress, Reading):

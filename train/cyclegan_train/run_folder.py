@@ -127,10 +127,10 @@ class RunFolder:
         return state
 
     def write_state(self, state: State) -> None:
-        """Write the state: last of all files, since until then the run is where it was before."""
+        """Write the state, after all other files: a run resumes from where its state says."""
         _write_tensors(self.state, state)
 
-    # What describes the run
+    # The description and the logs
 
     def write_config(self) -> None:
         """Write config.toml."""
@@ -150,7 +150,7 @@ class RunFolder:
             else:
                 if threads != torch.get_num_threads():
                     self._say(
-                        f"the run began on {threads} CPU threads and goes on on "
+                        f"the run began on {threads} CPU threads and continues on "
                         f"{torch.get_num_threads()}: the last bits of its weights can differ from "
                         "those of an uninterrupted one"
                     )
@@ -204,7 +204,7 @@ class RunFolder:
         for old in sorted(self.checkpoints.glob("epoch_*"))[:-keep] if keep else ():
             shutil.rmtree(old, ignore_errors=True)
 
-    # What is looked at
+    # Sheets and curves
 
     def draw_samples(
         self, epoch: int, model: CycleGAN, samples: tuple[Domain, Domain]

@@ -49,8 +49,8 @@ class DataConfig:
     workers: int = 0
     """Threads that decode images; 0: one per CPU core."""
     white: int = 0
-    """Level that becomes white in images of more than 8 bits, as translate --white; 0: the highest
-    level of the format."""
+    """Level that becomes white in images of more than 8 bits, as in ``translate --white``; 0: the
+    highest level of the format."""
 
     def __post_init__(self) -> None:
         _at_least(self, load_size=1, crop_size=1, batch_size=1, memory_gb=0, workers=0, white=0)
@@ -70,12 +70,12 @@ class RunConfig:
     log_every: int = 50
     """Steps whose mean losses make one line of the log."""
     save_latest_every: float = 60.0
-    """Seconds between two saves of the state and the latest weights, and so the most that a kill
-    costs; 0 saves at the end of every epoch instead."""
+    """Seconds between two saves of the state and the latest weights, the most that a killed run
+    loses; 0 saves at the end of every epoch instead."""
     save_every_steps: int = 5000
-    """Save the state also after every so many steps; 0 does not."""
+    """Steps after which the state is saved as well; 0: never."""
     save_every_epochs: int = 5
-    """Write a numbered checkpoint after every so many epochs."""
+    """Epochs between two numbered checkpoints."""
     keep_last: int = 3
     """Numbered checkpoints to keep, the last ones; 0 keeps all."""
     samples: int = 4
@@ -296,7 +296,7 @@ def _refuse_foreign(run: Path) -> None:
 
 def _at_least(config: object, **least: float) -> None:
     for name, least_value in least.items():
-        # Not ``<``: NaN must be refused.
+        # Not ``value < least_value``, which is false for NaN.
         if not getattr(config, name) >= least_value:
             raise ValueError(f"{name} = {getattr(config, name)} must be {least_value} or more")
 

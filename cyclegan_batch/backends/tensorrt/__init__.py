@@ -86,7 +86,7 @@ class TensorRtBackend:
         engines = self._open_engines()
         if self._cancelled.is_set():
             raise BackendError("tensorrt: cancelled")
-        engine = engines.covering(shape_of(frames), self._cancelled.is_set)
+        engine = engines.engine_for(shape_of(frames), self._cancelled.is_set)
         # CUDA's current device is a setting of each thread, and any thread may call.
         engines.cuda.use()
         if self._context is None or self._context.engine is not engine:
@@ -213,17 +213,17 @@ class _Engines:
         if of_file is None:
             return None
         low, high = of_file.profile.min[0], of_file.profile.max[0]
-        return None if low <= count <= high else high if count > high else low
+        return None if low <= count <= high else min(max(count, low), high)
 
     def prepare(self, profile: Profile) -> None:
         """Take an engine for ``profile`` from the cache, or build it."""
         with self._lock:
             self._engine = self._cached(profile)
 
-    def covering(self, shape: BatchShape, stopped: Callable[[], bool]) -> Engine:
+    def engine_for(self, shape: BatchShape, stopped: Callable[[], bool]) -> Engine:
         """Return an engine that takes frames of ``shape``; build it where there is none.
 
-        True from ``stopped`` ends a build. Raises BackendError, ModelError.
+        A build ends where ``stopped`` returns True. Raises BackendError, ModelError.
         """
         with self._lock:
             if self._engine is not None and self._engine.profile.covers(shape):
@@ -232,7 +232,7 @@ class _Engines:
                 assert self._engine is not None
                 raise BackendError(
                     f"tensorrt: {printable(self.card.path)} takes frames of "
-                    f"{self._engine.profile} (N,H,W) and {shape_words(shape)} came; choose a "
+                    f"{self._engine.profile} (N,H,W) and was given {shape_words(shape)}; choose a "
                     "--size within, or build an engine with another --min-shape and --max-shape"
                 )
             self._engine = self._cached(self._widened(shape), stopped)
@@ -305,7 +305,7 @@ def _open_file(model: Model, builder: Builder, trust_engine: bool) -> _Engines |
         source = _source_beside(card)
         if source is None:
             text = (
-                "is loaded on trust, and its images are compared with nothing; "
+                "is loaded on trust, without a comparison of its images; "
                 f"put {printable(Path(card.model.path.name))} beside it"
             )
             builder.notes.append(Note(Path(card.path.name), text))

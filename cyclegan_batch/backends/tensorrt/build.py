@@ -59,7 +59,7 @@ _REPORT_INTERVAL = 10.0
 """Seconds between two reports of a build's progress."""
 
 _STOP_TIMEOUT = 3.0
-"""Seconds to wait for a build to stop when it is not needed any more."""
+"""Seconds to wait for a build to stop that is no longer needed."""
 
 
 def silent(sentence: str) -> None:
@@ -129,7 +129,8 @@ class Builder:
     ) -> tuple[Engine, bytes]:
         """Build an engine, load it and check its parity; return it, and the content of its file.
 
-        ``stopped`` is polled, and True ends the build. Raises BackendError, ModelError.
+        ``stopped`` is polled; the build ends where it returns True. Raises BackendError,
+        ModelError.
         """
         name = printable(Path(model.card.path.name))
         self._say(f"building an engine of {name} for {self.machine.gpu} ({build.profile}) …")
@@ -217,9 +218,9 @@ class Builder:
     def measure(self, model: Model, engine: Engine) -> Parity | None:
         """Return the engine's parity with its ONNX on the CPU; None without onnxruntime.
 
-        The error of the ONNX itself against fp32 does not show here. The export measured it; for a
-        reduced file of other origin it is unknown, which is noted. Raises ModelError where the
-        engine misses the class of its precision.
+        How close the ONNX itself is to fp32 does not show here. The export measured that; for an
+        fp16 or int8 file of other origin it is unknown, and a note says so. Raises ModelError where
+        the engine misses the class of its precision.
         """
         card, profile = model.card, engine.profile
         try:
@@ -228,7 +229,7 @@ class Builder:
             )
         except BackendUnavailableError:
             text = (
-                "its engine was compared with nothing, as onnxruntime is not installed; "
+                "its engine was not compared with it, as onnxruntime is not installed; "
                 'pip install "cyclegan-batch[cpu]"'
             )
             self.notes.append(Note(Path(card.path.name), text))
@@ -256,9 +257,9 @@ class Builder:
             )
         if card.precision in ("fp16", "int8") and card.parity is None:
             text = (
-                f"says of itself that it is {card.precision} "
-                "and not how near to fp32; its engine was compared with the file only, whose own "
-                "error does not show there: export it from its checkpoint to have it measured"
+                f"is {card.precision}, and its card holds no parity with fp32; its engine was "
+                "compared with this file only, which does not show the file's own error: export it "
+                "from its checkpoint to have that measured"
             )
             self.notes.append(Note(Path(card.path.name), text))
         return measured
@@ -279,8 +280,8 @@ def engine_from_graph(
     ``name``: the file's, for messages. ``timing_cache``: a file with the kernel timings of earlier
     builds, which is read and written. ``prepare`` is called in the thread that builds, to set the
     current CUDA device there: each thread has its own. ``stopped`` and ``say`` are called in the
-    caller's thread: True from ``stopped`` ends the build, ``say`` receives its progress. Raises
-    BackendError, OutOfMemoryError; KeyboardInterrupt ends the build.
+    caller's thread: the build ends where ``stopped`` returns True, and ``say`` receives its
+    progress. Raises BackendError, OutOfMemoryError; KeyboardInterrupt ends the build.
     """
     trt, log = import_tensorrt(), logger(import_tensorrt())
     monitor = progress_monitor(trt)
@@ -335,8 +336,9 @@ def _build(
     log.clear(include_tensorrts_threads=True)
     builder = created(lambda: trt.Builder(log), f"{version} cannot start its builder", log)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = created(lambda: builder.create_network(typed), f"{version} makes no network", log)
-    parser = created(lambda: trt.OnnxParser(network, log), f"{version} makes no parser", log)
+    cannot = f"{version} cannot create a"
+    network = created(lambda: builder.create_network(typed), f"{cannot} network", log)
+    parser = created(lambda: trt.OnnxParser(network, log), f"{cannot} parser", log)
     if not parser.parse(graph):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         reasons = [f"{one_line(each.desc())} (node {each.node_name()!r})" for each in errors]
@@ -372,7 +374,8 @@ def _build(
 def _configuration(trt: ModuleType, log: Logger, builder: Any, build: Build, name: str) -> Any:
     """Return the builder's configuration for ``build``, its optimization profile included."""
     version = f"tensorrt {trt.__version__}"
-    config = created(builder.create_builder_config, f"{version} makes no configuration", log)
+    cannot = f"{version} cannot create a"
+    config = created(builder.create_builder_config, f"{cannot} configuration", log)
     config.builder_optimization_level = build.builder_level
     # Without this setting the engine's inspector reports only the names of its layers.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -384,7 +387,7 @@ def _configuration(trt: ModuleType, log: Logger, builder: Any, build: Build, nam
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if not build.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
-    profile = created(builder.create_optimization_profile, f"{version} makes no profile", log)
+    profile = created(builder.create_optimization_profile, f"{cannot} profile", log)
     shapes = [(*shape, 3) for shape in (build.profile.min, build.profile.opt, build.profile.max)]
     try:
         profile.set_shape(INPUT, *shapes)

@@ -108,12 +108,12 @@ class Context:
         log = logger(trt)
         log.clear()
         # USER_MANAGED: `_prepare` allocates scratch memory for the current shape. TensorRT itself
-        # would allocate for the profile's largest shape, so that halving the batch freed nothing.
+        # would allocate it for the profile's largest shape, and a halved batch would free nothing.
         self._context = created(
             lambda: engine.engine.create_execution_context(
                 trt.ExecutionContextAllocationStrategy.USER_MANAGED
             ),
-            f"tensorrt makes no context of {printable(card.path)}",
+            f"tensorrt cannot create a context of {printable(card.path)}",
             log,
         )
         # Set after `_context`: attributes are released in this order, and the context keeps a

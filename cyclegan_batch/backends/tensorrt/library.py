@@ -95,9 +95,8 @@ def created(create: Callable[[], _T | None], failure: str, log: Logger) -> _T:
 def logger(trt: ModuleType) -> Logger:
     """Return the logger of this process: TensorRT keeps using the first one that it is given.
 
-    The logger keeps the errors of each thread that has called `clear` apart, so that threads do not
-    see or clear each other's. While it builds, TensorRT logs from threads of its own, too; their
-    errors are kept together.
+    Each thread that has called `clear` has its own list of errors, which no other thread reads or
+    clears. While it builds, TensorRT also logs from threads of its own; these share one list.
     """
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]

@@ -278,7 +278,7 @@ def test_cancel_ends_a_build_in_the_middle_of_a_run_errors(
         ("parse", r"does not read invert\.onnx: no driver \(node 'n1'\)"),
         ("build", r"builds no engine of invert\.onnx for 1,8,8 to 2,8,8.*: no driver"),
         ("open", "does not open .*: no driver"),
-        ("context", "makes no context of .*: no driver"),
+        ("context", "cannot create a context of .*: no driver"),
     ],
 )
 def test_what_returns_none_says_the_loggers_words_errors(
@@ -377,6 +377,6 @@ def test_a_reduced_file_that_was_never_measured_is_told(
     """Its engine is compared with the file itself, where the file's own error does not show."""
     reduced = replace(model, card=replace(model.card, precision=precision))
     (note,) = grouped(open_on(gpu, reduced, tmp_path).notes)
-    assert note.startswith(f"invert.onnx: says of itself that it is {precision} and not how near")
+    assert note.startswith(f"invert.onnx: is {precision}, and its card holds no parity with fp32;")
     measured = replace(model, card=replace(reduced.card, parity="coarse: 40 dB"))
     assert not grouped(open_on(gpu, measured, tmp_path / "other").notes)

@@ -217,7 +217,7 @@ def test_a_trusted_engine_is_measured_against_the_onnx_beside_it_errors(
         open_on(gpu, open_model(engine), elsewhere, trust_engine=True)
     (tmp_path / "invert.onnx").unlink()
     (note,) = grouped(open_on(gpu, open_model(engine), elsewhere, trust_engine=True).notes)
-    assert "compared with nothing; put invert.onnx beside it" in note
+    assert "without a comparison of its images; put invert.onnx beside it" in note
 
 
 @pytest.mark.behaviour(32)

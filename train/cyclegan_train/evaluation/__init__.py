@@ -84,7 +84,7 @@ def evaluate(
     by the weights ``inception``. The other arguments are those of `evaluate_labels` and
     `evaluate_pictures`. Raises InputError, ModelError, BackendUnavailableError.
     """
-    # The weights first: it takes minutes to read all images, and a moment to miss a file.
+    # Before the images, which take minutes to read, so that a missing file is reported at once.
     features = inception_features(inception) if real else None
     scores: dict[str, Evaluation] = {}
     if truth and palette:

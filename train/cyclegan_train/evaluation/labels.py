@@ -227,7 +227,7 @@ def _blindness(rows: Mapping[str, LabelScore], limit: float) -> list[str]:
     for name in _BLIND:
         if name in rows and iou <= rows[name].class_iou:
             return [f"{beginning}{name} has {rows[name].class_iou:.3f} without seeing it"]
-    return [f"{beginning}without seeing it one comes close to {limit}"] if iou < limit else []
+    return [f"{beginning}predictors that never see it come close to {limit}"] if iou < limit else []
 
 
 def _mode(

@@ -26,7 +26,7 @@ INPUT = "the input"
 
 Classes: TypeAlias = npt.NDArray[np.uint8]
 Watch: TypeAlias = Callable[[int, int], None]
-"""Called with how many images are done, and of how many."""
+"""Called with the number of images that are done, and with the number of all."""
 
 
 @dataclass(frozen=True)

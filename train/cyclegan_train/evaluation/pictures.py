@@ -75,10 +75,10 @@ def evaluate_pictures(
     resize: bool = False,
     watch: Watch = lambda done, total: None,
 ) -> PictureEvaluation:
-    """Score images against their truth; score what they were made from, ``source``, beside them.
+    """Score images against their truth, and the images that they were made from (``source``) too.
 
-    Each is an image, or a folder in which partners have the same names (extensions apart). With
-    ``resize``, results of another size than their truth are resized to it (bicubic). Raises
+    Each path is an image, or a folder in which partners have the same names (extensions apart).
+    With ``resize``, results of another size than their truth are resized to it (bicubic). Raises
     InputError, and BackendUnavailableError where torchmetrics is not installed.
     """
     try:

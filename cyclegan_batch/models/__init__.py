@@ -2,6 +2,6 @@
 
 `model.open_model` opens any of them: an ONNX of the contract or a foreign one (`onnx_file`,
 `contract`, `adoption`, `card_metadata`), a checkpoint or the folder of a run (`checkpoint_files`,
-`checkpoints`, `networks`), or an engine (`engine_card`). `card` is the description that all kinds
-share, and `parity` compares two translations of the same frames.
+`checkpoints`, `networks`), or an engine (`engine_card`, `seal`). `card` is the description that all
+kinds share, and `parity` compares two translations of the same frames.
 """

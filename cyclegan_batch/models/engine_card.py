@@ -1,46 +1,31 @@
 """The card of a TensorRT engine: what it was built from, which machine it fits, who built it.
 
 An engine is a program for one kind of GPU and one version of TensorRT, and it runs with the rights
-of the user who loads it. Beside ``X.engine`` lies its card ``X.engine.json``, with a seal. The key
-of the seal lies only in a folder of this user's own: somebody who hands over an engine, or writes
-into a cache folder, cannot forge the seal of an engine that this user built. This module needs no
-TensorRT.
+of the user who loads it. Beside ``X.engine`` lies its card ``X.engine.json``, with a seal (seal.py)
+that shows that this user built the engine. This module needs no TensorRT.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import hmac
 import json
-import os
 import re
-import secrets
-import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError, OutputError
-from ..files import writing
+from ..errors import ModelError
 from ..frames import BatchShape, SizeRequirements
-from ..machine import default_state_dir
 from ..wording import Note, grouped, printable
 from .card import ModelCard
+from .seal import is_seal_of, seal_of, write_new_file
 
 CARD_VERSION = 1
 
 RECIPE = 1
 """The version of the builder's settings, raised by one whenever they change the engines, so that
 engines in caches are built anew."""
-
-_KEY_NAME = "engine.key"
-
-_KEY_BYTES = 32
-
-_SEAL_BYTES = 32
-"""The length of an HMAC with SHA-256."""
 
 _AMPERE = (8, 0)
 """The lowest compute capability on which a hardware-compatible engine runs."""
@@ -198,26 +183,22 @@ def describe_engine(card: EngineCard) -> dict[str, object]:
 def write_engine_file(card: EngineCard, content: bytes) -> EngineCard:
     """Write an engine and its card, over earlier ones; return the card, sealed.
 
-    The card has no seal where this user has no key (`key_error` returns the reason). The engine is
-    written first: a process that is stopped in between leaves a card whose digest does not match.
-    Raises OutputError.
+    The card has no seal where this user has no key (`seal.key_error` returns the reason). The
+    engine is written first: a process that is stopped in between leaves a card whose digest does
+    not match. Raises OutputError.
     """
-    key = _key_or_new_one()
-    sealed = replace(card, seal=None if key is None else _seal(card, key))
-    text = json.dumps(_json_of(sealed), indent=2) + "\n"
-    _write(card.path, content)
-    _write(card_path(card.path), text.encode())
-    return sealed
+    card = replace(card, seal=seal_of(_sealed_content(card)))
+    text = json.dumps(_json_of(card), indent=2) + "\n"
+    write_new_file(card.path, content)
+    write_new_file(card_path(card.path), text.encode())
+    return card
 
 
 def is_ours(card: EngineCard, content: bytes) -> bool:
     """Return whether ``content`` is the engine of this card, and this user built it."""
-    key = _key()
-    if key is None or card.seal is None:
+    if card.seal is None or hashlib.sha256(content).hexdigest() != card.engine_sha256:
         return False
-    if hashlib.sha256(content).hexdigest() != card.engine_sha256:
-        return False
-    return hmac.compare_digest(card.seal, _seal(card, key))
+    return is_seal_of(card.seal, _sealed_content(card))
 
 
 def check_trust(card: EngineCard, content: bytes, *, trusted: bool) -> None:
@@ -347,7 +328,7 @@ def _card_from_json(engine: Path, fields: Mapping[str, Any]) -> EngineCard:
         tool_version=str(fields["tool_version"]),
         parity=fields["parity"],
         layers=fields["layers"],
-        seal=fields["seal"],
+        seal=None if fields["seal"] is None else str(fields["seal"]),
     )
 
 
@@ -358,92 +339,9 @@ def _shape(sides: Any) -> BatchShape:
     return count, height, width
 
 
-# The seal
-
-
-def _seal(card: EngineCard, key: bytes) -> str:
+def _sealed_content(card: EngineCard) -> bytes:
+    """Return what the seal of a card covers: every field but the seal."""
     fields = _json_of(card)
     del fields["seal"]
     # Through JSON and back, which turns tuples into lists as in the card that is read.
-    text = json.dumps(json.loads(json.dumps(fields)), sort_keys=True)
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
-
-
-def key_error() -> str | None:
-    """Return, in words, why this user has no key to seal with; None where there is one.
-
-    A missing key is created first.
-    """
-    folder = default_state_dir()
-    if _key_or_new_one() is not None:
-        return None
-    path = folder / _KEY_NAME
-    reason = None if not folder.exists() else not_private(folder) or not_private(path)
-    return reason or f"{printable(path)} cannot be written or is no key"
-
-
-def not_private(path: Path) -> str | None:
-    """Return, in words, why other users may have written ``path``; None where they cannot have.
-
-    A path that does not exist counts as private, and so does any path where files have no owners.
-    """
-    if not hasattr(os, "geteuid"):
-        return None
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    name = printable(path)
-    if status.st_uid != os.geteuid():
-        return f"{name} belongs to another user; use a folder of your own"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"{name} may be written by other users; take that right away (chmod go-w)"
-    return None
-
-
-def sealed(content: bytes) -> bytes | None:
-    """Return ``content`` with a seal of this user before it; None where there is no key."""
-    key = _key_or_new_one()
-    return None if key is None else hmac.digest(key, content, "sha256") + content
-
-
-def unsealed(content: bytes) -> bytes | None:
-    """Return the content behind a seal, None where it is damaged or not sealed by this user."""
-    key, seal, inside = _key(), content[:_SEAL_BYTES], content[_SEAL_BYTES:]
-    if key is None or not hmac.compare_digest(seal, hmac.digest(key, inside, "sha256")):
-        return None
-    return inside
-
-
-def _key() -> bytes | None:
-    """Return this user's key; None where there is none, or other users may read or change it."""
-    path = default_state_dir() / _KEY_NAME
-    if not_private(path.parent) is not None or not_private(path) is not None:
-        return None
-    try:
-        readable_by_others = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
-        key = path.read_bytes()
-    except OSError:
-        return None
-    if readable_by_others and os.name == "posix":
-        return None
-    return key if len(key) == _KEY_BYTES else None
-
-
-def _key_or_new_one() -> bytes | None:
-    """Return this user's key, created on first use; None where that fails."""
-    path = default_state_dir() / _KEY_NAME
-    # Of several processes that create it at once, the first to finish sets the key for all.
-    with contextlib.suppress(OSError, OutputError):
-        if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(path, secrets.token_bytes(_KEY_BYTES), mode=0o600, overwrite=False)
-    return _key()
-
-
-def _write(path: Path, content: bytes, *, mode: int = 0o666, overwrite: bool = True) -> None:
-    with writing(path, overwrite=overwrite) as partial:
-        partial.unlink(missing_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+    return json.dumps(json.loads(json.dumps(fields)), sort_keys=True).encode()

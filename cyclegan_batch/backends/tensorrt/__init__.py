@@ -30,10 +30,10 @@ from ...models.engine_card import (
     Profile,
     check_trust,
     is_ours,
-    key_error,
     write_engine_file,
 )
 from ...models.model import Model, ModelCard, open_model
+from ...models.seal import key_error
 from ...wording import Note, printable
 from ..common import checked, in_batches
 from .build import Builder, Say, engine_from_graph, silent

@@ -30,15 +30,12 @@ from ...models.engine_card import (
     EngineCard,
     Machine,
     is_ours,
-    key_error,
-    not_private,
     read_card,
-    sealed,
-    unsealed,
     write_engine_file,
 )
 from ...models.model import INPUT, Model
 from ...models.parity import LIMITS, REQUIRED_CLASS, Parity, natural_frames, parity
+from ...models.seal import key_error, not_private, sealed, unsealed
 from ...wording import Note, printable
 from ..common import checked, is_out_of_memory
 from ..onnxruntime import open_onnxruntime

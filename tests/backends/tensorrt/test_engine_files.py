@@ -53,7 +53,7 @@ def test_an_engine_translates_as_it_is(tmp_path: Path, gpu: Gpu, engine: Path) -
         sent = frames(count, 16, 12)
         np.testing.assert_array_equal(opened.infer(sent), 255 - sent)
     assert not gpu.builds
-    with pytest.raises(BackendError, match=r"takes frames of 1,8,8 to 4,16,16.*1,32,32 came"):
+    with pytest.raises(BackendError, match=r"takes frames of 1,8,8 to 4,16,16.*was given 1,32,32"):
         opened.infer(frames(1, 32, 32))
 
 
@@ -86,6 +86,19 @@ def test_an_engine_that_we_did_not_build_needs_trust_errors(
     with pytest.raises(ModelError, match=r"was not built here.*--trust-engine"):
         open_on(gpu, open_model(engine), tmp_path / "cache")
     assert not gpu.opened, "no byte of it reached TensorRT"
+
+
+@pytest.mark.behaviour(44)
+@pytest.mark.parametrize("seal", ["é", "\ud800", 7, "", "0" * 64])
+def test_a_forged_seal_is_refused_whatever_it_is_errors(
+    tmp_path: Path, gpu: Gpu, engine: Path, seal: object
+) -> None:
+    card = json.loads(card_path(engine).read_text())
+    card_path(engine).write_text(json.dumps(card | {"seal": seal}))
+    gpu.opened.clear()
+    with pytest.raises(ModelError, match=r"was not built here.*--trust-engine"):
+        open_on(gpu, open_model(engine), tmp_path / "cache")
+    assert not gpu.opened
 
 
 @pytest.mark.behaviour(44)

@@ -20,7 +20,7 @@ from cyclegan_batch.backends import tensorrt as backend
 from cyclegan_batch.backends.tensorrt import build as building
 from cyclegan_batch.backends.tensorrt import library
 from cyclegan_batch.errors import BackendError
-from cyclegan_batch.models import engine_card
+from cyclegan_batch.models import seal
 from cyclegan_batch.models.engine_card import Build, Profile, profile_for
 from cyclegan_batch.models.model import Model, open_model, write_model
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
@@ -163,7 +163,7 @@ def test_tensorrt_tells_how_far_it_is_and_keeps_its_timings(
         backend.engine_from_graph(
             model.graph, Build(SMALL), name="r", timing_cache=tmp_path / "t", say=sentences.append
         )
-    assert engine_card.unsealed((tmp_path / "t").read_bytes())
+    assert seal.unsealed((tmp_path / "t").read_bytes())
     assert any("step" in sentence for sentence in sentences)
 
 

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -51,9 +51,9 @@ from .run_folder import STATE_VERSION, Log, RunFolder, describe_run, generator_f
 from .settings import Settings
 
 _POLL_STEPS = 20
-"""Steps, at most, after which several processes ask each other whether to stop or to save."""
+"""The most steps after which several processes ask each other whether to stop or to save."""
 _POLL_SECONDS = 1.0
-"""Seconds, about, within which they do."""
+"""The most seconds, about, after which they do; steps may take longer than this."""
 _SCORED = ("cycle_A", "cycle_B", "idt_A", "idt_B")
 """The losses whose sum decides which epoch is best, and which ``plateau`` watches."""
 
@@ -173,41 +173,21 @@ class _Run:
     ) -> None:
         self.settings, self.say, self.ranks = settings, say, ranks
         self.folder = RunFolder(path, settings, say)
-        config = settings.train
-        # The state first: reading the images may take minutes.
+        # The state and the folders first: reading the images may take minutes.
         state = self.folder.read_state(ranks)
         folder_a, folder_b, *tests = find_folders(data, data_a, data_b)
-        random.seed(settings.run.seed)
-        torch.manual_seed(settings.run.seed)
-        try:
-            self.model = CycleGAN(config, ranks)
-        except ValueError as error:
-            raise ModelError(f"cannot build the networks: {error}") from error
+        self.model = self._build_model()
         sizes = self._sizes()
         if ranks.first:
             self.folder.check_space(self.model, ranks.size)
-        if config.precision == "tf32" and self.model.float32 != "tf32":
+        if settings.train.precision == "tf32" and self.model.float32 != "tf32":
             say("tf32 exists on CUDA only: the CPU computes in fp32")
-        if not ranks.first:
-            # All processes have built the same networks; from here on each draws for itself.
-            random.seed(f"{settings.run.seed} {ranks.rank}")
-            torch.manual_seed(random.getrandbits(63))
-        channels = (config.input_nc, config.output_nc)
-
-        def watch(domain: str, read: int, count: int) -> None:
-            watch_reading(Reading(domain, read, count))
-            if stop():
-                raise KeyboardInterrupt
-
         # The processes of one machine share its cores.
         workers = settings.data.workers or max(1, cpu_threads() // ranks.size)
         self.data = dataclasses.replace(settings.data, workers=workers)
-        self.a, self.b = load_domains(
-            (folder_a, folder_b), self.data, channels=channels, sizes=sizes, watch=watch
-        )
-        self._refuse_mixed_sizes()
+        self.a, self.b = self._read_images((folder_a, folder_b), sizes, stop, watch_reading)
         self._report_data()
-        self.samples = self._read_samples(tests, channels, sizes)
+        self.samples = self._read_samples(tests, sizes)
         if self.model.device.type == "cuda":
             self._to_device(self.model.device)
         self.sampler = Sampler(
@@ -222,11 +202,13 @@ class _Run:
         self.window = _Mean(self.model.device)
         self.whole_epoch = _Mean(self.model.device)
         self.best = math.inf
-        self.seconds = 0.0
-        """What the run took before this process."""
-        self.last: dict[str, float] = {}
-        self._best: dict[str, bytes] | None = None
+        """The score of the best epoch."""
+        self._best_files: dict[str, bytes] | None = None
         """The files of the best epoch, where they are newer than those in ``best``."""
+        self.last_losses: dict[str, float] = {}
+        """The means of the last line of the log."""
+        self._seconds_before = 0.0
+        """What the run took before this process."""
         self._stop_wanted = False
         self._next_poll = 0
         """The step before which several processes ask each other next."""
@@ -235,19 +217,40 @@ class _Run:
         self.log: Log | None = None
         """None in all processes but the first, as the board."""
         self.board: Any = None
-        if ranks.first:
+        self._begin(state)
+
+    # The start
+
+    def _build_model(self) -> CycleGAN:
+        """Seed the random states and build the networks. Raises ModelError."""
+        seed = self.settings.run.seed
+        random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            model = CycleGAN(self.settings.train, self.ranks)
+        except ValueError as error:
+            raise ModelError(f"cannot build the networks: {error}") from error
+        if not self.ranks.first:
+            # All processes have built the same networks; from here on each draws for itself.
+            random.seed(f"{seed} {self.ranks.rank}")
+            torch.manual_seed(random.getrandbits(63))
+        return model
+
+    def _begin(self, state: Mapping[str, Any] | None) -> None:
+        """Go back to ``state``, or begin anew where it is None; write and open the run's files."""
+        if self.ranks.first:
             self.folder.create()
         if state is not None:
             self._restore(state)
-        if ranks.first:
+        if self.ranks.first:
             self.log = self.folder.open_log(state["log_bytes"] if state else 0)
             description = describe_run(
-                self.model, settings, (self.a, self.b), ranks, self.sampler.batches
+                self.model, self.settings, (self.a, self.b), self.ranks, self.sampler.batches
             )
             self.folder.describe(description, resumes=state is not None)
         if state is None:
             self._save()
-        if ranks.first:
+        if self.ranks.first:
             # Only now: a state that does not fit must leave the old config in place.
             self.folder.write_config()
             self.board = self.folder.open_board(self.model.steps)
@@ -328,8 +331,8 @@ class _Run:
         mean = self.window.take(self.ranks)
         for name, value in mean.items():
             if not math.isfinite(value):
-                self._diverged(f"{name} is {value}")
-        self.last = mean
+                self._raise_diverged(f"{name} is {value}")
+        self.last_losses = mean
         if self.log is None:
             return
         self.log.write(
@@ -359,7 +362,7 @@ class _Run:
         self._check_weights()
         if self.ranks.first:
             if improved:
-                self._best = self._generator_files(epoch)
+                self._best_files = self._generator_files(epoch)
             if epoch % self.settings.run.save_every_epochs == 0 or epoch == self.settings.epochs:
                 self.folder.write_generators(names.epoch_name(epoch), self._generator_files(epoch))
                 self.folder.remove_old_epochs()
@@ -389,7 +392,7 @@ class _Run:
             self.model.steps,
             self.settings.epochs * self.sampler.batches,
             self._rate(),
-            self.last,
+            self.last_losses,
         )
 
     def _rate(self) -> float:
@@ -399,7 +402,7 @@ class _Run:
         return (len(ticks) - 1) / spent if spent else 0.0
 
     def _seconds(self) -> float:
-        return self.seconds + time.monotonic() - self._since
+        return self._seconds_before + time.monotonic() - self._since
 
     # The state
 
@@ -422,14 +425,14 @@ class _Run:
             **everyone[0][0],
             "others": everyone[1:],
             "best": self.best,
-            "last": self.last,
+            "last": self.last_losses,
             "log_bytes": self.log.size,
             "seconds": self._seconds(),
             "data": self._data_digest(),
         }
-        if self._best is not None:
-            self.folder.write_generators(names.BEST, self._best)
-            self._best = None
+        if self._best_files is not None:
+            self.folder.write_generators(names.BEST, self._best_files)
+            self._best_files = None
         if self.model.steps:
             # Between two epochs the weights are of the one that has ended.
             epoch = self.model.epoch - (self.sampler.position == 0)
@@ -440,7 +443,7 @@ class _Run:
         self._saved = time.monotonic()
 
     def _own_state(self) -> State:
-        """Return the state that differs between processes, as that of the pools does."""
+        """Return the state that every process has of its own, apart from its pools."""
         device = self.model.device
         return {
             "window": self.window.state_dict(),
@@ -470,7 +473,8 @@ class _Run:
         self.sampler.load_state_dict(state["sampler"])
         self.window.load_state_dict(own["window"])
         self.whole_epoch.load_state_dict(own["epoch"])
-        self.best, self.last, self.seconds = state["best"], state["last"], state["seconds"]
+        self.best, self.last_losses = state["best"], state["last"]
+        self._seconds_before = state["seconds"]
         random.setstate(own["random"])
         torch.set_rng_state(own["torch_random"])
         if self.model.device.type == "cuda" and len(own["cuda_random"]) == 1:
@@ -499,9 +503,9 @@ class _Run:
         finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
         for name, is_finite in zip(weights, finite, strict=True):
             if not is_finite:
-                self._diverged(f"{name} holds NaN or infinity")
+                self._raise_diverged(f"{name} holds NaN or infinity")
 
-    def _diverged(self, what: str) -> None:
+    def _raise_diverged(self, what: str) -> NoReturn:
         step = self.model.steps
         if self.log is not None:
             epoch = self.model.epoch
@@ -528,11 +532,34 @@ class _Run:
             )
         return dataclasses.replace(sizes, minimum=max(sizes.minimum, least))
 
-    def _refuse_mixed_sizes(self) -> None:
+    def _read_images(
+        self,
+        folders: tuple[Path, Path],
+        sizes: SizeRequirements,
+        stop: Callable[[], bool],
+        watch_reading: Callable[[Reading], None],
+    ) -> tuple[Domain, Domain]:
+        """Read both domains. Raises InputError; KeyboardInterrupt where ``stop`` returns True."""
+
+        def watch(domain: str, read: int, count: int) -> None:
+            watch_reading(Reading(domain, read, count))
+            if stop():
+                raise KeyboardInterrupt
+
+        a, b = load_domains(folders, self.data, channels=self._channels, sizes=sizes, watch=watch)
+        self._refuse_mixed_sizes(a, b)
+        return a, b
+
+    @property
+    def _channels(self) -> tuple[int, int]:
+        """The channels of the images of A and of B."""
+        return self.settings.train.input_nc, self.settings.train.output_nc
+
+    def _refuse_mixed_sizes(self, a: Domain, b: Domain) -> None:
         """Refuse images of several sizes where a step needs one. Raises InputError."""
-        sizes = {size: domain for domain in (self.a, self.b) for size in domain.shapes}
+        sizes = list(dict.fromkeys((*a.shapes, *b.shapes)))
         if self.settings.train.gan_mode == "wgangp" and len(sizes) > 1:
-            (height, width), (other_height, other_width) = list(sizes)[:2]
+            (height, width), (other_height, other_width) = sizes[:2]
             raise InputError(
                 f"gan_mode = wgangp mixes real and fake images of one size, and there are "
                 f"{width}×{height} and {other_width}×{other_height}; use a preprocess that crops, "
@@ -558,7 +585,7 @@ class _Run:
             )
 
     def _read_samples(
-        self, tests: list[Path | None], channels: tuple[int, int], sizes: SizeRequirements
+        self, tests: list[Path | None], sizes: SizeRequirements
     ) -> tuple[Domain, Domain] | None:
         """Return the images of the sheets: those for testing, or some of the training."""
         count = self.settings.run.samples
@@ -573,7 +600,7 @@ class _Run:
                 budget=2**30,
                 most=count,
             )
-            for test, train, nc in zip(tests, (self.a, self.b), channels, strict=True)
+            for test, train, nc in zip(tests, (self.a, self.b), self._channels, strict=True)
         )
         return a, b
 

@@ -65,14 +65,15 @@ def inspect_file(
 def _describe_model(
     path: Path, model_io: str | None, direction: Direction | None
 ) -> dict[str, object]:
-    from .models import engine_card, model
+    from .models.engine_card import describe_engine
+    from .models.model import describe, open_model
 
-    opened = model.open_model(path, model_io=model_io, direction=direction)
-    description = model.describe(opened.card)
-    if opened.engine:
-        description |= engine_card.describe_engine(opened.engine)
-    if opened.checkpoint:
-        description |= _describe_generator(opened.checkpoint)
+    model = open_model(path, model_io=model_io, direction=direction)
+    description = describe(model.card)
+    if model.engine:
+        description |= describe_engine(model.engine)
+    if model.checkpoint:
+        description |= _describe_generator(model.checkpoint)
     return description
 
 

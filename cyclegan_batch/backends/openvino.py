@@ -202,11 +202,11 @@ def open_openvino(
                 core, model.card, model.graph, settings | {"INFERENCE_PRECISION_HINT": "f32"}
             )
         )
-        measured = parity_of(
+        parity = parity_of(
             OpenVinoBackend(model.card, network, "bf16"), OpenVinoBackend(model.card, exact, "fp32")
         )
         name = printable(Path(model.card.path.name))
-        notes = (Note(None, f"{name} in bf16 against fp32 is {measured}"),)
+        notes = (Note(None, f"{name} in bf16 against fp32 is {parity}"),)
     arithmetic = "bf16" if bf16 else "fp32"
     if model.card.precision == "int8":
         in_floats = _Network(

@@ -225,9 +225,9 @@ def open_torch(
     verify(model.card, run)
     if precision != "fp32":
         remedy = "pass --precision fp32" if precision == "tf32" else "leave --precision out"
-        measured = parity_of(backend, open_in("fp32"), remedy=remedy)
+        parity = parity_of(backend, open_in("fp32"), remedy=remedy)
         name = printable(Path(model.card.path.name))
-        backend.notes = (Note(None, f"{name} in {precision} against fp32 is {measured}"),)
+        backend.notes = (Note(None, f"{name} in {precision} against fp32 is {parity}"),)
     return backend
 
 

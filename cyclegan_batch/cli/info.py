@@ -37,8 +37,8 @@ def inspect(
     """Describe FILE: a model, a checkpoint, a run folder, a media file or an image."""
     from ..inspection import inspect_file
 
-    described = inspect_file(file, count_frames=count, model_io=model_io, direction=direction)
-    _print_description(described, as_json=as_json)
+    description = inspect_file(file, count_frames=count, model_io=model_io, direction=direction)
+    _print_description(description, as_json=as_json)
 
 
 @click.command(cls=GroupedCommand, short_help="Describe this machine: devices, runtimes, encoders.")

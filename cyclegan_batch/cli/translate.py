@@ -114,11 +114,11 @@ def command(
                 from ..media.demux.ffmpeg_log import printed
 
                 stack.enter_context(printed())
-            done = _run(plan, backend, reporter)
+            outcome = _run(plan, backend, reporter)
         # All work is done: a request to stop only sets the flag from here on.
         if report:
             with STOPS.deferred():
-                write_report(done, report)
+                write_report(outcome, report)
     except ContradictionError as error:
         raise click.UsageError(f"{error}.") from error
     except CycleganBatchError as error:
@@ -128,10 +128,10 @@ def command(
         sys.exit(1)
     with STOPS.deferred():
         if progress == "json":
-            print(json.dumps({"event": "end"} | json.loads(done.to_json())), file=sys.stderr)
+            print(json.dumps({"event": "end"} | json.loads(outcome.to_json())), file=sys.stderr)
         else:
-            _print_outcome(done, reporter, verbose=verbose)
-    sys.exit(done.exit_code)
+            _print_outcome(outcome, reporter, verbose=verbose)
+    sys.exit(outcome.exit_code)
 
 
 def _run(plan: JobPlan, backend: Backend, reporter: Reporter) -> Report:

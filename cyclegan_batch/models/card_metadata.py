@@ -71,11 +71,13 @@ def set_card_properties(contract: onnx.ModelProto, card: CardFields) -> None:
         "parity": card.get("parity"),
         "generator": None if generator is None else json.dumps(generator),
     }
-    others = {
+    other_properties = {
         prop.key: prop.value for prop in contract.metadata_props if not prop.key.startswith(_PREFIX)
     }
-    own = {f"{_PREFIX}{key}": str(value) for key, value in fields.items() if value is not None}
-    helper.set_model_props(contract, others | own)
+    own_properties = {
+        f"{_PREFIX}{key}": str(value) for key, value in fields.items() if value is not None
+    }
+    helper.set_model_props(contract, other_properties | own_properties)
 
 
 def card_properties(proto: onnx.ModelProto) -> dict[str, str]:

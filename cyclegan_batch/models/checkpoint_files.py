@@ -84,22 +84,22 @@ def find_checkpoint(path: Path, direction: Direction | None = None) -> FoundChec
         return _in_folder(path, direction)
     if not path.exists():
         raise ModelError(f"{printable(path)}: no such file or folder; check the path")
-    own, source = _direction_of(path)
-    if direction is not None and own not in (None, direction):
+    own_direction, source = _direction_of(path)
+    if direction is not None and own_direction not in (None, direction):
         raise ModelError(
-            f"{printable(path)}: translates {own}, as {source} says, and {direction} was asked "
-            "for; give the file of the other generator, or leave --direction out"
+            f"{printable(path)}: translates {own_direction}, as {source} says, and {direction} was "
+            "asked for; give the file of the other generator, or leave --direction out"
         )
-    return FoundCheckpoint(path, direction or own)
+    return FoundCheckpoint(path, direction or own_direction)
 
 
 def _in_folder(path: Path, direction: Direction | None) -> FoundCheckpoint:
     # A run may also hold the reference's names (train --reference-names); its own names come first.
     places = (path / CHECKPOINTS / LATEST, path / LATEST, path)
     generators = next((files for place in places if (files := _generators(place))), {})
-    chosen = direction or next(iter(generators), None)
-    if chosen is not None and chosen in generators:
-        file = generators[chosen]
+    choice = direction or next(iter(generators), None)
+    if choice is not None and choice in generators:
+        file = generators[choice]
     elif (path / _UNDIRECTED_NAME).is_file():
         file = path / _UNDIRECTED_NAME
     else:
@@ -109,8 +109,8 @@ def _in_folder(path: Path, direction: Direction | None) -> FoundCheckpoint:
     if direction is None and len(generators) == 2:
         text = "holds two generators: AtoB is used; --direction BtoA for the other"
         notes.append(Note(path, text))
-    if chosen is not None:
-        average, last, *_ = _NAMES[chosen]
+    if choice is not None:
+        average, last, *_ = _NAMES[choice]
         if file.name == average:
             text = (
                 f"the moving average of the weights (EMA), {average}, is used; "
@@ -152,8 +152,12 @@ def _refuse_folder(
     except OSError as error:
         raise ModelError(f"{name}: cannot be read: {error.strerror}; check the folder") from error
     files = [each for each in names if Path(each).suffix.lower() in SUFFIXES]
-    listed = [printable(Path(each)) for each in (files or names)[:4]]
-    holds = ", ".join(listed) + (" …" if len(files or names) > 4 else "") if listed else "nothing"
+    first_names = [printable(Path(each)) for each in (files or names)[:4]]
+    holds = (
+        ", ".join(first_names) + (" …" if len(files or names) > 4 else "")
+        if first_names
+        else "nothing"
+    )
     raise ModelError(
         f"{name}: holds no generator under a usual name ({latest}/{generator_name('A')}, "
         f"{reference_name('G_A')} or {_UNDIRECTED_NAME} is expected), it holds {holds}; "

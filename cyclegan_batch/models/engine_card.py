@@ -105,17 +105,17 @@ class EngineCard:
     def misfits(self, here: Machine) -> list[str]:
         """Return, in words, why the engine cannot be loaded on ``here``; empty where it can."""
         reasons = []
-        built, build = self.machine, self.build
+        there, build = self.machine, self.build
         portable = build.hardware_compatible and min(
-            built.compute_capability, here.compute_capability
+            there.compute_capability, here.compute_capability
         ) >= _AMPERE  # fmt: skip
-        same = replace(built, tensorrt="") == replace(here, tensorrt="")
+        same = replace(there, tensorrt="") == replace(here, tensorrt="")
         if not same and not portable:
-            reasons.append(f"built for {_gpu_in_words(built)}, this is {_gpu_in_words(here)}")
-        if built.tensorrt != here.tensorrt and not (
-            build.version_compatible and _is_later(here.tensorrt, built.tensorrt)
+            reasons.append(f"built for {_gpu_in_words(there)}, this is {_gpu_in_words(here)}")
+        if there.tensorrt != here.tensorrt and not (
+            build.version_compatible and _is_later(here.tensorrt, there.tensorrt)
         ):
-            reasons.append(f"built with TensorRT {built.tensorrt}, this is {here.tensorrt}")
+            reasons.append(f"built with TensorRT {there.tensorrt}, this is {here.tensorrt}")
         return reasons
 
     def as_model_card(self) -> ModelCard:

@@ -124,7 +124,7 @@ def open_model(
         card = engine.as_model_card()
         _check_options(card, model_io, direction)
         return Model(card, b"", engine=engine)
-    asked = parse_model_io(model_io)
+    io_options = parse_model_io(model_io)
     if is_checkpoint(path):
         if model_io is not None:
             raise ModelError(
@@ -140,7 +140,7 @@ def open_model(
             card = card_of_contract(path, proto, properties, digest)
             _check_options(card, model_io, direction)
             return Model(card, content)
-        adoption = adopt(path, proto, asked)
+        adoption = adopt(path, proto, io_options)
         card = card_of_adopted(path, proto, adoption, digest)
     except ValueError as error:
         # The checker accepts names that are no text and weights of another size than declared.
@@ -174,8 +174,8 @@ def _model_of_checkpoint(path: Path, direction: Direction | None) -> Model:
     except ImportError as error:
         doing = f"read the checkpoint {printable(checkpoint.path)}"
         raise missing_extra("export", error, doing=doing) from error
-    loaded = load_generator(checkpoint.path)
-    config = loaded.config
+    generator = load_generator(checkpoint.path)
+    config = generator.config
     for word, channels in (("input", config.input_nc), ("output", config.output_nc)):
         if channels not in (1, 3):
             raise ModelError(
@@ -184,22 +184,22 @@ def _model_of_checkpoint(path: Path, direction: Direction | None) -> Model:
             )
     card = ModelCard(
         path=checkpoint.path,
-        digest=loaded.digest,
+        digest=generator.digest,
         contract_version=0,
         architecture=config.netG,
         pixel_type="uint8",
         sizes=config.sizes,
         batch=None,
-        trained_size=loaded.trained_size,
+        trained_size=generator.trained_size,
         direction=checkpoint.direction,
         precision="fp32",
-        source_digest=loaded.digest,
-        tool_version=loaded.metadata.get("tool_version"),
+        source_digest=generator.digest,
+        tool_version=generator.metadata.get("tool_version"),
         parity=None,
         generator=asdict(config),
-        notes=(*checkpoint.notes, *loaded.notes),
+        notes=(*checkpoint.notes, *generator.notes),
     )
-    return Model(card, b"", checkpoint=loaded)
+    return Model(card, b"", checkpoint=generator)
 
 
 def model_from_contract(path: Path, contract: onnx.ModelProto, **card: Unpack[CardFields]) -> Model:

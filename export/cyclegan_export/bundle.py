@@ -213,8 +213,8 @@ def _golden(
     size = card.sizes.smallest_fit((height, width))
     checkpoint = find_checkpoint(source, direction).path if is_checkpoint(source) else None
     own_direction = direction or card.direction
-    chosen = samples_for(samples, checkpoint or source, own_direction, size, profile.min[0])
-    frames, description = chosen.frames, chosen.description
+    golden_samples = samples_for(samples, checkpoint or source, own_direction, size, profile.min[0])
+    frames, description = golden_samples.frames, golden_samples.description
     backend = open_onnxruntime(
         model, device="cpu", precision="auto", threads=cpu_threads(), contexts=1
     )
@@ -222,8 +222,8 @@ def _golden(
     backend.close()
     if checkpoint is None:
         return _Golden(frames, translated, description, "onnxruntime's CPU from this model.onnx")
-    loaded = load_generator(checkpoint)
-    expected = translated_by_torch(loaded.network, frames, channels=loaded.config.input_nc)
+    generator = load_generator(checkpoint)
+    expected = translated_by_torch(generator.network, frames, channels=generator.config.input_nc)
     measured = parity(translated, expected)
     if not measured.reaches("half"):
         raise ModelError(

@@ -66,7 +66,7 @@ def open_exported(
             reasons = (Note(None, text),)
         else:
             try:
-                exported, notes = cached_export(
+                onnx_path, notes = cached_export(
                     path,
                     direction=options.direction,
                     precision="fp16" if options.precision == "fp16" else "fp32",
@@ -79,7 +79,7 @@ def open_exported(
                 text = f"{error}; without it torch runs the checkpoint as it is, which is slower"
                 reasons = (Note(None, text),)
             else:
-                return _with_notes(open_model(exported), notes)
+                return _with_notes(open_model(onnx_path), notes)
     model = open_model(path, model_io=options.model_io, direction=options.direction)
     return _with_notes(model, reasons)
 

@@ -63,20 +63,20 @@ def verify(folder: Path, card: dict[str, Any], more: list[str]) -> None:
         _check_digest(folder / golden[which], golden[which + "_sha256"])
     if not (folder / "model.engine").is_file():
         sys.exit("Error: there is no model.engine yet; first: python3 edge.py build")
-    exported = folder / "verify.json"
-    if exported.exists():
-        exported.unlink()
+    output_file = folder / "verify.json"
+    if output_file.exists():
+        output_file.unlink()
     # File names without a folder, since trtexec splits its options at colons and commas.
     command = ["--loadEngine=model.engine", "--loadInputs=frames:" + golden["input"]]
     command += ["--exportOutput=verify.json", "--iterations=1", "--warmUp=0", "--duration=0"]
     if card["shapes"] is not None:
         command.append("--shapes=frames:" + _spec(golden["shape"]))
     _run(folder, command + more, "verify.log")
-    if not exported.is_file():
+    if not output_file.is_file():
         sys.exit("Error: trtexec wrote no verify.json; verify.log says more")
     expected = (folder / golden["output"]).read_bytes()
     try:
-        values = output_values(exported.read_bytes(), len(expected))
+        values = output_values(output_file.read_bytes(), len(expected))
     except ValueError as error:
         sys.exit(f"Error: verify.json cannot be read: {error}; keep it for a report")
     psnr, within2, largest = difference(values, expected)
@@ -150,10 +150,12 @@ def _run(folder: Path, options: list[str], log: str) -> None:
 
 
 def _trtexec() -> str:
-    named = os.environ.get("TRTEXEC")
-    path = named or shutil.which("trtexec") or next(filter(os.path.exists, _PLACES), None)
+    from_environment = os.environ.get("TRTEXEC")
+    path = (
+        from_environment or shutil.which("trtexec") or next(filter(os.path.exists, _PLACES), None)
+    )
     if path is None or shutil.which(path) is None:
-        where = named or f"not in PATH, not in {_PLACES[0]}"
+        where = from_environment or f"not in PATH, not in {_PLACES[0]}"
         sys.exit(
             f"Error: trtexec is not found ({where}); it comes with TensorRT (on a Jetson: sudo apt "
             "install nvidia-jetpack); where it is elsewhere, set TRTEXEC=/path/to/trtexec"

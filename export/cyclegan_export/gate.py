@@ -179,7 +179,7 @@ def _rounding_to_half(network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
 
     The dictionary of the largest value per layer is filled while the copy runs.
     """
-    copied = copy.deepcopy(network)
+    rounding = copy.deepcopy(network)
     largest: dict[str, float] = {}
 
     def watching(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
@@ -190,14 +190,16 @@ def _rounding_to_half(network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
 
         return hook
 
-    for name, weight in copied.named_parameters():
+    for name, weight in rounding.named_parameters():
         largest[name] = float(weight.detach().abs().max())
         weight.data = weight.data.half().float()
-    copied.register_forward_pre_hook(lambda module, inputs: tuple(x.half().float() for x in inputs))
-    for name, module in copied.named_modules():
+    rounding.register_forward_pre_hook(
+        lambda module, inputs: tuple(x.half().float() for x in inputs)
+    )
+    for name, module in rounding.named_modules():
         if name:
             module.register_forward_hook(watching(name))
-    return copied, largest
+    return rounding, largest
 
 
 def _remedy(precision: str) -> str:

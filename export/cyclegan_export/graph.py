@@ -33,17 +33,17 @@ def deployable(network: nn.Module) -> nn.Module:
     InstanceNorm is removed: the norm subtracts every constant, and a large bias would cost half
     precision accuracy.
     """
-    copied = copy.deepcopy(network).eval()
-    for (name, module), (next_name, following) in pairwise(list(_layers(copied))):
+    smaller = copy.deepcopy(network).eval()
+    for (name, module), (next_name, following) in pairwise(list(_layers(smaller))):
         if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             continue
         if isinstance(following, InstanceNorm):
             module.bias = None
         elif isinstance(following, nn.BatchNorm2d | nn.SyncBatchNorm):
             transposed = isinstance(module, nn.ConvTranspose2d)
-            copied.set_submodule(name, fuse_conv_bn_eval(module, following, transpose=transposed))
-            copied.set_submodule(next_name, nn.Identity())
-    return copied
+            smaller.set_submodule(name, fuse_conv_bn_eval(module, following, transpose=transposed))
+            smaller.set_submodule(next_name, nn.Identity())
+    return smaller
 
 
 def graph_from_network(

@@ -194,10 +194,10 @@ def _from_checkpoint(
         )
     check_exporter()
     checkpoint = find_checkpoint(source, direction)
-    loaded = load_generator(checkpoint.path)
-    config, half = loaded.config, precision == "fp16"
-    sizes = _sizes(loaded, shape)
-    network = deployable(loaded.network)
+    generator = load_generator(checkpoint.path)
+    config, half = generator.config, precision == "fp16"
+    sizes = _sizes(generator, shape)
+    network = deployable(generator.network)
     graph = graph_from_network(
         network, config.sizes, channels=config.input_nc, half=half, shape=shape
     )
@@ -207,15 +207,15 @@ def _from_checkpoint(
             "architecture": config.netG,
             "sizes": sizes,
             "precision": "fp16" if half else "fp32",
-            "trained_size": loaded.trained_size,
+            "trained_size": generator.trained_size,
             "direction": checkpoint.direction,
-            "source_digest": loaded.digest,
+            "source_digest": generator.digest,
             "generator": dataclasses.asdict(config),
         },
         checkpoint.path,
-        partial(translated_by_torch, loaded.network, pixel_type=io, channels=config.input_nc),
+        partial(translated_by_torch, generator.network, pixel_type=io, channels=config.input_nc),
         "torch in fp32",
-        (*checkpoint.notes, *loaded.notes),
+        (*checkpoint.notes, *generator.notes),
         partial(checked_half_arithmetic, network=network, channels=config.input_nc)
         if half
         else None,

@@ -448,12 +448,12 @@ def _device(name: str, ranks: Ranks) -> torch.device:
 def _load_adam(optimizer: torch.optim.Adam, state: State) -> None:
     """Restore an optimiser, but keep this machine's choice of kernels (fused, foreach, …)."""
     # Copy: load_state_dict keeps the tensors that it is given, and later steps write into them.
-    copied = copy.deepcopy(dict(state))
-    for group, own in zip(copied["param_groups"], optimizer.param_groups, strict=True):
+    own_copy = copy.deepcopy(dict(state))
+    for group, own in zip(own_copy["param_groups"], optimizer.param_groups, strict=True):
         group |= {name: own[name] for name in ("fused", "foreach", "capturable")}
         lr = float(group["lr"])
         group["lr"] = torch.full_like(own["lr"], lr) if isinstance(own["lr"], Tensor) else lr
-    optimizer.load_state_dict(copied)
+    optimizer.load_state_dict(own_copy)
 
 
 def _average_of(network: nn.Module) -> nn.Module:

@@ -75,10 +75,10 @@ def find_folders(
         raise InputError(f"{printable(data)}: no such folder; check the name")
     for name in ("trainA", "trainB"):
         if not (data / name).is_dir():
-            present = sorted(path.name for path in data.iterdir() if path.is_dir())[:6]
+            folders = sorted(path.name for path in data.iterdir() if path.is_dir())[:6]
             raise InputError(
                 f"{printable(data)}: holds no {name} (it holds "
-                f"{', '.join(map(printable, present)) or 'no folders'}); name its folders trainA "
+                f"{', '.join(map(printable, folders)) or 'no folders'}); name its folders trainA "
                 "and trainB, or give both with --data-a and --data-b"
             )
     tests = [path if (path := data / name).is_dir() else None for name in ("testA", "testB")]

@@ -78,14 +78,14 @@ class DevicePool:
         assert self._returns_old is not None
         if self._images is None:
             self._images = images.new_zeros(self.size + 1, *images.shape[1:])
-        chosen = []
+        out = []
         # One by one: an image may replace another one of the same batch.
         for number, image in enumerate(torch.split(images, 1)):
             place = self._places[number : number + 1]
             old = self._images.index_select(0, place)
             self._images.index_copy_(0, place, image)
-            chosen.append(torch.where(self._returns_old[number], old, image))
-        return torch.cat(chosen)
+            out.append(torch.where(self._returns_old[number], old, image))
+        return torch.cat(out)
 
     def state_dict(self) -> list[Tensor]:
         """Return the stored images in their order, as `ImagePool` does."""

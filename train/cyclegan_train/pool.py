@@ -42,15 +42,15 @@ class ImagePool:
         images = images.detach()
         if self.size == 0:
             return images
-        chosen = []
+        out = []
         for image in images.unsqueeze(1):
             place = draw_place(len(self.images), self.size)
             if place == len(self.images):
                 self.images.append(image.clone())
             elif place is not None:
                 image, self.images[place] = self.images[place], image.clone()
-            chosen.append(image)
-        return torch.cat(chosen)
+            out.append(image)
+        return torch.cat(out)
 
     def state_dict(self) -> list[Tensor]:
         """Return the stored images in their order; the random state is not part of it."""

@@ -271,10 +271,10 @@ class _Run:
             self.window.add(values)
             self.whole_epoch.add(values)
             # The sampler has advanced to the next batch: 0 is the first of another epoch.
-            ended = self.sampler.position == 0
-            if ended or self.window.count == settings.run.log_every:
+            epoch_ended = self.sampler.position == 0
+            if epoch_ended or self.window.count == settings.run.log_every:
                 self._log_losses()
-            if ended:
+            if epoch_ended:
                 self._end_epoch()
             elif settings.run.save_every_steps and not model.steps % settings.run.save_every_steps:
                 self._save()
@@ -456,7 +456,7 @@ class _Run:
     def _restore(self, state: State) -> None:
         """Go back to where `_save` was called."""
         others = state.get("others", [])
-        own, pools = (state, {}) if self.ranks.first else others[self.ranks.rank - 1]
+        own_state, pools = (state, {}) if self.ranks.first else others[self.ranks.rank - 1]
         for digest, domain in zip(state["data"], (self.a, self.b), strict=True):
             if digest != domain.digest:
                 raise InputError(
@@ -471,14 +471,14 @@ class _Run:
                 "restore the config.toml that the run began with"
             ) from error
         self.sampler.load_state_dict(state["sampler"])
-        self.window.load_state_dict(own["window"])
-        self.whole_epoch.load_state_dict(own["epoch"])
+        self.window.load_state_dict(own_state["window"])
+        self.whole_epoch.load_state_dict(own_state["epoch"])
         self.best, self.last_losses = state["best"], state["last"]
         self._seconds_before = state["seconds"]
-        random.setstate(own["random"])
-        torch.set_rng_state(own["torch_random"])
-        if self.model.device.type == "cuda" and len(own["cuda_random"]) == 1:
-            torch.cuda.set_rng_state(own["cuda_random"][0], self.model.device)
+        random.setstate(own_state["random"])
+        torch.set_rng_state(own_state["torch_random"])
+        if self.model.device.type == "cuda" and len(own_state["cuda_random"]) == 1:
+            torch.cuda.set_rng_state(own_state["cuda_random"][0], self.model.device)
         before = float(state["model"]["optimizer_G"]["param_groups"][0]["lr"])
         if self.model.learning_rate > before:
             config = self.settings.train

@@ -180,15 +180,15 @@ def settings_for(run: Path, values: Mapping[str, object], *, resume: bool) -> Se
             "begins another"
         )
     config = run / names.CONFIG
-    own = values_from_toml(config) if config.exists() else _values_from_state(state)
+    before = values_from_toml(config) if config.exists() else _values_from_state(state)
     new = settings_from(values).flat()
-    changed = {name for name in values if new[name] != own.get(name, new[name])}
+    changed = {name for name in values if new[name] != before.get(name, new[name])}
     for name in sorted(changed - FREE_ON_RESUME):
         raise ValueError(
-            f"{name} = {new[name]!r}: the run in {printable(run)} began with {own[name]!r}, and "
+            f"{name} = {new[name]!r}: the run in {printable(run)} began with {before[name]!r}, and "
             "keeps it; leave it out, or begin another run"
         )
-    return settings_from(own | {name: new[name] for name in changed})
+    return settings_from(before | {name: new[name] for name in changed})
 
 
 def changed_keys(before: Mapping[str, Value], settings: Settings) -> dict[str, tuple[Value, Value]]:
@@ -270,9 +270,9 @@ RECIPES = Path(__file__).parent / "recipes"
 
 def recipe(name: str) -> Path:
     """Return the file of a recipe, given its name or its path. Raises ValueError."""
-    own = RECIPES / f"{name}.toml"
-    if own.is_file():
-        return own
+    in_package = RECIPES / f"{name}.toml"
+    if in_package.is_file():
+        return in_package
     if Path(name).is_file():
         return Path(name)
     recipes = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml")))

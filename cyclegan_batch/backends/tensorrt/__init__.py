@@ -142,11 +142,11 @@ def open_tensorrt(
 
 def _check_tf32(card: EngineCard, precision: str) -> None:
     """Refuse an engine that multiplies FP32 otherwise than ``precision``. Raises BackendError."""
-    built = "tf32" if card.build.tf32 else "fp32"
-    if precision in ("fp32", "tf32") and precision != built:
+    arithmetic = "tf32" if card.build.tf32 else "fp32"
+    if precision in ("fp32", "tf32") and precision != arithmetic:
         raise BackendError(
-            f"{printable(card.path)}: was built to compute in {built} and {precision} was asked "
-            "for; leave --precision out, or translate with the ONNX that it was built from"
+            f"{printable(card.path)}: was built to compute in {arithmetic} and {precision} was "
+            "asked for; leave --precision out, or translate with the ONNX that it was built from"
         )
 
 

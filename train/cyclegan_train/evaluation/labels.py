@@ -186,8 +186,8 @@ def evaluate_labels(
     input are made. With ``resize``, results of another size than their truth are resized to it,
     each pixel taking the class of the nearest one. Raises InputError.
     """
-    matched = match(results, truth, source)
-    pairs, sizes = matched.pairs, Sizes(resize)
+    matches = match(results, truth, source)
+    pairs, sizes = matches.pairs, Sizes(resize)
     training = () if train_truth is None else tuple(images_in(train_truth)[0].values())
     total = len(training) + len(pairs)
     mode = None
@@ -216,7 +216,7 @@ def evaluate_labels(
         watch(len(training) + number + 1, total)
     scores = {name: _label_score(each, tuple(palette.colours)) for name, each in counts.items()}
     blind = _blindness(scores, palette.blind_iou)
-    notes = (*matched.notes, *sizes.notes(), *blind)
+    notes = (*matches.notes, *sizes.notes(), *blind)
     return LabelEvaluation(len(pairs), scores, bool(blind), notes)
 
 

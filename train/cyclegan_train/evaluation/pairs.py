@@ -52,9 +52,9 @@ def match(results: Path, truth: Path, source: Path | None) -> Matched:
     if all(place.is_file() for place in places):
         return Matched([Pair(results, truth, source)], [])
     folders = [images_in(place) for place in places]
-    named = [images for images, _ in folders]
-    own, true, sources = named[0], named[1], named[2] if source is not None else None
-    common = [name for name in own if all(name in each for each in named[1:])]
+    by_name = [images for images, _ in folders]
+    own, true, sources = by_name[0], by_name[1], by_name[2] if source is not None else None
+    common = [name for name in own if all(name in each for each in by_name[1:])]
     if not common:
         raise InputError(
             f"{printable(results)}: none of its {len(own)} images has a partner in "
@@ -68,7 +68,7 @@ def match(results: Path, truth: Path, source: Path | None) -> Matched:
     notes += [
         f"{printable(place)}: {len(each) - len(common)} of its {len(each)} images have no "
         "partner and are left out"
-        for place, each in zip(places, named, strict=True)
+        for place, each in zip(places, by_name, strict=True)
         # A single result may have its truth in a folder of many.
         if len(each) > len(common) and not results.is_file()
     ]
@@ -137,15 +137,15 @@ class Sizes:
             )
 
     def _differs(self, shape: tuple[int, ...], path: Path, size: Size) -> bool:
-        own = (shape[0], shape[1])
-        if own == size:
+        own_size = (shape[0], shape[1])
+        if own_size == size:
             return False
         if not self._allowed:
             raise InputError(
-                f"{printable(path)}: is {size_text(own)}, and its truth is {size_text(size)}; "
+                f"{printable(path)}: is {size_text(own_size)}, and its truth is {size_text(size)}; "
                 "--resize resizes it to its truth"
             )
-        self._counts[own, size] = self._counts.get((own, size), 0) + 1
+        self._counts[own_size, size] = self._counts.get((own_size, size), 0) + 1
         return True
 
 

@@ -86,8 +86,8 @@ def evaluate_pictures(
     except ImportError as error:
         raise missing_extra("train", error, doing="evaluate") from error
     ssim = functional.structural_similarity_index_measure
-    matched = match(results, truth, source)
-    pairs, sizes = matched.pairs, Sizes(resize)
+    matches = match(results, truth, source)
+    pairs, sizes = matches.pairs, Sizes(resize)
     total = 2 * len(pairs)
     sums, count = np.zeros(3), 0
     for number, pair in enumerate(pairs):
@@ -115,7 +115,7 @@ def evaluate_pictures(
             scores.setdefault(name, []).append(_picture_score(pixels, true, ssim))
         watch(len(pairs) + number + 1, total)
     means = {name: PictureScore(*np.mean(each, 0).tolist()) for name, each in scores.items()}
-    notes = [*matched.notes, *sizes.notes()]
+    notes = [*matches.notes, *sizes.notes()]
     if INPUT in means and math.isfinite(gain := means[RESULTS].psnr - means[INPUT].psnr):
         where = "nearer to the truth than" if gain >= 0 else "farther from the truth than"
         notes.append(f"{abs(gain):.1f} dB {where} the input")

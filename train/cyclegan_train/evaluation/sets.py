@@ -71,28 +71,28 @@ def evaluate_sets(
     """
     fid_module, kid_module = (_package(f"torchmetrics.image.{name}") for name in ("fid", "kid"))
     folders = (results, real)
-    listed = [images_in(folder) for folder in folders]
-    paths = [list(images.values()) for images, _ in listed]
+    images_and_notes = [images_in(folder) for folder in folders]
+    paths = [list(images.values()) for images, _ in images_and_notes]
     for folder, images in zip(folders, paths, strict=True):
         if len(images) < 2:
             raise InputError(f"{printable(folder)}: one image is no set; FID needs at least 2")
     total, smaller = sum(map(len, paths)), min(map(len, paths))
-    own = _features_of(paths[0], features, lambda done: watch(done, total))
+    of_results = _features_of(paths[0], features, lambda done: watch(done, total))
     of_real = _features_of(paths[1], features, lambda done: watch(len(paths[0]) + done, total))
     size = min(subset_size, smaller)
-    extractor = _Passthrough(own.shape[1])
+    extractor = _Passthrough(of_results.shape[1])
     fid = fid_module.FrechetInceptionDistance(feature=extractor)
     with warnings.catch_warnings():
         # torchmetrics warns that it keeps the features in memory, where they are already.
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
         kid = kid_module.KernelInceptionDistance(extractor, subsets=subsets, subset_size=size)
     for metric in (fid, kid):
-        metric.update(own, real=False)
+        metric.update(of_results, real=False)
         metric.update(of_real, real=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         kid_mean, kid_std = (float(value) for value in kid.compute())
-    notes = [note for _, folder_notes in listed for note in folder_notes]
+    notes = [note for _, folder_notes in images_and_notes for note in folder_notes]
     if smaller < extractor.num_features:
         notes.append(
             f"FID of {smaller} images is too high and changes with their number: its covariance "

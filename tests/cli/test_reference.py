@@ -65,8 +65,24 @@ def test_help_shows_the_options_of_translate_in_groups() -> None:
         "Errors",
         "Run",
     ]
+
+
+@pytest.mark.parametrize("name", list(cli.main.commands))
+def test_help_fits_a_terminal_of_80_columns(name: str) -> None:
+    done = CliRunner().invoke(cli.main, [name, "--help"], terminal_width=80)
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "``" not in done.stdout
+
+
+def test_help_shows_a_flag_of_train_in_one_spelling() -> None:
+    done = CliRunner().invoke(cli.main, ["train", "--help"], terminal_width=80)
+    assert "--reference-names / --no-reference-names" in done.stdout
+    assert "--reference_names" not in done.stdout
+
+
+def test_the_list_of_commands_cuts_no_sentence() -> None:
+    done = CliRunner().invoke(cli.main, ["--help"], terminal_width=80)
+    assert "..." not in done.stdout.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize("name", list(cli.main.commands))

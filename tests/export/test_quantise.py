@@ -83,7 +83,7 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         def measured(models: list[Model], frames: Pixels, reference: Pixels) -> quantise.Measured:
             return quantise.Measured("a runtime", [1.0] + [rate] * (len(models) - 1), None)
 
-        monkeypatch.setattr(quantise, "_measured", measured)
+        monkeypatch.setattr(quantise, "_measure_rates", measured)
 
     return fix
 

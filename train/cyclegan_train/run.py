@@ -236,7 +236,7 @@ class _Run:
             torch.manual_seed(random.getrandbits(63))
         return model
 
-    def _begin(self, state: Mapping[str, Any] | None) -> None:
+    def _begin(self, state: State | None) -> None:
         """Go back to ``state``, or begin anew where it is None; write and open the run's files."""
         if self.ranks.first:
             self.folder.create()

@@ -169,7 +169,9 @@ class TranslateOptions:
     strict: bool = field(default=False, metadata=option(ERRORS))
     """Fail where the container of the output cannot hold all of the source as it is, instead of
     leaving something out with a note."""
-    max_pixels: int = field(default=MAX_PIXELS, metadata=option(ERRORS, metavar="N", least=1))
+    max_pixels: int = field(
+        default=MAX_PIXELS, metadata=option(ERRORS, metavar="N", least=1, applies_to=("image",))
+    )
     """Refuse an image whose header declares more than N pixels."""
 
     overwrite: bool = field(default=False, metadata=option(RUN, short="y"))

@@ -10,11 +10,14 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import cyclegan_batch
+from cyclegan_batch.backends import verdicts
+from cyclegan_batch.job import report
 from tests.conftest import REPOSITORY
 
 HEAVY = {"PIL", "av", "cv2", "numpy", "onnx", "onnxruntime", "openvino", "ray", "tensorrt", "torch"}
@@ -149,6 +152,17 @@ def test_the_constraints_are_pins_that_every_light_dependency_has():
     wanted = [*project["dependencies"], *extras["cpu"], *extras["openvino"], *extras["dev"]]
     names = {_canonical(re.match(r"[A-Za-z0-9._-]+", line)[0]) for line in wanted}
     assert names - {"cyclegan-batch"} <= pinned
+
+
+def test_a_report_records_every_distribution_that_pixels_may_depend_on(monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: "1")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    # The rest of the extras trains, scores and tests.
+    runtimes = ("cpu", "heic", "openvino", "gpu", "tensorrt", "torch", "export")
+    wanted = [*project["dependencies"], *(each for name in runtimes for each in extras[name])]
+    names = {re.match(r"[A-Za-z0-9._-]+", line)[0] for line in wanted} - {"click", "rich"}
+    assert names | set(verdicts._VERSIONS) <= set(report.versions())
 
 
 def _modules(package: str) -> list[Path]:

@@ -226,6 +226,18 @@ def test_every_command_and_option_that_a_message_names_is_there():
     assert named > 50
 
 
+def test_every_page_that_the_code_names_is_there():
+    """A page is named by its path; "the README" names none of the three."""
+    named = set()
+    for path in _modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named |= set(re.findall(r"\bdocs/[\w.-]+\.md\b", node.value))
+                assert "the README" not in node.value, f"{path}:{node.lineno}"
+    assert "docs/gpu.md" in named
+    assert not [name for name in named if not (REPOSITORY / name).is_file()]
+
+
 def _modules() -> list[Path]:
     """Return the modules whose messages name our options; those of edge.py are trtexec's."""
     roots = [REPOSITORY / name for name in ("cyclegan_batch", "train", "export")]

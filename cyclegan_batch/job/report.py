@@ -42,6 +42,16 @@ _RECORDED_PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
+    "torch",
+    "safetensors",
+    "onnxscript",
+    "tensorrt",
+    "tensorrt-cu13",
+    "tensorrt-cu13-bindings",
+    "tensorrt-cu13-libs",
+    "cuda-bindings",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
 )
 """Distributions whose versions a report records."""
 

@@ -64,8 +64,8 @@ def import_tensorrt() -> ModuleType:
         return importlib.import_module("tensorrt")
     except ImportError as error:
         raise BackendUnavailableError(
-            f'tensorrt cannot be loaded ({error}); pip install "cyclegan-batch[tensorrt]", see the '
-            "README for where its library comes from"
+            f'tensorrt cannot be loaded ({error}); pip install "cyclegan-batch[tensorrt]"; '
+            "docs/gpu.md tells where its library comes from"
         ) from error
 
 

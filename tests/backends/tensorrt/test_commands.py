@@ -17,7 +17,7 @@ from cyclegan_batch.errors import ModelError
 from cyclegan_batch.models.engine_card import Profile, read_card
 from cyclegan_batch.models.model import Model
 from tests.backends.tensorrt.conftest import frames
-from tests.needs import need, package
+from tests.needs import REPOSITORY, need, package
 from tests.synthesis import generators
 from tests.synthesis.fake_tensorrt import Gpu
 
@@ -135,3 +135,6 @@ def test_an_engine_without_tensorrt_errors_before_the_work(
     done = run("export", tmp_path / "g.pth", tmp_path / "g.engine", "--opt-shape", "1,8,8")
     assert done.exit_code == 1
     assert "tensorrt cannot be loaded" in done.output
+    assert "docs/gpu.md tells where its library comes from" in " ".join(done.output.split())
+    page = (REPOSITORY / "docs" / "gpu.md").read_text()
+    assert "The library of TensorRT itself is not on the package index" in page

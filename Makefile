@@ -17,7 +17,7 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check
 QUICK := tests/job tests/models tests/media/images tests/media/test_pattern.py tests/media/test_first_frame.py \
   tests/media/demux/test_probe.py tests/media/video/test_colour.py tests/media/mux/test_streams.py \
   tests/backends/test_choice.py tests/backends/test_common.py tests/backends/test_onnxruntime.py \
-  tests/backends/tensorrt tests/cli/test_progress.py tests/cli/test_reference.py \
+  tests/cli/test_progress.py tests/cli/test_reference.py \
   tests/train/test_settings.py tests/train/test_data.py \
   $(filter-out %_memory.py %_examples.py %_needs.py, $(wildcard tests/test_*.py))
 

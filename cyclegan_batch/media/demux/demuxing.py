@@ -25,6 +25,7 @@ from ...errors import InputError
 from ...wording import printable
 from ..pattern import pattern_files
 from .flv import joined_flv
+from .gif import controlled_gif
 
 Packet: TypeAlias = "av.Packet[Stream]"
 """A packet of a stream of any kind."""
@@ -50,7 +51,7 @@ def open_container(
         _check_is_file(path)
         try:
             # With "file:" in front, a name such as "concat:a|b" or "http://…" is only a name.
-            file = joined_flv(path) or f"file:{path.absolute()}"
+            file = joined_flv(path) or controlled_gif(path) or f"file:{path.absolute()}"
         except OSError as error:
             raise input_error(path, error) from error
         format_name, options = None, {"format_whitelist": _FORMATS}

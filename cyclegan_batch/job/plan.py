@@ -223,6 +223,7 @@ def plan_job(
     notes += [note for video in videos for note in video.notes]
     notes += [note for shard in shards for note in shard.notes]
     notes += _without_effect(options, {entry.kind for entry in work})
+    notes += _fixed_size_notes(generator.card, options)
     sizes = [video.size for video in videos] + _some_sizes(images, options)
     if len(failures) == len(tree.entries) > 0 and not skipped:
         causes = "\n".join(f"  {failure.cause}" for failure in failures)
@@ -339,6 +340,15 @@ def _without_effect(options: TranslateOptions, kinds: set[str]) -> list[Note]:
             text = f"no effect, as no {what} is among the inputs"
             notes.append(Note(", ".join(useless), text))
     return notes
+
+
+def _fixed_size_notes(card: ModelCard, options: TranslateOptions) -> list[Note]:
+    """Return a note on a ``--size`` that is not the only size that the model takes."""
+    fixed = card.sizes.fixed
+    if fixed is None or options.size in ("native", fixed, min(fixed)):
+        return []
+    text = f"no effect, as {printable(card.path.name)} takes {fixed[1]}×{fixed[0]} only"
+    return [Note("--size", text)]
 
 
 def _choose_backend(

@@ -162,6 +162,28 @@ def test_options_of_videos_do_nothing_to_pictures(model: Path, tmp_path: Path) -
     assert note == "--ss, --encoder-opt: no effect, as no video is among the inputs"
 
 
+@pytest.mark.parametrize(
+    ("size", "has_note"),
+    [
+        ("native", False),
+        ((32, 48), False),
+        (32, False),
+        (48, True),
+        ((48, 32), True),
+        ((16, 16), True),
+    ],
+)
+def test_a_size_beside_a_model_of_fixed_size_is_said_once(
+    size: Any, has_note: bool, model: Path, clip: Path, tmp_path: Path
+) -> None:
+    fixed = generators.invert(tmp_path / "fixed.onnx", fixed=(32, 48))
+    notes = grouped(planned(clip, tmp_path / "out.mp4", model=fixed, size=size).notes)
+    note = "--size: no effect, as fixed.onnx takes 48×32 only"
+    assert [each for each in notes if each.startswith("--size")] == [note] * has_note
+    plan = planned(clip, tmp_path / "out.mp4", model=model, size=size)
+    assert not any("--size" in each for each in grouped(plan.notes))
+
+
 # What exists already
 
 

@@ -334,6 +334,28 @@ def test_y4m_goes_through_pipes_and_nothing_but_data_reaches_stdout(
     assert second.stderr == b""
 
 
+@pytest.mark.behaviour(5)
+def test_a_pipe_that_loses_sound_is_reported_on_stderr_and_refused_when_strict(
+    model: Path, tmp_path: Path
+) -> None:
+    source = streams.plain(tmp_path / "sound.mp4", frames=3)
+    lost = "standard output goes without stream 1 (audio aac, eng): y4m cannot hold it"
+    for more, code, frames, has_note in (
+        ([], 0, 3, True),
+        (["--audio", "none", "--strict"], 0, 3, False),
+        (["--strict"], 1, 0, True),
+    ):
+        run = subprocess.run(
+            [*COMMAND, "translate", str(source), "-", "-m", str(model), *more],
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        said = " ".join(run.stderr.decode().split())
+        assert (run.returncode, run.stdout.count(b"FRAME\n")) == (code, frames), said
+        assert said.count(lost) == has_note
+
+
 @pytest.mark.behaviour(11)
 def test_a_closed_pipe_ends_the_run_cleanly(model: Path, long: Path, start: Start) -> None:
     run = start(

@@ -81,7 +81,7 @@ def plan_streams(
     left_out = [
         *selection.left_out,
         *_late_audio(video, included, container, options, beginning),
-        *_captions_and_chapters(info, video, container),
+        *_captions_and_chapters(info, video, container.label, chapters=container.chapters),
     ]
     if selection.undecodable and (options.strict or options.on_error == "fail"):
         raise InputError("; ".join(map(str, selection.undecodable)))
@@ -111,6 +111,21 @@ def plan_streams(
         undecodable=tuple(selection.undecodable),
         stops_at_damage=options.on_error == "fail",
     )
+
+
+def left_out_of_y4m(info: MediaInfo, video: StreamInfo, options: TranslateOptions) -> list[str]:
+    """Return what y4m loses of ``info``, which is everything beside the frames of ``video``.
+
+    Each text completes ``goes without …``.
+    """
+    return [
+        *(
+            f"stream {stream.index} ({stream.label}): y4m cannot hold it"
+            for stream in info.streams
+            if stream.index != video.index and not _is_unwanted(info, stream, options)
+        ),
+        *_captions_and_chapters(info, video, "y4m", chapters=False),
+    ]
 
 
 def _check_translated_video(
@@ -169,7 +184,7 @@ class _StreamSelection:
             for stream in self._info.streams:
                 if stream.index == self._translated.index:
                     self.streams.append(self._translated)
-                elif source is not None and not self._is_unwanted(stream):
+                elif source is not None and not _is_unwanted(self._info, stream, self._options):
                     self._select(stream, source)
             # In the output covers and attachments come last, whatever their order here.
             self.streams.sort(key=lambda each: _position(self._info.streams[each.index]))
@@ -180,12 +195,6 @@ class _StreamSelection:
                     f"these streams of {printable(self._info.path)} together ({failure}); "
                     "choose .mkv"
                 )
-
-    def _is_unwanted(self, stream: StreamInfo) -> bool:
-        """Return whether a stream is left out without a note."""
-        if stream.kind == "audio":
-            return self._options.audio == "none"
-        return _is_rewritten_by_muxer(self._info, stream)
 
     def _select(self, stream: StreamInfo, source: av.container.InputContainer) -> None:
         """Choose the first way of keeping ``stream`` that the container takes, if there is one."""
@@ -236,6 +245,13 @@ class _StreamSelection:
 def _position(stream: StreamInfo) -> int:
     """Return a sort key: first tracks, then covers, then attachments."""
     return 2 if stream.kind == "attachment" else int(stream.attached_picture)
+
+
+def _is_unwanted(info: MediaInfo, stream: StreamInfo, options: TranslateOptions) -> bool:
+    """Return whether a stream is left out without a note."""
+    if stream.kind == "audio":
+        return options.audio == "none"
+    return _is_rewritten_by_muxer(info, stream)
 
 
 def _is_rewritten_by_muxer(info: MediaInfo, stream: StreamInfo) -> bool:
@@ -319,14 +335,19 @@ _NOTICEABLE_DELAY = Fraction(1, 20)
 """Seconds between audio and video from which on people notice it (ITU-R BT.1359: 0.045)."""
 
 
-def _captions_and_chapters(info: MediaInfo, video: StreamInfo, container: Container) -> list[str]:
-    """Return what is lost of the source's captions and chapters."""
+def _captions_and_chapters(
+    info: MediaInfo, video: StreamInfo, label: str, *, chapters: bool
+) -> list[str]:
+    """Return what is lost of the source's captions and chapters.
+
+    ``label`` is the name of the output's format, which holds ``chapters`` or does not.
+    """
     left_out = []
     if video.closed_captions:
         left_out.append(
             f"the closed captions inside stream {video.index} ({video.label}): "
             "they are part of the packets that are encoded anew"
         )
-    if info.chapters and not container.chapters:
-        left_out.append(f"{len(info.chapters)} chapters: {container.label} cannot hold them")
+    if info.chapters and not chapters:
+        left_out.append(f"{len(info.chapters)} chapters: {label} cannot hold them")
     return left_out

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from ...errors import InputError, OutputError
 from ...frames import PixelType, Size
+from ...option_table import options_given
 from ...options import TranslateOptions
 from ...wording import Note, printable
 from ..alpha import Alpha
@@ -25,7 +26,7 @@ from ..demux.standard_input import standard_input
 from ..demux.stream_info import Fields, MediaInfo, StreamInfo
 from ..demux.timestamps import discontinuity_notes, start_note
 from ..formats import PIPE
-from ..mux.streams import StreamPlan, plan_streams
+from ..mux.streams import StreamPlan, left_out_of_y4m, plan_streams
 from ..mux.trial import TranslatedVideo
 from ..pattern import parse_pattern
 from .colour import ColourPlan, resolve
@@ -135,7 +136,8 @@ def plan_video(
     streams = None
     if output == PIPE or output.suffix.lower() == _Y4M:
         encoder, losses = plan_y4m(request, extras)
-        stream_notes = _y4m_notes(name, output, stream, losses, options)
+        left_out = left_out_of_y4m(info, stream, options)
+        stream_notes = _y4m_notes(name, output, stream, losses, left_out, options)
     else:
         codec = options.codec or default_codec(output)
         encoder, losses = plan_with_extras(codec, output, request, extras)
@@ -201,17 +203,35 @@ def _twice(value: _Number | None) -> _Number | None:
 
 
 def _y4m_notes(
-    name: str, output: Path, stream: StreamInfo, losses: list[str], options: TranslateOptions
+    name: str,
+    output: Path,
+    stream: StreamInfo,
+    losses: list[str],
+    left_out: list[str],
+    options: TranslateOptions,
 ) -> tuple[Note, ...]:
-    """Return notes on what a y4m output loses; with ``--strict`` raise OutputError instead."""
+    """Return notes on what a y4m output loses; with ``--strict`` raise OutputError instead.
+
+    ``losses`` are those of the frames themselves, ``left_out`` is what another container can hold.
+    """
     output_name = "standard output" if output == PIPE else printable(output)
-    notes = tuple(Note(None, f"{output_name} goes without {loss}") for loss in losses)
+    notes = tuple(Note(None, f"{output_name} goes without {loss}") for loss in losses + left_out)
     if notes and options.strict:
-        raise OutputError(f"{'; '.join(map(str, notes))}; leave out --strict to accept that")
+        remedy = ", or choose .mkv" if left_out else ""
+        raise OutputError(
+            f"{'; '.join(map(str, notes))}; leave out --strict to accept that{remedy}"
+        )
     if stream.constant_rate is False:
         text = "y4m has one frame rate, so the variable times of the source are lost"
         notes += (Note(name, text),)
+    useless = [each.flag for each in options_given(options) if each.name in _ENCODER_OPTIONS]
+    if useless:
+        text = f"no effect of {', '.join(useless)}, as y4m holds frames that are not encoded"
+        notes += (Note(name, text),)
     return notes
+
+
+_ENCODER_OPTIONS = ("codec", "crf", "preset", "encoder_opt")
 
 
 def _timestamp_notes(info: MediaInfo, stream: StreamInfo, streams: StreamPlan | None) -> list[str]:

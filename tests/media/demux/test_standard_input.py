@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cyclegan_batch.errors import InputError
+from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.formats import PIPE
 from cyclegan_batch.media.video.sink import VideoSink
+from cyclegan_batch.options import TranslateOptions
+from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, LOSSLESS, plan, run, seen
 from tests.media.witness import needs_ffprobe, pictures, probe, times
 from tests.synthesis import streams
@@ -112,6 +114,52 @@ def test_y4m_can_be_a_file_too(tmp_path):
     assert header[6] == b"C420mpeg2"
     run(plan(tmp_path / "a.y4m", tmp_path / "b.mp4"))
     assert len(times(tmp_path / "b.mp4")) == 5
+
+
+@pytest.mark.behaviour(5)
+@pytest.mark.parametrize("output", ["a.y4m", "-"])
+def test_each_stream_that_y4m_loses_is_one_warning_and_an_error_when_strict(tmp_path, output):
+    output = PIPE if output == "-" else tmp_path / output
+    name = "standard output" if output == PIPE else output
+    source = streams.mp4(tmp_path / "in.mp4", frames=10)
+    lost = [
+        "stream 1 (audio aac, eng): y4m cannot hold it",
+        "stream 2 (audio aac, deu): y4m cannot hold it",
+        "stream 3 (subtitle mov_text, fra): y4m cannot hold it",
+        "stream 5 (attached picture png): y4m cannot hold it",
+        "2 chapters: y4m cannot hold them",
+    ]
+    for options, expected in (
+        (TranslateOptions(), lost),
+        (TranslateOptions(audio="none"), lost[2:]),
+    ):
+        notes = grouped(plan(source, output, options).notes)
+        assert [note for note in notes if "goes without" in note] == [
+            f"{name} goes without {loss}" for loss in expected
+        ]
+        with pytest.raises(OutputError, match=r"y4m cannot hold it.*--strict .*, or choose \.mkv$"):
+            plan(source, output, replace(options, strict=True))
+
+
+@pytest.mark.behaviour(5)
+def test_a_video_without_other_streams_becomes_y4m_without_a_warning(tmp_path):
+    silent = moving(tmp_path / "silent.mkv", frames=3)
+    sound = streams.plain(tmp_path / "sound.mp4", frames=3)
+    for source, options in (
+        (silent, TranslateOptions(strict=True)),
+        (sound, TranslateOptions(strict=True, audio="none")),
+    ):
+        notes = grouped(plan(source, tmp_path / "a.y4m", options).notes)
+        assert not [note for note in notes if "goes without" in note]
+
+
+def test_options_of_an_encoder_have_no_effect_on_y4m_and_that_is_said(tmp_path):
+    source = moving(tmp_path / "in.mkv", frames=3)
+    options = TranslateOptions(codec="libx265", crf=20.0, pix_fmt="yuv444p")
+    (note,) = (each for each in grouped(plan(source, PIPE, options).notes) if "no effect" in each)
+    assert note == (
+        f"{source}: no effect of --codec, --crf, as y4m holds frames that are not encoded"
+    )
 
 
 @pytest.mark.behaviour(1, 11, 22)

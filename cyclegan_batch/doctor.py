@@ -35,7 +35,7 @@ ENCODERS = (
 
 _PACKAGES = (
     *("numpy", "av", "opencv-python-headless", "pillow", "tifffile", "imagecodecs"),
-    *("pillow-heif", "onnx"),
+    *("isal", "pillow-heif", "onnx"),
 )
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13", "torch")

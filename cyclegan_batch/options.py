@@ -160,6 +160,11 @@ class TranslateOptions:
         default=None, metadata=option(IMAGES, metavar="N", least=1, most=100, applies_to=("image",))
     )
     """Quality of jpg, webp and avif, 1 to 100; 95 unless given."""
+    png_level: int | None = field(
+        default=None, metadata=option(IMAGES, metavar="N", least=0, most=9, applies_to=("image",))
+    )
+    """Compression of png by zlib, from 0 (none) to 9 (smallest, slowest); a faster writer unless
+    given."""
 
     on_error: Literal["skip", "fail"] = field(default="skip", metadata=option(ERRORS))
     """At a damaged frame, packet or file: go on without it and list it (skip), or end the job

@@ -37,6 +37,7 @@ _RECORDED_PACKAGES = (
     "pillow",
     "tifffile",
     "imagecodecs",
+    "isal",
     "pillow-heif",
     "onnx",
     "onnxruntime",

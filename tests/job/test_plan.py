@@ -144,6 +144,7 @@ def test_what_the_network_sees_is_said_first(model: Path, clip: Path, tmp_path: 
     [
         ({"fps": "25"}, "--fps: no effect, as no pattern of images is among the inputs"),
         ({"quality": 3}, "--quality: no effect, as no image is among the inputs"),
+        ({"png_level": 0}, "--png-level: no effect, as no image is among the inputs"),
         ({"max_pixels": 9}, "--max-pixels: no effect, as no image is among the inputs"),
         ({"crf": 3.0, "audio": "copy", "fit": "pad"}, None),
     ],

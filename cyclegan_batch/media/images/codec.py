@@ -3,7 +3,8 @@
 OpenCV decodes and encodes JPEG, PNG and WebP, from and to bytes only (its own file access crashes
 on names that are not UTF-8). It releases the interpreter lock while it works, which Pillow does
 not. Pillow decodes BMP and JPEG of CMYK, and encodes TIFF and AVIF. `tiff` decodes TIFF, and
-`stills` AVIF, GIF, HEIC and JPEG 2000.
+`stills` AVIF, GIF, HEIC and JPEG 2000. `png_writer` encodes PNG unless a level of compression is
+given.
 
 The rules:
 
@@ -49,6 +50,7 @@ from ..formats import ImageFormat
 from .headers import read_header
 from .image_header import FORMAT_NAMES, Header, damaged, portable_exif
 from .png import quiet_png
+from .png_writer import chunk, encode_png
 from .tiff import Samples, decode_tiff
 
 # OpenCV also logs to the terminal what it reports by a result or an exception. The level of its log
@@ -418,11 +420,13 @@ def encode_picture(
     format: ImageFormat,  # noqa: A002 - the option's own name
     *,
     quality: int | None = None,
+    png_level: int | None = None,
     extras: Extras = Extras(),
 ) -> bytes:
     """Return RGB ``pixels`` ``(H, W, 3)`` of either pixel type as a file of ``format``.
 
-    ``quality`` is that of jpg, webp and avif, 95 by default; webp is lossless at 100. ``extras``
+    ``quality`` is that of jpg, webp and avif, 95 by default; webp is lossless at 100.
+    ``png_level`` is zlib's level of a png, from 0 to 9; None writes it by `png_writer`. ``extras``
     are written where the format can hold them. Alpha is resized where the pixels have another size,
     and ``bits`` 16 makes a PNG of 16 bits from float16 pixels. Safe to call from several threads.
 
@@ -441,6 +445,8 @@ def encode_picture(
         alpha = _matching_alpha(extras.alpha, (height, width), deep) if holds_alpha else None
         extras = replace(extras, alpha=alpha)
     try:
+        if format == "png":
+            return _encode_png(colours, png_level, extras)
         return _ENCODERS[format](colours, DEFAULT_QUALITY if quality is None else quality, extras)
     except (cv2.error, OSError, ValueError, RuntimeError, MemoryError) as error:
         raise OutputError(f"{FORMAT_NAMES[format]} encoder: {_reason(error, 'encoder')}") from error
@@ -513,24 +519,26 @@ def _jpeg_segment(marker: int, content: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
 
 
-def _encode_png(colours: Samples, quality: int, extras: Extras) -> bytes:
-    plain = _imencode(".png", _bgr(colours, extras.alpha))
-    # The metadata are inserted here, since libpng refuses slightly invalid profiles and prints that
-    # to the terminal. They follow IHDR, whose 25 bytes follow the signature.
-    chunks = b"".join(_png_chunk(kind, content) for kind, content in extras.colour_chunks)
+def _encode_png(colours: Samples, level: int | None, extras: Extras) -> bytes:
+    chunks = list(extras.colour_chunks)
     if extras.dpi:
         per_metre = (round(value / 0.0254) for value in extras.dpi)
-        chunks += _png_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1))
+        chunks.append((b"pHYs", struct.pack(">IIB", *per_metre, 1)))
     if extras.icc:
-        chunks += _png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(extras.icc))
+        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(extras.icc)))
     if extras.exif:
-        chunks += _png_chunk(b"eXIf", extras.exif)
-    return plain[:33] + chunks + plain[33:]
-
-
-def _png_chunk(kind: bytes, content: bytes) -> bytes:
-    body = kind + content
-    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+        chunks.append((b"eXIf", extras.exif))
+    if level is None:
+        samples = colours
+        if extras.alpha is not None:
+            samples = cv2.cvtColor(colours, cv2.COLOR_RGB2RGBA)
+            samples[..., 3] = extras.alpha
+        return encode_png(samples, chunks)
+    parameters = (cv2.IMWRITE_PNG_COMPRESSION, level)
+    plain = _imencode(".png", _bgr(colours, extras.alpha), parameters)
+    # The metadata are inserted here, since libpng refuses slightly invalid profiles and prints that
+    # to the terminal. They follow IHDR, whose 25 bytes follow the signature.
+    return plain[:33] + b"".join(chunk(*each) for each in chunks) + plain[33:]
 
 
 def _encode_webp(colours: Samples, quality: int, extras: Extras) -> bytes:
@@ -595,9 +603,8 @@ def _encode_avif(colours: Samples, quality: int, extras: Extras) -> bytes:
     return file.getvalue()
 
 
-_ENCODERS: dict[ImageFormat, Callable[..., bytes]] = {
+_ENCODERS: dict[ImageFormat, Callable[[Samples, int, Extras], bytes]] = {
     "jpg": _encode_jpg,
-    "png": _encode_png,
     "webp": _encode_webp,
     "avif": _encode_avif,
     "bmp": _encode_bmp,

@@ -22,7 +22,7 @@ from .image_header import (
     usable_dpi,
 )
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 """Pillow's colour modes by PNG's colour type."""
@@ -71,7 +71,7 @@ def quiet_png(data: bytes) -> bytes:
 
     A decoder prints no warning about such a file. Raises ValueError where it is damaged.
     """
-    parts = [_SIGNATURE]
+    parts = [SIGNATURE]
     whole = False
     for kind, start, end in _chunks(io.BytesIO(data)):
         if zlib.crc32(data[start + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
@@ -112,7 +112,7 @@ def _read_chunks(file: BinaryIO) -> tuple[dict[bytes, bytes], dict[bytes, bytes]
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
     """Yield the type of each chunk, where it starts, and where it ends, checksum included."""
     length = file.seek(0, os.SEEK_END)
-    position = len(_SIGNATURE)
+    position = len(SIGNATURE)
     kind = b""
     while kind != b"IEND" and position < length:
         file.seek(position)

@@ -45,6 +45,7 @@ class ImageShard:
     entries: tuple[Entry, ...]
     pixel_type: PixelType
     quality: int | None
+    png_level: int | None
     max_pixels: int
     overwrite: bool
     white: int | None = None
@@ -57,10 +58,13 @@ def plan_images(
     """Return the images among ``entries`` in shards. No file is opened."""
     images = [entry for entry in entries if entry.kind == "image"]
     notes: tuple[Note, ...] = ()
-    lossy = {"jpg", "webp", "avif"} & {_format_of(entry.output) for entry in images}
+    formats = {_format_of(entry.output) for entry in images}
+    lossy = {"jpg", "webp", "avif"} & formats
     if options.quality is not None and images and not lossy:
         subject = f"--quality {options.quality}"
         notes = (Note(subject, "no image is written as jpg, webp or avif"),)
+    if options.png_level is not None and images and "png" not in formats:
+        notes += (Note(f"--png-level {options.png_level}", "no image is written as png"),)
     shards = []
     for start in range(0, len(images), SHARD):
         part = tuple(images[start : start + SHARD])
@@ -70,6 +74,7 @@ def plan_images(
                 entries=part,
                 pixel_type=pixel_type,
                 quality=options.quality,
+                png_level=options.png_level,
                 max_pixels=options.max_pixels,
                 overwrite=options.overwrite,
                 white=options.white,
@@ -227,7 +232,11 @@ class ImageSink:
             self._displaced.append(tag.output)
         try:
             data = encode_picture(
-                frame.pixels, _format_of(tag.output), quality=self.shard.quality, extras=tag.extras
+                frame.pixels,
+                _format_of(tag.output),
+                quality=self.shard.quality,
+                png_level=self.shard.png_level,
+                extras=tag.extras,
             )
         except OutputError as error:
             # Returned and not raised: only this image is lost.

@@ -793,4 +793,4 @@ def test_an_encoder_that_fails_is_called_an_encoder_errors(
 
     monkeypatch.setattr(cv2, "imencode", failing)
     with pytest.raises(OutputError, match=r"^PNG encoder: the encoder gave up$"):
-        encode_picture(pictures.photo(), "png")
+        encode_picture(pictures.photo(), "png", png_level=6)

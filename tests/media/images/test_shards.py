@@ -141,6 +141,32 @@ def test_pictures_are_planned_in_shards_of_256() -> None:
     assert plan_images((video,), TranslateOptions(), pixel_type="uint8") == ()
 
 
+def test_the_level_of_png_reaches_the_file(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(pictures.png(pictures.photo()))
+    sizes = {}
+    for level in (None, 0, 9):
+        entries = entries_in(tmp_path / "in", tmp_path / f"out{level}")
+        written, dropped, notes = translate(entries, png_level=level)
+        assert (len(written), dropped, notes) == (2, [], ())
+        sizes[level] = written[0].stat().st_size
+        np.testing.assert_array_equal(np.asarray(Image.open(written[0])), pictures.photo())
+    assert sizes[9] < sizes[None] < sizes[0]
+
+
+def test_a_level_of_png_without_a_png_gives_a_note() -> None:
+    entry = Entry("image", Path("in/a.jpg"), Path("out/a.jpg"))
+    (shard,) = plan_images((entry,), TranslateOptions(png_level=9), pixel_type="uint8")
+    assert grouped(shard.notes) == ("--png-level 9: no image is written as png",)
+
+
+@pytest.mark.parametrize("level", [-1, 10])
+def test_a_level_of_png_out_of_range_errors(level: int) -> None:
+    with pytest.raises(ValueError, match="png_level must be a number from 0 to 9"):
+        TranslateOptions(png_level=level)
+
+
 @pytest.mark.parametrize("quality", [0, 101])
 def test_a_quality_out_of_range_errors(quality: int) -> None:
     with pytest.raises(ValueError, match=rf"quality must be a number from 1 to 100, got {quality}"):

@@ -414,8 +414,10 @@ def test_a_second_ctrl_c_ends_at_once_and_the_next_run_replaces_what_it_left(
         "sink.assemble = stuck\n"
         "stop = process.Stops._stop\n"
         "def tell(*arguments):\n"
-        "    os.write(1, b'heard\\n')\n"
-        "    stop(*arguments)\n"
+        "    try:\n"
+        "        stop(*arguments)\n"
+        "    finally:\n"
+        "        os.write(1, b'heard\\n')\n"
         "process.Stops._stop = tell\n"
         "main()\n"
     )

@@ -16,7 +16,8 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias
 
@@ -38,7 +39,7 @@ def temporary_path(final: Path) -> Path:
     dead processes left in it.
     """
     _remove_leftovers(final.parent)
-    return final.with_name(f".{_digest(final)}-{_machine()}-{_process(os.getpid())}.partial")
+    return final.with_name(f".{_digest(final)}-{_machine()}-{_own_process(os.getpid())}.partial")
 
 
 class OutputLock:
@@ -152,22 +153,68 @@ def publish(partial: Path, final: Path, *, overwrite: bool) -> None:
     Raises OutputError, and OutputExistsError where ``final`` exists and ``overwrite`` is false;
     ``partial`` stays then.
     """
+    (error,) = publish_all([(partial, final)], overwrite=overwrite)
+    if error is not None:
+        raise error
+
+
+def publish_all(
+    pairs: Sequence[tuple[Path, Path]], *, overwrite: bool
+) -> tuple[OutputError | None, ...]:
+    """`publish` each partial and final path of ``pairs``; return what it would raise, or None.
+
+    All files are flushed side by side, then all are renamed, then each folder is flushed once.
+    """
+
+    def flush(pair: tuple[Path, Path]) -> OutputError | None:
+        return _attempt(pair[1], lambda: _flush(pair[0]))
+
+    # One file system call for all, syncfs, would also wait for the files of other processes, and
+    # would not report which file could not be written.
+    if len(pairs) > 1:
+        with ThreadPoolExecutor(_FLUSHES, "flush") as pool:
+            errors = list(pool.map(flush, pairs))
+    else:
+        errors = list(map(flush, pairs))
+    rename = os.replace if overwrite else _rename_to_new
+    for number, (partial, final) in enumerate(pairs):
+        errors[number] = errors[number] or _attempt(
+            final, functools.partial(rename, partial, final)
+        )
+    flush_folder = functools.cache(_flush_folder)
+    for number, (_, final) in enumerate(pairs):
+        errors[number] = errors[number] or _attempt(
+            final, functools.partial(flush_folder, final.parent)
+        )
+    return tuple(errors)
+
+
+_FLUSHES = 16
+"""Files that are flushed at once, so that a file system commits several in one transaction."""
+
+
+def _attempt(final: Path, action: Callable[[], None]) -> OutputError | None:
+    """Call ``action`` and return its error, as one of writing ``final``."""
     try:
-        descriptor = os.open(partial, os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if overwrite:
-            partial.replace(final)
-        else:
-            try:
-                _rename_to_new(partial, final)
-            except FileExistsError as error:
-                raise _exists(final) from error
-        _flush_folder(final.parent)
+        action()
+    except FileExistsError as error:
+        problem: OutputError = _exists(final)
+        problem.__cause__ = error
     except OSError as error:
-        raise output_error(final, error) from error
+        problem = output_error(final, error)
+        problem.__cause__ = error
+    else:
+        return None
+    return problem
+
+
+def _flush(path: Path) -> None:
+    """Flush a file to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
@@ -237,6 +284,12 @@ def _process(number: int) -> str:
     # The start time tells processes of one number apart. It is field 22 (proc_pid_stat(5)); the
     # name in parentheses, field 2, may contain anything.
     return f"{number}-{int(status.rpartition(b')')[2].split()[19])}"
+
+
+@functools.cache
+def _own_process(number: int) -> str:
+    """Return `_process` of this process, which has ``number`` and starts no second time."""
+    return _process(number)
 
 
 _LEFTOVER = re.compile(

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -15,7 +16,13 @@ import pytest
 
 from cyclegan_batch import files
 from cyclegan_batch.errors import OutputError, OutputExistsError, OutputInUseError
-from cyclegan_batch.files import OutputLock, output_error, publish, temporary_path
+from cyclegan_batch.files import (
+    OutputLock,
+    output_error,
+    publish,
+    publish_all,
+    temporary_path,
+)
 from cyclegan_batch.wording import printable
 
 
@@ -224,6 +231,49 @@ def test_a_file_system_without_hard_links_still_gets_its_file(
     partial.write_bytes(b"new")
     publish(partial, final, overwrite=False)
     assert final.read_bytes() == b"new"
+
+
+@pytest.mark.behaviour(13, 22, 23)
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_files_published_together_fail_one_by_one_and_are_flushed_before_any_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool
+) -> None:
+    if not hard_links:
+        monkeypatch.setattr(os, "link", _no_hard_links)
+    finals = [tmp_path / folder / f"{number}.png" for folder in "ab" for number in range(20)]
+    pairs = [(temporary_path(final), final) for final in finals]
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    for number, (partial, _) in enumerate(pairs):
+        partial.write_bytes(str(number).encode())
+    finals[3].write_bytes(b"of another process")
+    pairs[7][0].unlink()
+    broken, flushed = pairs[30][0].stat().st_ino, []
+
+    def flush(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        whole = sum(final.exists() for final in finals)
+        flushed.append((stat.S_ISDIR(status.st_mode), whole))
+        if status.st_ino == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    errors = publish_all(pairs, overwrite=False)
+    assert flushed == 39 * [(False, 1)] + (2 * [(True, 38)] if os.name == "posix" else [])
+    assert [number for number, error in enumerate(errors) if error is not None] == [3, 7, 30]
+    assert isinstance(errors[3], OutputExistsError)
+    assert "3.png: it exists already; pass -y" in str(errors[3])
+    assert "7.png: its folder does not exist" in str(errors[7])
+    assert "10.png: Input/output error; check" in str(errors[30])
+    cause = errors[30].__cause__ if errors[30] else None
+    assert isinstance(cause, OSError)
+    assert cause.errno == errno.EIO
+    contents = {final: final.read_bytes() for final in finals if final.exists()}
+    expected = {final: str(number).encode() for number, final in enumerate(finals)}
+    del expected[finals[7]], expected[finals[30]]
+    assert contents == expected | {finals[3]: b"of another process"}
+    assert set(tmp_path.glob("*/.*")) == {pairs[3][0], pairs[30][0]}
+    assert publish_all([], overwrite=False) == ()
 
 
 @pytest.mark.behaviour(25)

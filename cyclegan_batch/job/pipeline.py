@@ -453,7 +453,7 @@ class _Run:
         open_unit.leave()
         if not keep:
             open_unit.sink.discard()
-        # A shard that was given up may have whole files as well: each gets its name by itself.
+        # A shard that was given up may have whole files as well: each has a name of its own.
         self.counters.written += open_unit.sink.written
         self.counters.notes.extend([*open_unit.source.notes, *open_unit.sink.notes])
 

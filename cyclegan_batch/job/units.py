@@ -79,7 +79,7 @@ class VideoUnit:
 
 @dataclass(frozen=True)
 class ImageUnit:
-    """A shard of images, each of which is written by itself."""
+    """A shard of images, each of which has a file of its own."""
 
     shard: ImageShard
 

@@ -114,7 +114,7 @@ class Sink(Protocol[Encoded]):
         ...
 
     def write(self, item: Encoded) -> Dropped | None:
-        """Write the next frame, in order; return Dropped where only this one is lost.
+        """Write the next frame, in order; return Dropped where a single frame is lost.
 
         Raises OutputError where the unit as a whole cannot be written, BrokenPipeError where the
         reader of a pipe has closed it.
@@ -127,7 +127,10 @@ class Sink(Protocol[Encoded]):
         """
 
     def discard(self) -> None:
-        """Remove everything under a temporary name. Safe after any error; twice is fine."""
+        """Remove everything under a temporary name. Safe after any error; twice is fine.
+
+        Frames with files of their own that are whole may get their final names first.
+        """
 
 
 def first_frame(source: Source[Raw], name: str) -> Pixels:

@@ -21,11 +21,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from cyclegan_batch import TranslateOptions, api, cli, files
+from cyclegan_batch import TranslateOptions, api, cli
 from cyclegan_batch.cli import process
 from cyclegan_batch.job import flow, pipeline
 from cyclegan_batch.job import report as job_report
 from cyclegan_batch.job.plan import JobPlan
+from cyclegan_batch.media import Dropped
+from cyclegan_batch.media.images import shards
 from tests.synthesis import generators, streams
 
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -484,15 +486,18 @@ def test_what_a_stopped_folder_of_images_has_by_then_is_counted(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shard that is not whole has pictures that are; 24 of 31 were told as 2."""
-    out, really = tmp_path / "out", files.publish
+    out, really = tmp_path / "out", shards.ImageSink.write
+    taken = []
 
-    def second_stops(*arguments: Any, **options: Any) -> None:
-        really(*arguments, **options)
-        if len(list(out.glob("*.png"))) == 2:
+    def second_stops(sink: shards.ImageSink, item: Any) -> Dropped | None:
+        result = really(sink, item)
+        taken.append(item)
+        if len(taken) == 2:
             process.STOPS.requested = True
             time.sleep(5 * flow.WATCH)  # the run looks once in that time
+        return result
 
-    monkeypatch.setattr(files, "publish", second_stops)
+    monkeypatch.setattr(shards.ImageSink, "write", second_stops)
     done = cyclegan_batch("translate", pictures, out, "-m", model)
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1].endswith(

@@ -1,17 +1,20 @@
-"""Image files as a source and a sink: shards of them, in groups of one size, written one by one.
+"""Image files as a source and a sink: shards of them, in groups of one size, published together.
 
 `codec` decodes and encodes them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InputError, OutputError
-from ...files import refuse_existing, writing
+from ...files import output_error, publish_all, refuse_existing, temporary_path
 from ...frames import Frame, PixelType, Size
 from ...options import TranslateOptions
 from ...wording import Note, printable
@@ -200,20 +203,41 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """An encoded image and its final path."""
+    """An image that is whole under its temporary name."""
 
+    partial: Path
     path: Path
-    data: bytes
+    """Its final path."""
+
+
+_PUBLISHED_AFTER = 1.0
+"""Seconds after which whole images get their final names before the shard ends: a process that is
+killed while a slow network is at work loses no more than that."""
 
 
 class ImageSink:
-    """The output files of a shard, each published by itself when it is whole."""
+    """The output files of a shard: its workers write them, and they are published together.
+
+    To flush a file and its folder takes several times as long as to encode a small image. Many
+    files are flushed in little more time than one.
+    """
 
     def __init__(self, shard: ImageShard) -> None:
         self.shard = shard
+        self._whole: list[_Encoded] = []
+        """Images that wait for their final names, in order."""
+        self._published = time.monotonic()
+        """When images got their final names for the last time."""
+        self._lost: list[Dropped] = []
+        """Images that could not be published and are not reported yet."""
         self._written: list[Path] = []
         self._displaced: list[Path] = []
         """Images whose GeoTIFF tags hold for another size."""
+        self._partials: set[Path] = set()
+        """The temporary files that exist."""
+        self._discarded = False
+        self._lock = threading.Lock()
+        """Guards the two above, which the workers change, too."""
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -222,7 +246,7 @@ class ImageSink:
         return tuple(Note(output, text) for output in sorted(self._displaced))
 
     def converter(self) -> Callable[[Frame], _Encoded | Dropped]:
-        """Return the encoder."""
+        """Return the encoder, which writes each image under a temporary name."""
         return self._encode
 
     def _encode(self, frame: Frame) -> _Encoded | Dropped:
@@ -244,7 +268,34 @@ class ImageSink:
             problem = OutputError(f"cannot write {name}: {error}")
             problem.__cause__ = error
             return Dropped(name, problem)
-        return _Encoded(tag.output, data)
+        return self._write_partial(tag.output, data)
+
+    def _write_partial(self, path: Path, data: bytes) -> _Encoded | Dropped:
+        partial = temporary_path(path)
+        with self._lock:
+            self._partials.add(partial)
+        try:
+            try:
+                partial.write_bytes(data)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial.write_bytes(data)
+        except OSError as error:
+            self._remove(partial)
+            problem = output_error(path, error)
+            problem.__cause__ = error
+            return Dropped(printable(path), problem)
+        with self._lock:
+            late = self._discarded
+        if late:
+            self._remove(partial)
+        return _Encoded(partial, path)
+
+    def _remove(self, partial: Path) -> None:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        with self._lock:
+            self._partials.discard(partial)
 
     @property
     def written(self) -> Sequence[Path]:
@@ -252,24 +303,43 @@ class ImageSink:
         return tuple(self._written)
 
     def write(self, item: _Encoded | Dropped) -> Dropped | None:
-        """Write one file; return Dropped where that fails, so that the pipeline decides."""
+        """Take an image; return Dropped where this one, or one before it, is lost."""
         if isinstance(item, Dropped):
             return item
-        try:
-            with writing(item.path, overwrite=self.shard.overwrite) as partial:
-                item.path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(item.data)
-        except OutputError as error:
-            return Dropped(printable(item.path), error)
-        self._written.append(item.path)
-        return None
+        self._whole.append(item)
+        if time.monotonic() - self._published >= _PUBLISHED_AFTER:
+            self._publish()
+        return self._lost.pop(0) if self._lost else None
 
-    def finish(self) -> tuple[()]:
-        """Do nothing, since `write` publishes every file by itself."""
-        return ()
+    def _publish(self) -> None:
+        """Give the images that are whole their final names."""
+        whole, self._whole = self._whole, []
+        pairs = [(each.partial, each.path) for each in whole]
+        errors = publish_all(pairs, overwrite=self.shard.overwrite)
+        for image, error in zip(whole, errors, strict=True):
+            if error is None:
+                self._written.append(image.path)
+                with self._lock:
+                    self._partials.discard(image.partial)
+            else:
+                self._lost.append(Dropped(printable(image.path), error))
+                self._remove(image.partial)
+        self._published = time.monotonic()
+
+    def finish(self) -> Sequence[Dropped]:
+        """Publish the rest; return the images that could not be published."""
+        self._publish()
+        lost, self._lost = self._lost, []
+        return lost
 
     def discard(self) -> None:
-        """Do nothing, since no temporary file outlives `write`."""
+        """Publish the images that `write` has taken, which are whole, and remove all others."""
+        self._publish()
+        with self._lock:
+            self._discarded = True
+            partials = list(self._partials)
+        for partial in partials:
+            self._remove(partial)
 
 
 def _format_of(path: Path) -> ImageFormat:

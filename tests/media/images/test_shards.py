@@ -17,13 +17,14 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch import frames
-from cyclegan_batch.errors import InputError, OutputError
+from cyclegan_batch.errors import InputError, OutputError, OutputExistsError
 from cyclegan_batch.frames import SizeRequirements
 from cyclegan_batch.job.inputs import find_inputs
 from cyclegan_batch.job.pipeline import run
 from cyclegan_batch.job.units import ImageUnit, Schedule
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.formats import Entry
+from cyclegan_batch.media.images import shards
 from cyclegan_batch.media.images.shards import (
     ImageShard,
     ImageSink,
@@ -132,12 +133,12 @@ def test_pictures_are_planned_in_shards_of_256() -> None:
         Entry("image", Path(f"in/{number}.png"), Path(f"out/{number}.png")) for number in range(600)
     )
     video = Entry("video", Path("in/a.mp4"), Path("out/a.mp4"))
-    shards = plan_images((video, *entries), TranslateOptions(quality=80), pixel_type="uint8")
-    assert [len(shard.entries) for shard in shards] == [256, 256, 88]
-    assert sum((shard.entries for shard in shards), ()) == entries
-    assert shards[2].name == "in/512.png … 599.png (88 of 600 images)"
-    assert [len(shard.notes) for shard in shards] == [1, 0, 0]
-    assert "--quality 80: no image is written as jpg, webp or avif" in grouped(shards[0].notes)[0]
+    planned = plan_images((video, *entries), TranslateOptions(quality=80), pixel_type="uint8")
+    assert [len(shard.entries) for shard in planned] == [256, 256, 88]
+    assert sum((shard.entries for shard in planned), ()) == entries
+    assert planned[2].name == "in/512.png … 599.png (88 of 600 images)"
+    assert [len(shard.notes) for shard in planned] == [1, 0, 0]
+    assert "--quality 80: no image is written as jpg, webp or avif" in grouped(planned[0].notes)[0]
     assert plan_images((video,), TranslateOptions(), pixel_type="uint8") == ()
 
 
@@ -257,9 +258,9 @@ def test_one_corrupt_file_among_many_costs_only_itself(tmp_path: Path) -> None:
     assert counters.frames_done == 30
     assert [failure.name for failure in counters.failures] == [str(root / "sub" / "17.png")]
     assert "17.png: cannot be read as PNG" in counters.failures[0].cause
-    names = sorted(str(p.relative_to(tmp_path / "out")) for p in counters.written)
+    written = sorted(str(p.relative_to(tmp_path / "out")) for p in counters.written)
     kept = {"clip.jpg", *(f"sub/{number}.png" for number in range(30) if number != 17)}
-    assert set(names) == kept
+    assert set(written) == kept
     expected = np.dstack([255 - pictures.photo(), pictures.alpha()])
     for number in (0, 29):
         result = np.asarray(Image.open(tmp_path / "out" / "sub" / f"{number}.png"))
@@ -300,6 +301,80 @@ def test_a_full_disk_leaves_nothing_behind_and_is_final_errors(
     assert isinstance(cause, OSError)
     assert cause.errno == errno.ENOSPC
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def encoded(tmp_path: Path, count: int, **options: Any) -> tuple[ImageSink, list[Any]]:
+    """Return the sink of a shard and what its converter makes of the images."""
+    (tmp_path / "in").mkdir()
+    for number in range(count):
+        (tmp_path / "in" / f"{number}.png").write_bytes(WHOLE["png"])
+    shard = _shard(entries_in(tmp_path / "in", tmp_path / "out"), **options)
+    source, sink = ImageSource(shard), ImageSink(shard)
+    decode, encode = source.converter(), sink.converter()
+    decoded = [decode(item) for item in source.read() if not isinstance(item, Dropped)]
+    return sink, [encode(item) for item in decoded if not isinstance(item, Dropped)]
+
+
+def names(folder: Path) -> list[str]:
+    """Return the names in ``folder``, in order; a temporary one is its suffix alone."""
+    return sorted(path.suffix if path.name[0] == "." else path.name for path in folder.iterdir())
+
+
+@pytest.mark.behaviour(22)
+def test_the_images_of_a_shard_get_their_names_together(tmp_path: Path) -> None:
+    sink, items = encoded(tmp_path, 3)
+    assert names(tmp_path / "out") == 3 * [".partial"]
+    assert [sink.write(item) for item in items] == 3 * [None]
+    assert names(tmp_path / "out") == 3 * [".partial"]
+    assert sink.written == ()
+    assert sink.finish() == []
+    assert names(tmp_path / "out") == ["0.png", "1.png", "2.png"]
+    assert len(sink.written) == 3
+    sink.discard()
+    assert names(tmp_path / "out") == ["0.png", "1.png", "2.png"]
+
+
+@pytest.mark.behaviour(22)
+def test_an_image_that_took_long_gets_its_name_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_PUBLISHED_AFTER", 0.0)
+    sink, items = encoded(tmp_path, 2)
+    assert sink.write(items[0]) is None
+    assert sink.written == (tmp_path / "out" / "0.png",)
+    assert names(tmp_path / "out") == [".partial", "0.png"]
+
+
+@pytest.mark.behaviour(22, 24)
+def test_a_shard_that_stops_keeps_its_whole_images_and_no_temporary_file(tmp_path: Path) -> None:
+    sink, items = encoded(tmp_path, 4)
+    for item in items[:2]:
+        sink.write(item)
+    sink.discard()
+    assert names(tmp_path / "out") == ["0.png", "1.png"]
+    assert len(sink.written) == 2
+    # A worker that was in the middle of an image when the run stopped.
+    assert not isinstance(sink._write_partial(tmp_path / "out" / "late.png", b""), Dropped)
+    sink.discard()
+    assert names(tmp_path / "out") == ["0.png", "1.png"]
+
+
+@pytest.mark.behaviour(13, 23)
+@pytest.mark.parametrize("after", [0.0, 60.0])
+def test_an_image_that_another_process_wrote_meanwhile_stays_and_the_others_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: float
+) -> None:
+    monkeypatch.setattr(shards, "_PUBLISHED_AFTER", after)
+    sink, items = encoded(tmp_path, 3)
+    (tmp_path / "out" / "1.png").write_bytes(b"of another process")
+    lost = [item for item in map(sink.write, items) if item]
+    assert len(lost) == (0 if after else 1)
+    lost += sink.finish()
+    assert [type(each.error) for each in lost] == [OutputExistsError]
+    assert lost[0].name == str(tmp_path / "out" / "1.png")
+    assert names(tmp_path / "out") == ["0.png", "1.png", "2.png"]
+    assert (tmp_path / "out" / "1.png").read_bytes() == b"of another process"
+    assert [path.name for path in sink.written] == ["0.png", "2.png"]
 
 
 def test_a_file_that_goes_away_is_named_errors(tmp_path: Path) -> None:

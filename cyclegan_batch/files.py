@@ -276,14 +276,20 @@ def _machine() -> str:
 
 
 def _process(number: int) -> str:
-    """Return ``number`` and the start time of that process, 0 where the system has no /proc."""
+    """Return ``number`` and the start time of that process.
+
+    Instead of the time stand 0 where the system has no /proc, and ``ended`` for a zombie.
+    """
     try:
         status = Path(f"/proc/{number}/stat").read_bytes()
     except OSError:
         return f"{number}-0"
-    # The start time tells processes of one number apart. It is field 22 (proc_pid_stat(5)); the
-    # name in parentheses, field 2, may contain anything.
-    return f"{number}-{int(status.rpartition(b')')[2].split()[19])}"
+    # The start time tells processes of one number apart. It is field 22 (proc_pid_stat(5)), the
+    # state is field 3; the name in parentheses, field 2, may contain anything.
+    state, *others = status.rpartition(b")")[2].split()
+    if state in (b"Z", b"X"):
+        return f"{number}-ended"  # killed, and its parent has not waited for it yet
+    return f"{number}-{int(others[18])}"
 
 
 @functools.cache

@@ -78,6 +78,24 @@ def dead() -> int:
 
 
 @pytest.mark.behaviour(19)
+@pytest.mark.needs("linux")
+def test_a_process_that_was_killed_and_not_yet_waited_for_has_died(tmp_path: Path) -> None:
+    """Its parent may run the same command again at once: it is a zombie then, still in /proc."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        theirs = files._process(process.pid)
+        left = tmp_path / f".0123456789abcdef-{files._machine()}-{theirs}.partial"
+        left.touch()
+        files._CLEANED.discard(str(tmp_path))
+        temporary_path(tmp_path / "a.png")
+        assert left.exists(), "it lives"
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        files._CLEANED.discard(str(tmp_path))
+        temporary_path(tmp_path / "a.png")
+        assert not left.exists()
+
+
+@pytest.mark.behaviour(19)
 def test_what_a_process_that_died_left_is_removed_by_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,122 @@
+"""Measure how fast image files are written, and a whole folder of them is translated.
+
+    python benchmarks/images.py png PHOTOGRAPHS       the PNG writer against OpenCV's, one thread
+    python benchmarks/images.py folder PHOTOGRAPHS    a folder against a bare pool of OpenCV
+
+Both cut PHOTOGRAPHS, a folder, into images of 256². In each round both sides take turns; the rates
+are ratios within a round. RESULTS.md holds the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY)]
+
+from benchmarks.pipeline import write_identity  # noqa: E402
+from cyclegan_batch import translate  # noqa: E402
+from cyclegan_batch.frames import Pixels  # noqa: E402
+from cyclegan_batch.media.images.codec import decode_picture, encode_picture  # noqa: E402
+
+SIDE = 256
+
+
+def crops(folder: Path) -> list[Pixels]:
+    """Return RGB images of 256² from the middle of every JPEG and PNG of ``folder``."""
+    images = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+            pixels = decode_picture(path.read_bytes(), path.name).pixels
+            side = min(pixels.shape[:2])
+            top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+            square = pixels[top : top + side, left : left + side]
+            images.append(cv2.resize(square, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+    return images
+
+
+def png(images: list[Pixels], rounds: int, repeats: int = 20) -> None:
+    """Print the rate and the bytes of the PNG writer over OpenCV's, by one thread."""
+    cv2.setNumThreads(1)
+    rates = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        ours = [encode_picture(image, "png") for _ in range(repeats) for image in images]
+        between = time.perf_counter()
+        theirs = [
+            cv2.imencode(".png", image[:, :, ::-1])[1].tobytes()
+            for _ in range(repeats)
+            for image in images
+        ]
+        end = time.perf_counter()
+        rates.append((end - between) / (between - begin))
+    size = sum(map(len, ours)) / sum(map(len, theirs))
+    print(f"images/s over OpenCV's: {_summary(rates)}; bytes over OpenCV's: {size:.3f}")
+
+
+def folder(images: list[Pixels], rounds: int, count: int) -> None:
+    """Print the rate of `translate` over that of a bare pool, identity generator, JPEG and PNG."""
+    for suffix in (".jpg", ".png"):
+        with tempfile.TemporaryDirectory() as name:
+            work = Path(name)
+            write_identity(work / "identity.onnx")
+            source = work / "in"
+            source.mkdir()
+            for number in range(count):
+                image = images[number % len(images)][:, :, ::-1]
+                # No two files alike: each has a pixel of its own.
+                image = np.ascontiguousarray(image)
+                image[0, 0] = number % 256, number // 256 % 256, 0
+                cv2.imwrite(str(source / f"{number:06}{suffix}"), image)
+            rates = []
+            for number in range(rounds):
+                begin = time.perf_counter()
+                translate(source, work / f"ours{number}", model=work / "identity.onnx")
+                between = time.perf_counter()
+                bare_pool(source, work / f"bare{number}")
+                rates.append((time.perf_counter() - between) / (between - begin))
+        print(f"{suffix}: images/s over the bare pool's: {_summary(rates)}")
+
+
+def bare_pool(source: Path, output: Path) -> None:
+    """Decode and encode every file of ``source`` by OpenCV, in a thread for each core."""
+    cv2.setNumThreads(1)
+    output.mkdir()
+
+    def one(path: Path) -> None:
+        cv2.imwrite(str(output / path.name), cv2.imread(str(path)))
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(one, sorted(source.iterdir())))
+
+
+def _summary(rates: list[float]) -> str:
+    return f"{statistics.median(rates):.2f} ({min(rates):.2f} to {max(rates):.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["png", "folder"])
+    parser.add_argument("photographs", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=2000, help="images of the folder")
+    arguments = parser.parse_args()
+    images = crops(arguments.photographs)
+    if arguments.part == "png":
+        png(images, arguments.rounds)
+    else:
+        folder(images, arguments.rounds, arguments.count)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch.errors import InputError
-from cyclegan_batch.job import inputs
-from cyclegan_batch.job.inputs import find_inputs
+from cyclegan_batch.job.inputs import find_inputs, naming
 from cyclegan_batch.media.formats import Entry, sniff_format
 from cyclegan_batch.media.images.codec import decode_picture
 from cyclegan_batch.media.images.headers import read_header
@@ -159,7 +158,7 @@ def test_what_has_no_writer_becomes_png_and_it_is_said_with_a_count(tmp_path: Pa
         "c.avif": "avif",
         "d.png": "png",
     }
-    assert grouped(tree.notes)[1:] == (
+    assert grouped(tree.notes)[:1] == (
         "3 images become PNG, since the format is not written here: .gif 2, .jp2 1; "
         "--format chooses another",
     )
@@ -172,7 +171,7 @@ def test_what_has_no_writer_becomes_png_and_it_is_said_with_a_count(tmp_path: Pa
 def test_heic_without_its_extra_is_named_and_never_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "_reads_heic", lambda: False)
+    monkeypatch.setattr(naming, "_reads_heic", lambda: False)
     for name in ("a.HEIC", "b.png", "c.json"):
         (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(20))
     for copy_others in (False, True):
@@ -180,7 +179,7 @@ def test_heic_without_its_extra_is_named_and_never_copied(
         kinds = {entry.source.name: entry.kind for entry in entries}
         assert kinds.pop("c.json", "other") == "other"
         assert kinds == {"a.HEIC": "unread", "b.png": "image"}
-    assert "pip install 'cyclegan-batch[heic]'" in inputs.why_unread(tmp_path / "a.HEIC")
+    assert "pip install 'cyclegan-batch[heic]'" in naming.why_unread(tmp_path / "a.HEIC")
 
 
 @pytest.mark.parametrize("make", [avif, gif, heic, jp2])

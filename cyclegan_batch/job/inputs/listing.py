@@ -1,0 +1,124 @@
+"""The files of a folder, by kind."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...media.formats import IMAGE_FORMATS, VIDEO_SUFFIXES, Kind, counted_suffixes, natural_key
+from ...wording import Note, printable
+from .naming import kind_by_suffix
+from .refusals import unreadable
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The content of a folder, as paths relative to it, in no particular order."""
+
+    images: list[Path]
+    videos: list[Path]
+    unread: list[Path]
+    """Images of kinds that are not read."""
+    others: list[Path]
+    links: list[Path]
+    """Links to folders, not followed."""
+    hidden: list[Path]
+
+    @classmethod
+    def of(cls, folder: Path) -> Listing:
+        """List ``folder`` and everything beneath it. Raises InputError."""
+        listing = cls([], [], [], [], [], [])
+        lists = {
+            "image": listing.images,
+            "video": listing.videos,
+            "unread": listing.unread,
+            "other": listing.others,
+        }
+        for relative, entry in _walk(folder, Path()):
+            if entry.name.startswith("."):
+                listing.hidden.append(relative)
+            elif entry.is_dir():
+                listing.links.append(relative)
+            # A broken link counts as a file, so that it is reported. Sockets, pipes and devices do
+            # not count, since reading them could block for ever.
+            elif entry.is_file() or not (folder / relative).exists():
+                lists[kind_by_suffix(entry.name)].append(relative)
+        return listing
+
+    def kinds(self, copy_others: bool) -> list[tuple[Kind, Path]]:
+        """Return the files in natural order: those that are translated, fail, or are copied."""
+        to_copy = [*self.others, *self.labels] if copy_others else []
+        failing = set(self.unread) - set(to_copy)
+        kinds: list[tuple[Kind, Path]] = [
+            *(("image", path) for path in self.images),
+            *(("video", path) for path in self.videos),
+            *(("unread", path) for path in failing),
+            *(("other", path) for path in to_copy),
+        ]
+        return sorted(kinds, key=lambda each: natural_key(each[1]))
+
+    @property
+    def labels(self) -> list[Path]:
+        """Unread images that may be labels, such as depth in EXR; HEIC files are photographs."""
+        return [path for path in self.unread if path.suffix.lower() not in IMAGE_FORMATS]
+
+    def summary(self) -> str:
+        """Return in words what a folder with nothing to translate holds, and what it should."""
+        parts = [
+            f"{count} {suffix or 'without extension'}"
+            for suffix, count in Counter(
+                path.suffix.lower() for path in (*self.unread, *self.others)
+            ).most_common(5)
+        ]
+        if self.links:
+            parts.append(f"{len(self.links)} links to folders, which are not followed")
+        if self.hidden:
+            parts.append(f"{len(self.hidden)} hidden")
+        return (
+            f"{', '.join(parts) or 'no files'}; images are {_words(IMAGE_FORMATS)}, "
+            f"videos {_words(VIDEO_SUFFIXES)}"
+        )
+
+    def notes(self, folder: Path, copy_others: bool) -> Iterator[Note]:
+        """Yield what is left out or copied, with the reason."""
+        for link in sorted(self.links):
+            yield Note(
+                folder / link,
+                "a link to a folder is not followed; name it as an input of its own to include it",
+            )
+        if self.labels and copy_others:
+            yield Note(
+                folder,
+                "copied as they are, since images of these kinds are not read here: "
+                f"{counted_suffixes(path.suffix for path in self.labels)}",
+            )
+        if self.others and not copy_others:
+            suffixes = sorted({path.suffix for path in self.others if path.suffix})[:5]
+            examples = f" ({printable(', '.join(suffixes))})" if suffixes else ""
+            yield Note(
+                folder,
+                f"left out, as neither images nor videos: {len(self.others)} of its files"
+                f"{examples}; --copy-others copies them",
+            )
+
+
+def _walk(folder: Path, relative: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
+    """Yield all files beneath ``folder``, and the folders not entered: hidden ones and links."""
+    try:
+        with os.scandir(folder / relative) as scan:
+            entries = list(scan)
+    except OSError as error:
+        raise unreadable(folder / relative, error) from error
+    for entry in entries:
+        path = relative / entry.name
+        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+            yield from _walk(folder, path)
+        else:
+            yield path, entry
+
+
+def _words(suffixes: Iterable[str]) -> str:
+    return ", ".join(sorted(suffix.removeprefix(".") for suffix in suffixes))

@@ -184,6 +184,8 @@ class TranslateOptions:
     skip_existing: bool = field(default=False, metadata=option(RUN, short="n"))
     """Skip outputs that exist and write the rest; so several processes can share an output
     folder."""
+    hash_inputs: bool = field(default=False, metadata=option(RUN))
+    """Recognise an input that has changed by its content, instead of by its size and time."""
     copy_others: bool = field(default=False, metadata=option(RUN))
     """Copy labels and other files of an input folder along."""
     cache_dir: Path | None = field(default=None, metadata=option(RUN, metavar="FOLDER"))

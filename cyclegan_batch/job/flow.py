@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 from ..errors import CycleganBatchError
 from ..frames import Frame, Geometry, Pixels, stack
 from ..media import Dropped, Encoded, Raw, Sink, Source
-from .units import Stage
+from .units import Stage, Unit
 
 T = TypeVar("T")
 Taken = TypeVar("Taken")
@@ -32,24 +32,17 @@ WATCH = 0.1
 class OpenUnit(Generic[Raw, Encoded]):
     """A unit on its way through the pipeline, with its source and its sink."""
 
-    def __init__(self, name: str, source: Source[Raw], sink: Sink[Encoded]) -> None:
-        self.name, self.source, self.sink = name, source, sink
+    def __init__(self, unit: Unit, source: Source[Raw], sink: Sink[Encoded]) -> None:
+        self.unit, self.name, self.source, self.sink = unit, unit.name, source, sink
         self.given_up = False
         """Whether the rest of the unit is discarded, so that the reader may stop."""
-        self._users = 2
-        self._lock = threading.Lock()
+        self.dropped: list[Dropped] = []
+        """What was reported of it so far."""
+        self.frames = 0
+        """Frames of it that were written."""
+        self.published = 0
+        """How much of what its sink has finished is reported."""
         self._own = _OwnConverters[Raw, Encoded]()
-
-    def leave(self) -> None:
-        """Close the source after the second call: the reader and the writer each leave once.
-
-        The reader may be in the middle of the source when the writer gives up.
-        """
-        with self._lock:
-            self._users -= 1
-            last = not self._users
-        if last:
-            self.source.close()
 
     def read(self) -> Generator[Callable[[], Frame | Dropped] | Dropped]:
         """Yield the frames of the source, each as a function that converts it to RGB.
@@ -145,10 +138,11 @@ class Lost:
 
 @dataclass(frozen=True)
 class End:
-    """The end of a unit, given up for ``error`` or whole; ``unit`` is None if it never opened."""
+    """The end of a unit, given up for ``error`` or whole."""
 
+    planned: Unit
     unit: AnyOpenUnit | None
-    name: str
+    """None where it could not be opened."""
     error: CycleganBatchError | None = None
 
 

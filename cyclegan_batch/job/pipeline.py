@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ from ..errors import (
     OutputExistsError,
 )
 from ..frames import Frame, Geometry, Pixels, Size, stack
-from ..media import Dropped, Place
+from ..media import Dropped, Place, Source, Written
 from ..wording import Note
 from .flow import (
     WATCH,
@@ -57,6 +58,8 @@ from .flow import (
 from .units import (
     STAGES,
     Counters,
+    Observer,
+    Outcome,
     Schedule,
     Stage,
     Unit,
@@ -70,7 +73,7 @@ _PATIENCE = 4.0
 
 
 def run(
-    units: Iterable[Unit],
+    units: Iterable[Unit | None],
     backend: Backend,
     schedule: Schedule,
     *,
@@ -80,13 +83,15 @@ def run(
     max_failures: int | None = None,
     skip_existing: bool = False,
     counters: Counters | None = None,
+    observer: Observer | None = None,
     watch: Callable[[Counters], None] | None = None,
 ) -> Counters:
-    """Translate ``units`` in order and return what happened.
+    """Translate ``units`` in order and return what happened; ``observer`` is told at once.
 
-    The calling thread only waits: it calls ``watch`` about ten times a second and stays out of
-    native code, so that Ctrl-C reaches it. A KeyboardInterrupt in it stops the run: no output that
-    is not whole keeps its final name, and ``interrupted`` is set.
+    A thread of its own reads ``units``, one unit ahead of the frames; None means that no unit is
+    ready yet. The calling thread only waits: it calls ``watch`` about ten times a second and stays
+    out of native code, so that Ctrl-C reaches it. A KeyboardInterrupt in it stops the run: no
+    output that is not whole keeps its final name, and ``interrupted`` is set.
 
     Raises the first error that the plan does not allow to be skipped.
     """
@@ -100,6 +105,7 @@ def run(
         skip_errors=skip_errors,
         max_failures=max_failures,
         skip_existing=skip_existing,
+        observer=observer,
     )
     with _opencv_without_threads():
         return job.execute(units, watch)
@@ -119,11 +125,12 @@ class _Run:
         skip_errors: bool,
         max_failures: int | None,
         skip_existing: bool,
+        observer: Observer | None,
     ) -> None:
         self.schedule, self.counters = schedule, counters
         self.geometry, self.keep_size = geometry, keep_size
         self.skip_errors, self.max_failures = skip_errors, max_failures
-        self.skip_existing = skip_existing
+        self.skip_existing, self.observer = skip_existing, observer
         self.backends = [backend, *(backend.fork() for _ in range(schedule.contexts - 1))]
         self.stop = threading.Event()
         self.error: BaseException | None = None
@@ -153,7 +160,9 @@ class _Run:
 
     # The life of a run
 
-    def execute(self, units: Iterable[Unit], watch: Callable[[Counters], None] | None) -> Counters:
+    def execute(
+        self, units: Iterable[Unit | None], watch: Callable[[Counters], None] | None
+    ) -> Counters:
         try:
             self._start(units)
             while self.running:
@@ -175,7 +184,7 @@ class _Run:
             watch(self.counters)
         return self.counters
 
-    def _start(self, units: Iterable[Unit]) -> None:
+    def _start(self, units: Iterable[Unit | None]) -> None:
         stages = self.counters.stages
         to_rgb = StageWorkers(
             stages["to rgb"],
@@ -278,22 +287,31 @@ class _Run:
 
     # The stages
 
-    def _read(self, units: Iterable[Unit]) -> None:
-        for unit in units:
-            try:
-                with self._busy("read"):
-                    open_unit = self._open(unit)
-            except (InputError, OutputError) as error:
-                self.raw.put(End(None, unit.name, error))
-                continue
-            end = End(open_unit, unit.name)
-            try:
-                self._read_unit(open_unit)
-            except InputError as error:
-                end = replace(end, error=error)
-            finally:
-                open_unit.leave()
-            self.raw.put(end)
+    def _read(self, units: Iterable[Unit | None]) -> None:
+        source: Source[Any] | None = None
+        """Of the last unit: the next one may go on with its decoder."""
+        try:
+            for unit in units:
+                if unit is None:
+                    if self.stop.wait(WATCH):
+                        raise StoppedError
+                    continue
+                try:
+                    with self._busy("read"):
+                        open_unit = self._open(unit, source)
+                except (InputError, OutputError) as error:
+                    self.raw.put(End(unit, None, error))
+                    continue
+                source = open_unit.source
+                end = End(unit, open_unit)
+                try:
+                    self._read_unit(open_unit)
+                except InputError as error:
+                    end = replace(end, error=error)
+                self.raw.put(end)
+        finally:
+            if source is not None:
+                source.close()
         self.raw.close()
 
     def _read_unit(self, open_unit: AnyOpenUnit) -> None:
@@ -308,14 +326,19 @@ class _Run:
                 else:
                     self.raw.put(RawFrame(open_unit, frame))
 
-    def _open(self, unit: Unit) -> AnyOpenUnit:
-        source = unit.open_source()
+    def _open(self, unit: Unit, previous: Source[Any] | None) -> AnyOpenUnit:
+        """Open a unit and close the source before it."""
+        try:
+            source = unit.open_source(previous)
+        finally:
+            if previous is not None:
+                previous.close()
         try:
             sink = unit.open_sink()
         except BaseException:
             source.close()
             raise
-        open_unit = OpenUnit(unit.name, source, sink)
+        open_unit = OpenUnit(unit, source, sink)
         with self.lock:
             self.open_units.add(open_unit)
         return open_unit
@@ -387,7 +410,7 @@ class _Run:
 
     def _write_one(self, message: EncodedFrame | Lost | End) -> None:
         if isinstance(message, Lost):
-            self._record_dropped(message.dropped)
+            self._drop(message.unit, message.dropped)
         elif isinstance(message, End):
             self._finish(message)
         elif message.unit in self.open_units:
@@ -400,37 +423,65 @@ class _Run:
                 self.counters.pipe_closed = True
                 self._halt()
             except OutputError as error:
-                self._close(message.unit, keep=False)
-                self._record(message.unit.name, error)
+                self._give_up(message.unit, error)
             else:
                 if dropped is not None:
-                    self._record_dropped(dropped)
+                    self._drop(message.unit, dropped)
                 else:
                     self.counters.frames_done += 1
+                    message.unit.frames += 1
+                self._report_whole(message.unit)
 
     def _finish(self, end: End) -> None:
-        error: CycleganBatchError | None = end.error
-        if end.unit is not None and end.unit not in self.open_units:
+        open_unit = end.unit
+        if open_unit is None:
+            assert end.error is not None
+            self._report_end(Outcome(end.planned, end.error))
+            self._record(end.planned.name, end.error)
+            return
+        if open_unit not in self.open_units:
             return  # The failure of its sink is recorded already.
+        if end.error is not None:
+            self._give_up(open_unit, end.error)
+            return
         missing: Sequence[Dropped] = ()
-        if end.unit is not None and error is None:
-            try:
-                missing = end.unit.sink.finish()
-            except BrokenPipeError:
-                self.counters.pipe_closed = True
-            except (InputError, OutputError) as failure:
-                error = failure
-        if end.unit is not None:
-            self._close(end.unit, keep=error is None)
-        if error is not None:
-            self._record(end.name, error)
-        elif end.unit is not None:
-            self.counters.units_done += 1
+        try:
+            missing = open_unit.sink.finish()
+        except BrokenPipeError:
+            self.counters.pipe_closed = True
+        except (InputError, OutputError) as error:
+            self._give_up(open_unit, error)
+            return
+        notes = self._close(open_unit, keep=True)
+        self.counters.units_done += 1
+        # Every part of the outcome is reported before the first that may end the run.
+        all_dropped = (*open_unit.dropped, *missing)
+        self._report_end(Outcome(open_unit.unit, None, all_dropped, notes, frames=open_unit.frames))
         for dropped in missing:
-            self._record_dropped(dropped)
+            self._record(dropped.name, dropped.error, dropped.place)
 
-    def _record_dropped(self, dropped: Dropped) -> None:
+    def _give_up(self, open_unit: AnyOpenUnit, error: CycleganBatchError) -> None:
+        notes = self._close(open_unit, keep=False)
+        dropped = tuple(open_unit.dropped)
+        self._report_end(Outcome(open_unit.unit, error, dropped, notes, frames=open_unit.frames))
+        self._record(open_unit.name, error)
+
+    def _drop(self, open_unit: AnyOpenUnit, dropped: Dropped) -> None:
+        open_unit.dropped.append(dropped)
         self._record(dropped.name, dropped.error, dropped.place)
+
+    def _report_whole(self, open_unit: AnyOpenUnit) -> None:
+        """Report what has become whole since the last call."""
+        items = open_unit.sink.written[open_unit.published :]
+        if items:
+            open_unit.published += len(items)
+            self.counters.written += [each.path for each in items if isinstance(each, Written)]
+            if self.observer is not None:
+                self.observer.published(open_unit.unit, items)
+
+    def _report_end(self, outcome: Outcome) -> None:
+        if self.observer is not None:
+            self.observer.ended(outcome)
 
     def _record(self, name: str, error: CycleganBatchError, place: Place | None = None) -> None:
         """Record a failure; end the run where the plan requires it or no other unit can succeed."""
@@ -446,16 +497,18 @@ class _Run:
             ) from failure.error
         without_frames(error)
 
-    def _close(self, open_unit: AnyOpenUnit, *, keep: bool) -> None:
+    def _close(self, open_unit: AnyOpenUnit, *, keep: bool) -> tuple[Note, ...]:
+        """Close the sink of a unit and return the notes on it; the reader closes its source."""
         with self.lock:
             self.open_units.discard(open_unit)
         open_unit.given_up = not keep
-        open_unit.leave()
         if not keep:
             open_unit.sink.discard()
         # A shard that was given up may have whole files as well: each has a name of its own.
-        self.counters.written += open_unit.sink.written
-        self.counters.notes.extend([*open_unit.source.notes, *open_unit.sink.notes])
+        self._report_whole(open_unit)
+        notes = (*open_unit.source.notes, *open_unit.sink.notes)
+        self.counters.notes.extend(notes)
+        return notes
 
 
 def _named(origin: Origin, error: CycleganBatchError) -> CycleganBatchError:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import CycleganBatchError, OutputError, OutputInUseError
-from ..media import Place, Sink, Source
+from ..media import Dropped, Place, Sink, Source, Whole
 from ..wording import Note
 
 if TYPE_CHECKING:
@@ -41,8 +41,12 @@ class Unit(Protocol):
     def frames(self) -> int | None:
         """How many frames are expected, or None where the input does not show it."""
 
-    def open_source(self) -> Source[Any]:
-        """Open the input. Raises InputError."""
+    def open_source(self, previous: Source[Any] | None = None) -> Source[Any]:
+        """Open the input. Raises InputError.
+
+        ``previous`` is the source that was read before, still open. A stretch of the same video
+        goes on with its decoder; closing the previous source then closes nothing.
+        """
 
     def open_sink(self) -> Sink[Any]:
         """Open the output under a temporary name. Raises OutputError."""
@@ -64,7 +68,7 @@ class VideoUnit:
         """How many frames are expected, or None where the file does not show it."""
         return self.plan.frames_expected
 
-    def open_source(self) -> VideoSource:
+    def open_source(self, previous: Source[Any] | None = None) -> VideoSource:
         """Open the decoder. Raises InputError."""
         from ..media.video.source import VideoSource
 
@@ -93,7 +97,7 @@ class ImageUnit:
         """How many images the shard has."""
         return len(self.shard.entries)
 
-    def open_source(self) -> ImageSource:
+    def open_source(self, previous: Source[Any] | None = None) -> ImageSource:
         """Return the reader of the images."""
         from ..media.images.shards import ImageSource
 
@@ -104,6 +108,30 @@ class ImageUnit:
         from ..media.images.shards import ImageSink
 
         return ImageSink(self.shard)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a unit ended."""
+
+    unit: Unit
+    error: CycleganBatchError | None
+    """Why the unit as a whole was given up; None where it is done."""
+    dropped: tuple[Dropped, ...] = ()
+    """What is missing from it or damaged in it."""
+    notes: tuple[Note, ...] = ()
+    frames: int = 0
+    """Frames that were written."""
+
+
+class Observer(Protocol):
+    """What a run reports of its units, in the order in which it happens, from one thread."""
+
+    def published(self, unit: Unit, items: Sequence[Whole]) -> None:
+        """Take what has become whole of ``unit``: files under their final names, or a stretch."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Take the end of a unit. A unit in whose middle the run was stopped has no end."""
 
 
 @dataclass(frozen=True, kw_only=True)

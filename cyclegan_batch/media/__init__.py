@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 
 from ..errors import CycleganBatchError, InputError
+from ..file_identity import FileIdentity
 from ..wording import Note
 
 if TYPE_CHECKING:
-    from ..frames import Frame, Pixels
+    from ..frames import Frame, Pixels, Size
+    from .mux.joined_video import Stretch
 
 Raw = TypeVar("Raw")
 """What a source yields and its converter takes."""
@@ -70,6 +72,27 @@ def dropped_at(place: Place) -> Dropped:
     return Dropped(place.name, InputError(f"{place.name}: {place.trouble}"), place)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """An output that is whole under its final name, and the input that it was made of."""
+
+    path: Path
+    source: Path
+    identity: FileIdentity | None
+    """Of the source when it was read; None for standard input."""
+    source_size: Size
+    """Height and width of the upright source."""
+    size: Size
+    """Height and width of the output."""
+    bytes: int
+    sha256: str
+    """Of the output's bytes."""
+
+
+Whole: TypeAlias = "Written | Stretch"
+"""What a sink has finished: a file under its final name, or a stretch that is yet to be joined."""
+
+
 class Source(Protocol[Raw]):
     """The frames of one unit, in order."""
 
@@ -104,8 +127,8 @@ class Sink(Protocol[Encoded]):
         """
 
     @property
-    def written(self) -> Sequence[Path]:
-        """The files that are whole under their final names so far."""
+    def written(self) -> Sequence[Whole]:
+        """What is whole so far; it only grows."""
         ...
 
     @property

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,19 @@ from cyclegan_batch.errors import (
 )
 from cyclegan_batch.frames import Frame, Geometry, Pixels, Size, SizeRequirements, geometry
 from cyclegan_batch.job.pipeline import run
-from cyclegan_batch.job.units import Counters, Schedule, Span
-from cyclegan_batch.media import Dropped, Place, dropped_at
+from cyclegan_batch.job.units import Counters, Outcome, Schedule, Span
+from cyclegan_batch.media import Dropped, Place, Written, dropped_at
 from cyclegan_batch.wording import Note, grouped
+
+OUT = Written(
+    path=Path("out"),
+    source=Path("in"),
+    identity=None,
+    source_size=(4, 6),
+    size=(4, 6),
+    bytes=0,
+    sha256="",
+)
 
 PLAIN = Schedule(batch_size=1, contexts=1, converters=2)
 
@@ -73,8 +83,8 @@ class FakeSink:
         self.lacking: list[Dropped] = []
 
     @property
-    def written(self) -> list[Path]:
-        return [Path("out")] if self.finished else []
+    def written(self) -> list[Written]:
+        return [OUT] if self.finished else []
 
     def converter(self) -> Callable[[Frame], Any]:
         def convert(frame: Frame) -> tuple[int, int]:
@@ -128,14 +138,20 @@ class FakeBackend:
         pass
 
 
-@dataclass
+@dataclass(eq=False)
 class Unit:
     """A unit that opens the given source and sink."""
 
     name: str
-    open_source: Callable[[], Any]
-    open_sink: Callable[[], Any]
+    opens_source: Callable[[], Any]
+    opens_sink: Callable[[], Any]
     frames: int | None = None
+
+    def open_source(self, previous: Any = None) -> Any:
+        return self.opens_source()
+
+    def open_sink(self) -> Any:
+        return self.opens_sink()
 
 
 def as_it_is(size: Size) -> Geometry:
@@ -143,7 +159,7 @@ def as_it_is(size: Size) -> Geometry:
 
 
 def unit(source: FakeSource, sink: FakeSink, name: str = "clip") -> Unit:
-    return Unit(name, open_source=lambda: source, open_sink=lambda: sink)
+    return Unit(name, opens_source=lambda: source, opens_sink=lambda: sink)
 
 
 def translated(numbers: list[int]) -> list[tuple[int, int]]:
@@ -305,9 +321,9 @@ def inject(stage: str, error: Exception, at: int = 7) -> tuple[Unit, FakeSink, F
 
     failing = unit(source, sink)
     if stage == "open source":
-        failing = Unit("clip", open_source=lambda: trouble(at), open_sink=lambda: sink)  # type: ignore[arg-type,return-value]
+        failing = Unit("clip", opens_source=lambda: trouble(at), opens_sink=lambda: sink)  # type: ignore[arg-type,return-value]
     elif stage == "open sink":
-        failing = Unit("clip", open_source=lambda: source, open_sink=lambda: trouble(at))  # type: ignore[arg-type,return-value]
+        failing = Unit("clip", opens_source=lambda: source, opens_sink=lambda: trouble(at))  # type: ignore[arg-type,return-value]
     elif stage == "read":
         source.on_read = trouble
     elif stage == "to rgb":
@@ -430,7 +446,7 @@ def test_what_has_come_to_exist_meanwhile_is_left_where_that_was_asked_for(
     elif stage == "finish":
         sink.on_finish = lambda: raise_(error)
     else:
-        first = Unit("clip", open_source=lambda: source, open_sink=lambda: raise_(error))
+        first = Unit("clip", opens_source=lambda: source, opens_sink=lambda: raise_(error))
     other = FakeSink()
     counters = run(
         [first, unit(FakeSource([4]), other)], FakeBackend(), PLAIN,
@@ -453,7 +469,7 @@ def test_an_output_in_use_is_a_failure_unless_it_is_there_at_the_end(
 ) -> None:
     output = tmp_path / "clip.mp4"
     error = OutputInUseError("process 7 on there is writing it", output)
-    busy = Unit("clip", open_source=lambda: FakeSource([]), open_sink=lambda: raise_(error))
+    busy = Unit("clip", opens_source=lambda: FakeSource([]), opens_sink=lambda: raise_(error))
     sink = FakeSink()
     if finishes:
         sink.on_finish = output.touch  # while this one is done, that process ends
@@ -762,3 +778,85 @@ def test_frames_meet_the_network_padded_and_leave_it_cropped() -> None:
     )
     assert backend.shapes == [(1, 8, 8, 3)]
     assert seen == [(5, 7, 3)]
+
+
+# What an observer is told
+
+
+class Told:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.outcomes: list[Outcome] = []
+
+    def published(self, unit: Any, items: Sequence[Any]) -> None:
+        self.events.append((unit.name, f"{len(items)} whole"))
+
+    def ended(self, outcome: Outcome) -> None:
+        self.events.append((outcome.unit.name, str(outcome.error or "done")))
+        self.outcomes.append(outcome)
+
+
+def test_an_observer_is_told_what_is_whole_and_how_each_unit_ends() -> None:
+    def trouble() -> Any:
+        raise InputError("no such file")
+
+    damaged = FakeSource([0, 1, 2])
+    damaged.on_read = lambda number: number if number != 1 else Dropped("1", InputError("bad"))
+    broken = FakeSink()
+    broken.on_write = lambda item: (_ for _ in ()).throw(OutputError("full"))
+    units = [
+        unit(damaged, FakeSink(), "damaged"),
+        Unit("gone", opens_source=trouble, opens_sink=FakeSink),
+        unit(FakeSource([0, 1]), broken, "broken"),
+    ]
+    told = Told()
+    run(units, FakeBackend(), PLAIN, observer=told, skip_errors=True, geometry=as_it_is)
+    assert told.events == [
+        ("damaged", "1 whole"),
+        ("damaged", "done"),
+        ("gone", "no such file"),
+        ("broken", "full"),
+    ]
+    assert [outcome.frames for outcome in told.outcomes] == [2, 0, 0]
+    assert [dropped.name for dropped in told.outcomes[0].dropped] == ["1"]
+
+
+def test_a_unit_that_is_stopped_in_the_middle_has_no_end() -> None:
+    told = Told()
+    sink = FakeSink()
+    sink.on_write = lambda item: _thread.interrupt_main()
+    source = FakeSource([0, 1, 2])
+    source.on_read = lambda number: time.sleep(0.2 * number) or number
+    counters = run([unit(source, sink)], FakeBackend(), PLAIN, observer=told, geometry=as_it_is)
+    assert counters.interrupted
+    assert told.events == []
+
+
+def test_units_that_are_not_ready_are_asked_for_again_and_sources_follow_one_another() -> None:
+    first, second = FakeSource([0]), FakeSource([1])
+    sinks = [FakeSink(), FakeSink()]
+    previous: list[Any] = []
+
+    class Following(Unit):
+        def open_source(self, previous_source: Any = None) -> Any:
+            previous.append((previous_source, previous_source and previous_source.closed))
+            return super().open_source()
+
+    units = [
+        Following("a", opens_source=lambda: first, opens_sink=lambda: sinks[0]),
+        Following("b", opens_source=lambda: second, opens_sink=lambda: sinks[1]),
+    ]
+
+    def slowly() -> Iterator[Any]:
+        yield units[0]
+        while not sinks[0].finished:
+            yield None
+        yield units[1]
+
+    run(slowly(), FakeBackend(), PLAIN, geometry=as_it_is)
+    assert previous == [(None, None), (first, False)]
+    assert first.closed
+    assert second.closed
+    assert [sink.got for sink in sinks] == [translated([0]), translated([1])]

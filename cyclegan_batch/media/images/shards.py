@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 import time
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InputError, OutputError
+from ...file_identity import FileIdentity, identity_of_data
 from ...files import output_error, publish_all, refuse_existing, temporary_path
 from ...frames import Frame, PixelType, Size
 from ...options import TranslateOptions
 from ...wording import Note, printable
-from .. import Dropped
+from .. import Dropped, Written
 from ..formats import IMAGE_FORMATS, Entry, ImageFormat
 from .codec import Extras, decode_picture, encode_picture, refuse_lost_alpha
 from .headers import read_header
@@ -35,8 +37,12 @@ _MOST_METADATA = 64 << 20
 class PictureTag:
     """The tag of a Frame from an `ImageSource`, for the `ImageSink`."""
 
-    output: Path
+    entry: Entry
     extras: Extras
+    identity: FileIdentity
+    """Of the file that was read."""
+    source_size: Size
+    """Height and width of the upright image."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class ImageShard:
     png_level: int | None
     max_pixels: int
     overwrite: bool
+    hash_inputs: bool = False
     white: int | None = None
     notes: tuple[Note, ...] = ()
 
@@ -80,6 +87,7 @@ def plan_images(
                 png_level=options.png_level,
                 max_pixels=options.max_pixels,
                 overwrite=options.overwrite,
+                hash_inputs=options.hash_inputs,
                 white=options.white,
                 notes=notes if not start else (),
             )
@@ -104,6 +112,8 @@ class _File:
     index: int
     entry: Entry
     data: bytes
+    status: os.stat_result
+    """Of the file when it was read."""
 
 
 class ImageSource:
@@ -137,14 +147,15 @@ class ImageSource:
                 if not self.shard.overwrite:
                     # Another process may have written it meanwhile.
                     refuse_existing(entry.output)
-                data = entry.source.read_bytes()
+                with entry.source.open("rb") as file:
+                    data, status = file.read(), os.fstat(file.fileno())
             except OutputError as error:
                 yield Dropped(name, error)
                 continue
             except OSError as error:
                 yield Dropped(name, _unreadable(entry.source, error))
                 continue
-            yield _File(index, entry, data)
+            yield _File(index, entry, data, status)
             index += 1
 
     def _header(self, entry: Entry) -> Header:
@@ -183,7 +194,10 @@ class ImageSource:
         if picture.extras.geo and _format_of(file.entry.output) != "tiff":
             notes.append("its GeoTIFF tags were left out, since only TIFF holds them")
         self._notes += [Note(file.entry.source, text) for text in notes]
-        return Frame(file.index, picture.pixels, PictureTag(file.entry.output, picture.extras))
+        height, width = picture.pixels.shape[:2]
+        identity = identity_of_data(file.data, file.status, hashed=self.shard.hash_inputs)
+        tag = PictureTag(file.entry, picture.extras, identity, (height, width))
+        return Frame(file.index, picture.pixels, tag)
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -206,8 +220,8 @@ class _Encoded:
     """An image that is whole under its temporary name."""
 
     partial: Path
-    path: Path
-    """Its final path."""
+    result: Written
+    """What it is under its final name."""
 
 
 _PUBLISHED_AFTER = 1.0
@@ -230,7 +244,7 @@ class ImageSink:
         """When images got their final names for the last time."""
         self._lost: list[Dropped] = []
         """Images that could not be published and are not reported yet."""
-        self._written: list[Path] = []
+        self._written: list[Written] = []
         self._displaced: list[Path] = []
         """Images whose GeoTIFF tags hold for another size."""
         self._partials: set[Path] = set()
@@ -253,24 +267,35 @@ class ImageSink:
         tag = frame.tag
         assert isinstance(tag, PictureTag)
         if tag.extras.geo and tag.extras.geo_size != frame.pixels.shape[:2]:
-            self._displaced.append(tag.output)
+            self._displaced.append(tag.entry.output)
         try:
             data = encode_picture(
                 frame.pixels,
-                _format_of(tag.output),
+                _format_of(tag.entry.output),
                 quality=self.shard.quality,
                 png_level=self.shard.png_level,
                 extras=tag.extras,
             )
         except OutputError as error:
             # Returned and not raised: only this image is lost.
-            name = printable(tag.output)
+            name = printable(tag.entry.output)
             problem = OutputError(f"cannot write {name}: {error}")
             problem.__cause__ = error
             return Dropped(name, problem)
-        return self._write_partial(tag.output, data)
+        height, width = frame.pixels.shape[:2]
+        result = Written(
+            path=tag.entry.output,
+            source=tag.entry.source,
+            identity=tag.identity,
+            source_size=tag.source_size,
+            size=(height, width),
+            bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+        return self._write_partial(result, data)
 
-    def _write_partial(self, path: Path, data: bytes) -> _Encoded | Dropped:
+    def _write_partial(self, result: Written, data: bytes) -> _Encoded | Dropped:
+        path = result.path
         partial = temporary_path(path)
         with self._lock:
             self._partials.add(partial)
@@ -289,7 +314,7 @@ class ImageSink:
             late = self._discarded
         if late:
             self._remove(partial)
-        return _Encoded(partial, path)
+        return _Encoded(partial, result)
 
     def _remove(self, partial: Path) -> None:
         with contextlib.suppress(OSError):
@@ -298,9 +323,9 @@ class ImageSink:
             self._partials.discard(partial)
 
     @property
-    def written(self) -> Sequence[Path]:
+    def written(self) -> Sequence[Written]:
         """The files that are published so far."""
-        return tuple(self._written)
+        return self._written
 
     def write(self, item: _Encoded | Dropped) -> Dropped | None:
         """Take an image; return Dropped where this one, or one before it, is lost."""
@@ -314,15 +339,15 @@ class ImageSink:
     def _publish(self) -> None:
         """Give the images that are whole their final names."""
         whole, self._whole = self._whole, []
-        pairs = [(each.partial, each.path) for each in whole]
+        pairs = [(each.partial, each.result.path) for each in whole]
         errors = publish_all(pairs, overwrite=self.shard.overwrite)
         for image, error in zip(whole, errors, strict=True):
             if error is None:
-                self._written.append(image.path)
+                self._written.append(image.result)
                 with self._lock:
                     self._partials.discard(image.partial)
             else:
-                self._lost.append(Dropped(printable(image.path), error))
+                self._lost.append(Dropped(printable(image.result.path), error))
                 self._remove(image.partial)
         self._published = time.monotonic()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ...errors import InputError, OutputError
+from ...file_identity import FileIdentity, identity_of
 from ...frames import PixelType, Size
 from ...option_table import options_given
 from ...options import TranslateOptions
@@ -28,7 +29,7 @@ from ..demux.timestamps import discontinuity_notes, start_note
 from ..formats import PIPE
 from ..mux.streams import StreamPlan, left_out_of_y4m, plan_streams
 from ..mux.trial import TranslatedVideo
-from ..pattern import parse_pattern
+from ..pattern import parse_pattern, pattern_files
 from .colour import ColourPlan, resolve
 from .encoder import (
     EncoderPlan,
@@ -48,6 +49,8 @@ class VideoPlan:
 
     path: Path
     """The file, a pattern of images (``f_%06d.png``), or ``-``."""
+    identity: FileIdentity | None
+    """Of the input as it was planned; None for standard input."""
     output: Path
     info: MediaInfo
     stream: StreamInfo
@@ -77,6 +80,24 @@ class VideoPlan:
     def picture_rate(self) -> Fraction | None:
         """Frames per second of a pattern of images, else None."""
         return _pattern_rate(self.path, self.options)
+
+    def why_changed(self) -> InputError | None:
+        """Return an error where the input is no longer as it was planned, by its size and time.
+
+        Raises that error with ``--on-error fail``, and InputError where the input is gone.
+        """
+        if self.identity is None:
+            return None
+        now = input_identity(self.path, replace(self.options, hash_inputs=False))
+        if now is None or now.matches(replace(self.identity, sha256=None)):
+            return None
+        error = InputError(
+            f"{self.name}: was changed while it was translated, so the output may be of both "
+            "states; translate it again when nothing writes to it any more"
+        )
+        if self.options.on_error == "fail":
+            raise error
+        return error
 
 
 @dataclass(frozen=True)
@@ -166,6 +187,7 @@ def plan_video(
     notes = [*colour.notes, *(Note(name, text) for text in texts), *stream_notes]
     return VideoPlan(
         path=path,
+        identity=input_identity(path, options),
         output=output,
         info=info,
         stream=stream,
@@ -245,6 +267,24 @@ def _timestamp_notes(info: MediaInfo, stream: StreamInfo, streams: StreamPlan | 
 
 def _name(path: Path) -> str:
     return "standard input" if path == PIPE else printable(path)
+
+
+def input_identity(path: Path, options: TranslateOptions) -> FileIdentity | None:
+    """Return the identity of a file or a pattern of images; None for standard input.
+
+    Raises InputError where it cannot be read.
+    """
+    if path == PIPE:
+        return None
+    is_pattern = _pattern_rate(path, options) is not None
+    try:
+        files = pattern_files(path).values() if is_pattern else (path,)
+        return identity_of(files, hashed=options.hash_inputs)
+    except OSError as error:
+        raise InputError(
+            f"{_name(path)}: cannot be read: {error.strerror or error}; check the name, the "
+            "permissions and the disk"
+        ) from error
 
 
 def _pattern_rate(path: Path, options: TranslateOptions) -> Fraction | None:

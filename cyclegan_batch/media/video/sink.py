@@ -6,7 +6,6 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import BinaryIO
 
 import av
@@ -15,11 +14,12 @@ import av.error
 from av.video.stream import VideoStream
 
 from ...errors import OutputError
+from ...file_identity import sha256_of
 from ...files import OutputLock, output_error, publish, refuse_existing, temporary_path
 from ...frames import Frame
 from ...machine import own_scheduling
 from ...wording import Note, printable
-from .. import Dropped
+from .. import Dropped, Written
 from ..demux.demuxing import Packet, reason
 from ..formats import PIPE
 from ..mux.assemble import assemble
@@ -67,7 +67,7 @@ class VideoSink:
         self._times: list[int] = []
         """The PTS of the source, for each frame that was encoded."""
         self._last_duration: int | None = None
-        self._written: list[Path] = []
+        self._written: list[Written] = []
         self._lock: OutputLock | None = None
         if not self._piped and plan.output.parent.is_dir():
             self._lock_output()
@@ -75,8 +75,8 @@ class VideoSink:
         """Notes that are known once the file is written."""
 
     @property
-    def written(self) -> list[Path]:
-        """The final names that are whole so far."""
+    def written(self) -> list[Written]:
+        """The file, once it is whole under its final name."""
         return self._written
 
     def converter(self) -> Callable[[Frame], tuple[Timing, av.VideoFrame]]:
@@ -136,10 +136,27 @@ class VideoSink:
             )
             assembled = assemble([stretch], plan.streams, self._partial)
             self.notes, dropped = assembled.notes, assembled.dropped
+        if error := plan.why_changed():
+            dropped = (*dropped, Dropped(plan.name, error))
+        result = self._result()
         publish(self._partial, plan.output, overwrite=plan.options.overwrite)
-        self._written.append(plan.output)
+        self._written.append(result)
         self.discard()
         return dropped
+
+    def _result(self) -> Written:
+        """Return what the partial file is under its final name."""
+        plan = self._plan
+        with self._as_output_error():
+            return Written(
+                path=plan.output,
+                source=plan.path,
+                identity=plan.identity,
+                source_size=plan.size,
+                size=plan.output_size,
+                bytes=self._partial.stat().st_size,
+                sha256=sha256_of(self._partial),
+            )
 
     def discard(self) -> None:
         """Close the output, remove its temporary files, and release its lock."""

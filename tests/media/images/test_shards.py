@@ -69,7 +69,7 @@ def translate(
                 dropped.append(frame)
         sink.finish()
         source.close()
-        written += sink.written
+        written += [each.path for each in sink.written]
         notes += (*source.notes, *sink.notes)
     return written, dropped, grouped(notes)
 
@@ -195,7 +195,7 @@ def test_pictures_of_one_displayed_size_follow_each_other(tmp_path: Path) -> Non
             frame = decode(item)
             assert not isinstance(frame, Dropped)
             tag: PictureTag = frame.tag
-            order.append((tag.output.name, frame.index))
+            order.append((tag.entry.output.name, frame.index))
     assert order == [("1.png", 0), ("4.jpg", 1), ("2.png", 2), ("5.png", 3), ("3.png", None)]
 
 
@@ -326,7 +326,7 @@ def test_the_images_of_a_shard_get_their_names_together(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == 3 * [".partial"]
     assert [sink.write(item) for item in items] == 3 * [None]
     assert names(tmp_path / "out") == 3 * [".partial"]
-    assert sink.written == ()
+    assert list(sink.written) == []
     assert sink.finish() == []
     assert names(tmp_path / "out") == ["0.png", "1.png", "2.png"]
     assert len(sink.written) == 3
@@ -341,7 +341,7 @@ def test_an_image_that_took_long_gets_its_name_at_once(
     monkeypatch.setattr(shards, "_PUBLISHED_AFTER", 0.0)
     sink, items = encoded(tmp_path, 2)
     assert sink.write(items[0]) is None
-    assert sink.written == (tmp_path / "out" / "0.png",)
+    assert [each.path for each in sink.written] == [tmp_path / "out" / "0.png"]
     assert names(tmp_path / "out") == [".partial", "0.png"]
 
 
@@ -353,8 +353,9 @@ def test_a_shard_that_stops_keeps_its_whole_images_and_no_temporary_file(tmp_pat
     sink.discard()
     assert names(tmp_path / "out") == ["0.png", "1.png"]
     assert len(sink.written) == 2
+    late = tmp_path / "out" / "late.png"
     # A worker that was in the middle of an image when the run stopped.
-    assert not isinstance(sink._write_partial(tmp_path / "out" / "late.png", b""), Dropped)
+    assert not isinstance(sink._write_partial(replace(sink.written[0], path=late), b""), Dropped)
     sink.discard()
     assert names(tmp_path / "out") == ["0.png", "1.png"]
 
@@ -374,7 +375,7 @@ def test_an_image_that_another_process_wrote_meanwhile_stays_and_the_others_are_
     assert lost[0].name == str(tmp_path / "out" / "1.png")
     assert names(tmp_path / "out") == ["0.png", "1.png", "2.png"]
     assert (tmp_path / "out" / "1.png").read_bytes() == b"of another process"
-    assert [path.name for path in sink.written] == ["0.png", "2.png"]
+    assert [each.path.name for each in sink.written] == ["0.png", "2.png"]
 
 
 def test_a_file_that_goes_away_is_named_errors(tmp_path: Path) -> None:

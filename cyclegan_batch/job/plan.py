@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ from ..frames import geometry as frame_geometry
 from ..option_table import options_given
 from ..options import TranslateOptions
 from ..wording import Note, printable
+from .fingerprint import Choices, Job, job_of, kind_of_output
+from .journal import FOLDER
 from .units import (
     Failure,
     ImageUnit,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from ..media.video.plan import VideoPlan
     from ..models.model import Model, ModelCard
     from .inputs import InputTree
+    from .record import DoneStretch
 
 _MOST_CONVERTERS = 8
 """With more workers a conversion no longer limits: one does about 150 frames/s at 1280×720."""
@@ -123,6 +126,18 @@ class JobPlan:
     """Notes that are reported before the first frame."""
     sizes: tuple[Size, ...]
     """Every (height, width) that is known beforehand: those of all videos and of some images."""
+    root: Path | None
+    """The folder of all outputs: OUTPUT, or that of OUTPUT where it is one file; None for a
+    pipe."""
+    folder: Path | None
+    """The job folder, with the journal and the stretches that are not joined yet; None where
+    nothing is recorded: for a pipe and a preview. It exists once a run has begun."""
+    jobs: tuple[Job, ...]
+    """What the pixels depend on, one for each kind of output."""
+    finished: tuple[Path, ...] = ()
+    """Outputs that an earlier run of the same job has made and that need no work."""
+    done: Mapping[Path, tuple[DoneStretch, ...]] = field(default_factory=dict)
+    """Stretches that an earlier run has made, by the output that they belong to, ascending."""
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -197,6 +212,7 @@ def plan_job(
         format=options.format,
         container=options.container,
     )
+    root = _root(tree)
     tree, skipped = _without_existing(tree, options)
     generator = open_for_translation(model, options, say=say)
     notes = [*generator.card.notes, *tree.notes]
@@ -244,8 +260,34 @@ def plan_job(
         failures=tuple(failures),
         notes=(*_size_notes(generator.card, options, sizes), *backend.notes, *notes),
         sizes=tuple(dict.fromkeys(sizes)),
+        root=root,
+        folder=None if root is None or options.preview else root / FOLDER,
+        jobs=tuple(
+            job_of(kind, generator.card, options, _choices(choice, schedule))
+            for kind in dict.fromkeys(kind_of_output(entry.kind) for entry in tree.entries)
+        ),
     )
     return plan, backend
+
+
+def _root(tree: InputTree) -> Path | None:
+    """Return the folder of all outputs, None where one is a pipe."""
+    from ..media.formats import PIPE
+
+    if tree.root is not None:
+        return tree.root
+    (entry,) = tree.entries
+    return None if entry.output == PIPE else entry.output.parent
+
+
+def _choices(backend: BackendChoice, schedule: Schedule) -> Choices:
+    return Choices(
+        backend=backend.name,
+        device=backend.device.partition(":")[0],
+        precision=backend.precision,
+        batch_size=schedule.batch_size,
+        contexts=schedule.contexts,
+    )
 
 
 def geometry_from_options(card: ModelCard, options: TranslateOptions) -> partial[Geometry]:

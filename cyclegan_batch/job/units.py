@@ -16,9 +16,10 @@ from ..wording import Note
 
 if TYPE_CHECKING:
     from ..media.images.shards import ImageShard, ImageSink, ImageSource
+    from ..media.mux.joined_video import Stretch
     from ..media.video.plan import VideoPlan
-    from ..media.video.sink import VideoSink
-    from ..media.video.source import VideoSource
+    from ..media.video.sink import JoinSink, StretchSink, VideoSink
+    from ..media.video.source import JoinSource, StretchSource, VideoSource
 
 STAGES = ("read", "to rgb", "network", "from rgb", "write")
 """The stages in the order of the flow, by the names that reports use."""
@@ -79,6 +80,79 @@ class VideoUnit:
         from ..media.video.sink import VideoSink
 
         return VideoSink(self.plan)
+
+
+@dataclass(frozen=True)
+class StretchUnit:
+    """A stretch of a video: a file of its own, which is joined with the others when all are done.
+
+    Consecutive stretches in one process share one reading of the video.
+    """
+
+    plan: VideoPlan
+    number: int
+    """From 0 to ``plan.stretches - 1``."""
+    folder: Path
+    """Where the files of the video's stretches are kept; it is made where it does not exist."""
+
+    @property
+    def name(self) -> str:
+        """The video, as messages call it."""
+        return self.plan.name
+
+    @property
+    def frames(self) -> int:
+        """How many frames the stretch is expected to have."""
+        each, whole = self.plan.stretch_frames, self.plan.frames_expected
+        assert each is not None
+        assert whole is not None
+        return min(each, whole - self.number * each)
+
+    def open_source(self, previous: Source[Any] | None = None) -> StretchSource:
+        """Return the reader of the frames, which goes on with the reading of ``previous``."""
+        from ..media.video.source import StretchSource
+
+        return StretchSource(self.plan, self.number, previous)
+
+    def open_sink(self) -> StretchSink:
+        """Return the encoder. The output is not locked: whoever hands out the stretches does it."""
+        from ..media.video.sink import StretchSink
+
+        return StretchSink(self.plan, self.number, self.folder)
+
+
+@dataclass(frozen=True)
+class JoinUnit:
+    """The join of a video's stretches with the other streams of its source. It has no frames.
+
+    The files of the stretches stay: they are needed until it is recorded that the output is whole.
+    """
+
+    plan: VideoPlan
+    stretches: tuple[Stretch, ...]
+    """Those that have frames, in their order."""
+
+    @property
+    def name(self) -> str:
+        """The video, as messages call it."""
+        return self.plan.name
+
+    @property
+    def frames(self) -> int:
+        """None of its own."""
+        return 0
+
+    def open_source(self, previous: Source[Any] | None = None) -> JoinSource:
+        """Return a source without frames."""
+        from ..media.video.source import JoinSource
+
+        return JoinSource()
+
+    def open_sink(self) -> JoinSink:
+        """Return the join. The output is not locked."""
+        from ..media.video.sink import JoinSink
+
+        return JoinSink(self.plan, self.stretches)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Plan one video: what is read, how it is encoded, and what else its output holds.
 
 `plan_video` decides everything before the first frame, and opens the encoder for real to do so. The
-plan is a value: `VideoSource` reads the frames of a plan, and `VideoSink` encodes them into a
-stretch of their own, which `assemble` joins with the other streams of the source. Pipes (y4m) and
-numbered images are videos too.
+plan is a value: `VideoSource` reads the frames of a plan, and `VideoSink` encodes them into a file
+of their own, which `assemble` joins with the other streams of the source. A long video is cut into
+stretches, each of which is encoded by itself and joined with the others when all are done. Pipes
+(y4m) and numbered images are videos too.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class VideoPlan:
     options: TranslateOptions
     frames_expected: int | None
     """By the header, or by duration and frame rate; None where neither is known."""
+    stretch_frames: int | None
+    """Frames of each stretch but the last, of about ten seconds; None: the video is one piece."""
     notes: tuple[Note, ...]
     """Notes that are reported before the first frame."""
 
@@ -80,6 +83,16 @@ class VideoPlan:
     def picture_rate(self) -> Fraction | None:
         """Frames per second of a pattern of images, else None."""
         return _pattern_rate(self.path, self.options)
+
+    @property
+    def stretches(self) -> int:
+        """How many stretches the video has, as far as its header tells; 1 where it is one piece.
+
+        The last one has no end: it takes what is more than expected.
+        """
+        if self.stretch_frames is None or self.frames_expected is None:
+            return 1
+        return math.ceil(self.frames_expected / self.stretch_frames)
 
     def why_changed(self) -> InputError | None:
         """Return an error where the input is no longer as it was planned, by its size and time.
@@ -184,6 +197,13 @@ def plan_video(
     if stream.interlaced and not options.deinterlaces and extras.fields == encoder.fields:
         texts.append("the video is interlaced; --deinterlace makes whole frames of it")
     texts += _timestamp_notes(info, stream, streams)
+    frames_expected = _frames_expected(info, stream, options)
+    stretch_frames = None
+    if streams is not None and path != PIPE and _pattern_rate(path, options) is None:
+        stretch_frames = _stretch_frames(stream, frames_expected)
+        if stretch_frames is not None and (reason := why_in_one_piece(encoder)):
+            stretch_frames = None
+            texts.append(reason)
     notes = [*colour.notes, *(Note(name, text) for text in texts), *stream_notes]
     return VideoPlan(
         path=path,
@@ -199,7 +219,8 @@ def plan_video(
         encoder=encoder,
         streams=streams,
         options=options,
-        frames_expected=_frames_expected(info, stream, options),
+        frames_expected=frames_expected,
+        stretch_frames=stretch_frames,
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -334,6 +355,30 @@ def _frames_expected(info: MediaInfo, stream: StreamInfo, options: TranslateOpti
     if whole is None:
         return options.frames
     return whole if options.frames is None else min(whole, options.frames)
+
+
+_STRETCH_SECONDS = 10
+_FEWEST_FRAMES, _MOST_FRAMES = 100, 1200
+"""Of a stretch, whatever the frame rate: each begins with a key frame, and is done or not done."""
+
+
+def _stretch_frames(stream: StreamInfo, frames_expected: int | None) -> int | None:
+    """Return how many frames a stretch has, None where the video is too short for two of them."""
+    seconds_frames = round(_STRETCH_SECONDS * (stream.average_rate or Fraction(25)))
+    frames = min(max(seconds_frames, _FEWEST_FRAMES), _MOST_FRAMES)
+    if frames_expected is None or 2 * frames_expected <= 3 * frames:
+        return None
+    return frames
+
+
+_JOINABLE = ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "ffv1")
+
+
+def why_in_one_piece(encoder: EncoderPlan) -> str | None:
+    """Return as a note why the video cannot be encoded in stretches; None where it can be."""
+    if encoder.name in _JOINABLE and dict(encoder.options).get("b", "0") == "0":
+        return None
+    return f"{encoder.name} encodes it in one piece: a killed run begins it anew"
 
 
 def _output_aspect(stream: StreamInfo, size: Size, target: Size) -> Fraction | None:

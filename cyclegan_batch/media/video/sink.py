@@ -1,4 +1,4 @@
-"""Encode one stretch of a video, and make the final file of it."""
+"""Encode a video in one piece, or in stretches that are joined, and make the final file of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import BinaryIO
 
 import av
@@ -48,18 +49,13 @@ class _Y4MFile:
         return len(data)
 
 
-class VideoSink:
-    """Encode one stretch, and make the final file of it."""
+class _Encoding:
+    """One run of the encoder: translated frames become the packets of one file."""
 
-    def __init__(self, plan: VideoPlan) -> None:
-        self._plan = plan
+    def __init__(self, plan: VideoPlan, path: Path) -> None:
+        """``path`` is where the file is written; a pipe needs none. Its folder may not exist."""
+        self.plan, self.path = plan, path
         self._piped = plan.output == PIPE
-        # Not files.writing: many calls write the file, `finish` publishes it, `discard` removes it.
-        self._partial = temporary_path(plan.output)
-        self._stretch = self._partial.with_name(f"{self._partial.stem}-0.partial")
-        if plan.streams is None:
-            # y4m is not joined with anything.
-            self._stretch = self._partial
         self._container: av.container.OutputContainer | None = None
         self._stream: VideoStream | None = None
         self._file: BinaryIO | None = None
@@ -67,21 +63,15 @@ class VideoSink:
         self._times: list[int] = []
         """The PTS of the source, for each frame that was encoded."""
         self._last_duration: int | None = None
-        self._written: list[Written] = []
-        self._lock: OutputLock | None = None
-        if not self._piped and plan.output.parent.is_dir():
-            self._lock_output()
-        self.notes: tuple[Note, ...] = ()
-        """Notes that are known once the file is written."""
 
     @property
-    def written(self) -> list[Written]:
-        """The file, once it is whole under its final name."""
-        return self._written
+    def is_empty(self) -> bool:
+        """No frame was written."""
+        return not self._times
 
     def converter(self) -> Callable[[Frame], tuple[Timing, av.VideoFrame]]:
         """Return a function from a translated frame to one for the encoder, one for each worker."""
-        plan = self._plan
+        plan = self.plan
         from_rgb = FromRGB(plan.colour, plan.encoder.pix_fmt, plan.encoder.fields)
 
         def convert(frame: Frame) -> tuple[Timing, av.VideoFrame]:
@@ -92,15 +82,14 @@ class VideoSink:
                     frame.pixels, interlaced=timing.interlaced, alpha=timing.alpha
                 )
             except av.error.FFmpegError as error:
-                raise self._failed(error) from error
+                raise _failed(plan, error) from error
 
         return convert
 
-    def write(self, item: tuple[Timing, av.VideoFrame]) -> None:
+    def write(self, timing: Timing, frame: av.VideoFrame) -> None:
         """Encode the next frame. Raises OutputError, and BrokenPipeError for a closed pipe."""
-        timing, frame = item
-        encoder = self._plan.encoder
-        with self._as_output_error():
+        encoder = self.plan.encoder
+        with _as_output_error(self.plan):
             if self._container is None:
                 self._open()
             self._times.append(timing.pts)
@@ -114,52 +103,23 @@ class VideoSink:
                 packets = self._stream.encode(frame)
             self._mux(packets)
 
-    def finish(self) -> Sequence[Dropped]:
-        """Flush the encoder, join the stretch with other streams, publish. Raises OutputError."""
-        plan = self._plan
-        dropped: Sequence[Dropped] = ()
-        if self._container is None:
-            raise OutputError(
-                f"cannot write {printable(plan.output)}: no frame was read; see the failures above"
-            )
-        with self._as_output_error():
-            if plan.streams is not None:
+    def finish(self) -> None:
+        """Flush the encoder and close the file. Raises OutputError, and BrokenPipeError."""
+        with _as_output_error(self.plan):
+            if self.plan.streams is not None:
                 self._mux(self._last_packets())
             container, self._container = self._container, None
+            assert container is not None
             container.close()
             self._close_file()
-            if self._piped:
-                return ()
-        if plan.streams is not None:
-            stretch = Stretch(
-                self._stretch, plan.stream.time_base, tuple(self._times), self._last_duration
-            )
-            assembled = assemble([stretch], plan.streams, self._partial)
-            self.notes, dropped = assembled.notes, assembled.dropped
-        if error := plan.why_changed():
-            dropped = (*dropped, Dropped(plan.name, error))
-        result = self._result()
-        publish(self._partial, plan.output, overwrite=plan.options.overwrite)
-        self._written.append(result)
-        self.discard()
-        return dropped
 
-    def _result(self) -> Written:
-        """Return what the partial file is under its final name."""
-        plan = self._plan
-        with self._as_output_error():
-            return Written(
-                path=plan.output,
-                source=plan.path,
-                identity=plan.identity,
-                source_size=plan.size,
-                size=plan.output_size,
-                bytes=self._partial.stat().st_size,
-                sha256=sha256_of(self._partial),
-            )
+    def stretch(self, path: Path) -> Stretch:
+        """Return what was encoded as a file that is now at ``path``."""
+        base = self.plan.stream.time_base
+        return Stretch(path, base, tuple(self._times), self._last_duration)
 
     def discard(self) -> None:
-        """Close the output, remove its temporary files, and release its lock."""
+        """Close the file and remove it."""
         container, self._container = self._container, None
         if container is not None:
             # Where a full disk or a closed pipe ended the run, this fails for the same reason.
@@ -168,24 +128,7 @@ class VideoSink:
         with contextlib.suppress(OSError):
             self._close_file()
         if not self._piped:
-            for path in {self._stretch, self._partial}:
-                # Removing raises where the output's folder does not exist.
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-
-    def _lock_output(self) -> None:
-        """Lock the output for this process. Raises OutputInUseError, OutputExistsError."""
-        if self._lock is None:
-            self._lock = OutputLock(self._plan.output)
-            if not self._plan.options.overwrite:
-                try:
-                    refuse_existing(self._plan.output)
-                except OutputError:
-                    self._lock.release()
-                    raise
+            _remove(self.path)
 
     def _last_packets(self) -> list[Packet]:
         assert self._stream is not None
@@ -206,19 +149,18 @@ class VideoSink:
                 file.close()
 
     def _open(self) -> None:
-        plan = self._plan
+        plan = self.plan
         encoder = plan.encoder
         # FFmpeg writes y4m of more than 8 bits with "-strict -1" only: it is an extension.
         options = {"strict": "-1"} if plan.streams is None else {}
         if encoder.format in ("mp4", "mov"):
             # A time scale so fine that the time stamps of any source keep their order.
             options["movie_timescale"] = str(min(encoder.time_base.denominator, 2**31 - 1))
+        target: str | _Y4MFile = f"file:{self.path.absolute()}"
         if not self._piped:
-            plan.output.parent.mkdir(parents=True, exist_ok=True)
-            self._lock_output()
-        target: str | _Y4MFile = f"file:{self._stretch.absolute()}"
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         if plan.streams is None:
-            self._file = sys.stdout.buffer if self._piped else self._stretch.open("wb")
+            self._file = sys.stdout.buffer if self._piped else self.path.open("wb")
             target = _Y4MFile(self._file, plan.sample_aspect_ratio)
         self._container = av.open(target, "w", format=encoder.format, container_options=options)
         self._stream = add_encoder(
@@ -230,22 +172,233 @@ class VideoSink:
         for packet in packets:
             self._container.mux_one(packet)
 
-    @contextlib.contextmanager
-    def _as_output_error(self) -> Iterator[None]:
-        """Raise OutputError for the errors of FFmpeg and the system, except for a closed pipe."""
-        try:
-            yield
-        except BrokenPipeError:
-            raise
-        except (av.error.FFmpegError, OSError) as error:
-            raise self._failed(error) from error
 
-    def _failed(self, error: Exception) -> OutputError:
+class _Output:
+    """The final file of a video, from its temporary name to its own."""
+
+    def __init__(self, plan: VideoPlan) -> None:
+        self._plan = plan
+        # Not files.writing: the file is written in several steps.
+        self.partial = temporary_path(plan.output)
+        self.notes: tuple[Note, ...] = ()
+        """Notes that are known once the stretches are joined."""
+
+    def join(self, stretches: Sequence[Stretch]) -> Sequence[Dropped]:
+        """Join the stretches with the other streams; return what is missing. Raises OutputError."""
+        assert self._plan.streams is not None
+        if not stretches:
+            raise _without_frames(self._plan)
+        assembled = assemble(stretches, self._plan.streams, self.partial)
+        self.notes = assembled.notes
+        return assembled.dropped
+
+    def publish(self) -> tuple[Written, Sequence[Dropped]]:
+        """Give the file its final name; return it, and what a change of the input spoiled."""
         plan = self._plan
-        from_system = not isinstance(error, av.error.FFmpegError)
-        if isinstance(error, OSError) and (from_system or error.errno in DISK_ERRNOS):
-            return output_error(plan.output, error)
-        return OutputError(
-            f"cannot write {printable(plan.output)}: {plan.encoder.name} failed "
-            f"({reason(error)}); choose another --codec"
-        )
+        error = plan.why_changed()
+        with _as_output_error(plan):
+            result = Written(
+                path=plan.output,
+                source=plan.path,
+                identity=plan.identity,
+                source_size=plan.size,
+                size=plan.output_size,
+                bytes=self.partial.stat().st_size,
+                sha256=sha256_of(self.partial),
+            )
+        publish(self.partial, plan.output, overwrite=plan.options.overwrite)
+        return result, () if error is None else (Dropped(plan.name, error),)
+
+
+class VideoSink:
+    """Encode a video in one piece, and make the final file of it."""
+
+    def __init__(self, plan: VideoPlan) -> None:
+        self._plan = plan
+        self._piped = plan.output == PIPE
+        self._output = _Output(plan)
+        partial = self._output.partial
+        # y4m is not joined with anything.
+        encoded = partial.with_name(f"{partial.stem}-0.partial") if plan.streams else partial
+        self._encoding = _Encoding(plan, encoded)
+        self._written: list[Written] = []
+        self._lock: OutputLock | None = None
+        if not self._piped and plan.output.parent.is_dir():
+            self._lock_output()
+
+    @property
+    def notes(self) -> Sequence[Note]:
+        """Notes that are known once the file is written."""
+        return self._output.notes
+
+    @property
+    def written(self) -> list[Written]:
+        """The file, once it is whole under its final name."""
+        return self._written
+
+    def converter(self) -> Callable[[Frame], tuple[Timing, av.VideoFrame]]:
+        """Return a function from a translated frame to one for the encoder, one for each worker."""
+        return self._encoding.converter()
+
+    def write(self, item: tuple[Timing, av.VideoFrame]) -> None:
+        """Encode the next frame. Raises OutputError, and BrokenPipeError for a closed pipe."""
+        if self._encoding.is_empty and not self._piped:
+            with _as_output_error(self._plan):
+                self._plan.output.parent.mkdir(parents=True, exist_ok=True)
+            self._lock_output()
+        self._encoding.write(*item)
+
+    def finish(self) -> Sequence[Dropped]:
+        """Flush the encoder, join what it wrote with other streams, publish. Raises OutputError."""
+        encoding = self._encoding
+        if encoding.is_empty:
+            raise _without_frames(self._plan)
+        encoding.finish()
+        if self._piped:
+            return ()
+        dropped: Sequence[Dropped] = ()
+        if self._plan.streams is not None:
+            dropped = self._output.join([encoding.stretch(encoding.path)])
+        result, changed = self._output.publish()
+        self._written.append(result)
+        self.discard()
+        return (*dropped, *changed)
+
+    def discard(self) -> None:
+        """Close the output, remove its temporary files, and release its lock."""
+        self._encoding.discard()
+        if not self._piped:
+            _remove(self._output.partial)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _lock_output(self) -> None:
+        """Lock the output for this process. Raises OutputInUseError, OutputExistsError."""
+        if self._lock is None:
+            self._lock = OutputLock(self._plan.output)
+            if not self._plan.options.overwrite:
+                try:
+                    refuse_existing(self._plan.output)
+                except OutputError:
+                    self._lock.release()
+                    raise
+
+
+class StretchSink:
+    """Encode one stretch of a video into a file of its own, which is to be joined with others."""
+
+    def __init__(self, plan: VideoPlan, number: int, folder: Path) -> None:
+        """Prepare the file ``number`` in ``folder``, which is made with the first frame."""
+        self._plan = plan
+        self._path = stretch_path(plan, number, folder)
+        self._encoding = _Encoding(plan, temporary_path(self._path))
+        self.written: list[Stretch] = []
+        """The stretch, once it is whole under its name; nothing where it has no frames."""
+        self.notes: tuple[Note, ...] = ()
+
+    def converter(self) -> Callable[[Frame], tuple[Timing, av.VideoFrame]]:
+        """Return a function from a translated frame to one for the encoder, one for each worker."""
+        return self._encoding.converter()
+
+    def write(self, item: tuple[Timing, av.VideoFrame]) -> None:
+        """Encode the next frame. Raises OutputError."""
+        self._encoding.write(*item)
+
+    def finish(self) -> Sequence[Dropped]:
+        """Flush the encoder and give the file its name. Raises OutputError."""
+        encoding = self._encoding
+        if encoding.is_empty:
+            return ()
+        encoding.finish()
+        try:
+            # What is there of an earlier run was found unusable.
+            publish(encoding.path, self._path, overwrite=True)
+        except OutputError as error:
+            cause = error.__cause__
+            assert isinstance(cause, OSError)
+            raise output_error(self._plan.output, cause) from cause
+        self.written.append(encoding.stretch(self._path))
+        return ()
+
+    def discard(self) -> None:
+        """Close the file and remove it, unless it has its name."""
+        self._encoding.discard()
+
+
+def stretch_path(plan: VideoPlan, number: int, folder: Path) -> Path:
+    """Return where the stretch of this ``number`` is kept until all are joined."""
+    suffix = {"matroska": "mkv"}.get(plan.encoder.format, plan.encoder.format)
+    return folder / f"{number}.{suffix}"
+
+
+class JoinSink:
+    """Join the stretches of a video with the other streams of its source.
+
+    It takes no frames and no lock. The files of the stretches stay.
+    """
+
+    def __init__(self, plan: VideoPlan, stretches: Sequence[Stretch]) -> None:
+        """``stretches``: those that have frames, in their order."""
+        self._stretches = stretches
+        self._output = _Output(plan)
+        self.written: list[Written] = []
+        """The file, once it is whole under its final name."""
+
+    @property
+    def notes(self) -> Sequence[Note]:
+        """Notes that are known once the file is written."""
+        return self._output.notes
+
+    def converter(self) -> Callable[[Frame], object]:
+        """Raise AssertionError: there is nothing to convert."""
+        raise AssertionError("a join has no frames")
+
+    def write(self, item: object) -> None:
+        """Raise AssertionError: there is nothing to write."""
+        raise AssertionError("a join has no frames")
+
+    def finish(self) -> Sequence[Dropped]:
+        """Join, check, and publish; return what is missing. Raises OutputError, InputError."""
+        dropped = self._output.join(self._stretches)
+        result, changed = self._output.publish()
+        self.written.append(result)
+        return (*dropped, *changed)
+
+    def discard(self) -> None:
+        """Remove the temporary file."""
+        _remove(self._output.partial)
+
+
+def _without_frames(plan: VideoPlan) -> OutputError:
+    """Return the error of an output for which there is no frame."""
+    return OutputError(
+        f"cannot write {printable(plan.output)}: no frame was read; see the failures above"
+    )
+
+
+def _remove(path: Path) -> None:
+    # Removing raises where the folder does not exist.
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _as_output_error(plan: VideoPlan) -> Iterator[None]:
+    """Raise OutputError for the errors of FFmpeg and the system, except for a closed pipe."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (av.error.FFmpegError, OSError) as error:
+        raise _failed(plan, error) from error
+
+
+def _failed(plan: VideoPlan, error: Exception) -> OutputError:
+    from_system = not isinstance(error, av.error.FFmpegError)
+    if isinstance(error, OSError) and (from_system or error.errno in DISK_ERRNOS):
+        return output_error(plan.output, error)
+    return OutputError(
+        f"cannot write {printable(plan.output)}: {plan.encoder.name} failed "
+        f"({reason(error)}); choose another --codec"
+    )

@@ -1,338 +1,93 @@
-"""Read one stretch of a video: upright RGB frames in presentation order, with their times.
-
-The time of a frame is its presentation time stamp (PTS) in ticks of the source's time base. A frame
-without PTS follows the one before it by the average frame rate, and a PTS that does not ascend is
-moved to one tick after the one before, so that no frame is lost.
-"""
+"""Read a video: as a whole, or one stretch of it, or nothing where its stretches are joined."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from fractions import Fraction
 
-import av
-import av.error
-import cv2
-import cv2.typing
-import numpy as np
-
-from ...errors import CycleganBatchError, InputError
-from ...frames import Frame, Geometry, Pixels
+from ...frames import Frame
 from ...wording import Note
-from .. import Dropped, Place, dropped_at
-from ..alpha import alpha_of
-from ..demux.demuxing import reason
-from ..demux.frame_properties import orientation
-from ..demux.lookahead import UNCOUNTED
-from ..demux.timestamps import LONGEST_GAP, discontinuity_notes
-from .colour import ToRGB
-from .cut_short import cut_short
-from .decoding import FrameReader
-from .deinterlace import Deinterlacer, FieldTimes
-from .loss import GapCounter, Lost
-from .plan import Timing, VideoPlan
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    """A frame on its way to the converter."""
-
-    index: int
-    timing: Timing
-    frame: av.VideoFrame
-    turn: tuple[int, bool]
-    """Rotation and mirroring, as `upright` takes them."""
+from .. import Dropped
+from .plan import VideoPlan
+from .reading import Decoded, Reading
 
 
 class VideoSource:
-    """The frames of one stretch of a video, in presentation order."""
+    """The frames of a video, in presentation order."""
 
     def __init__(self, plan: VideoPlan) -> None:
-        self._plan = plan
+        self._reading = Reading(plan)
+        self._first = 0
+        self._end: int | None = None
         self.notes: tuple[Note, ...] = ()
         """Notes on what is known only once the file is read."""
-        self._first_pts: int | None = None
-        self._end = 0
-        """Ticks at which the last frame ends."""
-        base = plan.stream.time_base
-        self._step = max(1, round(1 / ((plan.stream.average_rate or Fraction(25)) * base)))
-        """Ticks from frame to frame at the average frame rate."""
-        self._from = _ticks(plan.options.ss, base)
-        self._to = _ticks(plan.options.to, base)
-        self._reader = FrameReader(plan, self._from)
 
-    def read(self) -> Iterator[_Decoded | Dropped]:
+    def read(self) -> Iterator[Decoded | Dropped]:
         """Yield decoded frames, and `Dropped` for damaged or missing ones and a file cut short."""
-        plan = self._plan
-        index, any_dropped = 0, False
-        gaps = GapCounter(self._step, round(LONGEST_GAP / plan.stream.time_base))
-        for item in self._cut(self._timed(self._deinterlaced(self._reader.frames()))):
-            if isinstance(item, Lost):
-                gaps.take(item.pts, self._discontinuities())
-                any_dropped = True
-                yield self._undecodable(index, item)
+        for item in self._reading.read(self._first, self._end):
+            if isinstance(item, Note):
+                self.notes = (*self.notes, item)
             else:
-                timing, frame = item
-                turn = self._turn(frame)
-                self._note_size(index, frame, turn)
-                if frame.is_corrupt:
-                    any_dropped = True
-                    yield self._concealed(index, timing.pts)
-                yield _Decoded(index, timing, frame, turn)
-                gaps.take(timing.pts, self._discontinuities())
-            index += 1
-            if index == plan.options.frames:
-                break
-        if index == 0:
-            raise self._without_frames()
-        self._note_discontinuities()
-        if error := self._missing(gaps, any_dropped=any_dropped):
-            yield Dropped(plan.name, error)
-        ends_early = index == plan.options.frames or self._has_reached_to()
-        if not ends_early and (error := self._cut_short()):
-            yield Dropped(plan.name, error)
+                yield item
 
-    def converter(self) -> Callable[[_Decoded], Frame | Dropped]:
+    def converter(self) -> Callable[[Decoded], Frame | Dropped]:
         """Return a function from a decoded frame to an upright RGB one, one for each worker."""
-        plan = self._plan
-        to_rgb = ToRGB(plan.colour, plan.pixel_type)
-
-        def convert(item: _Decoded) -> Frame | Dropped:
-            try:
-                stored = to_rgb(item.frame)
-            except av.error.FFmpegError as error:
-                return self._undecodable(item.index, Lost(item.timing.pts, reason(error)))
-            rotation, mirrored = item.turn
-            pixels = upright(stored, rotation, mirrored=mirrored)
-            if pixels.shape[:2] != plan.size:
-                # The stream changes its size, which an encoder cannot do: all get the first size.
-                size = (pixels.shape[0], pixels.shape[1])
-                pixels = Geometry(size, plan.size, plan.size).into_network(pixels)
-            has_extras = plan.encoder.alpha or item.frame.interlaced_frame
-            timing = self._with_extras(item) if has_extras else item.timing
-            return Frame(item.index, pixels, timing)
-
-        return convert
+        return self._reading.converter()
 
     def close(self) -> None:
         """Close the file."""
-        self._reader.close()
+        self._reading.close()
 
-    def _with_extras(self, item: _Decoded) -> Timing:
-        """Return the frame's timing with the properties that bypass the network."""
-        plan = self._plan
-        rotation, mirrored = item.turn
-        alpha = alpha_of(item.frame) if plan.encoder.alpha else None
-        if alpha is not None:
-            alpha = replace(alpha, values=upright(alpha.values, rotation, mirrored=mirrored))
-        keeps_lines = not rotation % 180 and plan.size == plan.output_size
-        return replace(
-            item.timing, interlaced=item.frame.interlaced_frame and keeps_lines, alpha=alpha
-        )
 
-    # Times, and the stretch
+class StretchSource(VideoSource):
+    """The frames of one stretch of a video; consecutive stretches share one reading of it.
 
-    def _deinterlaced(
-        self, items: Iterator[av.VideoFrame | Lost]
-    ) -> Iterator[av.VideoFrame | Lost]:
-        """Deinterlace where the options ask for it: one frame of each frame, or of each field."""
-        plan = self._plan
-        if not plan.options.deinterlaces:
-            yield from items
-            return
-        both = plan.options.deinterlace_rate == "field"
-        times = FieldTimes(both=both, step=self._step)
-        deinterlacer: Deinterlacer | None = None
-        for item in items:
-            if isinstance(item, Lost):
-                times.put(item)
-                continue
-            if deinterlacer is None or not deinterlacer.takes(item):
-                if deinterlacer is not None:
-                    yield from times.timed(deinterlacer.flush())
-                deinterlacer = Deinterlacer(item, plan.stream.fields, both=both)
-            times.put(item)
-            yield from times.timed(deinterlacer.take(item))
-        if deinterlacer is not None:
-            yield from times.timed(deinterlacer.flush())
-        yield from times.lost()
+    So the frames are always those of an uninterrupted reading: stretches that belong to others are
+    decoded and left out. Only the last stretch reports what is known at the end of the file.
+    """
 
-    def _timed(
-        self, items: Iterator[av.VideoFrame | Lost]
-    ) -> Iterator[tuple[Timing, av.VideoFrame] | Lost]:
-        """Give every frame a PTS, each greater than the one before."""
-        last: int | None = None
-        for item in items:
-            if isinstance(item, Lost):
-                yield item
-                continue
-            pts = item.pts
-            if pts is None:
-                pts = 0 if last is None else last + self._step
-            if last is not None and pts <= last:
-                pts = last + 1
-            last = pts
-            if self._first_pts is None:
-                self._first_pts = pts
-            self._end = pts + (item.duration or self._step)
-            yield Timing(pts, item.duration or None), item
+    def __init__(self, plan: VideoPlan, number: int, previous: object = None) -> None:
+        """Go on with the reading of ``previous``, the last source read, if it leads here.
 
-    def _cut(
-        self, items: Iterator[tuple[Timing, av.VideoFrame] | Lost]
-    ) -> Iterator[tuple[Timing, av.VideoFrame] | Lost]:
-        """Leave out what is before ``--ss`` and from ``--to`` on, counted from the first frame."""
-        for item in items:
-            pts = item.pts if isinstance(item, Lost) else item[0].pts
-            since = None if pts is None or self._first_pts is None else pts - self._first_pts
-            if self._to is not None and since is not None and since >= self._to:
-                return
-            if self._from is None or (since is not None and since >= self._from):
-                yield item
-
-    def _has_reached_to(self) -> bool:
-        """Return whether the last frame ends at ``--to`` or behind it."""
-        first = self._first_pts
-        return self._to is not None and first is not None and self._end - first >= self._to
-
-    def _turn(self, frame: av.VideoFrame) -> tuple[int, bool]:
-        """Return rotation and mirroring: those of an image's EXIF, or of the video's matrix."""
-        stream = self._plan.stream
-        if self._plan.picture_rate is not None:
-            return orientation(frame)
-        return stream.rotation, stream.mirrored
-
-    def _discontinuities(self) -> list[int]:
-        """Return the PTS of the timestamp discontinuities, as far as packets were read."""
-        base = self._plan.stream.time_base
-        return [math.floor(each.at / base) for each in self._reader.timeline.discontinuities]
-
-    # Notes and errors
-
-    def _note_discontinuities(self) -> None:
-        """Note the timestamp discontinuities, except for the kinds that the plan has noted."""
-        plan = self._plan
-        planned = {each.kind for each in plan.info.discontinuities}
-        discontinuities = self._reader.timeline.discontinuities
-        others = [each for each in discontinuities if each.kind not in planned]
-        texts = discontinuity_notes(others, (self._first_pts or 0) * plan.stream.time_base)
-        self.notes = (*self.notes, *(Note(plan.name, text) for text in texts))
-
-    def _note_size(self, index: int, frame: av.VideoFrame, turn: tuple[int, bool]) -> None:
-        """Note the first frame whose size differs from the planned one."""
-        plan = self._plan
-        size = frame.height, frame.width
-        if turn[0] % 180:
-            size = size[::-1]
-        if not self.notes and size != plan.size:
-            height, width = plan.size
-            text = (
-                f"the video changes its size (frame {index} is {size[1]}×{size[0]}); "
-                f"all frames become {width}×{height}"
-            )
-            self.notes = (Note(plan.name, text),)
-
-    def _undecodable(self, index: int, lost: Lost) -> Dropped:
-        """Return the report of a frame that cannot be decoded."""
-        advice = "repair the file" + self._or_skip("leave such frames out")
-        return self._damaged(index, lost.pts, f"cannot be decoded ({lost.cause}); {advice}")
-
-    def _concealed(self, index: int, pts: int) -> Dropped:
-        """Return the report of a frame whose errors the decoder concealed; the frame is kept."""
-        advice = "repair the file" + self._or_skip("keep such frames")
-        return self._damaged(index, pts, f"damaged, concealed by the decoder; {advice}")
-
-    def _damaged(self, index: int, pts: int | None, trouble: str) -> Dropped:
-        plan = self._plan
-        seconds = None
-        if pts is not None:
-            seconds = float((pts - (self._first_pts or 0)) * plan.stream.time_base)
-        return dropped_at(
-            Place(subject=plan.name, kind="frame", number=index, seconds=seconds, trouble=trouble)
-        )
-
-    def _or_skip(self, purpose: str) -> str:
-        """Return the advice to leave out ``--on-error fail``, empty where it is not given."""
-        if self._plan.options.on_error == "skip":
-            return ""
-        return f", or leave out --on-error fail to {purpose}"
-
-    def _without_frames(self) -> CycleganBatchError:
-        plan, received = self._plan, self._reader.received
-        if self._first_pts is not None:
-            end = received.end - self._first_pts * plan.stream.time_base
-            return InputError(
-                f"{plan.name}: no frame lies in the range of --ss and --to, and the video ends at "
-                f"{float(end):.3f} s; change --ss or --to"
-            )
-        failure = f" ({received.failure})" if received.failure else ""
-        return InputError(f"{plan.name}: no frame of it can be decoded{failure}; check the file")
-
-    def _missing(self, gaps: GapCounter, *, any_dropped: bool) -> InputError | None:
-        """Return an error for frames whose packets are missing from a damaged file.
-
-        Where nothing is damaged a note is added instead: a recording may leave frames out.
+        That is so where it is of an earlier stretch of the same video; ``number`` counts from 0.
         """
-        plan = self._plan
-        if gaps.first is None or not plan.info.format.startswith(UNCOUNTED):
-            return None
-        seconds = float((gaps.first - (self._first_pts or 0)) * plan.stream.time_base)
-        frames = f"{gaps.missing}{' more' if any_dropped else ''} frame"
-        frames += " is" if gaps.missing == 1 else "s are"
-        trouble = f"{frames} missing from {seconds:.3f} s on"
-        # Where recordings were joined, the demuxer marks the last packet of the first one as
-        # corrupt, although it is whole.
-        joints = [each.at for each in self._reader.timeline.discontinuities]
-        is_damaged = any_dropped or any(
-            all(abs(end - joint) > 1 for joint in joints)
-            for end in self._reader.received.corrupt_ends
-        )
-        if not is_damaged:
-            text = f"{trouble}; the file shows no damage there"
-            self.notes = (*self.notes, Note(plan.name, text))
-            return None
-        advice = "repair the file" + self._or_skip("do without them")
-        return InputError(
-            f"{plan.name}: {trouble}, since the damaged file has no data for them; {advice}"
-        )
+        assert plan.stretch_frames is not None
+        first = number * plan.stretch_frames
+        if isinstance(previous, StretchSource) and previous._leads_to(plan, first):
+            self._reading = previous._reading
+        else:
+            self._reading = Reading(plan)
+        self._reading.users += 1
+        self._is_open = True
+        self._first = first
+        self._end = None if number == plan.stretches - 1 else first + plan.stretch_frames
+        self.notes = ()
 
-    def _cut_short(self) -> InputError | None:
-        reader = self._reader
-        trouble = cut_short(
-            self._plan,
-            reader.received,
-            reader.stream,
-            step=self._step,
-            size=reader.size,
-            is_part=reader.has_seeked,
-        )
-        if trouble is None:
-            return None
-        advice = "copy or record it again" + self._or_skip("take what there is")
-        return InputError(f"{self._plan.name}: {trouble}; {advice}")
+    def close(self) -> None:
+        """Close the file, unless the source of a later stretch goes on with it."""
+        if self._is_open:
+            self._is_open = False
+            self._reading.users -= 1
+            if not self._reading.users:
+                self._reading.close()
+
+    def _leads_to(self, plan: VideoPlan, first: int) -> bool:
+        """Return whether this source's reading comes to the frame of number ``first``."""
+        reading = self._reading
+        return self._is_open and reading.position <= first and reading.plan == plan
 
 
-def _ticks(seconds: float | None, base: Fraction) -> Fraction | None:
-    """Return ``seconds`` in ticks, less half a tick, so that a rounded decimal hits its frame."""
-    if seconds is None:
-        return None
-    return Fraction(seconds).limit_denominator(10**6) / base - Fraction(1, 2)
+class JoinSource:
+    """No frames: the stretches of a video that are to be joined have all been written."""
 
+    notes: tuple[Note, ...] = ()
 
-_TURNS = {
-    90: cv2.ROTATE_90_COUNTERCLOCKWISE,
-    180: cv2.ROTATE_180,
-    270: cv2.ROTATE_90_CLOCKWISE,
-}
+    def read(self) -> Iterator[Decoded | Dropped]:
+        """Yield nothing."""
+        return iter(())
 
+    def converter(self) -> Callable[[Decoded], Frame | Dropped]:
+        """Raise AssertionError: there is nothing to convert."""
+        raise AssertionError("a join has no frames")
 
-def upright(stored: Pixels, rotation: int, *, mirrored: bool) -> Pixels:
-    """Return a stored image as it is to be seen: mirrored, then turned counter-clockwise."""
-    # OpenCV does not rotate float16, so its bits are rotated as uint16.
-    turned: cv2.typing.MatLike = stored if stored.dtype == np.uint8 else stored.view(np.uint16)
-    if mirrored:
-        turned = cv2.flip(turned, 1)
-    if rotation:
-        turned = cv2.rotate(turned, _TURNS[rotation])
-    return np.asarray(turned).view(stored.dtype)
+    def close(self) -> None:
+        """Do nothing."""

@@ -230,7 +230,7 @@ def test_the_number_of_threads_is_part_of_the_plan(tmp_path):
     convert = sink.converter()
     for frame in seen(planned):
         sink.write(convert(frame))
-    assert sink._stream.codec_context.thread_count == planned.encoder.threads
+    assert sink._encoding._stream.codec_context.thread_count == planned.encoder.threads
     sink.discard()
 
 

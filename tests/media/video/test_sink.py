@@ -9,6 +9,7 @@ import av
 import pytest
 
 from cyclegan_batch.errors import OutputError
+from cyclegan_batch.media.video import sink as video_sink
 from cyclegan_batch.media.video.sink import VideoSink
 from tests.media.identity import FAST, leftovers, plan, run, seen
 from tests.synthesis import streams
@@ -17,10 +18,10 @@ from tests.synthesis import streams
 def test_what_the_encoder_refuses_is_not_blamed_on_the_folder_errors(tmp_path, monkeypatch):
     planned = plan(streams.plain(tmp_path / "in.mp4", frames=2, audio=None), tmp_path / "out.mp4")
 
-    def refuse(sink: VideoSink, packets: Any) -> None:
+    def refuse(encoding: video_sink._Encoding, packets: Any) -> None:
         raise av.error.ArgumentError(22, "Invalid argument")
 
-    monkeypatch.setattr(VideoSink, "_mux", refuse)
+    monkeypatch.setattr(video_sink._Encoding, "_mux", refuse)
     with pytest.raises(OutputError, match=r"libx264 failed \(Invalid argument\); choose"):
         run(planned)
 

@@ -44,7 +44,10 @@ def printable(text: Path | str) -> str:
     Unescaped, bytes that are not UTF-8 would make print fail, line ends would break the message in
     two, and control characters would reach the terminal.
     """
-    return "".join(c if c.isprintable() else _escaped(c) for c in os.fspath(text))
+    text = os.fspath(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:

@@ -126,18 +126,21 @@ def decode_picture(
     data: bytes,
     name: str,
     *,
+    header: Header | None = None,
     pixel_type: PixelType = "uint8",
     max_pixels: int = MAX_PIXELS,
     white: int | None = None,
 ) -> Picture:
     """Return the image in ``data``, upright, as RGB of ``pixel_type``; ``name`` is for messages.
 
-    ``white`` is the level of an image of more than 8 bits that becomes white, None its largest.
+    ``header`` is that of ``data``, if `read_header` has returned it already. ``white`` is the level
+    of an image of more than 8 bits that becomes white, None its largest.
 
     Safe to call from several threads. Raises InputError where ``data`` is no whole image of a known
     format, or has more than ``max_pixels``.
     """
-    header = read_header(io.BytesIO(data), name, max_pixels=max_pixels)
+    if header is None:
+        header = read_header(io.BytesIO(data), name, max_pixels=max_pixels)
     if header.pages > 1:
         raise InputError(f"{name}: {_SEVERAL.get(header.format, _ANIMATION)}")
     if header.transfer in _HDR:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import threading
 import time
@@ -106,14 +107,27 @@ def _shard_name(part: Sequence[Entry], start: int, total: int) -> str:
 
 
 @dataclass(frozen=True)
-class _File:
-    """The bytes of an image, for a decoder."""
+class _Content:
+    """The bytes of an image file."""
 
-    index: int
-    entry: Entry
     data: bytes
     status: os.stat_result
     """Of the file when it was read."""
+    header: Header | None = None
+    """The header in ``data``, where it has been read."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """An image that was read, for a decoder."""
+
+    index: int
+    entry: Entry
+    content: _Content
+
+
+_SMALL = 1 << 20
+"""Bytes of a file up to which it is read at once, and its header from the memory."""
 
 
 class ImageSource:
@@ -126,60 +140,87 @@ class ImageSource:
     def read(self) -> Iterator[_File | Dropped]:
         """Yield the bytes of each image, or Dropped where it or its header cannot be read.
 
-        The headers of the whole shard are read first. A batch holds one size, so the images come in
-        groups of one displayed size, ordered by the first image of each size.
+        A batch holds one size, so the images come in groups of one displayed size, ordered by the
+        first image of each size. Those of the first size are yielded as they are found; all others
+        wait, and their files are read again when the turn of their group comes.
         """
-        groups: dict[Size | None, list[Entry]] = {}
-        lost: dict[Path, InputError] = {}
-        for entry in self.shard.entries:
-            try:
-                size: Size | None = self._header(entry).displayed_size
-            except InputError as error:
-                size, lost[entry.source] = None, error
-            groups.setdefault(size, []).append(entry)
         index = 0
-        for entry in (entry for group in groups.values() for entry in group):
-            name = printable(entry.source)
-            if entry.source in lost:
-                yield Dropped(name, lost[entry.source])
-                continue
-            try:
-                if not self.shard.overwrite:
-                    # Another process may have written it meanwhile.
-                    refuse_existing(entry.output)
-                with entry.source.open("rb") as file:
-                    data, status = file.read(), os.fstat(file.fileno())
-            except OutputError as error:
-                yield Dropped(name, error)
-                continue
-            except OSError as error:
-                yield Dropped(name, _unreadable(entry.source, error))
-                continue
-            yield _File(index, entry, data, status)
-            index += 1
+        for entry, found in self._grouped():
+            content = found if isinstance(found, InputError) else self._content(entry, found)
+            if isinstance(content, _Content):
+                yield _File(index, entry, content)
+                index += 1
+            else:
+                yield Dropped(printable(entry.source), content)
 
-    def _header(self, entry: Entry) -> Header:
+    def _grouped(self) -> Iterator[tuple[Entry, _Content | InputError | None]]:
+        """Yield each image in its group, with its content where that is at hand."""
+        groups: dict[Size | None, list[tuple[Entry, InputError | None]]] = {}
+        for entry in self.shard.entries:
+            content, error = None, None
+            try:
+                header, content = self._header(entry)
+                size: Size | None = header.displayed_size
+            except InputError as problem:
+                size, error = None, problem
+            waiting = groups.setdefault(size, [])
+            if waiting is next(iter(groups.values())):
+                yield entry, error or content
+            else:
+                waiting.append((entry, error))
+        for group in groups.values():
+            yield from group
+
+    def _header(self, entry: Entry) -> tuple[Header, _Content | None]:
+        """Return the header of an image, and its content if the file is small."""
         name = printable(entry.source)
+        most = self.shard.max_pixels
         try:
             with entry.source.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_size <= _SMALL:
+                    # One byte more, to notice a file that another process is writing.
+                    data = file.read(status.st_size + 1)
+                    header = read_header(io.BytesIO(data), name, max_pixels=most)
+                    whole = len(data) == status.st_size
+                    return header, _Content(data, status, header) if whole else None
                 # Eight bytes hold a pixel of any format uncompressed; the rest is metadata.
-                most = 8 * self.shard.max_pixels + _MOST_METADATA
-                if (length := os.fstat(file.fileno()).st_size) > most:
-                    raise InputError(f"{name}: {length} bytes are too many for an image; check it")
-                return read_header(file, name, max_pixels=self.shard.max_pixels)
+                if status.st_size > 8 * most + _MOST_METADATA:
+                    raise InputError(
+                        f"{name}: {status.st_size} bytes are too many for an image; check it"
+                    )
+                return read_header(file, name, max_pixels=most), None
         except OSError as error:
             raise _unreadable(entry.source, error) from error
+
+    def _content(
+        self, entry: Entry, content: _Content | None
+    ) -> _Content | InputError | OutputError:
+        """Return ``content``, read if it is None, or why the image is left out."""
+        try:
+            if not self.shard.overwrite:
+                # Another process may have written it meanwhile.
+                refuse_existing(entry.output)
+            if content is None:
+                with entry.source.open("rb") as file:
+                    content = _Content(file.read(), os.fstat(file.fileno()))
+        except OutputError as error:
+            return error
+        except OSError as error:
+            return _unreadable(entry.source, error)
+        return content
 
     def converter(self) -> Callable[[_File], Frame | Dropped]:
         """Return the decoder, which all workers share."""
         return self._decode
 
     def _decode(self, file: _File) -> Frame | Dropped:
-        name = printable(file.entry.source)
+        name, content = printable(file.entry.source), file.content
         try:
             picture = decode_picture(
-                file.data,
+                content.data,
                 name,
+                header=content.header,
                 pixel_type=self.shard.pixel_type,
                 max_pixels=self.shard.max_pixels,
                 white=self.shard.white,
@@ -195,7 +236,7 @@ class ImageSource:
             notes.append("its GeoTIFF tags were left out, since only TIFF holds them")
         self._notes += [Note(file.entry.source, text) for text in notes]
         height, width = picture.pixels.shape[:2]
-        identity = identity_of_data(file.data, file.status, hashed=self.shard.hash_inputs)
+        identity = identity_of_data(content.data, content.status, hashed=self.shard.hash_inputs)
         tag = PictureTag(file.entry, picture.extras, identity, (height, width))
         return Frame(file.index, picture.pixels, tag)
 

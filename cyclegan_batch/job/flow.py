@@ -3,7 +3,9 @@
     RawFrame → NetworkFrame → Batch → (network) → Batch → NetworkFrame → EncodedFrame
 
 A `Lost` or an `End` passes every queue in its place among the frames. Frames cross the two queues
-of the network as batches: one queue operation for a batch, not for a frame.
+of the network as batches: one queue operation for a batch, not for a frame. Where frames are small,
+a worker takes several messages at once and hands their results on together, since waking the next
+worker takes longer than to decode a small image.
 """
 
 from __future__ import annotations
@@ -14,16 +16,26 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 from ..errors import CycleganBatchError
 from ..frames import Frame, Geometry, Pixels, stack
 from ..media import Dropped, Encoded, Raw, Sink, Source
-from .units import Stage, Unit
+from .units import LOT_BYTES, Stage, Unit
 
-T = TypeVar("T")
+
+class Message(Protocol):
+    """What passes a queue."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of RGB pixels that it holds."""
+
+
+T = TypeVar("T", bound=Message)
 Taken = TypeVar("Taken")
-Result = TypeVar("Result")
+Result = TypeVar("Result", bound=Message)
+Handed = TypeVar("Handed", contravariant=True)
 
 WATCH = 0.1
 """Seconds between two looks of a waiting thread at whether the run was stopped."""
@@ -87,6 +99,7 @@ AnyOpenUnit: TypeAlias = OpenUnit[Any, Any]
 class RawFrame:
     """A frame as the source yielded it."""
 
+    nbytes: ClassVar[int] = 0
     unit: AnyOpenUnit
     convert: Callable[[], Frame | Dropped]
 
@@ -110,6 +123,11 @@ class NetworkFrame:
     pixels: Pixels
     """``(H, W, 3)``."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels."""
+        return self.pixels.nbytes
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -119,11 +137,17 @@ class Batch:
     pixels: Pixels
     """``(N, H, W, 3)``: a row for each origin; in front of the network filled up with the last."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels."""
+        return self.pixels.nbytes
+
 
 @dataclass(frozen=True)
 class EncodedFrame:
     """A translated frame, ready for the sink."""
 
+    nbytes: ClassVar[int] = 0
     unit: AnyOpenUnit
     write: Callable[[], Dropped | None]
 
@@ -132,6 +156,7 @@ class EncodedFrame:
 class Lost:
     """A frame that could not be read or encoded."""
 
+    nbytes: ClassVar[int] = 0
     unit: AnyOpenUnit
     dropped: Dropped
 
@@ -140,6 +165,7 @@ class Lost:
 class End:
     """The end of a unit, given up for ``error`` or whole."""
 
+    nbytes: ClassVar[int] = 0
     planned: Unit
     unit: AnyOpenUnit | None
     """None where it could not be opened."""
@@ -157,41 +183,63 @@ class EndedError(Exception):
 class Channel(Generic[T]):
     """A bounded first-in first-out queue; waiting in it ends when the run is stopped."""
 
-    def __init__(self, length: int, stop: threading.Event) -> None:
-        """``length``: how many items may wait; ``stop`` is set when the run is stopped."""
-        self._length, self._stop = length, stop
+    def __init__(self, length: int, stop: threading.Event, *, lot: int = 1) -> None:
+        """``length``: how many items may wait, ``lot`` times as many if they are small.
+
+        ``lot``: how many items may be taken at once; ``stop`` is set when the run is stopped.
+        """
+        self._length, self._stop, self._lot = length, stop, lot
         self._items: deque[T] = deque()
-        self._changed = threading.Condition()
+        self._nbytes = 0
+        self._lock = threading.Lock()
+        self._arrived, self._left = threading.Condition(self._lock), threading.Condition(self._lock)
         self._closed = False
 
-    def put(self, item: T) -> None:
-        """Append an item as soon as there is room. Raises StoppedError."""
-        with self._changed:
+    def put(self, *items: T) -> None:
+        """Append items, each as soon as there is room for it. Raises StoppedError."""
+        with self._lock:
             self._check()
-            while len(self._items) >= self._length:
-                self._changed.wait(WATCH)
-                self._check()
-            self._items.append(item)
-            self._changed.notify_all()
+            for item in items:
+                while self._is_full():
+                    self._arrived.notify()
+                    self._left.wait(WATCH)
+                    self._check()
+                self._items.append(item)
+                self._nbytes += item.nbytes
+            self._arrived.notify()
 
-    def get(self) -> T:
-        """Return the next item as soon as there is one. Raises StoppedError, EndedError."""
-        with self._changed:
+    def get(self, takers: int = 1) -> list[T]:
+        """Return the next items as soon as there is one: a share of them for one of ``takers``.
+
+        Raises StoppedError, EndedError.
+        """
+        with self._lock:
             self._check()
             while not self._items:
                 if self._closed:
                     raise EndedError
-                self._changed.wait(WATCH)
+                self._arrived.wait(WATCH)
                 self._check()
-            item = self._items.popleft()
-            self._changed.notify_all()
-            return item
+            share = min(self._lot, -(-len(self._items) // takers))
+            taken = [self._items.popleft()]
+            nbytes = taken[0].nbytes
+            while len(taken) < share and nbytes < LOT_BYTES:
+                taken.append(self._items.popleft())
+                nbytes += taken[-1].nbytes
+            self._nbytes -= nbytes
+            self._left.notify()
+            return taken
 
     def close(self) -> None:
         """End the channel behind its last item."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._arrived.notify_all()
+
+    def _is_full(self) -> bool:
+        count = len(self._items)
+        small = self._nbytes < LOT_BYTES
+        return count >= (self._length * self._lot if small else self._length)
 
     def _check(self) -> None:
         if self._stop.is_set():
@@ -209,29 +257,33 @@ class Batcher:
         self._output = output
         self._frames: list[NetworkFrame] = []
 
-    def put(self, message: NetworkFrame | Lost | End) -> None:
-        """Add the next message; batches that it completes go to the output. Raises StoppedError."""
-        if not isinstance(message, NetworkFrame):
-            self._flush()
-            self._output.put(message)
-            return
-        if self._frames and not self._alike(self._frames[0], message):
-            self._flush()
-        self._frames.append(message)
-        if len(self._frames) >= self.batch_size:
-            self._flush()
+    def put(self, *messages: NetworkFrame | Lost | End) -> None:
+        """Add messages; batches that they complete go to the output. Raises StoppedError."""
+        out: list[Batch | Lost | End] = []
+        for message in messages:
+            if not isinstance(message, NetworkFrame):
+                out += (*self._batch(), message)
+                continue
+            if self._frames and not self._alike(self._frames[0], message):
+                out += self._batch()
+            self._frames.append(message)
+            if len(self._frames) >= self.batch_size:
+                out += self._batch()
+        if out:
+            self._output.put(*out)
 
     def close(self) -> None:
         """Send the last frames as a smaller batch, and close the output. Raises StoppedError."""
-        self._flush()
+        self._output.put(*self._batch())
         self._output.close()
 
-    def _flush(self) -> None:
+    def _batch(self) -> Sequence[Batch]:
+        """Return the frames that wait as a batch, or nothing where none does."""
         frames, self._frames = self._frames, []
-        if frames:
-            origins = [frame.origin for frame in frames]
-            pixels = stack([frame.pixels for frame in frames], self.batch_size)
-            self._output.put(Batch(origins, pixels))
+        if not frames:
+            return ()
+        origins = [frame.origin for frame in frames]
+        return (Batch(origins, stack([frame.pixels for frame in frames], self.batch_size)),)
 
     @staticmethod
     def _alike(one: NetworkFrame, other: NetworkFrame) -> bool:
@@ -246,21 +298,29 @@ class Unbatcher:
 
     def __init__(self, source: Channel[Batch | Lost | End]) -> None:
         self._source = source
-        self._batch: Batch | None = None
-        self._next = 0
+        self._waiting: deque[NetworkFrame | Lost | End] = deque()
+        self._share = 1
 
-    def get(self) -> NetworkFrame | Lost | End:
-        """Return the next frame of the current batch, or the next message. Raises EndedError."""
-        if self._batch is None:
-            message = self._source.get()
-            if not isinstance(message, Batch):
-                return message
-            self._batch, self._next = message, 0
-        batch, number = self._batch, self._next
-        self._next += 1
-        if self._next == len(batch.origins):
-            self._batch = None
-        return NetworkFrame(batch.origins[number], batch.pixels[number])
+    def get(self, takers: int) -> list[NetworkFrame | Lost | End]:
+        """Return the next frames and messages, as many as the batches that were taken at once.
+
+        Raises StoppedError, EndedError.
+        """
+        if not self._waiting:
+            messages = self._source.get(takers)
+            self._share = len(messages)
+            for message in messages:
+                if isinstance(message, Batch):
+                    parts = zip(message.origins, message.pixels, strict=False)
+                    self._waiting.extend(NetworkFrame(*part) for part in parts)
+                else:
+                    self._waiting.append(message)
+        count = min(self._share, len(self._waiting))
+        return [self._waiting.popleft() for _ in range(count)]
+
+
+class _HandOn(Protocol[Handed]):
+    def __call__(self, *results: Handed) -> None: ...
 
 
 class StageWorkers(Generic[Taken, Result]):
@@ -271,8 +331,8 @@ class StageWorkers(Generic[Taken, Result]):
         counter: Stage,
         stop: threading.Event,
         *,
-        take: Callable[[], Taken],
-        hand_on: Callable[[Result], None],
+        take: Callable[[int], list[Taken]],
+        hand_on: _HandOn[Result],
         close: Callable[[], None],
     ) -> None:
         self._counter, self._stop = counter, stop
@@ -286,22 +346,16 @@ class StageWorkers(Generic[Taken, Result]):
         try:
             while True:
                 with self._taking:
-                    message = self._take()
+                    messages = self._take(self._counter.workers)
                     turn = self._taken
                     self._taken += 1
-                begin = time.perf_counter()
-                result = convert(message)
-                busy = time.perf_counter() - begin
-                del message  # frees its pixels before the wait for the turn
-                with self._handing_on:
-                    self._counter.busy_seconds += busy
-                    while self._handed_on != turn:
-                        if self._stop.is_set():
-                            raise StoppedError
-                        self._handing_on.wait(WATCH)
-                # Only the worker whose turn it is reaches this line, so no lock is needed.
-                self._hand_on(result)
-                del result
+                messages.reverse()
+                while messages:
+                    results = self._converted(messages, convert)
+                    self._wait_for(turn)
+                    # Only the worker whose turn it is reaches this line, so no lock is needed.
+                    self._hand_on(*results)
+                    del results
                 with self._handing_on:
                     self._handed_on += 1
                     self._handing_on.notify_all()
@@ -311,3 +365,31 @@ class StageWorkers(Generic[Taken, Result]):
                 last = not self._left
             if last:
                 self._close()
+
+    def _converted(
+        self, messages: list[Taken], convert: Callable[[Taken], Result]
+    ) -> Sequence[Result]:
+        """Return the results of ``messages``, the last one first, until they hold many bytes.
+
+        The messages are removed from the list, which frees their pixels. Raises StoppedError.
+        """
+        results: list[Result] = []
+        nbytes = 0
+        begin = time.perf_counter()
+        while messages and nbytes < LOT_BYTES:
+            if self._stop.is_set():
+                raise StoppedError
+            results.append(convert(messages.pop()))
+            nbytes += results[-1].nbytes
+        busy = time.perf_counter() - begin
+        with self._handing_on:
+            self._counter.busy_seconds += busy
+        return results
+
+    def _wait_for(self, turn: int) -> None:
+        """Wait until all that was taken before ``turn`` is handed on. Raises StoppedError."""
+        with self._handing_on:
+            while self._handed_on != turn:
+                if self._stop.is_set():
+                    raise StoppedError
+                self._handing_on.wait(WATCH)

@@ -144,17 +144,19 @@ class _Run:
 
         workers = (1, schedule.converters, schedule.contexts, schedule.converters, 1)
         counters.stages = {name: Stage(workers=n) for name, n in zip(STAGES, workers, strict=True)}
-        self.raw: Channel[RawFrame | Lost | End] = Channel(schedule.converter_queue, self.stop)
+        self.raw: Channel[RawFrame | Lost | End] = Channel(
+            schedule.converter_queue, self.stop, lot=schedule.lot
+        )
         # The next two queues count batches. A batch that the Unbatcher takes apart frame by frame
         # still counts as one behind the network, so its queue is shorter by one. A batch of one
         # frame leaves the queue and the Unbatcher at once.
         batches = schedule.contexts + 1
-        self.batches: Channel[Batch | Lost | End] = Channel(batches, self.stop)
+        self.batches: Channel[Batch | Lost | End] = Channel(batches, self.stop, lot=schedule.lot)
         if schedule.batch_size > 1:
             batches -= 1
-        self.translated: Channel[Batch | Lost | End] = Channel(batches, self.stop)
+        self.translated: Channel[Batch | Lost | End] = Channel(batches, self.stop, lot=schedule.lot)
         self.encoded: Channel[EncodedFrame | Lost | End] = Channel(
-            schedule.converter_queue, self.stop
+            schedule.converter_queue, self.stop, lot=schedule.lot
         )
         self.batcher = Batcher(self.batches, schedule.batch_size)
 
@@ -402,11 +404,14 @@ class _Run:
     def _write(self) -> None:
         while True:
             try:
-                message = self.encoded.get()
+                messages = self.encoded.get()
             except EndedError:
                 return
             with self._busy("write"):
-                self._write_one(message)
+                for message in messages:
+                    if self.stop.is_set():
+                        raise StoppedError
+                    self._write_one(message)
 
     def _write_one(self, message: EncodedFrame | Lost | End) -> None:
         if isinstance(message, Lost):

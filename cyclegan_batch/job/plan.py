@@ -24,11 +24,13 @@ from ..wording import Note, printable
 from .fingerprint import Choices, Job, job_of, kind_of_output
 from .journal import FOLDER
 from .units import (
+    LOT_BYTES,
     Failure,
     ImageUnit,
     Schedule,
     Unit,
     VideoUnit,
+    lot_of,
     too_many_failures,
     without_frames,
 )
@@ -178,9 +180,13 @@ class JobPlan:
 
     def frame_bytes(self, size: Size) -> int:
         """Return the bytes of a frame of ``size`` (height, width) at its largest step."""
-        shape = self.geometry(size)
-        samples = max(h * w for h, w in (shape.source, shape.content, shape.network)) * 3
-        return samples * (1 if self.model.card.pixel_type == "uint8" else 2)
+        return frame_bytes(self.geometry(size), self.model.card)
+
+
+def frame_bytes(shape: Geometry, card: ModelCard) -> int:
+    """Return the bytes of a frame at its largest step through the network."""
+    samples = max(h * w for h, w in (shape.source, shape.content, shape.network)) * 3
+    return samples * (1 if card.pixel_type == "uint8" else 2)
 
 
 def plan_job(
@@ -429,8 +435,12 @@ def _choose_backend(
     batch_size = options.batch_size or (1 if backend.device == "cpu" else _GPU_BATCH)
     if model.card.batch is not None:
         batch_size = options.batch_size or model.card.batch
+    largest = max((frame_bytes(shape(size), model.card) for size in sizes), default=LOT_BYTES)
     schedule = Schedule(
-        batch_size=batch_size, contexts=contexts, converters=min(cores, _MOST_CONVERTERS)
+        batch_size=batch_size,
+        contexts=contexts,
+        converters=min(cores, _MOST_CONVERTERS),
+        lot=lot_of(largest) if batch_size == 1 else 1,
     )
     return backend, choice, schedule
 

@@ -389,6 +389,18 @@ class Counters:
         )
 
 
+LOT_BYTES = 3 << 19
+"""Bytes of pixels that the workers of the pipeline take and hand on together, at most, unless a
+single frame is larger."""
+
+_MOST_IN_LOT = 8
+
+
+def lot_of(frame_bytes: int) -> int:
+    """Return how many frames, each of at most ``frame_bytes``, a worker may take at once."""
+    return max(1, min(_MOST_IN_LOT, LOT_BYTES // frame_bytes))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """How many workers a run has, and how many frames may wait between them."""
@@ -399,6 +411,8 @@ class Schedule:
     """Backends that work side by side."""
     converters: int
     """Workers of each of the two conversions."""
+    lot: int = 1
+    """Frames, or batches, that a worker may take at once and hand on together."""
 
     @property
     def converter_queue(self) -> int:
@@ -415,7 +429,7 @@ class Schedule:
         """The most frames that exist at once between reader and writer, in queues and workers."""
         in_queues = 2 * self.converter_queue + 2 * self.network_queue
         at_workers = 2 * self.converters + (2 * self.contexts + 1) * self.batch_size
-        return in_queues + at_workers
+        return self.lot * (in_queues + at_workers)
 
 
 def too_many_failures(count: int, allowed: int, last: str) -> str:

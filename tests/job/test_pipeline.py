@@ -282,7 +282,14 @@ def test_the_next_file_fills_the_pipeline_while_the_last_one_drains() -> None:
 
 
 @pytest.mark.behaviour(27)
-@pytest.mark.parametrize("schedule", [PLAIN, Schedule(batch_size=4, contexts=2, converters=3)])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        PLAIN,
+        Schedule(batch_size=4, contexts=2, converters=3),
+        Schedule(batch_size=1, contexts=2, converters=2, lot=3),
+    ],
+)
 def test_no_more_frames_are_in_flight_than_the_plan_says(schedule: Schedule) -> None:
     source, sink = FakeSource(list(range(200))), FakeSink()
     alive, most, lock = 0, 0, threading.Lock()
@@ -302,8 +309,8 @@ def test_no_more_frames_are_in_flight_than_the_plan_says(schedule: Schedule) -> 
 
     source.on_read, sink.on_write = born, gone
     run([unit(source, sink)], FakeBackend(), schedule, geometry=as_it_is)
-    # The reader's own frame and the writer's are the two that no queue holds.
-    assert most <= schedule.frames_in_flight + 2
+    # No queue holds the reader's own frame and the lot of the writer.
+    assert most <= schedule.frames_in_flight + 1 + schedule.lot
     assert most > schedule.converter_queue
 
 

@@ -174,7 +174,12 @@ def test_a_quality_out_of_range_errors(quality: int) -> None:
         plan_images((), TranslateOptions(quality=quality), pixel_type="uint8")
 
 
-def test_pictures_of_one_displayed_size_follow_each_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("small", [0, 1 << 20])
+def test_pictures_of_one_displayed_size_follow_each_other(
+    small: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Small files are read as a whole together with their headers, others not.
+    monkeypatch.setattr(shards, "_SMALL", small)
     folder = tmp_path / "in"
     folder.mkdir()
     tall, wide = pictures.photo(16, 8), pictures.photo(8, 16)
@@ -197,6 +202,22 @@ def test_pictures_of_one_displayed_size_follow_each_other(tmp_path: Path) -> Non
             tag: PictureTag = frame.tag
             order.append((tag.entry.output.name, frame.index))
     assert order == [("1.png", 0), ("4.jpg", 1), ("2.png", 2), ("5.png", 3), ("3.png", None)]
+
+
+def test_pictures_of_the_first_size_do_not_wait_for_the_headers_of_the_others(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(WHOLE["png"])
+    images = ImageSource(_shard(entries_in(folder, tmp_path / "out"))).read()
+    assert not isinstance(next(images), Dropped)
+    (folder / "1.png").write_bytes(b"replaced meanwhile")
+    (folder / "2.png").unlink()
+    losses = [item.error for item in images if isinstance(item, Dropped)]
+    assert "1.png: not an image" in str(losses[0])
+    assert "2.png: cannot be read" in str(losses[1])
 
 
 def _shard(entries: tuple[Entry, ...], **options: Any) -> ImageShard:

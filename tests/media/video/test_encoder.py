@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import replace
 from fractions import Fraction
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import OutputError
+from cyclegan_batch.media.video import encoder as encoder_module
 from cyclegan_batch.media.video.pixel_formats import choose_pix_fmt
 from cyclegan_batch.media.video.sink import VideoSink
 from cyclegan_batch.options import TranslateOptions
@@ -220,6 +222,72 @@ def test_an_encoder_that_cannot_do_it_errors(tmp_path, options, match):
     with pytest.raises(OutputError, match=match):
         plan(source, tmp_path / f"out{suffix}", TranslateOptions(**options))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4"]
+
+
+@pytest.mark.behaviour(28)
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx", "mpeg4", "ffv1"])
+def test_a_plan_is_the_same_on_a_machine_of_any_size(tmp_path, monkeypatch, codec):
+    source = streams.plain(tmp_path / "in.mp4", frames=3, audio=None)
+    options = TranslateOptions(codec=codec)
+    plans = []
+    for cores in (1, 2, 64):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)), False)
+        monkeypatch.setattr(os, "cpu_count", lambda n=cores: n)
+        plans.append(plan(source, tmp_path / "out.mkv", options))
+    assert plans[0] == plans[1] == plans[2]
+
+
+@pytest.mark.behaviour(28, 54)
+@pytest.mark.parametrize("codec", ["libx264", "libx264rgb"])
+def test_the_same_frames_give_the_same_bits_in_every_run(tmp_path, codec):
+    """With AVX-512, x264 wrote other bits in every run."""
+    first, *others = [_bits_of_noise(tmp_path, codec, (240, 320), frames=15) for _ in range(6)]
+    assert all(other == first for other in others)
+
+
+@pytest.mark.behaviour(28, 54)
+def test_x265_writes_the_same_bits_on_a_machine_of_any_size(tmp_path, monkeypatch):
+    """They told which CPU wrote them."""
+    bits = []
+    for cores in (1, 16):
+        monkeypatch.setattr(encoder_module, "cpu_threads", lambda n=cores: n)
+        bits.append(_bits_of_noise(tmp_path, "libx265", (240, 320), frames=10, preset="ultrafast"))
+    assert bits[0] == bits[1]
+    assert not any(b"cpuid" in packet for packet in bits[0])
+
+
+@pytest.mark.parametrize(("cores", "pool"), [(1, 4), (2, 4), (64, 64)])
+def test_x265_never_decides_as_it_does_with_a_small_pool(tmp_path, monkeypatch, cores, pool):
+    """24 frames of a film in 720p came out different with 2 threads and with 4, 12 or 64."""
+    source = streams.plain(tmp_path / "in.mp4", frames=1, audio=None)
+    planned = plan(source, tmp_path / "out.mkv", TranslateOptions(codec="libx265"))
+    monkeypatch.setattr(encoder_module, "cpu_threads", lambda: cores)
+    with av.open(str(tmp_path / "out.nut"), "w", format="nut") as container:
+        stream = encoder_module.add_encoder(
+            container, planned.encoder, planned.colour, planned.output_size, None
+        )
+        assert f"pools={pool}" in stream.codec_context.options["x265-params"].split(":")
+
+
+def _bits_of_noise(tmp_path, codec, size, *, frames, preset="faster"):
+    """Return the packets of ``frames`` pictures of random squares."""
+    source = tmp_path / "in.mkv"
+    if not source.exists():
+        streams.plain(source, frames=3, audio=None, size=size)
+    planned = plan(source, tmp_path / "out.mkv", TranslateOptions(codec=codec, preset=preset))
+    container = av.open(str(tmp_path / "out.nut"), "w", format="nut")
+    stream = encoder_module.add_encoder(container, planned.encoder, planned.colour, size, None)
+    random = np.random.default_rng(1)
+    packets = []
+    for number in range(frames):
+        squares = random.integers(0, 255, (size[0] * 3 // 16, size[1] // 8), np.uint8)
+        picture = np.kron(squares, np.ones((8, 8), np.uint8))
+        frame = av.VideoFrame.from_ndarray(picture, "yuv420p")
+        frame = frame.reformat(format=planned.encoder.pix_fmt)
+        frame.pts, frame.time_base = 40 * number, Fraction(1, 1000)
+        packets += stream.encode(frame)
+    packets += stream.encode(None)
+    return [bytes(packet) for packet in packets]
 
 
 def test_the_number_of_threads_is_part_of_the_plan(tmp_path):

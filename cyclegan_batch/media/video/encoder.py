@@ -110,6 +110,29 @@ bits with 2 threads as with 16, and waits in busy loops. 8 threads of DNxHD take
 _OTHERS_THREADS = 8
 """The bits of all other encoders do not depend on it."""
 
+_JOINABLE = frozenset({
+    "libx264", "libx264rgb", "libx265", "libsvtav1", "libvpx", "libvpx-vp9",
+    "mpeg4", "mpeg2video", "mpeg1video", "flv", "msmpeg4", "msmpeg4v2", "wmv1", "wmv2", "svq1",
+    "cinepak", "msvideo1", "rpza", "qtrle", "flashsv",
+    "ffv1", "ffvhuff", "huffyuv", "utvideo", "magicyuv", "zlib", "png", "tiff", "exr", "dpx",
+    "targa", "sgi", "jpeg2000", "jpegls", "ljpeg", "mjpeg", "rawvideo",
+    "prores", "prores_aw", "prores_ks", "dnxhd", "cfhd", "dvvideo", "dxv", "asv1", "asv2", "cljr",
+    "avrp", "r10k", "r210", "v210", "v308", "v408", "v410", "y41p", "yuv4",
+})  # fmt: skip
+"""Encoders whose stretches join without a seam, and whose bits are the same in every run.
+
+A test holds each of them. H.261, H.263, Snow, AMV and SpeedHQ control their rate across frames by
+default, GIF comes out different every time, and hardware was never tried.
+"""
+
+_SPANNING = frozenset({
+    "b", "bitrate", "target-bitrate", "tbr", "rc", "maxrate", "minrate", "max-bitrate", "mbr",
+    "bufsize", "buf-sz", "vbv-maxrate", "vbv-bufsize", "nal-hrd", "hrd", "strict-cbr", "cbr",
+    "pass", "stats", "passlogfile", "zones", "zonefile", "qpfile", "force-key-frames",
+})  # fmt: skip
+"""Options and parameters, with hyphens, for which an encoder must see the whole video in one run:
+its rate is controlled over many frames, or frames are named by their number."""
+
 _AVX512 = 256
 """OpenCV's number (CV_CPU_AVX512_SKX) for the parts of AVX-512 that x264 uses."""
 
@@ -421,6 +444,52 @@ def _refused_options(plan: EncoderPlan, request: EncoderRequest) -> list[str]:
         refused = open_encoder()
     matches = (_REFUSED_PARAMETER.match(text) for *_, text in logs)
     return refused + [match[1] for match in matches if match]
+
+
+def why_in_one_piece(plan: EncoderPlan) -> str | None:
+    """Return as a note why the video cannot be encoded in stretches; None where it can be.
+
+    It can where a test has shown that the stretches of the encoder join, and where every frame has
+    the same quality whatever the other frames need.
+    """
+    cause = None
+    if plan.format == Y4M_MUXER or plan.name not in _JOINABLE:
+        cause = f"parts of it that {plan.name} encodes one by one are not known to join"
+    elif setting := _spanning_setting(plan):
+        cause = f"{plan.name}'s {setting} spans the whole video"
+    return cause and f"{cause}, so it is encoded in one piece: a killed run begins it anew"
+
+
+def _spanning_setting(plan: EncoderPlan) -> str | None:
+    """Return the setting by which one frame's quality depends on all frames; None without one."""
+    options = dict(plan.options)
+    ours = _OPTIONS_WITH_QUALITY.get(plan.name, {})
+    for key, value in _with_parameters(options):
+        is_ours = ours.get(key) == value and "crf" in options
+        # DNxHD gives every frame the same number of bytes.
+        is_of_one_frame = key == "b" and plan.name == "dnxhd"
+        if key == "flags" and "pass" in value:
+            return f"flags={value}"
+        if key in _SPANNING and value not in ("0", "none") and not (is_ours or is_of_one_frame):
+            return f"{key}={value}"
+    if plan.name in _QSCALE and _RATE_CONTROL_OPTIONS & options.keys():
+        return "bit rate"
+    by_crf = "crf" in options and ours.items() <= options.items()
+    by_another = "qp" in options or options.get("lossless", "0") != "0"
+    if plan.name in _QUALITY_OPTIONS and not by_crf and not by_another:
+        return "bit rate"
+    return None
+
+
+def _with_parameters(options: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield names, with hyphens, and values of options and of the parameters inside of them."""
+    for key, value in options.items():
+        if key.endswith(("-params", "opts")):
+            for parameter in value.split(":"):
+                name, _, setting = parameter.partition("=")
+                yield name.replace("_", "-"), setting or "1"
+        else:
+            yield key.replace("_", "-"), value
 
 
 def add_encoder(

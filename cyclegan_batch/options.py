@@ -6,6 +6,7 @@ help: ``--help`` and docs/options.md are made from this table.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -188,6 +189,9 @@ class TranslateOptions:
     """Recognise an input that has changed by its content, instead of by its size and time."""
     copy_others: bool = field(default=False, metadata=option(RUN))
     """Copy labels and other files of an input folder along."""
+    shard: str | None = field(default=None, metadata=option(RUN, metavar="I/N"))
+    """Translate only part I of N parts of the inputs, ``1/4`` to ``4/4``, so that N machines share
+    a job."""
     cache_dir: Path | None = field(default=None, metadata=option(RUN, metavar="FOLDER"))
     """Where exported checkpoints and TensorRT engines are kept; ``cyclegan-batch doctor`` prints
     the usual place."""
@@ -205,6 +209,23 @@ class TranslateOptions:
                 )
         if self.overwrite and self.skip_existing:
             raise ValueError("overwrite and skip_existing contradict each other; choose one")
+        _ = self.part
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Which part of the inputs is translated, from 1, and of how many; (1, 1) is all.
+
+        Raises ValueError where ``shard`` is no such part.
+        """
+        if self.shard is None:
+            return 1, 1
+        numbers = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", str(self.shard))
+        number, parts = map(int, numbers.groups()) if numbers else (0, 0)
+        if not 1 <= number <= parts:
+            raise ValueError(
+                f"shard must be I/N, a part from 1 and the number of parts, got {self.shard!r}"
+            )
+        return number, parts
 
     @property
     def deinterlaces(self) -> bool:

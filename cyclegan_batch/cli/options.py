@@ -12,7 +12,7 @@ import click
 
 from .. import option_table
 from ..option_table import Option
-from ..options import FrameSize
+from ..options import FrameSize, TranslateOptions
 
 PATH = click.Path(path_type=Path)
 
@@ -98,11 +98,29 @@ class Shape(click.ParamType[tuple[int, int, int]]):
         return batch, height, width
 
 
+class Part(click.ParamType[str]):
+    """``I/N``: part I of N, counted from 1."""
+
+    name = "I/N"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """Return the text. Raises click.BadParameter where it is no part."""
+        text = str(value)
+        try:
+            TranslateOptions(shard=text)
+        except ValueError:
+            self.fail(f"{value!r} is not I/N: a part from 1, and the number of parts", param, ctx)
+        return text
+
+
 _NOTATIONS: dict[str | None, click.ParamType[object]] = {
     "TIME": Seconds(),
     "native|N|WxH": Size(),
     "auto|N": Count(),
     "N,H,W": Shape(),
+    "I/N": Part(),
 }
 """The click types of options whose metavar names a notation of this tool's own."""
 

@@ -54,6 +54,10 @@ _SAMPLED_IMAGES = 32
 """Images whose headers are read for the plan: enough to know the sizes that occur."""
 
 
+_MOST_CAUSES = 20
+"""Failures that are told one by one where no input can be translated: a list may name a million."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackendRequest:
     """What `backends.open_backend` is called with."""
@@ -217,6 +221,7 @@ def plan_job(
         copy_others=options.copy_others,
         format=options.format,
         container=options.container,
+        part=options.part,
     )
     root = _root(tree)
     tree, skipped = _without_existing(tree, options)
@@ -230,7 +235,7 @@ def plan_job(
             continue
         try:
             if entry.kind == "unread":
-                raise InputError(why_unread(entry.source))
+                raise InputError(why_unread(entry))
             videos.append(_plan_video(entry, generator.card, options))
         except (InputError, OutputError) as error:
             if options.on_error == "fail" or len(tree.entries) + skipped == 1:
@@ -248,7 +253,9 @@ def plan_job(
     notes += _fixed_size_notes(generator.card, options)
     sizes = [video.size for video in videos] + _some_sizes(images, options)
     if len(failures) == len(tree.entries) > 0 and not skipped:
-        causes = "\n".join(f"  {failure.cause}" for failure in failures)
+        causes = "\n".join(f"  {failure.cause}" for failure in failures[:_MOST_CAUSES])
+        more = len(failures) - _MOST_CAUSES
+        causes += f"\n  and {more} more" if more > 0 else ""
         raise InputError(f"none of the {len(failures)} inputs can be translated:\n{causes}")
     backend, choice, schedule = _choose_backend(generator, options, sizes, say)
     plan = JobPlan(

@@ -82,11 +82,14 @@ class Entry:
     """One input and the output it becomes."""
 
     kind: Kind
-    """``unread`` is an image of a kind that is not read (`why_unread`), which is a failure."""
+    """``unread`` is an image of a kind that is not read, or a file of a list that is missing: a
+    failure, whose reason `why_unread` gives."""
     source: Path
     """The file. For ``pattern`` it is the pattern (``f_%06d.png``), for ``pipe`` `PIPE`."""
     output: Path
     """The file to write, or `PIPE` for standard output."""
+    problem: str | None = None
+    """Why an ``unread`` file cannot be read, where that is known better than by its kind."""
 
 
 def counted_suffixes(suffixes: Iterable[str], most: int = 6) -> str:

@@ -884,6 +884,8 @@ def test_a_full_disk_errors_and_leaves_nothing(
         ["-y", "-n"],
         ["--codecs", "x"],
         ["--container", "webm"],
+        ["--shard", "0/4"],
+        ["--shard", "3"],
     ],
 )
 def test_a_wrong_word_is_a_usage_error(model: Path, clip: Path, arguments: Sequence[str]) -> None:

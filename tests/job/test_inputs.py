@@ -243,7 +243,7 @@ def test_a_picture_of_a_kind_that_is_not_read_is_no_other_file(tmp_path: Path, n
         ("image", "b.png"),
     ]
     assert tree.notes == ()
-    assert why_unread(strange).startswith(f"{strange}: images of the kind .")
+    assert why_unread(tree.entries[0]).startswith(f"{strange}: images of the kind .")
     # As the only input it is unread too, unless its content is an image.
     assert find_inputs([strange], tmp_path / "o.png").entries[0].kind == "unread"
     strange.write_bytes(PNG)

@@ -1,8 +1,7 @@
-"""The files of a folder, by kind."""
+"""The files of a folder, or those of them that a glob matches, by kind."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,14 +9,17 @@ from pathlib import Path
 
 from ...media.formats import IMAGE_FORMATS, VIDEO_SUFFIXES, Kind, counted_suffixes, natural_key
 from ...wording import Note, printable
+from .globs import search, split_glob
 from .naming import kind_by_suffix
-from .refusals import unreadable
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The content of a folder, as paths relative to it, in no particular order."""
+    """Files beneath a folder, as paths relative to it, in no particular order."""
 
+    name: Path
+    """What the user named: the folder, or a glob."""
+    folder: Path
     images: list[Path]
     videos: list[Path]
     unread: list[Path]
@@ -30,14 +32,23 @@ class Listing:
     @classmethod
     def of(cls, folder: Path) -> Listing:
         """List ``folder`` and everything beneath it. Raises InputError."""
-        listing = cls([], [], [], [], [], [])
+        return cls._searched(folder, folder, ())
+
+    @classmethod
+    def of_glob(cls, glob: Path) -> Listing:
+        """List the files that match ``glob``. Raises InputError."""
+        return cls._searched(glob, *split_glob(glob))
+
+    @classmethod
+    def _searched(cls, name: Path, folder: Path, parts: tuple[str, ...]) -> Listing:
+        listing = cls(name, folder, [], [], [], [], [], [])
         lists = {
             "image": listing.images,
             "video": listing.videos,
             "unread": listing.unread,
             "other": listing.others,
         }
-        for relative, entry in _walk(folder, Path()):
+        for relative, entry in dict(search(folder, parts)).items():
             if entry.name.startswith("."):
                 listing.hidden.append(relative)
             elif entry.is_dir():
@@ -61,6 +72,12 @@ class Listing:
         return sorted(kinds, key=lambda each: natural_key(each[1]))
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing at all, not even what is left out."""
+        found = self.images, self.videos, self.unread, self.others, self.links, self.hidden
+        return not any(found)
+
+    @property
     def labels(self) -> list[Path]:
         """Unread images that may be labels, such as depth in EXR; HEIC files are photographs."""
         return [path for path in self.unread if path.suffix.lower() not in IMAGE_FORMATS]
@@ -82,16 +99,16 @@ class Listing:
             f"videos {_words(VIDEO_SUFFIXES)}"
         )
 
-    def notes(self, folder: Path, copy_others: bool) -> Iterator[Note]:
+    def notes(self, copy_others: bool) -> Iterator[Note]:
         """Yield what is left out or copied, with the reason."""
         for link in sorted(self.links):
             yield Note(
-                folder / link,
+                self.folder / link,
                 "a link to a folder is not followed; name it as an input of its own to include it",
             )
         if self.labels and copy_others:
             yield Note(
-                folder,
+                self.name,
                 "copied as they are, since images of these kinds are not read here: "
                 f"{counted_suffixes(path.suffix for path in self.labels)}",
             )
@@ -99,25 +116,10 @@ class Listing:
             suffixes = sorted({path.suffix for path in self.others if path.suffix})[:5]
             examples = f" ({printable(', '.join(suffixes))})" if suffixes else ""
             yield Note(
-                folder,
+                self.name,
                 f"left out, as neither images nor videos: {len(self.others)} of its files"
                 f"{examples}; --copy-others copies them",
             )
-
-
-def _walk(folder: Path, relative: Path) -> Iterator[tuple[Path, os.DirEntry[str]]]:
-    """Yield all files beneath ``folder``, and the folders not entered: hidden ones and links."""
-    try:
-        with os.scandir(folder / relative) as scan:
-            entries = list(scan)
-    except OSError as error:
-        raise unreadable(folder / relative, error) from error
-    for entry in entries:
-        path = relative / entry.name
-        if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
-            yield from _walk(folder, path)
-        else:
-            yield path, entry
 
 
 def _words(suffixes: Iterable[str]) -> str:

@@ -147,11 +147,11 @@ def with_full_names(entries: Sequence[Entry]) -> tuple[Sequence[Entry], list[Not
 
     A note tells it.
     """
-    count = Counter(entry.output for entry in entries)
+    count = Counter(str(entry.output) for entry in entries)
     alike = [
         entry
-        for entry in entries
-        if count[entry.output] > 1 and entry.output.name != entry.source.name
+        for entry in (entries if len(count) < len(entries) else ())
+        if count[str(entry.output)] > 1 and entry.output.name != entry.source.name
     ]
     if not alike:
         return entries, []
@@ -212,12 +212,14 @@ def _reads_heic() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def why_unread(path: Path) -> str:
-    """Return why an ``unread`` image is not translated, and the remedy."""
-    if path.suffix.lower() in IMAGE_FORMATS:
-        return f"{printable(path)}: {HEIC_MISSING}"
-    kind = printable(path.suffix.lower())
+def why_unread(entry: Entry) -> str:
+    """Return why an ``unread`` file is not translated, and the remedy."""
+    name, suffix = printable(entry.source), entry.source.suffix.lower()
+    if entry.problem is not None:
+        return entry.problem
+    if suffix in IMAGE_FORMATS:
+        return f"{name}: {HEIC_MISSING}"
     return (
-        f"{printable(path)}: images of the kind {kind} are not read here; "
+        f"{name}: images of the kind {printable(suffix)} are not read here; "
         "convert it to PNG, TIFF or JPEG"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import InputError, OutputError
@@ -19,10 +19,15 @@ def must_exist(source: Path) -> None:
     except OSError as error:
         raise unreadable(source, error) from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise InputError(
-            f"{printable(source)}: is neither a file nor a folder; "
-            "to read from a pipe, send y4m to - (standard input)"
-        )
+        raise not_regular(source)
+
+
+def not_regular(path: Path) -> InputError:
+    """Return the error for a queue, a socket or a device."""
+    return InputError(
+        f"{printable(path)}: is neither a file nor a folder; "
+        "to read from a pipe, send y4m to - (standard input)"
+    )
 
 
 def unreadable(path: Path, error: OSError) -> InputError:
@@ -41,61 +46,78 @@ class Places:
     """
 
     def __init__(self) -> None:
-        self._folders: dict[str, str] = {}
-
-    def folder_of(self, path: Path) -> str:
-        """Return the real path of the folder of ``path``."""
-        folder = os.path.dirname(path)  # noqa: PTH120 - text
-        real = self._folders.get(folder)
-        if real is None:
-            real = self._folders[folder] = os.path.realpath(folder)
-        return real
+        self.folders: dict[str, str] = {}
+        """The real paths of the folders so far."""
 
     def of(self, path: Path) -> str:
         """Return the real path of the entry ``path``: links in its folder resolved, its own not."""
-        return os.path.join(self.folder_of(path), path.name)  # noqa: PTH118 - text
+        folder, name = os.path.split(path)
+        real = self.folders.get(folder)
+        if real is None:
+            real = self.folders[folder] = os.path.realpath(folder)
+        return os.path.join(real, name)  # noqa: PTH118 - text
 
 
-def refuse_collisions(entries: Iterable[Entry], places: Places) -> None:
-    """Raise InputError where two inputs would become one output."""
-    sources: dict[str, Path] = {}
+def refuse_misplaced(
+    entries: Sequence[Entry], *, root: Path | None = None, input_folders: Iterable[Path] = ()
+) -> None:
+    """Refuse outputs of one place, and outputs that are inputs or lie in input folders.
+
+    With ``root``, the folder of all outputs, those that a link leads out of it are refused, too.
+    Raises InputError for two inputs that would become one output, OutputError for the rest.
+    """
+    places = Places()
+    outputs: dict[str, Entry] = {}
     for entry in entries:
-        other = sources.setdefault(places.of(entry.output), entry.source)
-        if other is not entry.source:
+        other = outputs.setdefault(places.of(entry.output), entry)
+        if other is not entry:
             raise InputError(
-                f"{printable(other)} and {printable(entry.source)} would both become "
+                f"{printable(other.source)} and {printable(entry.source)} would both become "
                 f"{printable(entry.output)}; translate them into different folders"
             )
+    if root is not None:
+        _refuse_leaving(root, places.folders)
+    _refuse_inside_inputs(places.folders, input_folders)
+    # An output that does not exist is no input: a new folder needs no look at each of its files.
+    if any(map(os.path.isdir, places.folders.values())):
+        existing = {place for place in outputs if os.path.lexists(place)}
+        _refuse_replacing(entries, {place: outputs[place].output for place in existing})
 
 
-def refuse_touching_inputs(
-    entries: Sequence[Entry], sources: Sequence[Path], places: Places
-) -> None:
-    """Raise OutputError where an output is an input or lies inside an input folder."""
-    inputs: dict[str, Path] = {}
-    for entry in entries:
-        inputs[places.of(entry.source)] = entry.source
-        if entry.source.is_symlink():
-            inputs[os.path.realpath(entry.source)] = entry.source
-    folders = {Path(os.path.realpath(each)): each for each in sources if each.is_dir()}
-    checked_folders: set[str] = set()
-    for entry in entries:
-        target = places.of(entry.output)
-        if target in inputs:
-            raise OutputError(
-                f"{printable(entry.output)}: the output would replace the input "
-                f"{printable(inputs[target])}; choose another output name or folder"
-            )
-        home = places.folder_of(entry.output)
-        if home in checked_folders:
-            continue
-        checked_folders.add(home)
-        for folder in (Path(home), *Path(home).parents):
-            if folder in folders:
+def _refuse_replacing(entries: Iterable[Entry], existing: Mapping[str, Path]) -> None:
+    """Raise OutputError where an input is one of the outputs that exist, or a link to one."""
+    places = Places()
+    for entry in entries if existing else ():
+        source = str(entry.source)
+        real = os.path.realpath(source) if os.path.islink(source) else ""  # noqa: PTH114 - text
+        for place in (places.of(entry.source), real):
+            if place in existing:
                 raise OutputError(
-                    f"{printable(entry.output)}: the output lies inside the input folder "
-                    f"{printable(folders[folder])}; choose a folder outside it"
+                    f"{printable(existing[place])}: the output would replace the input "
+                    f"{printable(entry.source)}; choose another output name or folder"
                 )
+
+
+def _refuse_inside_inputs(folders: Mapping[str, str], input_folders: Iterable[Path]) -> None:
+    inputs = {Path(os.path.realpath(each)): each for each in input_folders}
+    for folder, real in folders.items() if inputs else ():
+        for above in (Path(real), *Path(real).parents):
+            if above in inputs:
+                raise OutputError(
+                    f"{printable(folder)}: the output lies inside the input folder "
+                    f"{printable(inputs[above])}; choose a folder outside it"
+                )
+
+
+def _refuse_leaving(root: Path, folders: Mapping[str, str]) -> None:
+    real_root = os.path.realpath(root)
+    beneath = real_root.rstrip(os.sep) + os.sep
+    for folder, real in folders.items():
+        if real != real_root and not real.startswith(beneath):
+            raise OutputError(
+                f"{printable(folder)}: leads out of the output folder {printable(root)} "
+                f"(to {printable(real)}); remove the link or choose another output folder"
+            )
 
 
 def refuse_inside(root: Path, folder: Path) -> None:
@@ -108,15 +130,3 @@ def refuse_inside(root: Path, folder: Path) -> None:
             f"{printable(root)}: the output lies inside the input folder {printable(folder)}; "
             "choose a folder outside it"
         )
-
-
-def refuse_leaving(root: Path, entries: Iterable[Entry]) -> None:
-    """Raise OutputError where a link inside ``root`` would lead an output out of it."""
-    real_root = Path(os.path.realpath(root))
-    for parent in dict.fromkeys(entry.output.parent for entry in entries):
-        real = Path(os.path.realpath(parent))
-        if real != real_root and real_root not in real.parents:
-            raise OutputError(
-                f"{printable(parent)}: leads out of the output folder {printable(root)} "
-                f"(to {printable(real)}); remove the link or choose another output folder"
-            )

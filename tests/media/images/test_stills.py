@@ -179,7 +179,7 @@ def test_heic_without_its_extra_is_named_and_never_copied(
         kinds = {entry.source.name: entry.kind for entry in entries}
         assert kinds.pop("c.json", "other") == "other"
         assert kinds == {"a.HEIC": "unread", "b.png": "image"}
-    assert "pip install 'cyclegan-batch[heic]'" in naming.why_unread(tmp_path / "a.HEIC")
+    assert "pip install 'cyclegan-batch[heic]'" in naming.why_unread(entries[0])
 
 
 @pytest.mark.parametrize("make", [avif, gif, heic, jp2])

@@ -20,7 +20,7 @@ from typing import TypedDict
 
 from ._version import __version__
 from .machine import cpu_threads, default_cache_dir, nvidia_gpus, own_scheduling
-from .wording import first_line, printable
+from .wording import byte_size, first_line, printable
 
 ENCODERS = (
     "libx264",
@@ -123,10 +123,10 @@ def lines(report: Report) -> list[str]:
     """Return a report of `examine` as lines for people."""
     system, gpus = report["system"], report["gpus"]
     ffmpeg, cache = report["ffmpeg"], report["cache"]
-    memory = "" if system["memory"] is None else f", {_gibibytes(system['memory'])} of memory"
+    memory = "" if system["memory"] is None else f", {byte_size(system['memory'])} of memory"
     driver = f" (driver {gpus['driver']})" if gpus["driver"] else ""
     libraries = f"{ffmpeg['version']}, {_pairs(ffmpeg['libraries'])}"
-    size = "not there yet" if cache["bytes"] is None else _gibibytes(cache["bytes"])
+    size = "not there yet" if cache["bytes"] is None else byte_size(cache["bytes"])
     return [
         f"Version    cyclegan-batch {report['version']}",
         f"System     {system['os']}, Python {system['python']}",
@@ -308,7 +308,3 @@ def _warnings() -> list[str]:
 
 def _pairs(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _gibibytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

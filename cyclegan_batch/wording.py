@@ -68,6 +68,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
+def byte_size(count: int) -> str:
+    """Return a number of bytes as ``1.5 GiB``, or in MiB below one."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
 def first_line(error: BaseException, most: int = 200) -> str:
     """Return the first line of a foreign error, at most ``most`` characters, or its type's name.
 

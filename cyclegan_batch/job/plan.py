@@ -212,6 +212,7 @@ def plan_job(
     """
     from ..opening import open_for_translation
     from .inputs import find_inputs, why_unread
+    from .space import check_space
 
     # Cheap checks come first: a typing error need not wait until a model is loaded.
     _check_times(options)
@@ -257,6 +258,9 @@ def plan_job(
         more = len(failures) - _MOST_CAUSES
         causes += f"\n  and {more} more" if more > 0 else ""
         raise InputError(f"none of the {len(failures)} inputs can be translated:\n{causes}")
+    others = tuple(entry for entry in tree.entries if entry.kind == "other")
+    if not options.preview:
+        notes += check_space(videos, images, others)
     backend, choice, schedule = _choose_backend(generator, options, sizes, say)
     plan = JobPlan(
         inputs=tuple(inputs),
@@ -266,7 +270,7 @@ def plan_job(
         backend=choice,
         schedule=schedule,
         entries=tuple(work),
-        others=tuple(entry for entry in tree.entries if entry.kind == "other"),
+        others=others,
         videos=tuple(videos),
         shards=tuple(shards),
         skipped=skipped,

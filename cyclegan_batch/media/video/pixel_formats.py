@@ -54,6 +54,15 @@ def bits_of(pix_fmt: str) -> int:
     return max(component.bits for component in av.VideoFormat(pix_fmt).components)
 
 
+def frame_bytes(pix_fmt: str, size: Size) -> int:
+    """Return the bytes of a frame of ``size`` (height, width) in a planar format, as y4m has it."""
+    height, width = size
+    return sum(
+        each.width * each.height * (2 if each.bits > 8 else 1)
+        for each in av.VideoFormat(pix_fmt, width, height).components
+    )
+
+
 def is_odd_for(pix_fmt: str, size: Size) -> bool:
     """Return whether a side is not a multiple of the pixel format's chroma subsampling."""
     across, down, _ = _sampling(pix_fmt)

@@ -24,7 +24,7 @@ from ...options import TranslateOptions
 from ...wording import Note, printable
 from ..alpha import Alpha
 from ..demux.probe import media_info, probe
-from ..demux.standard_input import standard_input
+from ..demux.standard_input import Y4M_MUXER, standard_input
 from ..demux.stream_info import Fields, MediaInfo, StreamInfo
 from ..demux.timestamps import discontinuity_notes, start_note
 from ..formats import PIPE
@@ -40,8 +40,11 @@ from .encoder import (
     plan_with_extras,
     plan_y4m,
 )
+from .pixel_formats import frame_bytes
 
 _Y4M = ".y4m"
+_FRAME_LINE = b"FRAME\n"
+"""Stands before each frame of a y4m file."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,26 @@ class VideoPlan:
     def name(self) -> str:
         """The input, as messages call it."""
         return _name(self.path)
+
+    @property
+    def y4m_bytes(self) -> int | None:
+        """The size of an output that is y4m, but for its header; None where it is not known.
+
+        As sure as `frames_expected`, for which see `is_count_stated`.
+        """
+        if self.streams is not None or self.frames_expected is None:
+            return None
+        frame = len(_FRAME_LINE) + frame_bytes(self.encoder.pix_fmt, self.output_size)
+        return self.frames_expected * frame
+
+    @property
+    def is_count_stated(self) -> bool:
+        """Whether the source states its number of frames; a duration may be that of its sound.
+
+        All frames of a y4m file have one length, so its size states their number.
+        """
+        counted = self.stream.frames_counted or self.stream.frames_claimed
+        return counted is not None or self.info.format == Y4M_MUXER
 
     @property
     def picture_rate(self) -> Fraction | None:

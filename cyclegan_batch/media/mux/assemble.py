@@ -155,6 +155,9 @@ def _muxer_options(
     with_cover: bool,
 ) -> dict[str, str]:
     options = dict(container_for(plan.output).options)
+    if plan.format in ("matroska", "webm"):
+        # Without it, the numbers that identify the segment and its tracks are random.
+        options["fflags"] = "+bitexact"
     if plan.format in ("mp4", "mov"):
         options["movie_timescale"] = str(_movie_timescale(plan, joined, source))
         if not with_cover and any("." in key for key in plan.metadata):

@@ -18,8 +18,10 @@ from cyclegan_batch.media.demux.probe import probe
 from cyclegan_batch.media.demux.stream_info import MediaInfo, StreamInfo
 from cyclegan_batch.media.mux import assemble as assemble_module
 from cyclegan_batch.media.mux.assemble import assemble
+from cyclegan_batch.media.mux.containers import CONTAINERS
 from cyclegan_batch.media.mux.joined_video import JoinedVideo
 from cyclegan_batch.media.mux.streams import plan_streams
+from cyclegan_batch.media.mux.trial import TranslatedVideo
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.mux.assembling import (
@@ -169,6 +171,24 @@ def test_the_encoders_colour_tags_and_sample_aspect_reach_the_file(
     stream = ffprobe(output, "-show_streams", "-select_streams", "v:0")["streams"][0]
     assert stream["sample_aspect_ratio"] == "4:3"
     assert (stream["color_space"], stream["color_range"]) == ("bt709", "tv")
+
+
+@pytest.mark.behaviour(28)
+@pytest.mark.parametrize("suffix", [suffix for suffix in CONTAINERS if suffix != ".m4v"])
+def test_the_same_stretches_give_the_same_bytes(tmp_path: Path, suffix: str) -> None:
+    make = streams.mkv if suffix == ".mkv" else streams.plain
+    source = make(tmp_path / "a.mkv", frames=10)
+    info = probe(source)
+    codec = "libvpx-vp9" if suffix == ".webm" else "libx264"
+    audio = "libopus" if suffix == ".webm" else "copy"
+    options = TranslateOptions(codec=codec, audio=audio)
+    video = TranslatedVideo(encoder=codec, pix_fmt="yuv420p", size=(48, 64))
+    plan = plan_streams(info, info.best_video(None), tmp_path / f"out{suffix}", options, video)
+    stretches = encode(info, info.best_video(None), tmp_path, codec=codec, per=6)
+    files = [tmp_path / f"{number}{suffix}" for number in range(2)]
+    for file in files:
+        assemble(stretches, plan, file)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 # Times

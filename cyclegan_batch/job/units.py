@@ -94,6 +94,12 @@ class StretchUnit:
     """From 0 to ``plan.stretches - 1``."""
     folder: Path
     """Where the files of the video's stretches are kept; it is made where it does not exist."""
+    before: tuple[Stretch, ...] = ()
+    """The last stretches that are done directly before this one, in order; three suffice.
+
+    To be given where an earlier run ended here and found no damage at all in the video. Then most
+    of what precedes them need not be decoded again.
+    """
 
     @property
     def name(self) -> str:
@@ -112,7 +118,7 @@ class StretchUnit:
         """Return the reader of the frames, which goes on with the reading of ``previous``."""
         from ..media.video.source import StretchSource
 
-        return StretchSource(self.plan, self.number, previous)
+        return StretchSource(self.plan, self.number, previous, self.before)
 
     def open_sink(self) -> StretchSink:
         """Return the encoder. The output is not locked: whoever hands out the stretches does it."""

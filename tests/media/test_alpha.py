@@ -20,7 +20,7 @@ from cyclegan_batch.media.video import source as video_source
 from cyclegan_batch.media.video.pixel_formats import choose_pix_fmt
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
-from tests.media.identity import FAST, plan, run
+from tests.media.identity import FAST, plan, run, seen
 from tests.media.video.test_fields import clip as fields
 from tests.media.witness import needs_ffprobe, probe
 
@@ -149,6 +149,20 @@ def test_a_video_without_alpha_goes_into_an_encoder_with_it_as_opaque(tmp_path):
     assert not planned.encoder.alpha
     run(planned)
     assert (seen_alpha(output, "yuva444p10le") == 1023).all()
+
+
+@needs_ffprobe
+@pytest.mark.behaviour(7, 10)
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_a_part_that_is_reached_without_a_seek_keeps_its_alpha(tmp_path, codec):
+    source = clip(tmp_path / "in.webm", codec)
+    lossless = TranslateOptions(codec="ffv1")
+    whole = seen(plan(source, tmp_path / "out.mkv", lossless))
+    part = seen(plan(source, tmp_path / "out.mkv", replace(lossless, ss=0.08)))
+    assert [frame.tag.pts for frame in part] == [frame.tag.pts for frame in whole[2:]]
+    for one, other in zip(part, whole[2:], strict=True):
+        assert np.array_equal(one.pixels, other.pixels)
+        assert np.array_equal(one.tag.alpha.values, other.tag.alpha.values)
 
 
 @needs_ffprobe

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
 import av
@@ -34,9 +35,13 @@ frame that is shown after it (FFmpeg ticket 11137)."""
 class FrameReader:
     """Read the video stream of a plan from its beginning, or from shortly before ``start``."""
 
-    def __init__(self, plan: VideoPlan, start: Fraction | None) -> None:
-        """``start``: ticks after the first frame; frames before it are not needed."""
-        self._plan, self._start = plan, start
+    def __init__(self, plan: VideoPlan, start: Fraction | None, known: Sequence[int] = ()) -> None:
+        """``start``: ticks after the first frame; frames before it are not needed.
+
+        ``known``: the times (PTS) of frames that directly precede those that are needed, as an
+        earlier reading found them; none where not `can_begin_anywhere`.
+        """
+        self._plan, self._start, self._known = plan, start, known
         self._container: av.container.InputContainer | None = None
         self._pipe: StandardInput | None = None
         self.timeline = Timeline(plan.info.format)
@@ -52,6 +57,10 @@ class FrameReader:
         intact frames beside it. At the first sign of damage the file is therefore decoded again
         from its beginning, by one thread, and the frames that were yielded before are skipped.
         Raises InputError, also for damage in a pipe, which cannot be read again.
+
+        With ``known`` times only the first frame of the file, the last known one and those behind
+        it are yielded. The packets between are read, but most of them are not decoded. Raises
+        UncertainError where that cannot be told to give the same frames.
         """
         count = 0
         try:
@@ -59,6 +68,8 @@ class FrameReader:
                 yield item
                 count += 1
         except UncertainError:
+            if self._known:
+                raise
             if self._pipe is not None:
                 raise InputError(f"{self._plan.name}: a frame in it cannot be decoded") from None
             for item in self._decode(careful=True):
@@ -111,10 +122,11 @@ class FrameReader:
             stream.codec_context.thread_count = 1
         decode = decoder(stream, alpha=self._plan.encoder.alpha)
         losses = LossDetector(careful=careful)
-        may_seek = self._start is not None and self._can_seek()
+        may_seek = self._start is not None and can_begin_anywhere(self._plan)
+        overlap = _Overlap(self._known)
         for packet in self._demux(container):
             # PyAV 18.1 sets no stream_index on the flushing packet: it is 0.
-            if packet.stream.index != stream.index:
+            if packet.stream.index != stream.index or overlap.passes_by(packet):
                 continue
             losses.expect(packet)
             try:
@@ -130,17 +142,20 @@ class FrameReader:
                         continue
                     losses.note_concealed()
                 yield from losses.lost_before(frame)
-                if losses.is_late(frame):
+                if losses.is_late(frame) or overlap.is_known(frame):
                     continue
                 yield frame
-                if may_seek:
-                    may_seek = False
-                    self._seek(container, stream, frame)
-                    # A seek flushes the decoders of the container, but not one of our own.
+                was_moved = may_seek and self._seek(container, stream, frame)
+                may_seek = False
+                if overlap.begins() or was_moved:
+                    stream.codec_context.flush_buffers()
+                    # That flushes the decoder of the container, but not one of our own.
                     decode = decoder(stream, alpha=self._plan.encoder.alpha)
                     losses = LossDetector(careful=careful)
+                    break
             if not packet.size:
                 break
+        overlap.end()
         yield from losses.lost_at_end()
 
     def _stream_of(self, container: av.container.InputContainer) -> VideoStream:
@@ -163,22 +178,82 @@ class FrameReader:
             flush.stream = container.streams[self._plan.stream.index]
             yield flush
 
-    def _can_seek(self) -> bool:
-        """Return whether a seek by the container's index reaches the planned frames exactly.
-
-        In MPEG-TS, MPEG-PS and AVI it does not. A deinterlacer requires the frames before, too.
-        """
-        plan = self._plan
-        return plan.info.format.startswith(("mov", "matroska")) and not plan.options.deinterlaces
-
     def _seek(
         self, container: av.container.InputContainer, stream: VideoStream, first: av.VideoFrame
-    ) -> None:
-        """Go to shortly before the stretch, whose times count from the ``first`` frame."""
+    ) -> bool:
+        """Go to shortly before the stretch, whose times count from the ``first`` frame.
+
+        Return whether that was worth a seek.
+        """
         base = self._plan.stream.time_base
         if first.pts is None or self._start is None or self._start * base < _SEEK_FROM:
-            return
+            return False
         target = first.pts + math.floor(self._start - _SEEK_MARGIN / base)
         container.seek(target, stream=stream, backward=True)
         self.timeline.forget()
         self.has_seeked = True
+        return True
+
+
+def can_begin_anywhere(plan: VideoPlan) -> bool:
+    """Return whether decoding from a key frame in the middle gives the frames of the whole.
+
+    In MPEG-TS, MPEG-PS and AVI, and by a seek there, it does not. A deinterlacer requires the
+    frames before, too.
+    """
+    return plan.info.format.startswith(("mov", "matroska")) and not plan.options.deinterlaces
+
+
+class _Overlap:
+    """The frames whose times are known, where the decoder begins in the middle of the file.
+
+    Behind the first frame of the file packets are passed by up to a key frame among the known
+    ones. From there on every known time must be met; then the file is the one that was read
+    before, and the decoder is on its track. Without known times nothing is passed by.
+    """
+
+    def __init__(self, known: Sequence[int]) -> None:
+        """``known``: PTS, ascending."""
+        self._known = known
+        self._key: int | None = None
+        """The index of the key frame's time, once there was one."""
+        self._next: int | None = None
+        """The index of the time that is due."""
+        self.is_passing_by = False
+        """No packet is decoded until there is a key frame among the known ones."""
+
+    def begins(self) -> bool:
+        """Begin to pass packets by, and return whether there are any known times to come."""
+        self.is_passing_by = bool(self._known) and self._next is None
+        return self.is_passing_by
+
+    def passes_by(self, packet: Packet) -> bool:
+        """Return whether the next packet of the video is not decoded. Raises UncertainError."""
+        if not self.is_passing_by:
+            return False
+        if packet.pts is None or not packet.is_keyframe or packet.pts < self._known[0]:
+            return packet.size > 0
+        index = bisect.bisect_left(self._known, packet.pts)
+        if index == len(self._known) or self._known[index] != packet.pts:
+            raise UncertainError
+        self._key = self._next = index
+        self.is_passing_by = False
+        return False
+
+    def is_known(self, frame: av.VideoFrame) -> bool:
+        """Return whether a frame is a known one, other than the last. Raises UncertainError."""
+        due = self._next
+        if due is None or due == len(self._known):
+            return False
+        if due == self._key and frame.pts is not None and frame.pts < self._known[due]:
+            # A leading picture of the key frame is shown before it, and lacks its references.
+            return True
+        if frame.pts != self._known[due]:
+            raise UncertainError
+        self._next = due + 1
+        return self._next < len(self._known)
+
+    def end(self) -> None:
+        """Take the end of the file. Raises UncertainError where known times were not met."""
+        if self._known and self._next != len(self._known):
+            raise UncertainError

@@ -27,7 +27,11 @@ class Lost:
 
 
 class UncertainError(Exception):
-    """Damage that several decoding threads cannot attribute to its frame; one thread can."""
+    """Damage that several decoding threads cannot attribute to its frame; one thread can.
+
+    Also: decoding from the middle of the file may not give the frames that decoding from its
+    beginning gives.
+    """
 
 
 class LossDetector:

@@ -8,7 +8,7 @@ moved to one tick after the one before, so that no frame is lost.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -29,9 +29,9 @@ from ..demux.lookahead import UNCOUNTED
 from ..demux.timestamps import LONGEST_GAP, discontinuity_notes
 from .colour import ToRGB
 from .cut_short import cut_short
-from .decoding import FrameReader
+from .decoding import FrameReader, can_begin_anywhere
 from .deinterlace import Deinterlacer, FieldTimes
-from .loss import GapCounter, Lost
+from .loss import GapCounter, Lost, UncertainError
 from .plan import Timing, VideoPlan
 
 
@@ -52,11 +52,18 @@ class Reading:
     A frame has its number among all that the plan translates; one that is lost has a number, too.
     """
 
-    def __init__(self, plan: VideoPlan) -> None:
+    def __init__(self, plan: VideoPlan, known: Sequence[int] = (), first: int = 0) -> None:
+        """``known``: the times (PTS) of the frames directly before number ``first``.
+
+        An earlier reading found them, and no damage. Frames before ``first`` are then not needed,
+        and most of them are not decoded.
+        """
         self.plan = plan
         self.users = 0
         """How many sources share it."""
-        self.position = 0
+        self._known_end = (known[-1], first) if known and can_begin_anywhere(plan) else None
+        """The time of the last known frame, and the number of the one behind it."""
+        self.position = first if self._known_end else 0
         """The number of the next frame."""
         self._first_pts: int | None = None
         self._end = 0
@@ -66,8 +73,8 @@ class Reading:
         """Ticks from frame to frame at the average frame rate."""
         self._from = _ticks(plan.options.ss, base)
         self._to = _ticks(plan.options.to, base)
-        self._reader = FrameReader(plan, self._from)
-        self._items = self._numbered()
+        self._reader = FrameReader(plan, self._from, known if self._known_end else ())
+        self._items = self._all()
         self._findings: list[Dropped | Note] = []
         """What is known once the whole video is read."""
         self._error: CycleganBatchError | None = None
@@ -93,38 +100,60 @@ class Reading:
             self._error = error
             raise
 
-    def _numbered(self) -> Generator[tuple[int, Decoded | Dropped | Note]]:
+    def _all(self) -> Generator[tuple[int, Decoded | Dropped | Note]]:
         """Yield decoded frames and what concerns single ones, each with the frame's number."""
+        if self._known_end is not None:
+            try:
+                yield from self._numbered()
+            except UncertainError:
+                self._known_end = None
+                self._reader.close()
+                self._reader = FrameReader(self.plan, self._from)
+            else:
+                return
+        reached = self.position
+        for number, item in self._numbered():
+            if number >= reached:
+                yield number, item
+
+    def _numbered(self) -> Generator[tuple[int, Decoded | Dropped | Note]]:
+        """Yield what `_all` does. Raises UncertainError where frames that were left out matter."""
         plan = self.plan
+        number = 0
         any_dropped = changes_size = False
         gaps = GapCounter(self._step, round(LONGEST_GAP / plan.stream.time_base))
         for item in self._cut(self._timed(self._deinterlaced(self._reader.frames()))):
-            number = self.position
             if isinstance(item, Lost):
                 gaps.take(item.pts, self._discontinuities())
                 any_dropped = True
-                self.position += 1
+                self.position = max(self.position, number + 1)
                 yield number, self._undecodable(number, item)
             else:
                 timing, frame = item
+                if self._known_end is not None and timing.pts == self._known_end[0]:
+                    number = self._known_end[1] - 1
                 turn = self._turn(frame)
                 if not changes_size and (note := self._other_size(number, frame, turn)):
+                    if self._known_end is not None:
+                        # It may not be the first that differs.
+                        raise UncertainError
                     changes_size = True
                     yield number, note
                 if frame.is_corrupt:
                     any_dropped = True
                     yield number, self._concealed(number, timing.pts)
-                self.position += 1
+                self.position = max(self.position, number + 1)
                 yield number, Decoded(number, timing, frame, turn)
                 gaps.take(timing.pts, self._discontinuities())
-            if self.position == plan.options.frames:
+            number += 1
+            if number == plan.options.frames:
                 break
-        if self.position == 0:
+        if number == 0:
             raise self._without_frames()
         self._findings += self._discontinuity_notes()
         if missing := self._missing(gaps, any_dropped=any_dropped):
             self._findings.append(missing)
-        ends_early = self.position == plan.options.frames or self._has_reached_to()
+        ends_early = number == plan.options.frames or self._has_reached_to()
         if not ends_early and (error := self._cut_short()):
             self._findings.append(Dropped(plan.name, error))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 from ...frames import Frame
 from ...wording import Note
 from .. import Dropped
+from ..mux.joined_video import Stretch
 from .plan import VideoPlan
 from .reading import Decoded, Reading
 
@@ -45,17 +47,25 @@ class StretchSource(VideoSource):
     decoded and left out. Only the last stretch reports what is known at the end of the file.
     """
 
-    def __init__(self, plan: VideoPlan, number: int, previous: object = None) -> None:
+    def __init__(
+        self,
+        plan: VideoPlan,
+        number: int,
+        previous: object = None,
+        before: Sequence[Stretch] = (),
+    ) -> None:
         """Go on with the reading of ``previous``, the last source read, if it leads here.
 
         That is so where it is of an earlier stretch of the same video; ``number`` counts from 0.
+        Else the stretches directly ``before`` this one, which an earlier reading found without any
+        damage, allow this one to decode little of what precedes them.
         """
         assert plan.stretch_frames is not None
         first = number * plan.stretch_frames
         if isinstance(previous, StretchSource) and previous._leads_to(plan, first):
             self._reading = previous._reading
         else:
-            self._reading = Reading(plan)
+            self._reading = Reading(plan, _known_times(before, plan.stretch_frames), first)
         self._reading.users += 1
         self._is_open = True
         self._first = first
@@ -74,6 +84,18 @@ class StretchSource(VideoSource):
         """Return whether this source's reading comes to the frame of number ``first``."""
         reading = self._reading
         return self._is_open and reading.position <= first and reading.plan == plan
+
+
+_OVERLAP = 3
+"""Stretches that are decoded again to find the frames behind them. A group of pictures is seldom
+longer."""
+
+
+def _known_times(before: Sequence[Stretch], frames: int) -> tuple[int, ...]:
+    """Return the times of the last stretches of ``before`` that have all of their ``frames``."""
+    complete = itertools.takewhile(lambda each: len(each.times) == frames, reversed(before))
+    used = tuple(itertools.islice(complete, _OVERLAP))
+    return tuple(time for stretch in reversed(used) for time in stretch.times)
 
 
 class JoinSource:

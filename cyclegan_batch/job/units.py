@@ -395,11 +395,11 @@ class Counters:
         )
 
 
-LOT_BYTES = 3 << 19
+LOT_BYTES = 3 << 18
 """Bytes of pixels that the workers of the pipeline take and hand on together, at most, unless a
 single frame is larger."""
 
-_MOST_IN_LOT = 8
+_MOST_IN_LOT = 4
 
 
 def lot_of(frame_bytes: int) -> int:

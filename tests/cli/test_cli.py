@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -166,7 +167,7 @@ def test_a_dry_run_prints_the_plan_to_stdout_and_writes_nothing(
     assert run.returncode == 0, run.stderr
     assert f"{clip} → {tmp_path / 'out.mp4'}\n" in run.stdout
     assert "12 frames, 64×48, 25/s, h264 yuv420p → libx264 yuv420p 64×48 crf=18" in run.stdout
-    assert "frames in flight × 0.0 MiB (64×48, RGB) = 0 MiB of frames at most" in run.stdout
+    assert re.search(r"frames in flight × 0\.0 MiB \(64×48, RGB\) = \d MiB of frames", run.stdout)
     assert run.stdout.splitlines()[-1] == "would write 1 file, 12 frames"
     assert run.stderr == ""
     assert left_in(tmp_path) == set()

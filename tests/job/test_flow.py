@@ -128,9 +128,9 @@ def test_results_that_turn_out_large_are_handed_on_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame_bytes", "lot"), [(12, 8), (256 * 256 * 3, 8), (512 * 512 * 3, 2), (LOT_BYTES, 1)]
+    ("frame_bytes", "lot"), [(12, 4), (256 * 256 * 3, 4), (363 * 363 * 3, 1), (LOT_BYTES, 1)]
 )
-def test_frames_of_256_pixels_travel_by_eight_and_large_ones_alone(
+def test_frames_of_256_pixels_travel_by_four_and_large_ones_alone(
     frame_bytes: int, lot: int
 ) -> None:
     assert lot_of(frame_bytes) == lot

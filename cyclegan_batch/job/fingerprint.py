@@ -33,6 +33,7 @@ RESOLVED = ("backend", "device", "precision", "batch_size")
 NOT_PIXELS = frozenset(
     {"trust_engine", "threads", "on_error", "max_failures", "strict", "max_pixels", "overwrite"}
     | {"skip_existing", "resume", "hash_inputs", "copy_others", "cache_dir", "preview"}
+    | {"shard"}
 )
 """Options that change what is done and reported, but not what an output holds."""
 

@@ -288,10 +288,10 @@ def plan_job(
 
 
 def _root(tree: InputTree) -> Path | None:
-    """Return the folder of all outputs, None where one is a pipe."""
+    """Return the folder of all outputs; None for a pipe, and for a part without an output."""
     from ..media.formats import PIPE
 
-    if tree.root is not None:
+    if tree.root is not None or not tree.entries:
         return tree.root
     (entry,) = tree.entries
     return None if entry.output == PIPE else entry.output.parent

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cyclegan_batch import TranslateOptions
+from cyclegan_batch.job.fingerprint import pixel_options
 from cyclegan_batch.job.inputs import InputTree, find_inputs
 from cyclegan_batch.media.formats import Entry
 from cyclegan_batch.wording import grouped
@@ -87,6 +88,12 @@ def test_parts_without_an_entry_say_so(tmp_path: Path) -> None:
 def test_a_part_that_is_none_errors(shard: str) -> None:
     with pytest.raises(ValueError, match=r"^shard must be I/N, a part from 1 and the number of"):
         TranslateOptions(shard=shard)
+
+
+@pytest.mark.behaviour(21)
+def test_which_part_it_fell_to_says_nothing_of_an_output() -> None:
+    for kind in ("image", "video", "pattern"):
+        assert "shard" not in {option.name for option in pixel_options(kind)}
 
 
 def test_a_part_is_read_from_its_notation() -> None:

@@ -65,7 +65,8 @@ def plan_translation(
     engine. The plan is a value: it can be pickled, and run by `run_plan` in another process.
     """
     plan, backend = prepare_translation(inputs, output, model=model, say=say, **options)
-    backend.close()
+    if backend is not None:
+        backend.close()
     return plan
 
 
@@ -76,10 +77,11 @@ def prepare_translation(
     model: PathLike,
     say: Callable[[str], None] = lambda sentence: None,
     **options: Any,
-) -> tuple[JobPlan, Backend]:
+) -> tuple[JobPlan, Backend | None]:
     """Plan as `plan_translation` does, and return the plan with its open backend.
 
-    `run_plan` takes both and closes the backend; a caller that does not run the plan closes it.
+    `run_plan` takes both and closes the backend; a caller that does not run the plan closes it. The
+    backend is None where earlier runs have left nothing to translate.
     """
     if options.get("cache_dir") is not None:
         options["cache_dir"] = Path(options["cache_dir"])
@@ -111,29 +113,31 @@ def run_plan(
     far the run came.
     """
     counters = counters or Counters()
-    if backend is None:
+    if backend is None and plan.units:
         backend = plan.open_backend()
         counters.started = time.monotonic()
     counters.failures += plan.failures
     try:
-        run(
-            plan.units,
-            backend,
-            plan.schedule,
-            geometry=plan.geometry,
-            keep_size=plan.options.keep_size,
-            skip_errors=plan.options.on_error == "skip",
-            max_failures=plan.options.max_failures,
-            skip_existing=plan.options.skip_existing,
-            counters=counters,
-            watch=watch,
-        )
+        if backend is not None:
+            run(
+                plan.units,
+                backend,
+                plan.schedule,
+                geometry=plan.geometry,
+                keep_size=plan.options.keep_size,
+                skip_errors=plan.options.on_error == "skip",
+                max_failures=plan.options.max_failures,
+                skip_existing=plan.options.skip_existing,
+                counters=counters,
+                watch=watch,
+            )
         if not counters.interrupted:
             _copy_others(plan, counters)
     except KeyboardInterrupt:  # during `_copy_others`; `run` handles its own
         counters.interrupted = True
     finally:
-        backend.close()
+        if backend is not None:
+            backend.close()
     return report_run(plan, counters)
 
 

@@ -181,12 +181,18 @@ class TranslateOptions:
     """Refuse an image whose header declares more than N pixels."""
 
     overwrite: bool = field(default=False, metadata=option(RUN, short="y"))
-    """Overwrite outputs that exist."""
+    """Overwrite outputs that exist. Of earlier runs only those that are outdated, by other options,
+    another model or a changed input, are made again."""
     skip_existing: bool = field(default=False, metadata=option(RUN, short="n"))
-    """Skip outputs that exist and write the rest; so several processes can share an output
-    folder."""
+    """Leave outputs that exist, outdated ones too, and write the rest; so several processes can
+    share an output folder."""
+    resume: bool = field(default=True, metadata=option(RUN))
+    """Go on with what an earlier run of the same job has done, by its journal in the hidden folder
+    ``.cyclegan-batch`` beside the outputs. Without it everything is done anew, and what exists
+    needs -y or -n."""
     hash_inputs: bool = field(default=False, metadata=option(RUN))
-    """Recognise an input that has changed by its content, instead of by its size and time."""
+    """Recognise an input that has changed since an earlier run by its content, which is read for
+    that, instead of by its size and time."""
     copy_others: bool = field(default=False, metadata=option(RUN))
     """Copy labels and other files of an input folder along."""
     shard: str | None = field(default=None, metadata=option(RUN, metavar="I/N"))

@@ -99,8 +99,9 @@ def command(
         STOPS.check()
         if dry_run:
             _print_plan(plan, as_json=progress == "json")
-            backend.close()
-            sys.exit(3 if plan.failures else 0)
+            if backend is not None:
+                backend.close()
+            sys.exit(3 if plan.failures or plan.damage else 0)
         if report:
             check_report_path(report, plan, model)
         for sentence in grouped(plan.notes):
@@ -108,6 +109,7 @@ def command(
         if options["preview"]:
             from ..job.preview import write_preview
 
+            assert backend is not None  # a preview takes nothing from earlier runs
             print_result(str(write_preview(plan, backend, options["preview"])))
             return
         with contextlib.ExitStack() as stack:
@@ -135,7 +137,7 @@ def command(
     sys.exit(outcome.exit_code)
 
 
-def _run(plan: JobPlan, backend: Backend, reporter: Reporter) -> Report:
+def _run(plan: JobPlan, backend: Backend | None, reporter: Reporter) -> Report:
     """Run the plan and return its report, also after an error or a request to stop."""
     from .. import api
     from ..job.units import Counters

@@ -32,8 +32,7 @@ RESOLVED = ("backend", "device", "precision", "batch_size")
 
 NOT_PIXELS = frozenset(
     {"trust_engine", "threads", "on_error", "max_failures", "strict", "max_pixels", "overwrite"}
-    | {"skip_existing", "resume", "hash_inputs", "copy_others", "cache_dir", "preview"}
-    | {"shard"}
+    | {"skip_existing", "resume", "hash_inputs", "shard", "copy_others", "cache_dir", "preview"}
 )
 """Options that change what is done and reported, but not what an output holds."""
 
@@ -93,6 +92,8 @@ def job_of(
         value = getattr(options, option.name)
         if option.name == "device":
             value = value.partition(":")[0]
+        elif option.name == "direction":
+            value = value or card.direction
         if option.name in RESOLVED:
             values[option.name] = "auto" if value is None else value
         elif value != option.default:

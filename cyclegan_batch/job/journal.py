@@ -1,208 +1,458 @@
 """The journal of a run: what is done is written down at once, so that no later run does it again.
 
-It lies in the job folder, `FOLDER`, beside the outputs: a file of lines, each a JSON object. A line
-is appended by a single write, so that several processes on one machine can share a file; a line
-that is damaged nevertheless is ignored by the reader (record.py), and costs what it told of.
+It lies in the job folder, beside the outputs: a file of lines, each a JSON object. A line is
+appended by a single write, so that several processes on one machine can share a file; a line that
+is damaged nevertheless is ignored by the reader (record.py), and costs that what it told of is made
+again.
 
-A journal is a promise about outputs, and no more than that. Outputs are renamed first and written
-down second. What a process was killed between stands under a line ``begun``, which is written
-before, and is made again.
+Outputs get their names first and are written down second. What a process was killed between, and
+what a power cut took from the end of the file, stands under a line ``begun``, which is on the disk
+before any of the outputs has its name: it is made again, and no ``-y`` is needed for it.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import output_error
-from ..media import Whole, Written
+from ..errors import CycleganBatchError, OutputError
+from ..file_identity import FileIdentity, sha256_of
+from ..files import output_error, writing
+from ..media import Dropped, Whole, Written
 from ..media.formats import PIPE, Entry
+from ..wording import printable
 from .fingerprint import COPY, Job, kind_of_output
-from .units import ImageUnit, Outcome, Unit, VideoUnit
+from .job_folder import FOLDER, FolderLock, digest_of, journal_name, mark_as_open, name_of
+from .journal_lines import (
+    Json,
+    written_dropped,
+    written_failure,
+    written_identity,
+    written_note,
+    written_times,
+)
+from .plan_text import command_description
+from .record import Record
+from .units import Counters, ImageUnit, JoinUnit, Outcome, StretchUnit, Unit, VideoUnit
 
 if TYPE_CHECKING:
-    from ..file_identity import FileIdentity
+    from ..media.mux.joined_video import Stretch
+    from ..media.video.plan import VideoPlan
     from .plan import JobPlan
 
-FOLDER = ".cyclegan-batch"
-"""The job folder's name. Hidden, so that it is never an input of another job."""
+__all__ = ["FOLDER", "Journal", "digest_of", "name_of"]
 
-
-def name_of(output: Path, root: Path) -> str:
-    """Return an output's name in a journal: relative to the root, with ``/`` on every system."""
-    return output.relative_to(root).as_posix()
-
-
-def digest_of(name: str) -> str:
-    """Return what stands for an output in the names of files: 16 hexadecimal digits."""
-    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+_ROWS = 256
+"""Outputs in a line of a journal that is rewritten."""
 
 
 class Journal:
     """The journal of one run, open for appending. An `Observer`; any thread may call it.
 
-    Every method raises OutputError where the journal cannot be written, `published` and `ended`
-    once only: a run that is being stopped for this reason must be able to end.
+    Where it cannot be written, the first call raises OutputError and later ones do nothing: a run
+    that is stopped for this reason must be able to end.
     """
 
     def __init__(self, plan: JobPlan) -> None:
-        """Create the job folder and begin the journal of a run of ``plan``.
+        """Create the job folder and begin the journal of a run of ``plan``, which has one.
 
         Raises OutputError, and OutputInUseError where another run has the folder for itself.
         """
         assert plan.root is not None
         assert plan.folder is not None
         self._plan = plan
-        self._root = plan.root
-        self._path = plan.folder / journal_name(plan)
+        self._root, self._folder = plan.root, plan.folder
+        self._path = plan.folder / journal_name(plan.output, plan.root, plan.options.part)
         self._run = secrets.token_hex(4)
         self._began = time.monotonic()
-        self._lock = threading.Lock()
-        self._failed = False
+        self._lock = threading.RLock()
+        self._descriptor: int | None = None
+        self._folder_lock: FolderLock | None = None
+        self._broken = False
+        """A line could not be written."""
         self._begun: set[Path] = set()
         """Videos that are written down as begun."""
-        self._whole: dict[Path, Written] = {}
+        self._named: dict[Path, Written] = {}
         """Videos that have their name, and whose damage is not known before their end."""
+        self._stretches: dict[Path, list[Stretch]] = {}
+        """Stretches that are whole and whose unit has not ended, by their own files."""
+        self._damage = {
+            output: {each.number: each.dropped for each in stretches}
+            for output, stretches in plan.done.items()
+        }
+        """What is missing from each stretch of a video that is not joined yet."""
+        self._whole: set[Path] = set()
+        """Outputs that this run has written down as whole."""
+        self._frames = 0
         self._jobs = {job.kind: job for job in plan.jobs}
-        self._job_of = {entry.output: self._job(entry) for entry in plan.entries}
+        self._videos = {
+            entry.output: self._jobs[kind_of_output(entry.kind)]
+            for entry in plan.entries
+            if entry.kind != "image"
+        }
         try:
-            plan.folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor: int | None = os.open(
-                self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666
-            )
-        except OSError as error:
-            raise output_error(self._path, error) from error
-        try:
-            self._begin()
+            self._open()
         except BaseException:
-            self.close()
+            self._release()
             raise
 
-    def _job(self, entry: Entry) -> Job:
-        return self._jobs.get(kind_of_output(entry.kind), COPY)
+    def _open(self) -> None:
+        plan = self._plan
+        try:
+            if self._folder.is_symlink():
+                raise OutputError(
+                    f"cannot write into {printable(self._folder)}: it is a link, and what lies "
+                    "behind it is none of this job's; remove the link"
+                )
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if plan.output == plan.root:
+                self._folder_lock = FolderLock(self._folder, self._root, shared=plan.shares)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            self._descriptor = os.open(self._path, flags, 0o666)
+            mark_as_open(self._descriptor)
+            # The last line of a run that was cut off may lack its end.
+            length = os.fstat(self._descriptor).st_size
+            if length and os.pread(self._descriptor, 1, length - 1) != b"\n":
+                os.write(self._descriptor, b"\n")
+        except OSError as error:
+            raise output_error(self._path, error) from error
+        remove_stretches_without_use(plan)
+        self._append(*self._head(), self._failures(_named_failures(plan)))
 
-    def _begin(self) -> None:
-        lines: list[dict[str, object]] = [
-            {
-                "line": "run",
-                "host": socket.gethostname(),
-                "process": os.getpid(),
-                "outputs": len(self._plan.entries) + len(self._plan.finished),
-                "frames": self._plan.frames,
-            }
-        ]
-        lines += [
-            {
-                "line": "job",
-                "job": job.id,
-                "kind": job.kind,
-                "values": dict(job.values),
-                "contexts": job.contexts,
-            }
-            for job in self._plan.jobs
-        ]
-        self._append(*lines)
+    def _head(self) -> Iterator[Mapping[str, object]]:
+        plan = self._plan
+        yield {
+            "line": "run",
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "outputs": len(plan.entries) + len(plan.others) + len(plan.finished),
+            "frames": plan.frames,
+            "command": command_description(plan),
+        }
+        for job in plan.jobs:
+            yield _job_line(job)
+
+    # What the run tells
 
     def began(self, unit: Unit) -> None:
         """Write down that work on ``unit`` begins, before any of its outputs gets its name."""
-        outputs = [
-            output
-            for output in _outputs(unit)
-            if output not in self._begun and not os.path.lexists(output)
-        ]
-        if not outputs:
-            return
-        if not isinstance(unit, ImageUnit):
-            self._begun.update(outputs)
-        jobs: dict[str, list[str]] = {}
-        for output in outputs:
-            jobs.setdefault(self._job_of[output].id, []).append(name_of(output, self._root))
-        self._append(
-            *({"line": "begun", "job": job, "outputs": names} for job, names in jobs.items()),
-            flush=True,
-        )
+        if isinstance(unit, ImageUnit):
+            outputs = self._new(entry.output for entry in unit.shard.entries)
+            if outputs:
+                self._write_begun(self._jobs["image"], outputs)
+        elif (video := _video(unit)) is not None:
+            with self._lock:
+                known = video.output in self._begun
+                self._begun.add(video.output)
+            if known or not self._new([video.output]):
+                return
+            kept = [each.number for each in self._plan.done.get(video.output, ())]
+            self._write_begun(self._videos[video.output], [video.output], kept)
+
+    def _new(self, outputs: Iterable[Path]) -> list[Path]:
+        """Return the outputs that will be this run's, whatever happens: none of others' files."""
+        redone = self._plan.redone
+        return [each for each in outputs if each in redone or not os.path.lexists(each)]
+
+    def _write_begun(self, job: Job, outputs: list[Path], kept: Sequence[int] = ()) -> None:
+        names = [name_of(output, self._root) for output in outputs]
+        line = {"line": "begun", "job": job.id, "outputs": names}
+        self._append(line | {"kept": kept} if kept else line, flush=True)
 
     def published(self, unit: Unit, items: Sequence[Whole]) -> None:
         """Take what has become whole of ``unit``."""
         files = [item for item in items if isinstance(item, Written)]
-        if not isinstance(unit, ImageUnit):
-            # A video is written down at its end, with what is missing from it.
-            self._whole |= {item.path: item for item in files}
+        if isinstance(unit, ImageUnit):
+            self._write_whole(self._jobs["image"], files, {})
             return
-        self._write_whole(files)
+        with self._lock:
+            # Written down at the end of the unit, with what is missing from it.
+            self._named |= {item.path: item for item in files}
+            if isinstance(unit, StretchUnit):
+                stretches = [item for item in items if not isinstance(item, Written)]
+                self._stretches.setdefault(unit.folder / str(unit.number), []).extend(stretches)
 
     def ended(self, outcome: Outcome) -> None:
         """Take the end of a unit, and what of it is missing or damaged."""
-        for output in _outputs(outcome.unit):
-            if written := self._whole.pop(output, None):
-                self._write_whole([written])
+        unit = outcome.unit
+        if isinstance(unit, ImageUnit):
+            self._end_images(unit, outcome)
+        elif (video := _video(unit)) is None:
+            return
+        elif outcome.error is not None:
+            self._append(self._failures([(video.output, outcome.error)]))
+        elif isinstance(unit, StretchUnit):
+            self._end_stretch(unit, outcome)
+        else:
+            self._end_video(video, outcome)
+
+    def _end_images(self, unit: ImageUnit, outcome: Outcome) -> None:
+        outputs = {}
+        for entry in unit.shard.entries:
+            outputs[printable(entry.source)] = outputs[printable(entry.output)] = entry.output
+        failures = [(outputs.get(each.name), each.error) for each in outcome.dropped]
+        if outcome.error is not None:
+            failed = {output for output, _ in failures}
+            left = {entry.output for entry in unit.shard.entries} - self._whole - failed
+            failures += [(output, outcome.error) for output in sorted(left)]
+        self._append(self._failures(failures))
+
+    def _end_stretch(self, unit: StretchUnit, outcome: Outcome) -> None:
+        video = unit.plan
+        with self._lock:
+            stretches = self._stretches.pop(unit.folder / str(unit.number), [])
+            self._damage.setdefault(video.output, {})[unit.number] = outcome.dropped
+        stretch = stretches[0] if stretches else None
+        base = video.stream.time_base
+        line: dict[str, object] = {
+            "line": "stretch",
+            "job": self._videos[video.output].id,
+            "output": name_of(video.output, self._root),
+            "number": unit.number,
+            "of": video.stretches,
+            "frames_each": video.stretch_frames,
+            "identity": written_identity(video.identity),
+            "bytes": None,
+            "time_base": [base.numerator, base.denominator],
+            "times": [],
+            "last_duration": None,
+            "dropped": [written_dropped(each) for each in outcome.dropped],
+            "notes": [written_note(note) for note in outcome.notes],
+            "frames": outcome.frames,
+        }
+        if stretch is not None:
+            base = stretch.time_base
+            line |= {
+                "bytes": _length(stretch.path),
+                "time_base": [base.numerator, base.denominator],
+                "times": written_times(stretch.times),
+                "last_duration": stretch.last_duration,
+            }
+        self._append(line, frames=outcome.frames, flush=True)
+
+    def _end_video(self, video: VideoPlan, outcome: Outcome) -> None:
+        with self._lock:
+            named = self._named.pop(video.output, None)
+            damage = self._damage.pop(video.output, {})
+        if named is None:
+            return
+        counters = Counters()
+        for dropped in (*_in_order(damage), *outcome.dropped):
+            counters.record(dropped.name, dropped.error, dropped.place)
+        facts: dict[str, object] = {"frames": outcome.frames}
+        if counters.failures:
+            facts["failures"] = [written_failure(each) for each in counters.failures]
+        self._write_whole(self._videos[video.output], [named], facts, frames=outcome.frames)
+        self._remove_stretches(video.output)
+
+    def begin_copies(self, entries: Iterable[Entry]) -> None:
+        """Write down that files are going to be copied as they are (``--copy-others``)."""
+        outputs = self._new(entry.output for entry in entries)
+        for start in range(0, len(outputs), _ROWS):
+            self._write_begun(COPY, outputs[start : start + _ROWS])
 
     def copied(self, entry: Entry, identity: FileIdentity) -> None:
-        """Take a file that was copied as it is (``--copy-others``)."""
+        """Take a file that was copied; ``identity`` is of its source before that."""
+        try:
+            length, digest = entry.output.stat().st_size, sha256_of(entry.output)
+        except OSError:
+            return  # somebody has removed it again
+        row = [name_of(entry.output, self._root), written_identity(identity), None, None]
+        self._append({"line": "whole", "job": COPY.id, "outputs": [[*row, length, digest]]})
+        self._whole.add(entry.output)
 
     def close(self) -> None:
-        """End the journal of this run. May be called again."""
+        """End the journal of this run. May be called again.
+
+        Where all is whole and no other run shares the folder, it is rewritten without what is of no
+        use any more.
+        """
+        with self._lock:
+            if self._descriptor is None:
+                return
+            planned = len(self._plan.entries) + len(self._plan.others)
+            whole = len(self._whole) == planned
+            end = {
+                "line": "end",
+                "status": "whole" if whole else "partial",
+                "outputs": len(self._whole),
+                "frames": self._frames,
+            }
+            try:
+                # An end that cannot be written is no failure of the run: all else is on the disk.
+                with contextlib.suppress(OutputError):
+                    self._append(end)
+                if whole and not self._broken and not self._plan.shares:
+                    self._rewrite(end)
+            finally:
+                self._release()
+
+    def _release(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
+        if self._folder_lock is not None:
+            self._folder_lock.release()
 
-    def _write_whole(self, files: Iterable[Written]) -> None:
-        jobs: dict[str, list[object]] = {}
-        for item in files:
-            row = [
-                name_of(item.path, self._root),
-                _row(item.identity),
-                item.source_size,
-                item.size,
-                item.bytes,
-                item.sha256,
+    # Lines
+
+    def _write_whole(
+        self,
+        job: Job,
+        files: Sequence[Written],
+        facts: Mapping[str, object],
+        *,
+        frames: int | None = None,
+    ) -> None:
+        if not files:
+            return
+        rows = [
+            [
+                name_of(each.path, self._root),
+                written_identity(each.identity),
+                each.source_size,
+                each.size,
+                each.bytes,
+                each.sha256,
             ]
-            jobs.setdefault(self._job_of[item.path].id, []).append(row)
-        self._append(
-            *({"line": "whole", "job": job, "outputs": each} for job, each in jobs.items())
-        )
+            for each in files
+        ]
+        line = {"line": "whole", "job": job.id, "outputs": rows, **facts}
+        self._append(line, frames=len(files) if frames is None else frames)
+        self._whole.update(each.path for each in files)
 
-    def _append(self, *lines: Mapping[str, object], flush: bool = False) -> None:
-        """Append lines by one write; ``flush`` them to the disk. Raises OutputError, once."""
+    def _failures(
+        self, failures: Sequence[tuple[Path | None, CycleganBatchError]]
+    ) -> Mapping[str, object]:
+        rows = [
+            [None if output is None else name_of(output, self._root), str(error)]
+            for output, error in failures
+        ]
+        return {"line": "failed", "failures": rows} if rows else {}
+
+    def _append(self, *lines: Mapping[str, object], frames: int = 0, flush: bool = False) -> None:
+        """Append lines by one write, empty ones left out; ``flush`` them to the disk.
+
+        Raises OutputError, the first time.
+        """
         seconds = round(time.monotonic() - self._began, 3)
-        text = "".join(
-            json.dumps({**line, "run": self._run, "at": seconds}, separators=(",", ":")) + "\n"
-            for line in lines
-        )
-        data = text.encode()
+        common = {"run": self._run, "at": seconds}
+        data = b"".join(_encoded({**line, **common}) for line in lines if line)
         with self._lock:
-            if self._descriptor is None or self._failed or not data:
+            if self._descriptor is None or self._broken or not data:
                 return
+            self._frames += frames
             try:
                 while data:
                     data = data[os.write(self._descriptor, data) :]
                 if flush:
                     os.fsync(self._descriptor)
             except OSError as error:
-                self._failed = True
+                self._broken = True
                 raise output_error(self._path, error) from error
 
+    def _rewrite(self, end: Mapping[str, object]) -> None:
+        """Write the journal anew: the jobs, the outputs, and this run in short."""
+        record = Record.read([self._path])
+        by_job: dict[str, list[list[Json]]] = {}
+        lines: list[Mapping[str, object]] = []
+        used: set[str] = set()
+        for job, row, failures in record.rows():
+            used.add(job)
+            if failures is None:
+                by_job.setdefault(job, []).append(row)
+            else:
+                lines.append({"line": "whole", "job": job, "outputs": [row], "failures": failures})
+        for job, rows in by_job.items():
+            lines += [
+                {"line": "whole", "job": job, "outputs": rows[start : start + _ROWS]}
+                for start in range(0, len(rows), _ROWS)
+            ]
+        common = {"run": self._run, "at": round(time.monotonic() - self._began, 3)}
+        head = [{**line, **common} for line in self._head()]
+        used -= {job.id for job in self._plan.jobs}
+        older = [_job_line(job) for key, job in record.jobs.items() if key in used]
+        # A file system that cannot rename over a file leaves the journal as it is, which is longer
+        # and tells the same.
+        with (
+            contextlib.suppress(OutputError),
+            writing(self._path, overwrite=True) as partial,
+            partial.open("wb") as file,
+        ):
+            file.writelines(map(_encoded, (*older, *head, *lines, {**end, **common})))
 
-def journal_name(plan: JobPlan) -> str:
-    """Return the name of the file in which a run of ``plan`` writes its journal."""
-    if plan.output == plan.root:
-        return "journal.jsonl"
-    return f"{digest_of(plan.output.name)}.jsonl"
+    def _remove_stretches(self, output: Path) -> None:
+        folder = self._folder / digest_of(name_of(output, self._root))
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _outputs(unit: Unit) -> list[Path]:
-    if isinstance(unit, ImageUnit):
-        return [entry.output for entry in unit.shard.entries]
-    return [unit.plan.output] if isinstance(unit, VideoUnit) and unit.plan.output != PIPE else []
+def remove_stretches_without_use(plan: JobPlan) -> None:
+    """Remove the stretches of videos that are whole, or that are to be done anew.
+
+    A process that was killed may have left them.
+    """
+    if plan.folder is None or plan.root is None or not plan.folder.is_dir():
+        return
+    with os.scandir(plan.folder) as scan:
+        folders = {entry.name for entry in scan if entry.is_dir(follow_symlinks=False)}
+    if not folders:
+        return
+    outputs = [*plan.finished]
+    if not plan.shares:
+        # Of a run that shares the folder, another process may be at work on them.
+        outputs += [video.output for video in plan.videos if video.output not in plan.done]
+    for output in outputs:
+        name = digest_of(name_of(output, plan.root))
+        if name in folders:
+            shutil.rmtree(plan.folder / name, ignore_errors=True)
 
 
-def _row(identity: FileIdentity | None) -> list[object] | None:
-    return None if identity is None else [identity.size, identity.mtime_ns, identity.sha256]
+def _video(unit: Unit) -> VideoPlan | None:
+    """Return the plan of a unit that is a video or a part of one, and has a file as its output."""
+    if isinstance(unit, VideoUnit | StretchUnit | JoinUnit) and unit.plan.output != PIPE:
+        return unit.plan
+    return None
+
+
+def _named_failures(plan: JobPlan) -> list[tuple[Path | None, CycleganBatchError]]:
+    """Return the failures of the planning with the outputs that they belong to."""
+    if not plan.failures:
+        return []
+    outputs = {printable(entry.source): entry.output for entry in plan.entries}
+    return [(outputs.get(each.name), each.error) for each in plan.failures]
+
+
+def _in_order(damage: Mapping[int, Sequence[Dropped]]) -> Iterator[Dropped]:
+    for number in sorted(damage):
+        yield from damage[number]
+
+
+def _job_line(job: Job) -> Mapping[str, object]:
+    return {
+        "line": "job",
+        "job": job.id,
+        "kind": job.kind,
+        "values": dict(job.values),
+        "contexts": job.contexts,
+    }
+
+
+def _encoded(line: Mapping[str, object]) -> bytes:
+    # Bytes of names that are not UTF-8 are lone surrogates, which JSON writes as escapes.
+    return json.dumps(line, separators=(",", ":")).encode() + b"\n"
+
+
+def _length(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

@@ -8,21 +8,24 @@ written.
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from ..errors import InputError, OutputError
+from ..errors import BackendError, InputError, OutputError
 from ..frames import BatchShape, Geometry, Size
 from ..frames import geometry as frame_geometry
 from ..option_table import options_given
-from ..options import TranslateOptions
+from ..options import BackendName, TranslateOptions
 from ..wording import Note, printable
 from .fingerprint import Choices, Job, job_of, kind_of_output
-from .journal import FOLDER
+from .job_folder import FOLDER, digest_of, name_of
+from .journal_lines import RecordedStretch
+from .record import DoneStretch, Record
+from .standing import Standing, read_record, same_jobs, standing
 from .units import (
     LOT_BYTES,
     Failure,
@@ -42,13 +45,15 @@ if TYPE_CHECKING:
     from ..media.video.plan import VideoPlan
     from ..models.model import Model, ModelCard
     from .inputs import InputTree
-    from .record import DoneStretch
 
 _MOST_CONVERTERS = 8
 """With more workers a conversion no longer limits: one does about 150 frames/s at 1280×720."""
 
 _GPU_BATCH = 4
 """Frames per call on a GPU, where neither the user nor the model sets it."""
+
+_MOST_CONTEXTS = 16
+"""The most instances of the network that are taken from a journal."""
 
 _SAMPLED_IMAGES = 32
 """Images whose headers are read for the plan: enough to know the sizes that occur."""
@@ -124,7 +129,7 @@ class JobPlan:
     """How each video is read and written; a pipe and a pattern of images are videos, too."""
     shards: tuple[ImageShard, ...]
     """The images in groups."""
-    skipped: int
+    left: tuple[Path, ...]
     """Outputs that exist and stay as they are (``--skip-existing``)."""
     failures: tuple[Failure, ...]
     """Inputs that could not be planned and are left out (``--on-error skip``)."""
@@ -140,8 +145,16 @@ class JobPlan:
     nothing is recorded: for a pipe and a preview. It exists once a run has begun."""
     jobs: tuple[Job, ...]
     """What the pixels depend on, one for each kind of output."""
+    everything: tuple[Entry, ...] = ()
+    """All inputs in order: `entries`, `others`, and those whose output is up to date or stays."""
     finished: tuple[Path, ...] = ()
     """Outputs that an earlier run of the same job has made and that need no work."""
+    damage: tuple[Failure, ...] = ()
+    """What is missing from these or damaged in them."""
+    outdated: Mapping[Path, str] = field(default_factory=dict)
+    """Outputs of earlier runs that are made again (``-y``), and what differs."""
+    redone: frozenset[Path] = frozenset()
+    """Outputs of earlier runs that exist and are made again: outdated, or begun and not whole."""
     done: Mapping[Path, tuple[DoneStretch, ...]] = field(default_factory=dict)
     """Stretches that an earlier run has made, by the output that they belong to, ascending."""
 
@@ -162,10 +175,21 @@ class JobPlan:
         return geometry_from_options(self.model.card, self.options)(size)
 
     @property
+    def skipped(self) -> int:
+        """How many outputs exist and stay as they are (``--skip-existing``)."""
+        return len(self.left)
+
+    @property
+    def shares(self) -> bool:
+        """Whether other runs may work in the same output folder at the same time."""
+        return self.options.skip_existing or self.options.part[1] > 1
+
+    @property
     def frames(self) -> int | None:
-        """Frames expected in all, or None where an input does not show its number."""
+        """Frames that are left to translate, or None where an input does not show its number."""
         counts = [unit.frames for unit in self.units]
-        return None if None in counts else sum(count or 0 for count in counts)
+        done = sum(each.frames for stretches in self.done.values() for each in stretches)
+        return None if None in counts else max(0, sum(count or 0 for count in counts) - done)
 
     @property
     def largest(self) -> Size | None:
@@ -200,18 +224,18 @@ def plan_job(
     model: Path,
     options: TranslateOptions,
     say: Callable[[str], None] = lambda sentence: None,
-) -> tuple[JobPlan, Backend]:
+) -> tuple[JobPlan, Backend | None]:
     """Decide everything about translating ``inputs`` to ``output`` with the generator ``model``.
 
     The batch size and some notes depend on the open backend. It is returned beside the plan, and
-    the caller closes it.
+    the caller closes it; None where earlier runs have left nothing to translate.
 
     An ``output`` that ends in a separator is a folder; a string keeps the separator, a Path does
     not. ``say`` receives a sentence before work that takes minutes: the export of a checkpoint, the
     building of an engine. Raises InputError, ModelError, BackendError, OutputError.
     """
     from ..opening import open_for_translation
-    from .inputs import find_inputs, why_unread
+    from .inputs import find_inputs
     from .space import check_space
 
     # Cheap checks come first: a typing error need not wait until a model is loaded.
@@ -225,43 +249,46 @@ def plan_job(
         part=options.part,
     )
     root = _root(tree)
-    tree, skipped = _without_existing(tree, options)
+    folder = None if root is None or options.preview else root / FOLDER
+    record = read_record(folder if options.resume else None, tree.entries, root)
+    state = standing(tree.entries, root, record, (), options) if record.is_empty else None
     generator = open_for_translation(model, options, say=say)
+    kinds = dict.fromkeys(kind_of_output(entry.kind) for entry in tree.entries)
+    jobs = [job_of(kind, generator.card, options, None) for kind in kinds]
+    same = same_jobs(record, jobs)
+    if state is None:
+        state = standing(tree.entries, root, record, jobs, options)
+    if state.damage and options.on_error == "fail":
+        raise state.damage[0].error
+    work = [entry for entry in state.rest if entry.kind != "other"]
+    videos, failures = _plan_videos(work, generator.card, options, state, len(tree.entries))
+    images = [entry for entry in tree.entries if entry.kind == "image"]
+    shards = _plan_shards(images, root, generator.card, options, state)
     notes = [*generator.card.notes, *tree.notes]
-    work = [entry for entry in tree.entries if entry.kind != "other"]
-    videos: list[VideoPlan] = []
-    failures: list[Failure] = []
-    for entry in work:
-        if entry.kind == "image":
-            continue
-        try:
-            if entry.kind == "unread":
-                raise InputError(why_unread(entry))
-            videos.append(_plan_video(entry, generator.card, options))
-        except (InputError, OutputError) as error:
-            if options.on_error == "fail" or len(tree.entries) + skipped == 1:
-                raise
-            failures.append(Failure(printable(entry.source), error))
-            most = options.max_failures
-            if most is not None and len(failures) > most:
-                raise type(error)(too_many_failures(len(failures), most, str(error))) from error
-            without_frames(error)
-    images = [entry for entry in work if entry.kind == "image"]
-    shards = _plan_shards(images, generator.card, options)
     notes += [note for video in videos for note in video.notes]
     notes += [note for shard in shards for note in shard.notes]
-    notes += _without_effect(options, {entry.kind for entry in work})
+    notes += _without_effect(
+        options, {entry.kind for entry in tree.entries if entry.kind != "other"}
+    )
     notes += _fixed_size_notes(generator.card, options)
+    images = [entry for entry in work if entry.kind == "image"]
     sizes = [video.size for video in videos] + _some_sizes(images, options)
-    if len(failures) == len(tree.entries) > 0 and not skipped:
+    if len(failures) == len(tree.entries) > 0:
         causes = "\n".join(f"  {failure.cause}" for failure in failures[:_MOST_CAUSES])
         more = len(failures) - _MOST_CAUSES
         causes += f"\n  and {more} more" if more > 0 else ""
         raise InputError(f"none of the {len(failures)} inputs can be translated:\n{causes}")
-    others = tuple(entry for entry in tree.entries if entry.kind == "other")
-    if not options.preview:
+    others = tuple(entry for entry in state.rest if entry.kind == "other")
+    if not options.preview and state.rest:
         notes += check_space(videos, images, others)
-    backend, choice, schedule = _choose_backend(generator, options, sizes, say)
+    recorded = next((same[kind][-1] for kind in kinds if kind != "copy" and same[kind]), None)
+    backend: Backend | None = None
+    if recorded is not None and not videos and not shards:
+        choice, schedule = _as_recorded(recorded, options)
+    else:
+        backend, choice, schedule = _choose_backend(generator, options, sizes, recorded, say)
+    choices = _choices(choice, schedule)
+    ids = {job.id for recorded_jobs in same.values() for job in recorded_jobs}
     plan = JobPlan(
         inputs=tuple(inputs),
         output=Path(output),
@@ -273,16 +300,23 @@ def plan_job(
         others=others,
         videos=tuple(videos),
         shards=tuple(shards),
-        skipped=skipped,
+        left=tuple(state.left),
         failures=tuple(failures),
-        notes=(*_size_notes(generator.card, options, sizes), *backend.notes, *notes),
+        notes=(
+            *_size_notes(generator.card, options, sizes),
+            *(backend.notes if backend is not None else ()),
+            *notes,
+        ),
         sizes=tuple(dict.fromkeys(sizes)),
         root=root,
-        folder=None if root is None or options.preview else root / FOLDER,
-        jobs=tuple(
-            job_of(kind, generator.card, options, _choices(choice, schedule))
-            for kind in dict.fromkeys(kind_of_output(entry.kind) for entry in tree.entries)
-        ),
+        folder=folder,
+        jobs=tuple(job_of(kind, generator.card, options, choices) for kind in kinds),
+        everything=tree.entries,
+        finished=tuple(state.finished),
+        damage=tuple(state.damage),
+        outdated=state.outdated,
+        redone=frozenset(state.redone),
+        done={} if folder is None or root is None else _done(videos, root, folder, record, ids),
     )
     return plan, backend
 
@@ -294,7 +328,95 @@ def _root(tree: InputTree) -> Path | None:
     if tree.root is not None or not tree.entries:
         return tree.root
     (entry,) = tree.entries
-    return None if entry.output == PIPE else entry.output.parent
+    return None if PIPE in (entry.source, entry.output) else entry.output.parent
+
+
+def _plan_videos(
+    work: Sequence[Entry], card: ModelCard, options: TranslateOptions, state: Standing, total: int
+) -> tuple[list[VideoPlan], list[Failure]]:
+    """Plan all that is neither an image nor copied; return the plans and what cannot be planned.
+
+    Raises the error of an input that cannot be planned where nothing else is to be done, and where
+    the options ask for it.
+    """
+    from .inputs import why_unread
+
+    videos: list[VideoPlan] = []
+    failures: list[Failure] = []
+    for entry in work:
+        if entry.kind == "image":
+            continue
+        try:
+            if entry.kind == "unread":
+                raise InputError(why_unread(entry))
+            resumed = entry.output in state.resumed
+            videos.append(
+                _plan_video(entry, card, replace(options, overwrite=True) if resumed else options)
+            )
+        except (InputError, OutputError) as error:
+            if options.on_error == "fail" or total == 1:
+                raise
+            failures.append(Failure(printable(entry.source), error))
+            most = options.max_failures
+            if most is not None and len(failures) > most:
+                raise type(error)(too_many_failures(len(failures), most, str(error))) from error
+            without_frames(error)
+    return videos, failures
+
+
+def _done(
+    videos: Sequence[VideoPlan], root: Path, folder: Path, record: Record, ids: Collection[str]
+) -> dict[Path, tuple[DoneStretch, ...]]:
+    """Return the stretches of ``videos`` that an earlier run of the same job has finished.
+
+    ``ids`` are the recorded jobs that are the same as this one.
+    """
+    done = {}
+    for video in videos:
+        name = name_of(video.output, root)
+        stretches = [
+            each
+            for recorded in record.stretches(name)
+            if recorded.job in ids
+            and (each := _as_done(recorded, video, folder / digest_of(name))) is not None
+        ]
+        times = [time for each in stretches if each.stretch for time in each.stretch.times]
+        # What does not fit together was not written by one job.
+        if stretches and all(earlier < later for earlier, later in itertools.pairwise(times)):
+            done[video.output] = tuple(stretches)
+    return done
+
+
+def _as_done(recorded: RecordedStretch, video: VideoPlan, folder: Path) -> DoneStretch | None:
+    """Return a recorded stretch as done, None where it is not of this plan or has no file."""
+    from ..media.mux.joined_video import Stretch
+    from ..media.video.sink import stretch_path
+
+    if (
+        video.identity is None
+        or not video.identity.matches(recorded.identity)
+        or recorded.frames_each != video.stretch_frames
+        or not 0 <= recorded.number < video.stretches
+        or recorded.time_base != video.stream.time_base
+        or (recorded.bytes is None) != (not recorded.times)
+    ):
+        return None
+    stretch = None
+    if recorded.times:
+        path = stretch_path(video, recorded.number, folder)
+        try:
+            if path.is_symlink() or path.stat().st_size != recorded.bytes:
+                return None
+        except OSError:
+            return None
+        stretch = Stretch(path, recorded.time_base, recorded.times, recorded.last_duration)
+    return DoneStretch(
+        number=recorded.number,
+        stretch=stretch,
+        dropped=recorded.dropped,
+        notes=recorded.notes,
+        frames=recorded.frames,
+    )
 
 
 def _choices(backend: BackendChoice, schedule: Schedule) -> Choices:
@@ -312,30 +434,6 @@ def geometry_from_options(card: ModelCard, options: TranslateOptions) -> partial
     return partial(frame_geometry, requirements=card.sizes, size=options.size, fit=options.fit)
 
 
-def _without_existing(tree: InputTree, options: TranslateOptions) -> tuple[InputTree, int]:
-    """Return ``tree`` without the outputs that exist (``--skip-existing``), and their number.
-
-    A preview writes none of the outputs. Raises OutputError where one exists and neither
-    ``--skip-existing`` nor ``--overwrite`` is given.
-    """
-    from ..media.formats import PIPE
-
-    if options.overwrite or options.preview:
-        return tree, 0
-    existing = [
-        entry for entry in tree.entries if entry.output != PIPE and os.path.lexists(entry.output)
-    ]
-    if existing and not options.skip_existing:
-        first = existing[0].output
-        among = f" and {len(existing) - 1} more: exist" if len(existing) > 1 else ": exists"
-        raise OutputError(
-            f"{printable(first)}{among} already; -y overwrites, -n does only the rest"
-        )
-    skipped = set(existing)
-    rest = tuple(entry for entry in tree.entries if entry not in skipped)
-    return replace(tree, entries=rest), len(existing)
-
-
 def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> VideoPlan:
     """Plan one video. Raises InputError, OutputError."""
     from ..media.video.plan import plan_video
@@ -351,13 +449,26 @@ def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> Vid
 
 
 def _plan_shards(
-    images: Sequence[Entry], card: ModelCard, options: TranslateOptions
+    images: Sequence[Entry],
+    root: Path | None,
+    card: ModelCard,
+    options: TranslateOptions,
+    state: Standing,
 ) -> tuple[ImageShard, ...]:
-    if not images:
+    """Return the images of the job in shards, without those that need no work."""
+    rest = {entry.output for entry in state.rest if entry.kind == "image"}
+    if not rest:
         return ()
     from ..media.images.shards import plan_images
 
-    return plan_images(images, options, pixel_type=card.pixel_type)
+    return plan_images(
+        images,
+        options,
+        pixel_type=card.pixel_type,
+        root=root,
+        rest=rest,
+        replaced=frozenset(state.resumed),
+    )
 
 
 def _some_sizes(images: Sequence[Entry], options: TranslateOptions) -> list[Size]:
@@ -385,12 +496,12 @@ def _check_times(options: TranslateOptions) -> None:
         )
 
 
-def _without_effect(options: TranslateOptions, kinds: set[str]) -> list[Note]:
+def _without_effect(options: TranslateOptions, kinds: Collection[str]) -> list[Note]:
     """Return notes on options that were given and have no effect on inputs of these kinds."""
     set_options = options_given(options)
     notes = []
     for what, kind, present in (
-        ("video", "video", bool(kinds - {"image", "unread"})),
+        ("video", "video", bool(set(kinds) - {"image", "unread"})),
         ("image", "image", "image" in kinds),
         ("pattern of images", "pattern", "pattern" in kinds),
     ):
@@ -411,19 +522,108 @@ def _fixed_size_notes(card: ModelCard, options: TranslateOptions) -> list[Note]:
 
 
 def _choose_backend(
-    model: Model, options: TranslateOptions, sizes: Sequence[Size], say: Callable[[str], None]
+    model: Model,
+    options: TranslateOptions,
+    sizes: Sequence[Size],
+    recorded: Job | None,
+    say: Callable[[str], None],
 ) -> tuple[Backend, BackendChoice, Schedule]:
-    """Open the backend for ``options``, and set the workers and the batch size of the run."""
+    """Open the backend for ``options``, and set the workers and the batch size of the run.
+
+    What is ``auto`` there becomes what it was in the ``recorded`` job.
+    """
     from ..backends import default_contexts
+
+    asked = options if recorded is None else _with_recorded(options, recorded)
+    request = _backend_request(model.card, asked, sizes)
+    try:
+        backend = request.open(model, say)
+    except BackendError as error:
+        if asked is options:
+            raise
+        raise type(error)(
+            f"{error}; what is there was begun with {asked.backend} on {asked.device}: go on where "
+            "that runs, or begin anew with --no-resume -y"
+        ) from error
+    choice = BackendChoice(
+        name=backend.name,
+        device=backend.device,
+        precision=backend.precision,
+        request=replace(request, backend=backend.name, device=backend.device),
+    )
+    contexts = request.contexts
+    if backend.device != "cpu":
+        contexts = default_contexts(backend.device, request.threads)
+    if recorded is not None and 0 < recorded.contexts <= _MOST_CONTEXTS and not options.threads:
+        contexts = recorded.contexts
+    # On a CPU the frames of a batch are computed one after the other: a batch only costs memory.
+    batch_size = asked.batch_size or (1 if backend.device == "cpu" else _GPU_BATCH)
+    if model.card.batch is not None:
+        batch_size = asked.batch_size or model.card.batch
+    if recorded is not None and recorded.values.get("precision") != backend.precision:
+        backend.close()
+        raise OutputError(
+            f"the outputs were begun in {recorded.values.get('precision')}, and {backend.name} "
+            f"computes in {backend.precision} here; begin anew with --no-resume -y"
+        )
+    shape = geometry_from_options(model.card, options)
+    largest = max((frame_bytes(shape(size), model.card) for size in sizes), default=LOT_BYTES)
+    return backend, choice, _schedule(batch_size, contexts, largest)
+
+
+def _as_recorded(recorded: Job, options: TranslateOptions) -> tuple[BackendChoice, Schedule]:
+    """Return the backend and the schedule of a job of which nothing is left to do."""
+    asked = _with_recorded(options, recorded)
+    choice = BackendChoice(
+        name=asked.backend,
+        device=asked.device,
+        precision=str(recorded.values["precision"]),
+        request=_backend_request(None, asked, ()),
+    )
+    contexts = min(max(1, recorded.contexts), _MOST_CONTEXTS)
+    return choice, _schedule(asked.batch_size or 1, contexts)
+
+
+def _with_recorded(options: TranslateOptions, recorded: Job) -> TranslateOptions:
+    """Return ``options`` with each ``auto`` of the backend as it was in the recorded job."""
+    backend, device, batch_size = options.backend, options.device, options.batch_size
+    return replace(
+        options,
+        backend=cast(BackendName, recorded.values["backend"]) if backend == "auto" else backend,
+        device=str(recorded.values["device"]) if device == "auto" else device,
+        batch_size=batch_size or cast(int, recorded.values["batch_size"]),
+    )
+
+
+def _schedule(batch_size: int, contexts: int, largest: int = LOT_BYTES) -> Schedule:
     from ..machine import cpu_threads
 
-    cores = cpu_threads()
-    threads = options.threads or cores
-    contexts = default_contexts("cpu", threads)
-    shape = geometry_from_options(model.card, options)
-    gpu_batch = options.batch_size or model.card.batch or _GPU_BATCH
-    networks = dict.fromkeys(shape(size).network for size in sizes)
-    request = BackendRequest(
+    return Schedule(
+        batch_size=batch_size,
+        contexts=contexts,
+        converters=min(cpu_threads(), _MOST_CONVERTERS),
+        lot=lot_of(largest) if batch_size == 1 else 1,
+    )
+
+
+def _backend_request(
+    card: ModelCard | None, options: TranslateOptions, sizes: Sequence[Size]
+) -> BackendRequest:
+    """Return what opens the backend of ``options``; without a card, for no frames."""
+    from ..machine import cpu_threads
+
+    threads = options.threads or cpu_threads()
+    networks: dict[Size, None] = {}
+    gpu_batch = options.batch_size or _GPU_BATCH
+    contexts = 1
+    if card is not None:
+        from ..backends import default_contexts
+
+        contexts = default_contexts("cpu", threads)
+        gpu_batch = options.batch_size or card.batch or _GPU_BATCH
+        shape = geometry_from_options(card, options)
+        networks = dict.fromkeys(shape(size).network for size in sizes)
+    return BackendRequest(
         backend=options.backend,
         device=options.device,
         precision=options.precision,
@@ -433,27 +633,6 @@ def _choose_backend(
         cache_dir=options.cache_dir,
         trust_engine=options.trust_engine,
     )
-    backend = request.open(model, say)
-    choice = BackendChoice(
-        name=backend.name,
-        device=backend.device,
-        precision=backend.precision,
-        request=replace(request, backend=backend.name, device=backend.device),
-    )
-    if backend.device != "cpu":
-        contexts = default_contexts(backend.device, threads)
-    # On a CPU the frames of a batch are computed one after the other: a batch only costs memory.
-    batch_size = options.batch_size or (1 if backend.device == "cpu" else _GPU_BATCH)
-    if model.card.batch is not None:
-        batch_size = options.batch_size or model.card.batch
-    largest = max((frame_bytes(shape(size), model.card) for size in sizes), default=LOT_BYTES)
-    schedule = Schedule(
-        batch_size=batch_size,
-        contexts=contexts,
-        converters=min(cores, _MOST_CONVERTERS),
-        lot=lot_of(largest) if batch_size == 1 else 1,
-    )
-    return backend, choice, schedule
 
 
 def _size_notes(card: ModelCard, options: TranslateOptions, sizes: Sequence[Size]) -> list[Note]:

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from .plan import JobPlan
 
 
+_MOST_INPUTS = 20
+"""Inputs that a journal names."""
+_MOST_OUTDATED = 20
+"""Outdated outputs that are listed one by one."""
+
+
 def plan_description(plan: JobPlan) -> dict[str, object]:
     """Return the plan as values for JSON; a report holds it, too."""
     card = plan.model.card
-    options = asdict(plan.options)
-    defaults = asdict(TranslateOptions())
     return {
         "inputs": [str(path) for path in plan.inputs],
         "output": str(plan.output),
@@ -34,15 +38,37 @@ def plan_description(plan: JobPlan) -> dict[str, object]:
         "frames": plan.frames,
         "copied": len(plan.others),
         "skipped": plan.skipped,
+        "up_to_date": len(plan.finished),
+        "outdated": {str(output): why for output, why in plan.outdated.items()},
         "frames_in_flight": plan.schedule.frames_in_flight,
         "memory_bytes": plan.memory,
         "videos": [_video_description(video) for video in plan.videos],
         "failures": [failure.description() for failure in plan.failures],
-        "options": {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in options.items()
-            if value != defaults[key]
-        },
+        "options": _given(plan.options),
+    }
+
+
+def _given(options: TranslateOptions) -> dict[str, object]:
+    """Return the options that differ from their defaults."""
+    defaults = asdict(TranslateOptions())
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in asdict(options).items()
+        if value != defaults[key]
+    }
+
+
+def command_description(plan: JobPlan) -> dict[str, object]:
+    """Return what a run was asked for as values for JSON, as its journal holds it."""
+    card = plan.model.card
+    return {
+        "inputs": [str(path) for path in plan.inputs[:_MOST_INPUTS]],
+        "model": {"path": str(card.path), "sha256": card.digest},
+        "backend": plan.backend.name,
+        "device": plan.backend.device,
+        "precision": plan.backend.precision,
+        "batch_size": plan.schedule.batch_size,
+        "options": _given(plan.options),
     }
 
 
@@ -59,6 +85,8 @@ def plan_lines(plan: JobPlan) -> list[str]:
     lines += [f"note     {sentence}" for sentence in grouped(plan.notes)]
     for video in plan.videos:
         lines += _video_lines(video)
+        if done := plan.done.get(video.output):
+            lines.append(f"         {len(done)} of {video.stretches} stretches are done already")
     for shard in plan.shards:
         folders = {entry.output.parent for entry in shard.entries}
         if len(shard.entries) == 1:
@@ -69,10 +97,20 @@ def plan_lines(plan: JobPlan) -> list[str]:
     lines += [
         f"{printable(each.source)} → {printable(each.output)} (copied)" for each in plan.others
     ]
+    outdated = [
+        f"{printable(output)}: outdated, made {why}" for output, why in plan.outdated.items()
+    ]
+    lines += outdated[:_MOST_OUTDATED]
+    if len(outdated) > _MOST_OUTDATED:
+        lines.append(f"and {len(outdated) - _MOST_OUTDATED} more are outdated")
     lines += [f"FAILS    {failure.cause}" for failure in plan.failures]
+    lines += [f"DAMAGED  {failure.cause}" for failure in plan.damage]
     frames = "an unknown number of frames" if plan.frames is None else counted(plan.frames, "frame")
     files = len(plan.entries) - len(plan.failures) + len(plan.others)
     summary = f"would write {counted(files, 'file')}, {frames}"
+    if plan.finished:
+        be = "is" if len(plan.finished) == 1 else "are"
+        summary += f"; {len(plan.finished):,} {be} up to date"
     if plan.skipped:
         stay = "exists already and stays" if plan.skipped == 1 else "exist already and stay"
         summary += f"; {plan.skipped} {stay}"

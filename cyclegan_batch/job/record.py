@@ -1,15 +1,42 @@
-"""What earlier runs of a job have done, as its journals tell."""
+"""What earlier runs of a job have done, as the journals of the job folder tell.
+
+A journal is read as data of unknown origin. A line that is damaged, too long or of another form is
+left out; it costs that its outputs are made again. No path in it is ever used: the outputs of a
+plan are looked up by their names, and the files of stretches have names that follow from the plan.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..media import Dropped
 from ..wording import Note
+from .fingerprint import Job
+from .job_folder import JOURNALS
+from .journal_lines import (
+    Json,
+    RecordedStretch,
+    WholeOutput,
+    as_count,
+    as_job,
+    as_numbers,
+    as_stretch,
+    as_text,
+    as_texts,
+    as_whole_output,
+)
 
 if TYPE_CHECKING:
     from ..media.mux.joined_video import Stretch
+
+_LONGEST_LINE = 8 << 20
+"""Bytes of a line that is read. Those that a journal writes stay below a tenth of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,3 +52,208 @@ class DoneStretch:
     notes: tuple[Note, ...]
     frames: int
     """Frames that were written."""
+
+
+@dataclass
+class Run:
+    """A run, as a journal tells of it."""
+
+    journal: Path
+    host: str
+    process: int
+    outputs: int
+    """Outputs of the whole job, those included that were done before."""
+    frames: int | None
+    """Frames that were to be translated, or None where an input does not show its number."""
+    command: Mapping[str, Json] = field(default_factory=dict)
+    """Model, options and folder in words."""
+    jobs: set[str] = field(default_factory=set)
+    frames_done: int = 0
+    outputs_done: int = 0
+    seconds: float = 0.0
+    """From its beginning to the last line."""
+    ended: str | None = None
+    """Its status at its end; None where it is at work or was killed."""
+
+
+class Record:
+    """The content of the journals of a job folder, the later line overriding the earlier."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        """By their ids, the latest last."""
+        self.runs: dict[str, Run] = {}
+        """By their names, the latest last."""
+        self.failed: dict[str, str] = {}
+        """Outputs that failed and were not begun again since, with the reason."""
+        self.lost = 0
+        """Failures that belong to no output by name."""
+        self._whole: dict[str, tuple[str, list[Json], Json]] = {}
+        """Job, row and failures of each output. They are checked when an output is looked up."""
+        self._begun: dict[str, str] = {}
+        """The job of each output that was begun and is not whole."""
+        self._stretches: dict[str, dict[int, dict[str, Json]]] = {}
+
+    @classmethod
+    def read(cls, journals: Sequence[Path]) -> Record:
+        """Read journals, the one that was written last overriding the others.
+
+        A file that cannot be read tells nothing.
+        """
+        record = cls()
+        # By the clock, which may have been set: then of an output that two journals tell of, the
+        # older line is taken, and its identity or its size will not match.
+        for path in sorted(journals, key=_modified):
+            for line in _lines(path):
+                record._take(path, line)
+        return record
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no output of any job is known."""
+        return not (self._whole or self._begun or self._stretches)
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of all outputs that are recorded as whole."""
+        yield from self._whole
+
+    def begun(self) -> Mapping[str, str]:
+        """Return the job of each output that was begun and is not whole."""
+        return self._begun
+
+    def whole(self, name: str) -> WholeOutput | None:
+        """Return what is known of an output, None where it is not recorded as whole."""
+        found = self._whole.get(name)
+        return None if found is None else as_whole_output(*found)
+
+    def rows(self) -> Iterator[tuple[str, list[Json], Json]]:
+        """Yield job, row and failures of each whole output, as a journal holds them."""
+        yield from self._whole.values()
+
+    def stretches(self, name: str) -> list[RecordedStretch]:
+        """Return the stretches that are recorded of a video, by their number, ascending."""
+        found = sorted(self._stretches.get(name, {}).items())
+        return [each for _, line in found if (each := as_stretch(line)) is not None]
+
+    def _take(self, path: Path, line: dict[str, Json]) -> None:
+        run = self.runs.get(as_text(line.get("run")))
+        at = line.get("at")
+        if run is not None and isinstance(at, (int, float)) and math.isfinite(at):
+            run.seconds = max(run.seconds, float(at))
+        job, outputs = as_text(line.get("job")), line.get("outputs")
+        match line.get("line"):
+            case "run":
+                self._take_run(path, line)
+            case "job":
+                self._take_job(line, run)
+            case "begun":
+                self._take_begun(as_texts(outputs), job, as_numbers(line.get("kept")))
+            case "whole":
+                rows = outputs if isinstance(outputs, list) else []
+                for row in rows:
+                    if isinstance(row, list) and row and isinstance(row[0], str):
+                        self._take_whole(row[0], job, row, line.get("failures"))
+                        if run is not None:
+                            run.outputs_done += 1
+                            run.frames_done += 0 if "frames" in line else 1
+                if run is not None:
+                    run.frames_done += as_count(line.get("frames")) or 0
+            case "stretch":
+                number = as_count(line.get("number"))
+                if number is not None:
+                    self._stretches.setdefault(as_text(line.get("output")), {})[number] = line
+                    if run is not None:
+                        run.frames_done += as_count(line.get("frames")) or 0
+            case "failed":
+                self._take_failed(line.get("failures"))
+            case "end" if run is not None:
+                run.ended = as_text(line.get("status"))
+                frames, whole = as_count(line.get("frames")), as_count(line.get("outputs"))
+                run.frames_done = run.frames_done if frames is None else frames
+                run.outputs_done = run.outputs_done if whole is None else whole
+
+    def _take_run(self, path: Path, line: dict[str, Json]) -> None:
+        name = as_text(line.get("run"))
+        process, outputs = as_count(line.get("process")), as_count(line.get("outputs"))
+        command = line.get("command")
+        if not name or process is None or outputs is None:
+            return
+        self.runs[name] = Run(
+            journal=path,
+            host=as_text(line.get("host")),
+            process=process,
+            outputs=outputs,
+            frames=as_count(line.get("frames")),
+            command=command if isinstance(command, dict) else {},
+        )
+
+    def _take_job(self, line: dict[str, Json], run: Run | None) -> None:
+        job = as_job(line)
+        if job is None:
+            return
+        self.jobs.pop(job.id, None)
+        self.jobs[job.id] = job
+        if run is not None:
+            run.jobs.add(job.id)
+
+    def _take_begun(self, names: list[str], job: str, kept: list[int]) -> None:
+        for name in names:
+            self._whole.pop(name, None)
+            self.failed.pop(name, None)
+            self._begun[name] = job
+            stretches = self._stretches.get(name, {})
+            for number in set(stretches).difference(kept):
+                del stretches[number]
+
+    def _take_whole(self, name: str, job: str, row: list[Json], failures: Json) -> None:
+        self._whole[name] = (job, row, failures)
+        self._begun.pop(name, None)
+        self.failed.pop(name, None)
+        self._stretches.pop(name, None)
+
+    def _take_failed(self, failures: Json) -> None:
+        for each in failures if isinstance(failures, list) else []:
+            if not isinstance(each, list) or len(each) != 2 or not isinstance(each[1], str):
+                continue
+            if isinstance(each[0], str):
+                self.failed[each[0]] = each[1]
+            else:
+                self.lost += 1
+
+
+def journals_in(folder: Path) -> list[Path]:
+    """Return the journals of a job folder, an empty list where there is none."""
+    try:
+        with os.scandir(folder) as entries:
+            return [
+                folder / entry.name
+                for entry in entries
+                if entry.name.endswith(JOURNALS) and entry.is_file(follow_symlinks=False)
+            ]
+    except OSError:
+        return []
+
+
+def _modified(path: Path) -> tuple[int, str]:
+    try:
+        return path.stat().st_mtime_ns, path.name
+    except OSError:
+        return 0, path.name
+
+
+def _lines(path: Path) -> Iterator[dict[str, Json]]:
+    try:
+        with path.open("rb") as file:
+            whole = True
+            while line := file.readline(_LONGEST_LINE):
+                begins, whole = whole, line.endswith(b"\n")
+                if not (begins and whole):
+                    continue
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(value, dict):
+                    yield value
+    except OSError:
+        return

@@ -63,10 +63,11 @@ def journalled(plan: JobPlan) -> list[dict[str, Any]]:
             skip_errors=True,
             observer=journal,
         )
-    journal.close()
     assert plan.folder is not None
     (path,) = plan.folder.glob("*.jsonl")
-    return lines(path)
+    written = lines(path)
+    journal.close()
+    return written
 
 
 @pytest.mark.behaviour(20)

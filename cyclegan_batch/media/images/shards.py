@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,12 +62,31 @@ class ImageShard:
     hash_inputs: bool = False
     white: int | None = None
     notes: tuple[Note, ...] = ()
+    key: str = ""
+    """The same for two runs that form the shard of the same outputs, whatever each has left to do:
+    16 hexadecimal digits."""
+    replaced: frozenset[Path] = frozenset()
+    """Outputs that are replaced without ``overwrite``, since an earlier run has begun them."""
+
+    def overwrites(self, output: Path) -> bool:
+        """Return whether an output may replace a file that exists."""
+        return self.overwrite or output in self.replaced
 
 
 def plan_images(
-    entries: Sequence[Entry], options: TranslateOptions, *, pixel_type: PixelType
+    entries: Sequence[Entry],
+    options: TranslateOptions,
+    *,
+    pixel_type: PixelType,
+    root: Path | None = None,
+    rest: Collection[Path] | None = None,
+    replaced: frozenset[Path] = frozenset(),
 ) -> tuple[ImageShard, ...]:
-    """Return the images among ``entries`` in shards. No file is opened."""
+    """Return the images among ``entries`` in shards. No file is opened.
+
+    ``root`` is the folder of all outputs. Of each shard only those images are left whose outputs
+    are in ``rest``, where that is given; those in ``replaced`` may exist.
+    """
     images = [entry for entry in entries if entry.kind == "image"]
     notes: tuple[Note, ...] = ()
     formats = {_format_of(entry.output) for entry in images}
@@ -76,12 +96,18 @@ def plan_images(
         notes = (Note(subject, "no image is written as jpg, webp or avif"),)
     if options.png_level is not None and images and "png" not in formats:
         notes += (Note(f"--png-level {options.png_level}", "no image is written as png"),)
-    shards = []
+    total = len(images) if rest is None else sum(entry.output in rest for entry in images)
+    shards: list[ImageShard] = []
     for start in range(0, len(images), SHARD):
-        part = tuple(images[start : start + SHARD])
+        whole = tuple(images[start : start + SHARD])
+        part = whole
+        if rest is not None:
+            part = tuple(entry for entry in whole if entry.output in rest)
+        if not part:
+            continue
         shards.append(
             ImageShard(
-                name=_shard_name(part, start, len(images)),
+                name=_shard_name(part, total),
                 entries=part,
                 pixel_type=pixel_type,
                 quality=options.quality,
@@ -90,13 +116,22 @@ def plan_images(
                 overwrite=options.overwrite,
                 hash_inputs=options.hash_inputs,
                 white=options.white,
-                notes=notes if not start else (),
+                notes=notes if not shards else (),
+                key=_key(whole, root),
+                replaced=replaced.intersection(entry.output for entry in part),
             )
         )
     return tuple(shards)
 
 
-def _shard_name(part: Sequence[Entry], start: int, total: int) -> str:
+def _key(entries: Sequence[Entry], root: Path | None) -> str:
+    # The root may be written in different ways.
+    start = 0 if root in (None, Path()) else len(os.fspath(root or "").rstrip(os.sep)) + 1
+    names = b"\0".join(os.fsencode(entry.output)[start:] for entry in entries)
+    return hashlib.sha256(names).hexdigest()[:16]
+
+
+def _shard_name(part: Sequence[Entry], total: int) -> str:
     first = printable(part[0].source)
     if total == 1:
         return first
@@ -198,7 +233,7 @@ class ImageSource:
     ) -> _Content | InputError | OutputError:
         """Return ``content``, read if it is None, or why the image is left out."""
         try:
-            if not self.shard.overwrite:
+            if not self.shard.overwrites(entry.output):
                 # Another process may have written it meanwhile.
                 refuse_existing(entry.output)
             if content is None:
@@ -380,8 +415,14 @@ class ImageSink:
     def _publish(self) -> None:
         """Give the images that are whole their final names."""
         whole, self._whole = self._whole, []
-        pairs = [(each.partial, each.result.path) for each in whole]
-        errors = publish_all(pairs, overwrite=self.shard.overwrite)
+        errors: list[OutputError | None] = []
+        # Those that may replace a file come last.
+        whole.sort(key=lambda each: self.shard.overwrites(each.result.path))
+        for overwrite, images in itertools.groupby(
+            whole, key=lambda each: self.shard.overwrites(each.result.path)
+        ):
+            pairs = [(each.partial, each.result.path) for each in images]
+            errors += publish_all(pairs, overwrite=overwrite)
         for image, error in zip(whole, errors, strict=True):
             if error is None:
                 self._written.append(image.result)

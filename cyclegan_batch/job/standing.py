@@ -1,0 +1,235 @@
+"""Where a job stands: which of its outputs are up to date, and which are made, again or at all.
+
+An output that a journal tells of is *up to date* where it was made by the same job from the same
+state of its input and still has its size; then it needs no work. It is *outdated* where job or
+input are others: that is an error which names what differs, unless ``-y`` (make it again) or ``-n``
+(leave it). What exists and is in no journal, or has another size than its journal tells, is
+somebody else's: an error, unless ``-y`` or ``-n``. What was begun by this job and not finished is
+made again in any case.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import OutputError
+from ..file_identity import FileIdentity, identity_of
+from ..media.formats import PIPE, Entry
+from ..media.pattern import pattern_files
+from ..option_table import options_of
+from ..options import TranslateOptions
+from ..wording import printable
+from .fingerprint import RESOLVED, Job, OutputKind, kind_of_output, resolved
+from .job_folder import digest_of, name_of
+from .journal_lines import WholeOutput
+from .record import Record, journals_in
+from .units import Failure
+
+
+@dataclass
+class Standing:
+    """The entries of a job by what becomes of them."""
+
+    rest: list[Entry] = field(default_factory=list)
+    """Those that are to be done, in order."""
+    finished: list[Path] = field(default_factory=list)
+    """Outputs that are up to date."""
+    left: list[Path] = field(default_factory=list)
+    """Outputs that exist and stay (``-n``)."""
+    outdated: dict[Path, str] = field(default_factory=dict)
+    """Outputs that are to be made again (``-y``), and what differs."""
+    redone: set[Path] = field(default_factory=set)
+    """Outputs that exist, are of earlier runs, and are made again."""
+    resumed: set[Path] = field(default_factory=set)
+    """Those of them that this very job has begun: they are replaced without ``-y``."""
+    damage: list[Failure] = field(default_factory=list)
+    """What is missing from outputs that are up to date, or damaged in them."""
+
+
+def read_record(folder: Path | None, entries: Sequence[Entry], root: Path | None) -> Record:
+    """Return what the journals of a job folder tell; nothing where there is no folder.
+
+    Of the journals of single files only those are read that belong to ``entries``.
+    """
+    if folder is None or root is None or folder.is_symlink():
+        return Record()
+    journals = journals_in(folder)
+    if len(entries) < len(journals):
+        own = {digest_of(name_of(entry.output, root)) for entry in entries}
+        journals = [each for each in journals if each.stem in own or each.stem[:7] == "journal"]
+    return Record.read(journals)
+
+
+def same_jobs(record: Record, jobs: Iterable[Job]) -> dict[OutputKind, list[Job]]:
+    """Return the recorded jobs that are the same as those of ``jobs``, the latest last.
+
+    An ``auto`` of these is the same as whatever it became there.
+    """
+    return {
+        job.kind: [
+            recorded
+            for recorded in record.jobs.values()
+            if recorded.kind == job.kind and resolved(job, recorded.values).id == recorded.id
+        ]
+        for job in jobs
+    }
+
+
+def standing(
+    entries: Sequence[Entry],
+    root: Path | None,
+    record: Record,
+    jobs: Sequence[Job],
+    options: TranslateOptions,
+) -> Standing:
+    """Return where a job stands. Raises OutputError for what exists and may not be touched.
+
+    ``jobs`` are what is asked for, one for each kind of output, perhaps with ``auto``. A preview
+    writes none of the outputs: all of them are to be done.
+    """
+    result = Standing()
+    if options.preview:
+        result.rest = list(entries)
+        return result
+    same = same_jobs(record, jobs)
+    asked = {job.kind: job for job in jobs}
+    foreign: list[Path] = []
+    for entry in entries:
+        kind = kind_of_output(entry.kind)
+        ids = {job.id for job in same.get(kind, ())}
+        state = _State.of(entry, root, record)
+        if not state.exists or entry.output == PIPE:
+            result.rest.append(entry)
+        elif state.begun is not None and state.begun in ids:
+            result.rest.append(entry)
+            result.redone.add(entry.output)
+            result.resumed.add(entry.output)
+        elif (why := _why_outdated(entry, state, record, asked.get(kind), ids, options)) is None:
+            assert state.whole is not None
+            result.finished.append(entry.output)
+            result.damage += state.whole.failures
+        elif options.skip_existing:
+            result.left.append(entry.output)
+        else:
+            result.rest.append(entry)
+            if why:
+                result.redone.add(entry.output)
+                result.outdated[entry.output] = why
+            else:
+                foreign.append(entry.output)
+    if not options.overwrite:
+        _refuse(foreign, result.outdated)
+    return result
+
+
+@dataclass
+class _State:
+    """What is there of one output, and what is known of it."""
+
+    exists: bool
+    begun: str | None
+    """The job that has begun and not finished it."""
+    whole: WholeOutput | None
+    """What is recorded of it, where it still has the recorded size."""
+
+    @classmethod
+    def of(cls, entry: Entry, root: Path | None, record: Record) -> _State:
+        try:
+            length = os.stat(entry.output).st_size  # noqa: PTH116 - a job may have a million
+        except OSError:
+            return cls(os.path.lexists(entry.output), None, None)
+        if record.is_empty or root is None:
+            return cls(True, None, None)
+        name = name_of(entry.output, root)
+        whole = record.whole(name)
+        if whole is not None and whole.bytes != length:
+            whole = None
+        return cls(True, record.begun().get(name), whole)
+
+
+def _why_outdated(
+    entry: Entry,
+    state: _State,
+    record: Record,
+    asked: Job | None,
+    same: set[str],
+    options: TranslateOptions,
+) -> str | None:
+    """Return why an output that exists is not up to date; None where it is.
+
+    An empty text: it is not known to be of this program.
+    """
+    job = state.begun if state.whole is None else state.whole.job
+    if job is None or asked is None:
+        return ""
+    if job not in same:
+        recorded = record.jobs.get(job)
+        return "with other settings" if recorded is None else _difference(recorded, asked)
+    if state.whole is None or not _is_unchanged(entry, state.whole.identity, options):
+        return f"from another state of {printable(entry.source)}"
+    return None
+
+
+def _is_unchanged(entry: Entry, recorded: FileIdentity | None, options: TranslateOptions) -> bool:
+    """Return whether an input is as it was recorded."""
+    if recorded is None:
+        return False
+    try:
+        files = [entry.source]
+        if entry.kind == "pattern":
+            files = list(pattern_files(entry.source).values())
+        now = identity_of(files, hashed=False)
+        if now.size == recorded.size and options.hash_inputs and recorded.sha256 is not None:
+            now = identity_of(files, hashed=True)
+    except OSError:
+        return False
+    return now.matches(recorded)
+
+
+def _difference(recorded: Job, asked: Job) -> str:
+    """Return in words by what one job differs from the one that is asked for."""
+    flags = {option.name: option.flag for option in options_of(TranslateOptions)}
+    words = []
+    for name in dict.fromkeys((*recorded.values, *asked.values)):
+        before, now = recorded.values.get(name), asked.values.get(name)
+        if before == now or (now == "auto" and name in RESOLVED):
+            continue
+        if name == "version":
+            words.append(f"by version {before} (this is {now})")
+        elif name == "model":
+            words.append(f"by the model {str(before)[:12]} (this is {str(now)[:12]}, by SHA-256)")
+        elif before is None:
+            words.append(f"without {flags.get(name, name)} {_value(now)}")
+        else:
+            instead = "without it" if now is None else _value(now)
+            words.append(f"with {flags.get(name, name)} {_value(before)} (now {instead})")
+    return ", ".join(words) or "with other settings"
+
+
+def _value(value: object) -> str:
+    """Return the value of an option as it is written on the command line."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    if isinstance(value, list):
+        return "x".join(map(str, reversed(value)))
+    return printable(f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _refuse(foreign: Sequence[Path], outdated: Mapping[Path, str]) -> None:
+    """Raise OutputError where an output exists that may not be touched."""
+    if foreign:
+        among = f" and {len(foreign) - 1} more: exist" if len(foreign) > 1 else ": exists"
+        raise OutputError(
+            f"{printable(foreign[0])}{among} already; -y overwrites, -n does only the rest"
+        )
+    if outdated:
+        first, why = next(iter(outdated.items()))
+        many = len(outdated) > 1
+        raise OutputError(
+            f"{printable(first)}{f' and {len(outdated) - 1} more' if many else ''}: "
+            f"{'were' if many else 'was'} made {why}; -y makes {'them' if many else 'it'} again, "
+            f"-n leaves {'them' if many else 'it'}, and another OUTPUT keeps both"
+        )

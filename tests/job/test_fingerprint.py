@@ -1,0 +1,97 @@
+"""Which options an output depends on, and what makes two runs the same job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cyclegan_batch.job.fingerprint import (
+    IN_THE_NAME,
+    NOT_PIXELS,
+    Choices,
+    job_of,
+    pixel_options,
+    resolved,
+)
+from cyclegan_batch.models.card import ModelCard
+from cyclegan_batch.models.model import open_model
+from cyclegan_batch.option_table import options_of
+from cyclegan_batch.options import TranslateOptions
+from tests.synthesis import generators
+
+CHOICES = Choices(backend="openvino", device="cpu", precision="fp32", batch_size=1, contexts=2)
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
+    return open_model(generators.identity(tmp_path_factory.mktemp("m") / "identity.onnx")).card
+
+
+COUNTED = {
+    "image": {
+        *("direction", "model_io", "backend", "device", "precision", "batch_size"),
+        *("size", "fit", "keep_size", "white", "quality", "png_level"),
+    },
+    "video": {
+        *("direction", "model_io", "backend", "device", "precision", "batch_size"),
+        *("size", "fit", "keep_size", "ss", "to", "frames", "stream", "color"),
+        *("deinterlace", "deinterlace_rate", "codec", "crf", "preset", "pix_fmt"),
+        *("encoder_opt", "audio"),
+    },
+}
+"""The options that an output depends on, by its kind."""
+COUNTED["pattern"] = {*COUNTED["video"], "fps"}
+
+
+@pytest.mark.behaviour(21)
+def test_every_option_is_classified() -> None:
+    everything = {option.name for option in options_of(TranslateOptions)}
+    counted = set().union(*COUNTED.values())
+    assert everything == counted | NOT_PIXELS | IN_THE_NAME
+    assert not counted & (NOT_PIXELS | IN_THE_NAME)
+    for kind, names in COUNTED.items():
+        assert {option.name for option in pixel_options(kind)} == names  # type: ignore[arg-type]
+
+
+@pytest.mark.behaviour(21)
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        ({"crf": 20.0}, {"video"}),
+        ({"quality": 80}, {"image"}),
+        ({"size": 64}, {"image", "video"}),
+        ({"device": "cuda"}, {"image", "video"}),
+        ({"device": "cpu", "backend": "openvino", "batch_size": 1, "precision": "fp32"}, set()),
+        ({"on_error": "fail", "threads": 1, "overwrite": True, "format": "same"}, set()),
+    ],
+)
+def test_an_option_makes_another_job_of_the_outputs_that_it_changes(
+    options: dict[str, Any], kinds: set[str], card: ModelCard
+) -> None:
+    changed = {
+        kind
+        for kind in ("image", "video")
+        if job_of(kind, card, TranslateOptions(**options), CHOICES).id  # type: ignore[arg-type]
+        != job_of(kind, card, TranslateOptions(), CHOICES).id  # type: ignore[arg-type]
+    }
+    assert changed == kinds
+
+
+@pytest.mark.behaviour(21)
+def test_another_model_makes_another_job(card: ModelCard) -> None:
+    other = replace(card, digest="0" * 64)
+    first, second = (job_of("image", each, TranslateOptions(), CHOICES) for each in (card, other))
+    assert first.id != second.id
+    assert job_of("image", replace(card, path=Path("b.onnx")), TranslateOptions(), CHOICES) == first
+
+
+def test_auto_is_what_it_became(card: ModelCard) -> None:
+    recorded = job_of("image", card, TranslateOptions(), CHOICES)
+    asked = job_of("image", card, TranslateOptions(backend="openvino"), None)
+    assert asked.id != recorded.id
+    assert resolved(asked, recorded.values).id == recorded.id
+    other = job_of("image", card, TranslateOptions(backend="onnxruntime"), None)
+    assert resolved(other, recorded.values).id != recorded.id

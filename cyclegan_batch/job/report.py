@@ -227,6 +227,8 @@ def check_report_path(path: Path, plan: JobPlan, model: Path) -> None:
 
     ``model`` is the file as the caller gave it; the plan's may be its export. Raises OutputError.
     """
+    from .inputs.lists import is_list
+
     name = printable(path)
     if path.is_dir():
         raise OutputError(f"cannot write the report {name}: it is a folder; name a file in it")
@@ -242,6 +244,7 @@ def check_report_path(path: Path, plan: JobPlan, model: Path) -> None:
     job_files = {
         model.resolve(),
         plan.model.card.path.resolve(),
+        *(Path(str(each)[1:]).resolve() for each in plan.inputs if is_list(each)),
         *(each.source.resolve() for each in (*plan.entries, *plan.others)),
         *(each.output.resolve() for each in (*plan.entries, *plan.others)),
     }

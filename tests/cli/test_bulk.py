@@ -101,3 +101,13 @@ def test_the_parts_of_a_job_write_all_files_once(model: Path, data: Path) -> Non
     assert run.returncode == 0, run.stderr
     assert "--shard 2/2: no input falls to this part: nothing to do" in run.stderr
     assert not target.exists()
+
+
+def test_a_report_that_would_replace_the_list_errors(model: Path, data: Path) -> None:
+    names = data / "names.txt"
+    names.write_text("a/0.png\n")
+    run = cyclegan_batch(
+        "translate", "@names.txt", "out", "-m", model, "--report", "names.txt", cwd=data
+    )
+    assert_one_clear_line(run, "names.txt: it is a file of the job itself")
+    assert names.read_text() == "a/0.png\n"

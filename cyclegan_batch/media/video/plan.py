@@ -39,6 +39,7 @@ from .encoder import (
     default_codec,
     plan_with_extras,
     plan_y4m,
+    why_in_one_piece,
 )
 from .pixel_formats import frame_bytes
 
@@ -392,16 +393,6 @@ def _stretch_frames(stream: StreamInfo, frames_expected: int | None) -> int | No
     if frames_expected is None or 2 * frames_expected <= 3 * frames:
         return None
     return frames
-
-
-_JOINABLE = ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "ffv1")
-
-
-def why_in_one_piece(encoder: EncoderPlan) -> str | None:
-    """Return as a note why the video cannot be encoded in stretches; None where it can be."""
-    if encoder.name in _JOINABLE and dict(encoder.options).get("b", "0") == "0":
-        return None
-    return f"{encoder.name} encodes it in one piece: a killed run begins it anew"
 
 
 def _output_aspect(stream: StreamInfo, size: Size, target: Size) -> Fraction | None:

@@ -310,6 +310,38 @@ def _dropped(item: object) -> bool:
     return isinstance(item, Dropped)
 
 
+def test_a_stretch_that_is_given_up_in_its_middle_costs_the_next_one_nothing(tmp_path):
+    source = moving(tmp_path / "in.mkv", frames=60)
+    planned = in_stretches(plan(source, tmp_path / "out.mkv"), 20)
+    expected = read_in_turn(planned, range(3))[1]
+    given_up = StretchUnit(planned, 0, NOWHERE).open_source()
+    items = given_up.read()
+    assert next(iter(items))
+    following = StretchUnit(planned, 1, NOWHERE).open_source(given_up)
+    given_up.close()
+    given_up.close()
+    del items
+    assert read(following).described() == expected.described()
+    following.close()
+
+
+def test_a_reading_of_another_video_or_a_later_stretch_is_not_gone_on_with(tmp_path):
+    source = moving(tmp_path / "in.mkv", frames=60)
+    planned = in_stretches(plan(source, tmp_path / "out.mkv"), 20)
+    expected = read_in_turn(planned, range(3))
+    other = plan(moving(tmp_path / "other.mkv", frames=60), tmp_path / "out.mkv")
+    for previous in (
+        StretchUnit(in_stretches(other, 20), 0, NOWHERE).open_source(),
+        VideoSource(planned),
+        StretchUnit(planned, 2, NOWHERE).open_source(),
+    ):
+        read(previous)
+        reading = StretchUnit(planned, 1, NOWHERE).open_source(previous)
+        previous.close()
+        assert read(reading).described() == expected[1].described()
+        reading.close()
+
+
 # Going on where an earlier run ended
 
 
@@ -341,6 +373,7 @@ GROUPS = [
     ("libx264", {"g": "10", "x264-params": "open-gop=1:bframes=3"}),
     ("libx265", {"x265-params": "log-level=none:keyint=10:min-keyint=10:open-gop=1:bframes=3"}),
     ("mpeg4", {"g": "10", "bf": "2"}),
+    ("libvpx-vp9", {"g": "10", "cpu-used": "8", "deadline": "realtime", "lag-in-frames": "5"}),
 ]
 
 
@@ -372,6 +405,26 @@ def test_a_resumed_video_is_not_decoded_from_its_start(
     assert got.described() == replace(whole, items=whole.items[120:]).described()
     # The first frame, and from the first key frame of the last three stretches on.
     assert decoded[0] < 120
+
+
+@pytest.mark.behaviour(19)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"g": "500", "bf": "2"},
+        {"g": "20", "x264-params": "intra-refresh=1"},
+        {"g": "10", "bf": "0"},
+    ],
+)
+def test_a_video_without_a_usable_key_frame_is_resumed_from_its_start(tmp_path, options):
+    """Or, in the last case, whose frames before the place of resuming are unknown."""
+    source = moving(tmp_path / "in.mp4", frames=100, options=options)
+    planned = in_stretches(plan(source, tmp_path / "out.mkv"), 20)
+    expected = read_in_turn(planned, range(5))[4]
+    before = done(planned, range(4)) if options["g"] != "10" else ()
+    reading = StretchUnit(planned, 4, NOWHERE, before).open_source()
+    assert read(reading).described() == expected.described()
+    reading.close()
 
 
 @pytest.mark.behaviour(19)
@@ -599,7 +652,7 @@ def test_a_stretch_that_is_discarded_leaves_nothing_and_locks_nothing(tmp_path):
     unit = StretchUnit(planned, 0, folder)
     sink = unit.open_sink()
     convert = sink.converter()
-    for frame in read_whole(planned).items[:5]:
+    for frame in read_whole(planned).items:
         sink.write(convert(frame))
     assert leftovers(folder)
     sink.discard()
@@ -610,16 +663,20 @@ def test_a_stretch_that_is_discarded_leaves_nothing_and_locks_nothing(tmp_path):
 
 
 @pytest.mark.behaviour(25)
-def test_a_full_disk_names_the_output_and_not_the_stretch(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "place", ["os.fsync", "pathlib.Path.mkdir", "cyclegan_batch.media.video.sink.add_encoder"]
+)
+def test_a_full_disk_names_the_output_and_not_the_stretch(tmp_path, monkeypatch, place):
     source = moving(tmp_path / "in.mkv", frames=30)
     planned = in_stretches(plan(source, tmp_path / "out.mkv"), 20)
 
-    def full(descriptor: int) -> None:
+    def full(*args: object, **how: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OutputError, match=r"out\.mkv: the disk is full") as caught:
-        encode(planned, 0, tmp_path / "parts")
+    with monkeypatch.context() as patched:
+        patched.setattr(place, full)
+        with pytest.raises(OutputError, match=r"out\.mkv: the disk is full") as caught:
+            encode(planned, 0, tmp_path / "parts")
     assert isinstance(caught.value.__cause__, OSError)
     assert "parts" not in str(caught.value)
 

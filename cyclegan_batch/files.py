@@ -166,16 +166,21 @@ def publish_all(
     All files are flushed side by side, then all are renamed, then each folder is flushed once.
     """
 
-    def flush(pair: tuple[Path, Path]) -> OutputError | None:
-        return _attempt(pair[1], lambda: _flush(pair[0]))
+    def flush(share: slice) -> list[OutputError | None]:
+        return [
+            _attempt(final, functools.partial(_flush, partial)) for partial, final in pairs[share]
+        ]
 
     # One file system call for all, syncfs, would also wait for the files of other processes, and
     # would not report which file could not be written.
+    errors: list[OutputError | None] = [None] * len(pairs)
+    shares = [slice(first, None, _FLUSHES) for first in range(min(_FLUSHES, len(pairs)))]
     if len(pairs) > 1:
-        with ThreadPoolExecutor(_FLUSHES, "flush") as pool:
-            errors = list(pool.map(flush, pairs))
-    else:
-        errors = list(map(flush, pairs))
+        with ThreadPoolExecutor(len(shares), "flush") as pool:
+            for share, results in zip(shares, pool.map(flush, shares), strict=True):
+                errors[share] = results
+    elif pairs:
+        errors = flush(shares[0])
     rename = os.replace if overwrite else _rename_to_new
     for number, (partial, final) in enumerate(pairs):
         errors[number] = errors[number] or _attempt(
@@ -184,7 +189,8 @@ def publish_all(
     flush_folder = functools.cache(_flush_folder)
     for number, (_, final) in enumerate(pairs):
         errors[number] = errors[number] or _attempt(
-            final, functools.partial(flush_folder, final.parent)
+            final,
+            functools.partial(flush_folder, os.path.dirname(final)),  # noqa: PTH120 - quick
         )
     return tuple(errors)
 
@@ -351,11 +357,11 @@ def _is_dead(machine: str, process: str, number: int, entry: os.DirEntry[str]) -
     return not _process(number).endswith("-0")
 
 
-def _flush_folder(folder: Path) -> None:
+def _flush_folder(folder: str) -> None:
     """Flush a folder, so that a rename in it survives a power cut, where the system can do that."""
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY)
     try:
         # Some network file systems refuse to flush a folder.
         with contextlib.suppress(OSError):

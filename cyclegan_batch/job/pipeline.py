@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -128,7 +128,8 @@ class _Run:
         observer: Observer | None,
     ) -> None:
         self.schedule, self.counters = schedule, counters
-        self.geometry, self.keep_size = geometry, keep_size
+        # The frames of a video, and most images of a folder, have one size.
+        self.geometry, self.keep_size = lru_cache(geometry), keep_size
         self.skip_errors, self.max_failures = skip_errors, max_failures
         self.skip_existing, self.observer = skip_existing, observer
         self.backends = [backend, *(backend.fork() for _ in range(schedule.contexts - 1))]

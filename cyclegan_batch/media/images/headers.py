@@ -1,9 +1,9 @@
 """Describe an image file before a pixel is decoded or memory is allocated for one.
 
 The format is recognised by content, never by name, and from a list of allowed formats. JPEG and BMP
-headers are read by Pillow, TIFF ones by tifffile (`tiff`), PNG ones by `png`, and those of AVIF,
-GIF, HEIC and JPEG 2000 by `stills`. WebP is walked chunk by chunk here, since
-Pillow's reader allocates memory for the whole canvas when it opens a file.
+headers are read by Pillow (those of a JPEG without metadata here), TIFF ones by tifffile (`tiff`),
+PNG ones by `png`, and those of AVIF, GIF, HEIC and JPEG 2000 by `stills`. WebP is walked chunk by
+chunk here, since Pillow's reader allocates memory for the whole canvas when it opens a file.
 """
 
 from __future__ import annotations
@@ -131,6 +131,10 @@ def _canvas_length(value: bytes) -> int:
 
 
 def _read_jpeg(file: BinaryIO) -> Header:
+    plain = _plain_jpeg(file.read(_PLAIN_HEAD))
+    if plain is not None:
+        return plain
+    file.seek(0)
     image = JpegImagePlugin.JpegImageFile(file)
     exif = image.info.get("exif")
     return Header(
@@ -142,6 +146,55 @@ def _read_jpeg(file: BinaryIO) -> Header:
         exif=exif[6:] if exif else None,
         dpi=usable_dpi(image.info.get("dpi")),
     )
+
+
+_PLAIN_HEAD = 4096
+"""Bytes; the segments before the samples of a JPEG without metadata have 600 to 800."""
+
+
+def _plain_jpeg(head: bytes) -> Header | None:
+    """Return the header of an ordinary JPEG without metadata, None where Pillow has to read it.
+
+    Most images of a data set are such files, and to walk over their few segments (ITU-T T.81, B.1)
+    takes less than half as long as Pillow does. Only 8 bits, grey or three components, and
+    well-formed segments are accepted, so that the result is always the one that Pillow returns.
+    """
+    size: Size | None = None
+    mode = ""
+    dpi: tuple[float, float] | None = None
+    at = 2
+    while head[at : at + 1] == b"\xff" and at + 4 <= len(head):
+        marker, length = head[at + 1], int.from_bytes(head[at + 2 : at + 4])
+        content = head[at + 4 : at + 2 + length]
+        if length < 2 or len(content) != length - 2:
+            return None
+        if marker == _SOS:
+            return None if size is None else Header("jpg", size, mode, dpi=dpi)
+        if marker in (_SOF0, _SOF2) and size is None:
+            if len(content) not in (9, 15) or content[0] != 8 or content[5] * 3 + 6 != len(content):
+                return None
+            size = int.from_bytes(content[1:3]), int.from_bytes(content[3:5])
+            mode = "L" if content[5] == 1 else "RGB"
+            if 0 in size:
+                return None
+        elif marker == _APP0 and at == 2 and content[:5] == b"JFIF\0" and len(content) == 14:
+            # JFIF 1.02: the unit (1: inch, 2: centimetre) and the density across and down.
+            if scale := {1: 1.0, 2: 2.54}.get(content[7]):
+                density = int.from_bytes(content[8:10]), int.from_bytes(content[10:12])
+                dpi = usable_dpi(value * scale for value in density)
+        elif marker == _DQT:
+            # Tables of 8 bits: each is its number and 64 values.
+            if len(content) % 65 or max(content[::65], default=0) > 15:
+                return None
+        elif marker not in (_DHT, _DRI, _COM):
+            return None
+        at += 2 + length
+    return None
+
+
+_SOF0, _SOF2, _DHT, _SOS, _DQT, _DRI = 0xC0, 0xC2, 0xC4, 0xDA, 0xDB, 0xDD
+_APP0, _COM = 0xE0, 0xFE
+"""Markers (T.81, table B.1)."""
 
 
 def _read_bmp(file: BinaryIO) -> Header:

@@ -60,7 +60,9 @@ class FrameReader:
 
         With ``known`` times only the first frame of the file, the last known one and those behind
         it are yielded. The packets between are read, but most of them are not decoded. Raises
-        UncertainError where that cannot be told to give the same frames.
+        UncertainError where that cannot be told to give the same frames. Frames that refer to a
+        damaged one behind them have come out by then; what a decoder fills into them depends on
+        all that it has decoded before.
         """
         count = 0
         try:

@@ -155,7 +155,14 @@ def report_run(
         - counters.left,
         expected_frames=plan.frames,
         skipped=plan.skipped + counters.left,
-        overwrite=plan.options.overwrite,
+        up_to_date=plan.finished,
+        damage=plan.damage,
+        resumed=tuple(
+            f"{len(plan.done[video.output])} of {video.stretches} stretches of {video.name}"
+            for video in plan.videos
+            if video.output in plan.done
+        ),
+        resumable=plan.options.resume,
         notes=tuple(dict.fromkeys([*plan.notes, *counters.notes])),
         error=error,
         record=plan_description(plan) | {"card": card, "versions": versions()},

@@ -296,7 +296,7 @@ def test_a_video_that_another_worker_has_is_named_and_the_others_are_done(
     assert (report.status, report.exit_code) == ("partial", 3)
     (failure,) = report.failures
     assert failure.cause.startswith(f"cannot write {out / 'a.mkv'}: process ")
-    assert "the same command with -n does what is left" in report.summary
+    assert "the same command does what is left" in report.summary
     assert len(report.outputs) == 5
 
     with pytest.raises(OutputInUseError, match=r"a\.mkv: process \d+ on \S+ is writing it; wait"):

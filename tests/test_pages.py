@@ -158,7 +158,8 @@ def test_every_flag_is_a_field_of_the_options_by_the_same_word():
     params |= {option.name for option in _options(command)}
     fields = {field.name for field in dataclasses.fields(cyclegan_batch.TranslateOptions)}
     # What the command line has besides: what is translated by what, and how that is told.
-    told = {"inputs", "output", "model", "progress", "quiet", "verbose", "dry_run", "report"}
+    told = {"inputs", "output", "model", "progress", "quiet", "verbose", "dry_run"}
+    told |= {"report", "manifest"}
     assert fields == params - told
 
 

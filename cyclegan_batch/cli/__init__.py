@@ -9,7 +9,7 @@ import click
 
 from .._version import __version__
 from ..errors import CycleganBatchError
-from . import evaluate, export, info, train, translate
+from . import evaluate, export, info, status, train, translate
 from .process import STOPS, claim_standard_streams
 
 
@@ -40,6 +40,7 @@ def main() -> None:
 
 for _command in (
     translate.command,
+    status.status,
     train.command,
     export.command,
     evaluate.command,

@@ -47,6 +47,14 @@ _PARAMETERS: list[click.Parameter] = [
         metavar="FILE",
         help="Write what was done to FILE as JSON, with every version and digest.",
     ),
+    GroupedOption(
+        ["--manifest"],
+        group=RUN,
+        type=PATH,
+        metavar="FILE",
+        help="Write a line of JSON for each input to FILE: its output, sizes and digest, and "
+        "whether it is done, up to date, skipped, failed or left, and why.",
+    ),
     progress_option(RUN),
     GroupedOption(
         ["-q", "--quiet"], group=RUN, is_flag=True, help="Print only what failed, and why."
@@ -75,6 +83,7 @@ def command(
     verbose: bool,
     dry_run: bool,
     report: Path | None,
+    manifest: Path | None,
     **options: Any,
 ) -> None:
     """Translate videos and images through the generator MODEL.
@@ -87,7 +96,7 @@ def command(
     if options["overwrite"] and options["skip_existing"]:
         raise click.UsageError("-y overwrites what exists, -n leaves it: choose one.")
     from .. import api
-    from ..job.report import check_report_path, write_report
+    from ..job.report import check_result_path, write_report
     from ..wording import grouped
     from .progress import Reporter
 
@@ -103,7 +112,9 @@ def command(
                 backend.close()
             sys.exit(3 if plan.failures or plan.damage else 0)
         if report:
-            check_report_path(report, plan, model)
+            check_result_path(report, plan, model, what="report")
+        if manifest:
+            check_result_path(manifest, plan, model, what="manifest")
         for sentence in grouped(plan.notes):
             reporter.say(sentence)
         if options["preview"]:
@@ -119,9 +130,13 @@ def command(
                 stack.enter_context(printed())
             outcome = _run(plan, backend, reporter)
         # All work is done: a request to stop only sets the flag from here on.
-        if report:
-            with STOPS.deferred():
+        with STOPS.deferred():
+            if report:
                 write_report(outcome, report)
+            if manifest:
+                from ..job.manifest import write_manifest
+
+                write_manifest(plan, outcome, manifest)
     except ContradictionError as error:
         raise click.UsageError(f"{error}.") from error
     except CycleganBatchError as error:

@@ -111,7 +111,8 @@ class FolderLock:
 
 def mark_as_open(descriptor: int) -> None:
     """Mark a journal as one that a process at work is writing; `is_open` tells."""
-    _flock(descriptor, shared=True)
+    # `is_open` holds the lock for a moment.
+    _flock(descriptor, shared=True, wait=True)
 
 
 def is_open(journal: Path) -> bool | None:
@@ -127,12 +128,13 @@ def is_open(journal: Path) -> bool | None:
     return None if taken is None else not taken
 
 
-def _flock(descriptor: int, *, shared: bool) -> bool | None:
-    """Try once to lock an open file; None where the file system or the system has no locks."""
+def _flock(descriptor: int, *, shared: bool, wait: bool = False) -> bool | None:
+    """Lock an open file; False where another process holds it, None where there are no locks."""
     if sys.platform == "win32":
         return None
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, mode if wait else mode | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

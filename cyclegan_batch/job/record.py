@@ -86,8 +86,6 @@ class Record:
         """By their names, the latest last."""
         self.failed: dict[str, str] = {}
         """Outputs that failed and were not begun again since, with the reason."""
-        self.lost = 0
-        """Failures that belong to no output by name."""
         self._whole: dict[str, tuple[str, list[Json], Json]] = {}
         """Job, row and failures of each output. They are checked when an output is looked up."""
         self._begun: dict[str, str] = {}
@@ -134,6 +132,12 @@ class Record:
         """Return the stretches that are recorded of a video, by their number, ascending."""
         found = sorted(self._stretches.get(name, {}).items())
         return [each for _, line in found if (each := as_stretch(line)) is not None]
+
+    def unfinished_videos(self) -> Iterator[tuple[str, str, int, int]]:
+        """Yield each video that is not joined: name, job, stretches done, and stretches in all."""
+        for name, lines in self._stretches.items():
+            last = next(reversed(lines.values()), {})
+            yield name, as_text(last.get("job")), len(lines), as_count(last.get("of")) or len(lines)
 
     def _take(self, path: Path, line: dict[str, Json]) -> None:
         run = self.runs.get(as_text(line.get("run")))
@@ -217,8 +221,6 @@ class Record:
                 continue
             if isinstance(each[0], str):
                 self.failed[each[0]] = each[1]
-            else:
-                self.lost += 1
 
 
 def journals_in(folder: Path) -> list[Path]:

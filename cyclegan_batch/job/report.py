@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -63,15 +64,20 @@ class Report:
 
     status: Status
     outputs: tuple[Path, ...]
-    """Files that are whole under their final names."""
+    """Files that this run has written, whole under their final names."""
+    up_to_date: tuple[Path, ...]
+    """Files of earlier runs of the same job that needed no work."""
     failures: tuple[Failure, ...]
-    """Everything that is missing or damaged, with its reason."""
+    """Everything that is missing or damaged, with its reason; in files of earlier runs, too."""
     planned: int
-    """Files that were to be written, without those that were skipped, and without a pipe."""
+    """Files that were to be written, without those that were skipped or up to date, and without a
+    pipe."""
     skipped: int
     """Outputs that existed and were not touched (``--skip-existing``)."""
+    resumed: tuple[str, ...]
+    """What of a video an earlier run had done: ``7 of 12 stretches of clip.mp4``."""
     frames: int
-    """Frames translated and written."""
+    """Frames translated and written by this run."""
     expected_frames: int | None
     """Frames that were to be translated, or None where an input does not show its number."""
     seconds: float
@@ -82,7 +88,8 @@ class Report:
     """The process that read standard output closed it before the end."""
     error: CycleganBatchError | None
     """The error that stopped the run early."""
-    overwrite: bool
+    resumable: bool
+    """The same command goes on with what is left; with ``--no-resume`` it does not."""
     notes: tuple[Note, ...]
     """The notes that were reported to the user."""
     record: dict[str, object]
@@ -107,23 +114,45 @@ class Report:
             return f"Error: {self.error}{progress}"
         if self.status == "failed" and self.planned <= 1 and len(self.failures) == 1:
             return f"Error: {self.failures[0].cause}"
+        if self.up_to_date and not self.planned and not self.skipped:
+            return f"{_STATUS_WORDS[self.status]}: {'; '.join(self._nothing_to_do)}"
         parts = [self._frames]
         if self.frames and self.limiting_stage:
             parts.append(f"{self.rate:.1f} frames/s, limited by {self.limiting_stage}")
         clauses = [", ".join(parts)]
+        if self.resumed:
+            many = f" and of {len(self.resumed) - 1} more videos" if len(self.resumed) > 1 else ""
+            clauses.append(f"resumed: {self.resumed[0]}{many} were done")
+        if self.up_to_date:
+            be = "was" if len(self.up_to_date) == 1 else "were"
+            clauses.append(f"{len(self.up_to_date):,} {be} up to date")
         if self.skipped:
             clauses.append(f"{self.skipped} existed already")
         if self.outputs or (self.planned and self.status != "whole"):
             clauses.append(self._files)
         if self.pipe_closed:
             clauses.append("the reader of standard output closed it before the end")
-        if self.failures:
-            count = len(self.failures)
-            many = f"{count} failures, listed above, the first: " if count > 1 else "failed: "
-            clauses.append(many + self.failures[0].cause)
+        clauses += self._failures
         if self.status != "whole" and not self.pipe_closed:
             clauses.append(self._remedy)
         return f"{_STATUS_WORDS[self.status]}: " + "; ".join(clauses)
+
+    @property
+    def _nothing_to_do(self) -> list[str]:
+        one = len(self.up_to_date) == 1
+        files = printable(self.up_to_date[0]) if one else f"{len(self.up_to_date):,} files"
+        clauses = [f"nothing to do, {files} {'is' if one else 'are'} up to date", *self._failures]
+        if self.failures:
+            clauses.append("with a repaired input, -y writes it again")
+        return clauses
+
+    @property
+    def _failures(self) -> list[str]:
+        if not self.failures:
+            return []
+        count = len(self.failures)
+        many = f"{count} failures, listed above, the first: " if count > 1 else "failed: "
+        return [many + self.failures[0].cause]
 
     @property
     def _frames(self) -> str:
@@ -146,8 +175,8 @@ class Report:
             return "with a repaired input, -y writes it again"
         if self.planned <= 1:
             return "the same command does it again"
-        instead = " instead of -y" if self.overwrite else ""
-        return f"the same command with -n{instead} does what is left"
+        without = "" if self.resumable else " without --no-resume"
+        return f"the same command{without} does what is left"
 
     def to_json(self) -> str:
         """Return the report as JSON; bytes of names that are not UTF-8 are lone surrogates."""
@@ -169,13 +198,16 @@ def report_from_counters(
     planned: int,
     expected_frames: int | None,
     skipped: int,
-    overwrite: bool,
+    up_to_date: tuple[Path, ...] = (),
+    damage: Sequence[Failure] = (),
+    resumed: tuple[str, ...] = (),
+    resumable: bool,
     notes: tuple[Note, ...],
     error: CycleganBatchError | None,
     record: dict[str, object],
 ) -> Report:
-    """Return the report of a run."""
-    failures = list(counters.failures)
+    """Return the report of a run; ``damage`` is in the files that were ``up_to_date``."""
+    failures = [*damage, *counters.failures]
     status: Status = "whole"
     # An interrupt after the last file was written does not count, since nothing is missing.
     if counters.interrupted and not 0 < planned == len(counters.written):
@@ -191,10 +223,13 @@ def report_from_counters(
     elif failures:
         # A pipe counts neither as a written nor as a planned file: there the frames decide.
         to_pipe = not planned and counters.units_done and counters.frames_done
-        status = "partial" if counters.written or to_pipe or skipped else "failed"
+        any_whole = counters.written or to_pipe or skipped or up_to_date
+        status = "partial" if any_whole else "failed"
     return Report(
         status=status,
         outputs=tuple(counters.written),
+        up_to_date=up_to_date,
+        resumed=resumed,
         failures=tuple(failures),
         planned=planned,
         skipped=skipped,
@@ -205,7 +240,7 @@ def report_from_counters(
         limiting_stage=counters.limiting_stage(),
         pipe_closed=counters.pipe_closed,
         error=error,
-        overwrite=overwrite,
+        resumable=resumable,
         notes=notes,
         record=record,
     )
@@ -222,36 +257,41 @@ def versions() -> dict[str, str]:
     return result
 
 
-def check_report_path(path: Path, plan: JobPlan, model: Path) -> None:
-    """Refuse a report file that cannot be written or would replace a file of the job.
+def check_result_path(path: Path, plan: JobPlan, model: Path, *, what: str) -> None:
+    """Refuse a file beside the outputs that cannot be written or would replace a file of the job.
 
-    ``model`` is the file as the caller gave it; the plan's may be its export. Raises OutputError.
+    ``what`` is what it holds: ``report`` or ``manifest``. ``model`` is the file as the caller gave
+    it; the plan's may be its export. Raises OutputError.
     """
     from .inputs.lists import is_list
+    from .inputs.refusals import Places
 
     name = printable(path)
     if path.is_dir():
-        raise OutputError(f"cannot write the report {name}: it is a folder; name a file in it")
+        raise OutputError(f"cannot write the {what} {name}: it is a folder; name a file in it")
     if not path.parent.is_dir():
         raise OutputError(
-            f"cannot write the report {name}: its folder does not exist; create it first"
+            f"cannot write the {what} {name}: its folder does not exist; create it first"
         )
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise OutputError(
-            f"cannot write the report {name}: permission denied; choose a folder that you may "
+            f"cannot write the {what} {name}: permission denied; choose a folder that you may "
             "write to"
         )
-    job_files = {
-        model.resolve(),
-        plan.model.card.path.resolve(),
-        *(Path(str(each)[1:]).resolve() for each in plan.inputs if is_list(each)),
-        *(each.source.resolve() for each in (*plan.entries, *plan.others)),
-        *(each.output.resolve() for each in (*plan.entries, *plan.others)),
-    }
-    if path.resolve() in job_files:
+    places = Places()
+    place = places.of(path)
+    lists = (Path(str(each)[1:]) for each in plan.inputs if is_list(each))
+    files = [model, plan.model.card.path, *lists]
+    files += [file for each in plan.everything for file in (each.source, each.output)]
+    if any(places.of(file) == place or _is_same(file, path) for file in files):
         raise OutputError(
-            f"cannot write the report {name}: it is a file of the job itself; choose another name"
+            f"cannot write the {what} {name}: it is a file of the job itself; choose another name"
         )
+
+
+def _is_same(file: Path, path: Path) -> bool:
+    """Return whether two names are links to one file."""
+    return file.is_symlink() and os.path.realpath(file) == os.path.realpath(path)
 
 
 def write_report(report: Report, path: Path) -> None:

@@ -502,7 +502,7 @@ def test_what_a_stopped_folder_of_images_has_by_then_is_counted(
     done = cyclegan_batch("translate", pictures, out, "-m", model)
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1].endswith(
-        "; 2 of 3 files written; the same command with -n does what is left"
+        "; 2 of 3 files written; the same command does what is left"
     )
     assert len(list(out.iterdir())) == 2
 
@@ -564,7 +564,7 @@ def test_an_interrupted_job_says_what_is_left_to_do(
     last = said.decode().splitlines()[-1]
     assert last.startswith("Interrupted: ")
     assert " of 1003 frames" in last
-    assert last.endswith("1 of 2 files written; the same command with -n does what is left")
+    assert last.endswith("1 of 2 files written; the same command does what is left")
 
 
 @pytest.mark.behaviour(22)
@@ -580,7 +580,7 @@ def test_a_partial_run_ends_with_what_is_missing_and_why_also_for_the_quiet(
     assert last.startswith("Partial: 1 of 3 frames")
     assert "1 of 3 files written; 2 failures, listed above, the first: " in last
     assert str(pictures / "0.png") in last
-    assert last.endswith("; the same command with -n does what is left")
+    assert last.endswith("; the same command does what is left")
 
 
 @pytest.mark.behaviour(22, 29)
@@ -593,7 +593,7 @@ def test_a_run_that_is_given_up_leaves_a_report_and_says_what_there_is(
     arguments = ["translate", pictures, tmp_path / "out", "-m", model, "--report", report]
     arguments += ["--max-failures", "1", "-y"]
     run = cyclegan_batch(*arguments)
-    assert_one_clear_line(run, "--max-failures 1", "2.png", "with -n instead of -y")
+    assert_one_clear_line(run, "--max-failures 1", "2.png", "the same command does what is left")
     told = json.loads(report.read_text())
     assert (told["status"], told["exit_code"]) == ("failed", 1)
     assert [Path(each["name"]).name for each in told["failures"]] == ["1.png", "2.png"]
@@ -899,7 +899,7 @@ def test_flags_options_and_plan_share_their_words() -> None:
     command = cli.main.commands["translate"]
     params = command.get_params(click.Context(command))
     flags = {each.name for each in params if "--help" not in each.opts}
-    told_to_the_command = {"progress", "quiet", "verbose", "dry_run", "report"}
+    told_to_the_command = {"progress", "quiet", "verbose", "dry_run", "report", "manifest"}
     options = {item.name for item in fields(TranslateOptions)}
     in_plan = {item.name for item in fields(JobPlan)}
     assert flags - told_to_the_command - {"inputs", "output", "model"} == options

@@ -1,0 +1,233 @@
+"""How far a job has come, by what lies beside its outputs. It is read only; nothing is opened."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..option_table import options_of
+from ..options import TranslateOptions
+from ..wording import clock, printable
+from .job_folder import FOLDER, is_open, journal_name
+from .journal_lines import Json
+from .record import Record, Run, journals_in
+
+_LISTED = 20
+"""Failures and videos that are listed one by one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """How far a job has come."""
+
+    output: Path
+    outputs: int
+    """Files that the job writes, those included that were up to date when its last run began."""
+    done: int
+    """Of these, files that exist as they were recorded."""
+    failed: int
+    damaged: int
+    """Files that are done and lack a part of their input."""
+    at_work: bool | None
+    """Whether a process is at work; None where the file system cannot tell."""
+    runs: tuple[Run, ...]
+    """Those at work, or else the last one."""
+    parts: tuple[int, int]
+    """How many parts of the job have begun (``--shard``), and how many there are."""
+    failures: tuple[tuple[str, str], ...]
+    """Output and reason."""
+    videos: tuple[tuple[str, int, int], ...]
+    """Videos that are not joined yet: how many of their stretches are done, and how many they
+    have."""
+
+    @property
+    def left(self) -> int:
+        """Files that are neither done nor failed."""
+        return max(0, self.outputs - self.done - self.failed)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is left, missing or damaged, and nobody is at work."""
+        nothing_missing = not (self.left or self.failed or self.damaged)
+        return nothing_missing and not self.at_work and self.parts[0] == self.parts[1]
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second of the runs, all together; what was resumed does not count."""
+        rates = [run.frames_done / run.seconds for run in self.runs if run.seconds > 0]
+        return sum(rates) if any(rates) else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds that the rest takes at this rate; None where it is not known."""
+        if not self.left or not self.rate:
+            return None
+        frames = 0
+        for run in self.runs:
+            if run.frames is None:
+                return None
+            frames += max(0, run.frames - run.frames_done)
+        return frames / self.rate
+
+    def description(self) -> dict[str, object]:
+        """Return the status as values for JSON."""
+        command = self.runs[-1].command
+        return {
+            "output": str(self.output),
+            "whole": self.is_whole,
+            "at_work": self.at_work,
+            "outputs": self.outputs,
+            "done": self.done,
+            "failed": self.failed,
+            "damaged": self.damaged,
+            "left": self.left,
+            "frames_per_second": self.rate,
+            "seconds_left": self.seconds_left,
+            "parts": list(self.parts),
+            "videos": [
+                {"output": name, "stretches_done": done, "stretches": whole}
+                for name, done, whole in self.videos
+            ],
+            "failures": [{"output": name, "reason": reason} for name, reason in self.failures],
+            "runs": [{"host": run.host, "process": run.process} for run in self.runs],
+            "command": dict(command),
+        }
+
+    def lines(self) -> Iterator[str]:
+        """Yield the status in words, line by line."""
+        missing = [f"{self.failed:,} failed"] * bool(self.failed)
+        missing += [f"{self.damaged:,} damaged"] * bool(self.damaged)
+        missing += [f"{self.left:,} left"] * bool(self.left)
+        begun, parts = self.parts
+        missing += [f"{begun} of {parts} parts have begun"] * (begun < parts)
+        files = f"{self.done:,} of {self.outputs:,} {'file' if self.outputs == 1 else 'files'} done"
+        yield f"{printable(self.output)}: {', '.join([files, *missing])}"
+        yield from _command_lines(self.runs[-1].command)
+        processes = ", ".join(
+            f"process {run.process} on {printable(run.host)}" for run in self.runs
+        )
+        rate = f", {self.rate:.1f} frames/s" if self.rate else ""
+        left = f", {clock(self.seconds_left)} left" if self.seconds_left is not None else ""
+        if self.at_work:
+            yield f"at work  {processes}{rate}{left}"
+        else:
+            how = {None: "was cut off", "whole": "ended"}.get(self.runs[-1].ended, "ended early")
+            at_rate = f"{left} at that rate" if left else ""
+            yield f"last run {processes}, {how}{rate}{at_rate}"
+        for name, done, whole in self.videos[:_LISTED]:
+            yield f"video    {printable(name)}: {done} of {whole} stretches"
+        for name, reason in self.failures[:_LISTED]:
+            yield f"failed   {printable(name)}: {printable(reason)}"
+        if len(self.failures) > _LISTED:
+            yield f"and {len(self.failures) - _LISTED:,} more failed"
+
+
+def job_status(output: Path) -> JobStatus | None:
+    """Return how far the job has come that writes ``output``; None where nothing is known."""
+    root = output if output.is_dir() else output.parent
+    journals = journals_in(root / FOLDER)
+    if root != output:
+        own = journal_name(output, root)
+        journals = [each for each in journals if each.name == own]
+    record = Record.read(journals)
+    if not record.runs:
+        return None
+    by_journal = {run.journal: run for run in record.runs.values()}  # the last run of each
+    family, parts = _family(list(by_journal))
+    ids = {job for path in family for job in by_journal[path].jobs}
+    done = damaged = 0
+    for name in record.names():
+        whole = record.whole(name)
+        if whole is not None and whole.job in ids and _length(root, name) == whole.bytes:
+            done += 1
+            damaged += bool(whole.failures)
+    outputs = sum(by_journal[path].outputs for path in family)
+    open_journals = [path for path in family if is_open(path)]
+    unknown = any(is_open(path) is None for path in family)
+    runs = [run for run in record.runs.values() if run.journal in open_journals and _runs(run)]
+    return JobStatus(
+        output=output,
+        outputs=outputs,
+        done=min(done, outputs),
+        failed=len(record.failed),
+        damaged=damaged,
+        at_work=None if unknown else bool(open_journals),
+        runs=tuple(runs) or (by_journal[family[-1]],),
+        parts=parts,
+        failures=tuple(record.failed.items()),
+        videos=tuple(
+            (name, some, whole_video)
+            for name, job, some, whole_video in record.unfinished_videos()
+            if job in ids
+        ),
+    )
+
+
+def _family(journals: Sequence[Path]) -> tuple[list[Path], tuple[int, int]]:
+    """Return the journals that belong to one job with the last of ``journals``, and its parts."""
+    last = re.fullmatch(r"journal-[0-9]+of([0-9]+)", journals[-1].stem)
+    if last:
+        pattern = rf"journal-[0-9]+of{last[1]}"
+        family = [path for path in journals if re.fullmatch(pattern, path.stem)]
+        return family, (len(family), max(len(family), int(last[1])))
+    if journals[-1].stem == "journal":
+        return [journals[-1]], (1, 1)
+    # Jobs of single files, one journal each.
+    return [path for path in journals if not path.stem.startswith("journal")], (1, 1)
+
+
+def _runs(run: Run) -> bool:
+    """Return whether a run has not ended, as far as can be found out."""
+    if run.ended is not None:
+        return False
+    if run.host != socket.gethostname():
+        return True
+    try:
+        os.kill(run.process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _length(root: Path, name: str) -> int | None:
+    """Return the size of an output; None where it is missing, or its name leads out of the root."""
+    if name.startswith("/") or ".." in name.split("/"):
+        return None
+    try:
+        return (root / name).stat().st_size
+    except (OSError, ValueError):
+        return None
+
+
+def _command_lines(command: object) -> Iterator[str]:
+    """Yield model and options in words, as far as a journal tells them."""
+    values = command if isinstance(command, dict) else {}
+    model = values.get("model")
+    if isinstance(model, dict):
+        what = [str(values[key]) for key in ("backend", "device", "precision") if key in values]
+        digest = str(model.get("sha256"))[:12]
+        path = str(model.get("path"))
+        yield printable(f"model    {path} (sha256 {digest}); {', '.join(what)}")
+    options = values.get("options")
+    if isinstance(options, dict) and options:
+        flags = {option.name: option.flag for option in options_of(TranslateOptions)}
+        words = [
+            f"{flags[key]} {_word(value)}".strip() for key, value in options.items() if key in flags
+        ]
+        yield printable(f"options  {' '.join(words)}")
+
+
+def _word(value: Json) -> str:
+    if value is True:
+        return ""
+    if isinstance(value, dict):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    if isinstance(value, list):
+        return "x".join(str(each) for each in reversed(value))
+    return str(value)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -17,11 +18,15 @@ from typing import Any
 
 from .backends import Backend
 from .errors import CycleganBatchError, InputError, OutputError, OutputExistsError
+from .file_identity import FileIdentity, identity_of
 from .files import PathLike
-from .job.pipeline import run
+from .job.dispatch import Dispatcher
+from .job.journal import Journal
 from .job.plan import JobPlan, plan_job
 from .job.plan_text import plan_description
 from .job.report import Report, report_from_counters, versions
+from .job.runners import worker_devices
+from .job.runners.local import run_here
 from .job.units import Counters, Failure, is_hopeless
 from .options import TranslateOptions
 from .wording import grouped, printable
@@ -113,32 +118,56 @@ def run_plan(
     far the run came.
     """
     counters = counters or Counters()
-    if backend is None and plan.units:
-        backend = plan.open_backend()
-        counters.started = time.monotonic()
     counters.failures += plan.failures
+    _take_over(plan, counters)
     try:
-        if backend is not None:
-            run(
-                plan.units,
-                backend,
-                plan.schedule,
-                geometry=plan.geometry,
-                keep_size=plan.options.keep_size,
-                skip_errors=plan.options.on_error == "skip",
-                max_failures=plan.options.max_failures,
-                skip_existing=plan.options.skip_existing,
-                counters=counters,
-                watch=watch,
-            )
-        if not counters.interrupted:
-            _copy_others(plan, counters)
-    except KeyboardInterrupt:  # during `_copy_others`; `run` handles its own
+        with contextlib.ExitStack() as stack:
+            if backend is not None:
+                stack.callback(backend.close)
+            journal = None
+            if plan.folder is not None and (plan.units or plan.others):
+                journal = Journal(plan)
+                stack.callback(journal.close)
+            if plan.units:
+                _do_units(plan, backend, journal, counters, watch)
+            if not counters.interrupted:
+                _copy_others(plan, journal, counters)
+    except KeyboardInterrupt:  # outside of the work on units, which handles its own
         counters.interrupted = True
-    finally:
-        if backend is not None:
-            backend.close()
     return report_run(plan, counters)
+
+
+def _do_units(
+    plan: JobPlan,
+    backend: Backend | None,
+    journal: Journal | None,
+    counters: Counters,
+    watch: Callable[[Counters], None] | None,
+) -> None:
+    """Do all units, here or in worker processes. Raises the error that stops the run early."""
+    with contextlib.closing(Dispatcher(plan, journal)) as dispatcher:
+        if worker_devices(plan) is not None:
+            from .job.runners.processes import run_in_processes
+
+            if backend is not None:
+                backend.close()  # each worker opens its own
+            run_in_processes(plan, dispatcher, counters, watch)
+        elif backend is not None:
+            run_here(plan, backend, dispatcher, counters, watch)
+        else:
+            with contextlib.closing(plan.open_backend()) as opened:
+                counters.started = time.monotonic()
+                run_here(plan, opened, dispatcher, counters, watch)
+
+
+def _take_over(plan: JobPlan, counters: Counters) -> None:
+    """Take over what is known of the stretches that an earlier run has done."""
+    for stretches in plan.done.values():
+        for each in stretches:
+            counters.resumed += each.frames
+            counters.notes += each.notes
+            for dropped in each.dropped:
+                counters.record(dropped.name, dropped.error, dropped.place)
 
 
 def report_run(
@@ -169,12 +198,15 @@ def report_run(
     )
 
 
-def _copy_others(plan: JobPlan, counters: Counters) -> None:
+def _copy_others(plan: JobPlan, journal: Journal | None, counters: Counters) -> None:
     from .job.inputs import copy_file
 
+    if journal is not None:
+        journal.begin_copies(plan.others)
     for entry in plan.others:
         try:
-            copy_file(entry, overwrite=plan.options.overwrite)
+            identity = _identity(entry.source, plan)
+            copy_file(entry, overwrite=plan.options.overwrite or entry.output in plan.redone)
         except (InputError, OutputError) as error:
             if plan.options.skip_existing and isinstance(error, OutputExistsError):
                 counters.left += 1
@@ -184,3 +216,16 @@ def _copy_others(plan: JobPlan, counters: Counters) -> None:
                 raise
         else:
             counters.written.append(entry.output)
+            if journal is not None:
+                journal.copied(entry, identity)
+
+
+def _identity(path: Path, plan: JobPlan) -> FileIdentity:
+    """Return the identity of a file that is to be copied. Raises InputError."""
+    try:
+        return identity_of([path], hashed=plan.options.hash_inputs)
+    except OSError as error:
+        raise InputError(
+            f"{printable(path)}: cannot be read: {error.strerror or error}; check the name, the "
+            "permissions and the disk"
+        ) from error

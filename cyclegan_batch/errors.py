@@ -23,10 +23,38 @@ A message has three parts: what failed, what was found instead of what was expec
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 
 class CycleganBatchError(Exception):
-    """An error that the user can act on."""
+    """An error that the user can act on.
+
+    It can be pickled, which keeps its cause where that is another of these or an OSError.
+    """
+
+    def __reduce__(self) -> tuple[object, ...]:
+        cause = self.__cause__
+        if isinstance(cause, OSError):
+            # Those of FFmpeg cannot be pickled themselves.
+            cause = OSError(cause.errno, cause.strerror)
+        elif not isinstance(cause, CycleganBatchError):
+            cause = None
+        return _restored, (type(self), self.args, dict(self.__dict__), cause)
+
+
+_Error = TypeVar("_Error", bound=CycleganBatchError)
+
+
+def _restored(
+    kind: type[_Error],
+    arguments: tuple[str, ...],
+    attributes: dict[str, object],
+    cause: BaseException | None,
+) -> _Error:
+    error = kind(*arguments)
+    error.__dict__.update(attributes)
+    error.__cause__ = cause
+    return error
 
 
 class InputError(CycleganBatchError):

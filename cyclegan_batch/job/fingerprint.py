@@ -32,7 +32,17 @@ RESOLVED = ("backend", "device", "precision", "batch_size")
 
 NOT_PIXELS = frozenset(
     {"trust_engine", "threads", "on_error", "max_failures", "strict", "max_pixels", "overwrite"}
-    | {"skip_existing", "resume", "hash_inputs", "shard", "copy_others", "cache_dir", "preview"}
+    | {
+        "skip_existing",
+        "resume",
+        "workers",
+        "gpus",
+        "hash_inputs",
+        "shard",
+        "copy_others",
+        "cache_dir",
+        "preview",
+    }
 )
 """Options that change what is done and reported, but not what an output holds."""
 

@@ -168,6 +168,9 @@ class Journal:
         line = {"line": "begun", "job": job.id, "outputs": names}
         self._append(line | {"kept": kept} if kept else line, flush=True)
 
+    def dropped(self, unit: Unit, dropped: Dropped) -> None:
+        """Do nothing: it is written down at the end of the unit."""
+
     def published(self, unit: Unit, items: Sequence[Whole]) -> None:
         """Take what has become whole of ``unit``."""
         files = [item for item in items if isinstance(item, Written)]

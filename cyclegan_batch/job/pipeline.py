@@ -32,10 +32,9 @@ from ..errors import (
     InputError,
     OutOfMemoryError,
     OutputError,
-    OutputExistsError,
 )
 from ..frames import Frame, Geometry, Pixels, Size, stack
-from ..media import Dropped, Place, Source, Written
+from ..media import Dropped, Source, Written
 from ..wording import Note
 from .flow import (
     WATCH,
@@ -62,10 +61,8 @@ from .units import (
     Outcome,
     Schedule,
     Stage,
+    Tolerance,
     Unit,
-    is_hopeless,
-    too_many_failures,
-    without_frames,
 )
 
 _PATIENCE = 4.0
@@ -102,9 +99,7 @@ def run(
         counters,
         geometry=geometry,
         keep_size=keep_size,
-        skip_errors=skip_errors,
-        max_failures=max_failures,
-        skip_existing=skip_existing,
+        tolerance=Tolerance(skip_errors, max_failures, skip_existing),
         observer=observer,
     )
     with _opencv_without_threads():
@@ -122,16 +117,13 @@ class _Run:
         *,
         geometry: Callable[[Size], Geometry],
         keep_size: bool,
-        skip_errors: bool,
-        max_failures: int | None,
-        skip_existing: bool,
+        tolerance: Tolerance,
         observer: Observer | None,
     ) -> None:
         self.schedule, self.counters = schedule, counters
         # The frames of a video, and most images of a folder, have one size.
         self.geometry, self.keep_size = lru_cache(geometry), keep_size
-        self.skip_errors, self.max_failures = skip_errors, max_failures
-        self.skip_existing, self.observer = skip_existing, observer
+        self.tolerance, self.observer = tolerance, observer
         self.backends = [backend, *(backend.fork() for _ in range(schedule.contexts - 1))]
         self.stop = threading.Event()
         self.error: BaseException | None = None
@@ -179,7 +171,7 @@ class _Run:
             self.counters.interrupted = True
         finally:
             self._end()
-        if self.skip_existing:
+        if self.tolerance.skip_existing:
             self.counters.count_existing_as_left()
         if self.error is not None and not self.counters.interrupted:
             raise self.error
@@ -299,19 +291,24 @@ class _Run:
                     if self.stop.wait(WATCH):
                         raise StoppedError
                     continue
+                # A join reads nothing: the unit behind it goes on with the source before it.
+                reads = unit.frames != 0
                 try:
                     with self._busy("read"):
-                        open_unit = self._open(unit, source)
+                        open_unit = self._open(unit, source if reads else None)
                 except (InputError, OutputError) as error:
                     self.raw.put(End(unit, None, error))
                     continue
-                source = open_unit.source
+                if reads:
+                    source = open_unit.source
                 end = End(unit, open_unit)
                 try:
                     self._read_unit(open_unit)
                 except InputError as error:
                     end = replace(end, error=error)
                 self.raw.put(end)
+                if not reads:
+                    open_unit.source.close()
         finally:
             if source is not None:
                 source.close()
@@ -443,7 +440,7 @@ class _Run:
         if open_unit is None:
             assert end.error is not None
             self._report_end(Outcome(end.planned, end.error))
-            self._record(end.planned.name, end.error)
+            self.tolerance.record_unit(self.counters, end.planned.name, end.error)
             return
         if open_unit not in self.open_units:
             return  # The failure of its sink is recorded already.
@@ -464,17 +461,19 @@ class _Run:
         all_dropped = (*open_unit.dropped, *missing)
         self._report_end(Outcome(open_unit.unit, None, all_dropped, notes, frames=open_unit.frames))
         for dropped in missing:
-            self._record(dropped.name, dropped.error, dropped.place)
+            self.tolerance.record(self.counters, dropped)
 
     def _give_up(self, open_unit: AnyOpenUnit, error: CycleganBatchError) -> None:
         notes = self._close(open_unit, keep=False)
         dropped = tuple(open_unit.dropped)
         self._report_end(Outcome(open_unit.unit, error, dropped, notes, frames=open_unit.frames))
-        self._record(open_unit.name, error)
+        self.tolerance.record_unit(self.counters, open_unit.name, error)
 
     def _drop(self, open_unit: AnyOpenUnit, dropped: Dropped) -> None:
         open_unit.dropped.append(dropped)
-        self._record(dropped.name, dropped.error, dropped.place)
+        if self.observer is not None:
+            self.observer.dropped(open_unit.unit, dropped)
+        self.tolerance.record(self.counters, dropped)
 
     def _report_whole(self, open_unit: AnyOpenUnit) -> None:
         """Report what has become whole since the last call."""
@@ -488,20 +487,6 @@ class _Run:
     def _report_end(self, outcome: Outcome) -> None:
         if self.observer is not None:
             self.observer.ended(outcome)
-
-    def _record(self, name: str, error: CycleganBatchError, place: Place | None = None) -> None:
-        """Record a failure; end the run where the plan requires it or no other unit can succeed."""
-        if self.skip_existing and isinstance(error, OutputExistsError):
-            self.counters.left += 1
-            return
-        failure = self.counters.record(name, error, place)
-        if not self.skip_errors or is_hopeless(error):
-            raise error
-        if self.max_failures is not None and self.counters.failed > self.max_failures:
-            raise type(error)(
-                too_many_failures(self.counters.failed, self.max_failures, str(error))
-            ) from failure.error
-        without_frames(error)
 
     def _close(self, open_unit: AnyOpenUnit, *, keep: bool) -> tuple[Note, ...]:
         """Close the sink of a unit and return the notes on it; the reader closes its source."""

@@ -19,12 +19,13 @@ from ..errors import BackendError, InputError, OutputError
 from ..frames import BatchShape, Geometry, Size
 from ..frames import geometry as frame_geometry
 from ..option_table import options_given
-from ..options import BackendName, TranslateOptions
+from ..options import BackendName, TranslateOptions, gpu_numbers
 from ..wording import Note, printable
 from .fingerprint import Choices, Job, job_of, kind_of_output
 from .job_folder import FOLDER, digest_of, name_of
 from .journal_lines import RecordedStretch
 from .record import DoneStretch, Record
+from .runners import check_workers
 from .standing import Standing, read_record, same_jobs, standing
 from .units import (
     LOT_BYTES,
@@ -252,6 +253,7 @@ def plan_job(
     folder = None if root is None or options.preview else root / FOLDER
     record = read_record(folder if options.resume else None, tree.entries, root)
     state = standing(tree.entries, root, record, (), options) if record.is_empty else None
+    check_workers(tree.entries, options)
     generator = open_for_translation(model, options, say=say)
     kinds = dict.fromkeys(kind_of_output(entry.kind) for entry in tree.entries)
     jobs = [job_of(kind, generator.card, options, None) for kind in kinds]
@@ -625,7 +627,7 @@ def _backend_request(
         networks = dict.fromkeys(shape(size).network for size in sizes)
     return BackendRequest(
         backend=options.backend,
-        device=options.device,
+        device=options.device if options.gpus is None else f"cuda:{gpu_numbers(options.gpus)[0]}",
         precision=options.precision,
         threads=threads,
         contexts=contexts,

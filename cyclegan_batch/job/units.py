@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import CycleganBatchError, OutputError, OutputInUseError
+from ..errors import CycleganBatchError, OutputError, OutputExistsError, OutputInUseError
 from ..media import Dropped, Place, Sink, Source, Whole
 from ..wording import Note
 
@@ -207,6 +207,9 @@ class Outcome:
 class Observer(Protocol):
     """What a run reports of its units, in the order in which it happens, from one thread."""
 
+    def dropped(self, unit: Unit, dropped: Dropped) -> None:
+        """Take something that is missing from ``unit`` or damaged in it; `ended` has it again."""
+
     def published(self, unit: Unit, items: Sequence[Whole]) -> None:
         """Take what has become whole of ``unit``: files under their final names, or a stretch."""
 
@@ -345,6 +348,13 @@ class Counters:
     stages: dict[str, Stage] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     """When the run began, by `time.monotonic`."""
+    workers: int = 1
+    """Processes that work side by side."""
+    resumed: int = 0
+    """Frames that an earlier run did, and that this one takes over."""
+    unsettled: int = 0
+    """Frames and packets that other processes have reported as damaged or missing, of units that
+    have not ended."""
     interrupted: bool = False
     """The user stopped the run."""
     pipe_closed: bool = False
@@ -355,7 +365,7 @@ class Counters:
     @property
     def failed(self) -> int:
         """How many frames, packets and files are damaged or missing."""
-        return sum(failure.count for failure in self.failures)
+        return sum(failure.count for failure in self.failures) + self.unsettled
 
     def record(self, name: str, error: CycleganBatchError, place: Place | None = None) -> Failure:
         """Add a failure and return it; the same trouble at many places of a file is one failure."""
@@ -363,11 +373,28 @@ class Counters:
             self.failures.append(Failure(name, error))
             return self.failures[-1]
         kind = place.subject, place.kind, place.trouble
+        failure = Failure(name, error, spans=(_span(place),), last=place)
+        return self._merged(kind, failure, lambda earlier: earlier.and_at(place))
+
+    def record_unit(self, name: str, error: CycleganBatchError) -> Failure:
+        """Add the failure of a whole unit and return it.
+
+        The stretches of a video that cannot be written fail one after the other: one failure.
+        """
+        return self._merged((name, "", str(error)), Failure(name, error), lambda earlier: earlier)
+
+    def _merged(
+        self,
+        kind: tuple[str, str, str],
+        failure: Failure,
+        merge: Callable[[Failure], Failure],
+    ) -> Failure:
+        """Add ``failure``, or merge it with the earlier one of its kind; return the result."""
         index = self._index_of_kind.setdefault(kind, len(self.failures))
         if index == len(self.failures):
-            self.failures.append(Failure(name, error, spans=(_span(place),), last=place))
+            self.failures.append(failure)
         else:
-            self.failures[index] = self.failures[index].and_at(place)
+            self.failures[index] = merge(self.failures[index])
         return self.failures[index]
 
     def count_existing_as_left(self) -> None:
@@ -405,6 +432,52 @@ _MOST_IN_LOT = 4
 def lot_of(frame_bytes: int) -> int:
     """Return how many frames, each of at most ``frame_bytes``, a worker may take at once."""
     return max(1, min(_MOST_IN_LOT, LOT_BYTES // frame_bytes))
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """After which failures a run goes on."""
+
+    skip_errors: bool = False
+    """It goes on after failures (``--on-error skip``)."""
+    max_failures: int | None = None
+    """It ends after more failures than these; None for any number."""
+    skip_existing: bool = False
+    """An output that exists is none (``--skip-existing``)."""
+
+    def record(self, counters: Counters, dropped: Dropped) -> None:
+        """Record what is missing. Raises its error where the run is to end."""
+        if not self._is_left(counters, dropped.error):
+            failure = counters.record(dropped.name, dropped.error, dropped.place)
+            self._go_on(counters, dropped.error, failure)
+
+    def record_unit(self, counters: Counters, name: str, error: CycleganBatchError) -> None:
+        """Record the failure of a whole unit. Raises it where the run is to end."""
+        if not self._is_left(counters, error):
+            self._go_on(counters, error, counters.record_unit(name, error))
+
+    def _is_left(self, counters: Counters, error: CycleganBatchError) -> bool:
+        if self.skip_existing and isinstance(error, OutputExistsError):
+            counters.left += 1
+            return True
+        return False
+
+    def _go_on(self, counters: Counters, error: CycleganBatchError, failure: Failure) -> None:
+        """Raise ``error`` unless the run goes on after it and others can succeed."""
+        if not self.skip_errors or is_hopeless(error):
+            raise error
+        self.check(counters, error, failure)
+        without_frames(error)
+
+    def check(self, counters: Counters, error: CycleganBatchError, failure: Failure) -> None:
+        """Raise an error where there are too many failures, of which ``error`` is the last.
+
+        ``failure`` is the one that it was recorded as.
+        """
+        if self.max_failures is not None and counters.failed > self.max_failures:
+            raise type(error)(
+                too_many_failures(counters.failed, self.max_failures, str(error))
+            ) from failure.error
 
 
 @dataclass(frozen=True, kw_only=True)

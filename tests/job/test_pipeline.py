@@ -797,6 +797,9 @@ class Told:
         self.events: list[tuple[str, str]] = []
         self.outcomes: list[Outcome] = []
 
+    def dropped(self, unit: Any, dropped: Dropped) -> None:
+        self.events.append((unit.name, f"without {dropped.name}"))
+
     def published(self, unit: Any, items: Sequence[Any]) -> None:
         self.events.append((unit.name, f"{len(items)} whole"))
 
@@ -821,6 +824,7 @@ def test_an_observer_is_told_what_is_whole_and_how_each_unit_ends() -> None:
     told = Told()
     run(units, FakeBackend(), PLAIN, observer=told, skip_errors=True, geometry=as_it_is)
     assert told.events == [
+        ("damaged", "without 1"),
         ("damaged", "1 whole"),
         ("damaged", "done"),
         ("gone", "no such file"),

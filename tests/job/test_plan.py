@@ -15,6 +15,7 @@ from PIL import Image
 from cyclegan_batch.api import plan_translation, run_plan, translate
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.job import plan as planning
+from cyclegan_batch.job.job_folder import FOLDER
 from cyclegan_batch.job.plan import JobPlan
 from cyclegan_batch.job.plan_text import plan_description, plan_lines
 from cyclegan_batch.wording import grouped
@@ -360,5 +361,5 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {
         path.relative_to(folder): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and FOLDER not in path.parts
     }

@@ -18,7 +18,7 @@ from ...errors import OutputError
 from ...file_identity import sha256_of
 from ...files import OutputLock, output_error, publish, refuse_existing, temporary_path
 from ...frames import Frame
-from ...machine import own_scheduling
+from ...machine import own_scheduling, return_free_memory
 from ...wording import Note, printable
 from .. import Dropped, Written
 from ..demux.demuxing import Packet, reason
@@ -311,6 +311,7 @@ class StretchSink:
         if encoding.is_empty:
             return ()
         encoding.finish()
+        return_free_memory()
         try:
             # What is there of an earlier run was found unusable.
             publish(encoding.path, self._path, overwrite=True)

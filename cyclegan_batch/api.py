@@ -164,7 +164,6 @@ def _take_over(plan: JobPlan, counters: Counters) -> None:
     """Take over what is known of the stretches that an earlier run has done."""
     for stretches in plan.done.values():
         for each in stretches:
-            counters.resumed += each.frames
             counters.notes += each.notes
             for dropped in each.dropped:
                 counters.record(dropped.name, dropped.error, dropped.place)

@@ -30,6 +30,8 @@ class _State(TypedDict):
     """The state of a run as ``--progress json`` prints it."""
 
     unit: str
+    workers: int
+    """Processes that work side by side."""
     frames: int
     total: int | None
     rate: float
@@ -172,6 +174,7 @@ def _state(counters: Counters, total: int | None) -> _State:
     left = (total - counters.frames_done) / rate if total and rate else None
     return {
         "unit": counters.unit,
+        "workers": counters.workers,
         "frames": counters.frames_done,
         "total": total,
         "rate": round(rate, 3),
@@ -186,6 +189,8 @@ def _sentence(counters: Counters, total: int | None, *, brief: bool = False) -> 
     count = f"{state['frames']}/{total}" if total else f"{state['frames']}"
     parts = [count if brief else f"{count} frames"]
     parts.append(f"{state['rate']:.1f}/s" if brief else f"{state['rate']:.1f} frames/s")
+    if state["workers"] > 1:
+        parts.append(f"×{state['workers']}" if brief else f"{state['workers']} workers")
     if state["seconds_left"] is not None:
         parts.append(f"{clock(state['seconds_left'])} left")
     if state["failures"]:

@@ -350,8 +350,6 @@ class Counters:
     """When the run began, by `time.monotonic`."""
     workers: int = 1
     """Processes that work side by side."""
-    resumed: int = 0
-    """Frames that an earlier run did, and that this one takes over."""
     unsettled: int = 0
     """Frames and packets that other processes have reported as damaged or missing, of units that
     have not ended."""

@@ -108,6 +108,7 @@ def test_json_events_hold_numbers_and_are_silent_about_what_is_unknown(
     progressed, note, error = map(json.loads, log.getvalue().splitlines())
     assert progressed == {
         "event": "progress",
+        "workers": 1,
         "unit": "folder/clip.mp4",
         "frames": 50,
         "total": None,
@@ -237,6 +238,14 @@ def test_what_goes_first_where_there_is_little_room(now: Clock) -> None:
     assert live_line(state, 200, 49) == "[a] long na… 50/200, 5.0/s, 0:00:30 left, network"
     assert live_line(state, 200, 36) == "50/200, 5.0/s, 0:00:30 left, network"
     assert live_line(state, 200, 20) == "50/200, 5.0/s, 0:00:"
+
+
+def test_several_workers_are_told_in_every_form(now: Clock) -> None:
+    state = counters(frames_done=50, started=90.0, workers=3, unit="clip.mp4")
+    assert "50/100 frames, 5.0 frames/s, 3 workers, " in progress.live_line(state, 100, 100)
+    assert "50/100, 5.0/s, ×3, " in progress.live_line(state, 100, 40)
+    assert progress._state(state, 100)["workers"] == 3
+    assert "worker" not in progress.live_line(counters(frames_done=50, started=90.0), 100, 100)
 
 
 def test_clock_counts_hours_beyond_a_day() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import pickle
@@ -86,11 +85,7 @@ def packets(path: Path) -> list[tuple[int, int | None, int | None, str]]:
 
 def children() -> set[int]:
     """Return the processes that this one has started and that run."""
-    found = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):
-            found |= set(map(int, (task / "children").read_text().split()))
-    return found
+    return set(_children_of(os.getpid()))
 
 
 # Equal output
@@ -356,6 +351,50 @@ def is_alive(process: int) -> bool:
     except OSError:
         return False
     return status.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+
+
+@pytest.mark.behaviour(24)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_in_the_terminal_ends_the_run_and_all_its_workers(
+    model: Path, tmp_path: Path, start: Start, times: int
+) -> None:
+    """The terminal sends the signal to every process of the group, the workers included."""
+    clip = streams.plain(tmp_path / "clip.mp4", frames=900, size=(96, 128))
+    command = [sys.executable, "-m", "cyclegan_batch", "translate", clip, tmp_path / "out.mp4"]
+    options = ["-m", model, "--workers", "2", "--preset", "placebo"]
+    run = start(
+        [*map(str, command), *map(str, options)],
+        env=ENVIRONMENT, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob(".cyclegan-batch/*/.*.partial"))) < 2:
+        assert time.monotonic() < deadline
+        assert run.poll() is None
+        time.sleep(0.02)
+    workers = _children_of(run.pid)
+    assert len(workers) == 2
+    begin = time.monotonic()
+    for _ in range(times):
+        os.killpg(run.pid, signal.SIGINT)
+        time.sleep(0.05)
+    assert run.wait(10) == 130
+    assert time.monotonic() - begin < (5 if times == 1 else 1)
+    while any(map(is_alive, workers)):
+        assert time.monotonic() - begin < 8
+        time.sleep(0.05)
+    assert run.stderr is not None
+    said = run.stderr.read().decode()
+    assert "Traceback" not in said
+    assert ("Interrupted" in said) == (times == 1)
+    assert not (tmp_path / "out.mp4").exists()
+    if times == 1:
+        assert not list(tmp_path.glob(".cyclegan-batch/*/.*.partial"))
+
+
+def _children_of(process: int) -> list[int]:
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return [int(each) for task in tasks for each in (task / "children").read_text().split()]
 
 
 @pytest.mark.behaviour(19, 24)

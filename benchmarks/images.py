@@ -72,6 +72,7 @@ def png(images: list[Pixels], rounds: int, repeats: int = 20) -> None:
 def folder(images: list[Pixels], rounds: int, count: int) -> None:
     """Print the rate of `translate` over that of a bare pool, identity generator, JPEG and PNG.
 
+    The rates per CPU second hold on a machine that other programs use, too.
     A second pool writes JPEGs as `translate` does, without chroma subsampling.
     """
     whole = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
@@ -92,18 +93,21 @@ def folder(images: list[Pixels], rounds: int, count: int) -> None:
                 image[0, 0] = number % 256, number // 256 % 256, 0
                 cv2.imwrite(str(source / f"{number:06}{suffix}"), image)
             rates: dict[str, list[float]] = {kind: [] for kind in written}
+            costs: dict[str, list[float]] = {kind: [] for kind in written}
             for number in range(rounds + 1):
-                begin = time.perf_counter()
+                begin, begin_cpu = time.perf_counter(), time.process_time()
                 model = work / "identity.onnx"
                 translate(source, work / f"ours{number}", model=model, backend="onnxruntime")
-                ours = time.perf_counter() - begin
+                ours, ours_cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
                 for place, (kind, parameters) in enumerate(written.items()):
-                    begin = time.perf_counter()
+                    begin, begin_cpu = time.perf_counter(), time.process_time()
                     bare_pool(source, work / f"bare{number}-{place}", parameters)
                     if number:  # the first round imports what is needed, and warms the caches
                         rates[kind].append((time.perf_counter() - begin) / ours)
-        for kind, each in rates.items():
-            print(f"{suffix}: images/s over {kind}: {_summary(each)}")
+                        costs[kind].append((time.process_time() - begin_cpu) / ours_cpu)
+        for kind in written:
+            print(f"{suffix}: images/s over {kind}: {_summary(rates[kind])}")
+            print(f"{suffix}: images per CPU second over {kind}: {_summary(costs[kind])}")
 
 
 def bare_pool(source: Path, output: Path, parameters: Sequence[int]) -> None:

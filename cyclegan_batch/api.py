@@ -21,7 +21,7 @@ from .errors import CycleganBatchError, InputError, OutputError, OutputExistsErr
 from .file_identity import FileIdentity, identity_of
 from .files import PathLike
 from .job.dispatch import Dispatcher
-from .job.journal import Journal
+from .job.journal import Journal, remove_joined_stretches
 from .job.plan import JobPlan, plan_job
 from .job.plan_text import plan_description
 from .job.report import Report, report_from_counters, versions
@@ -128,6 +128,8 @@ def run_plan(
             if plan.folder is not None and (plan.units or plan.others):
                 journal = Journal(plan)
                 stack.callback(journal.close)
+            else:
+                remove_joined_stretches(plan)
             if plan.units:
                 _do_units(plan, backend, journal, counters, watch)
             if not counters.interrupted:

@@ -125,7 +125,7 @@ class Journal:
                 os.write(self._descriptor, b"\n")
         except OSError as error:
             raise output_error(self._path, error) from error
-        remove_stretches_without_use(plan)
+        remove_joined_stretches(plan)
         self._append(*self._head(), self._failures(_named_failures(plan)))
 
     def _head(self) -> Iterator[Mapping[str, object]]:
@@ -144,7 +144,10 @@ class Journal:
     # What the run tells
 
     def began(self, unit: Unit) -> None:
-        """Write down that work on ``unit`` begins, before any of its outputs gets its name."""
+        """Write down that work on ``unit`` begins, before any of its outputs gets its name.
+
+        A video that is begun anew loses the stretches that are there of another state of the job.
+        """
         if isinstance(unit, ImageUnit):
             outputs = self._new(entry.output for entry in unit.shard.entries)
             if outputs:
@@ -153,10 +156,14 @@ class Journal:
             with self._lock:
                 known = video.output in self._begun
                 self._begun.add(video.output)
-            if known or not self._new([video.output]):
+            if known:
                 return
             kept = [each.number for each in self._plan.done.get(video.output, ())]
-            self._write_begun(self._videos[video.output], [video.output], kept)
+            if not kept and isinstance(unit, StretchUnit):
+                # Nobody else is at work on them: whoever hands out a stretch has locked its video.
+                self._remove_stretches(video.output)
+            if self._new([video.output]):
+                self._write_begun(self._videos[video.output], [video.output], kept)
 
     def _new(self, outputs: Iterable[Path]) -> list[Path]:
         """Return the outputs that will be this run's, whatever happens: none of others' files."""
@@ -398,22 +405,15 @@ class Journal:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_stretches_without_use(plan: JobPlan) -> None:
-    """Remove the stretches of videos that are whole, or that are to be done anew.
-
-    A process that was killed may have left them.
-    """
+def remove_joined_stretches(plan: JobPlan) -> None:
+    """Remove the stretches of videos that are whole: a process that was killed may leave them."""
     if plan.folder is None or plan.root is None or not plan.folder.is_dir():
         return
     with os.scandir(plan.folder) as scan:
         folders = {entry.name for entry in scan if entry.is_dir(follow_symlinks=False)}
     if not folders:
         return
-    outputs = [*plan.finished]
-    if not plan.shares:
-        # Of a run that shares the folder, another process may be at work on them.
-        outputs += [video.output for video in plan.videos if video.output not in plan.done]
-    for output in outputs:
+    for output in plan.finished:
         name = digest_of(name_of(output, plan.root))
         if name in folders:
             shutil.rmtree(plan.folder / name, ignore_errors=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclegan_batch.api import prepare_translation
+from cyclegan_batch.api import prepare_translation, run_plan
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.job import job_folder
 from cyclegan_batch.job.job_folder import FOLDER, digest_of, name_of
@@ -206,9 +206,25 @@ def test_stretches_of_another_state_are_dropped(
         options = {"resume": False}
     plan = planned(film, out, model=model, **options)
     assert plan.done == {}
-    # When the run begins, what is of no use goes.
-    Journal(plan).close()
+    # When its work begins, what is of no use goes.
+    journal = Journal(plan)
+    journal.began(StretchUnit(plan.videos[0], 1, path.parent))
+    journal.close()
     assert not path.exists()
+
+
+@pytest.mark.behaviour(19)
+def test_stretches_of_a_video_that_is_whole_are_removed_by_the_next_run(
+    model: Path, film: Path, tmp_path: Path
+) -> None:
+    """A process may be killed after the video has its name, and before they are removed."""
+    out = tmp_path / "out.mp4"
+    stretches_done(planned(film, out, model=model), [0, 1, 2], join=True)
+    left = tmp_path / FOLDER / digest_of("out.mp4") / "0.mp4"
+    left.parent.mkdir()
+    left.touch()
+    assert run_plan(planned(film, out, model=model)).exit_code == 0
+    assert not left.parent.exists()
 
 
 @pytest.mark.behaviour(19)

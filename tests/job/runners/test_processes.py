@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch.api import run_plan, translate
-from cyclegan_batch.errors import BackendError, InputError
+from cyclegan_batch.errors import BackendError, InputError, OutputError
 from cyclegan_batch.job.runners.processes import WorkerError
 from cyclegan_batch.media.images import shards
 from tests.conftest import ENVIRONMENT
@@ -318,6 +318,24 @@ def test_a_folder_that_cannot_be_written_ends_the_run_of_all_workers_errors(
     (tmp_path / "out" / "000.png").mkdir()  # a folder cannot be replaced by a file
     report = run_plan(plan)
     assert [failure.name for failure in report.failures] == [str(folder / "000.png")]
+
+
+def test_standard_streams_are_not_given_to_workers_errors(model: Path, tmp_path: Path) -> None:
+    clip = streams.plain(tmp_path / "clip.mp4", frames=3, size=(16, 32))
+    with pytest.raises(OutputError, match=r"standard output is written by one process.*--workers"):
+        translate(clip, "-", model=model, workers=2)
+    with pytest.raises(InputError, match=r"standard input is read by one process.*--gpus"):
+        translate("-", tmp_path / "out.mp4", model=model, gpus="0")
+
+
+@pytest.mark.parametrize(
+    "options", [{"gpus": "0;1"}, {"gpus": "0,1", "workers": 3}, {"gpus": "0", "device": "cpu"}]
+)
+def test_gpus_that_contradict_the_other_options_errors(
+    model: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="gpus"):
+        translate(tmp_path / "in.png", tmp_path / "out.png", model=model, **options)
 
 
 # The end of the runner

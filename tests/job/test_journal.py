@@ -243,6 +243,30 @@ def test_stretches_that_do_not_fit_together_are_dropped(
     assert planned(film, out, model=model).done == {}
 
 
+@pytest.mark.behaviour(19)
+def test_a_journal_whose_times_are_false_costs_its_video_and_is_told(
+    model: Path, film: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.mp4"
+    stretches_done(planned(film, out, model=model), [0])
+    (path,) = (tmp_path / FOLDER).glob("*.jsonl")
+    changed = []
+    for line in lines(path):
+        if line["line"] == "stretch":
+            line["times"][0] += 10**9
+        changed.append(json.dumps(line) + "\n")
+    path.write_text("".join(changed))
+    plan = planned(film, out, model=model)
+    assert len(plan.done[out]) == 1
+    stretches_done(plan, [1, 2], join=True)
+    (cause,) = (
+        cause for line in lines(path) if line["line"] == "failed" for _, cause in line["failures"]
+    )
+    assert "the times of its stretches do not ascend" in cause
+    assert "--no-resume" in cause
+    assert not out.exists()
+
+
 @pytest.mark.behaviour(19, 22)
 def test_the_damage_of_all_stretches_is_remembered_with_the_whole(
     model: Path, film: Path, tmp_path: Path

@@ -73,7 +73,10 @@ class JoinedVideo:
         self.time_base = stretches[0].time_base
         times = [time for stretch in stretches for time in stretch.times]
         if any(later <= earlier for earlier, later in itertools.pairwise(times)):
-            raise ValueError("frame times must ascend, within and across stretches")
+            raise OutputError(
+                f"cannot write {printable(plan.output)}: the times of its stretches do not ascend, "
+                "so they are not of one job; begin anew with --no-resume"
+            )
         gaps = [b - a for a, b in itertools.pairwise(times)]
         last = stretches[-1].last_duration or (gaps[-1] if gaps else _frame_duration(plan.video))
         self.source_start = times[0] * self.time_base

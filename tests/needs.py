@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -34,6 +35,15 @@ tensorrt-cu13-bindings==VERSION`` for each version of tests/backends/tensorrt/te
 REQUIRED = frozenset(filter(None, os.environ.get("REQUIRE", "").split(",")))
 """The needs whose absence is an error."""
 
+
+def _succeeds(*command: str) -> bool:
+    """Return whether a command is there and exits with 0."""
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
 NEEDS: dict[str, Callable[[], bool]] = {
     "ffmpeg": lambda: shutil.which("ffmpeg") is not None,
     "ffprobe": lambda: shutil.which("ffprobe") is not None,
@@ -45,6 +55,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "two-gpus": lambda: Path("/dev/nvidia1").exists(),
     "linux": lambda: sys.platform == "linux",
     "full-device": Path("/dev/full").exists,
+    "small-disk": lambda: _succeeds("unshare", "--user", "--map-root-user", "--mount", "true"),
     "root": lambda: os.name == "posix" and os.geteuid() == 0,
     "no-root": lambda: os.name == "posix" and os.geteuid() != 0,
 }

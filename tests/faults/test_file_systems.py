@@ -1,0 +1,90 @@
+"""File systems that lack what a local one has: what is promised there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import jobs
+from tests.faults.jobs import Fault, Start, assert_same, ended, launch, left_over, translate, whole
+from tests.synthesis import generators
+
+pytestmark = pytest.mark.needs("linux")
+
+LACKS: dict[str, list[Fault]] = {
+    "locks (ENOLCK)": [{"call": "flock", "path": ".", "error": "ENOLCK"}],
+    "locks (EOPNOTSUPP)": [{"call": "flock", "path": ".", "error": "EOPNOTSUPP"}],
+    "hard links": [{"call": "link", "path": ".", "error": "EPERM"}],
+    "a rename over a file": [
+        {"call": "rename", "path": "/out", "error": "EEXIST", "only_over": True}
+    ],
+}
+LACKS["all of them"] = [*LACKS["locks (ENOLCK)"], *LACKS["hard links"]]
+LACKS["all of them"] += LACKS["a rename over a file"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generators.identity(tmp_path_factory.mktemp("model") / "identity.onnx")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = jobs.pictures(tmp_path_factory.mktemp("source") / "in", 300)
+    jobs.clip(folder / "clip.mp4", frames=25)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(source: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("expected") / "out"
+    whole(source, folder, "-m", model)
+    return folder
+
+
+@pytest.mark.behaviour(19)
+@pytest.mark.parametrize("lack", LACKS)
+def test_a_killed_job_is_finished_by_the_same_command_on_a_file_system_without(
+    lack: str, source: Path, expected: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    faults = LACKS[lack]
+    # The journal has a few lines by then, the video two stretches.
+    killed = {"call": "write", "path": r"\.jsonl$", "after": 4, "kill": True}
+    assert translate(source, out, "-m", model, faults=[*faults, killed]).code == -9
+    second = whole(source, out, "-m", model, faults=faults)
+    assert 0 < second.frames < 325
+    assert_same(out, expected)
+    assert left_over(out) == []
+    assert whole(source, out, "-m", model, faults=faults).frames == 0
+
+
+@pytest.mark.behaviour(23)
+def test_without_locks_the_first_of_two_runs_to_finish_an_image_keeps_its_name(
+    source: Path, expected: Path, model: Path, tmp_path: Path, start: Start
+) -> None:
+    out = tmp_path / "out"
+    processes = [
+        launch(start, source, out, "-m", model, "-n", faults=LACKS["locks (ENOLCK)"])
+        for _ in range(2)
+    ]
+    runs = [ended(process, 0.0) for process in processes]
+    assert [run.code for run in runs] == [0, 0], [run.stderr for run in runs]
+    assert_same(out, expected)
+    assert left_over(out) == []
+
+
+@pytest.mark.behaviour(23)
+def test_without_a_rename_over_a_file_y_fails_and_the_old_file_stays(
+    source: Path, expected: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    whole(source / "a", out, "-m", model)
+    before = jobs.tree(out)
+    (out / "00000.png").write_bytes(b"mine")
+    run = translate(source / "a", out, "-m", model, "-y", faults=LACKS["a rename over a file"])
+    assert "00000.png" in run.error
+    assert (out / "00000.png").read_bytes() == b"mine"
+    whole(source / "a", out, "-m", model, "-y")
+    assert jobs.tree(out) == before

@@ -253,7 +253,7 @@ def left_over(root: Path) -> list[str]:
 
 def job_folder(output: Path) -> Path:
     """Return the hidden folder of the job that writes ``output``."""
-    return (output if output.is_dir() else output.parent) / FOLDER
+    return (output.parent if output.suffix else output) / FOLDER
 
 
 def journal_lines(output: Path) -> list[dict[str, Any]]:
@@ -266,6 +266,16 @@ def journal_lines(output: Path) -> list[dict[str, Any]]:
             except ValueError:
                 continue
     return lines
+
+
+def recorded(output: Path, total: int) -> int:
+    """Return how many images, or frames of a video that has ``total``, the journal has as done."""
+    lines = journal_lines(output)
+    whole = {row[0] for line in lines if line["line"] == "whole" for row in line["outputs"]}
+    if output.suffix:
+        stretches = {line["number"]: line["frames"] for line in lines if line["line"] == "stretch"}
+        return total if whole else sum(stretches.values())
+    return len(whole)
 
 
 # Kills
@@ -284,18 +294,20 @@ def kill_group(process: subprocess.Popen[Any]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def children(process: subprocess.Popen[Any]) -> list[int]:
-    """Return the ids of the Python processes that a command has started and that live."""
+def living(process: subprocess.Popen[Any]) -> list[int]:
+    """Return the ids of the processes in the group of a command that have not ended, but its own.
+
+    What Python itself starts to clean up behind its processes is not among them.
+    """
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            _, _, rest = status.read_bytes().rpartition(b")")
+        with contextlib.suppress(OSError):
             words = (status.parent / "cmdline").read_bytes()
-        except OSError:
-            continue
-        state, parent = rest.split()[:2]
-        if int(parent) == process.pid and state != b"Z" and b"resource_tracker" not in words:
-            found.append(int(status.parent.name))
+            state, _, group = status.read_bytes().rpartition(b")")[2].split()[:3]
+            number = int(status.parent.name)
+            if int(group) == process.pid != number and state not in (b"Z", b"X"):
+                if b"resource_tracker" not in words and b"forkserver" not in words:
+                    found.append(number)
     return sorted(found)
 
 
@@ -305,3 +317,14 @@ def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.002)
+
+
+def wait_for_journal(output: Path, process: subprocess.Popen[Any]) -> None:
+    """Wait until the run of ``process`` has begun its journal, or has ended."""
+    folder = job_folder(output)
+    wait_for(lambda: process.poll() is not None or any(folder.glob("*.jsonl")))
+
+
+def wait_for_end_of_workers(process: subprocess.Popen[Any]) -> None:
+    """Wait until no worker of a command that has ended lives; fail where one stays."""
+    wait_for(lambda: not living(process), 20.0)

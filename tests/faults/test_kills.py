@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from tests.faults import jobs
-from tests.faults.jobs import Start, assert_same, journal_lines, launch, left_over, whole
+from tests.faults.jobs import (
+    Ended,
+    Start,
+    assert_same,
+    ended,
+    launch,
+    left_over,
+    seed,
+    tree,
+    whole,
+)
 from tests.synthesis import generators
 
 pytestmark = [pytest.mark.needs("linux"), pytest.mark.behaviour(19)]
@@ -71,28 +83,102 @@ def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     return job(folder, source, "out", "-m", model, total=PICTURES, unit=256)
 
 
-def done_before(job: Job, output: Path) -> int:
-    """Return how many frames or images the journal knows as done."""
-    frames = 0
-    names = set()
-    for line in journal_lines(output):
-        print(str(line)[:300])
-        raise NotImplementedError
-    return frames + len(names)
+def kill_somewhere(
+    start: Start, job: Job, output: Path, workers: int, how: str, random: Random
+) -> Ended:
+    """Run the job until it is killed, at a random moment or change, and return how it ended.
 
-
-def kill_at_a_moment(start: Start, job: Job, output: Path, workers: int, share: float) -> None:
-    """Kill the command and its workers after ``share`` of the time that its work takes."""
-    folder = jobs.job_folder(output)
+    How: ``change``: the process that is about to make the n-th change to the files; ``moment``: the
+    command and its workers; ``runner``: the command alone; ``worker``: one of its workers.
+    """
+    share = random.random()
     while True:
-        process = launch(start, *job.command(output, workers))
-        jobs.wait_for(lambda: any(folder.glob("*.jsonl")) or process.poll() is not None)
-        time.sleep(share * job.seconds)
-        jobs.kill_group(process)
-        if process.wait() == -signal.SIGKILL:
-            return
-        share /= 2  # it was done already: the machine is faster now
+        faults = []
+        if how == "change":
+            after = int(share * job.changes)
+            faults = [{"call": "change", "path": output.parent.name, "after": after, "kill": True}]
+        print(f"{how}: {share:.3f} of {job.changes} changes, {job.seconds:.2f} s")
+        process = launch(start, *job.command(output, workers), faults=faults)
+        if how != "change":
+            jobs.wait_for_journal(output, process)
+            time.sleep(share * job.seconds)
+            victims = jobs.living(process)
+            if how == "moment":
+                jobs.kill_group(process)
+            elif how == "runner":
+                os.kill(process.pid, signal.SIGKILL)
+            elif victims:
+                os.kill(random.choice(victims), signal.SIGKILL)
+        run = ended(process, 0.0)
+        jobs.wait_for_end_of_workers(process)
+        if run.code == -signal.SIGKILL or (how == "worker" and victims):
+            return run
+        # It was done already: it goes faster now, or makes fewer changes.
+        assert run.code == 0, run.stderr
+        shutil.rmtree(output.parent)
+        share /= 2
 
 
-def test_it():
-    pass
+def assert_finished_by_the_same_command(
+    start: Start, job: Job, folder: Path, workers: int, how: str
+) -> None:
+    """Kill the job, check what is left, finish it, and compare it with the undisturbed one."""
+    output = folder / "out" / job.expected.name
+    run = kill_somewhere(start, job, output, workers, how, seed())
+    if how == "worker":
+        assert run.code == 0, run.stderr
+    else:
+        if output.is_dir():
+            everything = tree(job.expected)
+            for name, digest in tree(output).items():
+                assert name.endswith(".partial") or everything[name] == digest, name
+        elif output.exists():
+            assert_same(output, job.expected)
+        done = jobs.recorded(output, job.total)
+        shown = max(
+            (event["frames"] for event in run.events if event["event"] == "progress"), default=0
+        )
+        assert shown - done <= job.unit * workers, "more than a unit for each worker was lost"
+        run = whole(*job.command(output, workers))
+        assert run.frames == job.total - done
+    assert_same(output, job.expected)
+    assert left_over(output.parent) == []
+    assert whole(*job.command(output, workers)).frames == 0
+
+
+QUICK = [
+    ("video", 1, "change"),
+    ("folder", 1, "moment"),
+    ("video", 2, "runner"),
+    ("folder", 2, "worker"),
+]
+
+
+@pytest.mark.behaviour(47)
+@pytest.mark.parametrize(("kind", "workers", "how"), QUICK)
+def test_a_killed_job_is_finished_by_the_same_command(
+    kind: str, workers: int, how: str, request: pytest.FixtureRequest, tmp_path: Path, start: Start
+) -> None:
+    job = request.getfixturevalue(kind)
+    assert_finished_by_the_same_command(start, job, tmp_path, workers, how)
+
+
+@pytest.mark.slow
+@pytest.mark.behaviour(47)
+@pytest.mark.parametrize("time", [1, 2])
+@pytest.mark.parametrize(
+    ("workers", "how"),
+    [(1, "change"), (1, "moment"), (2, "moment"), (2, "runner"), (2, "worker")],
+)
+@pytest.mark.parametrize("kind", ["video", "folder"])
+def test_a_job_that_is_killed_in_any_way_is_finished_by_the_same_command(
+    kind: str,
+    workers: int,
+    how: str,
+    time: int,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    start: Start,
+) -> None:
+    job = request.getfixturevalue(kind)
+    assert_finished_by_the_same_command(start, job, tmp_path, workers, how)

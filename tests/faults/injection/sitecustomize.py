@@ -1,16 +1,16 @@
 """Faults in every process that starts with this folder on its PYTHONPATH.
 
-The variable ``FAULTS`` holds a list of rules, as JSON. A rule names one operation on files that is
-to fail, by the ``call`` (open to write, write, fsync, rename, link, remove, mkdir, flock, read for
-open to read; ``change`` stands for each of the first seven) and by a pattern that its ``path`` must contain (a regular expression;
-for a rename or a link that of the new name). The operation fails with the error of the system that
-``error`` names, or ``kill`` sends the process SIGKILL instead of it, or it waits until the file
-``hold`` exists, after it has made that file's name with ``.held`` at its end. ``after`` lets that
-many pass first, and the rule holds only while the file ``until`` does not exist.
+The variable ``FAULTS`` holds a list of rules, as JSON. A rule names one operation on files by its
+``call``: open (to write), write, fsync, rename, link, remove, mkdir, flock, or read (open to read);
+``change`` stands for each of the first seven. It names the files by a regular expression that their
+``path`` must contain; of a rename or a link that is the new name. Such an operation fails with the
+error of the system that ``error`` names. Instead, ``kill`` sends the process SIGKILL, and ``hold``
+lets it wait until the file of that name exists, after one with ``.held`` behind it was made.
+``after`` lets that many operations pass first, and ``only_over`` all whose file does not exist yet.
 
 ``CLOCK`` holds seconds by which ``time.time`` is wrong, one number for each call in turn, so that
-the clock jumps. ``COUNT`` names a file that receives the number
-of changes under the pattern that it is given, as they happen: one byte each.
+the clock jumps. ``COUNT`` holds the name of a file and an expression; the file receives a byte for
+each change under a path that contains it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,12 @@ class _Rule:
         after: int = 0,
         kill: bool = False,
         hold: str | None = None,
-        until: str | None = None,
         only_over: bool = False,
     ) -> None:
         self.calls = _CHANGES if call == "change" else {call}
         self.pattern = re.compile(path)
         self.number = getattr(errno, error)
-        self.kill, self.hold, self.until, self.only_over = kill, hold, until, only_over
+        self.kill, self.hold, self.only_over = kill, hold, only_over
         self.seen, self.after = itertools.count(), after
 
     def check(self, call: str, path: str) -> None:
@@ -54,8 +53,6 @@ class _Rule:
         if call not in self.calls or not self.pattern.search(path):
             return
         if self.only_over and not os.path.lexists(path):
-            return
-        if self.until is not None and os.path.exists(self.until):  # noqa: PTH110
             return
         if next(self.seen) < self.after:
             return

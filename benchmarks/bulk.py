@@ -1,0 +1,180 @@
+"""Measure what a bulk job pays for losing nothing, and what a second worker gives.
+
+    python benchmarks/bulk.py video       stretches and journal against one encoder run, two minutes
+    python benchmarks/bulk.py images      a journal against none, 10,000 images of 64²
+    python benchmarks/bulk.py workers     two workers against one, 10,000 images of 64²
+
+The clip and the images are synthesised. The two sides of a round run one after the other, and the
+ratios are those within a round; RESULTS.md holds them. `benchmarks/images.py` compares a folder of
+images with a bare pool of OpenCV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY)]
+
+from benchmarks.pipeline import write_identity  # noqa: E402
+from cyclegan_batch import demo  # noqa: E402
+from cyclegan_batch.api import plan_translation, run_plan  # noqa: E402
+from cyclegan_batch.job.plan import JobPlan  # noqa: E402
+
+RATE = 25
+SIZE = (360, 640)
+"""Height and width of the clip."""
+SIDE = 64
+"""Of the images."""
+GENERATOR = Path(demo.__file__).with_name("day2night.onnx")
+"""The small generator that comes with the package."""
+
+
+def write_clip(path: Path, seconds: float) -> Path:
+    """Write a clip in which a noisy landscape moves, so that the encoder has to work."""
+    height, width = SIZE
+    random = np.random.default_rng(0)
+    small = random.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    picture = cv2.resize(small, (2 * width, 2 * height), interpolation=cv2.INTER_CUBIC)
+    grain = random.integers(0, 12, picture.shape, np.uint8)
+    picture = cv2.add(picture, grain)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for number in range(round(seconds * RATE)):
+            row, column = number % height, 3 * number % width
+            pixels = np.ascontiguousarray(picture[row : row + height, column : column + width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_images(folder: Path, count: int) -> Path:
+    """Write ``count`` PNG images of noise, no two of them alike."""
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (2 * SIDE, 2 * SIDE, 3), np.uint8)
+    for number in range(count):
+        row, column = number % SIDE, number // SIDE % SIDE
+        pixels = np.ascontiguousarray(noise[row : row + SIDE, column : column + SIDE])
+        pixels[0, 0] = number % 256, number // 256 % 256, 0
+        cv2.imwrite(str(folder / f"{number:06}.png"), pixels)
+    return folder
+
+
+def without_journal(plan: JobPlan) -> JobPlan:
+    """Return the job as it was before there were journals: one encoder run for a video."""
+    videos = tuple(replace(video, stretch_frames=None) for video in plan.videos)
+    return replace(plan, folder=None, videos=videos)
+
+
+def seconds(
+    source: Path,
+    output: Path,
+    model: Path,
+    change: Callable[[JobPlan], JobPlan] = lambda plan: plan,
+) -> float:
+    """Return how long it takes to plan and to run a job in this process; its output is removed."""
+    begin = time.perf_counter()
+    report = run_plan(change(plan_translation(source, output, model=model)))
+    taken = time.perf_counter() - begin
+    assert report.status == "whole", report.summary
+    clear(output)
+    return taken
+
+
+def clear(output: Path) -> None:
+    """Remove an output and the folder of its job."""
+    if output.is_dir():
+        shutil.rmtree(output)
+    else:
+        output.unlink()
+        shutil.rmtree(output.parent / ".cyclegan-batch", ignore_errors=True)
+
+
+def by_command(source: Path, output: Path, *words: str) -> float:
+    """Return how long the command line takes for a job, the start of its processes included."""
+    command = [sys.executable, "-m", "cyclegan_batch", "translate", str(source), str(output)]
+    begin = time.perf_counter()
+    subprocess.run([*command, "-m", str(GENERATOR), "-q", *words], check=True)
+    taken = time.perf_counter() - begin
+    clear(output)
+    return taken
+
+
+def compare(
+    what: str, ours: Callable[[], float], other: Callable[[], float], rounds: int
+) -> list[float]:
+    """Print and return the seconds of ``ours`` over those of ``other``, round by round."""
+    ours(), other()  # warm the caches
+    ratios = []
+    for number in range(rounds):
+        # Whoever comes first in a round may find the disk busy with the files of the one before.
+        if number % 2:
+            theirs, mine = other(), ours()
+        else:
+            mine, theirs = ours(), other()
+        ratios.append(mine / theirs)
+        print(f"  {mine:.2f} s over {theirs:.2f} s: {ratios[-1]:.3f}", flush=True)
+    spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    print(f"{what}: {statistics.median(ratios):.3f} ({spread}, {rounds} rounds)")
+    return ratios
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["video", "images", "workers"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=120, help="of the clip")
+    parser.add_argument("--count", type=int, default=10_000, help="images")
+    parser.add_argument("--folder", type=Path, help="where the files are written")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        work, numbers = Path(name), itertools.count()
+
+        def fresh(suffix: str = "") -> Path:
+            return work / f"out{next(numbers)}{suffix}"
+
+        if arguments.part == "video":
+            clip = write_clip(work / "clip.mp4", arguments.seconds)
+            identity = write_identity(work / "identity.onnx")
+            compare(
+                "seconds in stretches with a journal over those of one encoder run",
+                lambda: seconds(clip, fresh(".mp4"), identity),
+                lambda: seconds(clip, fresh(".mp4"), identity, without_journal),
+                arguments.rounds,
+            )
+            return
+        images = write_images(work / "in", arguments.count)
+        if arguments.part == "images":
+            compare(
+                "seconds with a journal over those without",
+                lambda: seconds(images, fresh(), GENERATOR),
+                lambda: seconds(images, fresh(), GENERATOR, without_journal),
+                arguments.rounds,
+            )
+        else:
+            compare(
+                "seconds of two workers over those of one",
+                lambda: by_command(images, fresh(), "--workers", "2"),
+                lambda: by_command(images, fresh()),
+                arguments.rounds,
+            )
+
+
+if __name__ == "__main__":
+    main()

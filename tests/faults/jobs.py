@@ -139,13 +139,13 @@ def whole(*words: str | Path, **faults: Any) -> Ended:
 def clip(
     path: Path,
     *,
-    frames: int = 45,
-    rate: int = 1,
-    size: tuple[int, int] = (96, 128),
+    frames: int,
+    rate: int = 10,
+    size: tuple[int, int] = (48, 64),
     sound: bool = True,
     seed: int = 0,
 ) -> Path:
-    """Write a clip of moving noise, with sound. At one frame a second a stretch has ten frames."""
+    """Write a clip of moving noise, with sound. At ten frames a second a stretch has 100 frames."""
     height, width = size
     noise = np.random.default_rng(seed).integers(0, 256, (2 * height, 2 * width, 3), np.uint8)
     with av.open(str(path), "w") as output:
@@ -305,9 +305,9 @@ def living(process: subprocess.Popen[Any]) -> list[int]:
             words = (status.parent / "cmdline").read_bytes()
             state, _, group = status.read_bytes().rpartition(b")")[2].split()[:3]
             number = int(status.parent.name)
-            if int(group) == process.pid != number and state not in (b"Z", b"X"):
-                if b"resource_tracker" not in words and b"forkserver" not in words:
-                    found.append(number)
+            ours = b"resource_tracker" not in words and b"forkserver" not in words
+            if int(group) == process.pid != number and state not in (b"Z", b"X") and ours:
+                found.append(number)
     return sorted(found)
 
 

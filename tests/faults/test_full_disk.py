@@ -15,7 +15,7 @@ from tests.synthesis import generators
 pytestmark = pytest.mark.behaviour(25)
 
 PICTURES = 24
-FRAMES = 25
+FRAMES = 230
 
 
 @pytest.fixture(scope="module")

@@ -92,7 +92,7 @@ def kill_somewhere(
     command and its workers; ``runner``: the command alone; ``worker``: one of its workers.
     """
     share = random.random()
-    while True:
+    for _ in range(12):
         faults = []
         if how == "change":
             after = int(share * job.changes)
@@ -117,6 +117,7 @@ def kill_somewhere(
         assert run.code == 0, run.stderr
         shutil.rmtree(output.parent)
         share /= 2
+    raise AssertionError("the job was done before it could be killed")
 
 
 def assert_finished_by_the_same_command(

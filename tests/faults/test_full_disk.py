@@ -73,7 +73,6 @@ WRITES: dict[str, tuple[list[Fault], str]] = {
         "00005.png",
     ),
     "the journal": ([{"call": "write", "path": r"\.jsonl$", "after": 3}], ".jsonl"),
-    "the record": ([{"call": "rename", "path": r"\.jsonl$"}], ".jsonl"),
     "the report": ([{"call": "open", "path": temporary("report.json")}], "report.json"),
     "a copy": ([{"call": "open", "path": temporary("labels.txt")}], "labels.txt"),
 }
@@ -106,6 +105,19 @@ def test_a_full_disk_is_a_clear_error_and_the_same_command_goes_on(
     assert left_over(tmp_path / "out") == []
     if kind not in ("a stretch is flushed",):
         assert again.frames < PICTURES + FRAMES
+
+
+@pytest.mark.needs("linux")
+@pytest.mark.parametrize("call", ["open", "fsync", "rename"])
+def test_a_full_disk_when_all_is_whole_leaves_the_journal_as_it_is_which_is_enough(
+    call: str, source: Path, expected: Path, model: Path, tmp_path: Path
+) -> None:
+    command = words(source, tmp_path, model)
+    path = r"\.jsonl$" if call == "rename" else temporary("journal.jsonl")
+    whole(*command, faults=[{"call": call, "path": path}])
+    assert tree(tmp_path / "out") == tree(expected / "out")
+    assert left_over(tmp_path / "out") == []
+    assert whole(*command).frames == 0
 
 
 @pytest.mark.needs("small-disk")

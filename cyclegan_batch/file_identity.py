@@ -36,17 +36,18 @@ def identity_of(paths: Iterable[Path], *, hashed: bool) -> FileIdentity:
 
     ``hashed``: read their content, too.
     """
-    size = latest = 0
+    size = 0
+    times = []
     digests = []
     for path in paths:
         status = path.stat()
         size += status.st_size
-        latest = max(latest, status.st_mtime_ns)
+        times.append(status.st_mtime_ns)
         if hashed:
             digests.append(sha256_of(path))
     if len(digests) > 1:
         digests = [hashlib.sha256("\n".join(digests).encode()).hexdigest()]
-    return FileIdentity(size, latest, digests[0] if digests else None)
+    return FileIdentity(size, max(times, default=0), digests[0] if digests else None)
 
 
 def identity_of_data(data: bytes, status: os.stat_result, *, hashed: bool) -> FileIdentity:

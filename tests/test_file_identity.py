@@ -34,6 +34,13 @@ def test_with_digests_only_the_content_counts(tmp_path: Path) -> None:
     assert not identity_of([write(tmp_path / "a", b"one", 99)], hashed=False).matches(first)
 
 
+def test_a_file_from_before_1970_is_the_same_however_it_was_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", b"old", -10)
+    found = identity_of([path], hashed=False)
+    assert found.mtime_ns == -10
+    assert found == identity_of_data(b"old", path.stat(), hashed=False)
+
+
 def test_several_files_are_one_input(tmp_path: Path) -> None:
     files = [write(tmp_path / str(n), b"x" * n, 10 + n) for n in range(3)]
     whole = identity_of(files, hashed=True)

@@ -141,8 +141,11 @@ def cut_off(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     folder = tmp_path_factory.mktemp("cut off")
     source = jobs.clip(folder / "clip.mp4", frames=FRAMES)
     (folder / "out").mkdir()
-    killed = {"call": "open", "path": r"/\.cyclegan-batch/[0-9a-f]{16}/", "after": 3, "kill": True}
-    run = translate(source, folder / "out" / "out.mp4", "-m", model, faults=[killed])
+    killed = [
+        {"call": call, "path": r"/\.cyclegan-batch/[0-9a-f]{16}/2\.", "kill": True}
+        for call in ("link", "rename")
+    ]
+    run = translate(source, folder / "out" / "out.mp4", "-m", model, faults=killed)
     assert run.code == -9, run.stderr
     whole(source, folder / "expected" / "out.mp4", "-m", model)
     return source, folder / "out", folder / "expected" / "out.mp4"
@@ -220,8 +223,10 @@ def test_a_journal_that_cannot_be_read_is_an_error_that_names_it(
     source, left, expected = cut_off
     shutil.copytree(left, tmp_path / "out")
     out = tmp_path / "out" / "out.mp4"
-    unreadable = [{"call": "read", "path": r"\.jsonl$", "error": "EACCES"}]
-    run = translate(source, out, "-m", model, faults=unreadable)
+    faults = [
+        {"call": call, "path": r"\.jsonl$", "error": "EACCES"} for call in ("read", "open")
+    ]
+    run = translate(source, out, "-m", model, faults=faults)
     assert ".jsonl" in run.error
     whole(source, out, "-m", model)
     assert_same(out, expected)

@@ -185,7 +185,7 @@ def publish_all(
                 errors[share] = results
     elif pairs:
         errors = flush(shares[0])
-    rename = os.replace if overwrite else _rename_to_new
+    rename = _rename_over if overwrite else _rename_to_new
     for number, (partial, final) in enumerate(pairs):
         errors[number] = errors[number] or _attempt(
             final, functools.partial(rename, partial, final)
@@ -250,6 +250,17 @@ _REASONS = {
     errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter name"),
 }
 """Reason and remedy by errno."""
+
+
+def _rename_over(partial: Path, final: Path) -> None:
+    """Rename ``partial``, over an existing file where there is one. Raises OSError."""
+    try:
+        partial.replace(final)
+    except FileExistsError:
+        # Some network file systems rename to free names only. Where the process dies between the
+        # two, the output is missing, and a job makes it again.
+        final.unlink()
+        partial.rename(final)
 
 
 def _rename_to_new(partial: Path, final: Path) -> None:

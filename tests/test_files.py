@@ -251,6 +251,26 @@ def test_a_file_system_without_hard_links_still_gets_its_file(
     assert final.read_bytes() == b"new"
 
 
+def test_a_file_system_without_a_rename_over_a_file_still_gets_its_file_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if target.exists():
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(os, "rename", replace)
+    final, partial = tmp_path / "out.png", tmp_path / ".p"
+    final.write_bytes(b"old")
+    partial.write_bytes(b"new")
+    publish(partial, final, overwrite=True)
+    assert final.read_bytes() == b"new"
+    assert not partial.exists()
+
+
 @pytest.mark.behaviour(13, 22, 23)
 @pytest.mark.parametrize("hard_links", [True, False])
 def test_files_published_together_fail_one_by_one_and_are_flushed_before_any_has_its_name(

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CycleganBatchError, OutputError
 from ..file_identity import FileIdentity, sha256_of
-from ..files import output_error, writing
+from ..files import output_error, temporary_path
 from ..media import Dropped, Whole, Written
 from ..media.formats import PIPE, Entry
 from ..wording import printable
@@ -261,7 +261,10 @@ class Journal:
         facts: dict[str, object] = {"frames": outcome.frames}
         if counters.failures:
             facts["failures"] = [written_failure(each) for each in counters.failures]
-        self._write_whole(self._videos[video.output], [named], facts, frames=outcome.frames)
+        # On the disk before the stretches are removed, without which a begun video is made anew.
+        self._write_whole(
+            self._videos[video.output], [named], facts, frames=outcome.frames, flush=True
+        )
         self._remove_stretches(video.output)
 
     def begin_copies(self, entries: Iterable[Entry]) -> None:
@@ -322,6 +325,7 @@ class Journal:
         facts: Mapping[str, object],
         *,
         frames: int | None = None,
+        flush: bool = False,
     ) -> None:
         if not files:
             return
@@ -337,7 +341,7 @@ class Journal:
             for each in files
         ]
         line = {"line": "whole", "job": job.id, "outputs": rows, **facts}
-        self._append(line, frames=len(files) if frames is None else frames)
+        self._append(line, frames=len(files) if frames is None else frames, flush=flush)
         self._whole.update(each.path for each in files)
 
     def _failures(
@@ -391,14 +395,18 @@ class Journal:
         head = [{**line, **common} for line in self._head()]
         used -= {job.id for job in self._plan.jobs}
         older = [_job_line(job) for key, job in record.jobs.items() if key in used]
-        # A file system that cannot rename over a file leaves the journal as it is, which is longer
-        # and tells the same.
-        with (
-            contextlib.suppress(OutputError),
-            writing(self._path, overwrite=True) as partial,
-            partial.open("wb") as file,
-        ):
-            file.writelines(map(_encoded, (*older, *head, *lines, {**end, **common})))
+        # Not files.writing, which removes the old file where the file system cannot rename over it:
+        # a process that died then would leave no journal. It stays, longer and as true.
+        partial = temporary_path(self._path)
+        try:
+            with partial.open("wb") as file:
+                file.writelines(map(_encoded, (*older, *head, *lines, {**end, **common})))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self._path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     def _remove_stretches(self, output: Path) -> None:
         folder = self._folder / digest_of(name_of(output, self._root))

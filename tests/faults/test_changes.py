@@ -223,9 +223,7 @@ def test_a_journal_that_cannot_be_read_is_an_error_that_names_it(
     source, left, expected = cut_off
     shutil.copytree(left, tmp_path / "out")
     out = tmp_path / "out" / "out.mp4"
-    faults = [
-        {"call": call, "path": r"\.jsonl$", "error": "EACCES"} for call in ("read", "open")
-    ]
+    faults = [{"call": call, "path": r"\.jsonl$", "error": "EACCES"} for call in ("read", "open")]
     run = translate(source, out, "-m", model, faults=faults)
     assert ".jsonl" in run.error
     whole(source, out, "-m", model)

@@ -76,15 +76,16 @@ def test_without_locks_the_first_of_two_runs_to_finish_an_image_keeps_its_name(
 
 
 @pytest.mark.behaviour(23)
-def test_without_a_rename_over_a_file_y_fails_and_the_old_file_stays(
-    source: Path, expected: Path, model: Path, tmp_path: Path
+def test_without_a_rename_over_a_file_an_output_is_replaced_on_request_only(
+    source: Path, model: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    whole(source / "a", out, "-m", model)
+    out, faults = tmp_path / "out", LACKS["a rename over a file"]
+    whole(source / "a", out, "-m", model, faults=faults)
     before = jobs.tree(out)
     (out / "00000.png").write_bytes(b"mine")
-    run = translate(source / "a", out, "-m", model, "-y", faults=LACKS["a rename over a file"])
-    assert "00000.png" in run.error
+    refused = translate(source / "a", out, "-m", model, faults=faults)
+    assert "00000.png: exists already" in refused.error
     assert (out / "00000.png").read_bytes() == b"mine"
-    whole(source / "a", out, "-m", model, "-y")
+    assert whole(source / "a", out, "-m", model, "-y", faults=faults).frames == 1
     assert jobs.tree(out) == before
+    assert whole(source / "a", out, "-m", model, faults=faults).frames == 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import CycleganBatchError, InputError, OutputError, OutputInUseError
-from ..files import OutputLock, output_error, refuse_existing
+from ..files import OutputLock, output_error, refuse_existing, remove_leftovers
 from ..media import Dropped, Whole, Written
 from ..wording import printable
 from .job_folder import digest_of, name_of
@@ -218,6 +218,10 @@ class Dispatcher:
                 self._refused.append(RefusedUnit(name, error))
             else:
                 if isinstance(item, _Task):
+                    if again:
+                        # The other run may have died, after this one has looked for leftovers.
+                        for folder in {output.parent for output in item.outputs}:
+                            remove_leftovers(folder)
                     return item
                 self._films.append(item)
                 return self._stretch(item, worker) if item.waiting else self._next(worker)

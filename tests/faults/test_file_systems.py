@@ -61,7 +61,7 @@ def test_a_killed_job_is_finished_by_the_same_command_on_a_file_system_without(
 
 
 @pytest.mark.behaviour(23)
-def test_without_locks_the_first_of_two_runs_to_finish_an_image_keeps_its_name(
+def test_without_locks_two_runs_do_the_same_twice_and_each_output_is_whole(
     source: Path, expected: Path, model: Path, tmp_path: Path, start: Start
 ) -> None:
     out = tmp_path / "out"
@@ -69,10 +69,12 @@ def test_without_locks_the_first_of_two_runs_to_finish_an_image_keeps_its_name(
         launch(start, source, out, "-m", model, "-n", faults=LACKS["locks (ENOLCK)"])
         for _ in range(2)
     ]
-    runs = [ended(process, 0.0) for process in processes]
-    assert [run.code for run in runs] == [0, 0], [run.stderr for run in runs]
+    for run in [ended(process, 0.0) for process in processes]:
+        # Whoever is the first to finish a video removes its stretches, which the other may want.
+        assert {Path(each["name"]).name for each in run.report["failures"]} <= {"clip.mp4"}
     assert_same(out, expected)
     assert left_over(out) == []
+    assert whole(source, out, "-m", model, "-n").frames == 0
 
 
 @pytest.mark.behaviour(23)

@@ -86,7 +86,7 @@ def test_two_runs_with_n_share_a_folder_and_write_every_image_once(
     processes = [launch(start, source, out, "-m", model, "-n") for _ in range(2)]
     runs = [ended(process, begin) for process in processes]
     assert sum(run.frames for run in runs) == PICTURES, [run.report for run in runs]
-    assert [run.code for run in runs] == [0, 0], [run.stderr for run in runs]
+    assert [run.code for run in runs] == [0, 0], [run.report["failures"] for run in runs]
     assert_same(out, expected)
     assert left_over(out) == []
 
@@ -125,7 +125,7 @@ def test_both_halves_of_a_job_run_at_once_and_make_the_whole(
     halves = ["--shard=1/2", "--shard=2/2"]
     processes = [launch(start, source, out, "-m", model, half) for half in halves]
     runs = [ended(process, begin) for process in processes]
-    assert [run.code for run in runs] == [0, 0], [run.stderr for run in runs]
+    assert [run.code for run in runs] == [0, 0], [run.report["failures"] for run in runs]
     assert sum(run.frames for run in runs) == PICTURES
     assert_same(out, expected)
     assert left_over(out) == []

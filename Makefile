@@ -1,7 +1,7 @@
 # make demo    a light environment, a synthesised clip and pictures, translated, in demo/
 # make quick   the development environment and the quick tier of the tests, under a minute
 # make test    the same and the whole suite
-# make soak    the long runs: memory over 5,000 frames
+# make soak    the long runs: memory over 5,000 frames, large jobs that are killed again and again
 # make check   formatting, lint, types, and which promised behaviours have a test
 # make clean   remove what the above made
 #

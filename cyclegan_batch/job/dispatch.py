@@ -66,6 +66,10 @@ class _Hold:
             lock.release()
 
 
+_KNOWN = 3
+"""Stretches whose times let the next one be decoded without all that precedes them."""
+
+
 @dataclass(eq=False)
 class _Film:
     """A video that is done in stretches."""
@@ -76,6 +80,8 @@ class _Film:
     """The stretches that nobody has begun, ascending."""
     done: dict[int, Stretch | None]
     """What each stretch that has ended became; None where the video ends before it."""
+    damaged: bool = False
+    """Something is missing from a stretch that has ended, or damaged in it."""
     running: int = 0
     """How many of its units are begun and have not ended."""
     hold: _Hold | None = None
@@ -86,6 +92,13 @@ class _Film:
         """Take the first stretch behind ``last``, as decoding goes on from there, or the first."""
         position = next((i for i, number in enumerate(self.waiting) if number > last), 0)
         return self.waiting.pop(position)
+
+    def directly_before(self, number: int) -> tuple[Stretch, ...]:
+        """Return the last stretches before this one, as `StretchUnit.before` takes them."""
+        if self.damaged or not self.done.keys() >= set(range(number)):
+            return ()
+        last = (self.done[each] for each in range(max(0, number - _KNOWN), number))
+        return tuple(stretch for stretch in last if stretch is not None)
 
 
 @dataclass(eq=False)
@@ -254,7 +267,8 @@ class Dispatcher:
         number = film.next_number(place[1] if place is not None and place[0] is film else -1)
         self._place[worker] = film, number
         film.running += 1
-        return _Task(StretchUnit(film.plan, number, film.folder), film, number)
+        before = film.directly_before(number)
+        return _Task(StretchUnit(film.plan, number, film.folder, before), film, number)
 
     def _hand_out(self, task: _Task, worker: int) -> None:
         if not task.deaths:
@@ -269,9 +283,11 @@ class Dispatcher:
         if root is None or folder is None or plan.stretches < 2:
             return None
         digest = digest_of(name_of(plan.output, root))
-        done = {each.number: each.stretch for each in self._plan.done.get(plan.output, ())}
+        known = self._plan.done.get(plan.output, ())
+        done = {each.number: each.stretch for each in known}
         waiting = [number for number in range(plan.stretches) if number not in done]
-        return _Film(plan, folder / digest, waiting, done)
+        damaged = any(each.dropped for each in known)
+        return _Film(plan, folder / digest, waiting, done, damaged)
 
     # What the workers report
 
@@ -306,6 +322,7 @@ class Dispatcher:
             if film is None:
                 return
             film.running -= 1
+            film.damaged = film.damaged or bool(outcome.dropped)
             if outcome.error is not None:
                 film.given_up = True
                 film.waiting.clear()

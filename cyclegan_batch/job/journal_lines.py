@@ -152,7 +152,7 @@ def as_stretch(line: dict[str, Json]) -> RecordedStretch | None:
     number, each, frames = (as_count(line.get(key)) for key in ("number", "frames_each", "frames"))
     identity, job, base = _identity(line.get("identity")), line.get("job"), line.get("time_base")
     times, duration, length = (
-        _times(line.get("times")),
+        read_times(line.get("times")),
         line.get("last_duration"),
         line.get("bytes"),
     )
@@ -188,8 +188,8 @@ def _list(value: Json) -> list[Json]:
     return value if isinstance(value, list) else []
 
 
-def _times(value: Json) -> tuple[int, ...] | None:
-    """Return ascending times from the first of them and pairs of step and number of steps."""
+def read_times(value: Json) -> tuple[int, ...] | None:
+    """Return the times of which `written_times` made ``value``, None for any other value."""
     if not isinstance(value, list):
         return None
     if not value:

@@ -249,7 +249,7 @@ class _Run:
     def _thread(self, name: str, body: Callable[[], None]) -> None:
         def guarded() -> None:
             try:
-                if name != "write":
+                if name != "write" and self.schedule.encodes_video:
                     _lower_priority()
                 body()
             except StoppedError:

@@ -289,6 +289,7 @@ def plan_job(
         choice, schedule = _as_recorded(recorded, options)
     else:
         backend, choice, schedule = _choose_backend(generator, options, sizes, recorded, say)
+        schedule = replace(schedule, encodes_video=bool(videos))
     choices = _choices(choice, schedule)
     ids = {job.id for recorded_jobs in same.values() for job in recorded_jobs}
     plan = JobPlan(

@@ -490,6 +490,8 @@ class Schedule:
     """Workers of each of the two conversions."""
     lot: int = 1
     """Frames, or batches, that a worker may take at once and hand on together."""
+    encodes_video: bool = True
+    """The threads of an encoder run beside the workers, which give way to them."""
 
     @property
     def converter_queue(self) -> int:

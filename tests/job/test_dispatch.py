@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from cyclegan_batch.errors import InputError, OutputError, OutputInUseError
 from cyclegan_batch.files import OutputLock
 from cyclegan_batch.job.dispatch import Dispatcher, RefusedUnit
 from cyclegan_batch.job.plan import JobPlan
+from cyclegan_batch.job.record import DoneStretch
 from cyclegan_batch.job.units import ImageUnit, JoinUnit, Outcome, StretchUnit, Unit, VideoUnit
+from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.images import shards
+from cyclegan_batch.media.mux.joined_video import Stretch
 from tests.synthesis import generators, streams
 
 
@@ -85,6 +89,32 @@ def test_a_worker_goes_on_with_its_video_and_others_help_with_the_longest(
         dispatcher.ended(Outcome(unit, None))  # type: ignore[arg-type]
     assert dispatcher.is_finished
     assert [list(units) for units in (one, two, three)] == [[], [], []]
+
+
+@pytest.mark.behaviour(19)
+@pytest.mark.parametrize("damage", [None, 0, 1])
+def test_a_resumed_stretch_gets_the_times_before_it_unless_something_is_damaged(
+    plan: JobPlan, damage: int | None
+) -> None:
+    a = plan.videos[0]
+    trouble = (Dropped("a.mp4, frame 3", InputError("bad")),)
+    done = tuple(
+        DoneStretch(
+            number=number,
+            stretch=Stretch(Path(f"{number}.mp4"), a.stream.time_base, (number,), None),
+            dropped=trouble if number == damage else (),
+            notes=(),
+            frames=1,
+        )
+        for number in range(a.stretches - 1)
+    )
+    dispatcher = Dispatcher(replace(plan, done={a.output: done}))
+    last = next(dispatcher.units())
+    dispatcher.close()
+    assert isinstance(last, StretchUnit)
+    assert (last.plan.path.name, last.number) == ("a.mp4", a.stretches - 1)
+    expected = () if damage is not None else tuple(each.stretch for each in done[-3:])
+    assert last.before == expected
 
 
 @pytest.mark.behaviour(14)

@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import time
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.file_identity import FileIdentity
-from cyclegan_batch.job.journal_lines import written_dropped, written_failure, written_times
+from cyclegan_batch.job.journal_lines import (
+    read_times,
+    written_dropped,
+    written_failure,
+    written_times,
+)
 from cyclegan_batch.job.record import Record, journals_in
 from cyclegan_batch.job.units import Counters
 from cyclegan_batch.media import Dropped, Place, dropped_at
@@ -180,6 +187,12 @@ def test_times_are_written_short_and_read_again() -> None:
     assert written_times(times) == [5, [5, 2], [1, 2], [983, 1]]
     assert written_times(()) == []
     assert written_times((7,)) == [7]
+    random = Random(7)
+    for _ in range(200):
+        largest = random.choice((1, 2, 3, 90_000, 2**40))
+        gaps = (random.randint(1, largest) for _ in range(random.randint(1, 300)))
+        times = tuple(accumulate(gaps, initial=random.randint(-(2**50), 2**50)))
+        assert read_times(json.loads(json.dumps(written_times(times)))) == times
 
 
 def test_a_stretch_is_read_as_it_was_written(tmp_path: Path) -> None:

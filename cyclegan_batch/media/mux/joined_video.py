@@ -38,32 +38,6 @@ class Stretch:
     """Duration of the last frame in ticks; None where the source does not state it."""
 
 
-def numbers_from_times(times: Sequence[int]) -> list[int]:
-    """Return ascending ``times`` in a short form that JSON can hold.
-
-    It is the first time, and then for each run of equal gaps the gap and how often it follows: at a
-    constant frame rate three numbers. `times_from_numbers` is the inverse.
-    """
-    gaps = itertools.groupby(b - a for a, b in itertools.pairwise(times))
-    runs = ((gap, sum(1 for _ in run)) for gap, run in gaps)
-    return [*times[:1], *itertools.chain.from_iterable(runs)]
-
-
-def times_from_numbers(numbers: Sequence[int]) -> tuple[int, ...]:
-    """Return the times of which `numbers_from_times` made ``numbers``.
-
-    Raises ValueError where no ascending times have that form.
-    """
-    gaps, counts = numbers[1::2], numbers[2::2]
-    well_formed = len(numbers) % 2 or not numbers
-    if not well_formed or any(type(number) is not int for number in numbers):
-        raise ValueError("frame times are a first time, and pairs of a gap and a count")
-    if any(number < 1 for number in (*gaps, *counts)):
-        raise ValueError("gaps between frame times and their counts must be above 0")
-    runs = itertools.starmap(itertools.repeat, zip(gaps, counts, strict=True))
-    return tuple(itertools.accumulate(itertools.chain(numbers[:1], *runs)))
-
-
 class JoinedVideo:
     """The packets of all stretches on one timeline."""
 

@@ -92,7 +92,7 @@ def test_a_worker_goes_on_with_its_video_and_others_help_with_the_longest(
 
 
 @pytest.mark.behaviour(19)
-@pytest.mark.parametrize("damage", [None, 0, 1])
+@pytest.mark.parametrize("damage", [None, 0])
 def test_a_resumed_stretch_gets_the_times_before_it_unless_something_is_damaged(
     plan: JobPlan, damage: int | None
 ) -> None:

@@ -91,7 +91,7 @@ def test_every_command_of_every_page_is_one(page, command):
 
 
 OTHERS = {"cyclegan-batch", "ffmpeg", "ffplay", "ls", "pre-commit", "python", "scp", "xdg-open"}
-OTHERS |= {"torchrun", "curl", "docker", "tensorboard"}
+OTHERS |= {"torchrun", "curl", "docker", "find", "tensorboard"}
 """Programs of other people."""
 
 SANDBOX_MODELS = ("day2night.onnx", "sim2real.onnx")
@@ -111,6 +111,7 @@ def sandbox(tmp_path_factory):
         pixels = np.random.default_rng(len(name)).integers(0, 256, (32, 40, 3), np.uint8)
         Image.fromarray(pixels).save(path)
     (folder / "sim/a/1.txt").write_text("label")
+    (folder / "names.txt").write_text("sim/a/1.png\n")
     return folder
 
 
@@ -131,7 +132,7 @@ RUN = sorted(
         for page, command in COMMANDS
         if _words(command)[:2] in (["cyclegan-batch", "translate"], ["cyclegan-batch", "inspect"])
         and set(_words(command)) & {*SANDBOX_MODELS, "clip.mp4"}
-        and not set(_words(command)) & {"-", "tensorrt", "run"}
+        and not set(_words(command)) & {"-", "@-", "--gpus", "tensorrt", "run"}
         and not re.search(r"cuda|data/|\.pth|\.engine|-fp16", command)
     }
 )

@@ -44,7 +44,8 @@ def expected(source: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
 
 def words(source: Path, folder: Path, model: Path) -> list[str | Path]:
     """Return a command that writes every kind of file there is, all under ``folder``."""
-    more = ["--copy-others", f"--report={folder / 'report.json'}"]
+    results = [f"--report={folder / 'report.json'}", f"--manifest={folder / 'manifest.jsonl'}"]
+    more = ["--copy-others", *results]
     return [source, folder / "out", "-m", model, *more]
 
 
@@ -72,8 +73,9 @@ WRITES: dict[str, tuple[list[Fault], str]] = {
         [{"call": call, "path": r"/00005\.png$"} for call in ("rename", "link")],
         "00005.png",
     ),
-    "the journal": ([{"call": "write", "path": r"\.jsonl$", "after": 3}], ".jsonl"),
+    "the journal": ([{"call": "write", "path": r"/journal\.jsonl$", "after": 3}], ".jsonl"),
     "the report": ([{"call": "open", "path": temporary("report.json")}], "report.json"),
+    "the manifest": ([{"call": "open", "path": temporary("manifest.jsonl")}], "manifest.jsonl"),
     "a copy": ([{"call": "open", "path": temporary("labels.txt")}], "labels.txt"),
 }
 """Every kind of write: what fails at it, and what the error names."""
@@ -88,12 +90,15 @@ def assert_nothing_half(output: Path, expected: Path) -> None:
 
 
 @pytest.mark.needs("linux")
-@pytest.mark.parametrize("kind", WRITES)
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [*((kind, 1) for kind in WRITES), ("an image", 2), ("a stretch gets its name", 2)],
+)
 def test_a_full_disk_is_a_clear_error_and_the_same_command_goes_on(
-    kind: str, source: Path, expected: Path, model: Path, tmp_path: Path
+    kind: str, workers: int, source: Path, expected: Path, model: Path, tmp_path: Path
 ) -> None:
     faults, named = WRITES[kind]
-    command = words(source, tmp_path, model)
+    command = [*words(source, tmp_path, model), f"--workers={workers}"]
     run = translate(*command, faults=faults)
     assert "the disk is full; free some space and run the same command again" in run.error
     assert named in run.error
@@ -103,7 +108,7 @@ def test_a_full_disk_is_a_clear_error_and_the_same_command_goes_on(
     again = whole(*command)
     assert tree(tmp_path / "out") == tree(expected / "out")
     assert left_over(tmp_path / "out") == []
-    if kind not in ("a stretch is flushed",):
+    if kind != "a stretch is flushed" and workers == 1:
         assert again.frames < PICTURES + FRAMES
 
 
@@ -113,7 +118,7 @@ def test_a_full_disk_when_all_is_whole_leaves_the_journal_as_it_is_which_is_enou
     call: str, source: Path, expected: Path, model: Path, tmp_path: Path
 ) -> None:
     command = words(source, tmp_path, model)
-    path = r"\.jsonl$" if call == "rename" else temporary("journal.jsonl")
+    path = r"/journal\.jsonl$" if call == "rename" else temporary("journal.jsonl")
     whole(*command, faults=[{"call": call, "path": path}])
     assert tree(tmp_path / "out") == tree(expected / "out")
     assert left_over(tmp_path / "out") == []

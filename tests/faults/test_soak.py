@@ -35,20 +35,22 @@ pytestmark = [
 def killed_and_finished(
     start: Start, words: list[str | Path], expected: Path, *, kills: int, unit: int
 ) -> None:
-    """Kill a job ``kills`` times, each time after its share of the work; finish and compare it.
+    """Kill a job ``kills`` times, each time after a share of the work; finish and compare it.
 
     Prints the seconds, and how many frames or images were seen to be done and done again.
     """
     random = seed()
     reference = whole(words[0], expected, *words[2:])
     output = Path(words[1])
-    share = reference.report["seconds"] / (kills + 1)
+    unit_seconds = reference.report["seconds"] * unit / reference.frames
     seconds, lost, before = 0.0, [], 0
     for number in range(kills):
         process = launch(start, *words)
         begin = time.monotonic()
-        jobs.wait_for_journal(output, process)
-        time.sleep(share * random.uniform(0.6, 1.2))
+        target = reference.frames * (number + 1) // (kills + 1)
+        while jobs.recorded(output, reference.frames) < target and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(random.uniform(0, unit_seconds))
         jobs.kill_group(process)
         run = ended(process, begin)
         assert run.code == -signal.SIGKILL, (number, run.stderr)
@@ -62,8 +64,9 @@ def killed_and_finished(
     assert last.frames == reference.frames - before
     assert_same(output, expected)
     assert left_over(output.parent) == []
-    again = whole(*words)
-    assert again.frames == 0
+    reruns = [whole(*words) for _ in range(3)]
+    assert [again.frames for again in reruns] == [0, 0, 0]
+    again = min(reruns, key=lambda run: run.seconds)
     print(
         f"undisturbed {reference.seconds:.1f} s; killed {kills} times "
         f"{seconds + last.seconds:.1f} s; {sum(lost)} of {reference.frames} done twice "
@@ -85,7 +88,7 @@ def test_a_clip_of_two_minutes_that_is_killed_ten_times_ends_as_undisturbed(
     workers: int, tmp_path: Path, start: Start
 ) -> None:
     source = jobs.clip(tmp_path / "clip.mp4", frames=3000, rate=25, size=(360, 640))
-    model = generators.tiny_resnet(tmp_path / "tiny.onnx")
+    model = generators.identity(tmp_path / "identity.onnx")
     (tmp_path / "out").mkdir()
     words = [source, tmp_path / "out" / "out.mp4", "-m", model, f"--workers={workers}"]
     expected = tmp_path / "expected" / "out.mp4"

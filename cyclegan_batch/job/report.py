@@ -173,7 +173,7 @@ class Report:
         missing = self.planned - len(self.outputs)
         if self.planned and not missing and self.failures:
             return "with a repaired input, -y writes it again"
-        if self.planned <= 1:
+        if self.planned <= 1 and not (self.planned and self.resumable):
             return "the same command does it again"
         without = "" if self.resumable else " without --no-resume"
         return f"the same command{without} does what is left"

@@ -53,6 +53,8 @@ def read_header(file: BinaryIO, name: str, *, max_pixels: int) -> Header:
     # raises SyntaxError, ValueError, struct.error, IndexError, OverflowError and more.
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+    except struct.error as error:
+        raise damaged(name, format_, "it ends within its header") from error
     except Exception as error:
         raise damaged(name, format_, error) from error
     height, width = header.size

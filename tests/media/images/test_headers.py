@@ -75,3 +75,10 @@ def test_damaged_headers_of_jpegs_are_read_or_refused_as_pillow_does(
         assert result == by_pillow(bytes(data), monkeypatch)
         read += isinstance(result, Header)
     assert 500 < read < 2500
+
+
+@pytest.mark.behaviour(22)
+@pytest.mark.parametrize("length", [9, 12])
+def test_a_png_that_ends_within_its_header_is_told_in_words_errors(length: int) -> None:
+    with pytest.raises(InputError, match="cannot be read as PNG: it ends within its header; "):
+        read_header(io.BytesIO(pictures.png(PHOTO)[:length]), "a.png", max_pixels=1 << 32)

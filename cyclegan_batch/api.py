@@ -21,7 +21,7 @@ from .errors import CycleganBatchError, InputError, OutputError, OutputExistsErr
 from .file_identity import FileIdentity, identity_of
 from .files import PathLike
 from .job.dispatch import Dispatcher
-from .job.journal import Journal, remove_joined_stretches
+from .job.journal import Journal, is_unrecorded_part, remove_joined_stretches
 from .job.plan import JobPlan, plan_job
 from .job.plan_text import plan_description
 from .job.report import Report, report_from_counters, versions
@@ -125,7 +125,8 @@ def run_plan(
             if backend is not None:
                 stack.callback(backend.close)
             journal = None
-            if plan.folder is not None and (plan.units or plan.others):
+            has_work = plan.units or plan.others
+            if plan.folder is not None and (has_work or is_unrecorded_part(plan)):
                 journal = Journal(plan)
                 stack.callback(journal.close)
             else:

@@ -101,7 +101,7 @@ def job_of(
     for option in pixel_options(kind):
         value = getattr(options, option.name)
         if option.name == "device":
-            value = value.partition(":")[0]
+            value = value.partition(":")[0] if options.gpus is None else "cuda"
         elif option.name == "direction":
             value = value or card.direction
         if option.name in RESOLVED:

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CycleganBatchError, OutputError
+from ..errors import CycleganBatchError, OutputError, OutputExistsError
 from ..file_identity import FileIdentity, sha256_of
 from ..files import output_error, temporary_path
 from ..media import Dropped, Whole, Written
@@ -92,6 +92,8 @@ class Journal:
         """What is missing from each stretch of a video that is not joined yet."""
         self._whole: set[Path] = set()
         """Outputs that this run has written down as whole."""
+        self._left: set[Path] = set()
+        """Outputs that another run has written meanwhile (``-n``)."""
         self._frames = 0
         self._jobs = {job.kind: job for job in plan.jobs}
         self._videos = {
@@ -293,7 +295,7 @@ class Journal:
             if self._descriptor is None:
                 return
             planned = len(self._plan.entries) + len(self._plan.others)
-            whole = len(self._whole) == planned
+            whole = len(self._whole | self._left) == planned
             end = {
                 "line": "end",
                 "status": "whole" if whole else "partial",
@@ -347,10 +349,14 @@ class Journal:
     def _failures(
         self, failures: Sequence[tuple[Path | None, CycleganBatchError]]
     ) -> Mapping[str, object]:
-        rows = [
-            [None if output is None else name_of(output, self._root), str(error)]
-            for output, error in failures
-        ]
+        rows = []
+        for output, error in failures:
+            if self._plan.options.skip_existing and isinstance(error, OutputExistsError):
+                # Another run that shares the folder has written it.
+                if output is not None:
+                    self._left.add(output)
+                continue
+            rows.append([None if output is None else name_of(output, self._root), str(error)])
         return {"line": "failed", "failures": rows} if rows else {}
 
     def _append(self, *lines: Mapping[str, object], frames: int = 0, flush: bool = False) -> None:
@@ -411,6 +417,17 @@ class Journal:
     def _remove_stretches(self, output: Path) -> None:
         folder = self._folder / digest_of(name_of(output, self._root))
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_unrecorded_part(plan: JobPlan) -> bool:
+    """Return whether a plan is a part of a job (``--shard``) that has no journal yet.
+
+    `status` counts the parts by their journals, so one with nothing to do has one, too.
+    """
+    if plan.folder is None or plan.root is None or plan.output != plan.root:
+        return False
+    name = journal_name(plan.output, plan.root, plan.options.part)
+    return plan.options.part[1] > 1 and not (plan.folder / name).exists()
 
 
 def remove_joined_stretches(plan: JobPlan) -> None:

@@ -593,7 +593,8 @@ def _with_recorded(options: TranslateOptions, recorded: Job) -> TranslateOptions
     return replace(
         options,
         backend=cast(BackendName, recorded.values["backend"]) if backend == "auto" else backend,
-        device=str(recorded.values["device"]) if device == "auto" else device,
+        # --gpus names the devices itself, and contradicts another.
+        device=str(recorded.values["device"]) if device == "auto" and not options.gpus else device,
         batch_size=batch_size or cast(int, recorded.values["batch_size"]),
     )
 

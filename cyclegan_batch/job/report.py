@@ -121,7 +121,8 @@ class Report:
             parts.append(f"{self.rate:.1f} frames/s, limited by {self.limiting_stage}")
         clauses = [", ".join(parts)]
         if self.resumed:
-            many = f" and of {len(self.resumed) - 1} more videos" if len(self.resumed) > 1 else ""
+            more = len(self.resumed) - 1
+            many = f" and of {counted(more, 'more video')}" if more else ""
             clauses.append(f"resumed: {self.resumed[0]}{many} were done")
         if self.up_to_date:
             be = "was" if len(self.up_to_date) == 1 else "were"

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..option_table import options_of
 from ..options import TranslateOptions
 from ..wording import clock, printable
-from .job_folder import FOLDER, is_open, journal_name
+from .job_folder import FOLDER, digest_of, is_open, journal_name
 from .journal_lines import Json
 from .record import Record, Run, journals_in
 
@@ -162,7 +162,8 @@ def job_status(output: Path) -> JobStatus | None:
         videos=tuple(
             (name, some, whole_video)
             for name, job, some, whole_video in record.unfinished_videos()
-            if job in ids
+            # They are gone where the video was whole before, and is again.
+            if job in ids and (root / FOLDER / digest_of(name)).is_dir()
         ),
     )
 
@@ -218,7 +219,9 @@ def _command_lines(command: object) -> Iterator[str]:
     if isinstance(options, dict) and options:
         flags = {option.name: option.flag for option in options_of(TranslateOptions)}
         words = [
-            f"{flags[key]} {_word(value)}".strip() for key, value in options.items() if key in flags
+            f"--no-{flags[key][2:]}" if value is False else f"{flags[key]} {_word(value)}".strip()
+            for key, value in options.items()
+            if key in flags
         ]
         yield printable(f"options  {' '.join(words)}")
 
@@ -230,4 +233,4 @@ def _word(value: Json) -> str:
         return " ".join(f"{key}={item}" for key, item in value.items())
     if isinstance(value, list):
         return "x".join(str(each) for each in reversed(value))
-    return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -64,6 +64,7 @@ def test_every_option_is_classified() -> None:
         ({"quality": 80}, {"image"}),
         ({"size": 64}, {"image", "video"}),
         ({"device": "cuda"}, {"image", "video"}),
+        ({"gpus": "0,1"}, {"image", "video"}),
         ({"device": "cpu", "backend": "openvino", "batch_size": 1, "precision": "fp32"}, set()),
         ({"on_error": "fail", "threads": 1, "overwrite": True, "format": "same"}, set()),
     ],
@@ -78,6 +79,16 @@ def test_an_option_makes_another_job_of_the_outputs_that_it_changes(
         != job_of(kind, card, TranslateOptions(), CHOICES).id  # type: ignore[arg-type]
     }
     assert changed == kinds
+
+
+@pytest.mark.behaviour(21, 37)
+def test_the_numbers_of_the_gpus_make_no_other_job(card: ModelCard) -> None:
+    choices = replace(CHOICES, device="cuda")
+    jobs = {
+        job_of("video", card, TranslateOptions(**options), choices).id  # type: ignore[arg-type]
+        for options in ({}, {"device": "cuda:3"}, {"gpus": "0"}, {"gpus": "1,2"})
+    }
+    assert len(jobs) == 1
 
 
 @pytest.mark.behaviour(21)

@@ -6,18 +6,19 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cyclegan_batch.api import prepare_translation
-from cyclegan_batch.errors import InputError, OutputError, OutputInUseError
+from cyclegan_batch.errors import BackendError, InputError, OutputError, OutputInUseError
 from cyclegan_batch.job.journal import FOLDER, Journal
 from cyclegan_batch.job.pipeline import run
-from cyclegan_batch.job.plan import JobPlan
+from cyclegan_batch.job.plan import BackendRequest, JobPlan
 from cyclegan_batch.job.plan_text import plan_lines
 from tests.synthesis import generators, streams
 
@@ -107,6 +108,27 @@ def test_what_is_missing_is_done_again(model: Path, source: Path, tmp_path: Path
     assert (names(plan.entries), len(plan.finished)) == (["b.png"], 3)
     done(plan)
     assert len(planned(source, out, model=model).finished) == 4
+
+
+@pytest.mark.behaviour(19, 37)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_run_with_gpus_takes_no_device_from_an_earlier_one(
+    device: str, model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it took contradicted --gpus, which was a traceback."""
+    plan = planned(source, tmp_path / "out", model=model)
+    jobs = [replace(job, values={**job.values, "device": device}) for job in plan.jobs]
+    done(replace(plan, jobs=tuple(jobs)), units=0)
+    asked = []
+
+    def opened(request: BackendRequest, *_: object) -> NoReturn:
+        asked.append(request.device)
+        raise BackendError("no GPU")
+
+    monkeypatch.setattr(BackendRequest, "open", opened)
+    with pytest.raises(BackendError, match="no GPU"):
+        planned(source, tmp_path / "out", model=model, gpus="1,0")
+    assert asked == ["cuda:1"]
 
 
 @pytest.mark.behaviour(19, 23)

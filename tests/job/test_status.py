@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclegan_batch.job.job_folder import FOLDER
+from cyclegan_batch.api import run_plan
+from cyclegan_batch.job.job_folder import FOLDER, digest_of
 from cyclegan_batch.job.journal import Journal
 from cyclegan_batch.job.status import job_status
 from tests.job.test_standing import done, planned
@@ -100,15 +101,16 @@ def test_what_failed_is_told_with_its_reason_until_it_is_done(
 
 def test_the_job_is_told_in_words(model: Path, source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done(planned(source, out, model=model, size=(16, 24), keep_size=True), units=1)
+    options: dict[str, Any] = {"size": (16, 24), "keep_size": True, "crf": 20.0, "resume": False}
+    done(planned(source, out, model=model, **options), units=1)
     lines = list(found(out).lines())
     assert lines[0] == f"{out}: 2 of 5 files done, 3 left"
     assert lines[1].startswith(f"model    {model} (sha256 ")
-    assert lines[2] == "options  --size 24x16 --keep-size"
+    assert lines[2] == "options  --size 24x16 --keep-size --crf 20 --no-resume"
     assert "ended early" in lines[3]
     described = json.loads(json.dumps(found(out).description()))
     assert (described["done"], described["left"], described["whole"]) == (2, 3, False)
-    assert described["command"]["options"] == {"size": [16, 24], "keep_size": True}
+    assert described["command"]["options"] == options | {"size": [16, 24]}
 
 
 def test_the_parts_of_a_job_are_one(model: Path, source: Path, tmp_path: Path) -> None:
@@ -120,6 +122,51 @@ def test_the_parts_of_a_job_are_one(model: Path, source: Path, tmp_path: Path) -
     done(planned(source, out, model=model, shard="2/2"))
     status = found(out)
     assert (status.outputs, status.done, status.parts, status.is_whole) == (5, 5, (2, 2), True)
+
+
+@pytest.mark.parametrize("part", ["6/6", "2/2"])
+def test_a_part_that_finds_nothing_to_do_has_begun(
+    part: str, model: Path, source: Path, tmp_path: Path
+) -> None:
+    """One to which no input falls, or all of whose outputs exist, was waited for for ever."""
+    out = tmp_path / "out"
+    done(planned(source, out, model=model))
+    for number in range(1, int(part[0]) + 1):
+        report = run_plan(planned(source, out, model=model, shard=f"{number}/{part[0]}"))
+        assert report.exit_code == 0
+    assert len(list((out / FOLDER).glob(f"journal-*of{part[0]}.jsonl"))) == int(part[0])
+    assert (found(out).done, found(out).is_whole) == (5, True)
+    before = [path.read_bytes() for path in sorted((out / FOLDER).iterdir())]
+    run_plan(planned(source, out, model=model, shard=part))
+    assert [path.read_bytes() for path in sorted((out / FOLDER).iterdir())] == before
+
+
+@pytest.mark.behaviour(22, 23)
+def test_what_another_run_has_written_meanwhile_is_no_failure(
+    model: Path, source: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    plans = [planned(source, out, model=model, skip_existing=True) for _ in range(2)]
+    for plan in plans:
+        done(plan)
+    assert numbers(out) == (5, 5, 0, 0, False)
+    assert found(out).is_whole
+    assert list(found(out).lines())[-1].endswith(", ended")
+
+
+def test_stretches_that_are_gone_are_not_listed(model: Path, source: Path, tmp_path: Path) -> None:
+    """A whole video that was begun anew with --no-resume, and left at that."""
+    out = tmp_path / "out"
+    plan = planned(source, out, model=model)
+    done(plan)
+    line = {"line": "stretch", "job": plan.jobs[0].id, "output": "0.png", "number": 0, "of": 3}
+    with (out / FOLDER / "journal.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    stretches = out / FOLDER / digest_of("0.png")
+    stretches.mkdir()
+    assert found(out).videos == (("0.png", 1, 3),)
+    stretches.rmdir()
+    assert found(out).videos == ()
 
 
 def test_a_single_file_has_a_status_of_its_own(model: Path, source: Path, tmp_path: Path) -> None:

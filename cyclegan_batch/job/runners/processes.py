@@ -261,6 +261,8 @@ class _Runner:
             raise BackendError(
                 f"a worker process was {how} {when}, as others before it; "
                 + (f"its last words:{words}" if words else "it printed nothing")
+                + ("\n" if words else "; ")
+                + "where the memory is short, use fewer workers or a smaller --size"
             )
         if not self._dispatcher.is_finished:
             self._start(worker.number)

@@ -427,7 +427,7 @@ def _refused_options(plan: EncoderPlan, request: EncoderRequest) -> list[str]:
     Raises FFmpegError with what the encoder logged, and ValueError or OSError.
     """
 
-    def open_encoder() -> list[str]:
+    def open_encoder(plan: EncoderPlan) -> list[str]:
         context = av.CodecContext.create(plan.name, "w")
         assert isinstance(context, VideoCodecContext)
         _configure(context, plan, request.colour, request.size, request.aspect)
@@ -438,10 +438,15 @@ def _refused_options(plan: EncoderPlan, request: EncoderRequest) -> list[str]:
     # An unknown parameter inside x264-params and the like only makes FFmpeg log a warning. So the
     # log is captured where there are such parameters, and where the encoder does not open.
     if not any(key.endswith("-params") for key, _ in plan.options):
-        with contextlib.suppress(av.error.FFmpegError):
-            return open_encoder()
+        try:
+            return open_encoder(plan)
+        except av.error.FFmpegError:
+            with captured():
+                # The last message of several threads is that they failed; that of one says why.
+                open_encoder(replace(plan, threads=1))
+            raise
     with captured() as logs:
-        refused = open_encoder()
+        refused = open_encoder(plan)
     matches = (_REFUSED_PARAMETER.match(text) for *_, text in logs)
     return refused + [match[1] for match in matches if match]
 

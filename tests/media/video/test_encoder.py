@@ -200,6 +200,7 @@ def test_quality_is_said_in_the_words_of_each_encoder(tmp_path):
         ({"codec": "aac"}, "--codec aac encodes audio; choose a video encoder"),
         ({"encoder_opt": {"speed": "1"}}, "libx264 does not take speed; ffmpeg -h encoder=libx264"),
         ({"preset": "warp"}, "libx264 does not open for 64×48.*preset=warp.*change"),
+        ({"codec": "mjpeg"}, "mjpeg does not open for 64×48.*Non full-range YUV is non-standard"),
         ({"codec": "ffv1", "preset": "fast"}, "ffv1 has no --preset; leave it out"),
         ({"codec": "ffv1", "crf": 20}, "ffv1 has no --crf"),
         ({"codec": "libx264", "crf": 99}, "libx264 has no --crf 99; choose one from 0 to 51"),

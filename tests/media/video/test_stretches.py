@@ -703,6 +703,17 @@ def test_a_stretch_is_about_ten_seconds_long(tmp_path, monkeypatch, frames, opti
     assert (y4m.stretch_frames, y4m.stretches) == (None, 1)
 
 
+_Y4M_FRAME = b"FRAME\n" + bytes(64 * 48 * 3 // 2)
+
+
+@pytest.mark.parametrize(("rate", "each"), [(10, 100), (25, 250), (30, 250), (60, 500)])
+def test_a_stretch_ends_where_the_encoder_sets_a_key_frame(tmp_path, monkeypatch, rate, each):
+    source = tmp_path / "in.y4m"
+    source.write_bytes(b"YUV4MPEG2 W64 H48 F%d:1 Ip C420jpeg\n" % rate + _Y4M_FRAME)
+    monkeypatch.setattr("cyclegan_batch.media.video.plan._frames_expected", lambda *given: 5000)
+    assert plan(source, tmp_path / "out.mkv").stretch_frames == each
+
+
 def test_an_encoder_that_must_see_the_whole_video_is_told_once(tmp_path, monkeypatch):
     source = moving(tmp_path / "in.mkv", frames=3)
     options = replace(FAST, encoder_opt={"b": "1M"})

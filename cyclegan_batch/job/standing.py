@@ -3,9 +3,10 @@
 An output that a journal tells of is *up to date* where it was made by the same job from the same
 state of its input and still has its size; then it needs no work. It is *outdated* where job or
 input are others: that is an error which names what differs, unless ``-y`` (make it again) or ``-n``
-(leave it). What exists and is in no journal, or has another size than its journal tells, is
-somebody else's: an error, unless ``-y`` or ``-n``. What was begun by this job and not finished is
-made again in any case.
+(leave it). Stretches that another job has done of a video are an error, too, since they would be
+removed. What exists and is in no journal, or has another size than its journal tells, is somebody
+else's: an error, unless ``-y`` or ``-n``. What was begun by this job and not finished is made again
+in any case.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..option_table import options_of
 from ..options import TranslateOptions
 from ..wording import printable
 from .fingerprint import RESOLVED, Job, OutputKind, kind_of_output, resolved
-from .job_folder import digest_of, name_of
+from .job_folder import FOLDER, digest_of, name_of
 from .journal_lines import WholeOutput
 from .record import Record, journals_in
 from .units import Failure
@@ -97,12 +98,16 @@ def standing(
     same = same_jobs(record, jobs)
     asked = {job.kind: job for job in jobs}
     foreign: list[Path] = []
+    others = _stretches_of_others(root, record, asked, same)
+    begun_by_others: dict[Path, str] = {}
     for entry in entries:
         kind = kind_of_output(entry.kind)
         ids = {job.id for job in same.get(kind, ())}
         state = _State.of(entry, root, record)
         if not state.exists or entry.output == PIPE:
             result.rest.append(entry)
+            if others and root is not None and (found := others.get(name_of(entry.output, root))):
+                begun_by_others[entry.output] = found
         elif state.begun is not None and state.begun in ids:
             result.rest.append(entry)
             result.redone.add(entry.output)
@@ -122,7 +127,30 @@ def standing(
                 foreign.append(entry.output)
     if not options.overwrite:
         _refuse(foreign, result.outdated)
+    if not options.overwrite and not options.skip_existing:
+        _refuse_begun(begun_by_others)
     return result
+
+
+def _stretches_of_others(
+    root: Path | None,
+    record: Record,
+    asked: Mapping[OutputKind, Job],
+    same: Mapping[OutputKind, Sequence[Job]],
+) -> dict[str, str]:
+    """Return what other jobs have done of videos that are not joined yet, in words, by name."""
+    known = {job.id for jobs in same.values() for job in jobs}
+    found = {}
+    for name, job, done, stretches in record.unfinished_videos():
+        if root is None or job in known or not (root / FOLDER / digest_of(name)).is_dir():
+            continue
+        recorded = record.jobs.get(job)
+        now = None if recorded is None else asked.get(recorded.kind)
+        why = "with other settings"
+        if recorded is not None and now is not None:
+            why = _difference(recorded, now)
+        found[name] = f"{done} of {stretches} stretches were made {why}"
+    return found
 
 
 @dataclass
@@ -216,6 +244,16 @@ def _value(value: object) -> str:
     if isinstance(value, list):
         return "x".join(map(str, reversed(value)))
     return printable(f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _refuse_begun(begun: Mapping[Path, str]) -> None:
+    """Raise OutputError where another job has done stretches of a video."""
+    for output, what in begun.items():
+        among = f" and {len(begun) - 1} more" if len(begun) > 1 else ""
+        raise OutputError(
+            f"{printable(output)}{among}: {what}; the earlier command goes on with "
+            "them, -y begins anew, and another OUTPUT keeps both"
+        )
 
 
 def _refuse(foreign: Sequence[Path], outdated: Mapping[Path, str]) -> None:

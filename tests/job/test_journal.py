@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -192,7 +193,7 @@ def test_stretches_of_another_state_are_dropped(
     (path,) = (tmp_path / FOLDER).glob("*/0.*")
     options: dict[str, Any] = {}
     if change == "options":
-        options = {"crf": 30.0}
+        options = {"crf": 30.0, "overwrite": True}
     elif change == "input":
         os.utime(film, ns=(1, 1))
     elif change == "file is gone":
@@ -211,6 +212,27 @@ def test_stretches_of_another_state_are_dropped(
     journal.began(StretchUnit(plan.videos[0], 1, path.parent))
     journal.close()
     assert not path.exists()
+
+
+@pytest.mark.behaviour(21, 23)
+def test_stretches_of_another_job_are_not_thrown_away_unasked(
+    model: Path, film: Path, tmp_path: Path
+) -> None:
+    """An option forgotten in the second command cost what was done of the film, without a word."""
+    out = tmp_path / "out.mp4"
+    stretches_done(planned(film, out, model=model, crf=30.0), [0, 1])
+    with pytest.raises(
+        OutputError, match=r"out\.mp4: 2 of 3 stretches were made with --crf 30 \(n"
+    ):
+        planned(film, out, model=model)
+    assert [each.number for each in planned(film, out, model=model, crf=30.0).done[out]] == [0, 1]
+    for options in ({"overwrite": True}, {"skip_existing": True}, {"resume": False}):
+        assert planned(film, out, model=model, **options).done == {}
+    # Another output of the same folder has nothing to do with it.
+    assert planned(film, tmp_path / "other.mp4", model=model).done == {}
+    # Without its files there is nothing that could be lost.
+    shutil.rmtree(tmp_path / FOLDER / digest_of("out.mp4"))
+    assert planned(film, out, model=model).done == {}
 
 
 @pytest.mark.behaviour(19)

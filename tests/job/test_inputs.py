@@ -452,6 +452,9 @@ def test_two_inputs_that_would_become_one_output_errors(tmp_path: Path) -> None:
     touch(tmp_path / "y" / "train" / "1.png")
     with pytest.raises(InputError, match=r"x/train/1\.png and .*y/train/1\.png would both become"):
         find_inputs([tmp_path / "x" / "train", tmp_path / "y" / "train"], tmp_path / "out")
+    again = tmp_path / "x" / ".." / "x" / "train" / "1.png"
+    with pytest.raises(InputError, match=r"1\.png: is given twice, .*out/1\.png .*; name it once"):
+        find_inputs([tmp_path / "x" / "train" / "1.png", again], tmp_path / "out")
 
 
 # Names

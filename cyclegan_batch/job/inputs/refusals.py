@@ -70,6 +70,11 @@ def refuse_misplaced(
     outputs: dict[str, Entry] = {}
     for entry in entries:
         other = outputs.setdefault(places.of(entry.output), entry)
+        if other is not entry and places.of(other.source) == places.of(entry.source):
+            raise InputError(
+                f"{printable(entry.source)}: is given twice, and would become "
+                f"{printable(entry.output)} both times; name it once"
+            )
         if other is not entry:
             raise InputError(
                 f"{printable(other.source)} and {printable(entry.source)} would both become "

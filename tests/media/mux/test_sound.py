@@ -564,7 +564,7 @@ def test_ffmpegs_messages_about_a_damaged_file_are_printed_only_with_v(
     source.write_bytes(whole.read_bytes().replace(packet, half, 1))
     model = generators.identity(tmp_path / "m.onnx")
     arguments = ["translate", str(source), str(tmp_path / "out.mkv"), "-m", str(model), "-y"]
-    arguments += ["--preset", "ultrafast", "--progress", "none"]
+    arguments += ["--preset", "ultrafast", "--progress", "none", "--no-resume"]
     logs = []
     for more in ([], ["-v"], []):
         done = CliRunner().invoke(cli.main, [*arguments, *more])

@@ -127,8 +127,7 @@ def run_plan(
             journal = None
             has_work = plan.units or plan.others
             if plan.folder is not None and (has_work or is_unrecorded_part(plan)):
-                journal = Journal(plan)
-                stack.callback(journal.close)
+                journal = stack.enter_context(Journal(plan))
             else:
                 remove_joined_stretches(plan)
             if plan.units:

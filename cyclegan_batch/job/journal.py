@@ -285,8 +285,14 @@ class Journal:
         self._append({"line": "whole", "job": COPY.id, "outputs": [[*row, length, digest]]})
         self._whole.add(entry.output)
 
-    def close(self) -> None:
-        """End the journal of this run. May be called again.
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.close(error)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the journal of this run, which ``error`` has stopped. May be called again.
 
         Where all is whole and no other run shares the folder, it is rewritten without what is of no
         use any more.
@@ -296,12 +302,14 @@ class Journal:
                 return
             planned = len(self._plan.entries) + len(self._plan.others)
             whole = len(self._whole | self._left) == planned
-            end = {
+            end: dict[str, object] = {
                 "line": "end",
                 "status": "whole" if whole else "partial",
                 "outputs": len(self._whole),
                 "frames": self._frames,
             }
+            if isinstance(error, CycleganBatchError):
+                end["reason"] = str(error)
             try:
                 # An end that cannot be written is no failure of the run: all else is on the disk.
                 with contextlib.suppress(OutputError):

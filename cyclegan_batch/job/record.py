@@ -74,6 +74,8 @@ class Run:
     """From its beginning to the last line."""
     ended: str | None = None
     """Its status at its end; None where it is at work or was killed."""
+    reason: str = ""
+    """The error that stopped it early."""
 
 
 class Record:
@@ -172,6 +174,7 @@ class Record:
                 self._take_failed(line.get("failures"))
             case "end" if run is not None:
                 run.ended = as_text(line.get("status"))
+                run.reason = as_text(line.get("reason"))
                 frames, whole = as_count(line.get("frames")), as_count(line.get("outputs"))
                 run.frames_done = run.frames_done if frames is None else frames
                 run.outputs_done = run.outputs_done if whole is None else whole

@@ -93,7 +93,10 @@ class JobStatus:
                 for name, done, whole in self.videos
             ],
             "failures": [{"output": name, "reason": reason} for name, reason in self.failures],
-            "runs": [{"host": run.host, "process": run.process} for run in self.runs],
+            "runs": [
+                {"host": run.host, "process": run.process, "stopped_by": run.reason or None}
+                for run in self.runs
+            ],
             "command": dict(command),
         }
 
@@ -118,6 +121,8 @@ class JobStatus:
             how = {None: "was cut off", "whole": "ended"}.get(self.runs[-1].ended, "ended early")
             at_rate = f"{left} at that rate" if left else ""
             yield f"last run {processes}, {how}{rate}{at_rate}"
+            if self.runs[-1].reason:
+                yield f"stopped  {printable(self.runs[-1].reason)}"
         for name, done, whole in self.videos[:_LISTED]:
             yield f"video    {printable(name)}: {done} of {whole} stretches"
         for name, reason in self.failures[:_LISTED]:

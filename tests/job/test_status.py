@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch.api import run_plan
+from cyclegan_batch.errors import InputError
 from cyclegan_batch.job.job_folder import FOLDER, digest_of
 from cyclegan_batch.job.journal import Journal
 from cyclegan_batch.job.status import job_status
@@ -97,6 +98,26 @@ def test_what_failed_is_told_with_its_reason_until_it_is_done(
     (source / "3.png").write_bytes(whole)
     done(planned(source, out, model=model))
     assert numbers(out) == (5, 5, 0, 0, False)
+
+
+@pytest.mark.behaviour(22)
+def test_what_stopped_a_run_is_told(model: Path, source: Path, tmp_path: Path) -> None:
+    """Of a run with --on-error fail it told that five files are left, and not why."""
+    out = tmp_path / "out"
+    whole = (source / "3.png").read_bytes()
+    (source / "3.png").write_text("no picture")
+    with pytest.raises(InputError):
+        run_plan(planned(source, out, model=model, on_error="fail"))
+    status = found(out)
+    *_, last = status.lines()
+    assert last.startswith("stopped  ")
+    assert "3.png: not an image" in last
+    (run,) = status.description()["runs"]
+    assert "3.png: not an image" in run["stopped_by"]
+    (source / "3.png").write_bytes(whole)
+    run_plan(planned(source, out, model=model, on_error="fail"))
+    assert found(out).is_whole
+    assert not any(line.startswith("stopped") for line in found(out).lines())
 
 
 def test_the_job_is_told_in_words(model: Path, source: Path, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ INJECTION = Path(__file__).parent / "injection"
 FOLDER = ".cyclegan-batch"
 """The folder of a job, in the root of its outputs."""
 
+STRETCH = 250
+"""Frames in a stretch at the rate of `clip`."""
+
 Fault = dict[str, Any]
 """A rule of injection/sitecustomize.py."""
 
@@ -145,7 +148,7 @@ def clip(
     sound: bool = True,
     seed: int = 0,
 ) -> Path:
-    """Write a clip of moving noise, with sound. At ten frames a second a stretch has 100 frames."""
+    """Write a clip of moving noise, with sound. `STRETCH` frames are a stretch."""
     height, width = size
     noise = np.random.default_rng(seed).integers(0, 256, (2 * height, 2 * width, 3), np.uint8)
     with av.open(str(path), "w") as output:

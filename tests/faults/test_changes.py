@@ -18,8 +18,8 @@ from tests.synthesis import generators
 pytestmark = pytest.mark.needs("linux")
 
 PICTURES = 300
-FRAMES = 330
-"""Of a video of four stretches."""
+FRAMES = 580
+"""Of a video of three stretches."""
 YEAR = 365 * 86400
 
 
@@ -115,7 +115,7 @@ def test_a_video_that_vanishes_during_a_run_fails_and_goes_on_when_it_is_back(
 @pytest.mark.behaviour(19, 20)
 def test_a_clock_that_is_set_back_changes_nothing(model: Path, tmp_path: Path) -> None:
     source, out = jobs.pictures(tmp_path / "in", PICTURES), tmp_path / "out"
-    jobs.clip(source / "clip.mp4", frames=230)
+    jobs.clip(source / "clip.mp4", frames=400)
     for number, path in enumerate(sorted(source.rglob("*.*"))):
         # In the future, in the past, before 1970.
         when = (time.time() + YEAR, YEAR, -YEAR)[number % 3]
@@ -123,7 +123,7 @@ def test_a_clock_that_is_set_back_changes_nothing(model: Path, tmp_path: Path) -
     killed = {"call": "write", "path": r"\.jsonl$", "after": 5, "kill": True}
     assert translate(source, out, "-m", model, faults=[killed], clock=[YEAR, -YEAR]).code == -9
     run = whole(source, out, "-m", model, clock=[0.0, -YEAR])
-    assert 0 < run.frames < PICTURES + 230
+    assert 0 < run.frames < PICTURES + 400
     assert run.report["seconds"] > 0
     assert run.report["rate"] > 0
     assert left_over(out) == []
@@ -199,7 +199,7 @@ def test_a_damaged_journal_costs_what_is_damaged_at_most(
     (journal,) = jobs.job_folder(out).glob("*.jsonl")
     damage(journal)
     run = whole(source, out, "-m", model)
-    assert run.frames <= min(FRAMES, 130 + 100 * DAMAGES[damage])
+    assert run.frames <= min(FRAMES, FRAMES - 2 * jobs.STRETCH + jobs.STRETCH * DAMAGES[damage])
     assert_same(out, expected)
     assert left_over(tmp_path / "out") == []
     assert whole(source, out, "-m", model).frames == 0
@@ -238,7 +238,7 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a source and what a run made of it."""
     folder = tmp_path_factory.mktemp("finished")
     jobs.pictures(folder / "in", 30)
-    jobs.clip(folder / "in" / "clip.mp4", frames=230)
+    jobs.clip(folder / "in" / "clip.mp4", frames=400)
     whole(folder / "in", folder / "out", "-m", model)
     return folder
 
@@ -272,7 +272,7 @@ def test_a_finished_job_does_nothing_again_and_what_is_missing_alone_is_done(
     assert changed(before, out) == set()
     (out / "a" / "00003.png").unlink()
     (out / "clip.mp4").unlink()
-    assert whole(*job).frames == 231
+    assert whole(*job).frames == 401
     assert changed(before, out) == {"a/00003.png", "clip.mp4"}
 
 
@@ -287,7 +287,7 @@ def test_an_input_that_was_touched_is_refused_left_or_redone_alone(
     assert "00003.png" in refused.error
     assert whole(*job, "-n").frames == 0
     assert changed(before, out) == set()
-    assert whole(*job, "-y").frames == 231
+    assert whole(*job, "-y").frames == 401
     assert changed(before, out) == {"a/00003.png", "clip.mp4"}
     assert whole(*job).frames == 0
 
@@ -297,7 +297,7 @@ def test_with_hashes_a_touched_input_is_as_it_was_and_a_changed_one_is_not(
     model: Path, tmp_path: Path
 ) -> None:
     source, out = jobs.pictures(tmp_path / "in", 30), tmp_path / "out"
-    jobs.clip(source / "clip.mp4", frames=230)
+    jobs.clip(source / "clip.mp4", frames=400)
     job = [source, out, "-m", model, "--hash-inputs"]
     whole(*job)
     before = times(out)
@@ -332,7 +332,7 @@ def test_another_option_redoes_exactly_the_outputs_whose_pixels_it_changes(
     redone = {name for name in before if Path(name).suffix in kinds}
     run = whole(*job, option, "-y")
     assert changed(before, out) == redone
-    assert run.frames == (230 if ".mp4" in kinds else 0) + (30 if ".png" in kinds else 0)
+    assert run.frames == (400 if ".mp4" in kinds else 0) + (30 if ".png" in kinds else 0)
     assert whole(*job, option).frames == 0
 
 
@@ -354,6 +354,6 @@ def test_another_model_redoes_everything_and_is_named_by_its_digest(
     words = [*job[:3], other]
     refused = translate(*words)
     assert "model" in refused.error
-    assert whole(*words, "-y").frames == 260
+    assert whole(*words, "-y").frames == 430
     assert whole(*words).frames == 0
     assert "model" in translate(*job).error

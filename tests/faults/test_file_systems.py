@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = jobs.pictures(tmp_path_factory.mktemp("source") / "in", 300)
-    jobs.clip(folder / "clip.mp4", frames=230)
+    jobs.clip(folder / "clip.mp4", frames=400)
     return folder
 
 

@@ -15,7 +15,7 @@ from tests.synthesis import generators
 pytestmark = pytest.mark.behaviour(25)
 
 PICTURES = 24
-FRAMES = 230
+FRAMES = 400
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from tests.synthesis import generators
 
 pytestmark = [pytest.mark.needs("linux"), pytest.mark.behaviour(19)]
 
-FRAMES = 430
+FRAMES = 830
 PICTURES = 600
 
 
@@ -72,7 +72,7 @@ def video(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A video of five stretches, the last one shorter."""
     folder = tmp_path_factory.mktemp("video")
     source = jobs.clip(folder / "clip.mp4", frames=FRAMES)
-    return job(folder, source, "out.mp4", "-m", model, total=FRAMES, unit=100)
+    return job(folder, source, "out.mp4", "-m", model, total=FRAMES, unit=jobs.STRETCH)
 
 
 @pytest.fixture(scope="module")

@@ -382,19 +382,18 @@ def _frames_expected(info: MediaInfo, stream: StreamInfo, options: TranslateOpti
 
 
 _STRETCH_SECONDS = 10
-_FEWEST_FRAMES, _MOST_FRAMES = 100, 1200
-"""Of a stretch, whatever the frame rate: each begins with a key frame, and is done or not done."""
 _KEY_FRAMES = 250
 """Frames from key frame to key frame of x264 and x265. Stretches of 300 frames, which are 10 s at
-30 frames a second, would have two key frames each: a still picture took 1.5 times the bytes."""
+30 frames a second, would have two key frames each: a still picture took 1.5 times the bytes. Those
+of 100 frames, at 10 frames a second, took 1.4 times the bytes of a screen recording."""
+_MOST_GROUPS = 4
+"""Groups of pictures, each with its key frame, in a stretch, however high the frame rate."""
 
 
 def _stretch_frames(stream: StreamInfo, frames_expected: int | None) -> int | None:
     """Return how many frames a stretch has, None where the video is too short for two of them."""
-    seconds_frames = round(_STRETCH_SECONDS * (stream.average_rate or Fraction(25)))
-    frames = min(max(seconds_frames, _FEWEST_FRAMES), _MOST_FRAMES)
-    if frames > _KEY_FRAMES:
-        frames -= frames % _KEY_FRAMES
+    groups = int(_STRETCH_SECONDS * (stream.average_rate or Fraction(25)) / _KEY_FRAMES)
+    frames = _KEY_FRAMES * min(max(groups, 1), _MOST_GROUPS)
     if frames_expected is None or 2 * frames_expected <= 3 * frames:
         return None
     return frames

@@ -706,7 +706,9 @@ def test_a_stretch_is_about_ten_seconds_long(tmp_path, monkeypatch, frames, opti
 _Y4M_FRAME = b"FRAME\n" + bytes(64 * 48 * 3 // 2)
 
 
-@pytest.mark.parametrize(("rate", "each"), [(10, 100), (25, 250), (30, 250), (60, 500)])
+@pytest.mark.parametrize(
+    ("rate", "each"), [(10, 250), (24, 250), (25, 250), (30, 250), (60, 500), (240, 1000)]
+)
 def test_a_stretch_ends_where_the_encoder_sets_a_key_frame(tmp_path, monkeypatch, rate, each):
     source = tmp_path / "in.y4m"
     source.write_bytes(b"YUV4MPEG2 W64 H48 F%d:1 Ip C420jpeg\n" % rate + _Y4M_FRAME)

@@ -5,22 +5,25 @@
     python benchmarks/bulk.py workers     two workers against one, 10,000 images of 64²
 
 The clip and the images are synthesised. The two sides of a round run one after the other, and the
-ratios are those within a round; RESULTS.md holds them. `benchmarks/images.py` compares a folder of
+ratios are those within a round; RESULTS.md holds them. CPU seconds depend less than seconds on what
+else the machine does. `benchmarks/images.py` compares a folder of
 images with a bare pool of OpenCV.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -82,19 +85,37 @@ def without_journal(plan: JobPlan) -> JobPlan:
     return replace(plan, folder=None, videos=videos)
 
 
-def seconds(
+@dataclass(frozen=True)
+class Cost:
+    """What a job took."""
+
+    wall: float
+    cpu: float
+    """Seconds of all threads and of all processes that it started."""
+
+
+@contextlib.contextmanager
+def measured(costs: list[Cost]) -> Iterator[None]:
+    """Append what the block takes to ``costs``."""
+    before, begin = os.times(), time.perf_counter()
+    yield
+    wall, after = time.perf_counter() - begin, os.times()
+    costs.append(Cost(wall, sum(after[:4]) - sum(before[:4])))
+
+
+def cost(
     source: Path,
     output: Path,
     model: Path,
     change: Callable[[JobPlan], JobPlan] = lambda plan: plan,
-) -> float:
-    """Return how long it takes to plan and to run a job in this process; its output is removed."""
-    begin = time.perf_counter()
-    report = run_plan(change(plan_translation(source, output, model=model)))
-    taken = time.perf_counter() - begin
+) -> Cost:
+    """Return what it takes to plan and to run a job in this process; its output is removed."""
+    costs: list[Cost] = []
+    with measured(costs):
+        report = run_plan(change(plan_translation(source, output, model=model)))
     assert report.status == "whole", report.summary
     clear(output)
-    return taken
+    return costs[0]
 
 
 def clear(output: Path) -> None:
@@ -106,33 +127,36 @@ def clear(output: Path) -> None:
         shutil.rmtree(output.parent / ".cyclegan-batch", ignore_errors=True)
 
 
-def by_command(source: Path, output: Path, *words: str) -> float:
-    """Return how long the command line takes for a job, the start of its processes included."""
+def by_command(source: Path, output: Path, *words: str) -> Cost:
+    """Return what the command line takes for a job, the start of its processes included."""
     command = [sys.executable, "-m", "cyclegan_batch", "translate", str(source), str(output)]
-    begin = time.perf_counter()
-    subprocess.run([*command, "-m", str(GENERATOR), "-q", *words], check=True)
-    taken = time.perf_counter() - begin
+    costs: list[Cost] = []
+    with measured(costs):
+        subprocess.run([*command, "-m", str(GENERATOR), "-q", *words], check=True)
     clear(output)
-    return taken
+    return costs[0]
 
 
-def compare(
-    what: str, ours: Callable[[], float], other: Callable[[], float], rounds: int
-) -> list[float]:
-    """Print and return the seconds of ``ours`` over those of ``other``, round by round."""
+def compare(what: str, ours: Callable[[], Cost], other: Callable[[], Cost], rounds: int) -> None:
+    """Print what ``ours`` takes over what ``other`` takes, round by round."""
     ours(), other()  # warm the caches
-    ratios = []
+    walls, cpus = [], []
     for number in range(rounds):
         # Whoever comes first in a round may find the disk busy with the files of the one before.
         if number % 2:
             theirs, mine = other(), ours()
         else:
             mine, theirs = ours(), other()
-        ratios.append(mine / theirs)
-        print(f"  {mine:.2f} s over {theirs:.2f} s: {ratios[-1]:.3f}", flush=True)
-    spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-    print(f"{what}: {statistics.median(ratios):.3f} ({spread}, {rounds} rounds)")
-    return ratios
+        walls.append(mine.wall / theirs.wall)
+        cpus.append(mine.cpu / theirs.cpu)
+        print(
+            f"  {mine.wall:.2f} s over {theirs.wall:.2f} s: {walls[-1]:.3f}; "
+            f"{mine.cpu:.2f} CPU s over {theirs.cpu:.2f} CPU s: {cpus[-1]:.3f}",
+            flush=True,
+        )
+    for unit, ratios in (("seconds", walls), ("CPU seconds", cpus)):
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        print(f"{unit} {what}: {statistics.median(ratios):.3f} ({spread}, {rounds} rounds)")
 
 
 def main() -> None:
@@ -153,23 +177,23 @@ def main() -> None:
             clip = write_clip(work / "clip.mp4", arguments.seconds)
             identity = write_identity(work / "identity.onnx")
             compare(
-                "seconds in stretches with a journal over those of one encoder run",
-                lambda: seconds(clip, fresh(".mp4"), identity),
-                lambda: seconds(clip, fresh(".mp4"), identity, without_journal),
+                "in stretches with a journal over those of one encoder run",
+                lambda: cost(clip, fresh(".mp4"), identity),
+                lambda: cost(clip, fresh(".mp4"), identity, without_journal),
                 arguments.rounds,
             )
             return
         images = write_images(work / "in", arguments.count)
         if arguments.part == "images":
             compare(
-                "seconds with a journal over those without",
-                lambda: seconds(images, fresh(), GENERATOR),
-                lambda: seconds(images, fresh(), GENERATOR, without_journal),
+                "with a journal over those without",
+                lambda: cost(images, fresh(), GENERATOR),
+                lambda: cost(images, fresh(), GENERATOR, without_journal),
                 arguments.rounds,
             )
         else:
             compare(
-                "seconds of two workers over those of one",
+                "of two workers over those of one",
                 lambda: by_command(images, fresh(), "--workers", "2"),
                 lambda: by_command(images, fresh()),
                 arguments.rounds,

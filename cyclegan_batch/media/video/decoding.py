@@ -11,15 +11,18 @@ import av
 import av.container
 import av.error
 from av.codec.context import Flags
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from ...errors import InputError
+from ...machine import cpu_threads
 from ..alpha import decoder
 from ..demux.demuxing import Packet, demux, open_container, reason
 from ..demux.standard_input import StandardInput, standard_input
 from ..demux.timestamps import Timeline
 from ..formats import PIPE
 from .cut_short import Received
+from .ending import Ending
 from .loss import LossDetector, Lost, UncertainError
 from .plan import VideoPlan
 
@@ -30,6 +33,10 @@ _SEEK_MARGIN = 5
 
 FFmpeg seeks by decoding time stamps, so a seek to the very start of the stretch can lead to a key
 frame that is shown after it (FFmpeg ticket 11137)."""
+
+
+_MOST_DELAYED = 14
+"""Frames by which H.264's decoder is delayed at most; it can hold 16."""
 
 
 class FrameReader:
@@ -122,8 +129,11 @@ class FrameReader:
         stream.codec_context.flags |= Flags.output_corrupt
         if careful:
             stream.codec_context.thread_count = 1
+        else:
+            _let_threads_finish(stream.codec_context)
         decode = decoder(stream, alpha=self._plan.encoder.alpha)
         losses = LossDetector(careful=careful)
+        ending = Ending(stream)
         may_seek = self._start is not None and can_begin_anywhere(self._plan)
         overlap = _Overlap(self._known)
         for packet in self._demux(container):
@@ -131,6 +141,11 @@ class FrameReader:
             if packet.stream.index != stream.index or overlap.passes_by(packet):
                 continue
             losses.expect(packet)
+            if not careful:
+                ending.take(packet)
+                # Behind the last packet come frames of which FFmpeg may not know all.
+                if not packet.size and ending.is_damaged():
+                    raise UncertainError
             try:
                 frames = decode(packet)
             except av.error.EOFError:
@@ -154,6 +169,7 @@ class FrameReader:
                     # That flushes the decoder of the container, but not one of our own.
                     decode = decoder(stream, alpha=self._plan.encoder.alpha)
                     losses = LossDetector(careful=careful)
+                    ending = Ending(stream)
                     break
             if not packet.size:
                 break
@@ -195,6 +211,21 @@ class FrameReader:
         self.timeline.forget()
         self.has_seeked = True
         return True
+
+
+def _let_threads_finish(context: VideoCodecContext) -> None:
+    """Let H.264 come out so late that no thread still decodes it; set before the decoder opens.
+
+    A thread returns the frame that is due by then, with its marks as they are when the thread
+    begins. Another one may decode that frame still, if nothing refers to it, and what it conceals
+    would go unnoticed. When a thread begins, all others together have at most as many packets
+    as there are threads. HEVC's decoder fixes the delay itself.
+    """
+    if context.codec.canonical_name != "h264":
+        return
+    reorders = context.reorder_depth
+    context.thread_count = max(1, min(cpu_threads() + 1, _MOST_DELAYED - reorders))
+    context.reorder_depth = min(reorders + context.thread_count, _MOST_DELAYED)
 
 
 def can_begin_anywhere(plan: VideoPlan) -> bool:

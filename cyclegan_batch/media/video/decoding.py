@@ -219,13 +219,14 @@ def _let_threads_finish(context: VideoCodecContext) -> None:
     A thread returns the frame that is due by then, with its marks as they are when the thread
     begins. Another one may decode that frame still, if nothing refers to it, and what it conceals
     would go unnoticed. When a thread begins, all others together have at most as many packets
-    as there are threads. HEVC's decoder fixes the delay itself.
+    as there are threads. In other codecs no such frame was found but at the end of the file.
     """
     if context.codec.canonical_name != "h264":
         return
     reorders = context.reorder_depth
     context.thread_count = max(1, min(cpu_threads() + 1, _MOST_DELAYED - reorders))
-    context.reorder_depth = min(reorders + context.thread_count, _MOST_DELAYED)
+    delayed = min(reorders + context.thread_count, _MOST_DELAYED)
+    context.reorder_depth = max(reorders, delayed)
 
 
 def can_begin_anywhere(plan: VideoPlan) -> bool:

@@ -155,11 +155,11 @@ def _do_units(
                 backend.close()  # each worker opens its own
             run_in_processes(plan, dispatcher, counters, watch)
         elif backend is not None:
-            run_here(plan, backend, dispatcher, counters, watch)
+            run_here(plan, backend, dispatcher.units(), dispatcher, counters, watch)
         else:
             with contextlib.closing(plan.open_backend()) as opened:
                 counters.started = time.monotonic()
-                run_here(plan, opened, dispatcher, counters, watch)
+                run_here(plan, opened, dispatcher.units(), dispatcher, counters, watch)
 
 
 def _take_over(plan: JobPlan, counters: Counters) -> None:

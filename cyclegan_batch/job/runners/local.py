@@ -1,29 +1,29 @@
-"""One worker: the pipeline in this process."""
+"""The pipeline in this process, whether it is the only worker or one of several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from ..pipeline import run
 
 if TYPE_CHECKING:
     from ...backends import Backend
-    from ..dispatch import Dispatcher
     from ..plan import JobPlan
-    from ..units import Counters
+    from ..units import Counters, Observer, Unit
 
 
 def run_here(
     plan: JobPlan,
     backend: Backend,
-    dispatcher: Dispatcher,
+    units: Iterable[Unit | None],
+    observer: Observer,
     counters: Counters,
     watch: Callable[[Counters], None] | None,
 ) -> None:
-    """Do the work of ``plan`` with ``backend``; see `pipeline.run`."""
+    """Do ``units`` with ``backend`` as ``plan`` requires; see `pipeline.run`."""
     run(
-        dispatcher.units(),
+        units,
         backend,
         plan.schedule,
         geometry=plan.geometry,
@@ -32,6 +32,6 @@ def run_here(
         max_failures=plan.options.max_failures,
         skip_existing=plan.options.skip_existing,
         counters=counters,
-        observer=dispatcher,
+        observer=observer,
         watch=watch,
     )

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 from ...errors import CycleganBatchError
 from ...media import Dropped, Whole
 from ...wording import Note
-from ..pipeline import run
 from ..units import Counters, ImageUnit, Outcome, Unit
+from .local import run_here
 from .messages import (
     Crashed,
     Done,
@@ -74,18 +74,8 @@ class _Worker:
             backend = plan.open_backend(lambda sentence: self._say(Note(None, sentence)))
             try:
                 self._send(Ready())
-                counters = run(
-                    self._units(),
-                    backend,
-                    plan.schedule,
-                    geometry=plan.geometry,
-                    keep_size=plan.options.keep_size,
-                    skip_errors=plan.options.on_error == "skip",
-                    max_failures=plan.options.max_failures,
-                    skip_existing=plan.options.skip_existing,
-                    observer=self,
-                    watch=self._watch,
-                )
+                counters = Counters()
+                run_here(plan, backend, self._units(), self, counters, self._watch)
                 self._report(counters)
             finally:
                 backend.close()

@@ -50,7 +50,7 @@ def ladder(bench: Bench, checkpoint: Path, folder: Path) -> dict[str, Any]:
         if bench.cuda:
             torch.cuda.set_per_process_memory_fraction(1.0)
     translate(source, folder / "1", batch_size=1, **options)
-    written = sorted((folder / "64").iterdir())
+    written = sorted((folder / "64").glob("[!.]*"))
     largest = max(
         int(
             np.abs(

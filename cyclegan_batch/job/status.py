@@ -224,7 +224,9 @@ def _command_lines(command: object) -> Iterator[str]:
     if isinstance(options, dict) and options:
         flags = {option.name: option.flag for option in options_of(TranslateOptions)}
         words = [
-            f"--no-{flags[key][2:]}" if value is False else f"{flags[key]} {_word(value)}".strip()
+            flags[key][:2] + "no-" + flags[key][2:]
+            if value is False
+            else f"{flags[key]} {_word(value)}".strip()
             for key, value in options.items()
             if key in flags
         ]

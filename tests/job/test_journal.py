@@ -105,8 +105,8 @@ def test_each_output_is_written_down_before_it_begins_and_when_it_is_whole(
 @pytest.fixture
 def film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A video that is cut into three stretches of ten frames."""
-    monkeypatch.setattr("cyclegan_batch.media.video.plan._FEWEST_FRAMES", 10)
-    monkeypatch.setattr("cyclegan_batch.media.video.plan._MOST_FRAMES", 10)
+    monkeypatch.setattr("cyclegan_batch.media.video.plan._KEY_FRAMES", 10)
+    monkeypatch.setattr("cyclegan_batch.media.video.plan._MOST_GROUPS", 1)
     return streams.plain(tmp_path / "film.mp4", frames=27, size=(48, 64))
 
 
@@ -201,8 +201,7 @@ def test_stretches_of_another_state_are_dropped(
     elif change == "file has another size":
         path.write_bytes(path.read_bytes() + b"x")
     elif change == "stretch length":
-        monkeypatch.setattr("cyclegan_batch.media.video.plan._MOST_FRAMES", 9)
-        monkeypatch.setattr("cyclegan_batch.media.video.plan._FEWEST_FRAMES", 9)
+        monkeypatch.setattr("cyclegan_batch.media.video.plan._KEY_FRAMES", 9)
     else:
         options = {"resume": False}
     plan = planned(film, out, model=model, **options)

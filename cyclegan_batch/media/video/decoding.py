@@ -162,7 +162,8 @@ class FrameReader:
                 if losses.is_late(frame) or overlap.is_known(frame):
                     continue
                 yield frame
-                was_moved = may_seek and self._seek(container, stream, frame)
+                # Behind the last packet every frame is on its way already.
+                was_moved = may_seek and packet.size > 0 and self._seek(container, stream, frame)
                 may_seek = False
                 if overlap.begins() or was_moved:
                     stream.codec_context.flush_buffers()

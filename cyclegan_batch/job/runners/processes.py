@@ -229,7 +229,7 @@ class _Runner:
         """Take leave of a process that has ended, and replace it where it died."""
         self._hear_all(worker)
         status = worker.process.wait()
-        worker.listener.join(1)
+        worker.listener.join(5)  # what it printed last may be on its way
         worker.connection.close()
         self._workers.remove(worker)
         for name, stage in worker.progress.stages.items():

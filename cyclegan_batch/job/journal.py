@@ -31,7 +31,7 @@ from ..media import Dropped, Whole, Written
 from ..media.formats import PIPE, Entry
 from ..wording import printable
 from .fingerprint import COPY, Job, kind_of_output
-from .job_folder import FOLDER, FolderLock, digest_of, journal_name, mark_as_open, name_of
+from .job_folder import FolderLock, digest_of, journal_name, mark_as_open, name_of
 from .journal_lines import (
     Json,
     written_dropped,
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from ..media.mux.joined_video import Stretch
     from ..media.video.plan import VideoPlan
     from .plan import JobPlan
-
-__all__ = ["FOLDER", "Journal", "digest_of", "name_of"]
 
 _ROWS = 256
 """Outputs in a line of a journal that is rewritten."""

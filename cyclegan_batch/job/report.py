@@ -89,7 +89,7 @@ class Report:
     error: CycleganBatchError | None
     """The error that stopped the run early."""
     resumable: bool
-    """The same command goes on with what is left; with ``--no-resume`` it does not."""
+    """Whether the same command does what is left: not so with ``--no-resume``."""
     notes: tuple[Note, ...]
     """The notes that were reported to the user."""
     record: dict[str, object]

@@ -93,7 +93,7 @@ class StretchUnit:
     number: int
     """From 0 to ``plan.stretches - 1``."""
     folder: Path
-    """Where the files of the video's stretches are kept; it is made where it does not exist."""
+    """Holds the files of the video's stretches; the sink makes it with the first frame."""
     before: tuple[Stretch, ...] = ()
     """The last stretches that are done directly before this one, in order; three suffice.
 

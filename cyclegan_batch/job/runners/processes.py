@@ -172,7 +172,7 @@ class _Runner:
                 self._end_all()
             except BaseException as error:
                 self.error = self.error or error
-            self._settle()
+            self._settle(self._workers)
 
     def _serve(self) -> None:
         """Take what has arrived, hand out units, and replace the workers that have died."""
@@ -243,10 +243,7 @@ class _Runner:
         for folder in self._dispatcher.folders(worker.number):
             remove_leftovers(folder)
         if self.stop.is_set():
-            for missing in worker.pending.values():
-                for each in missing:
-                    self._counters.record(each.name, each.error, each.place)
-            self._counters.unsettled -= sum(map(len, worker.pending.values()))
+            self._settle([worker])
             return
         how = _how(status)
         self._deaths += not worker.is_ready
@@ -375,7 +372,7 @@ class _Runner:
         most = self._tolerance.max_failures
         too_many = most is not None and self._counters.failed > most
         if too_many or not self._tolerance.skip_errors or is_hopeless(dropped.error):
-            last = self._settle()
+            last = self._settle(self._workers)
             assert last is not None
             if not too_many:
                 raise dropped.error
@@ -402,10 +399,10 @@ class _Runner:
         """Forget what was missing from a unit: it has ended, or is tried again."""
         self._counters.unsettled -= len(worker.pending.pop(number, ()))
 
-    def _settle(self) -> Failure | None:
+    def _settle(self, workers: Iterable[_Worker]) -> Failure | None:
         """Record what is missing from units that have not ended; return the last failure."""
         failure = None
-        for worker in self._workers:
+        for worker in workers:
             for number, missing in list(worker.pending.items()):
                 self._forget(worker, number)
                 for each in missing:

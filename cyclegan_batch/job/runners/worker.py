@@ -160,7 +160,7 @@ class _Worker:
         self._end_soon()
 
     def _end_soon(self) -> None:
-        """Stop the pipeline; where it does not stop, the process ends without it."""
+        """Stop the pipeline. The process ends after `PATIENCE`, even if the pipeline still runs."""
         if not self._stopped.is_set():
             self._stopped.set()
             # Python's own thread for this needs no GIL, which native code may keep.

@@ -59,7 +59,7 @@ class Assembled:
 def assemble(stretches: Sequence[Stretch], plan: StreamPlan, output_partial: Path) -> Assembled:
     """Write the final container under the temporary name ``output_partial`` and read it once.
 
-    ``stretches`` are the parts of the video in their order; today the video's sink passes one.
+    ``stretches`` are the parts of the video in their order; a video in one piece has one.
     Raises OutputError, and InputError where the source is damaged and the plan stops at damage;
     ``output_partial`` is then removed.
     """

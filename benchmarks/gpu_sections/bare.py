@@ -122,7 +122,7 @@ class Fused:
 
     def _body(self, *, cells: bool) -> Body:
         required("triton")
-        from .norm_act_pad import FusedGenerator, Tiling
+        from cyclegan_batch.models.fused import FusedGenerator, Tiling
 
         tiling = Tiling(*self._tiling)
         return FusedGenerator(self._bench.network(), self._bench.device, cells=cells, tiling=tiling)
@@ -130,7 +130,7 @@ class Fused:
     def tune(self) -> dict[str, Any]:
         """Find the fastest tiling for the norm of the trunk; all later rows use it."""
         required("triton")
-        from .norm_act_pad import Tiling, norm_act_pad
+        from cyclegan_batch.models.fused import Tiling, norm_act_pad
 
         bench, channels = self._bench, 4 * self._bench.config.ngf
         batch, side = bench.batches[0] if bench.cuda else 1, bench.side // 4

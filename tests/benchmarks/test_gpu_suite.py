@@ -384,9 +384,9 @@ def fused():
     pytest.importorskip("triton")
     if not INTERPRETED:
         pytest.skip("Triton compiles here")
-    from benchmarks.gpu_sections import norm_act_pad
+    from cyclegan_batch.models import fused
 
-    return norm_act_pad
+    return fused
 
 
 def cells(x):
@@ -447,16 +447,16 @@ HOPPER = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from benchmarks.gpu_sections import norm_act_pad as fused
+from cyclegan_batch.models.fused import kernels as fused
 halves, floats, bytes_ = "*fp16", "*fp32", "*u8"
 for kernel, pointers, constants in (
-    (fused._part, dict(x=halves, part=floats), dict(C=256, BP=64, BC=64)),
-    (fused._total, dict(part=floats, stat=floats), dict(C=256, S=16, BC=16)),
-    (fused._apply, dict(x=halves, residual=halves, stat=floats, out=halves), dict(
+    (fused.statistics_of_parts, dict(x=halves, part=floats), dict(C=256, BP=64, BC=64)),
+    (fused.statistics_of_images, dict(part=floats, stat=floats), dict(C=256, S=16, BC=16)),
+    (fused.normalized, dict(x=halves, residual=halves, stat=floats, out=halves), dict(
         C=64, RELU=False, PAD=1, ADDS=True, RESIDUAL_PAD=1, CELLS_IN=True, CELLS_OUT=True, BP=64,
         BC=64, TILES=2)),
-    (fused._first, dict(u8=bytes_, out=halves), dict(CELL=2, CP=16, BP=64)),
-    (fused._last, dict(y=halves, bias=floats, u8=bytes_), dict(CELL=2, CP=16, B=1024)),
+    (fused.first_input, dict(u8=bytes_, out=halves), dict(CELL=2, CP=16, BP=64)),
+    (fused.last_output, dict(y=halves, bias=floats, u8=bytes_), dict(CELL=2, CP=16, B=1024)),
 ):
     names = kernel.arg_names
     types = {n: pointers.get(n, "constexpr" if n in constants else "i32") for n in names}

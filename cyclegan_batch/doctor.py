@@ -9,9 +9,6 @@ import contextlib
 import importlib
 import os
 import platform
-import re
-import shutil
-import subprocess
 import sys
 from fractions import Fraction
 from importlib import metadata
@@ -19,7 +16,14 @@ from pathlib import Path
 from typing import TypedDict
 
 from ._version import __version__
-from .machine import cpu_threads, default_cache_dir, nvidia_gpus, own_scheduling
+from .machine import (
+    cpu_name,
+    cpu_threads,
+    default_cache_dir,
+    nvidia_driver,
+    nvidia_gpus,
+    own_scheduling,
+)
 from .wording import byte_size, first_line, printable
 
 ENCODERS = (
@@ -203,32 +207,18 @@ def _system() -> System:
     memory = None
     with contextlib.suppress(ValueError, OSError, AttributeError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        match = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        name = match[1] if match else name
     return {
         "os": platform.platform(terse=True),
         "python": platform.python_version(),
         "executable": sys.executable,
-        "cpu": name,
+        "cpu": cpu_name(),
         "threads": cpu_threads(),
         "memory": memory,
     }
 
 
 def _gpus() -> GPUs:
-    driver = None
-    with contextlib.suppress(OSError):
-        text = Path("/proc/driver/nvidia/version").read_text()
-        match = re.search(r"  (\d+\.\d+(\.\d+)?) ", text)
-        driver = match[1] if match else None
-    if driver is None and (tool := shutil.which("nvidia-smi")):
-        query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-            driver = answer.stdout.partition("\n")[0].strip() or None
-    return {"names": list(nvidia_gpus()), "driver": driver}
+    return {"names": list(nvidia_gpus()), "driver": nvidia_driver()}
 
 
 def _versions(names: tuple[str, ...]) -> dict[str, str]:

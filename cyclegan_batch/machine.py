@@ -1,10 +1,11 @@
-"""The threads and NVIDIA GPUs of this machine, and the folders for a user's cache and state."""
+"""The CPU and NVIDIA GPUs of this machine, and the folders for a user's cache and state."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -16,6 +17,15 @@ from pathlib import Path
 def cpu_threads() -> int:
     """Return how many threads this process may run at once."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """Return the name of the CPU, or of its architecture where the system tells no name."""
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as lines:
+        for line in lines:  # a machine of many cores has a long file
+            if match := re.match(r"model name\s*:\s*(\S.*)", line):
+                return match[1].strip()
+    return platform.processor() or platform.machine()
 
 
 @contextlib.contextmanager
@@ -66,6 +76,22 @@ def nvidia_gpus() -> tuple[str, ...]:
     """
     names = _gpus_by_cuda()
     return _visible(_gpus_by_driver()) if names is None else names
+
+
+def nvidia_driver() -> str | None:
+    """Return the version of NVIDIA's driver; None where there is none, or none that tells it."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text()
+        if match := re.search(r"  (\d+\.\d+(\.\d+)?) ", text):
+            return match[1]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+        return answer.stdout.partition("\n")[0].strip() or None
+    return None
 
 
 _NO_DEVICE = 100

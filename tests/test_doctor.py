@@ -223,6 +223,22 @@ def test_gpus_come_from_the_driver_or_from_its_tool(monkeypatch: pytest.MonkeyPa
     assert machine.nvidia_gpus() == ()
 
 
+@pytest.mark.behaviour(36)
+def test_the_version_of_the_driver_comes_from_the_kernel_or_from_its_tool(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Tue Jan 14 2025\n"
+    monkeypatch.setattr(Path, "read_text", lambda _: line)
+    assert machine.nvidia_driver() == "570.86.15"
+    monkeypatch.setattr(Path, "read_text", lambda _: "of another form")
+    monkeypatch.setattr(machine.shutil, "which", lambda _: None)
+    assert machine.nvidia_driver() is None
+    said = SimpleNamespace(stdout="571.2\n571.2\n")
+    monkeypatch.setattr(machine.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
+    assert machine.nvidia_driver() == "571.2"
+
+
 @pytest.mark.parametrize(
     ("said", "found"),
     [

@@ -51,7 +51,7 @@ print(json.dumps(sizes))
 
 
 def resident_bytes(source: Path, target: Path, model: Path, *periods: str) -> list[float]:
-    """Return the median resident memory of a run in each of ``periods``, ``FIRST-END`` in frames."""
+    """Return the median resident memory of a run in each of ``periods``: ``FIRST-END``, frames."""
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, source, target, model, *periods],
         capture_output=True,

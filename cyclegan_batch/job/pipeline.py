@@ -102,7 +102,7 @@ def run(
         tolerance=Tolerance(skip_errors, max_failures, skip_existing),
         observer=observer,
     )
-    with _opencv_without_threads():
+    with opencv_without_threads():
         return job.execute(units, watch)
 
 
@@ -508,7 +508,7 @@ def _named(origin: Origin, error: CycleganBatchError) -> CycleganBatchError:
 
 
 @contextlib.contextmanager
-def _opencv_without_threads() -> Iterator[None]:
+def opencv_without_threads() -> Iterator[None]:
     """Keep OpenCV from starting threads of its own; restore its number of threads at the end.
 
     There is a converter for each core already. Threads of OpenCV would begin with the lowered

@@ -1,7 +1,7 @@
-"""The suite that waits for a GPU: its order, its limits, its kernels, and a dry run of its lines.
+"""The suite that waits for a GPU: its order, its limits, and a dry run of its lines.
 
 What it measures needs a GPU. That a section which crashes, hangs or prints garbage costs only
-itself, that rows survive a kill, and that the fused operator computes what torch does, does not.
+itself, and that rows survive a kill, does not.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from benchmarks.gpu_sections import rows
 from tests.conftest import INTERPRETED, REPOSITORY
 
 torch = pytest.importorskip("torch")
-
-from torch.nn import functional as F  # noqa: E402, N812
 
 A, B, C = (gpu.Section(name, 1.0, 0.2) for name in "abc")
 
@@ -373,128 +371,6 @@ def test_a_file_that_draws_another_picture_is_seen_on_onnxruntime(notebook, monk
     assert exported["size"] > 0
     assert row["fps"] > 0
     assert (row["reached"], row["needed"]) == ("none", "exact")
-
-
-# The fused operator
-
-
-@pytest.fixture
-def fused():
-    """Return the kernels' module, in Triton's interpreter."""
-    pytest.importorskip("triton")
-    if not INTERPRETED:
-        pytest.skip("Triton compiles here")
-    from cyclegan_batch.models import fused
-
-    return fused
-
-
-def cells(x):
-    """Lay 2×2 pixels of ``(N, H, W, C)`` into the channels of one."""
-    n, h, w, c = x.shape
-    return (
-        x.view(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, -1)
-    )
-
-
-def transcribed(x, *, relu, pad, residual=None, residual_pad=0):
-    """InstanceNorm, ReLU or residual, border: `norm_act_pad` line by line in torch, in float64."""
-    y = F.instance_norm(x.double().permute(0, 3, 1, 2), eps=1e-5)
-    y = F.relu(y) if relu else y
-    if residual is not None:
-        inside = slice(residual_pad, -residual_pad or None)
-        y = y + residual.double()[:, inside, inside].permute(0, 3, 1, 2)
-    return F.pad(y, (pad,) * 4, mode="reflect").permute(0, 2, 3, 1)
-
-
-@pytest.mark.parametrize(
-    ("relu", "pad", "residual_pad", "in_cells", "out_cells"),
-    [
-        (True, 1, None, False, False),
-        (False, 0, 1, False, False),
-        (True, 0, None, True, False),
-        (True, 3, None, False, True),
-    ],
-)
-def test_the_fused_operator_is_torchs_operators_in_a_row(
-    fused, relu, pad, residual_pad, in_cells, out_cells
-):
-    torch.manual_seed(0)
-    # A mean far from 0, channels that are no power of 2, more pixels than a tile, two pictures.
-    x = (torch.randn(2, 6, 10, 12) * 0.5 + 8).half()
-    residual = None
-    if residual_pad is not None:
-        residual = torch.randn(2, 6 + 2 * residual_pad, 10 + 2 * residual_pad, 12).half()
-    found = fused.norm_act_pad(
-        cells(x) if in_cells else x,
-        12,
-        relu=relu,
-        pad=pad,
-        residual=residual,
-        residual_pad=residual_pad or 0,
-        cells_in=in_cells,
-        cells_out=out_cells,
-        tiling=fused.Tiling(32, 2, 4),
-    )
-    wanted = transcribed(x, relu=relu, pad=pad, residual=residual, residual_pad=residual_pad or 0)
-    wanted = cells(wanted) if out_cells else wanted
-    assert found.dtype == torch.float16
-    # Half a step of a half-precision number below 4.
-    torch.testing.assert_close(found.double(), wanted, atol=2**-10, rtol=2**-10)
-
-
-HOPPER = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from cyclegan_batch.models.fused import kernels as fused
-halves, floats, bytes_ = "*fp16", "*fp32", "*u8"
-for kernel, pointers, constants in (
-    (fused.statistics_of_parts, dict(x=halves, part=floats), dict(C=256, BP=64, BC=64)),
-    (fused.statistics_of_images, dict(part=floats, stat=floats), dict(C=256, S=16, BC=16)),
-    (fused.normalized, dict(x=halves, residual=halves, stat=floats, out=halves), dict(
-        C=64, RELU=False, PAD=1, ADDS=True, RESIDUAL_PAD=1, CELLS_IN=True, CELLS_OUT=True, BP=64,
-        BC=64, TILES=2)),
-    (fused.first_input, dict(u8=bytes_, out=halves), dict(CELL=2, CP=16, BP=64)),
-    (fused.last_output, dict(y=halves, bias=floats, u8=bytes_), dict(CELL=2, CP=16, B=1024)),
-):
-    names = kernel.arg_names
-    types = {n: pointers.get(n, "constexpr" if n in constants else "i32") for n in names}
-    values = {(names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(kernel, signature=types, constexprs=values)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-    print(kernel.__name__, len(made.asm["cubin"]))
-"""
-
-
-@pytest.mark.slow
-def test_the_kernels_are_compiled_for_hopper_without_a_gpu(tmp_path):
-    """Triton's interpreter takes more than its compiler does."""
-    pytest.importorskip("triton")
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    run = subprocess.run(
-        [sys.executable, "-c", HOPPER],
-        cwd=REPOSITORY,
-        env=environment
-        | {"PYTHONPATH": os.pathsep.join(gpu.PACKAGES), "TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    sizes = [int(line.split()[1]) for line in run.stdout.splitlines()]
-    assert len(sizes) == 5
-    assert min(sizes) > 1000
-
-
-def test_a_7x7_convolution_is_a_4x4_one_between_cells(fused):
-    torch.manual_seed(0)
-    x = torch.randn(2, 14, 18, 3, dtype=torch.float64)
-    weight = torch.randn(5, 3, 7, 7, dtype=torch.float64)
-    wanted = F.conv2d(x.permute(0, 3, 1, 2), weight).permute(0, 2, 3, 1)
-    laid = cells(x).permute(0, 3, 1, 2)
-    found = F.conv2d(laid, fused.in_cells(weight)).permute(0, 2, 3, 1)
-    torch.testing.assert_close(found, cells(wanted), atol=1e-12, rtol=0)
 
 
 # A bare checkout

@@ -76,7 +76,6 @@ def run(
     *,
     geometry: Callable[[Size], Geometry],
     keep_size: bool = False,
-    reuse: bool = True,
     skip_errors: bool = False,
     max_failures: int | None = None,
     skip_existing: bool = False,
@@ -87,10 +86,7 @@ def run(
     """Translate ``units`` in order and return what happened; ``observer`` is told at once.
 
     A thread of its own reads ``units``, one unit ahead of the frames; None means that no unit is
-    ready yet. With ``reuse``, a frame whose pixels equal those of the frame before it is not
-    computed again.
-
-    The calling thread only waits: it calls ``watch`` about ten times a second and stays
+    ready yet. The calling thread only waits: it calls ``watch`` about ten times a second and stays
     out of native code, so that Ctrl-C reaches it. A KeyboardInterrupt in it stops the run: no
     output that is not whole keeps its final name, and ``interrupted`` is set.
 
@@ -103,11 +99,10 @@ def run(
         counters,
         geometry=geometry,
         keep_size=keep_size,
-        reuse=reuse,
         tolerance=Tolerance(skip_errors, max_failures, skip_existing),
         observer=observer,
     )
-    with opencv_without_threads():
+    with _opencv_without_threads():
         return job.execute(units, watch)
 
 
@@ -122,7 +117,6 @@ class _Run:
         *,
         geometry: Callable[[Size], Geometry],
         keep_size: bool,
-        reuse: bool,
         tolerance: Tolerance,
         observer: Observer | None,
     ) -> None:
@@ -157,7 +151,7 @@ class _Run:
         self.encoded: Channel[EncodedFrame | Lost | End] = Channel(
             schedule.converter_queue, self.stop, lot=schedule.lot
         )
-        self.batcher = Batcher(self.batches, schedule.batch_size, reuse=reuse)
+        self.batcher = Batcher(self.batches, schedule.batch_size)
 
     # The life of a run
 
@@ -367,15 +361,12 @@ class _Run:
     def _translate(self, backend: Backend, message: Batch | Lost | End) -> Batch | Lost | End:
         if not isinstance(message, Batch):
             return message
-        computed = message.origins.computed
-        if not computed:
-            return message
         parts: list[Pixels] = []
         start = 0
-        while start < len(computed):
+        while start < len(message.origins):
             size = self.batcher.batch_size
             part = message.pixels[start : start + size]
-            first = computed[start]
+            first = message.origins[start]
             try:
                 rows = backend.infer(part if len(part) == size else stack([*part], size))
             except OutOfMemoryError as error:
@@ -404,10 +395,9 @@ class _Run:
         origin, unit = message.origin, message.origin.unit
         pixels = origin.shape.out_of_network(message.pixels, keep_size=self.keep_size)
         try:
-            write = unit.encoded(Frame(origin.index, pixels, origin.tag))
+            return EncodedFrame(unit, unit.encoded(Frame(origin.index, pixels, origin.tag)))
         except (InputError, OutputError) as error:
             return Lost(unit, Dropped(unit.name, error))
-        return EncodedFrame(unit, write, origin.repeats)
 
     def _write(self) -> None:
         while True:
@@ -443,8 +433,6 @@ class _Run:
                 else:
                     self.counters.frames_done += 1
                     message.unit.frames += 1
-                    self.counters.reused += message.repeats
-                    message.unit.reused += message.repeats
                 self._report_whole(message.unit)
 
     def _finish(self, end: End) -> None:
@@ -471,13 +459,14 @@ class _Run:
         self.counters.units_done += 1
         # Every part of the outcome is reported before the first that may end the run.
         all_dropped = (*open_unit.dropped, *missing)
-        self._report_end(open_unit.outcome(None, all_dropped, notes))
+        self._report_end(Outcome(open_unit.unit, None, all_dropped, notes, frames=open_unit.frames))
         for dropped in missing:
             self.tolerance.record(self.counters, dropped)
 
     def _give_up(self, open_unit: AnyOpenUnit, error: CycleganBatchError) -> None:
         notes = self._close(open_unit, keep=False)
-        self._report_end(open_unit.outcome(error, tuple(open_unit.dropped), notes))
+        dropped = tuple(open_unit.dropped)
+        self._report_end(Outcome(open_unit.unit, error, dropped, notes, frames=open_unit.frames))
         self.tolerance.record_unit(self.counters, open_unit.name, error)
 
     def _drop(self, open_unit: AnyOpenUnit, dropped: Dropped) -> None:
@@ -519,7 +508,7 @@ def _named(origin: Origin, error: CycleganBatchError) -> CycleganBatchError:
 
 
 @contextlib.contextmanager
-def opencv_without_threads() -> Iterator[None]:
+def _opencv_without_threads() -> Iterator[None]:
     """Keep OpenCV from starting threads of its own; restore its number of threads at the end.
 
     There is a converter for each core already. Threads of OpenCV would begin with the lowered

@@ -74,7 +74,6 @@ class Ended:
     dropped: Sequence[Dropped]
     notes: Sequence[Note]
     frames: int
-    reused: int
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,6 @@ class Progress:
 
     frames: int
     """Written since its start."""
-    reused: int
-    """Those of them that repeat the frame before them."""
     unit: str
     stages: Mapping[str, Stage]
     notes: Sequence[Note]

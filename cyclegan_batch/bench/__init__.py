@@ -1,1 +1,0 @@
-"""Measure what a model reaches on this machine, and what limits it."""

@@ -40,12 +40,16 @@ class Gpu:
     live: dict[int, Any] = field(default_factory=dict)
     """The allocated memory, by its address."""
     streams: int = 0
+    recordings: dict[Any, list[Callable[[], Any]]] = field(default_factory=dict)
+    """What was enqueued on each stream that is being recorded."""
+    graphs: int = 0
+    launches: int = 0
     building: Callable[[], Any] = lambda: None
     """Called in the middle of a build."""
     refuse: dict[str, str] = field(default_factory=dict)
     """The calls that fail, returning None or False, and the error that each of them reports:
-    builder, parse, build, open, context, shape, size, memory, enqueue. The last four are calls of
-    a context."""
+    builder, parse, build, open, context, shape, size, memory, enqueue, record. The last five are
+    calls of a context; record is enqueue on a stream that is being recorded."""
     reported: Callable[[], Any] = lambda: None
     """Called after an error was reported and before the failing call returns."""
     code: str = "UNSPECIFIED_ERROR"
@@ -53,6 +57,13 @@ class Gpu:
     layers: str = '{"Layers": [{"Name": "a", "Inputs": [{"Format/Datatype": "Half"}]}, {}]}'
     add: int = 0
     """Added to every pixel, for a GPU that computes something else."""
+
+    def enqueue(self, stream: Any, work: Callable[[], Any]) -> None:
+        """Do ``work``, or append it where the stream is being recorded."""
+        if stream in self.recordings:
+            self.recordings[stream].append(work)
+        else:
+            work()
 
 
 def install(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None = None) -> Gpu:
@@ -70,13 +81,21 @@ def install(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None = None) -> Gpu:
 
 _Error = enum.IntEnum(
     "_Error",
-    {"cudaSuccess": 0, "cudaErrorMemoryAllocation": 2, "cudaErrorInsufficientDriver": 35},
+    {
+        "cudaSuccess": 0,
+        "cudaErrorMemoryAllocation": 2,
+        "cudaErrorInsufficientDriver": 35,
+        "cudaErrorStreamCaptureInvalidated": 901,
+    },
 )
+_WORDS = {_Error.cudaErrorMemoryAllocation: b"out of memory"}
+_Mode = enum.IntEnum("_Mode", {"cudaStreamCaptureModeThreadLocal": 1})
 _Kind = enum.IntEnum("_Kind", {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2})
 
 
 def _cuda_runtime(gpu: Gpu) -> Any:
     def allocate(size: int) -> tuple[Any, ...]:
+        assert not gpu.recordings, "an allocation ends a recording"
         used = sum(len(memory) for memory in gpu.live.values())
         if used + size > gpu.memory:
             return _Error.cudaErrorMemoryAllocation, None
@@ -90,7 +109,7 @@ def _cuda_runtime(gpu: Gpu) -> Any:
 
     def copy(to: int, of: int, size: int, kind: _Kind, stream: int) -> tuple[Any, ...]:
         assert isinstance(kind, _Kind)
-        ctypes.memmove(to, of, size)
+        gpu.enqueue(stream, lambda: ctypes.memmove(to, of, size))
         return (_Error.cudaSuccess,)
 
     def make_stream(flags: int) -> tuple[Any, ...]:
@@ -99,6 +118,32 @@ def _cuda_runtime(gpu: Gpu) -> Any:
 
     def destroy_stream(stream: int) -> tuple[Any, ...]:
         gpu.streams -= 1
+        return (_Error.cudaSuccess,)
+
+    def begin_recording(stream: int, mode: _Mode) -> tuple[Any, ...]:
+        assert isinstance(mode, _Mode)
+        gpu.recordings[stream] = []
+        return (_Error.cudaSuccess,)
+
+    def end_recording(stream: int) -> tuple[Any, ...]:
+        if "record" in gpu.refuse:
+            del gpu.recordings[stream]
+            return _Error.cudaErrorStreamCaptureInvalidated, None
+        gpu.graphs += 1
+        return _Error.cudaSuccess, gpu.recordings.pop(stream)
+
+    def instantiate(graph: list[Callable[[], Any]], flags: int) -> tuple[Any, ...]:
+        gpu.graphs += 1
+        return _Error.cudaSuccess, tuple(graph)
+
+    def launch(graph: tuple[Callable[[], Any], ...], stream: int) -> tuple[Any, ...]:
+        gpu.launches += 1
+        for work in graph:
+            work()
+        return (_Error.cudaSuccess,)
+
+    def destroy_graph(graph: object) -> tuple[Any, ...]:
+        gpu.graphs -= 1
         return (_Error.cudaSuccess,)
 
     def count() -> tuple[Any, ...]:
@@ -116,11 +161,12 @@ def _cuda_runtime(gpu: Gpu) -> Any:
     return SimpleNamespace(
         cudaError_t=_Error,
         cudaMemcpyKind=_Kind,
+        cudaStreamCaptureMode=_Mode,
         cudaStreamNonBlocking=1,
         cudaGetDeviceCount=count,
         cudaSetDevice=lambda index: (_Error.cudaSuccess,),
         cudaGetDeviceProperties=lambda index: (_Error.cudaSuccess, properties),
-        cudaGetErrorString=lambda code: (_Error.cudaSuccess, b"out of memory"),
+        cudaGetErrorString=lambda code: (_Error.cudaSuccess, _WORDS.get(code, b"unknown")),
         cudaMalloc=allocate,
         cudaFree=free,
         cudaMallocHost=allocate,
@@ -129,6 +175,12 @@ def _cuda_runtime(gpu: Gpu) -> Any:
         cudaStreamCreateWithFlags=make_stream,
         cudaStreamSynchronize=lambda stream: (_Error.cudaSuccess,),
         cudaStreamDestroy=destroy_stream,
+        cudaStreamBeginCapture=begin_recording,
+        cudaStreamEndCapture=end_recording,
+        cudaGraphInstantiate=instantiate,
+        cudaGraphLaunch=launch,
+        cudaGraphDestroy=destroy_graph,
+        cudaGraphExecDestroy=destroy_graph,
     )
 
 
@@ -294,6 +346,12 @@ def _tensorrt(gpu: Gpu) -> Any:
         def execute_async_v3(self, stream: int) -> bool:
             if self.refuses("enqueue"):
                 return False
+            if stream in gpu.recordings and self.refuses("record"):
+                return False
+            gpu.enqueue(stream, self.compute)
+            return True
+
+        def compute(self) -> None:
             proto = onnx.ModelProto.FromString(self.engine.graph)
             element = proto.graph.input[0].type.tensor_type.elem_type
             dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
@@ -302,7 +360,6 @@ def _tensorrt(gpu: Gpu) -> Any:
             out = generators.run(proto, frames.reshape(self.shape))
             out = (out + np.asarray(gpu.add, dtype)).astype(dtype)
             ctypes.memmove(self.at["translated"], out.tobytes(), size)
-            return True
 
     def names(*words: str) -> Any:
         return SimpleNamespace(**{word: word for word in words})

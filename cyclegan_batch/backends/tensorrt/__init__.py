@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ...errors import BackendError, ModelError
+from ...errors import BackendError, BackendUnavailableError, ModelError
 from ...frames import BatchShape, Pixels
 from ...machine import default_cache_dir
 from ...models.engine_card import (
@@ -36,8 +36,9 @@ from ...models.model import Model, ModelCard, open_model
 from ...models.seal import key_error
 from ...wording import Note, printable
 from ..common import checked, in_batches
+from ..cuda import Cuda
 from .build import Builder, Say, engine_from_graph, silent
-from .context import Context, Cuda, Engine, shape_of, shape_words
+from .context import Context, Engine, machine_of, shape_of, shape_words
 from .library import import_tensorrt
 
 _STEP = 512
@@ -50,11 +51,12 @@ class TensorRtBackend:
 
     name = "tensorrt"
 
-    def __init__(self, engines: _Engines) -> None:
+    def __init__(self, engines: _Engines, *, graph: bool = True) -> None:
         self.card, self.device = engines.card, f"cuda:{engines.cuda.index}"
         self.precision: str = "tf32" if engines.tf32 else engines.card.precision
         self.notes: tuple[Note, ...] = ()
         self._engines: _Engines | None = engines
+        self._graph = graph
         self._context: Context | None = None
         self._cancelled = threading.Event()
 
@@ -64,7 +66,7 @@ class TensorRtBackend:
 
     def fork(self) -> TensorRtBackend:
         """Return another context of the same engine."""
-        return TensorRtBackend(self._open_engines())
+        return TensorRtBackend(self._open_engines(), graph=self._graph)
 
     def cancel(self) -> None:
         """Let later calls fail. CUDA cannot stop the running batch, so it ends first."""
@@ -93,7 +95,7 @@ class TensorRtBackend:
             if self._context is not None:
                 self._context.close()
                 self._context = None
-            self._context = Context(engines.cuda, engine, self.card)
+            self._context = Context(engines.cuda, engine, self.card, graph=self._graph)
         try:
             out = self._context.infer(frames)
         except BackendError:
@@ -112,6 +114,7 @@ def open_tensorrt(
     shapes: Sequence[BatchShape] = (),
     cache_dir: Path | None = None,
     trust_engine: bool = False,
+    graph: bool = True,
     say: Say = silent,
 ) -> TensorRtBackend:
     """Open ``model``, an engine or a contract file, on an NVIDIA GPU; see `open_backend`.
@@ -119,13 +122,14 @@ def open_tensorrt(
     ``shapes``: the frames (N, H, W) to be translated, where known: an engine for them is built now,
     or taken from ``cache_dir``. For other frames one is built when they come. ``precision``: an
     FP32 file is computed in TF32 unless this is fp32. ``trust_engine``: load an engine that this
-    installation did not build. ``say`` receives the progress of a build. Raises
+    installation did not build. ``graph``: replay the work of a batch as a CUDA graph; benchmarks
+    compare both. ``say`` receives the progress of a build. Raises
     BackendUnavailableError, BackendError, ModelError.
     """
     if model.engine is not None:
         _check_tf32(model.engine, precision)
-    trt, cuda = import_tensorrt(), Cuda(device)
-    machine = cuda.machine(trt)
+    trt, cuda = import_tensorrt(), _cuda(device)
+    machine = machine_of(cuda, trt)
     builder = Builder(trt, cuda, machine, cache_dir or default_cache_dir(), say)
     engines = _open_file(model, builder, trust_engine) if model.engine else None
     if engines is None:
@@ -135,7 +139,7 @@ def open_tensorrt(
         profile = build.profile if build else _profile_of(source.card, shapes)
         if profile is not None:
             engines.prepare(profile)
-    backend = TensorRtBackend(engines)
+    backend = TensorRtBackend(engines, graph=graph)
     backend.notes = tuple(builder.notes)
     return backend
 
@@ -166,8 +170,8 @@ def write_engine(
     the contract file on the CPU reaches the class of its precision. A file at ``path`` is replaced.
     Raises BackendUnavailableError, BackendError, ModelError, OutputError.
     """
-    trt, cuda = import_tensorrt(), Cuda(device)
-    builder = Builder(trt, cuda, cuda.machine(trt), cache_dir or default_cache_dir(), say)
+    trt, cuda = import_tensorrt(), _cuda(device)
+    builder = Builder(trt, cuda, machine_of(cuda, trt), cache_dir or default_cache_dir(), say)
     engine, content = builder.build(model, build, verify=verify)
     card = write_engine_file(replace(engine.card, path=path), content)
     if card.seal is None:
@@ -179,7 +183,16 @@ def write_engine(
 def check_tensorrt(device: str = "auto") -> None:
     """Raise BackendUnavailableError where TensorRT or a GPU is missing."""
     import_tensorrt()
-    Cuda(device)
+    _cuda(device)
+
+
+def _cuda(device: str) -> Cuda:
+    if device == "cpu":
+        raise BackendUnavailableError(
+            "tensorrt was asked for cpu and runs on NVIDIA GPUs only; pass --backend auto, or "
+            "--device cuda"
+        )
+    return Cuda(device, "tensorrt")
 
 
 class _Engines:

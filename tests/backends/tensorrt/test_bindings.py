@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cyclegan_batch.backends import cuda
 from cyclegan_batch.backends import tensorrt as backend
 from tests.needs import BINDINGS, need
 
@@ -36,7 +37,7 @@ OBJECTS = {
     "_count_half_layers": {"engine.engine": "ICudaEngine", "inspector": "EngineInspector"},
     "__init__": {"engine.engine": "ICudaEngine", "self._context": "IExecutionContext"},
     "_prepare": {"context": "IExecutionContext"},
-    "infer": {"self._context": "IExecutionContext"},
+    "_enqueue": {"self._context": "IExecutionContext"},
 }
 """The names of TensorRT's objects in each function of the backend, and their classes."""
 
@@ -124,8 +125,8 @@ def test_every_name_exists_in_the_bindings(tmp_path: Path, version: str) -> None
 def test_every_name_of_cuda_exists_in_its_bindings() -> None:
     need("cuda-bindings")
     runtime = importlib.import_module("cuda.bindings.runtime")
-    source = source_of_the_backend()
+    source = source_of_the_backend() + Path(cuda.__file__).read_text()
     used = set(re.findall(r"\bcuda[A-Z]\w+", source)) - {"cudaErrorMemoryAllocation"}
     assert {"cudaMallocHost", "cudaMemcpyAsync", "cudaStreamSynchronize"} <= used
-    there = set(dir(runtime)) | set(dir(runtime.cudaMemcpyKind))
+    there = {*dir(runtime), *dir(runtime.cudaMemcpyKind), *dir(runtime.cudaStreamCaptureMode)}
     assert not used - there

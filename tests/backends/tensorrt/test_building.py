@@ -334,7 +334,7 @@ def test_without_gpu_driver_package_or_such_a_device_errors(
     with pytest.raises(BackendUnavailableError, match=r"finds no NVIDIA GPU.*InsufficientDriver"):
         open_on(gpu, model, tmp_path)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(BackendUnavailableError, match=r"cuda-bindings.*cyclegan-batch\[tensorrt"):
+    with pytest.raises(BackendUnavailableError, match=r"cuda-bindings.*pip install .cuda-bindings"):
         open_on(gpu, model, tmp_path)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendUnavailableError, match=r"pip install .cyclegan-batch\[tensorrt"):

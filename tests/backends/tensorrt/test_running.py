@@ -160,3 +160,63 @@ def test_out_of_memory_is_known_by_its_code_errors(tmp_path: Path, gpu: Gpu, mod
     gpu.code, gpu.refuse["enqueue"] = "FAILED_ALLOCATION", "words of another version"
     with pytest.raises(OutOfMemoryError, match="for a batch of 2,8,8"):
         opened.infer(frames(2, 8, 8))
+
+
+def test_from_the_third_batch_of_a_shape_on_its_work_is_replayed(
+    tmp_path: Path, gpu: Gpu, model: Model
+) -> None:
+    opened = open_on(gpu, model, tmp_path, shapes=[(4, 8, 8)])
+    gpu.launches = 0
+    for number, shape in enumerate([(4, 8, 8)] * 4 + [(1, 8, 8)] + [(4, 8, 8)] * 3):
+        sent = frames(*shape) // (number + 1)
+        np.testing.assert_array_equal(opened.infer(sent), 255 - sent)
+        # The first batch of a shape is a warm-up, and the second is recorded and launched.
+        assert gpu.launches == [0, 1, 2, 3, 3, 3, 4, 5][number]
+        assert gpu.graphs == [0, 1, 1, 1, 0, 0, 1, 1][number]
+    assert not gpu.recordings
+    opened.close()
+    assert gpu.graphs == 0
+    assert not gpu.live
+
+
+def test_an_engine_is_compared_as_it_translates_by_replay(
+    tmp_path: Path, gpu: Gpu, model: Model
+) -> None:
+    open_on(gpu, model, tmp_path)
+    assert gpu.launches == 2
+
+
+def test_without_a_graph_every_batch_is_enqueued(tmp_path: Path, gpu: Gpu, model: Model) -> None:
+    opened = open_on(gpu, model, tmp_path, graph=False).fork()
+    gpu.launches = 0
+    for _ in range(3):
+        np.testing.assert_array_equal(opened.infer(frames(2, 8, 8)), 255 - frames(2, 8, 8))
+    assert gpu.launches == 0
+
+
+def test_what_cuda_cannot_record_is_enqueued_errors(tmp_path: Path, gpu: Gpu, model: Model) -> None:
+    opened = open_on(gpu, model, tmp_path)
+    gpu.launches, gpu.refuse["record"] = 0, "operation not permitted when stream is capturing"
+    sent = frames(2, 8, 8)
+    for _ in range(4):
+        np.testing.assert_array_equal(opened.infer(sent), 255 - sent)
+    assert (gpu.launches, gpu.graphs, gpu.recordings) == (0, 0, {})
+    # What fails afterwards has its own reason, not the one of the recording.
+    gpu.refuse["enqueue"] = "illegal address"
+    with pytest.raises(BackendError, match=r"\(N,H,W\): illegal address; try"):
+        opened.infer(sent)
+
+
+@pytest.mark.behaviour(26)
+def test_out_of_memory_while_it_is_recorded_is_told_apart_errors(
+    tmp_path: Path, gpu: Gpu, model: Model
+) -> None:
+    opened = open_on(gpu, model, tmp_path)
+    sent = frames(2, 8, 8)
+    opened.infer(sent)
+    gpu.refuse["record"] = "cuda: out of memory"
+    with pytest.raises(OutOfMemoryError, match="for a batch of 2,8,8"):
+        opened.infer(sent)
+    gpu.refuse.clear()
+    assert not gpu.live
+    np.testing.assert_array_equal(opened.infer(sent), 255 - sent)

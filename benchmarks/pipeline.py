@@ -9,6 +9,7 @@ Both print ratios of rates that were measured in turn in the same run; RESULTS.m
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import statistics
@@ -16,9 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from cyclegan_batch.api import prepare_translation, run_plan  # noqa: E402
-from cyclegan_batch.frames import stack  # noqa: E402
+from cyclegan_batch.bench.stages import limit_of, stages_alone  # noqa: E402
 
 ACCURATE = (
     "scale=flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24,"
@@ -104,48 +103,6 @@ def against_ffmpeg(clip: Path, *, pairs: int = 5, loops: int = 10) -> list[float
     return ratios
 
 
-def stages_alone(
-    clip: Path, model: Path, frames: int, folder: Path, options: dict[str, Any]
-) -> dict[str, float]:
-    """Return the CPU seconds per frame of each stage, run one at a time, frame by frame.
-
-    The reader is measured in a pass of its own, since its threads read ahead. The encoder's threads
-    lag behind, so its time is what the other stages leave of the whole.
-    """
-    plan, backend = prepare_translation(
-        clip, folder / "alone.mp4", model=model, frames=frames, threads=1, **options
-    )
-    unit = plan.units[0]
-    begin = time.process_time()
-    source = unit.open_source()
-    count = sum(1 for _ in source.read())
-    source.close()
-    spent = {"read": time.process_time() - begin, "to rgb": 0.0, "network": 0.0, "from rgb": 0.0}
-
-    def measured(stage: str, work: Callable[[], Any]) -> Any:
-        # The converters and a network of one thread work in the thread that calls them.
-        begin = time.thread_time()
-        result = work()
-        spent[stage] += time.thread_time() - begin
-        return result
-
-    begin = time.process_time()
-    source, sink = unit.open_source(), unit.open_sink()
-    into, out = source.converter(), sink.converter()
-    for item in source.read():
-        frame = measured("to rgb", partial(into, item))
-        shape = plan.geometry(frame.pixels.shape[:2])
-        pixels = measured("to rgb", lambda f=frame, s=shape: stack([s.into_network(f.pixels)], 1))
-        rows = measured("network", partial(backend.infer, pixels))
-        back = measured("from rgb", partial(shape.out_of_network, rows[0]))
-        sink.write(measured("from rgb", partial(out, replace(frame, pixels=back))))
-    sink.finish()
-    source.close()
-    spent["write"] = time.process_time() - begin - sum(spent.values())
-    backend.close()
-    return {name: seconds / count for name, seconds in spent.items()}
-
-
 def against_cores(
     clip: Path,
     model: Path,
@@ -163,8 +120,12 @@ def against_cores(
         folder = Path(name)
         clip = looped(clip, loops, folder)
         for number in range(pairs):
-            alone = stages_alone(clip, model, frames, folder / f"{number}", options)
-            limit = cores / sum(alone.values())
+            plan, backend = prepare_translation(
+                clip, folder / f"{number}" / "alone.mp4", model=model, frames=frames, **options
+            )
+            with contextlib.closing(backend):
+                alone = stages_alone(plan, backend)
+            limit = limit_of(alone, plan.schedule, threads=cores, on_cpu=True).rate
             report = run_plan(
                 *prepare_translation(
                     clip,
@@ -175,7 +136,7 @@ def against_cores(
                 )
             )
             ratios.append(report.rate / limit)
-            shares = ", ".join(f"{key} {1e3 * value:.1f}" for key, value in alone.items())
+            shares = ", ".join(f"{key} {1e3 * cost.cpu:.1f}" for key, cost in alone.items())
             print(
                 f"  {report.rate:.2f} frames/s of {limit:.2f} possible on {cores} cores: "
                 f"{ratios[-1]:.3f}; CPU ms per frame alone: {shares}; "

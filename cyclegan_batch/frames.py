@@ -123,6 +123,35 @@ def to_uint8(pixels: Pixels) -> Pixels:
     return rounded
 
 
+def same_pixels(one: Pixels, other: Pixels) -> bool:
+    """Return whether two frames have the same shape, the same pixel type and the same bytes.
+
+    Eight rows are compared first, so that frames that differ take a few microseconds.
+    """
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    step = -(-len(one) // 8)
+    if not np.array_equal(_bytes_of(one[::step]), _bytes_of(other[::step])):
+        return False
+    left, right = _bytes_of(one), _bytes_of(other)
+    # NumPy compares 64-bit words twice as fast as bytes, and a block of them stays in the cache.
+    words = left.size // 8 * 8
+    left_words, right_words = left[:words].view(np.uint64), right[:words].view(np.uint64)
+    for start in range(0, left_words.size, _COMPARED):
+        block = slice(start, start + _COMPARED)
+        if not np.array_equal(left_words[block], right_words[block]):
+            return False
+    return np.array_equal(left[words:], right[words:])
+
+
+_COMPARED = 1 << 16
+"""Words that are compared at a time."""
+
+
+def _bytes_of(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(pixels).reshape(-1).view(np.uint8)
+
+
 def stack(frames: Sequence[Pixels], batch_size: int) -> Pixels:
     """Return 1..N frames of one size as ``(batch_size, H, W, 3)``, filled up with the last one."""
     if len(frames) == batch_size == 1:

@@ -72,6 +72,9 @@ class TranslateOptions:
     that is fixed."""
     threads: int | None = field(default=None, metadata=option(NETWORK, metavar="N", least=1))
     """CPU threads for the network; every core unless given."""
+    reuse: bool = field(default=True, metadata=option(NETWORK))
+    """Give a frame or an image with the same pixels as the one before it the same result, instead
+    of computing it again. The report counts such frames."""
 
     size: FrameSize = field(default="native", metadata=option(FRAMES, metavar="native|N|WxH"))
     """Size at which the network sees a frame: the source's own (native), N pixels on the shorter

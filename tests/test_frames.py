@@ -14,6 +14,7 @@ from cyclegan_batch.frames import (
     SizeRequirements,
     as_pixel_type,
     geometry,
+    same_pixels,
     stack,
     to_uint8,
 )
@@ -155,3 +156,34 @@ def test_a_batch_is_filled_up_with_its_last_frame(count: int, batch_size: int) -
     assert batch.flags.c_contiguous
     for row in range(batch_size):
         assert np.array_equal(batch[row], frames[min(row, count - 1)])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (9, 7), (64, 64), (479, 641), (720, 1280)])
+@pytest.mark.parametrize("pixel_type", [np.uint8, np.float16])
+def test_frames_are_the_same_where_every_byte_is(size: tuple[int, int], pixel_type: type) -> None:
+    one = picture(size).astype(pixel_type)
+    assert same_pixels(one, one.copy())
+    dice = np.random.default_rng(1)
+    places = [0, one.size - 1, *dice.integers(0, one.size, 20)]
+    for place in places:
+        other = one.copy()
+        other.reshape(-1)[place] += 1
+        assert not same_pixels(one, other)
+        assert not same_pixels(other, one)
+
+
+def test_frames_are_the_same_whatever_their_memory_looks_like() -> None:
+    wide = picture((40, 60))
+    part = wide[::2, 5:50]
+    assert same_pixels(part, part.copy())
+    assert not same_pixels(part, part[::-1])
+    assert not same_pixels(part, wide[::2, 6:51])
+
+
+def test_frames_of_other_shapes_types_or_bits_are_not_the_same() -> None:
+    grey = np.zeros((4, 6, 3), np.float16)
+    assert not same_pixels(grey, grey.reshape(6, 4, 3))
+    assert not same_pixels(grey, grey.view(np.int16))
+    assert not same_pixels(grey, -grey)  # zeros of either sign
+    nan = np.full_like(grey, np.nan)
+    assert same_pixels(nan, nan.copy())

@@ -153,7 +153,7 @@ def _candidates(model: Model, backend: str, device: str, precision: str) -> list
         on_cpu = ["onnxruntime"]
     candidates = [(name, "cpu") for name in on_cpu]
     if device == "auto":
-        from .onnxruntime import precision_on_cuda, sees_cuda
+        from .onnxruntime_cuda import precision_on_cuda, sees_cuda
 
         on_gpu = precision_on_cuda(model.card, precision)
         if ("onnxruntime", on_gpu) in MEASURED_ON_GPU and sees_cuda():
@@ -215,9 +215,13 @@ def _open(
         return open_openvino(
             model, device=device, precision=precision, threads=threads, contexts=contexts
         )
-    from .onnxruntime import open_onnxruntime
+    if device == "cpu":
+        from .onnxruntime import open_onnxruntime
 
-    return open_onnxruntime(
+        return open_onnxruntime(model, threads=threads, contexts=contexts)
+    from .onnxruntime_cuda import open_onnxruntime_cuda
+
+    return open_onnxruntime_cuda(
         model, device=device, precision=precision, threads=threads, contexts=contexts
     )
 

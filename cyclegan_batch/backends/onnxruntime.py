@@ -1,48 +1,52 @@
-"""Run a contract file with onnxruntime, on the CPU or on an NVIDIA GPU."""
+"""Run a contract file with onnxruntime on the CPU; onnxruntime_cuda.py does so on a GPU."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
-from collections import Counter
-from importlib import metadata
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..frames import Pixels
-from ..machine import nvidia_gpus
-from ..models.model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values, widest_tensor
+from ..models.model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
 from ..wording import Note, printable
 from .common import batch_within_index, checked, failure_of, in_batches, is_out_of_memory, verify
 
 _FATAL_ONLY = 4
 """onnxruntime's log severity. Errors are raised as exceptions as well, so no log is needed."""
 
+Provider = str | tuple[str, dict[str, str]]
+"""What computes a session's nodes: a name, or a name and options."""
 
-class _Session(Protocol):
+
+class Session(Protocol):
     """An ``InferenceSession``; onnxruntime has no types."""
 
     def run(
         self, outputs: list[str], inputs: dict[str, Pixels], options: object = None, /
-    ) -> list[Pixels]: ...
+    ) -> list[Pixels]:
+        """Return the named outputs for the named inputs."""
 
-    def get_providers(self) -> list[str]: ...
+    def get_providers(self) -> list[str]:
+        """Return the names of the providers that started, the preferred one first."""
 
-    def get_provider_graph_assignment_info(self) -> list[Any]: ...
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        """Return which provider computes which nodes, where the session records it."""
 
 
 class OnnxRuntimeBackend:
-    """A context of an onnxruntime session; the session serves several contexts at once."""
+    """A context of an onnxruntime session; the session serves several contexts at once.
+
+    Each call passes arrays in ordinary memory and returns a new one. ``widest``: on a GPU, the
+    elements of the largest tensor for each pixel of a frame (`batch_within_index`).
+    """
 
     name = "onnxruntime"
 
     def __init__(
         self,
         card: ModelCard,
-        session: _Session,
+        session: Session,
         device: str,
         precision: str,
         widest: float = 0.0,
@@ -50,8 +54,8 @@ class OnnxRuntimeBackend:
         self.card, self.device, self.precision = card, device, precision
         self.notes: tuple[Note, ...] = ()
         self._widest = widest
-        self._session: _Session | None = session
-        self._options = _import().RunOptions()
+        self._session: Session | None = session
+        self._options = import_onnxruntime().RunOptions()
         self._options.log_severity_level = _FATAL_ONLY
 
     def infer(self, frames: Pixels) -> Pixels:
@@ -73,7 +77,7 @@ class OnnxRuntimeBackend:
         """Release the context. A second call does nothing."""
         self._session = None
 
-    def _live_session(self) -> _Session:
+    def _live_session(self) -> Session:
         if self._session is None:
             raise BackendError("onnxruntime: this context is closed; open another")
         return self._session
@@ -89,96 +93,28 @@ class OnnxRuntimeBackend:
         return checked(out, frames, self.card)
 
 
-def open_onnxruntime(
-    model: Model, *, device: str, precision: str, threads: int, contexts: int
-) -> OnnxRuntimeBackend:
-    """Open ``model`` on ``device`` (``auto``, ``cpu`` or ``cuda[:N]``); see `open_backend`.
+def open_onnxruntime(model: Model, *, threads: int, contexts: int) -> OnnxRuntimeBackend:
+    """Open ``model`` on the CPU; see `open_backend`.
 
     The session computes with ``threads`` threads, ``contexts`` of which are its callers'.
     """
-    device = "cuda:0" if device == "cuda" else device
     # A pool of n starts n - 1 threads, and every thread that calls the session computes as well.
     pool = threads - contexts + 1
 
-    def open_session(graph: bytes, *, on_cpu_too: bool = True) -> _Session:
-        return _session(graph, model.card, device, precision, pool, on_cpu_too=on_cpu_too)
+    def opened(graph: bytes) -> Session:
+        return open_session(
+            graph, model.card, "cpu", session_options(pool), ["CPUExecutionProvider"]
+        )
 
-    notes: tuple[Note, ...] = ()
-    try:
-        session = open_session(model.graph, on_cpu_too=device == "cpu")
-    except OutOfMemoryError:
-        raise
-    except BackendError:
-        # CUDA cannot compute some nodes. The CPU computes them instead, for which every frame is
-        # copied there and back; a note reports that.
-        session = open_session(model.graph)
-        notes = _nodes_on_cpu(session, model.card, device)
-    with_values = open_session(graph_with_values(model))
-
-    def run(frames: Pixels) -> tuple[Pixels, Pixels]:
-        try:
-            out, values = with_values.run([OUTPUT, VALUES], {INPUT: frames})
-        except Exception as error:
-            raise failure_of("onnxruntime", error, model.card, device, frames) from error
-        return out, values
-
-    verify(model.card, run)
-    arithmetic = precision_on_cuda(model.card, precision)
-    if device == "cpu":
-        # onnxruntime has few fp16 kernels for CPUs, and they compute in fp32; weights stay fp16.
-        arithmetic = "fp32" if model.card.precision == "fp16" else model.card.precision
-    widest = 0.0 if device == "cpu" else widest_tensor(model)
-    backend = OnnxRuntimeBackend(model.card, session, device, arithmetic, widest)
-    backend.notes = notes
-    return backend
+    session = opened(model.graph)
+    check_values(opened(graph_with_values(model)), model.card, "cpu")
+    # onnxruntime has few fp16 kernels for CPUs, and they compute in fp32; weights stay fp16.
+    arithmetic = "fp32" if model.card.precision == "fp16" else model.card.precision
+    return OnnxRuntimeBackend(model.card, session, "cpu", arithmetic)
 
 
-def _nodes_on_cpu(session: _Session, card: ModelCard, device: str) -> tuple[Note, ...]:
-    """Return a note that names the nodes that a session on a GPU computes on the CPU."""
-    try:
-        parts = session.get_provider_graph_assignment_info()
-    except (AttributeError, RuntimeError):  # onnxruntime older than 1.25
-        share = "some nodes"
-    else:
-        nodes = [(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()]
-        kinds = Counter(kind for name, kind in nodes if name == "CPUExecutionProvider")
-        if not kinds:
-            return ()
-        words = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        share = f"{kinds.total()} of {len(nodes)} nodes ({words})"
-    text = (
-        f"onnxruntime {_import().__version__} computes {share} "
-        f"on the CPU instead of {device}, and copies every frame there and back; install "
-        "onnxruntime-gpu 1.25 or later, or export the file with this version (opset 18)"
-    )
-    return (Note(Path(card.path.name), text),)
-
-
-def precision_on_cuda(card: ModelCard, precision: str) -> str:
-    """Return the precision in which a GPU computes a file where the user chose ``precision``."""
-    return "tf32" if card.precision == "fp32" and precision != "fp32" else card.precision
-
-
-def sees_cuda() -> bool:
-    """Tell whether the installed onnxruntime was built for CUDA and the machine has a GPU."""
-    try:
-        onnxruntime = _import()
-    except BackendUnavailableError:
-        return False
-    return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and bool(nvidia_gpus())
-
-
-def both_wheels() -> bool:
-    """Tell whether onnxruntime and onnxruntime-gpu are both installed; they share one folder."""
-    try:
-        metadata.version("onnxruntime")
-        metadata.version("onnxruntime-gpu")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def _import() -> ModuleType:
+def import_onnxruntime() -> ModuleType:
+    """Return the module ``onnxruntime``. Raises BackendUnavailableError."""
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
@@ -188,11 +124,12 @@ def _import() -> ModuleType:
         ) from error
 
 
-def _session(
-    graph: bytes, card: ModelCard, device: str, precision: str, pool: int, *, on_cpu_too: bool
-) -> _Session:
-    onnxruntime = _import()
-    options = onnxruntime.SessionOptions()
+def session_options(pool: int, *switches: str) -> object:
+    """Return the options of a session that computes with ``pool`` threads on the CPU.
+
+    ``switches``: the configuration entries to set to 1.
+    """
+    options = import_onnxruntime().SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = max(1, pool)
     options.inter_op_num_threads = 1
@@ -201,28 +138,23 @@ def _session(
     options.use_deterministic_compute = True
     # Keep the default settings of the memory arena, with which memory stays flat over many shapes.
     # Shrinking the arena after each run leaks (tried, 150 shapes: 600 MB against 160).
-    providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
-    if device != "cpu":
-        _check_cuda(onnxruntime, device)
-        cuda = {
-            "device_id": device.partition(":")[2],
-            # The exhaustive search times its candidates, so a second run may choose other kernels,
-            # and give other pixels.
-            "cudnn_conv_algo_search": "HEURISTIC",
-            "arena_extend_strategy": "kSameAsRequested",
-            "use_tf32": "1" if precision_on_cuda(card, precision) == "tf32" else "0",
-        }
-        providers.insert(0, ("CUDAExecutionProvider", cuda))
-        if on_cpu_too:
-            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        else:
-            # onnxruntime refuses this entry where the CPU is among the providers.
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            providers.pop()
+    for switch in switches:
+        options.add_session_config_entry(switch, "1")
+    return options
+
+
+def open_session(
+    graph: bytes, card: ModelCard, device: str, options: object, providers: list[Provider]
+) -> Session:
+    """Return a session of ``graph``, computed by ``providers``. Raises BackendError.
+
+    ``card`` and ``device`` are named in messages.
+    """
+    onnxruntime = import_onnxruntime()
     try:
         # enable_fallback: by default onnxruntime prints a message and goes on with the CPU where
         # CUDA fails, also in the middle of a run.
-        session: _Session = onnxruntime.InferenceSession(
+        session: Session = onnxruntime.InferenceSession(
             graph, options, providers=providers, enable_fallback=0
         )
     except Exception as error:
@@ -235,32 +167,17 @@ def _session(
             f"onnxruntime {onnxruntime.__version__} does not open {printable(card.path)}: {error}; "
             "try --backend openvino, or export the model with a lower opset"
         ) from error
-    # Where a provider cannot start, onnxruntime uses the CPU and only writes it to its log.
-    first = session.get_providers()[0]
-    if device != "cpu" and first != "CUDAExecutionProvider":
-        raise BackendUnavailableError(
-            f"onnxruntime was asked for {device} and uses {first}: its CUDA or cuDNN libraries "
-            'cannot be loaded; pip install "cyclegan-batch[gpu]", see cyclegan-batch doctor, or '
-            "pass --device cpu"
-        )
     return session
 
 
-def _check_cuda(onnxruntime: ModuleType, device: str) -> None:
-    """Refuse CUDA where this onnxruntime has none, and load its libraries. Raises BackendError."""
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        if both_wheels():
-            raise BackendUnavailableError(
-                f"onnxruntime was asked for {device} and has no CUDA: onnxruntime and "
-                "onnxruntime-gpu are both installed, and the first has overwritten the second; "
-                'pip uninstall both, then pip install "cyclegan-batch[gpu]"'
-            )
-        raise BackendUnavailableError(
-            f"onnxruntime was asked for {device} and has no CUDA (it has "
-            f"{', '.join(onnxruntime.get_available_providers())}); pip uninstall onnxruntime, then "
-            'pip install "cyclegan-batch[gpu]"; or pass --device cpu'
-        )
-    # preload_dlls prints the libraries that it does not find. Without one the session fails, which
-    # `_session` reports.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(OSError):
-        onnxruntime.preload_dlls()
+def check_values(session: Session, card: ModelCard, device: str) -> None:
+    """Check that a session of `graph_with_values` returns numbers. Raises ModelError."""
+
+    def run(frames: Pixels) -> tuple[Pixels, Pixels]:
+        try:
+            out, values = session.run([OUTPUT, VALUES], {INPUT: frames})
+        except Exception as error:
+            raise failure_of("onnxruntime", error, card, device, frames) from error
+        return out, values
+
+    verify(card, run)

@@ -35,6 +35,7 @@ NOT_PIXELS = frozenset(
     | {
         "skip_existing",
         "resume",
+        "reuse",
         "workers",
         "gpus",
         "hash_inputs",
@@ -44,7 +45,13 @@ NOT_PIXELS = frozenset(
         "preview",
     }
 )
-"""Options that change what is done and reported, but not what an output holds."""
+"""Options that change what is done and reported, but not what an output holds.
+
+``reuse`` is among them: a repeated frame has the result of equal bytes. What it changes is which
+frames share a batch, and in which row. The fingerprint does not hold that either: it differs also
+with where a stretch begins and which frames are damaged. It cannot change pixels where a batch is
+one frame, and does not where a runtime computes the rows of a batch alike, as onnxruntime and
+OpenVINO do on a CPU; on GPUs it has not been tried."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,11 @@ A `Lost` or an `End` passes every queue in its place among the frames. Frames cr
 of the network as batches: one queue operation for a batch, not for a frame. Where frames are small,
 a worker takes several messages at once and hands their results on together, since waking the next
 worker takes longer than to decode a small image.
+
+A frame with the same pixels as the frame before it crosses the network without pixels. The
+`Batcher` finds it, and the `Unbatcher` gives it the result of the frame before it. Both see all
+frames in order, so no worker of the network needs a result of another one. Until the frame before
+it has reached the `Unbatcher`, a repeated frame joins its batch, so that no worker has to wait.
 """
 
 from __future__ import annotations
@@ -13,15 +18,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
+import numpy as np
+
 from ..errors import CycleganBatchError
-from ..frames import Frame, Geometry, Pixels, stack
+from ..frames import Frame, Geometry, Pixels, same_pixels, stack
 from ..media import Dropped, Encoded, Raw, Sink, Source
-from .units import LOT_BYTES, Stage, Unit
+from ..wording import Note
+from .units import LOT_BYTES, Outcome, Stage, Unit
 
 
 class Message(Protocol):
@@ -52,6 +60,8 @@ class OpenUnit(Generic[Raw, Encoded]):
         """What was reported of it so far."""
         self.frames = 0
         """Frames of it that were written."""
+        self.reused = 0
+        """Those of them that repeat the frame before them."""
         self.published = 0
         """How much of what its sink has finished is reported."""
         self._own = _OwnConverters[Raw, Encoded]()
@@ -77,6 +87,15 @@ class OpenUnit(Generic[Raw, Encoded]):
         if self._own.to_encoded is None:
             self._own.to_encoded = self.sink.converter()
         return partial(self.sink.write, self._own.to_encoded(frame))
+
+    def outcome(
+        self,
+        error: CycleganBatchError | None,
+        dropped: tuple[Dropped, ...],
+        notes: tuple[Note, ...],
+    ) -> Outcome:
+        """Return how the unit has ended."""
+        return Outcome(self.unit, error, dropped, notes, frames=self.frames, reused=self.reused)
 
     def _to_frame(self, item: Raw) -> Frame | Dropped:
         if self._own.to_frame is None:
@@ -113,6 +132,9 @@ class Origin:
     tag: object
     """What the source gives the sink (`Frame.tag`)."""
     shape: Geometry
+    repeats: bool = False
+    """Whether the network would get the same pixels as for the frame before it in its unit, whose
+    result it takes."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +143,7 @@ class NetworkFrame:
 
     origin: Origin
     pixels: Pixels
-    """``(H, W, 3)``."""
+    """``(H, W, 3)``; behind the network read-only, since repeated frames share them."""
 
     @property
     def nbytes(self) -> int:
@@ -129,13 +151,39 @@ class NetworkFrame:
         return self.pixels.nbytes
 
 
+class Origins:
+    """The frames of a batch, in order. Repeated ones may join until the batch is taken apart."""
+
+    def __init__(self, origins: Sequence[Origin], most: int) -> None:
+        """``most``: how many frames there may be."""
+        self.computed = tuple(origin for origin in origins if not origin.repeats)
+        """Those that the network computes."""
+        self._origins, self._most = list(origins), most
+        self._lock = threading.Lock()
+
+    def join(self, origin: Origin) -> bool:
+        """Append a frame that repeats the last one, and return whether there was room for it."""
+        with self._lock:
+            if len(self._origins) >= self._most:
+                return False
+            self._origins.append(origin)
+            return True
+
+    def close(self) -> Sequence[Origin]:
+        """Return all frames; from now on none joins."""
+        with self._lock:
+            self._most = 0
+            return self._origins
+
+
 @dataclass(frozen=True)
 class Batch:
     """Frames of one unit and one size, before or behind the network."""
 
-    origins: Sequence[Origin]
+    origins: Origins
     pixels: Pixels
-    """``(N, H, W, 3)``: a row for each origin; in front of the network filled up with the last."""
+    """``(N, H, W, 3)``: a row for each frame that is computed, and in front of the network filled
+    up with the last of them. No rows where all frames repeat the last one of the batch before."""
 
     @property
     def nbytes(self) -> int:
@@ -150,6 +198,8 @@ class EncodedFrame:
     nbytes: ClassVar[int] = 0
     unit: AnyOpenUnit
     write: Callable[[], Dropped | None]
+    repeats: bool
+    """See `Origin`."""
 
 
 @dataclass(frozen=True)
@@ -246,29 +296,47 @@ class Channel(Generic[T]):
             raise StoppedError
 
 
+_MOST_FRAMES = 8
+"""How many frames a batch holds at most, repeated ones included, as a multiple of its rows."""
+
+
 class Batcher:
     """Groups the frames of one unit and one size; every other message passes in its place.
+
+    A frame that repeats the one before it joins its batch, in the network or behind it. Where that
+    has been taken apart, is full, or has a lost frame behind it, the repeated frame begins a batch
+    without rows, which leaves at once. So repeated frames change neither which others share a batch
+    nor when they leave, but where a batch is full before it has all its rows.
 
     Called by one thread at a time, in the order of the frames.
     """
 
-    def __init__(self, output: Channel[Batch | Lost | End], batch_size: int) -> None:
+    def __init__(
+        self, output: Channel[Batch | Lost | End], batch_size: int, *, reuse: bool
+    ) -> None:
+        """``reuse``: whether repeated frames are left out of the network."""
         self.batch_size = batch_size
-        self._output = output
-        self._frames: list[NetworkFrame] = []
+        self._output, self._reuse = output, reuse
+        self._origins: list[Origin] = []
+        """The frames that wait for the next batch."""
+        self._rows: list[Pixels] = []
+        """The pixels of those that are computed; the first of them is always."""
+        self._last: NetworkFrame | None = None
+        """The last frame of the unit that is computed."""
+        self._left: Origins | None = None
+        """Of the last batch, where nothing has followed it."""
 
     def put(self, *messages: NetworkFrame | Lost | End) -> None:
         """Add messages; batches that they complete go to the output. Raises StoppedError."""
         out: list[Batch | Lost | End] = []
         for message in messages:
-            if not isinstance(message, NetworkFrame):
-                out += (*self._batch(), message)
+            if isinstance(message, NetworkFrame):
+                out += self._add(message)
                 continue
-            if self._frames and not self._alike(self._frames[0], message):
-                out += self._batch()
-            self._frames.append(message)
-            if len(self._frames) >= self.batch_size:
-                out += self._batch()
+            out += (*self._batch(), message)
+            self._left = None
+            if isinstance(message, End):
+                self._last = None
         if out:
             self._output.put(*out)
 
@@ -277,13 +345,39 @@ class Batcher:
         self._output.put(*self._batch())
         self._output.close()
 
+    def _add(self, frame: NetworkFrame) -> Sequence[Batch]:
+        """Add a frame and return the batches that are complete by now."""
+        last, out = self._last, list[Batch]()
+        alike = last is not None and self._alike(last, frame)
+        if self._reuse and last is not None and alike and same_pixels(last.pixels, frame.pixels):
+            origin = replace(frame.origin, repeats=True)
+            if self._rows:
+                self._origins.append(origin)
+            elif self._left is None or not self._left.join(origin):
+                out.append(self._leave([origin], np.empty((0, *frame.pixels.shape))))
+        else:
+            if not alike:
+                out += self._batch()
+            self._origins.append(frame.origin)
+            self._rows.append(frame.pixels)
+            self._last = frame
+        if len(self._rows) >= self.batch_size or len(self._origins) >= self._most:
+            out += self._batch()
+        return out
+
     def _batch(self) -> Sequence[Batch]:
         """Return the frames that wait as a batch, or nothing where none does."""
-        frames, self._frames = self._frames, []
-        if not frames:
-            return ()
-        origins = [frame.origin for frame in frames]
-        return (Batch(origins, stack([frame.pixels for frame in frames], self.batch_size)),)
+        origins, self._origins = self._origins, []
+        rows, self._rows = self._rows, []
+        return (self._leave(origins, stack(rows, self.batch_size)),) if rows else ()
+
+    def _leave(self, origins: Sequence[Origin], pixels: Pixels) -> Batch:
+        self._left = Origins(origins, self._most)
+        return Batch(self._left, pixels)
+
+    @property
+    def _most(self) -> int:
+        return _MOST_FRAMES * self.batch_size
 
     @staticmethod
     def _alike(one: NetworkFrame, other: NetworkFrame) -> bool:
@@ -300,6 +394,8 @@ class Unbatcher:
         self._source = source
         self._waiting: deque[NetworkFrame | Lost | End] = deque()
         self._share = 1
+        self._row: Pixels | None = None
+        """The result of the last frame that was not a repeated one."""
 
     def get(self, takers: int) -> list[NetworkFrame | Lost | End]:
         """Return the next frames and messages, as many as the batches that were taken at once.
@@ -311,12 +407,23 @@ class Unbatcher:
             self._share = len(messages)
             for message in messages:
                 if isinstance(message, Batch):
-                    parts = zip(message.origins, message.pixels, strict=False)
-                    self._waiting.extend(NetworkFrame(*part) for part in parts)
-                else:
-                    self._waiting.append(message)
+                    self._waiting.extend(self._frames(message))
+                    continue
+                if isinstance(message, End):
+                    self._row = None
+                self._waiting.append(message)
         count = min(self._share, len(self._waiting))
         return [self._waiting.popleft() for _ in range(count)]
+
+    def _frames(self, batch: Batch) -> Iterator[NetworkFrame]:
+        shared = batch.pixels.view()
+        shared.flags.writeable = False
+        rows = iter(shared)
+        for origin in batch.origins.close():
+            if not origin.repeats:
+                self._row = next(rows)
+            assert self._row is not None
+            yield NetworkFrame(origin, self._row)
 
 
 class _HandOn(Protocol[Handed]):

@@ -76,6 +76,7 @@ def run(
     *,
     geometry: Callable[[Size], Geometry],
     keep_size: bool = False,
+    reuse: bool = True,
     skip_errors: bool = False,
     max_failures: int | None = None,
     skip_existing: bool = False,
@@ -86,7 +87,10 @@ def run(
     """Translate ``units`` in order and return what happened; ``observer`` is told at once.
 
     A thread of its own reads ``units``, one unit ahead of the frames; None means that no unit is
-    ready yet. The calling thread only waits: it calls ``watch`` about ten times a second and stays
+    ready yet. With ``reuse``, a frame whose pixels equal those of the frame before it is not
+    computed again.
+
+    The calling thread only waits: it calls ``watch`` about ten times a second and stays
     out of native code, so that Ctrl-C reaches it. A KeyboardInterrupt in it stops the run: no
     output that is not whole keeps its final name, and ``interrupted`` is set.
 
@@ -99,10 +103,11 @@ def run(
         counters,
         geometry=geometry,
         keep_size=keep_size,
+        reuse=reuse,
         tolerance=Tolerance(skip_errors, max_failures, skip_existing),
         observer=observer,
     )
-    with _opencv_without_threads():
+    with opencv_without_threads():
         return job.execute(units, watch)
 
 
@@ -117,6 +122,7 @@ class _Run:
         *,
         geometry: Callable[[Size], Geometry],
         keep_size: bool,
+        reuse: bool,
         tolerance: Tolerance,
         observer: Observer | None,
     ) -> None:
@@ -151,7 +157,7 @@ class _Run:
         self.encoded: Channel[EncodedFrame | Lost | End] = Channel(
             schedule.converter_queue, self.stop, lot=schedule.lot
         )
-        self.batcher = Batcher(self.batches, schedule.batch_size)
+        self.batcher = Batcher(self.batches, schedule.batch_size, reuse=reuse)
 
     # The life of a run
 
@@ -361,12 +367,15 @@ class _Run:
     def _translate(self, backend: Backend, message: Batch | Lost | End) -> Batch | Lost | End:
         if not isinstance(message, Batch):
             return message
+        computed = message.origins.computed
+        if not computed:
+            return message
         parts: list[Pixels] = []
         start = 0
-        while start < len(message.origins):
+        while start < len(computed):
             size = self.batcher.batch_size
             part = message.pixels[start : start + size]
-            first = message.origins[start]
+            first = computed[start]
             try:
                 rows = backend.infer(part if len(part) == size else stack([*part], size))
             except OutOfMemoryError as error:
@@ -395,9 +404,10 @@ class _Run:
         origin, unit = message.origin, message.origin.unit
         pixels = origin.shape.out_of_network(message.pixels, keep_size=self.keep_size)
         try:
-            return EncodedFrame(unit, unit.encoded(Frame(origin.index, pixels, origin.tag)))
+            write = unit.encoded(Frame(origin.index, pixels, origin.tag))
         except (InputError, OutputError) as error:
             return Lost(unit, Dropped(unit.name, error))
+        return EncodedFrame(unit, write, origin.repeats)
 
     def _write(self) -> None:
         while True:
@@ -433,6 +443,8 @@ class _Run:
                 else:
                     self.counters.frames_done += 1
                     message.unit.frames += 1
+                    self.counters.reused += message.repeats
+                    message.unit.reused += message.repeats
                 self._report_whole(message.unit)
 
     def _finish(self, end: End) -> None:
@@ -459,14 +471,13 @@ class _Run:
         self.counters.units_done += 1
         # Every part of the outcome is reported before the first that may end the run.
         all_dropped = (*open_unit.dropped, *missing)
-        self._report_end(Outcome(open_unit.unit, None, all_dropped, notes, frames=open_unit.frames))
+        self._report_end(open_unit.outcome(None, all_dropped, notes))
         for dropped in missing:
             self.tolerance.record(self.counters, dropped)
 
     def _give_up(self, open_unit: AnyOpenUnit, error: CycleganBatchError) -> None:
         notes = self._close(open_unit, keep=False)
-        dropped = tuple(open_unit.dropped)
-        self._report_end(Outcome(open_unit.unit, error, dropped, notes, frames=open_unit.frames))
+        self._report_end(open_unit.outcome(error, tuple(open_unit.dropped), notes))
         self.tolerance.record_unit(self.counters, open_unit.name, error)
 
     def _drop(self, open_unit: AnyOpenUnit, dropped: Dropped) -> None:
@@ -508,7 +519,7 @@ def _named(origin: Origin, error: CycleganBatchError) -> CycleganBatchError:
 
 
 @contextlib.contextmanager
-def _opencv_without_threads() -> Iterator[None]:
+def opencv_without_threads() -> Iterator[None]:
     """Keep OpenCV from starting threads of its own; restore its number of threads at the end.
 
     There is a converter for each core already. Threads of OpenCV would begin with the lowered

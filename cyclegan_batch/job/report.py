@@ -78,6 +78,8 @@ class Report:
     """What of a video an earlier run had done: ``7 of 12 stretches of clip.mp4``."""
     frames: int
     """Frames translated and written by this run."""
+    reused: int
+    """Those of them that were not computed, since they repeat the frame before them."""
     expected_frames: int | None
     """Frames that were to be translated, or None where an input does not show its number."""
     seconds: float
@@ -117,6 +119,8 @@ class Report:
         if self.up_to_date and not self.planned and not self.skipped:
             return f"{_STATUS_WORDS[self.status]}: {'; '.join(self._nothing_to_do)}"
         parts = [self._frames]
+        if self.reused:
+            parts.append(f"{self.reused:,} repeated")
         if self.frames and self.limiting_stage:
             parts.append(f"{self.rate:.1f} frames/s, limited by {self.limiting_stage}")
         clauses = [", ".join(parts)]
@@ -235,6 +239,7 @@ def report_from_counters(
         planned=planned,
         skipped=skipped,
         frames=counters.frames_done,
+        reused=counters.reused,
         expected_frames=expected_frames,
         seconds=counters.seconds,
         stages=counters.stages,

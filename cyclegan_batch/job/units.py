@@ -202,6 +202,8 @@ class Outcome:
     notes: tuple[Note, ...] = ()
     frames: int = 0
     """Frames that were written."""
+    reused: int = 0
+    """Those of them that were not computed, since they repeat the frame before them."""
 
 
 class Observer(Protocol):
@@ -335,6 +337,8 @@ class Counters:
     """The state of a run: its threads write it, progress display and report read it."""
 
     frames_done: int = 0
+    reused: int = 0
+    """Those of them that were not computed, since they repeat the frame before them."""
     units_done: int = 0
     unit: str = ""
     """The unit that is being written."""
@@ -508,7 +512,9 @@ class Schedule:
         """The most frames that exist at once between reader and writer, in queues and workers."""
         in_queues = 2 * self.converter_queue + 2 * self.network_queue
         at_workers = 2 * self.converters + (2 * self.contexts + 1) * self.batch_size
-        return self.lot * (in_queues + at_workers)
+        # The frame with which the next one is compared, and the batch with its result.
+        kept = 1 + self.batch_size
+        return self.lot * (in_queues + at_workers) + kept
 
 
 def too_many_failures(count: int, allowed: int, last: str) -> str:

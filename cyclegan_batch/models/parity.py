@@ -100,10 +100,15 @@ def natural_frames(size: Size, count: int) -> Pixels:
         radii = 0.02 * largest / np.sqrt(random.uniform(0.02**2, 1, 400))
         for radius in np.sort(radii)[::-1]:
             y, x = random.uniform(-0.1, 1.1, 2) * size
-            inside = (rows - y) ** 2 + (columns - x) ** 2 < radius**2
+            # Most discs are small: only the square around this one is looked at.
+            top, left = max(0, int(y - radius)), max(0, int(x - radius))
+            bottom, right = max(0, int(y + radius) + 2), max(0, int(x + radius) + 2)
+            square = slice(top, bottom), slice(left, right)
+            across = columns[square] - x
+            inside = (rows[square] - y) ** 2 + across**2 < radius**2
             colour = random.uniform(0, 255) + random.normal(0, 40, 3)
-            light = 1 + random.uniform(-0.3, 0.3) * (columns[inside] - x) / radius
-            frame[inside] = np.clip(colour * light[:, np.newaxis], 0, 255)
+            light = 1 + random.uniform(-0.3, 0.3) * across[inside] / radius
+            frame[square][inside] = np.clip(colour * light[:, np.newaxis], 0, 255)
     return frames
 
 

@@ -215,9 +215,7 @@ def _golden(
     own_direction = direction or card.direction
     golden_samples = samples_for(samples, checkpoint or source, own_direction, size, profile.min[0])
     frames, description = golden_samples.frames, golden_samples.description
-    backend = open_onnxruntime(
-        model, device="cpu", precision="auto", threads=cpu_threads(), contexts=1
-    )
+    backend = open_onnxruntime(model, threads=cpu_threads(), contexts=1)
     translated = backend.infer(frames)
     backend.close()
     if checkpoint is None:

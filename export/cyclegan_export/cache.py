@@ -174,9 +174,9 @@ def _on_gpu(options: TranslateOptions) -> bool:
 def _only_torch_sees_the_gpu() -> bool:
     if not nvidia_gpus():
         return False
-    from cyclegan_batch.backends import onnxruntime
+    from cyclegan_batch.backends import onnxruntime_cuda
 
-    if onnxruntime.sees_cuda():
+    if onnxruntime_cuda.sees_cuda():
         return False
     try:
         from cyclegan_batch.backends import torch

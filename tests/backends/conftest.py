@@ -72,7 +72,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
         "import_module",
         lambda name, package=None: fake if name == "onnxruntime" else really(name, package),
     )
-    for module in ("", ".onnxruntime", ".verdicts"):
+    for module in ("", ".onnxruntime_cuda", ".verdicts"):
         monkeypatch.setattr(f"cyclegan_batch.backends{module}.nvidia_gpus", lambda: ("H200",))
     monkeypatch.setattr(FakeSession, "off_by", 0)
     monkeypatch.setattr(FakeSession, "sessions", [])

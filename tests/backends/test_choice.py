@@ -34,7 +34,7 @@ def test_auto_takes_openvino_then_onnxruntime(
 ) -> None:
     need("openvino")
     need("onnxruntime")
-    monkeypatch.setattr("cyclegan_batch.backends.onnxruntime.nvidia_gpus", lambda: ())
+    monkeypatch.setattr("cyclegan_batch.backends.onnxruntime_cuda.nvidia_gpus", lambda: ())
     assert open_backend(resnet).name == "openvino"
     without(monkeypatch, "openvino")
     opened = open_backend(resnet)

@@ -174,7 +174,7 @@ def test_torch_runs_it_on_a_gpu_that_only_torch_can_use(
     tmp_path: Path, path: Path, exporter: Exporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "nvidia_gpus", lambda: ("H200",))
-    monkeypatch.setattr("cyclegan_batch.backends.onnxruntime.sees_cuda", lambda: False)
+    monkeypatch.setattr("cyclegan_batch.backends.onnxruntime_cuda.sees_cuda", lambda: False)
     told: list[str] = []
     options = OPTIONS(cache_dir=tmp_path / "cache", device="cuda")
     for torch_sees, exported in ((True, 0), (False, 1)):

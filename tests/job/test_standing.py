@@ -16,10 +16,11 @@ from PIL import Image
 
 from cyclegan_batch.api import prepare_translation
 from cyclegan_batch.errors import BackendError, InputError, OutputError, OutputInUseError
+from cyclegan_batch.job.backend_choice import BackendRequest
 from cyclegan_batch.job.job_folder import FOLDER
 from cyclegan_batch.job.journal import Journal
 from cyclegan_batch.job.pipeline import run
-from cyclegan_batch.job.plan import BackendRequest, JobPlan
+from cyclegan_batch.job.plan import JobPlan
 from cyclegan_batch.job.plan_text import plan_lines
 from tests.synthesis import generators, streams
 

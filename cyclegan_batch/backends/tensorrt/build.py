@@ -222,9 +222,7 @@ class Builder:
         """
         card, profile = model.card, engine.profile
         try:
-            exact = open_onnxruntime(
-                model, device="cpu", precision="auto", threads=cpu_threads(), contexts=1
-            )
+            exact = open_onnxruntime(model, threads=cpu_threads(), contexts=1)
         except BackendUnavailableError:
             text = (
                 "its engine was not compared with it, as onnxruntime is not installed; "

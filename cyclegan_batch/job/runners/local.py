@@ -28,6 +28,7 @@ def run_here(
         plan.schedule,
         geometry=plan.geometry,
         keep_size=plan.options.keep_size,
+        reuse=plan.options.reuse,
         skip_errors=plan.options.on_error == "skip",
         max_failures=plan.options.max_failures,
         skip_existing=plan.options.skip_existing,

@@ -74,6 +74,7 @@ class Ended:
     dropped: Sequence[Dropped]
     notes: Sequence[Note]
     frames: int
+    reused: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Progress:
 
     frames: int
     """Written since its start."""
+    reused: int
+    """Those of them that repeat the frame before them."""
     unit: str
     stages: Mapping[str, Stage]
     notes: Sequence[Note]

@@ -118,9 +118,11 @@ class _Worker:
     """It waits for a unit."""
     is_done: bool = False
     """It ends by itself, or has told why not."""
-    progress: Progress = field(default_factory=lambda: Progress(0, "", {}, ()))
+    progress: Progress = field(default_factory=lambda: Progress(0, 0, "", {}, ()))
     frames_ended: int = 0
     """Frames of its units that have ended."""
+    reused_ended: int = 0
+    """Those of them that repeat the frame before them."""
 
     def send(self, message: ToWorker) -> None:
         # One that has died is found by `_Runner.supervise`.
@@ -145,6 +147,8 @@ class _Runner:
         self._was_ready = False
         self._frames = 0
         """Of units that have ended, and of images that are whole."""
+        self._reused = 0
+        """Repeated frames of units that have ended."""
         self._busy = dict.fromkeys(STAGES, 0.0)
         """Seconds of the workers that have ended."""
         self._notes: set[Note] = set(counters.notes)
@@ -341,13 +345,14 @@ class _Runner:
             case Published(number, items):
                 worker.images[number] = worker.images.get(number, 0) + len(items)
                 self._publish(worker, number, items)
-            case Ended(number, items, error, dropped, notes, frames):
+            case Ended(number, items, error, dropped, notes, frames, reused):
                 self._publish(worker, number, items)
                 unit = worker.out.pop(number)
                 worker.images.pop(number, None)
                 self._forget(worker, number)
                 worker.frames_ended += frames
-                self._take_end(Outcome(unit, error, tuple(dropped), tuple(notes), frames))
+                worker.reused_ended += reused
+                self._take_end(Outcome(unit, error, tuple(dropped), tuple(notes), frames, reused))
             case Progress():
                 self._note(message.notes)
                 if message.stages:
@@ -387,6 +392,7 @@ class _Runner:
     def _take_end(self, outcome: Outcome) -> None:
         """Take the end of a unit. Raises the failure that is to end the run."""
         self._frames += outcome.frames
+        self._reused += outcome.reused
         self._counters.units_done += outcome.error is None
         self._dispatcher.ended(outcome)
         self._note(outcome.notes)
@@ -421,6 +427,9 @@ class _Runner:
         workers = self._workers
         self._counters.frames_done = self._frames + sum(
             max(0, worker.progress.frames - worker.frames_ended) for worker in workers
+        )
+        self._counters.reused = self._reused + sum(
+            max(0, worker.progress.reused - worker.reused_ended) for worker in workers
         )
         for name, stage in self._counters.stages.items():
             shares = [worker.progress.stages[name] for worker in workers if worker.progress.stages]

@@ -118,7 +118,15 @@ class _Worker:
         number = self._number(unit)
         items = self._whole.pop(id(unit), ())
         self._send(
-            Ended(number, items, outcome.error, outcome.dropped, outcome.notes, outcome.frames)
+            Ended(
+                number,
+                items,
+                outcome.error,
+                outcome.dropped,
+                outcome.notes,
+                outcome.frames,
+                outcome.reused,
+            )
         )
         del self._numbers[id(unit)]
 
@@ -134,10 +142,10 @@ class _Worker:
         notes = tuple(counters.notes[self._notes_sent :])
         self._notes_sent += len(notes)
         stages = {name: replace(stage) for name, stage in counters.stages.items()}
-        self._send(Progress(counters.frames_done, counters.unit, stages, notes))
+        self._send(Progress(counters.frames_done, counters.reused, counters.unit, stages, notes))
 
     def _say(self, note: Note) -> None:
-        self._send(Progress(0, "", {}, (note,)))
+        self._send(Progress(0, 0, "", {}, (note,)))
 
     # The connection
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cyclegan_batch.backends import onnxruntime as onnxruntime_backend
-from cyclegan_batch.backends import open_backend
+from cyclegan_batch.backends import onnxruntime_cuda, open_backend
 from cyclegan_batch.backends.common import batch_within_index
 from cyclegan_batch.errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from cyclegan_batch.frames import Pixels
@@ -90,7 +89,7 @@ def test_onnxruntime_tells_which_provider_computes_a_node(resnet: Model) -> None
     session = onnxruntime.InferenceSession(
         resnet.graph, options, providers=["CPUExecutionProvider"], enable_fallback=0
     )
-    (note,) = onnxruntime_backend._nodes_on_cpu(session, resnet.card, "cuda:0")
+    (note,) = onnxruntime_cuda._nodes_on_cpu(session, resnet.card, "cuda:0")
     assert re.search(r"computes (\d+) of \1 nodes \(.*\b4 Pad\b.*\) on the CPU", note.text)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     for providers, words in (
@@ -106,10 +105,10 @@ def test_onnxruntime_tells_which_provider_computes_a_node(resnet: Model) -> None
 def test_no_cuda_in_onnxruntime_errors(resnet: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     onnxruntime = package("onnxruntime")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr("cyclegan_batch.backends.onnxruntime.both_wheels", lambda: False)
+    monkeypatch.setattr("cyclegan_batch.backends.onnxruntime_cuda.both_wheels", lambda: False)
     with pytest.raises(BackendUnavailableError, match=r"has no CUDA.*\[gpu\]"):
         open_backend(resnet, device="cuda")
-    monkeypatch.setattr("cyclegan_batch.backends.onnxruntime.both_wheels", lambda: True)
+    monkeypatch.setattr("cyclegan_batch.backends.onnxruntime_cuda.both_wheels", lambda: True)
     with pytest.raises(BackendUnavailableError, match=r"are both installed.*uninstall both"):
         open_backend(resnet, device="cuda")
 
@@ -118,15 +117,13 @@ def test_no_cuda_in_onnxruntime_errors(resnet: Model, monkeypatch: pytest.Monkey
 def test_both_wheels_are_found_by_their_names(
     monkeypatch: pytest.MonkeyPatch, gpu_wheel: bool
 ) -> None:
-    from cyclegan_batch.backends.onnxruntime import both_wheels
-
     def version(name: str) -> str:
         if name == "onnxruntime" or gpu_wheel:
             return "1.0"
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    assert both_wheels() is gpu_wheel
+    assert onnxruntime_cuda.both_wheels() is gpu_wheel
 
 
 @pytest.mark.behaviour(26)

@@ -1,0 +1,1 @@
+"""Measure what a model reaches on this machine, and what limits it."""

@@ -374,6 +374,26 @@ def test_outputs_are_the_same_bytes_with_and_without_reuse(
     assert json.loads(reports[0].to_json())["reused"] == REPEATED
 
 
+def test_pictures_that_are_equal_to_the_network_keep_what_is_their_own(tmp_path: Path) -> None:
+    """Transparency, resolution, size and format: none of them reaches the network."""
+    source = tmp_path / "pictures"
+    source.mkdir()
+    for number, opaque in enumerate((255, 40)):
+        alpha = np.full((32, 40, 1), opaque, np.uint8)
+        picture = Image.fromarray(np.concatenate([shown(1), alpha], axis=2))
+        picture.save(source / f"0{number}.png", dpi=(72 + number, 72))
+    Image.fromarray(shown(1)).save(source / "02.bmp")
+    for number, size in enumerate([(20, 30), (30, 20), (64, 64)]):
+        Image.new("RGB", size, "olive").save(source / f"1{number}.png")
+    model = generators.tiny_resnet(tmp_path / "m.onnx")
+    for name in ("with", "without"):
+        report = translate(
+            source, tmp_path / name, model=model, reuse=name == "with", size=(32, 40), fit="stretch"
+        )
+        assert report.reused == (4 if name == "with" else 0)
+    assert_same(tmp_path / "with", tmp_path / "without")
+
+
 @pytest.mark.behaviour(19)
 @pytest.mark.parametrize("reuse", [True, False])
 def test_a_job_that_was_stopped_in_a_run_of_equal_frames_goes_on_to_the_same_bytes(

@@ -8,10 +8,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
-from ..job.units import Counters
 from ..wording import clock, grouped, printable
+
+if TYPE_CHECKING:
+    from ..job.units import Counters
 
 Mode = Literal["auto", "plain", "json", "none"]
 

@@ -13,7 +13,7 @@ import click
 from ..errors import ContradictionError, CycleganBatchError
 from ..options import MODEL, RUN, TranslateOptions
 from .options import PATH, GroupedCommand, GroupedOption, progress_option, table_options
-from .process import STOPS, print_result
+from .process import STOPS, importing, print_result
 
 if TYPE_CHECKING:
     from ..backends import Backend
@@ -95,16 +95,18 @@ def command(
     """
     if options["overwrite"] and options["skip_existing"]:
         raise click.UsageError("-y overwrites what exists, -n leaves it: choose one.")
-    from .. import api
-    from ..job.report import check_result_path, write_report
-    from ..wording import grouped
     from .progress import Reporter
 
     reporter = Reporter(progress, quiet=quiet)
     try:
-        plan, backend = api.prepare_translation(
-            inputs, output, model=model, say=reporter.say, **options
-        )
+        with importing():
+            from .. import api
+            from ..job.report import check_result_path, write_report
+            from ..wording import grouped
+
+            plan, backend = api.prepare_translation(
+                inputs, output, model=model, say=reporter.say, **options
+            )
         STOPS.check()
         if dry_run:
             _print_plan(plan, as_json=progress == "json")

@@ -27,11 +27,57 @@ class Session(Protocol):
     ) -> list[Pixels]:
         """Return the named outputs for the named inputs."""
 
+    def io_binding(self) -> Binding:
+        """Return an empty binding of the session."""
+
+    def run_with_iobinding(self, binding: Binding, options: object) -> None:
+        """Read and write where the binding says, and wait for the end."""
+
     def get_providers(self) -> list[str]:
         """Return the names of the providers that started, the preferred one first."""
 
     def get_provider_graph_assignment_info(self) -> list[Any]:
         """Return which provider computes which nodes, where the session records it."""
+
+
+class SessionOptions(Protocol):
+    """The options of a session, as far as they are used here."""
+
+    log_severity_level: int
+    intra_op_num_threads: int
+    inter_op_num_threads: int
+    use_deterministic_compute: bool
+    enable_mem_pattern: bool
+    """Whether all tensors of a shape lie in one allocation from its second run on."""
+
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        """Set an option that has no attribute."""
+
+
+class Binding(Protocol):
+    """Where the inputs and outputs of a session are in memory, an ``IOBinding``."""
+
+    def bind_input(
+        self,
+        name: str,
+        device_type: str,
+        device_id: int,
+        element_type: object,
+        shape: tuple[int, ...],
+        buffer_ptr: int,
+    ) -> None:
+        """Read the input from the address ``buffer_ptr``."""
+
+    def bind_output(
+        self,
+        name: str,
+        device_type: str,
+        device_id: int,
+        element_type: object,
+        shape: tuple[int, ...],
+        buffer_ptr: int,
+    ) -> None:
+        """Write the output to the address ``buffer_ptr``."""
 
 
 class OnnxRuntimeBackend:
@@ -124,12 +170,12 @@ def import_onnxruntime() -> ModuleType:
         ) from error
 
 
-def session_options(pool: int, *switches: str) -> object:
+def session_options(pool: int, *switches: str) -> SessionOptions:
     """Return the options of a session that computes with ``pool`` threads on the CPU.
 
     ``switches``: the configuration entries to set to 1.
     """
-    options = import_onnxruntime().SessionOptions()
+    options: SessionOptions = import_onnxruntime().SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = max(1, pool)
     options.inter_op_num_threads = 1

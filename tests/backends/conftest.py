@@ -16,8 +16,8 @@ from cyclegan_batch.backends import ONNX_BACKENDS
 from cyclegan_batch.frames import Pixels
 from cyclegan_batch.models.model import Model, open_model
 from tests.needs import need
-from tests.synthesis import generators
-from tests.synthesis.fake_onnxruntime import FakeOptions, FakeSession
+from tests.synthesis import fake_tensorrt, generators
+from tests.synthesis.fake_onnxruntime import FakeOptions, FakeRunOptions, FakeSession
 
 
 @pytest.fixture(params=ONNX_BACKENDS)
@@ -62,7 +62,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
         __version__="1.0",
         InferenceSession=FakeSession,
         SessionOptions=FakeOptions,
-        RunOptions=lambda: SimpleNamespace(terminate=False),
+        RunOptions=FakeRunOptions,
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
         preload_dlls=lambda: print("a missing library"),
     )
@@ -74,6 +74,10 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
     )
     for module in ("", ".onnxruntime_cuda", ".verdicts"):
         monkeypatch.setattr(f"cyclegan_batch.backends{module}.nvidia_gpus", lambda: ("H200",))
+    gpu = fake_tensorrt.install_cuda(monkeypatch)
+    monkeypatch.setattr(FakeSession, "gpu", gpu, raising=False)
+    monkeypatch.setattr(FakeSession, "computed", [])
+    monkeypatch.setattr(FakeSession, "recording", staticmethod(lambda: None))
     monkeypatch.setattr(FakeSession, "off_by", 0)
     monkeypatch.setattr(FakeSession, "sessions", [])
     monkeypatch.setattr(FakeSession, "fails", None)

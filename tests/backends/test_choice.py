@@ -163,7 +163,7 @@ def test_auto_takes_the_gpu_where_there_is_one_that_was_measured(
     opened = open_backend(resnet)
     assert opened.precision == "tf32"
     assert (opened.name, opened.device) == ("onnxruntime", "cuda:0")
-    ((name, options),) = cuda.sessions[0].providers
+    ((name, options),) = cuda.sessions[1].providers
     assert name == "CUDAExecutionProvider"
     assert options["use_tf32"] == "1"
     assert capfd.readouterr().out == ""

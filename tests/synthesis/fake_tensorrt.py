@@ -68,12 +68,20 @@ class Gpu:
 
 def install(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None = None) -> Gpu:
     """Put the stand-ins where ``import`` finds them, and return their GPU."""
+    gpu = install_cuda(monkeypatch, gpu)
+    module = _tensorrt(gpu)
+    # torch looks at the spec of ``tensorrt``.
+    module.__spec__ = ModuleSpec("tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    return gpu
+
+
+def install_cuda(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None = None) -> Gpu:
+    """Put the stand-in for the CUDA runtime alone where ``import`` finds it."""
     gpu = gpu or Gpu()
     cuda, bindings = ModuleType("cuda"), ModuleType("cuda.bindings")
-    runtime = _cuda_runtime(gpu)
-    modules = {"tensorrt": _tensorrt(gpu), "cuda": cuda, "cuda.bindings": bindings}
-    for name, module in (modules | {"cuda.bindings.runtime": runtime}).items():
-        # torch looks at the spec of ``tensorrt``.
+    modules = {"cuda": cuda, "cuda.bindings": bindings, "cuda.bindings.runtime": _cuda_runtime(gpu)}
+    for name, module in modules.items():
         module.__spec__ = ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, module)
     return gpu

@@ -16,10 +16,10 @@ from ..wording import Note, printable
 from .common import Backend
 
 ONNX_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
-"""The backends that run an ONNX file."""
+"""The backends that run an ONNX file and nothing else but engines."""
 
 BACKENDS = (*ONNX_BACKENDS, "torch")
-"""All backends; torch runs a checkpoint, without an export."""
+"""All backends; torch runs a checkpoint, without an export, and an ONNX where it is named."""
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
@@ -53,8 +53,8 @@ def open_backend(
 
     ``backend``: one of `BACKENDS` or ``auto``. ``device``: ``auto``, ``cpu`` or ``cuda[:N]``.
     ``precision``: ``auto`` is the file's own, except that fp32 on a GPU is computed in tf32. An
-    fp32 ONNX also runs in tf32 on a GPU and in bf16 with OpenVINO; a checkpoint runs with torch in
-    bf16, and on a GPU in tf32 and fp16. A precision other than the file's is accepted only where
+    fp32 ONNX also runs in tf32 on a GPU and in bf16 with OpenVINO; torch runs it, and a checkpoint,
+    in bf16, and on a GPU in tf32 and fp16. A precision other than the file's is accepted only where
     the measured parity reaches its class.
     ``threads``: CPU threads for the network, those of all contexts together (None: `cpu_threads`).
     ``contexts``: how many contexts will run at a time; `Backend.fork` returns the others.
@@ -124,11 +124,12 @@ def _candidates(model: Model, backend: str, device: str, precision: str) -> list
     """Return the backends to try and their devices, the best first."""
     if precision == "tf32" and device == "auto":
         device = "cuda:0"
-    if model.checkpoint is not None:
+    if model.checkpoint is not None or backend == "torch":
         from .torch import sees_cuda as torch_sees_cuda
 
         candidates = [("torch", "cpu" if device == "auto" else device)]
-        on_gpu = "tf32" if precision == "auto" else precision
+        on_gpu = model.card.precision if precision == "auto" else precision
+        on_gpu = "tf32" if (precision, on_gpu) == ("auto", "fp32") else on_gpu
         if device == "auto" and ("torch", on_gpu) in MEASURED_ON_GPU and torch_sees_cuda():
             candidates.insert(0, ("torch", "cuda:0"))
         return candidates
@@ -256,9 +257,9 @@ def _check_kind(model: Model, backend: str) -> None:
             f"{name}: is an engine, which only TensorRT runs, and {backend} was asked for; leave "
             "--backend out, or use the ONNX that it was built from"
         )
-    if model.checkpoint is None and backend == "torch":
+    if model.card.precision == "int8" and backend == "torch":
         raise BackendError(
-            f"{name}: is no checkpoint, and torch runs only checkpoints; leave --backend out"
+            f"{name}: is int8, and torch is made to run floats here; leave --backend out"
         )
     if model.checkpoint is not None and backend in ONNX_BACKENDS:
         raise BackendError(
@@ -294,11 +295,11 @@ def _check_precision(model: Model, precision: str, backend: str, device: str) ->
         )
     if precision == "tf32" and card.precision == "fp32":
         return
-    if model.checkpoint is not None:
+    if model.checkpoint is not None or (backend == "torch" and card.precision == "fp32"):
         if precision == "int8":
             raise BackendError(
-                f"{name}: is a checkpoint, which torch runs in fp32, tf32, bf16 or fp16, and int8 "
-                "was asked for; leave --precision out"
+                f"{name}: torch runs it in fp32, tf32, bf16 or fp16, and int8 was asked for; leave "
+                "--precision out"
             )
         return
     if precision not in ("bf16", "tf32"):

@@ -100,7 +100,7 @@ def test_no_runtime_at_all_names_every_extra_errors(
         ({"precision": "bf16", "backend": "onnxruntime"}, "cannot compute in bf16"),
         ({"precision": "tf32", "backend": "openvino"}, "tf32 is an arithmetic of NVIDIA GPUs"),
         ({"precision": "tf32", "device": "cpu"}, "tf32 .* was asked for on the CPU; pass --device"),
-        ({"backend": "torch"}, "is no checkpoint, and torch runs only checkpoints"),
+        ({"backend": "torch", "precision": "int8"}, "torch runs it in fp32, tf32, bf16 or fp16"),
     ],
 )
 def test_what_no_backend_can_do_errors(resnet: Model, options: dict[str, str], match: str) -> None:

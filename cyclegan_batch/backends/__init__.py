@@ -5,9 +5,12 @@ common.py holds what all backends share; each backend has a module or a package 
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import BackendError, BackendUnavailableError, ModelError
 from ..machine import cpu_threads, nvidia_gpus
@@ -67,12 +70,7 @@ def open_backend(
     (`MEASURED_ON_GPU`). A path on a GPU is compared with the CPU once, and the verdict is kept in
     ``cache_dir``. Raises BackendUnavailableError, BackendError, ModelError.
     """
-    if backend not in ("auto", *BACKENDS):
-        raise BackendError(f"no backend {backend!r}: it is auto or one of {', '.join(BACKENDS)}")
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
-        raise BackendError(f"no device {device!r}: it is auto, cpu or cuda[:N]")
-    _check_kind(model, backend)
-    _check_precision(model, precision, backend, device)
+    _check_request(model, backend, device, precision)
     threads = threads or cpu_threads()
     failures: list[BackendError | ModelError] = []
     for name, where in _candidates(model, backend, device, precision):
@@ -105,6 +103,44 @@ def open_backend(
     raise BackendUnavailableError(
         f"no runtime for {device if device != 'auto' else 'this machine'} is installed; {_INSTALL}"
     ) from failures[-1]
+
+
+class ExpectedBackend(NamedTuple):
+    """The name, the device (``cpu`` or ``cuda:N``) and the precision of a backend."""
+
+    name: str
+    device: str
+    precision: str
+
+
+def expected_backend(
+    model: Model, *, backend: str, device: str, precision: str
+) -> ExpectedBackend | None:
+    """Return which backend `open_backend` will open, as far as can be told without a runtime.
+
+    It opens another one where the first that is installed does not work; and on a CPU whose integer
+    arithmetic overflows, OpenVINO computes in another precision. None where no runtime that can run
+    ``model`` is installed.
+    Raises BackendError as `open_backend` does for arguments that contradict each other.
+    """
+    _check_request(model, backend, device, precision)
+    for name, where in _candidates(model, backend, device, precision):
+        installed = sys.modules[name] if name in sys.modules else importlib.util.find_spec(name)
+        if installed is not None:
+            if where != "cpu":
+                where = f"cuda:{where.partition(':')[2] or '0'}"
+            return ExpectedBackend(name, where, _expected_precision(model, name, where, precision))
+    return None
+
+
+def _expected_precision(model: Model, name: str, device: str, precision: str) -> str:
+    of_file = model.card.precision
+    if device == "cpu":
+        return "bf16" if precision == "bf16" else "int8" if of_file == "int8" else "fp32"
+    if name == "torch":
+        return "tf32" if precision == "auto" else precision
+    tf32 = precision != "fp32" if model.engine is None else model.engine.build.tf32
+    return "tf32" if of_file == "fp32" and tf32 else of_file
 
 
 def default_contexts(device: str, threads: int) -> int:
@@ -249,6 +285,16 @@ def _open_tensorrt(
     )
 
 
+def _check_request(model: Model, backend: str, device: str, precision: str) -> None:
+    """Refuse arguments that contradict each other or the file. Raises BackendError."""
+    if backend not in ("auto", *BACKENDS):
+        raise BackendError(f"no backend {backend!r}: it is auto or one of {', '.join(BACKENDS)}")
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
+        raise BackendError(f"no device {device!r}: it is auto, cpu or cuda[:N]")
+    _check_kind(model, backend)
+    _check_precision(model, precision, backend, device)
+
+
 def _check_kind(model: Model, backend: str) -> None:
     """Refuse a backend that does not run this kind of file. Raises BackendError."""
     name = printable(model.card.path)
@@ -325,6 +371,8 @@ __all__ = [
     "ONNX_BACKENDS",
     "PRECISIONS",
     "Backend",
+    "ExpectedBackend",
     "default_contexts",
+    "expected_backend",
     "open_backend",
 ]

@@ -226,14 +226,18 @@ def plan_job(
     if not options.preview and state.rest:
         notes += check_space(videos, images, others)
     recorded = next((same[kind][-1] for kind in kinds if kind != "copy" and same[kind]), None)
+    ids = {job.id for recorded_jobs in same.values() for job in recorded_jobs}
+    done = {} if folder is None or root is None else _done(videos, root, folder, record, ids)
     backend: Backend | None = None
     if recorded is not None and not videos and not shards:
-        choice, schedule = as_recorded(recorded, options)
+        choice, schedule = as_recorded(generator, recorded, options)
     else:
-        backend, choice, schedule = choose_backend(generator, options, sizes, recorded, say)
+        pieces = sum(video.stretches - len(done.get(video.output, ())) for video in videos)
+        backend, choice, schedule = choose_backend(
+            generator, options, sizes, recorded, pieces + len(shards), say
+        )
         schedule = replace(schedule, encodes_video=bool(videos))
     choices = _choices(choice, schedule)
-    ids = {job.id for recorded_jobs in same.values() for job in recorded_jobs}
     plan = JobPlan(
         inputs=tuple(inputs),
         output=Path(output),
@@ -261,7 +265,7 @@ def plan_job(
         damage=tuple(state.damage),
         outdated=state.outdated,
         redone=frozenset(state.redone),
-        done={} if folder is None or root is None else _done(videos, root, folder, record, ids),
+        done=done,
     )
     return plan, backend
 

@@ -8,7 +8,7 @@ precision are never taken from a measurement: they follow from the file and from
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,8 +35,8 @@ _GPU_BATCH_PIXELS = 1 << 21
 of 32 frames fills the multiprocessors of an H100, and at 1920×1080 one of a single frame does."""
 
 _MOST_GPU_BATCH = 32
-"""A unit has about 250 frames, and its last batch is filled up: larger ones would compute many
-frames in vain."""
+"""A unit has about 250 frames, and its last batch is filled up: with this many frames in a batch
+6 % of what is computed is in vain on average."""
 
 _USUAL_SIZE = (720, 1280)
 """The height and width that are assumed where no input shows its own."""
@@ -93,10 +93,26 @@ class BackendChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a job has to translate, as far as it is known beforehand."""
+
+    sizes: tuple[Size, ...]
+    """Heights and widths of the frames."""
+    pieces: int
+    """Units that can be done at the same time."""
+    row: int | None
+    """About how many frames follow each other at most in one unit and one size, so that they can
+    share a batch; None where the inputs do not show it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Numbers:
     """How many frames a call takes, and how many contexts and processes work side by side."""
 
     batch_size: int
+    engine_batch: int
+    """The largest batch that an engine is built for. The build takes minutes, and the engine is
+    kept: so this does not depend on how many frames the job has."""
     contexts: int
     workers: int
     measured: tuple[str, ...]
@@ -113,8 +129,9 @@ class _Chooser:
     networks: tuple[Size, ...]
     """The sizes that the network sees, as far as they are known."""
     recorded: Job | None
-    pieces: int
-    """How many units of the job can be done at the same time."""
+    work: Workload
+    is_batch_open: bool
+    """Whether neither the user nor the model sets the batch size."""
 
     @property
     def threads(self) -> int:
@@ -137,10 +154,12 @@ class _Chooser:
                 precision=expected.precision,
             )
         measured = []
+        usual = self._default_batch(device) if found is None else found.batch_size
         batch_size = options.batch_size or self.model.card.batch
-        if batch_size is None and found is not None:
-            batch_size = found.batch_size
-            measured.append("batch_size")
+        if batch_size is None:
+            # A batch is filled up where no more frames can share it.
+            batch_size = min(usual, self.work.row or usual)
+            measured += ["batch_size"] * (found is not None and batch_size == usual)
         contexts = default_contexts(device, self.threads)
         # A number of contexts is right for the number of threads that it was chosen for.
         if options.threads is None:
@@ -153,10 +172,11 @@ class _Chooser:
         if options.gpus is not None:
             workers = len(gpu_numbers(options.gpus))
         elif found is not None and self._may_take_workers():
-            workers = max(1, min(found.workers, self.pieces))
+            workers = max(1, min(found.workers, self.work.pieces))
             measured += ["workers"] * (workers == found.workers)
         return _Numbers(
-            batch_size=batch_size or self._default_batch(device),
+            batch_size=batch_size,
+            engine_batch=max(batch_size, usual) if self.is_batch_open else batch_size,
             contexts=contexts,
             workers=workers,
             measured=tuple(measured),
@@ -193,7 +213,7 @@ class _Chooser:
             precision=self.options.precision,
             threads=self.threads,
             contexts=numbers.contexts if device == "cpu" else contexts,
-            shapes=tuple((numbers.batch_size, *network) for network in self.networks),
+            shapes=tuple((numbers.engine_batch, *network) for network in self.networks),
             cache_dir=self.options.cache_dir,
             trust_engine=self.options.trust_engine,
         )
@@ -202,23 +222,22 @@ class _Chooser:
 def choose_backend(
     model: Model,
     options: TranslateOptions,
-    sizes: Sequence[Size],
+    work: Workload,
     recorded: Job | None,
-    pieces: int,
     say: Callable[[str], None],
 ) -> tuple[Backend, BackendChoice, Schedule]:
     """Open the backend for ``options``, and decide the schedule of the run.
 
-    ``sizes``: those of the frames, as far as they are known. What is ``auto`` becomes what it was
-    in the ``recorded`` job. ``pieces``: how many units can be done at the same time. Raises
-    BackendError, ModelError, OutputError.
+    What is ``auto`` becomes what it was in the ``recorded`` job. ``say`` receives a sentence before
+    work that takes minutes. Raises BackendError, ModelError, OutputError.
     """
     from ..backends import ExpectedBackend, expected_backend
 
     asked = options if recorded is None else _with_recorded(options, recorded)
     shape = geometry_from_options(model.card, options)
-    networks = tuple(dict.fromkeys(shape(size).network for size in sizes))
-    chooser = _Chooser(model, asked, networks, recorded, pieces)
+    networks = tuple(dict.fromkeys(shape(size).network for size in work.sizes))
+    is_open = options.batch_size is None and model.card.batch is None
+    chooser = _Chooser(model, asked, networks, recorded, work, is_open)
     try:
         # Some runtimes must know the contexts, or the batch, when they open a model. So the numbers
         # are chosen for the backend that will be opened as far as can be told.
@@ -256,7 +275,7 @@ def choose_backend(
         request=replace(request, backend=backend.name, device=backend.device),
         measured=numbers.measured,
     )
-    largest = max((frame_bytes(shape(size), model.card) for size in sizes), default=LOT_BYTES)
+    largest = max((frame_bytes(shape(size), model.card) for size in work.sizes), default=LOT_BYTES)
     return backend, choice, _schedule(numbers, largest)
 
 
@@ -265,7 +284,8 @@ def as_recorded(
 ) -> tuple[BackendChoice, Schedule]:
     """Return the backend and the schedule of a job of which nothing is left to do."""
     asked = _with_recorded(options, recorded)
-    chooser = _Chooser(model, asked, (), recorded, 0)
+    nothing = Workload(sizes=(), pieces=0, row=None)
+    chooser = _Chooser(model, asked, (), recorded, nothing, is_batch_open=False)
     numbers = replace(chooser.numbers(None), workers=1)
     choice = BackendChoice(
         name=asked.backend,

@@ -239,7 +239,8 @@ def test_the_size_that_the_network_sees_is_what_counts(
 def test_of_several_sizes_the_largest_counts(
     pictures: Path, model: Path, card: ModelCard, cache: Path, tmp_path: Path
 ) -> None:
-    picture(pictures / "large.png", size=(40, 30))
+    for name in ("large", "larger", "largest"):
+        picture(pictures / f"{name}.png", size=(40, 30))
     assert planned(pictures, tmp_path / "out", model, cache).backend.measured == ()
     keep(replace(FOUND, batch_size=2), card, (40, 30), cache)
     assert numbers(planned(pictures, tmp_path / "out", model, cache)) == (2, 2, 2)
@@ -413,35 +414,114 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "batch_size"),
+    ("size", "batch_size"),
     [
-        ([(256, 256)], 32),
-        ([(64, 64)], 32),
-        ([(512, 512)], 8),
-        ([(720, 1280)], 2),
-        ([(1088, 1920)], 1),
-        ([(2160, 3840)], 1),
-        ([(256, 256), (512, 512), (100, 100)], 8),
+        ((256, 256), 32),
+        ((64, 64), 32),
+        ((512, 512), 8),
+        ((720, 1280), 2),
+        ((1088, 1920), 1),
+        ((2160, 3840), 1),
     ],
 )
 def test_the_batch_on_a_gpu_has_two_million_pixels(
-    sizes: Sequence[tuple[int, int]], batch_size: int, model: Path, tmp_path: Path, gpu: Gpu
+    size: tuple[int, int], batch_size: int, model: Path, tmp_path: Path, gpu: Gpu
 ) -> None:
     requests = gpu()
-    for number, size in enumerate(sizes):
-        picture(tmp_path / "in" / f"{number}.png", size=size)
-    plan = planned(tmp_path / "in", tmp_path / "out", model, tmp_path, device="cuda")
+    for number in range(40):
+        picture(tmp_path / "in" / f"{number}.png", size=(8, 8))
+    plan = planned(tmp_path / "in", tmp_path / "out", model, tmp_path, device="cuda", size=size)
     assert numbers(plan) == (batch_size, 2, 1)
     # An engine is built for what will be translated.
-    (request,) = requests
-    assert request.shapes == tuple((batch_size, *size) for size in sizes)
+    assert [request.shapes for request in requests] == [((batch_size, *size),)]
     assert plan.backend.request.device == "cuda:0"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size"),
+    [
+        ([SIZE], 1),
+        ([SIZE] * 5, 5),
+        ([SIZE] * 40, 32),
+        ([SIZE] * 10 + [(32, 24)] * 10, 10),
+        ([SIZE, (32, 24)] * 10, 1),
+        ([SIZE, SIZE, (32, 24)] * 4, 1),
+        ([SIZE] * 15 + [(32, 24)], 8),
+    ],
+    ids=["1", "5", "40", "10+10", "mixed", "2+1", "15+1"],
+)
+def test_a_batch_is_no_larger_than_what_can_share_it(
+    sizes: Sequence[tuple[int, int]],
+    batch_size: int,
+    model: Path,
+    card: ModelCard,
+    tmp_path: Path,
+    gpu: Gpu,
+) -> None:
+    """A batch is of one unit and one size, and is filled up by repeating its last frame."""
+    requests = gpu()
+    for number, size in enumerate(sizes):
+        picture(tmp_path / "in" / f"{number:02}.png", size=size)
+    plan = planned(tmp_path / "in", tmp_path / "out", model, tmp_path, device="cuda")
+    assert plan.schedule.batch_size == batch_size
+    # An engine is kept and serves other jobs, too: it does not depend on how many images there are.
+    kinds = tuple((32, *size) for size in dict.fromkeys(sizes))
+    assert [request.shapes for request in requests] == [kinds]
+    # At one size of the network they all share a batch.
+    plan = planned(
+        tmp_path / "in",
+        tmp_path / "out",
+        model,
+        tmp_path,
+        device="cuda",
+        size=(8, 8),
+        fit="stretch",
+    )
+    assert plan.schedule.batch_size == min(32, len(sizes))
+
+
+def test_a_short_video_has_a_small_batch(
+    model: Path, card: ModelCard, tmp_path: Path, gpu: Gpu
+) -> None:
+    gpu()
+    clips = tmp_path / "in"
+    clips.mkdir()
+    streams.plain(clips / "a.mp4", frames=5, size=SIZE, audio=None)
+    assert planned(clips, tmp_path / "o", model, tmp_path, device="cuda").schedule.batch_size == 5
+    streams.plain(clips / "b.mp4", frames=30, size=SIZE, audio=None)
+    assert planned(clips, tmp_path / "o", model, tmp_path, device="cuda").schedule.batch_size == 30
+
+
+def test_a_measured_batch_is_no_larger_than_what_can_share_it(
+    model: Path, cache: Path, tmp_path: Path
+) -> None:
+    source = picture(tmp_path / "a.png")
+    plan = planned(source, tmp_path / "b.png", model, cache)
+    assert (numbers(plan), plan.backend.measured) == ((1, 2, 1), ("contexts",))
+
+
+@pytest.mark.behaviour(19, 32)
+def test_a_resumed_job_takes_the_engine_that_its_first_run_took(
+    model: Path, tmp_path: Path, gpu: Gpu
+) -> None:
+    requests = gpu()
+    for number in range(6):
+        picture(tmp_path / "in" / f"{number}.png")
+    words = (tmp_path / "in", tmp_path / "out", model, tmp_path)
+    first = planned(*words, device="cuda")
+    run_plan(first)
+    (tmp_path / "out" / "3.png").unlink()
+    requests.clear()
+    plan = planned(*words, device="cuda")
+    assert (first.schedule.batch_size, plan.schedule.batch_size, len(plan.entries)) == (6, 6, 1)
+    assert [request.shapes for request in requests] == [((32, *SIZE),)]
 
 
 def test_a_size_that_is_not_known_counts_as_720p(model: Path, tmp_path: Path, gpu: Gpu) -> None:
     requests = gpu()
-    (tmp_path / "broken.png").write_text("no picture")
-    plan = planned(tmp_path / "broken.png", tmp_path / "out.png", model, tmp_path, device="cuda")
+    for number in range(3):
+        picture(tmp_path / "in" / f"{number}.png").write_text("no picture")
+    plan = planned(tmp_path / "in", tmp_path / "out", model, tmp_path, device="cuda")
     assert (plan.schedule.batch_size, requests[0].shapes) == (2, ())
 
 
@@ -466,14 +546,17 @@ def test_an_engine_takes_no_more_than_it_was_built_for(
     gpu: Gpu,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gpu()
+    requests = gpu()
+    for number in range(40):
+        picture(tmp_path / "in" / f"{number}.png")
     profile = SimpleNamespace(max=(most, 512, 512))
     card = SimpleNamespace(build=SimpleNamespace(profile=profile, tf32=True))
     engine: Any = replace(open_model(model), engine=card)  # type: ignore[arg-type]
     monkeypatch.setattr("cyclegan_batch.opening.open_for_translation", lambda *_, **__: engine)
-    source = picture(tmp_path / "a.png")
-    plan = planned(source, tmp_path / "b.png", model, tmp_path, backend="auto")
+    monkeypatch.setitem(sys.modules, "tensorrt", sys)  # installed
+    plan = planned(tmp_path / "in", tmp_path / "out", model, tmp_path, backend="auto")
     assert plan.schedule.batch_size == batch_size
+    assert requests[0].shapes == ((batch_size, *SIZE),)
 
 
 def test_what_bench_measured_on_a_gpu_is_taken(
@@ -487,14 +570,14 @@ def test_what_bench_measured_on_a_gpu_is_taken(
     requests = gpu()
     monkeypatch.setattr(calibrations, "nvidia_gpus", lambda: ("NVIDIA H100",))
     monkeypatch.setattr(calibrations, "nvidia_driver", lambda: "570.1")
-    on_gpu = replace(FOUND, device="cuda:0", precision="tf32", batch_size=12, contexts=3)
+    on_gpu = replace(FOUND, device="cuda:0", precision="tf32", batch_size=7, contexts=3)
     keep(on_gpu, card, SIZE, tmp_path / "cache")
     plan = planned(pictures, tmp_path / "out", model, tmp_path / "cache", device="cuda")
-    assert (numbers(plan), plan.backend.measured) == ((12, 3, 2), EVERYTHING)
-    assert [request.shapes for request in requests] == [((12, *SIZE),)]
+    assert (numbers(plan), plan.backend.measured) == ((7, 3, 2), EVERYTHING)
+    assert [request.shapes for request in requests] == [((7, *SIZE),)]
     # GPUs that are given are as many processes as they are.
     plan = planned(pictures, tmp_path / "out", model, tmp_path / "cache", gpus="0,0,0")
-    assert (numbers(plan), plan.backend.measured) == ((12, 3, 3), ("batch_size", "contexts"))
+    assert (numbers(plan), plan.backend.measured) == ((7, 3, 3), ("batch_size", "contexts"))
 
 
 @pytest.mark.behaviour(26)

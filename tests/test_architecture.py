@@ -39,7 +39,7 @@ BELOW: dict[str, set[str]] = {
     "doctor": {"backends"},
     "api": {"models", "media", "backends", "job"},
     "demo": {"models", "media", "api"},
-    "bench": {"models", "media", "backends", "job", "api"},
+    "bench": {"models", "media", "backends", "opening", "job", "api"},
     "cli": {"api", "backends", "bench", "demo", "doctor", "inspection", "job", "media", "models"},
     "cyclegan_export": {"models", "media", "backends"},
     "cyclegan_train": {"models", "media"},

@@ -1,1 +1,367 @@
-"""Measure what a model reaches on this machine, and what limits it."""
+"""``bench``: what a model reaches on this machine, what limits it, and the command that reaches it.
+
+    subject → stages → whole → runtimes (race, products) → whole again → advice
+
+`measure` does it all and returns `findings.Findings`; each part is handed on as soon as it is
+known. `text` draws them. `Budget` keeps the time: every step asks what is left before it begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from ..errors import BackendError, ModelError, OutputError
+from ..job.calibration import Calibration, keep
+from ..job.plan import JobPlan
+from ..machine import cpu_threads
+from ..models.checkpoint_files import is_checkpoint
+from ..models.model import Model, open_model
+from ..opening import open_for_translation
+from ..options import BackendName, TranslateOptions, TranslatePrecision
+from ..wording import counted, grouped
+from .advice import best_of_each, choose, command
+from .budget import Budget
+from .findings import Findings, Part
+from .runtimes import Bench, LeftOut, Row
+from .sample import Sample, sample_of
+from .stages import Limit, limit_of, stages_alone, workers_of
+from .subject import subject_of
+from .whole import Pipeline, Run
+from .work import gflop
+
+__all__ = ["Findings", "Part", "measure"]
+
+_STAGES_UNTIL, _PIPELINE_UNTIL, _NETWORK_UNTIL = 0.22, 0.45, 0.83
+"""The shares of the time after which these parts are to have ended."""
+
+_OVERTIME = 1.25
+"""How many times longer than planned a run of the pipeline may take before it is stopped."""
+
+_STAGE_FRAMES = 256
+"""Frames after which the stages are known."""
+
+_MOST_FRAMES = 6000
+"""Frames of the longest run."""
+
+_LEAST_SECONDS_OF_WORKERS = 8.0
+"""Below this the start of two processes would be most of what is measured."""
+
+_FRAMES_OF_TWO_UNITS = 520
+"""Frames that make two shards of images, or two stretches of a video of 25 frames per second."""
+
+_WORKERS_WORTH_IT = 1.05
+
+
+def measure(
+    model: Path,
+    source: Path | None,
+    options: TranslateOptions,
+    *,
+    seconds: float = 60.0,
+    say: Callable[[str], None] = lambda sentence: None,
+    watch: Callable[[str, float], None] = lambda step, left: None,
+    tell: Callable[[Part, Findings], None] = lambda part, findings: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Findings:
+    """Measure ``model`` on this machine, with the first frames of ``source``.
+
+    ``source``: a video, an image or a folder of them; None for a computed clip. ``options``:
+    those of the network limit what is compared. ``seconds``: how long it may take, the export of a
+    checkpoint excluded. Where that is short, ways are left out, and named.
+
+    ``say`` gets sentences, ``watch`` the step and the seconds left about ten times a second, and
+    ``tell`` each part as soon as it is known. What is the fastest is kept for later plans
+    (`job.calibration`). Temporary files are removed, however it ends.
+
+    Raises what `translate` raises, and KeyboardInterrupt.
+    """
+    with tempfile.TemporaryDirectory(prefix="cyclegan-batch-bench-") as name:
+        job = _Job(model, source, options, Budget(seconds, clock=clock, watch=watch), Path(name))
+        return job.measure(say, tell)
+
+
+class _Job:
+    """One call of `measure`."""
+
+    def __init__(
+        self,
+        model: Path,
+        source: Path | None,
+        options: TranslateOptions,
+        budget: Budget,
+        folder: Path,
+    ) -> None:
+        self.path, self.source, self.options = model, source, options
+        self.budget, self.folder = budget, folder
+        self.threads = cpu_threads()
+
+    def measure(
+        self, say: Callable[[str], None], tell: Callable[[Part, Findings], None]
+    ) -> Findings:
+        budget = self.budget
+        model, exported = self._open(say)
+        sample = sample_of(self.source, model.card, self.options.size, self.folder / "names")
+        pipeline = Pipeline(sample, self.path, self.folder, budget, say)
+        budget.step = "planning"
+        plan, backend = pipeline.prepare(_STAGE_FRAMES, self.options)
+        with contextlib.closing(backend):
+            for sentence in grouped(plan.notes):
+                say(sentence)
+            findings = self._findings(plan, sample, exported)
+            tell("subject", findings)
+            budget.step = "each stage alone"
+
+            def enough(frames: int) -> bool:
+                return frames >= _STAGE_FRAMES or budget.until(_STAGES_UNTIL) <= 0
+
+            findings.stages = budget.attend(
+                lambda: stages_alone(plan, backend, enough=enough), cancel=backend.cancel
+            )
+        on_cpu = plan.backend.device == "cpu"
+        findings.stage_workers = workers_of(plan.schedule)
+        limit = findings.limit = limit_of(
+            findings.stages, plan.schedule, threads=self.threads, on_cpu=on_cpu
+        )
+        tell("stages", findings)
+        budget.step = "the whole pipeline"
+        findings.pipeline = self._run(
+            pipeline, limit, budget.until(_PIPELINE_UNTIL), findings, self.options
+        )
+        tell("pipeline", findings)
+        self._network(plan, model, findings, say)
+        tell("network", findings)
+        self._conclude(pipeline, plan, sample, limit, findings, say)
+        tell("workers", findings)
+        findings.used_seconds = budget.used
+        tell("advice", findings)
+        return findings
+
+    def _open(self, say: Callable[[str], None]) -> tuple[Model, float]:
+        """Return the model, and the seconds that its export took."""
+        exports: list[str] = []
+
+        def heard(sentence: str) -> None:
+            exports.append(sentence)
+            say(sentence)
+
+        self.budget.step = "opening the model"
+        begin = self.budget.clock()
+        model = self.budget.attend(lambda: open_for_translation(self.path, self.options, say=heard))
+        took = self.budget.clock() - begin if exports else 0.0
+        self.budget.exclude(took)
+        return model, took
+
+    def _findings(self, plan: JobPlan, sample: Sample, exported: float) -> Findings:
+        self.size = plan.geometry(plan.sizes[0]).network
+        return Findings(
+            subject=subject_of(
+                plan.model.card,
+                self.size,
+                gflop(plan.model, self.size),
+                plan.backend.device,
+                sample.words,
+                self.path,
+            ),
+            budget_seconds=self.budget.seconds,
+            export_seconds=exported,
+        )
+
+    def _run(
+        self,
+        pipeline: Pipeline,
+        limit: Limit,
+        seconds: float,
+        findings: Findings,
+        options: TranslateOptions,
+        what: str = "the whole pipeline",
+    ) -> Run | None:
+        """Run the pipeline for about ``seconds``; None where there is no time for a frame."""
+        frames = int(min(_MOST_FRAMES, max(limit.rate * seconds, self.threads)))
+        if frames / limit.rate > max(self.budget.left, 1.0):
+            findings.not_measured.append(LeftOut(what, "a frame takes longer than what is left"))
+            return None
+        run = pipeline.run(frames, max(_OVERTIME * seconds, 1.0), options)
+        return replace(run, share=run.rate / limit.rate)
+
+    def _network(
+        self, plan: JobPlan, model: Model, findings: Findings, say: Callable[[str], None]
+    ) -> None:
+        """Measure the network alone, and find the row of what the plan takes by itself."""
+        budget = self.budget
+        checkpoint = None
+        if is_checkpoint(self.path):
+            with contextlib.suppress(ModelError, BackendError):
+                checkpoint = open_model(self.path, direction=self.options.direction)
+        self.models = {"torch": checkpoint or model}
+        exported = plan.model
+
+        def step(words: str) -> None:
+            budget.step = words
+
+        bench = Bench(
+            self.options,
+            plan.backend.request.threads,
+            lambda: budget.until(_NETWORK_UNTIL),
+            tell=step,
+        )
+        findings.network = budget.attend(
+            lambda: bench.measure(
+                exported, checkpoint, self.size, findings.subject.gflop, first=plan.backend.name
+            ),
+            cancel=bench.cancel,
+        )
+        chosen = plan.backend
+        way = (chosen.name, chosen.device, chosen.precision)
+        for row in findings.network.rows:
+            is_default = (row.backend, row.device, row.precision) == way and (
+                row.batch_size == plan.schedule.batch_size
+            )
+            if is_default and row.contexts == plan.schedule.contexts:
+                findings.default = row
+
+    def _conclude(
+        self,
+        pipeline: Pipeline,
+        plan: JobPlan,
+        sample: Sample,
+        limit: Limit,
+        findings: Findings,
+        say: Callable[[str], None],
+    ) -> None:
+        """Choose, keep what was chosen, run it, try two workers, and write the command."""
+        assert findings.network is not None
+        rows, costs = findings.network.rows, findings.stages
+        choice = choose(rows, findings.default, costs, self.threads)
+        best = best_of_each(rows, costs, self.threads)
+        options = self.options
+        if choice is not None:
+            findings.best = choice.best
+            findings.reduced, findings.reduced_gain = choice.reduced, choice.gain
+            options = _with_best(options, choice.best, plan)
+            best[_key(choice.best)] = choice.best
+        kept = self._keep(best.values(), plan, {}, say)
+        if choice is not None and choice.best != findings.default:
+            seconds = self.budget.left / 2
+            findings.confirmed = self._run(
+                pipeline, limit, seconds, findings, options, "the pipeline with the command"
+            )
+            if _is_slower(findings.confirmed, findings.pipeline):
+                # What was faster alone is not so in the pipeline.
+                options, findings.confirmed = self.options, None
+                findings.best = findings.default or choice.best
+                if findings.default is not None:
+                    best[_key(findings.default)] = findings.default
+                    kept = self._keep(best.values(), plan, {}, say)
+        workers = self._workers(pipeline, plan, sample, limit, findings, options)
+        if workers > 1 and findings.best is not None:
+            kept = self._keep(best.values(), plan, {_key(findings.best): workers}, say)
+        findings.kept = tuple(
+            f"{row.name} (batch {row.batch_size}, {counted(row.contexts, 'context')})"
+            for row in best.values()
+            if kept
+        )
+        if not kept and findings.best is not None:
+            if findings.best.batch_size != plan.schedule.batch_size:
+                options = replace(options, batch_size=findings.best.batch_size)
+            if workers > 1:
+                options = replace(options, workers=workers)
+        findings.command = tuple(self._command(plan, options))
+
+    def _keep(
+        self,
+        rows: Iterable[Row],
+        plan: JobPlan,
+        workers: Mapping[tuple[str, str, str], int],
+        say: Callable[[str], None],
+    ) -> bool:
+        """Keep the best ways for later plans; return whether that was possible."""
+        for row in rows:
+            model = self.models.get(row.backend, plan.model)
+            calibration = Calibration(
+                backend=row.backend,
+                device=row.device,
+                precision=row.precision,
+                batch_size=row.batch_size,
+                contexts=row.contexts,
+                workers=workers.get(_key(row), 1),
+                rate=row.rate,
+            )
+            try:
+                keep(calibration, model.card, self.size, self.options.cache_dir)
+            except OutputError as error:
+                say(f"what was found is not kept: {error}")
+                return False
+        return True
+
+    def _workers(
+        self,
+        pipeline: Pipeline,
+        plan: JobPlan,
+        sample: Sample,
+        limit: Limit,
+        findings: Findings,
+        options: TranslateOptions,
+    ) -> int:
+        """Run the pipeline in two processes where that can pay; return the better number."""
+        if self.threads < 2 or sys.platform == "win32" or plan.backend.device != "cpu":
+            return 1
+        network = findings.stages["network"].cpu
+        if sample.kind != "images" and network > limit.cpu_seconds / 2:
+            return 1  # the network has the CPU, in however many processes
+        what = "two processes (--workers 2)"
+        if sample.kind == "video" and (plan.frames or 0) < _STAGE_FRAMES:
+            findings.not_measured.append(LeftOut(what, "the video is too short to share"))
+            return 1
+        seconds = self.budget.left / 2 - 1
+        if 2 * seconds < _LEAST_SECONDS_OF_WORKERS or limit.rate * seconds < _FRAMES_OF_TWO_UNITS:
+            findings.not_measured.append(LeftOut(what, "no time was left"))
+            return 1
+        runs = []
+        for count in (1, 2):
+            self.budget.step = f"the whole pipeline, --workers {count}"
+            changed = replace(options, workers=count)
+            run = self._run(pipeline, limit, seconds, findings, changed, what)
+            if run is None:
+                return 1
+            runs.append(run)
+        findings.workers = tuple(runs)
+        return 2 if runs[1].rate > _WORKERS_WORTH_IT * runs[0].rate else 1
+
+    def _command(self, plan: JobPlan, options: TranslateOptions) -> list[str]:
+        """Return the words of the command to use."""
+        entry = plan.entries[0]
+        if self.source is None:
+            names = "INPUT", "OUTPUT"
+        elif self.source.is_dir():
+            names = str(self.source), "OUTPUT"
+        else:
+            names = str(self.source), f"OUTPUT{entry.output.suffix}"
+        return command(self.path, *names, options)
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return row.backend, row.device, row.precision
+
+
+def _with_best(options: TranslateOptions, best: Row, plan: JobPlan) -> TranslateOptions:
+    """Return the options with which a plan runs the network as in ``best``.
+
+    Batch and contexts are kept, and so taken without an option.
+    """
+    if best.backend != plan.backend.name:
+        options = replace(options, backend=cast(BackendName, best.backend))
+    if best.precision != plan.backend.precision:
+        options = replace(options, precision=cast(TranslatePrecision, best.precision))
+    return options
+
+
+def _is_slower(run: Run | None, other: Run | None) -> bool:
+    """Return whether ``run`` was measured and slower; what was not measured is not."""
+    return run is not None and other is not None and run.rate < other.rate

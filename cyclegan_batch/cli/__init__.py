@@ -9,7 +9,7 @@ import click
 
 from .._version import __version__
 from ..errors import CycleganBatchError
-from . import evaluate, export, info, status, train, translate
+from . import bench, evaluate, export, info, status, train, translate
 from .process import STOPS, claim_standard_streams
 
 
@@ -44,6 +44,7 @@ for _command in (
     train.command,
     export.command,
     evaluate.command,
+    bench.command,
     info.inspect,
     info.doctor,
     info.demo,

@@ -1,0 +1,158 @@
+"""The whole measurement, with generators so small that it takes seconds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cyclegan_batch import bench
+from cyclegan_batch.bench import measure
+from cyclegan_batch.bench.whole import Pipeline, Run
+from cyclegan_batch.errors import CycleganBatchError, OutputError
+from cyclegan_batch.job.calibration import kept
+from cyclegan_batch.job.units import STAGES
+from cyclegan_batch.models.model import open_model
+from cyclegan_batch.options import TranslateOptions
+from tests.synthesis import generators, pictures, streams
+
+pytestmark = pytest.mark.needs("onnxruntime")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return generators.tiny_resnet(tmp_path / "tiny.onnx")
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.mark.behaviour(52)
+def test_it_tells_the_limit_what_was_reached_and_the_command(model, tmp_path, temporary):
+    parts: list[str] = []
+    options = TranslateOptions(backend="onnxruntime", cache_dir=tmp_path / "cache")
+    begin = time.monotonic()
+    found = measure(model, None, options, seconds=2, tell=lambda part, findings: parts.append(part))
+    assert time.monotonic() - begin < 6
+    assert parts == ["subject", "stages", "pipeline", "network", "workers", "advice"]
+    assert list(found.stages) == list(STAGES)
+    assert found.subject.size == (64, 64)  # that it was trained at
+    assert found.subject.gflop is not None
+    limit, run = found.limit, found.pipeline
+    assert limit is not None
+    assert run is not None
+    assert limit.rate == pytest.approx(limit.threads / sum(c.cpu for c in found.stages.values()))
+    assert run.share == pytest.approx(run.rate / limit.rate)
+    assert run.frames > 0
+    assert found.network is not None
+    assert {row.backend for row in found.network.rows} == {"onnxruntime"}
+    assert found.best is not None
+    assert found.command[:4] == ("cyclegan-batch", "translate", "INPUT", "OUTPUT")
+    assert "--backend" in found.command  # as it was given
+    assert not list(temporary.iterdir())
+    calibration = kept(
+        open_model(model).card, (64, 64), tmp_path / "cache",
+        backend="onnxruntime", device="cpu", precision="fp32",
+    )  # fmt: skip
+    assert calibration is not None
+    assert calibration.contexts == found.best.contexts
+    assert calibration.batch_size == found.best.batch_size
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_the_first_frames_of_a_video_or_of_a_folder_are_measured(model, tmp_path, temporary):
+    clip = streams.mp4(tmp_path / "clip.mp4", frames=12)
+    folder = tmp_path / "some images"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(pictures.photo(seed=number)).save(folder / f"{number}.png")
+    options = TranslateOptions(backend="onnxruntime", cache_dir=tmp_path / "cache")
+    found = measure(model, clip, options, seconds=1.5)
+    assert found.command[2:4] == (str(clip), "OUTPUT.mp4")
+    found = measure(model, folder, options, seconds=1.5)
+    assert shlex.join(found.command).startswith(f"cyclegan-batch translate '{folder}' OUTPUT")
+    assert found.subject.input.endswith("3 images")
+    assert not list(temporary.iterdir())
+
+
+def run_of(rate: float, **changes: Any) -> Run:
+    fields = {
+        "backend": "onnxruntime", "device": "cpu", "precision": "fp32", "batch_size": 1,
+        "contexts": 2, "workers": 1, "frames": 100, "seconds": 100 / rate, "rate": rate,
+        "limiting_stage": "network",
+    }  # fmt: skip
+    return Run(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(("with_it", "expected"), [(2.0, True), (0.5, False)])
+def test_what_is_faster_alone_must_be_faster_in_the_pipeline(
+    model, tmp_path, monkeypatch, with_it, expected
+):
+    """The runs are injected: the first one without options, the second with the command's."""
+    real = bench.choose
+
+    def another(rows: Any, default: Any, costs: Any, threads: int) -> Any:
+        choice = real(rows, default, costs, threads)
+        assert choice is not None
+        other = replace(choice.best, backend="openvino", batch_size=4)
+        return replace(choice, best=other)
+
+    given: list[TranslateOptions] = []
+
+    def run(self: Pipeline, frames: int, seconds: float, options: TranslateOptions) -> Run:
+        given.append(options)
+        return run_of(100.0 if len(given) == 1 else 100.0 * with_it)
+
+    monkeypatch.setattr(bench, "choose", another)
+    monkeypatch.setattr(Pipeline, "run", run)
+    options = TranslateOptions(backend="onnxruntime", cache_dir=tmp_path / "cache")
+    found = measure(model, None, options, seconds=2)
+    assert (given[0].backend, given[1].backend) == ("onnxruntime", "openvino")
+    assert ("openvino" in found.command) is expected
+    assert (found.confirmed is not None) is expected
+
+
+def test_what_cannot_be_kept_is_said_and_becomes_an_option(model, tmp_path, monkeypatch):
+    def full(*arguments: Any) -> Path:
+        raise OutputError("no space left")
+
+    monkeypatch.setattr(bench, "keep", full)
+    real = bench.choose
+
+    def larger(*arguments: Any) -> Any:
+        choice = real(*arguments)
+        assert choice is not None
+        return replace(choice, best=replace(choice.best, batch_size=4))
+
+    monkeypatch.setattr(bench, "choose", larger)
+    monkeypatch.setattr(Pipeline, "run", lambda self, frames, seconds, options: run_of(100.0))
+    said: list[str] = []
+    found = measure(
+        model, None, TranslateOptions(cache_dir=tmp_path / "cache"), seconds=1.5, say=said.append
+    )
+    assert "what was found is not kept: no space left" in said
+    assert found.kept == ()
+    assert found.command[-4:-2] == ("--batch-size", "4")
+
+
+def test_errors_are_those_of_a_translation_and_leave_nothing(model, tmp_path, temporary):
+    for path, source in ((tmp_path / "missing.onnx", None), (model, tmp_path / "missing.mp4")):
+        with pytest.raises(CycleganBatchError):
+            measure(path, source, TranslateOptions(cache_dir=tmp_path / "cache"), seconds=1)
+    clip = tmp_path / "broken.mp4"
+    clip.write_bytes(b"no video")
+    with pytest.raises(CycleganBatchError):
+        measure(model, clip, TranslateOptions(cache_dir=tmp_path / "cache"), seconds=1)
+    assert not list(temporary.iterdir())

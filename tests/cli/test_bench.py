@@ -1,0 +1,101 @@
+"""``bench`` on the command line: what it prints, its exit codes, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cyclegan_batch.cli import main
+from tests.conftest import ENVIRONMENT
+from tests.synthesis import generators
+
+pytestmark = pytest.mark.needs("onnxruntime")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return generators.tiny_resnet(tmp_path / "tiny.onnx")
+
+
+def bench(model: Path, *words: str) -> Result:
+    common = [
+        "--seconds",
+        "1.5",
+        "--backend",
+        "onnxruntime",
+        "--cache-dir",
+        str(model.parent / "c"),
+    ]
+    return CliRunner().invoke(main, ["bench", "-m", str(model), *common, *words])
+
+
+@pytest.mark.behaviour(52)
+def test_it_prints_each_part_in_order_and_the_command_last(model):
+    done = bench(model)
+    assert done.exit_code == 0, done.output
+    places = [
+        done.stdout.index(word)
+        for word in ("Model", "CPU", "Input", "Each stage alone", "Limit", "Pipeline",
+                     "The network alone", "Measured in")
+    ]  # fmt: skip
+    assert places == sorted(places)
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines[:-1])) < 80
+    assert shlex.split(lines[-1])[:6] == [
+        "cyclegan-batch", "translate", "INPUT", "OUTPUT", "-m", str(model)
+    ]  # fmt: skip
+    assert "\x1b" not in done.stdout
+
+
+def test_with_json_it_prints_one_object_and_with_quiet_the_command(model):
+    done = bench(model, "--json", "--progress", "none")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["limit"]["rate"] > 0
+    assert found["pipeline"]["frames"] > 0
+    assert found["network"]
+    done = bench(model, "-q")
+    assert shlex.split(done.stdout)[:2] == ["cyclegan-batch", "translate"]
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+def test_an_error_is_one_message(model, tmp_path):
+    done = bench(model, str(tmp_path / "missing.mp4"))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.output
+    done = bench(tmp_path / "missing.onnx", "--progress", "json")
+    assert done.exit_code == 1
+    assert json.loads(done.stderr.splitlines()[-1])["event"] == "error"
+
+
+@pytest.mark.behaviour(24)
+@pytest.mark.parametrize("words", [b"each stage alone", b"onnxruntime fp32"])
+def test_ctrl_c_ends_it_within_five_seconds_and_leaves_nothing(model, tmp_path, start, words):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = start(
+        [sys.executable, "-m", "cyclegan_batch", "bench", "-m", str(model), "--progress", "json",
+         "--seconds", "6", "--backend", "onnxruntime", "--cache-dir", str(tmp_path / "c")],
+        env=ENVIRONMENT | {"TMPDIR": str(temporary)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for line in process.stderr:
+        if words in line:
+            break
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    assert time.monotonic() - begin < 5
+    # onnxruntime leaves a file of its own there.
+    assert not list(temporary.glob("cyclegan-batch*"))

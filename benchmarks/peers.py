@@ -190,7 +190,7 @@ def measure(
 def table(
     found: Sequence[Program], seconds: dict[tuple[str, str], list[float]]
 ) -> list[dict[str, object]]:
-    """Return a row for each program: its rate over that of its task's loop, and its likeness to ours."""
+    """Return a row for each program: its rate over that of its task's loop, and how like ours."""
     rows: list[dict[str, object]] = []
     for task, base in (("clip", OPENCV), ("folder", TORCH)):
         reference = next(p.output for p in found if (p.task, p.name) == (task, OURS))

@@ -103,6 +103,30 @@ def against_ffmpeg(clip: Path, *, pairs: int = 5, loops: int = 10) -> list[float
     return ratios
 
 
+class CpuTimes:
+    """The CPU seconds of this process, of all programs, and the time, from one moment on."""
+
+    def __init__(self) -> None:
+        self._begin = self._now()
+
+    def since(self) -> tuple[float, float, float]:
+        """Return the CPU seconds of this process and of the others, and the seconds."""
+        own, everyone, wall = (
+            now - then for now, then in zip(self._now(), self._begin, strict=True)
+        )
+        return own, max(0.0, everyone - own), wall
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        # proc_pid_stat(5): user, nice, system, idle, iowait, irq, softirq, steal. Elsewhere than on
+        # Linux the others count as idle.
+        everyone = time.process_time()
+        with contextlib.suppress(OSError), Path("/proc/stat").open() as lines:
+            ticks = [int(word) for word in lines.readline().split()[1:9]]
+            everyone = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+        return time.process_time(), everyone, time.perf_counter()
+
+
 def against_cores(
     clip: Path,
     model: Path,
@@ -112,7 +136,10 @@ def against_cores(
     loops: int = 10,
     options: dict[str, Any] | None = None,
 ) -> list[float]:
-    """Return the pipeline's rate over the limit: cores ÷ the sum of the stages' CPU seconds."""
+    """Return the pipeline's rate over the limit: cores ÷ the sum of the stages' CPU seconds.
+
+    The limit is lower by the share of the cores' time that other programs had meanwhile.
+    """
     options = {"preset": "veryfast"} | (options or {})
     cores = len(os.sched_getaffinity(0))
     ratios = []
@@ -126,20 +153,20 @@ def against_cores(
             with contextlib.closing(backend):
                 alone = stages_alone(plan, backend)
             limit = limit_of(alone, plan.schedule, threads=cores, on_cpu=True).rate
-            report = run_plan(
-                *prepare_translation(
-                    clip,
-                    folder / f"{number}" / "out.mp4",
-                    model=model,
-                    frames=frames,
-                    **options,
-                )
+            prepared = prepare_translation(
+                clip, folder / f"{number}" / "out.mp4", model=model, frames=frames, **options
             )
-            ratios.append(report.rate / limit)
+            used = CpuTimes()
+            report = run_plan(*prepared)
+            own, others, wall = used.since()
+            left = 1 - others / wall / cores
+            ratios.append(report.rate / limit / left)
             shares = ", ".join(f"{key} {1e3 * cost.cpu:.1f}" for key, cost in alone.items())
             print(
-                f"  {report.rate:.2f} frames/s of {limit:.2f} possible on {cores} cores: "
-                f"{ratios[-1]:.3f}; CPU ms per frame alone: {shares}; "
+                f"  {report.rate:.2f} frames/s of {limit:.2f} possible on {cores} cores, of whose "
+                f"time other programs left {left:.0%}: {ratios[-1]:.3f}; CPU ms per frame alone: "
+                f"{shares}; together {1e3 * own / report.frames:.1f} of "
+                f"{1e3 * sum(cost.cpu for cost in alone.values()):.1f}; "
                 f"the report names {report.limiting_stage}"
             )
     return ratios

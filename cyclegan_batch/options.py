@@ -68,8 +68,9 @@ class TranslateOptions:
     batch_size: int | None = field(
         default=None, metadata=option(NETWORK, metavar="auto|N", least=1)
     )
-    """Frames per call of the network. auto is 1 on a CPU, 4 on a GPU, and the model's own where
-    that is fixed."""
+    """Frames per call of the network. auto is the model's own where that is fixed, else what
+    ``bench`` measured, else 1 on a CPU, and on a GPU as many as have two million pixels together,
+    32 at most."""
     threads: int | None = field(default=None, metadata=option(NETWORK, metavar="N", least=1))
     """CPU threads for the network; every core unless given."""
     reuse: bool = field(default=True, metadata=option(NETWORK))
@@ -193,8 +194,9 @@ class TranslateOptions:
     """Go on with what an earlier run of the same job has done, by its journal in the hidden folder
     ``.cyclegan-batch`` beside the outputs. Without it everything is done anew, and what exists
     needs -y or -n."""
-    workers: int | None = field(default=None, metadata=option(RUN, metavar="N", least=1))
-    """Processes that translate side by side and share the CPU; one unless given."""
+    workers: int | None = field(default=None, metadata=option(RUN, metavar="auto|N", least=1))
+    """Processes that translate side by side and share the CPU. auto is what ``bench`` measured, but
+    no more than the job has pieces, and one without a measurement or with ``--threads``."""
     gpus: str | None = field(default=None, metadata=option(RUN, metavar="LIST"))
     """GPUs by number, each with a process of its own: ``0,1``, or ``0,0`` for two on one GPU."""
     hash_inputs: bool = field(default=False, metadata=option(RUN))

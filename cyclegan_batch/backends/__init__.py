@@ -5,9 +5,12 @@ common.py holds what all backends share; each backend has a module or a package 
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import BackendError, BackendUnavailableError, ModelError
 from ..machine import cpu_threads, nvidia_gpus
@@ -16,10 +19,10 @@ from ..wording import Note, printable
 from .common import Backend
 
 ONNX_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
-"""The backends that run an ONNX file."""
+"""The backends that run an ONNX file and nothing else but engines."""
 
 BACKENDS = (*ONNX_BACKENDS, "torch")
-"""All backends; torch runs a checkpoint, without an export."""
+"""All backends; torch runs a checkpoint, without an export, and an ONNX where it is named."""
 
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 
@@ -53,8 +56,8 @@ def open_backend(
 
     ``backend``: one of `BACKENDS` or ``auto``. ``device``: ``auto``, ``cpu`` or ``cuda[:N]``.
     ``precision``: ``auto`` is the file's own, except that fp32 on a GPU is computed in tf32. An
-    fp32 ONNX also runs in tf32 on a GPU and in bf16 with OpenVINO; a checkpoint runs with torch in
-    bf16, and on a GPU in tf32 and fp16. A precision other than the file's is accepted only where
+    fp32 ONNX also runs in tf32 on a GPU and in bf16 with OpenVINO; torch runs it, and a checkpoint,
+    in bf16, and on a GPU in tf32 and fp16. A precision other than the file's is accepted only where
     the measured parity reaches its class.
     ``threads``: CPU threads for the network, those of all contexts together (None: `cpu_threads`).
     ``contexts``: how many contexts will run at a time; `Backend.fork` returns the others.
@@ -67,12 +70,7 @@ def open_backend(
     (`MEASURED_ON_GPU`). A path on a GPU is compared with the CPU once, and the verdict is kept in
     ``cache_dir``. Raises BackendUnavailableError, BackendError, ModelError.
     """
-    if backend not in ("auto", *BACKENDS):
-        raise BackendError(f"no backend {backend!r}: it is auto or one of {', '.join(BACKENDS)}")
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
-        raise BackendError(f"no device {device!r}: it is auto, cpu or cuda[:N]")
-    _check_kind(model, backend)
-    _check_precision(model, precision, backend, device)
+    _check_request(model, backend, device, precision)
     threads = threads or cpu_threads()
     failures: list[BackendError | ModelError] = []
     for name, where in _candidates(model, backend, device, precision):
@@ -107,6 +105,44 @@ def open_backend(
     ) from failures[-1]
 
 
+class ExpectedBackend(NamedTuple):
+    """The name, the device (``cpu`` or ``cuda:N``) and the precision of a backend."""
+
+    name: str
+    device: str
+    precision: str
+
+
+def expected_backend(
+    model: Model, *, backend: str, device: str, precision: str
+) -> ExpectedBackend | None:
+    """Return which backend `open_backend` will open, as far as can be told without a runtime.
+
+    It opens another one where the first that is installed does not work; and on a CPU whose integer
+    arithmetic overflows, OpenVINO computes in another precision. None where no runtime that can run
+    ``model`` is installed.
+    Raises BackendError as `open_backend` does for arguments that contradict each other.
+    """
+    _check_request(model, backend, device, precision)
+    for name, where in _candidates(model, backend, device, precision):
+        installed = sys.modules[name] if name in sys.modules else importlib.util.find_spec(name)
+        if installed is not None:
+            if where != "cpu":
+                where = f"cuda:{where.partition(':')[2] or '0'}"
+            return ExpectedBackend(name, where, _expected_precision(model, name, where, precision))
+    return None
+
+
+def _expected_precision(model: Model, name: str, device: str, precision: str) -> str:
+    of_file = model.card.precision
+    if device == "cpu":
+        return "bf16" if precision == "bf16" else "int8" if of_file == "int8" else "fp32"
+    if name == "torch":
+        return "tf32" if precision == "auto" else precision
+    tf32 = precision != "fp32" if model.engine is None else model.engine.build.tf32
+    return "tf32" if of_file == "fp32" and tf32 else of_file
+
+
 def default_contexts(device: str, threads: int) -> int:
     """Return how many contexts use the device best.
 
@@ -124,11 +160,12 @@ def _candidates(model: Model, backend: str, device: str, precision: str) -> list
     """Return the backends to try and their devices, the best first."""
     if precision == "tf32" and device == "auto":
         device = "cuda:0"
-    if model.checkpoint is not None:
+    if model.checkpoint is not None or backend == "torch":
         from .torch import sees_cuda as torch_sees_cuda
 
         candidates = [("torch", "cpu" if device == "auto" else device)]
-        on_gpu = "tf32" if precision == "auto" else precision
+        on_gpu = model.card.precision if precision == "auto" else precision
+        on_gpu = "tf32" if (precision, on_gpu) == ("auto", "fp32") else on_gpu
         if device == "auto" and ("torch", on_gpu) in MEASURED_ON_GPU and torch_sees_cuda():
             candidates.insert(0, ("torch", "cuda:0"))
         return candidates
@@ -248,6 +285,16 @@ def _open_tensorrt(
     )
 
 
+def _check_request(model: Model, backend: str, device: str, precision: str) -> None:
+    """Refuse arguments that contradict each other or the file. Raises BackendError."""
+    if backend not in ("auto", *BACKENDS):
+        raise BackendError(f"no backend {backend!r}: it is auto or one of {', '.join(BACKENDS)}")
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
+        raise BackendError(f"no device {device!r}: it is auto, cpu or cuda[:N]")
+    _check_kind(model, backend)
+    _check_precision(model, precision, backend, device)
+
+
 def _check_kind(model: Model, backend: str) -> None:
     """Refuse a backend that does not run this kind of file. Raises BackendError."""
     name = printable(model.card.path)
@@ -256,9 +303,9 @@ def _check_kind(model: Model, backend: str) -> None:
             f"{name}: is an engine, which only TensorRT runs, and {backend} was asked for; leave "
             "--backend out, or use the ONNX that it was built from"
         )
-    if model.checkpoint is None and backend == "torch":
+    if model.card.precision == "int8" and backend == "torch":
         raise BackendError(
-            f"{name}: is no checkpoint, and torch runs only checkpoints; leave --backend out"
+            f"{name}: is int8, and torch is made to run floats here; leave --backend out"
         )
     if model.checkpoint is not None and backend in ONNX_BACKENDS:
         raise BackendError(
@@ -294,11 +341,11 @@ def _check_precision(model: Model, precision: str, backend: str, device: str) ->
         )
     if precision == "tf32" and card.precision == "fp32":
         return
-    if model.checkpoint is not None:
+    if model.checkpoint is not None or (backend == "torch" and card.precision == "fp32"):
         if precision == "int8":
             raise BackendError(
-                f"{name}: is a checkpoint, which torch runs in fp32, tf32, bf16 or fp16, and int8 "
-                "was asked for; leave --precision out"
+                f"{name}: torch runs it in fp32, tf32, bf16 or fp16, and int8 was asked for; leave "
+                "--precision out"
             )
         return
     if precision not in ("bf16", "tf32"):
@@ -324,6 +371,8 @@ __all__ = [
     "ONNX_BACKENDS",
     "PRECISIONS",
     "Backend",
+    "ExpectedBackend",
     "default_contexts",
+    "expected_backend",
     "open_backend",
 ]

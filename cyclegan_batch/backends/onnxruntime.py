@@ -8,9 +8,25 @@ from typing import Any, Protocol
 
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..frames import Pixels
-from ..models.model import INPUT, OUTPUT, VALUES, Model, ModelCard, graph_with_values
+from ..models.model import (
+    INPUT,
+    OUTPUT,
+    VALUES,
+    Model,
+    ModelCard,
+    graph_with_values,
+    sample_frames,
+)
 from ..wording import Note, printable
-from .common import batch_within_index, checked, failure_of, in_batches, is_out_of_memory, verify
+from .common import (
+    batch_within_index,
+    checked,
+    failure_of,
+    in_batches,
+    is_out_of_memory,
+    may_hide_nan,
+    verify,
+)
 
 _FATAL_ONLY = 4
 """onnxruntime's log severity. Errors are raised as exceptions as well, so no log is needed."""
@@ -153,10 +169,12 @@ def open_onnxruntime(model: Model, *, threads: int, contexts: int) -> OnnxRuntim
         )
 
     session = opened(model.graph)
-    check_values(opened(graph_with_values(model)), model.card, "cpu")
     # onnxruntime has few fp16 kernels for CPUs, and they compute in fp32; weights stay fp16.
     arithmetic = "fp32" if model.card.precision == "fp16" else model.card.precision
-    return OnnxRuntimeBackend(model.card, session, "cpu", arithmetic)
+    backend = OnnxRuntimeBackend(model.card, session, "cpu", arithmetic)
+    if may_hide_nan(backend.infer(sample_frames(model.card))):
+        check_values(opened(graph_with_values(model)), model.card, "cpu")
+    return backend
 
 
 def import_onnxruntime() -> ModuleType:

@@ -18,7 +18,7 @@ from ..machine import default_cache_dir, nvidia_gpus
 from ..models.model import Model
 from .common import Backend, parity_of
 
-_VERSIONS = ("onnxruntime-gpu", "torch", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
+_VERSIONS = ("onnxruntime-gpu", "torch", "triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
 """The packages whose versions decide which kernels a GPU runs, and so the pixels."""
 
 
@@ -32,6 +32,8 @@ class Verdict:
             "graph": model.graph_sha256,
             "backend": on_gpu.name,
             "precision": on_gpu.precision,
+            # What torch computes with depends on what works on this machine, too.
+            "how": getattr(on_gpu, "how", ""),
             "gpu": names[index] if index < len(names) else "unknown",
             "versions": {"cyclegan-batch": __version__, **_versions()},
         }

@@ -22,8 +22,8 @@ the page.
 - `TIME` is seconds or `[HH:]MM:SS[.fff]`; `N,H,W` is a batch, a height and a width.
 - `cyclegan_batch.translate(INPUT, OUTPUT, model=MODEL, ...)` takes the options of `translate` as
   keywords of the same name, with `_` for `-`: `--pix-fmt` is `pix_fmt`. There `size` is
-  `"native"`, a number or `(height, width)`, times are seconds, and `None` stands for `auto` frames
-  per call and for every default that only the text describes.
+  `"native"`, a number or `(height, width)`, times are seconds, and `None` stands for `auto` where
+  a number is expected, and for every default that only the text describes.
 - `cyclegan_batch.open_generator(MODEL, ...)` takes those of the model, the network and the size.
 - The options of `train` are also keys of a recipe (TOML) and of `--set`; the spelling with `_` of
   the reference implementation works on the command line, too.

@@ -108,6 +108,8 @@ def kept(
     Returns None where there is none, where it is of another version of the software, where the file
     is damaged, and where another user may have written it.
     """
+    if not _folder(cache_dir).is_dir():
+        return None  # most users never measure, and the key costs some milliseconds
     about = _about(card, size, backend, device, precision)
     path = _path(about, cache_dir)
     if not path.is_file() or not_private(path.parent) is not None or not_private(path) is not None:
@@ -138,7 +140,11 @@ def kept(
 
 def _path(about: dict[str, object], cache_dir: Path | None) -> Path:
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    return (cache_dir or default_cache_dir()) / "bench" / f"{key[:32]}.json"
+    return _folder(cache_dir) / f"{key[:32]}.json"
+
+
+def _folder(cache_dir: Path | None) -> Path:
+    return (cache_dir or default_cache_dir()) / "bench"
 
 
 def _about(

@@ -21,6 +21,7 @@ from ..options import TranslateOptions
 from ..wording import Note, printable
 from .backend_choice import (
     BackendChoice,
+    Workload,
     as_recorded,
     choose_backend,
     frame_bytes,
@@ -216,7 +217,8 @@ def plan_job(
     )
     notes += _fixed_size_notes(generator.card, options)
     images = [entry for entry in work if entry.kind == "image"]
-    sizes = [video.size for video in videos] + _some_sizes(images, options)
+    image_sizes = _some_sizes(images, options)
+    sizes = [video.size for video in videos] + image_sizes
     if len(failures) == len(tree.entries) > 0:
         causes = "\n".join(f"  {failure.cause}" for failure in failures[:_MOST_CAUSES])
         more = len(failures) - _MOST_CAUSES
@@ -226,14 +228,22 @@ def plan_job(
     if not options.preview and state.rest:
         notes += check_space(videos, images, others)
     recorded = next((same[kind][-1] for kind in kinds if kind != "copy" and same[kind]), None)
+    ids = {job.id for recorded_jobs in same.values() for job in recorded_jobs}
+    done = {} if folder is None or root is None else _done(videos, root, folder, record, ids)
     backend: Backend | None = None
     if recorded is not None and not videos and not shards:
-        choice, schedule = as_recorded(recorded, options)
+        choice, schedule = as_recorded(generator, recorded, options)
     else:
-        backend, choice, schedule = choose_backend(generator, options, sizes, recorded, say)
+        pieces = sum(video.stretches - len(done.get(video.output, ())) for video in videos)
+        shape = geometry_from_options(generator.card, options)
+        workload = Workload(
+            sizes=tuple(sizes),
+            pieces=pieces + len(shards),
+            row=_longest_row(videos, shards, [shape(size).network for size in image_sizes]),
+        )
+        backend, choice, schedule = choose_backend(generator, options, workload, recorded, say)
         schedule = replace(schedule, encodes_video=bool(videos))
     choices = _choices(choice, schedule)
-    ids = {job.id for recorded_jobs in same.values() for job in recorded_jobs}
     plan = JobPlan(
         inputs=tuple(inputs),
         output=Path(output),
@@ -261,7 +271,7 @@ def plan_job(
         damage=tuple(state.damage),
         outdated=state.outdated,
         redone=frozenset(state.redone),
-        done={} if folder is None or root is None else _done(videos, root, folder, record, ids),
+        done=done,
     )
     return plan, backend
 
@@ -425,6 +435,26 @@ def _some_sizes(images: Sequence[Entry], options: TranslateOptions) -> list[Size
             header = read_header(file, printable(entry.source), max_pixels=options.max_pixels)
             sizes.append(header.displayed_size)
     return sizes
+
+
+def _longest_row(
+    videos: Sequence[VideoPlan], shards: Sequence[ImageShard], sizes: Sequence[Size]
+) -> int | None:
+    """Return about how many frames follow each other at most in one unit and one size.
+
+    ``sizes``: those at which the network sees some of the images, in their order. None where a
+    video does not show its number of frames.
+    """
+    rows = []
+    for video in videos:
+        if video.frames_expected is None:
+            return None
+        rows.append(min(video.frames_expected, video.stretch_frames or video.frames_expected))
+    if shards:
+        row = max(len(shard.entries) for shard in shards)
+        changes = sum(one != other for one, other in itertools.pairwise(sizes))
+        rows.append(min(row, len(sizes) // (changes + 1)) if changes else row)
+    return max(1, *rows) if rows else None
 
 
 def _check_times(options: TranslateOptions) -> None:

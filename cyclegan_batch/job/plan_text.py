@@ -34,6 +34,8 @@ def plan_description(plan: JobPlan) -> dict[str, object]:
         "batch_size": plan.schedule.batch_size,
         "contexts": plan.schedule.contexts,
         "converters": plan.schedule.converters,
+        "workers": plan.schedule.workers,
+        "measured_by_bench": list(plan.backend.measured),
         "units": len(plan.units),
         "frames": plan.frames,
         "copied": len(plan.others),
@@ -76,10 +78,12 @@ def plan_lines(plan: JobPlan) -> list[str]:
     """Return the lines that ``--dry-run`` prints: every input with its output, and how."""
     card, schedule = plan.model.card, plan.schedule
     calls = f"{schedule.contexts} at once" if schedule.contexts > 1 else "one at a time"
+    several = f", {counted(schedule.workers, 'worker')}" if schedule.workers > 1 else ""
     lines = [
         f"model    {printable(card.path)} ({card.architecture}, sha256 {card.digest[:12]})",
         f"runs on  {plan.backend.name}, {plan.backend.device}, {plan.backend.precision}; "
-        f"{counted(schedule.batch_size, 'frame')} per call, {calls}",
+        f"{counted(schedule.batch_size, 'frame')} per call, {calls}{several}",
+        *_measured_line(plan),
         f"memory   {_memory_words(plan)}",
     ]
     lines += [f"note     {sentence}" for sentence in grouped(plan.notes)]
@@ -117,6 +121,18 @@ def plan_lines(plan: JobPlan) -> list[str]:
     if plan.failures:
         summary += f"; {len(plan.failures)} cannot be translated"
     return [*lines, summary]
+
+
+def _measured_line(plan: JobPlan) -> list[str]:
+    """Return a line on the numbers that are from a measurement; none without one."""
+    words = [
+        counted(getattr(plan.schedule, name), noun)
+        for name, noun in (("contexts", "context"), ("workers", "worker"))
+        if name in plan.backend.measured
+    ]
+    if "batch_size" in plan.backend.measured:
+        words.insert(0, f"batch {plan.schedule.batch_size}")
+    return [f"         {', '.join(words)}: measured by bench"] if words else []
 
 
 def _memory_words(plan: JobPlan) -> str:

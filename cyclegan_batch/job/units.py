@@ -496,6 +496,9 @@ class Schedule:
     """Frames, or batches, that a worker may take at once and hand on together."""
     encodes_video: bool = True
     """The threads of an encoder run beside the workers, which give way to them."""
+    workers: int = 1
+    """Processes, each of which runs a pipeline; with one, the process that was started does it. The
+    other numbers are for all of them together on a CPU, and for each of them on a GPU."""
 
     @property
     def converter_queue(self) -> int:

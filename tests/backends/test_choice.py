@@ -16,6 +16,7 @@ from cyclegan_batch.backends import (
     ONNX_BACKENDS,
     Backend,
     default_contexts,
+    expected_backend,
     open_backend,
 )
 from cyclegan_batch.errors import BackendError, BackendUnavailableError, ModelError
@@ -70,6 +71,90 @@ def test_auto_goes_on_where_a_runtime_does_not_work_and_says_so(
         open_backend(resnet, backend="openvino")
 
 
+def outcome(opened: Backend) -> tuple[str, str, str]:
+    return opened.name, opened.device, opened.precision
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"backend": "onnxruntime"},
+        {"backend": "openvino"},
+        {"precision": "fp32"},
+        {"backend": "onnxruntime", "device": "cpu", "precision": "fp32"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "norm", "checkpoint"])
+def test_what_opens_is_expected_without_a_runtime(
+    kind: str, asked: dict[str, str], resnet: Model, tmp_path: Path
+) -> None:
+    need(asked.get("backend", "onnxruntime"))
+    asked = {"backend": "auto", "device": "auto", "precision": "auto"} | asked
+    model = resnet
+    if kind == "fp16":
+        model = replace(resnet, card=replace(resnet.card, precision="fp16"))
+    elif kind == "norm":
+        model = replace(resnet)
+        vars(model)["norm_written_out"] = True
+    elif kind == "checkpoint":
+        need("torch")
+        from tests.backends.test_torch import checkpoint
+
+        model = open_model(checkpoint(tmp_path / "g.pth"))
+    try:
+        opened = open_backend(model, **asked)
+    except BackendError as error:
+        with pytest.raises(BackendError, match=re.escape(str(error))):
+            expected_backend(model, **asked)
+        return
+    assert expected_backend(model, **asked) == outcome(opened)
+
+
+def test_nothing_is_expected_where_nothing_is_installed(
+    resnet: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert expected_backend(resnet, backend="openvino", device="cpu", precision="auto") is None
+    expected = expected_backend(resnet, backend="auto", device="cpu", precision="auto")
+    assert expected is None or expected.name == "onnxruntime"
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision", "expected"),
+    [
+        ({"backend": "onnxruntime", "device": "cuda"}, "fp32", ("cuda:0", "tf32")),
+        (
+            {"backend": "onnxruntime", "device": "cuda:3", "precision": "fp32"},
+            "fp32",
+            ("cuda:3", "fp32"),
+        ),
+        ({"backend": "onnxruntime", "device": "cuda:1"}, "fp16", ("cuda:1", "fp16")),
+        ({"backend": "tensorrt", "device": "auto"}, "fp32", ("cuda:0", "tf32")),
+        ({"backend": "tensorrt", "precision": "fp32"}, "fp32", ("cuda:0", "fp32")),
+        ({"device": "cuda:2"}, "int8", ("cuda:2", "int8")),
+        ({"backend": "openvino", "precision": "bf16"}, "fp32", ("cpu", "bf16")),
+        ({"backend": "openvino"}, "int8", ("cpu", "int8")),
+    ],
+    ids=str,
+)
+def test_what_opens_on_a_gpu_is_expected(
+    asked: dict[str, str],
+    precision: Any,
+    expected: tuple[str, str],
+    resnet: Model,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ONNX_BACKENDS:
+        monkeypatch.setitem(sys.modules, name, sys)
+    model = replace(resnet, card=replace(resnet.card, precision=precision))
+    asked = {"backend": "auto", "device": "auto", "precision": "auto"} | asked
+    found = expected_backend(model, **asked)
+    name = asked["backend"] if asked["backend"] != "auto" else "tensorrt"
+    assert found == (name, *expected)
+
+
 @pytest.mark.parametrize("name", ONNX_BACKENDS)
 def test_a_missing_package_names_its_extra_errors(
     resnet: Model, monkeypatch: pytest.MonkeyPatch, name: str
@@ -100,7 +185,7 @@ def test_no_runtime_at_all_names_every_extra_errors(
         ({"precision": "bf16", "backend": "onnxruntime"}, "cannot compute in bf16"),
         ({"precision": "tf32", "backend": "openvino"}, "tf32 is an arithmetic of NVIDIA GPUs"),
         ({"precision": "tf32", "device": "cpu"}, "tf32 .* was asked for on the CPU; pass --device"),
-        ({"backend": "torch"}, "is no checkpoint, and torch runs only checkpoints"),
+        ({"backend": "torch", "precision": "int8"}, "torch runs it in fp32, tf32, bf16 or fp16"),
     ],
 )
 def test_what_no_backend_can_do_errors(resnet: Model, options: dict[str, str], match: str) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cyclegan_batch.backends.common import in_batches, is_out_of_memory, parity_of
+from cyclegan_batch.backends.common import (
+    in_batches,
+    is_out_of_memory,
+    may_hide_nan,
+    parity_of,
+)
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.models.model import Model
+from cyclegan_batch.models.model import Model, open_model
+from tests.needs import need
+from tests.synthesis import generators
 
 
 def test_the_last_call_of_a_fixed_batch_is_filled_up_with_its_last_frame() -> None:
@@ -76,3 +85,38 @@ def test_out_of_memory_is_known_by_the_words_of_every_allocator() -> None:
     assert [text for text in OUT_OF_MEMORY if not is_out_of_memory(RuntimeError(text))] == []
     assert [text for text in NOT_OUT_OF_MEMORY if is_out_of_memory(RuntimeError(text))] == []
     assert is_out_of_memory(MemoryError())
+
+
+@pytest.mark.behaviour(33)
+def test_a_sample_in_which_a_channel_has_one_level_may_hide_nan() -> None:
+    out = np.random.default_rng(0).integers(0, 256, (2, 8, 9, 3), np.uint8)
+    assert not may_hide_nan(out)
+    out[1, :, :, 2] = 0
+    assert may_hide_nan(out)
+    assert may_hide_nan(out.astype(np.float16))
+    out[1, 7, 8, 2] = 1
+    assert not may_hide_nan(out)
+
+
+@pytest.mark.parametrize(
+    ("file", "opened"), [(generators.tiny_resnet, 1), (generators.identity, 2)]
+)
+def test_a_network_is_opened_again_only_where_its_sample_may_hide_nan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: Callable[[Path], Path], opened: int
+) -> None:
+    """The identity returns the sample's black frame."""
+    need("onnxruntime")
+    from cyclegan_batch.backends import onnxruntime
+
+    count = 0
+    real = onnxruntime.open_session
+
+    def counted(*arguments: Any) -> onnxruntime.Session:
+        nonlocal count
+        count += 1
+        return real(*arguments)
+
+    monkeypatch.setattr(onnxruntime, "open_session", counted)
+    model = open_model(file(tmp_path / "a.onnx"))
+    onnxruntime.open_onnxruntime(model, threads=1, contexts=1).close()
+    assert count == opened

@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -36,7 +36,10 @@ torch = package("torch")
 
 from torch import nn  # noqa: E402
 
-from cyclegan_batch.backends.torch import TorchBackend, _FrameNorm  # noqa: E402
+from cyclegan_batch.backends.torch import TorchBackend  # noqa: E402
+from cyclegan_batch.backends.torch.bodies import FrameNorm  # noqa: E402
+from cyclegan_batch.backends.torch.recording import CudaBatches  # noqa: E402
+from cyclegan_batch.backends.torch.settings import CUDA_SETTING  # noqa: E402
 from cyclegan_batch.models.networks import (  # noqa: E402
     GeneratorConfig,
     generator_from_config,
@@ -151,7 +154,7 @@ def test_the_norm_stays_exact_on_large_frames() -> None:
     # Summed up one pixel after the other, float32 is off by 10⁻³ here.
     torch.manual_seed(0)
     x = torch.rand(1, 2, 1500, 1501) + 3
-    normal = _FrameNorm(1e-5)(x.contiguous(memory_format=torch.channels_last))
+    normal = FrameNorm(1e-5)(x.contiguous(memory_format=torch.channels_last))
     expected = nn.functional.instance_norm(x.double())
     assert (normal - expected).abs().max() < 5e-6
 
@@ -215,10 +218,10 @@ def test_contexts_share_their_weights_and_leave_torchs_threads_alone(tmp_path: P
     before = torch.get_num_threads()
     first = opened(open_model(checkpoint(tmp_path / "g.pth")), threads=before + 2)
     second = first.fork()
-    weights = [{p.data_ptr() for p in b._network.parameters()} for b in (first, second)]
+    weights = [{p.data_ptr() for p in b._body.parameters()} for b in (first, second)]
     assert weights[0] == weights[1]
     seen = []
-    handle = first._network.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    handle = first._body.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     first.infer(natural((16, 16)))
     handle.remove()
     assert (seen, torch.get_num_threads()) == ([before + 2], before)
@@ -232,7 +235,7 @@ def test_cancel_cuts_off_one_context_and_no_other(tmp_path: Path) -> None:
     frames = natural((256, 256))
     ended: list[BaseException] = []
     running = threading.Event()
-    first._network.register_forward_pre_hook(lambda *_: running.set())
+    first._body.register_forward_pre_hook(lambda *_: running.set())
 
     def work() -> None:
         try:
@@ -402,7 +405,10 @@ def test_pictures_have_one_or_three_channels_errors(tmp_path: Path) -> None:
     [
         ({"backend": "onnxruntime"}, r"g\.pth: is a checkpoint, and onnxruntime runs ONNX; exp"),
         ({"backend": "openvino"}, "is a checkpoint, and openvino runs ONNX.*--backend torch"),
-        ({"precision": "int8"}, "torch runs in fp32, tf32, bf16 or fp16, and int8 was asked for"),
+        (
+            {"precision": "int8"},
+            "torch runs it in fp32, tf32, bf16 or fp16, and int8 was",
+        ),
         ({"precision": "fp16", "device": "cpu"}, "torch computes in fp16 on a GPU only"),
         ({"device": "cuda:99"}, r"was asked for cuda:99 and sees \S+ NVIDIA GPUs"),
     ],
@@ -475,11 +481,11 @@ def test_a_batch_on_a_gpu_stays_within_what_32_bits_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: GeneratorConfig
 ) -> None:
     """torch's reflection_pad2d refuses more, with an error that is not out of memory."""
-    from cyclegan_batch.backends.torch import _widest_tensor
+    from cyclegan_batch.backends.torch.bodies import widest_tensor_of
 
     model = open_model(checkpoint(tmp_path / "g.pth", config))
     assert model.checkpoint is not None
-    widest = _widest_tensor(model.checkpoint)
+    widest = widest_tensor_of(model.checkpoint)
     # The first layer has 4 channels; before the last one 8 are enlarged; a U-Net has its image's 3.
     channels = 8 if config.upsample == "resize" else 3 if config.netG == "unet_32" else 4
     assert channels <= widest < channels * 1.1
@@ -488,8 +494,8 @@ def test_a_batch_on_a_gpu_stays_within_what_32_bits_count(
         "cyclegan_batch.backends.common._MOST_ELEMENTS", int(2.5 * widest * 32 * 32)
     )
     seen: list[int] = []
-    # The CPU is called a GPU here.
-    backend.device, backend._widest = "cuda:0", widest
+    # Only that there are batches makes it one on a GPU here.
+    backend._batches, backend._widest = cast("CudaBatches", object()), widest
     backend._run = lambda part: seen.append(len(part)) or part  # type: ignore[method-assign,func-returns-value]
     frames = natural((32, 32), 5)
     assert np.array_equal(backend.infer(frames), frames)
@@ -531,18 +537,16 @@ def test_float32_on_a_gpu_is_what_its_word_says_and_the_setting_is_the_callers_a
 
 
 def test_contexts_that_multiply_otherwise_wait_for_one_another() -> None:
-    from cyclegan_batch.backends.torch import _FLOAT32
-
     before, seen = multiplied(), []
 
     def other() -> None:
-        with _FLOAT32.set_to("tf32"):
+        with CUDA_SETTING.set_to("tf32"):
             seen.append(multiplied())
 
-    with _FLOAT32.set_to("ieee"):
+    with CUDA_SETTING.set_to("ieee"):
         thread = threading.Thread(target=other)
         thread.start()
-        with _FLOAT32.set_to("ieee"):
+        with CUDA_SETTING.set_to("ieee"):
             assert multiplied() == ("ieee", "ieee")
         thread.join(0.1)
         assert multiplied() == ("ieee", "ieee"), "the first context is not done"

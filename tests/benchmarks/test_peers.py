@@ -1,4 +1,4 @@
-"""The comparison of whole programs: its arithmetic, its plot, and that all draw the same picture."""
+"""The comparison of whole programs: its arithmetic, its plot, and that all draw one picture."""
 
 from __future__ import annotations
 

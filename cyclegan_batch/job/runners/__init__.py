@@ -47,7 +47,7 @@ def worker_devices(plan: JobPlan) -> tuple[str, ...] | None:
     """Return the device of each worker process; None where this process does the work itself."""
     if plan.options.gpus is not None:
         return tuple(f"cuda:{number}" for number in gpu_numbers(plan.options.gpus))
-    count = plan.options.workers or 1
+    count = plan.schedule.workers
     return (plan.backend.device,) * count if count > 1 else None
 
 
@@ -63,7 +63,9 @@ def plan_of_worker(plan: JobPlan, device: str, count: int) -> JobPlan:
     request = replace(
         request, device=device, threads=max(1, request.threads // count), contexts=contexts
     )
-    schedule = replace(schedule, contexts=contexts, converters=max(1, schedule.converters // count))
+    schedule = replace(
+        schedule, contexts=contexts, converters=max(1, schedule.converters // count), workers=1
+    )
     return replace(
         plan,
         backend=replace(plan.backend, device=device, request=request),

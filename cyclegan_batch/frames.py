@@ -182,15 +182,10 @@ def _reflect(pixels: Pixels, size: Size) -> Pixels:
     height, width = pixels.shape[:2]
     if (height, width) == size:
         return pixels
-    rows, columns = _reflect_101(height, size[0]), _reflect_101(width, size[1])
-    return np.ascontiguousarray(pixels[rows][:, columns])
+    import cv2
 
-
-def _reflect_101(length: int, padded: int) -> npt.NDArray[np.intp]:
-    """Return the source index of each of ``padded`` positions, such as 0 1 2 3 2 1 0 1."""
-    position = np.arange(padded)
-    if length == 1:
-        return np.zeros(padded, dtype=np.intp)
-    period = 2 * (length - 1)
-    position = position % period
-    return np.where(position < length, position, period - position).astype(np.intp)
+    # OpenCV does not pad float16, so its bits are padded as uint16.
+    bits = pixels if pixels.dtype == np.uint8 else pixels.view(np.uint16)
+    below, right = size[0] - height, size[1] - width
+    padded = cv2.copyMakeBorder(bits, 0, below, 0, right, cv2.BORDER_REFLECT_101)
+    return np.asarray(padded).view(pixels.dtype)

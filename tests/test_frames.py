@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 
-import cv2
 import numpy as np
 import pytest
 
 from cyclegan_batch.frames import (
     Geometry,
     Pixels,
+    PixelType,
     SizeRequirements,
     as_pixel_type,
     geometry,
@@ -63,18 +63,28 @@ def test_padding_is_the_least_that_the_network_accepts(
         assert padded == next(n for n in itertools.count(side) if accepted(n))
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_padding_is_opencvs_reflection_as_often_as_it_takes(size: tuple[int, int]) -> None:
-    real_A = picture(size)
-    network = (256, 384)
-    padded = Geometry(size, size, network).into_network(real_A)
+def reflected(length: int, padded: int) -> list[int]:
+    """The source of each of ``padded`` positions: 0 1 2 3 2 1 0 1 … for a length of 4."""
+    there_and_back = [*range(length), *range(length - 2, 0, -1)]
+    return list(itertools.islice(itertools.cycle(there_and_back), padded))
 
-    height, width = size
-    expected = cv2.copyMakeBorder(
-        real_A, 0, network[0] - height, 0, network[1] - width, cv2.BORDER_REFLECT_101
-    )
-    assert np.array_equal(padded, expected)
-    assert padded.flags.c_contiguous
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("pixel_type", ["uint8", "float16"])
+@pytest.mark.parametrize("layout", ["whole", "a view"])
+def test_padding_is_a_reflection_as_often_as_it_takes(
+    size: tuple[int, int], pixel_type: PixelType, layout: str
+) -> None:
+    real_A = as_pixel_type(picture(size), pixel_type)
+    if layout == "a view":
+        real_A = real_A[::-1, ::-1]
+    for network in ((256, 384), (size[0], size[1] + 1), (size[0] + 1, size[1])):
+        padded = Geometry(size, size, network).into_network(real_A)
+        rows, columns = (reflected(*sides) for sides in zip(size, network, strict=True))
+        expected = real_A[rows][:, columns]
+        assert padded.dtype == expected.dtype
+        assert padded.tobytes() == expected.tobytes()
+        assert padded.flags.c_contiguous
 
 
 @pytest.mark.parametrize("size", [(64, 64), (717, 1279), (1279, 717), (33, 1000)])

@@ -15,6 +15,7 @@ from ..models.model import (
     Model,
     ModelCard,
     graph_with_values,
+    on_cpu,
     sample_frames,
 )
 from ..wording import Note, printable
@@ -160,6 +161,7 @@ def open_onnxruntime(model: Model, *, threads: int, contexts: int) -> OnnxRuntim
 
     The session computes with ``threads`` threads, ``contexts`` of which are its callers'.
     """
+    model = on_cpu(model)
     # A pool of n starts n - 1 threads, and every thread that calls the session computes as well.
     pool = threads - contexts + 1
 

@@ -21,6 +21,7 @@ from ..models.model import (
     Model,
     ModelCard,
     graph_with_values,
+    on_cpu,
     sample_frames,
 )
 from ..wording import Note, printable
@@ -184,6 +185,7 @@ def open_openvino(
             f'openvino cannot be loaded ({error}); pip install "cyclegan-batch[openvino]"'
         ) from error
     core = openvino.Core()
+    model = on_cpu(model)
     notes: tuple[Note, ...] = ()
     bf16 = precision == "bf16"
     if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

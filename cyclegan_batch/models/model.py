@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -41,6 +41,7 @@ from .contract import (
     GeneratorIO,
     contract_from_generator,
 )
+from .cpu_graph import cpu_graph
 from .onnx_file import check_weights, read_onnx
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ __all__ = [
     "describe",
     "graph_with_values",
     "model_from_contract",
+    "on_cpu",
     "open_model",
     "sample_frames",
     "widest_tensor",
@@ -238,12 +240,21 @@ def write_model(
     return model.card
 
 
+def on_cpu(model: Model) -> Model:
+    """Return an ONNX model with its graph in operators that CPUs compute faster."""
+    return replace(model, graph=cpu_graph(model.graph, model.card.sizes))
+
+
 def graph_with_values(model: Model) -> bytes:
-    """Return the contract graph with a second output, `VALUES`: floats, which can be NaN."""
+    """Return the contract graph with a second output, `VALUES`: floats, which can be NaN.
+
+    They are the values of the pixels in any layout.
+    """
     proto = onnx.ModelProto.FromString(model.graph)
     producers = {out: node for node in proto.graph.node for out in node.output}
     name = OUTPUT
-    while name in producers and producers[name].op_type in ("Cast", "Clip", "Floor"):
+    behind = ("Cast", "Clip", "Floor", "Transpose", "DepthToSpace")
+    while name in producers and producers[name].op_type in behind:
         name = producers[name].input[0]
     proto.graph.node.append(helper.make_node("Cast", [name], [VALUES], to=TensorProto.FLOAT))
     proto.graph.output.append(helper.make_tensor_value_info(VALUES, TensorProto.FLOAT, None))

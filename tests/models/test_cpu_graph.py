@@ -1,0 +1,223 @@
+"""The graph for CPUs computes what the file's own graph computes, and leaves alone what differs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from cyclegan_batch.backends import open_backend
+from cyclegan_batch.frames import SizeRequirements
+from cyclegan_batch.models.cpu_graph import cpu_graph, in_cells
+from cyclegan_batch.models.model import Model, graph_with_values, on_cpu, open_model
+from cyclegan_batch.models.parity import parity
+from tests.needs import need
+from tests.synthesis import generators
+from tests.synthesis.generators import natural
+
+EVEN = SizeRequirements(2, 4)
+
+
+def kinds(graph: bytes) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.ModelProto.FromString(graph).graph.node)
+
+
+def in_doubles(graph: bytes) -> onnx.ModelProto:
+    """Return a graph that computes in float64 what ``graph`` computes in float32."""
+    proto = onnx.ModelProto.FromString(graph)
+
+    def wide(tensor: onnx.TensorProto) -> None:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+    for weight in proto.graph.initializer:
+        wide(weight)
+    for node in proto.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.DOUBLE
+            if attribute.HasField("t"):
+                wide(attribute.t)
+    for value in (*proto.graph.input, *proto.graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    return proto
+
+
+def floats(model: Model, frames: Any) -> Any:
+    """Return the values before they are clamped, in float64, sorted: their order is free."""
+    evaluator = ReferenceEvaluator(in_doubles(graph_with_values(model)))
+    values = [evaluator.run(None, {"frames": frame[np.newaxis]})[1] for frame in frames]
+    return np.sort(np.concatenate(values), axis=None)
+
+
+RESNETS: dict[str, Callable[[Path], Model]] = {
+    "contract": lambda path: open_model(generators.tiny_resnet(path)),
+    "float16 pixels": lambda path: open_model(generators.tiny_resnet(path, io="float16")),
+    "luma": lambda path: open_model(generators.one_channel(path)),
+    "fixed": lambda path: open_model(generators.tiny_resnet(path, fixed=(16, 24), batch=1)),
+    "adopted": lambda path: open_model(generators.foreign_resnet(path, fixed=(16, 24))),
+    "adopted bgr": lambda path: open_model(
+        generators.foreign_resnet(path, fixed=(16, 24)), model_io="bgr"
+    ),
+}
+
+
+@pytest.mark.behaviour(33)
+@pytest.mark.parametrize("name", RESNETS)
+def test_a_generator_computes_the_same_in_float64(tmp_path: Path, name: str) -> None:
+    model = RESNETS[name](tmp_path / "a.onnx")
+    frames = natural((16, 24), 2)
+    if model.card.pixel_type == "float16":
+        frames = (frames / 255).astype(np.float16)
+    faster = on_cpu(model)
+    # What is left is the rounding of the first weights to float32, in units of the pixel type.
+    white = 255 if model.card.pixel_type == "uint8" else 1
+    assert np.abs(floats(faster, frames) - floats(model, frames)).max() < 1e-5 * white
+    assert ("SpaceToDepth" in kinds(faster.graph)) == (name not in ("luma", "adopted bgr"))
+
+
+@pytest.mark.behaviour(31, 33)
+@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_generator_gives_the_same_pixels(tmp_path: Path, name: str, backend: str) -> None:
+    need(backend)
+    model = RESNETS[name](tmp_path / "a.onnx")
+    frames = natural((16, 24), 3)
+    if model.card.pixel_type == "float16":
+        frames = (frames / 255).astype(np.float16)
+    evaluator = ReferenceEvaluator(onnx.ModelProto.FromString(model.graph))
+    expected = [evaluator.run(None, {"frames": frame[np.newaxis]})[0] for frame in frames]
+    out = open_backend(model, backend=backend, device="cpu").infer(frames)
+    measured = parity(out, np.concatenate(expected))
+    assert measured.cls == "exact", str(measured)
+
+
+def test_the_ends_of_a_resnet_are_without_passes_over_the_pixels(tmp_path: Path) -> None:
+    model = on_cpu(open_model(generators.tiny_resnet(tmp_path / "a.onnx")))
+    nodes = [node.op_type for node in onnx.ModelProto.FromString(model.graph).graph.node]
+    assert nodes[:5] == ["Transpose", "Cast", "Sub", "Pad", "Conv"]
+    assert nodes[-4:] == ["Clip", "Cast", "DepthToSpace", "Transpose"]
+    assert "Floor" not in nodes
+    onnx.checker.check_model(onnx.ModelProto.FromString(model.graph), full_check=True)
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7, 9])
+def test_a_convolution_between_cells_is_the_one_between_pixels(kernel: int) -> None:
+    random = np.random.default_rng(kernel)
+    weights = random.normal(size=(3, 2, kernel, kernel))
+    x = random.normal(size=(1, 2, 10 + kernel - 1, 14 + kernel - 1))
+
+    def convolved(weights: Any, x: Any) -> Any:
+        windows = np.lib.stride_tricks.sliding_window_view(x, weights.shape[2:], (2, 3))
+        return np.einsum("ncyxij,ocij->noyx", windows, weights)
+
+    def cells(x: Any) -> Any:
+        n, c, h, w = x.shape
+        split = x.reshape(n, c, h // 2, 2, w // 2, 2).transpose(0, 3, 5, 1, 2, 4)
+        return split.reshape(n, 4 * c, h // 2, w // 2)
+
+    expected = cells(convolved(weights, x))
+    np.testing.assert_allclose(
+        convolved(in_cells(weights), cells(x)), expected, rtol=1e-12, atol=1e-12
+    )
+
+
+def test_frames_of_odd_size_are_not_divided_into_cells(tmp_path: Path) -> None:
+    model = open_model(generators.tiny_resnet(tmp_path / "a.onnx"))
+    for sizes in (SizeRequirements(1, 4), SizeRequirements(fixed=(16, 25))):
+        assert "SpaceToDepth" not in kinds(cpu_graph(model.graph, sizes))
+    assert "SpaceToDepth" in kinds(cpu_graph(model.graph, SizeRequirements(fixed=(16, 24))))
+
+
+@pytest.mark.parametrize("name", ["foreign", "upscaler", "five_channels"])
+def test_a_graph_without_anything_to_gain_stays_as_it_is(tmp_path: Path, name: str) -> None:
+    path = getattr(generators, name)(tmp_path / "a.onnx")
+    content = path.read_bytes()
+    assert cpu_graph(content, EVEN) is content
+
+
+# Norms that are spelled out
+
+SQUARES = ("d·d", "d·(d + c)", "d**2")
+MEANS = ("axes", "reshape")
+AFFINES = ("none", "weights", "reshaped weights")
+
+
+def written_out(
+    square: str = "d·d",
+    mean: str = "axes",
+    affine: str = "weights",
+    axes: tuple[int, ...] = (2, 3),
+    epsilon: float = 1e-5,
+    leak: bool = False,
+) -> bytes:
+    """Return a graph of a norm of ``(1, 6, H, W)`` in small operators."""
+    g, random = generators.Graph(17), np.random.default_rng(0)
+
+    def mean_of(x: str) -> str:
+        if mean == "reshape":
+            rows = g.op("Reshape", x, g.constant([1, 6, 1, -1], np.int64))
+            return g.op("ReduceMean", rows, axes=[3], keepdims=1)
+        return g.op("ReduceMean", x, axes=list(axes), keepdims=1)
+
+    def weight() -> str:
+        values = random.normal(1, 0.3, 6)
+        if affine == "reshaped weights":
+            return g.op("Reshape", g.constant(values), g.constant([-1, 6, 1, 1], np.int64))
+        return g.constant(values.reshape(6, 1, 1))
+
+    d = g.op("Sub", "x", mean_of("x"))
+    if square == "d**2":
+        squared = g.op("Pow", d, g.constant(2.0))
+    else:
+        squared = g.op("Mul", d, d if square == "d·d" else g.op("Add", d, g.constant(1e-9)))
+    root = g.op("Sqrt", g.op("Add", mean_of(squared), g.constant(epsilon)))
+    y = g.op("Div", d, root)
+    if affine != "none":
+        y = g.op("Add", g.op("Mul", y, weight()), weight())
+    if leak:
+        y = g.op("Add", y, d)
+    g.op("Identity", y, out="y")
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 6, "H", "W"]) for n in "xy"]
+    graph = helper.make_graph(g.nodes, "norm", value[:1], value[1:], g.weights)
+    opset = [helper.make_opsetid("", 17)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+
+
+def normed(graph: bytes) -> Any:
+    x = np.random.default_rng(1).normal(3, 2, (1, 6, 9, 11))
+    return ReferenceEvaluator(in_doubles(graph)).run(None, {"x": x})[0]
+
+
+@pytest.mark.behaviour(33)
+@pytest.mark.parametrize("affine", AFFINES)
+@pytest.mark.parametrize("mean", MEANS)
+@pytest.mark.parametrize("square", SQUARES)
+def test_a_norm_in_small_operators_becomes_one(square: str, mean: str, affine: str) -> None:
+    graph = written_out(square, mean, affine)
+    fused = cpu_graph(graph, EVEN)
+    if (mean, affine) == ("axes", "none"):
+        # Nothing tells the number of channels.
+        assert fused == graph
+        return
+    left = kinds(fused)
+    assert left["InstanceNormalization"] == 1
+    assert not {"ReduceMean", "Sqrt", "Div", "Sub"} & set(left)
+    np.testing.assert_allclose(normed(fused), normed(graph), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "different", [{"axes": (1, 2, 3)}, {"axes": (1,)}, {"epsilon": 0.0}, {"leak": True}]
+)
+def test_what_only_looks_like_a_norm_stays_as_it_is(different: dict[str, Any]) -> None:
+    graph = written_out(**different)
+    assert cpu_graph(graph, EVEN) == graph

@@ -108,7 +108,8 @@ def export_bundle(
         ).model
         say(summary(output, model))
     else:
-        check_precision(model, precision)
+        half_norm = bool(onnx_options.get("half_norm"))
+        check_precision(model, precision, half_norm=half_norm)
         if model.card.precision == "int8":
             _refuse_int8(source, "is in int8")
     _check_opset(source, model, DEVICES[target])

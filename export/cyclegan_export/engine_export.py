@@ -53,7 +53,7 @@ def export_engine(
         export_onnx(source, onnx_path, say=say, **options.of_onnx() | {"precision": precision})
         model = open_model(onnx_path)
     else:
-        check_precision(model, options.precision)
+        check_precision(model, options.precision, half_norm=options.half_norm)
     build = Build(
         profile_for(model.card, options.min_shape, options.opt_shape, options.max_shape),
         builder_level=options.builder_level,
@@ -72,13 +72,17 @@ def export_engine(
     return card
 
 
-def check_precision(model: Model, precision: str | None) -> None:
+def check_precision(model: Model, precision: str | None, *, half_norm: bool) -> None:
     """Refuse a precision that a file of the contract does not have. Raises ModelError."""
-    if precision not in (None, model.card.precision):
-        raise ModelError(
-            f"{printable(model.card.path)}: is {model.card.precision} and {precision} was asked "
-            "for; give the checkpoint that it was exported from, or leave --precision out"
-        )
+    for flag, value, differs in (
+        ("--precision", precision, precision not in (None, model.card.precision)),
+        ("--half-norm", "--half-norm", half_norm),
+    ):
+        if differs:
+            raise ModelError(
+                f"{printable(model.card.path)}: is {model.card.precision} and {value} was asked "
+                f"for; give the checkpoint that it was exported from, or leave {flag} out"
+            )
 
 
 def contract_file(source: Path) -> Model | None:

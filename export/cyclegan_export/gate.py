@@ -28,8 +28,11 @@ from cyclegan_batch.errors import BackendError, ModelError, missing_extra
 from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
 from cyclegan_batch.models.contract import BT601, GeneratorIO
 from cyclegan_batch.models.model import Model
+from cyclegan_batch.models.networks import InstanceNorm
 from cyclegan_batch.models.parity import LIMITS, REQUIRED_CLASS, Parity, parity
 from cyclegan_batch.wording import printable
+
+from .graph import replace_norms
 
 LARGEST_HALF = float(torch.finfo(torch.float16).max)
 """65504; larger values are infinite in half precision."""
@@ -45,6 +48,8 @@ class HalfArithmetic:
     """The largest weight or output of a layer, before it is rounded."""
     layer: str
     """The layer of the largest value: ``model.10``."""
+    norms: str
+    """In words, where each step within the norms was rounded as well; else empty."""
 
 
 def checked_parity(
@@ -71,15 +76,16 @@ def checked_parity(
 
 
 def checked_half_arithmetic(
-    path: Path, frames: Pixels, *, network: nn.Module, channels: int
+    path: Path, frames: Pixels, *, network: nn.Module, channels: int, half_norm: bool = False
 ) -> HalfArithmetic:
     """Return the effect of half-precision arithmetic on ``network``'s translation of ``frames``.
 
-    Messages name the file ``path``; ``channels`` are the network's input channels. Raises
-    ModelError where a layer leaves the range of half precision, or the result misses its class.
+    Messages name the file ``path``; ``channels`` are the network's input channels. ``half_norm``:
+    the file's norms take half precision, so what is within them is rounded as well. Raises
+    ModelError where a value leaves the range of half precision, or the result misses its class.
     """
     reference = translated_by_torch(network, frames, channels=channels)
-    half, largest = _rounding_to_half(network)
+    half, largest = _rounding_to_half(network, half_norm=half_norm)
     translated = translated_by_torch(half, frames, channels=channels, allow_nan=True)
     layer, value = max(largest.items(), key=lambda each: each[1])
     beyond = next(((name, each) for name, each in largest.items() if each > LARGEST_HALF), None)
@@ -97,7 +103,8 @@ def checked_half_arithmetic(
             f"{measured}, where {required} is expected ({LIMITS[required]}); "
             f"{_remedy('fp16')}, or pass --no-verify"
         )
-    return HalfArithmetic(measured, value, layer)
+    norms = ", and each step within the norms" if half_norm else ""
+    return HalfArithmetic(measured, value, layer, norms)
 
 
 def translated_by_torch(
@@ -174,7 +181,37 @@ def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
     return np.stack(out)
 
 
-def _rounding_to_half(network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
+class _NormInHalf(nn.Module):
+    """InstanceNorm of half precision as the roughest of known kernels computes it.
+
+    That is onnxruntime's for CUDA with more than one image: cuDNN sums in float32, then mean and
+    variance are rounded to half, and so is each step of the rest
+    (onnxruntime/core/providers/cuda/nn/instance_norm_impl.cu). With one image cuDNN computes all in
+    float32, as TensorRT 10.16 does unless INormalizationLayer.compute_precision is set; of TensorRT
+    11, which has no such attribute, nothing is documented.
+    """
+
+    def __init__(self, eps: float, variances: Callable[[float], None]) -> None:
+        """Normalise with ``eps``; ``variances`` gets the largest variance of each call."""
+        super().__init__()
+        self.eps, self.variances = eps, variances
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each channel of each image, ``(N, C, H, W)``, values of half precision."""
+        count = x.shape[2] * x.shape[3]
+        variance, mean = torch.var_mean(x, (2, 3), correction=1, keepdim=True)
+        self.variances(float(variance.max()))
+        biased = _halved(_halved(variance) * _halved(torch.tensor((count - 1) / count)))
+        deviation = _halved(_halved(biased + _halved(torch.tensor(self.eps))).sqrt())
+        return _halved(_halved(x - _halved(mean)) / deviation)
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Return ``x`` rounded to half precision, as float32."""
+    return x.half().float()
+
+
+def _rounding_to_half(network: nn.Module, *, half_norm: bool) -> tuple[nn.Module, dict[str, float]]:
     """Return a copy that rounds weights and every layer's output to half, and the largest values.
 
     The dictionary of the largest value per layer is filled while the copy runs.
@@ -182,20 +219,27 @@ def _rounding_to_half(network: nn.Module) -> tuple[nn.Module, dict[str, float]]:
     rounding = copy.deepcopy(network)
     largest: dict[str, float] = {}
 
+    def in_half(name: str, norm: InstanceNorm) -> nn.Module:
+        key = f"{name}.variance"
+        return _NormInHalf(
+            norm.eps, lambda value: largest.update({key: max(largest.get(key, 0.0), value)})
+        )
+
+    if half_norm:
+        replace_norms(rounding, in_half)
+
     def watching(name: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
         def hook(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
             if out.isfinite().all():  # skips the layers that an overflow before them made infinite
                 largest[name] = max(largest.get(name, 0.0), float(out.abs().max()))
-            return out.half().float()
+            return _halved(out)
 
         return hook
 
     for name, weight in rounding.named_parameters():
         largest[name] = float(weight.detach().abs().max())
-        weight.data = weight.data.half().float()
-    rounding.register_forward_pre_hook(
-        lambda module, inputs: tuple(x.half().float() for x in inputs)
-    )
+        weight.data = _halved(weight.data)
+    rounding.register_forward_pre_hook(lambda module, inputs: tuple(map(_halved, inputs)))
     for name, module in rounding.named_modules():
         if name:
             module.register_forward_hook(watching(name))

@@ -8,14 +8,15 @@ This module reads and writes no file and no card.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cyclegan_batch.errors import BackendError
@@ -52,17 +53,21 @@ def graph_from_network(
     *,
     channels: int,
     half: bool = False,
+    half_norm: bool = False,
     shape: BatchShape | None = None,
 ) -> onnx.ModelProto:
     """Export a `deployable` network: one input ``image``, one output ``picture``, NCHW in [-1, 1].
 
     ``half``: weights, convolutions, input and output are float16; InstanceNorm stays float32, with
-    a Cast before and behind it. ``shape`` fixes all axes; None leaves N free, and H and W free as
-    multiples according to ``sizes``. The graph holds no trace of the machine that made it, and the
-    same network gives the same bytes. Raises BackendError.
+    a Cast before and behind it, unless ``half_norm`` is given as well. ``shape`` fixes all axes;
+    None leaves N free, and H and W free as multiples according to ``sizes``. The graph holds no
+    trace of the machine that made it, and the same network gives the same bytes. Raises
+    BackendError.
     """
     if half:
         network = copy.deepcopy(network).half()
+        if half_norm:
+            replace_norms(network, lambda name, norm: _HalfNorm(norm.eps))
     example: BatchShape = shape or (2, *_two_sides(sizes))
     image = torch.zeros(example[0], channels, *example[1:], dtype=torch.half if half else None)
     free = None
@@ -92,6 +97,27 @@ def graph_from_network(
     proto: onnx.ModelProto = program.model_proto
     _strip(proto)
     return proto
+
+
+def replace_norms(
+    network: nn.Module, replacement: Callable[[str, InstanceNorm], nn.Module]
+) -> None:
+    """Replace each InstanceNorm of ``network`` by what ``replacement`` returns for it, in place."""
+    norms = [(name, m) for name, m in network.named_modules() if isinstance(m, InstanceNorm)]
+    for name, norm in norms:
+        network.set_submodule(name, replacement(name, norm))
+
+
+class _HalfNorm(nn.Module):
+    """InstanceNorm that takes and gives float16; how it computes is up to the runtime."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each channel of each image, ``(N, C, H, W)``."""
+        return F.instance_norm(x, eps=self.eps)
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

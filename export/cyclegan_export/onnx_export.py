@@ -80,6 +80,7 @@ def export_onnx(
     *,
     direction: Direction | None = None,
     precision: FilePrecision = "fp32",
+    half_norm: bool = False,
     io: PixelType = "uint8",
     shape: BatchShape | None = None,
     samples: Path | None = None,
@@ -92,7 +93,8 @@ def export_onnx(
     """Write the generator at ``source`` to ``output`` as one ONNX file inside the contract.
 
     ``source``: a checkpoint, the folder of a run (``direction`` chooses the generator), or a
-    foreign ONNX, which is adopted (``model_io`` as for a translation). ``shape``: the only N, H and
+    foreign ONNX, which is adopted (``model_io`` as for a translation). ``half_norm``: in fp16
+    InstanceNorm takes and gives half precision as well. ``shape``: the only N, H and
     W that the file accepts; None leaves N free, and H and W free as multiples of what the network
     needs. ``samples``: an image, a video or a folder of them to measure on. ``calibrate``: the
     same, for ``int8`` only, to take the ranges of the values from. ``verify=False`` writes without
@@ -108,6 +110,7 @@ def export_onnx(
         output,
         direction=direction,
         precision=precision,
+        half_norm=half_norm,
         io=io,
         shape=shape,
         samples=samples,
@@ -128,6 +131,7 @@ def build_onnx(
     *,
     direction: Direction | None = None,
     precision: FilePrecision = "fp32",
+    half_norm: bool = False,
     io: PixelType = "uint8",
     shape: BatchShape | None = None,
     samples: Path | None = None,
@@ -141,11 +145,16 @@ def build_onnx(
     Raises ModelError, BackendUnavailableError, InputError.
     """
     _check_calibration(source, precision, calibrate)
+    if half_norm and precision != "fp16":
+        raise ModelError(
+            f"{printable(source)}: --half-norm is for fp16, and {precision} was asked for; leave "
+            "the option out, or pass --precision fp16"
+        )
     say(f"exporting {printable(source)}")
     if is_checkpoint(source):
-        candidate = _from_checkpoint(source, model_io, direction, precision, io, shape)
+        candidate = _from_checkpoint(source, model_io, direction, precision, half_norm, io, shape)
     else:
-        candidate = _from_foreign(source, model_io, direction, precision, io, shape)
+        candidate = _from_foreign(source, model_io, direction, precision, half_norm, io, shape)
     for sentence in grouped(candidate.notes):
         say(sentence)
     if calibrate is not None:
@@ -184,6 +193,7 @@ def _from_checkpoint(
     model_io: str | None,
     direction: Direction | None,
     precision: FilePrecision,
+    half_norm: bool,
     io: PixelType,
     shape: BatchShape | None,
 ) -> _Candidate:
@@ -199,7 +209,12 @@ def _from_checkpoint(
     sizes = _sizes(generator, shape)
     network = deployable(generator.network)
     graph = graph_from_network(
-        network, config.sizes, channels=config.input_nc, half=half, shape=shape
+        network,
+        config.sizes,
+        channels=config.input_nc,
+        half=half,
+        half_norm=half_norm,
+        shape=shape,
     )
     return _Candidate(
         contract_from_generator(graph, GeneratorIO(), pixel_type=io),
@@ -216,7 +231,12 @@ def _from_checkpoint(
         partial(translated_by_torch, generator.network, pixel_type=io, channels=config.input_nc),
         "torch in fp32",
         (*checkpoint.notes, *generator.notes),
-        partial(checked_half_arithmetic, network=network, channels=config.input_nc)
+        partial(
+            checked_half_arithmetic,
+            network=network,
+            channels=config.input_nc,
+            half_norm=half_norm,
+        )
         if half
         else None,
     )
@@ -227,6 +247,7 @@ def _from_foreign(
     model_io: str | None,
     direction: Direction | None,
     precision: FilePrecision,
+    half_norm: bool,
     io: PixelType,
     shape: BatchShape | None,
 ) -> _Candidate:
@@ -244,6 +265,7 @@ def _from_foreign(
             precision not in ("fp32", card.precision)
             and (precision, card.precision) != ("int8", "fp32"),
         ),
+        ("--half-norm", half_norm),
         (f"--io {io}", io != "uint8"),
         ("--shape", shape is not None),
     ):
@@ -330,11 +352,11 @@ def _measure(
     words = f"{measured} {how}"
     if candidate.half is not None:
         half = candidate.half(output, frames)
-        words += f"; with every layer rounded to half: {half.parity}"
+        words += f"; with every layer rounded to half{half.norms}: {half.parity}"
         say(
             "onnxruntime's CPU computes an fp16 file in fp32, which tests its graph and its "
-            f"weights; with every layer rounded to half it is {half.parity}, and the largest "
-            f"value is {half.largest:.3g} ({half.layer}) of {LARGEST_HALF:.0f}"
+            f"weights; with every layer rounded to half{half.norms} it is {half.parity}, and the "
+            f"largest value is {half.largest:.3g} ({half.layer}) of {LARGEST_HALF:.0f}"
         )
     return measured, words
 

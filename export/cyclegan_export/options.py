@@ -35,6 +35,10 @@ class ExportOptions:
     precision: FilePrecision | None = field(default=None, metadata=option(FILE))
     """Precision of weights and convolutions; the statistics of the norms are always fp32. fp32
     unless given, and fp16 for a bundle."""
+    half_norm: bool = field(default=False, metadata=option(FILE))
+    """Let InstanceNorm take and give half precision, too (fp16): quicker on GPUs, and whether its
+    statistics stay fp32 is up to the runtime. Written only where it reaches its class with the norm
+    computed in half precision."""
     io: Literal["uint8", "float16"] = field(default="uint8", metadata=option(FILE))
     """Type of the pixels in and out; float16 is for sources of more than 8 bits."""
     shape: tuple[int, int, int] | None = field(default=None, metadata=option(FILE, metavar="N,H,W"))

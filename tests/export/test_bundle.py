@@ -296,6 +296,9 @@ def test_the_command_writes_a_bundle_for_the_size_it_was_trained_at(tmp_path: Pa
     done = run(model, tmp_path / "c", "--bundle", "generic", "--precision", "fp16")
     assert done.exit_code == 1
     assert "is fp32 and fp16 was asked for; give the checkpoint" in done.output
+    done = run(model, tmp_path / "c", "--bundle", "generic", "--half-norm")
+    assert done.exit_code == 1
+    assert "is fp32 and --half-norm was asked for; give the checkpoint" in done.output
     done = run(model, tmp_path / "c", "--bundle", "generic", "--version-compatible")
     assert done.exit_code == 2
     assert "--version-compatible: for an engine only" in done.output

@@ -100,6 +100,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Exported]:
 KINDS = [
     pytest.param(RESNET, {}, id="resnet"),
     pytest.param(RESNET, {"precision": "fp16"}, id="resnet-fp16"),
+    pytest.param(RESNET, {"precision": "fp16", "half_norm": True}, id="resnet-fp16-half-norm"),
     pytest.param(UNET, {}, id="unet-batch"),
     pytest.param(UNET, {"precision": "fp16"}, id="unet-batch-fp16"),
     pytest.param(MOBILE, {"precision": "fp16"}, id="mobile-grey-resize-fp16"),
@@ -126,7 +127,7 @@ def test_the_graph_holds_the_nodes_that_every_runtime_knows(made, config, option
     proto = onnx.load(made(config, **options).path)
     inner = Counter(n.op_type for n in proto.graph.node if n.name.startswith("generator/"))
     outer = {n.op_type for n in proto.graph.node if n.name.startswith("contract/")}
-    half = options.get("precision") == "fp16"
+    half = options.get("precision") == "fp16" and not options.get("half_norm")
     assert set(inner) <= NODES | ({"Cast"} if half else set())
     assert outer <= CONTRACTS
     norms = sum(isinstance(m, nn.InstanceNorm2d) for m in network_of(config).modules())
@@ -139,15 +140,18 @@ def test_the_graph_holds_the_nodes_that_every_runtime_knows(made, config, option
     onnx.checker.check_model(proto, full_check=True)
 
 
-def test_half_precision_keeps_the_norm_in_fp32_with_one_type_for_all_it_reads(made):
-    proto = onnx.load(made(RESNET, precision="fp16").path)
+@pytest.mark.parametrize("half_norm", [False, True])
+def test_half_precision_keeps_the_norm_in_fp32_unless_asked_with_one_type_for_all_it_reads(
+    made, half_norm
+):
+    proto = onnx.load(made(RESNET, precision="fp16", half_norm=half_norm).path)
     inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     kinds = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
     kinds |= {w.name: w.data_type for w in proto.graph.initializer}
     for node in proto.graph.node:
         types = {kinds[name] for name in node.input[:3]} if node.op_type != "Cast" else set()
         if node.op_type == "InstanceNormalization":
-            assert types == {TensorProto.FLOAT}
+            assert types == {TensorProto.FLOAT16 if half_norm else TensorProto.FLOAT}
         elif node.op_type in ("Conv", "ConvTranspose"):
             assert types == {TensorProto.FLOAT16}
 
@@ -287,6 +291,43 @@ def test_activations_beyond_half_precision_are_refused_by_their_layer_errors():
         checked_half_arithmetic(Path("a.onnx"), frames, network=deployable(network), channels=3)
 
 
+@pytest.mark.behaviour(33)
+def test_a_norm_in_half_precision_is_measured_with_each_of_its_steps_rounded():
+    network, frames = deployable(network_of(RESNET)), natural_frames((64, 64), 2)
+    plain = checked_half_arithmetic(Path("a.onnx"), frames, network=network, channels=3)
+    rough = checked_half_arithmetic(
+        Path("a.onnx"), frames, network=network, channels=3, half_norm=True
+    )
+    assert (plain.norms, rough.norms) == ("", ", and each step within the norms")
+    assert rough.parity.reaches("half")
+    assert rough.parity.psnr < plain.parity.psnr
+
+
+@pytest.mark.behaviour(33)
+def test_a_variance_beyond_half_precision_is_refused_where_the_norm_is_in_it_errors():
+    network, frames = network_of(RESNET), natural_frames((64, 64), 1)
+    with torch.no_grad():
+        network.model[4].weight *= 1000
+    options = {"network": deployable(network), "channels": 3}
+    assert checked_half_arithmetic(Path("a.onnx"), frames, **options).largest < 65504
+    with pytest.raises(ModelError, match=r"'model\.5\.variance' reaches .*e\+0\d where half"):
+        checked_half_arithmetic(Path("a.onnx"), frames, half_norm=True, **options)
+
+
+def test_the_norm_of_the_gate_is_instance_norm_in_numpys_half_precision():
+    from cyclegan_export.gate import _NormInHalf
+
+    x = (np.random.default_rng(0).normal(3, 2, (2, 3, 20, 30))).astype(np.float16)
+    wide, kind = x.astype(np.float64), np.float16
+    mean = wide.mean((2, 3), keepdims=True).astype(kind)
+    variance = wide.var((2, 3), ddof=1, keepdims=True).astype(kind)
+    deviation = np.sqrt(variance * kind(599 / 600) + kind(1e-5))
+    largest = []
+    found = _NormInHalf(1e-5, largest.append)(torch.from_numpy(x).float())
+    np.testing.assert_array_equal(found.numpy(), ((x - mean) / deviation).astype(np.float32))
+    assert largest[0] == pytest.approx(wide.var((2, 3), ddof=1).max())
+
+
 def test_weights_beyond_half_precision_are_refused_errors():
     network = network_of(RESNET)
     with torch.no_grad():
@@ -413,6 +454,7 @@ def test_a_foreign_file_is_written_in_the_contract(tmp_path, layout, values, sai
     ("options", "match"),
     [
         ({"precision": "fp16"}, "foreign ONNX in fp32.*--precision fp16 was asked for"),
+        ({"half_norm": True}, "--half-norm is for fp16, and fp32 was asked for"),
         ({"io": "float16"}, "--io float16 was asked for"),
         ({"shape": (1, 32, 32)}, "--shape was asked for"),
     ],

@@ -17,9 +17,11 @@ pytestmark = [pytest.mark.corpus, pytest.mark.needs_tensorrt]
 ANY_SIZE = Profile((1, 256, 256), (4, 720, 1280), (4, 1088, 1920))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("precision", "half_norm"), [("fp32", False), ("fp16", False), ("fp16", True)]
+)
 def test_the_horse_to_zebra_checkpoint_becomes_an_engine(
-    corpus: Path, tmp_path: Path, precision: Any
+    corpus: Path, tmp_path: Path, precision: Any, half_norm: bool
 ) -> None:
     need("tensorrt")
     need("onnxscript")
@@ -27,7 +29,7 @@ def test_the_horse_to_zebra_checkpoint_becomes_an_engine(
 
     checkpoint = corpus / "models" / "horse2zebra_gan_compression" / "latest_net_G.pth"
     path = tmp_path / "g.onnx"
-    export_onnx(checkpoint, path, precision=precision, verify=False)
+    export_onnx(checkpoint, path, precision=precision, half_norm=half_norm, verify=False)
     assert backend.engine_from_graph(open_model(path).graph, Build(ANY_SIZE), name="g.onnx")
 
 

@@ -57,7 +57,7 @@ class TranslateOptions:
 
     backend: BackendName = field(default="auto", metadata=option(NETWORK))
     """Runtime of the network. auto chooses by what is installed and by the file; tensorrt runs an
-    ONNX only when named, and torch runs a checkpoint without exporting it."""
+    ONNX only when named, as torch does, which also runs a checkpoint without exporting it."""
     device: str = field(default="auto", metadata=option(NETWORK, metavar="auto|cpu|cuda[:N]"))
     """Device of the network. auto is the CPU for now; the output of a GPU is compared with the
     CPU's once."""

@@ -1,14 +1,15 @@
-"""Frames per second on the device, bytes to bytes: the torch backend's arithmetic and faster ones.
+"""Frames per second on the device, bytes to bytes: torch's own kernels, and the fused ones.
 
-`share` is the % of this card's own fp16 matrix product, at 99.1 GFLOP for a frame of 256²;
-differences below `spread` are noise. Rows with `graph` against rows without: the cost of kernel
-launches. If half norms are as good in `dB` as float ones and faster, InstanceNorm is computed in
-half precision. `fused + cells` becomes the backend if it is 1.3 times as fast as the best row of
-the section `compiled`; otherwise torch.compile does, which needs no kernels of our own. The
-smallest batch within 5 % of the best is the default. `dB` below 45: look for a wrong kernel first.
-`flips` above 0: cuDNN returned channels first. `tune`: `gb_per_s` (two reads and a write) far below
-the copy of `ceilings` means that the norm's kernels can be improved; norms above a quarter of
-`kernels` mean that the convolution should compute their sums.
+`host` measures what the product chooses of these, through its own contexts. `share` is the % of
+this card's own fp16 matrix product, at 99.1 GFLOP for a frame of 256²; differences below `spread`
+are noise. Rows with `graph` against rows without: the cost of kernel launches. If half norms are as
+good in `dB` as float ones and faster, InstanceNorm is computed in half precision. `fused + cells`
+stays first among the torch backend's bodies if it is 1.3 times as fast as the best row of the
+section `compiled`; otherwise `compiled` takes its place. The smallest batch within 5 % of the best
+is the default. `dB` below 45: look for a wrong kernel first. `flips` above 0: cuDNN returned
+channels first. `tune`: `gb_per_s` (two reads and a write) far below the copy of `ceilings` means
+that the norm's kernels can be improved; norms above a quarter of `kernels` mean that the
+convolution should compute their sums.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ Body = Callable[[Tensor], Tensor]
 
 def jobs(bench: Bench) -> Iterator[Job]:
     side, first = bench.side, bench.batches[0]
-    product, name = partial(eager, bench, channels_last=True), "as the torch backend computes"
-    yield name, partial(rate, bench, product, first, side, side, graph=False)
-    yield f"{name}, graph", partial(rate, bench, product, first, side, side)
+    plain, name = partial(eager, bench, channels_last=True), "float norm, channels last"
+    yield name, partial(rate, bench, plain, first, side, side, graph=False)
+    yield f"{name}, graph", partial(rate, bench, plain, first, side, side)
     half = partial(eager, bench, half_norm=True)
     for layout in (True, False):
         name = f"half norm, {'channels last' if layout else 'NCHW'}, graph"
@@ -49,14 +50,14 @@ def jobs(bench: Bench) -> Iterator[Job]:
         batch = max(1, first * side * side // (height * width))
         for name, make, graph in (
             ("fused + cells, graph", fast.with_cells, True),
-            ("as the torch backend computes", product, False),
+            ("float norm, channels last", plain, False),
         ):
             # In Triton's interpreter one size of `fused` is enough.
             if bench.cuda or not graph:
                 yield name, partial(rate, bench, make, batch, height, width, graph=graph)
     for batch in bench.batches[1:]:
-        job = partial(rate, bench, product, batch, side, side, graph=False)
-        yield "as the torch backend computes", job
+        job = partial(rate, bench, plain, batch, side, side, graph=False)
+        yield "float norm, channels last", job
 
 
 def eager(bench: Bench, *, channels_last: bool, half_norm: bool = False) -> Body:
@@ -93,7 +94,7 @@ def rate(
 
 @cache
 def gemm(bench: Bench) -> float:
-    """Return this card's TFLOP/s in a product of matrices in half precision."""
+    """Return this card's TFLOP/s in a plain of matrices in half precision."""
     side = 8192 if bench.cuda else 64
     return float(ceilings.gemm(bench, torch.float16, side, side, side)["tflops"])
 

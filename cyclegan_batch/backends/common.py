@@ -93,7 +93,7 @@ def in_batches(run: Callable[[Pixels], Pixels], frames: Pixels, batch: int | Non
     """
     if batch is None or batch == len(frames):
         return run(frames)
-    out = np.empty_like(frames)
+    out = np.empty(frames.shape, frames.dtype)  # not in the order of ``frames`` in memory
     for begin in range(0, len(frames), batch):
         part = frames[begin : begin + batch]
         count = len(part)

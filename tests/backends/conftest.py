@@ -20,9 +20,9 @@ from tests.synthesis import fake_tensorrt, generators
 from tests.synthesis.fake_onnxruntime import FakeOptions, FakeRunOptions, FakeSession
 
 
-@pytest.fixture(params=ONNX_BACKENDS)
+@pytest.fixture(params=(*ONNX_BACKENDS, "torch"))
 def backend(request: pytest.FixtureRequest) -> str:
-    """Return the name of each ONNX backend in turn; skip those that are not installed."""
+    """Return the name of each backend that runs an ONNX; skip those that are not installed."""
     name: str = request.param
     need(name)
     if name == "tensorrt":

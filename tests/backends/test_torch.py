@@ -208,7 +208,10 @@ def test_frames_are_taken_as_they_come_and_results_belong_to_the_caller(tmp_path
     frames.flags.writeable = False
     first = backend.infer(frames)
     assert np.array_equal(first, 255 - frames)
-    assert np.array_equal(backend.infer(frames[:, ::-1, ::2]), 255 - frames[:, ::-1, ::2])
+    turned = np.concatenate([frames, frames])[:, ::-1, ::2].transpose(0, 2, 1, 3)
+    out = backend.infer(turned)
+    assert np.array_equal(out, 255 - turned)
+    assert out.flags.c_contiguous
     first[:] = 0
     assert first.flags.c_contiguous
     assert np.array_equal(backend.infer(frames), 255 - frames)

@@ -98,6 +98,10 @@ class TorchBackend:
 
         On a CPU one frame at a time: a batch gains nothing there and does not change the pixels.
         """
+        fixed = self.card.sizes.fixed
+        if fixed is not None and frames.shape[1:3] != fixed:
+            reason = f"the file takes {fixed[0]}×{fixed[1]} only"
+            raise failure_of("torch", ValueError(reason), self.card, self.device, frames)
         batch = self.card.batch
         if self._batches is None:
             batch = batch or 1
@@ -144,6 +148,11 @@ class TorchBackend:
 
         return self._translating(run, frames)
 
+    def compute(self, frames: Tensor) -> Tensor:
+        """Translate ``frames`` that are on the device; the result stays there."""
+        with torch.inference_mode(), self._arithmetic(search=bodies.SEARCHES):
+            return self._live(self._body)(frames)
+
     @property
     def not_recorded(self) -> str | None:
         """Why a GPU launches kernel by kernel; None where it replays graphs, and on a CPU."""
@@ -181,10 +190,11 @@ class TorchBackend:
                 raise out_of_memory("torch", self.device, frames) from error
             raise failure_of("torch", error, self.card, self.device, frames) from error
 
-    def _arithmetic(self) -> contextlib.AbstractContextManager[None]:
+    def _arithmetic(self, *, search: bool = False) -> contextlib.AbstractContextManager[None]:
         if self.device == "cpu":
             return contextlib.nullcontext()
-        return CUDA_SETTING.set_to("tf32" if self.precision == "tf32" else "ieee")
+        how = "tf32" if self.precision == "tf32" else "ieee"
+        return CUDA_SETTING.set_to(how, search=search)
 
     def _check_cancelled(self, *_: object) -> None:
         if self._cancelled.is_set():

@@ -137,7 +137,7 @@ def _expected_precision(model: Model, name: str, device: str, precision: str) ->
     of_file = model.card.precision
     if device == "cpu":
         return "bf16" if precision == "bf16" else "int8" if of_file == "int8" else "fp32"
-    if name == "torch":
+    if name == "torch" and of_file != "fp16":
         return "tf32" if precision == "auto" else precision
     tf32 = precision != "fp32" if model.engine is None else model.engine.build.tf32
     return "tf32" if of_file == "fp32" and tf32 else of_file

@@ -131,6 +131,9 @@ def test_nothing_is_expected_where_nothing_is_installed(
             ("cuda:3", "fp32"),
         ),
         ({"backend": "onnxruntime", "device": "cuda:1"}, "fp16", ("cuda:1", "fp16")),
+        ({"backend": "torch", "device": "cuda"}, "fp32", ("cuda:0", "tf32")),
+        ({"backend": "torch", "device": "cuda", "precision": "bf16"}, "fp32", ("cuda:0", "bf16")),
+        ({"backend": "torch", "device": "cuda"}, "fp16", ("cuda:0", "fp16")),
         ({"backend": "tensorrt", "device": "auto"}, "fp32", ("cuda:0", "tf32")),
         ({"backend": "tensorrt", "precision": "fp32"}, "fp32", ("cuda:0", "fp32")),
         ({"device": "cuda:2"}, "int8", ("cuda:2", "int8")),
@@ -148,6 +151,8 @@ def test_what_opens_on_a_gpu_is_expected(
 ) -> None:
     for name in ONNX_BACKENDS:
         monkeypatch.setitem(sys.modules, name, sys)
+    if asked.get("backend") == "torch":
+        need("torch")
     model = replace(resnet, card=replace(resnet.card, precision=precision))
     asked = {"backend": "auto", "device": "auto", "precision": "auto"} | asked
     found = expected_backend(model, **asked)

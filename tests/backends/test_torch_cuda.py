@@ -18,7 +18,7 @@ import pytest
 
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendError, ModelError, OutOfMemoryError
-from cyclegan_batch.frames import Pixels
+from cyclegan_batch.frames import Pixels, as_pixel_type
 from cyclegan_batch.models.model import Model, open_model
 from cyclegan_batch.models.parity import parity
 from cyclegan_batch.wording import grouped
@@ -233,27 +233,35 @@ def on_gpu(model: Model, **options: Any) -> TorchBackend:
     )
 
 
+LUMA = GeneratorConfig("resnet_1blocks", 1, 1, 4)
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "checkpoint": lambda path: checkpoint(path.with_suffix(".pth"), RESNET),
+    "luma": lambda path: checkpoint(path.with_suffix(".pth"), LUMA),
+    "U-Net": lambda path: checkpoint(path.with_suffix(".pth"), GeneratorConfig("unet_32", ngf=4)),
+    "onnx": generators.tiny_resnet,
+    "luma in onnx": generators.one_channel,
+    "fixed batch": lambda path: generators.tiny_resnet(path, batch=2),
+    "float16": lambda path: generators.tiny_resnet(path, io="float16"),
+}
+
+
 @pytest.mark.behaviour(28, 33)
-@pytest.mark.parametrize("kind", ["checkpoint", "onnx", "fixed batch"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_model_runs_by_graphs_and_as_on_the_cpu(
     cuda: fake_cuda.FakeCuda, tmp_path: Path, kind: str
 ) -> None:
-    path = tmp_path / "g.onnx"
-    model = open_model(
-        checkpoint(tmp_path / "g.pth", RESNET)
-        if kind == "checkpoint"
-        else generators.tiny_resnet(path, batch=2 if kind == "fixed batch" else None)
-    )
+    model = open_model(KINDS[kind](tmp_path / "g.onnx"))
     exact = opened(model, backend="torch", device="cpu")
     first = on_gpu(model)
     other = first.fork()
     (note,) = grouped(first.notes)
     assert note == f"{model.card.path.name} runs channels last on cuda:0"
     for count in (3, 1, 3, 3):
-        frames = natural((32, 48), count)
+        frames = as_pixel_type(natural((32, 64), count), model.card.pixel_type)
         wanted = exact.infer(frames)
         for backend in (first, other):
             out = backend.infer(frames)
+            assert (out.shape, out.dtype) == (frames.shape, frames.dtype)
             assert parity(out, wanted).cls == "exact"
     assert any(call.startswith("replay") for call in cuda.calls)
     first.cancel()
@@ -298,6 +306,24 @@ def test_what_is_passed_over_is_told(
         "g.pth runs channels first on cuda:0; not fused, as unet_32 is no plain ResNet; not "
         "compiled, as it fails: Failed to find C compiler"
     )
+
+
+def test_a_shape_that_is_seen_once_is_not_compiled(
+    cuda: fake_cuda.FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bodies.BODIES, "fp32", ("compiled",))
+    shapes: list[tuple[int, ...]] = []
+
+    def compile_(network: Any, **how: Any) -> Any:
+        return lambda frames: (shapes.append(tuple(frames.shape)), network(frames))[1]
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    backend = on_gpu(open_model(checkpoint(tmp_path / "g.pth", RESNET)))
+    shapes.clear()
+    for count in (1, 2, 2, 2):
+        backend.infer(natural((32, 48), count))
+    # Once before the capture, in which libraries choose their kernels, and once within it.
+    assert shapes == [(2, 32, 48, 3)] * 2
 
 
 def test_a_replay_that_computes_nothing_is_found(

@@ -23,6 +23,9 @@ class _Notes(TorchDispatchMode):
         self.calls: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.overloadpacket.__name__ in ("lift_fresh", "_local_scalar_dense"):
+            # A tensor made of the host's numbers, or a number read back, makes the host wait.
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         out = op(*args, **(kwargs or {}))
         self.calls.append((op, args, kwargs or {}, out))
         return out

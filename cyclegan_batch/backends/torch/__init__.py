@@ -85,7 +85,13 @@ class TorchBackend:
         self._batches: CudaBatches | None = None
         if device != "cpu":
             arithmetic = "tf32" if precision == "tf32" else "ieee"
-            self._batches = CudaBatches(body, device, arithmetic, search=bodies.SEARCHES)
+            self._batches = CudaBatches(
+                body,
+                device,
+                arithmetic,
+                search=bodies.SEARCHES,
+                launch=body.network if isinstance(body, bodies.Compiled) else None,
+            )
         elif isinstance(body, nn.Module):
             # A hook belongs to one context, so each has modules of its own.
             self._body = network = _sharing_weights(body)

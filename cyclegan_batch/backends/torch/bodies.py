@@ -31,7 +31,8 @@ BODIES: dict[str, tuple[str, ...]] = {
 """The bodies that are tried on a GPU, by precision, the first that works is used:
 
 ``fused``: a ResNet around the kernels of `models.fused`, both its ends in cells; needs Triton.
-``compiled``: the network through torch.compile, which takes up to a minute for each shape.
+``compiled``: the network through torch.compile, for shapes that are seen twice. It takes up to a
+minute for each, and after eight shapes torch goes on without compiling.
 ``channels last``, ``channels first``: torch's own kernels in either memory layout.
 
 The order is an estimate (no GPU has run any); benchmarks/gpu.py measures all of them in its section
@@ -71,7 +72,7 @@ def body_on_cuda(name: str, model: Model, device: str, precision: str) -> Body:
         return _fused(model, device, TYPES[precision])
     layout = torch.contiguous_format if name == "channels first" else torch.channels_last
     network = network_on_frames(model, TYPES[precision]).to(device).to(memory_format=layout)
-    return _Compiled(network) if name == "compiled" else network
+    return Compiled(network) if name == "compiled" else network
 
 
 def body_on_cpu(model: Model, precision: str) -> Network:
@@ -101,6 +102,8 @@ class CheckpointOnFrames(nn.Module):
     def __init__(self, generator: LoadedGenerator, dtype: torch.dtype) -> None:
         super().__init__()
         self._luma = generator.config.input_nc == 1
+        # On the device with the network: a copy from the host would break a capture.
+        self.register_buffer("bt601", torch.tensor(BT601).unsqueeze(1))
         self._dtype = dtype
         self.network = copy.deepcopy(generator.network)
         for module in self.network.modules():
@@ -118,7 +121,7 @@ class CheckpointOnFrames(nn.Module):
         top, half = (255.0, 0.5) if whole else (1.0, 0.0)
         x = frames.float() * (2.0 / top) - 1.0
         if self._luma:
-            x = x @ x.new_tensor(BT601).unsqueeze(1)
+            x = x @ self.get_buffer("bt601")
         # A permuted view, no copy: NCHW in channels-last memory format.
         y = self.network(x.permute(0, 3, 1, 2).to(self._dtype))
         y = y.float().permute(0, 2, 3, 1)
@@ -160,19 +163,21 @@ Network: TypeAlias = OnnxNetwork | CheckpointOnFrames
 """A `Body` of torch's own kernels."""
 
 
-class _Compiled:
+class Compiled:
     """A network through torch.compile."""
 
     def __init__(self, network: Network) -> None:
-        self._network = network
+        self.network = network
         self._compiled: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False)
 
     def __call__(self, frames: Tensor) -> Tensor:
+        """Return the translation of ``frames``; the first batch of a shape takes up to a minute."""
         return self._compiled(frames)
 
     def with_values(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the translation, and its float32 values before they are clamped and rounded."""
         # The floats are looked at once, so they do not need to be compiled.
-        return self(frames), self._network.with_values(frames)[1]
+        return self(frames), self.network.with_values(frames)[1]
 
 
 def _fused(model: Model, device: str, dtype: torch.dtype) -> Body:

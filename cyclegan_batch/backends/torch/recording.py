@@ -56,14 +56,21 @@ class CudaBatches:
     """Runs a function on frames on one CUDA device, for one thread at a time."""
 
     def __init__(
-        self, compute: Callable[[Tensor], Tensor], device: str, arithmetic: str, *, search: bool
+        self,
+        compute: Callable[[Tensor], Tensor],
+        device: str,
+        arithmetic: str,
+        *,
+        search: bool,
+        launch: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Take what translates frames ``(N, H, W, 3)`` on the device.
 
+        ``launch``: the same for a shape that is seen once, where ``compute`` compiles each shape.
         ``arithmetic``: how float32 is multiplied, ``ieee`` or ``tf32``. ``search``: see
         `CudaSetting`; it is done before a graph is recorded.
         """
-        self._compute, self._device = compute, device
+        self._compute, self._launch, self._device = compute, launch or compute, device
         self._arithmetic, self._search = arithmetic, search
         self._graphs: OrderedDict[tuple[int, ...], _Recorded] = OrderedDict()
         self._seen: OrderedDict[tuple[int, ...], None] = OrderedDict()
@@ -145,7 +152,7 @@ class CudaBatches:
             if len(self._seen) > _MOST_SHAPES:
                 self._seen.popitem(last=False)
             with CUDA_SETTING.set_to(self._arithmetic):
-                return self._compute(sent.to(self._device, non_blocking=True))
+                return self._launch(sent.to(self._device, non_blocking=True))
         self._graphs.move_to_end(shape)
         recorded.frames.copy_(sent, non_blocking=True)
         recorded.graph.replay()

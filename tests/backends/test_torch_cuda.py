@@ -384,6 +384,26 @@ def exported(model: Model) -> Model:
     )
 
 
+@pytest.mark.behaviour(31, 33)
+def test_a_half_precision_is_compared_with_the_cpu_once_for_each_body(
+    cuda: fake_cuda.FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("", ".verdicts"):
+        monkeypatch.setattr(f"cyclegan_batch.backends{module}.nvidia_gpus", lambda: ("H200",))
+    model = open_model(generators.tiny_resnet(tmp_path / "g.onnx"))
+    told: list[str] = []
+    for how, sentences in (("channels last", 1), ("channels last", 1), ("channels first", 2)):
+        monkeypatch.setitem(bodies.BODIES, "fp16", (how,))
+        backend = open_backend(
+            model, backend="torch", device="cuda", precision="fp16", threads=1,
+            cache_dir=tmp_path / "cache", say=told.append,
+        )  # fmt: skip
+        assert (backend.device, backend.precision, len(told)) == ("cuda:0", "fp16", sentences)
+    assert told[0].startswith("g.onnx: on cuda:0 in fp16 against the CPU it is ")
+    against = [note for note in grouped(backend.notes) if "g.onnx in fp16 against fp32 is " in note]
+    assert len(against) == 1
+
+
 # An ONNX in torch
 
 

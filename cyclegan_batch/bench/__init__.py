@@ -213,7 +213,12 @@ class _Job:
         )
         findings.network = budget.attend(
             lambda: bench.measure(
-                exported, checkpoint, self.size, findings.subject.gflop, first=plan.backend.name
+                exported,
+                checkpoint,
+                self.size,
+                findings.subject.gflop,
+                first=plan.backend.name,
+                contexts=plan.schedule.contexts,
             ),
             cancel=bench.cancel,
         )
@@ -281,7 +286,12 @@ class _Job:
         workers: Mapping[tuple[str, str, str], int],
         say: Callable[[str], None],
     ) -> bool:
-        """Keep the best ways for later plans; return whether that was possible."""
+        """Keep the best ways for later plans; return whether that was possible.
+
+        With ``--threads`` nothing is kept: a plan without it would have other threads.
+        """
+        if self.options.threads is not None:
+            return False
         for row in rows:
             model = self.models.get(row.backend, plan.model)
             calibration = Calibration(

@@ -159,14 +159,16 @@ class Bench:
         gflop: float | None,
         *,
         first: str | None = None,
+        contexts: int | None = None,
     ) -> Network:
         """Measure ``model`` on frames of ``size`` in the network, in every way that runs here.
 
-        ``checkpoint``: what ``model`` was exported from, which torch runs itself. ``first``: the
-        backend that is measured in any case.
+        ``checkpoint``: what ``model`` was exported from, which torch runs itself. ``first`` and
+        ``contexts``: the backend that is measured in any case, and how many; None for the default.
+        With ``--threads`` no other number of contexts is measured, as a plan would not take it.
         """
         try:
-            return self._measure(model, checkpoint, size, gflop, first)
+            return self._measure(model, checkpoint, size, gflop, first, contexts)
         finally:
             for backend in self._backends:
                 backend.close()
@@ -178,12 +180,14 @@ class Bench:
         size: Size,
         gflop: float | None,
         first_backend: str | None,
+        contexts: int | None,
     ) -> Network:
         groups, cannot_run = groups_of(model, checkpoint, self._options)
         self._cannot_run += cannot_run
         groups.sort(key=lambda group: group.backend != first_backend)
         on_cpu = not self._options.device.startswith("cuda")
-        contexts = default_contexts("cpu" if on_cpu else self._options.device, self._threads)
+        if contexts is None:
+            contexts = default_contexts("cpu" if on_cpu else self._options.device, self._threads)
         frame_bytes = widest_tensor(model) * size[0] * size[1] * 4 * _TENSORS_AT_ONCE
         ways: list[_Way] = []
         reference = self._reference(model, groups)
@@ -200,7 +204,7 @@ class Bench:
             if first.batch_size != (model.card.batch or 1):
                 continue
             for count in _counts_of_contexts(self._threads if on_cpu else 2):
-                if count == contexts:
+                if count == contexts or self._options.threads is not None:
                     continue
                 way = self._way(first.group, size, first.batch_size, count, frame_bytes)
                 if way is not None:
@@ -454,8 +458,7 @@ def groups_of(
         if why is not None:
             cannot_run.append(LeftOut(backend, why))
             continue
-        runs = checkpoint if backend == "torch" else model
-        assert runs is not None
+        runs = checkpoint or model if backend == "torch" else model
         groups += [_Group(backend, device, each, runs) for each in precisions(backend)]
     if file_precision == "fp32" and options.precision == "auto" and on_cpu:
         cannot_run.append(
@@ -478,14 +481,17 @@ def _why_not(
     if model.engine is not None and backend != "tensorrt":
         return "runs no engine"
     if backend == "torch" and checkpoint is None:
-        return "runs checkpoints only, and this is none"
+        if model.card.precision == "int8":
+            return "runs no int8"
+        if on_cpu and options.backend == "auto":
+            return "for checkpoints, or with --backend torch"
     if backend == "tensorrt" and on_cpu:
         return "needs an NVIDIA GPU (--device cuda)"
     if backend == "tensorrt" and options.backend != "tensorrt" and model.engine is None:
         return "builds an engine, which takes minutes (--backend tensorrt)"
     if backend == "openvino" and not on_cpu:
         return "runs on the CPU only"
-    if not model.graph and backend != "torch" and model.engine is None:
+    if not model.graph and model.engine is None and backend != "torch":
         return "runs ONNX, and this is a checkpoint"
     return None
 

@@ -170,7 +170,7 @@ def _network(findings: Findings, style: Style) -> list[str]:
             for precision, most in network.products.items()
         )
         lines += _wrapped(f"Plain matrix products reach {reached} here.", style)
-    lines += _left_out("Cannot run", network.cannot_run, style)
+    lines += _left_out("Not run here", network.cannot_run, style)
     lines += _left_out("Not measured", network.not_measured, style)
     return lines
 

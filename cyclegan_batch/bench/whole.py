@@ -97,7 +97,7 @@ class Pipeline:
             precision=plan.backend.precision,
             batch_size=plan.schedule.batch_size,
             contexts=plan.schedule.contexts,
-            workers=plan.options.workers or 1,
+            workers=plan.schedule.workers,
             frames=self._seen[0],
             seconds=self._seen[1],
             rate=self._seen[0] / max(self._seen[1], 1e-9),

@@ -82,14 +82,17 @@ def test_every_runtime_and_precision_that_a_file_allows_is_measured(model):
         "onnxruntime fp32 cpu",
         "openvino fp32 cpu",
     ]
-    assert names(TranslateOptions(device="cuda:1"), model) == ["onnxruntime auto cuda:1"]
+    assert names(TranslateOptions(device="cuda:1", precision="fp32"), model) == [
+        "onnxruntime fp32 cuda:1",
+        "torch fp32 cuda:1",
+    ]
 
 
 @pytest.mark.usefixtures("_all_installed")
 def test_what_cannot_run_is_listed_with_its_reason(model):
     left_out = {each.what: each.why for each in groups_of(model, None, TranslateOptions())[1]}
     assert left_out["tensorrt"] == "not installed"
-    assert left_out["torch"] == "runs checkpoints only, and this is none"
+    assert left_out["torch"] == "for checkpoints, or with --backend torch"
     assert "int8" in left_out
     on_gpu = groups_of(model, None, TranslateOptions(device="cuda"))[1]
     assert ("openvino", "runs on the CPU only") in [(each.what, each.why) for each in on_gpu]

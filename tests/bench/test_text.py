@@ -95,7 +95,7 @@ def test_every_line_but_the_command_fits_and_can_be_encoded(columns, blocks):
         "openvino bf16: near, 47.9 dB",
         "* what translate takes without options",
         "Plain matrix products reach 163 GFLOP/s in fp32 here.",
-        "Cannot run: tensorrt (not installed).",
+        "Not run here: tensorrt (not installed).",
         "and 3 more (no time was left)",
         "About 2.1 times as fast, but less faithful, is openvino bf16 (near, 47.9 dB)",
         "Measured in 57 of 60 s, besides 12 s for the export of the checkpoint.",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import cast
 
 from ..errors import BackendError, ModelError, OutputError
-from ..job.calibration import Calibration, keep
+from ..job.calibration import Calibration, keep, kept
 from ..job.plan import JobPlan
 from ..machine import cpu_threads
 from ..models.checkpoint_files import is_checkpoint
@@ -26,7 +26,7 @@ from ..models.model import Model, open_model
 from ..opening import open_for_translation
 from ..options import BackendName, TranslateOptions, TranslatePrecision
 from ..wording import counted, grouped
-from .advice import best_of_each, choose, command
+from .advice import best_of_each, choose, command, expected_rate
 from .budget import Budget
 from .findings import Findings, Part
 from .runtimes import Bench, LeftOut, Row
@@ -82,7 +82,10 @@ def measure(
 
     Raises what `translate` raises, and KeyboardInterrupt.
     """
-    with tempfile.TemporaryDirectory(prefix="cyclegan-batch-bench-") as name:
+    # A runtime that could not be stopped may still write into it.
+    with tempfile.TemporaryDirectory(
+        prefix="cyclegan-batch-bench-", ignore_cleanup_errors=True
+    ) as name:
         job = _Job(model, source, options, Budget(seconds, clock=clock, watch=watch), Path(name))
         return job.measure(say, tell)
 
@@ -132,7 +135,7 @@ class _Job:
         tell("stages", findings)
         budget.step = "the whole pipeline"
         findings.pipeline = self._run(
-            pipeline, limit, budget.until(_PIPELINE_UNTIL), findings, self.options
+            pipeline, limit.rate, budget.until(_PIPELINE_UNTIL), findings, self.options
         )
         tell("pipeline", findings)
         self._network(plan, model, findings, say)
@@ -176,19 +179,22 @@ class _Job:
     def _run(
         self,
         pipeline: Pipeline,
-        limit: Limit,
+        limit: float,
         seconds: float,
         findings: Findings,
         options: TranslateOptions,
         what: str = "the whole pipeline",
     ) -> Run | None:
-        """Run the pipeline for about ``seconds``; None where there is no time for a frame."""
-        frames = int(min(_MOST_FRAMES, max(limit.rate * seconds, self.threads)))
-        if frames / limit.rate > max(self.budget.left, 1.0):
+        """Run the pipeline for about ``seconds``; None where there is no time for a frame.
+
+        ``limit``: its rate, in frames per second.
+        """
+        frames = int(min(_MOST_FRAMES, max(limit * seconds, self.threads)))
+        if frames / limit > max(self.budget.left, 1.0):
             findings.not_measured.append(LeftOut(what, "a frame takes longer than what is left"))
             return None
         run = pipeline.run(frames, max(_OVERTIME * seconds, 1.0), options)
-        return replace(run, share=run.rate / limit.rate)
+        return replace(run, share=run.rate / limit)
 
     def _network(
         self, plan: JobPlan, model: Model, findings: Findings, say: Callable[[str], None]
@@ -251,11 +257,14 @@ class _Job:
             findings.reduced, findings.reduced_gain = choice.reduced, choice.gain
             options = _with_best(options, choice.best, plan)
             best[_key(choice.best)] = choice.best
-        kept = self._keep(best.values(), plan, {}, say)
+        is_kept = self._keep(best.values(), plan, {}, say)
         if choice is not None and choice.best != findings.default:
-            seconds = self.budget.left / 2
+            if not is_kept and choice.best.batch_size != plan.schedule.batch_size:
+                options = replace(options, batch_size=choice.best.batch_size)
+            self.budget.step = "the pipeline with the command"
+            most = expected_rate(choice.best, costs, self.threads)
             findings.confirmed = self._run(
-                pipeline, limit, seconds, findings, options, "the pipeline with the command"
+                pipeline, most, self.budget.left / 2, findings, options, self.budget.step
             )
             if _is_slower(findings.confirmed, findings.pipeline):
                 # What was faster alone is not so in the pipeline.
@@ -263,20 +272,17 @@ class _Job:
                 findings.best = findings.default or choice.best
                 if findings.default is not None:
                     best[_key(findings.default)] = findings.default
-                    kept = self._keep(best.values(), plan, {}, say)
+                    is_kept = self._keep(best.values(), plan, {}, say)
         workers = self._workers(pipeline, plan, sample, limit, findings, options)
-        if workers > 1 and findings.best is not None:
-            kept = self._keep(best.values(), plan, {_key(findings.best): workers}, say)
+        if findings.workers and findings.best is not None:
+            is_kept = self._keep(best.values(), plan, {_key(findings.best): workers}, say)
         findings.kept = tuple(
             f"{row.name} (batch {row.batch_size}, {counted(row.contexts, 'context')})"
             for row in best.values()
-            if kept
+            if is_kept
         )
-        if not kept and findings.best is not None:
-            if findings.best.batch_size != plan.schedule.batch_size:
-                options = replace(options, batch_size=findings.best.batch_size)
-            if workers > 1:
-                options = replace(options, workers=workers)
+        if not is_kept and workers > 1:
+            options = replace(options, workers=workers)
         findings.command = tuple(self._command(plan, options))
 
     def _keep(
@@ -288,23 +294,29 @@ class _Job:
     ) -> bool:
         """Keep the best ways for later plans; return whether that was possible.
 
-        With ``--threads`` nothing is kept: a plan without it would have other threads.
+        With ``--threads`` nothing is kept: a plan without it would have other threads. A number of
+        ``workers`` that was not measured this time stays as it was.
         """
         if self.options.threads is not None:
             return False
         for row in rows:
-            model = self.models.get(row.backend, plan.model)
+            card = self.models.get(row.backend, plan.model).card
+            backend, device, precision = _key(row)
+            cache_dir = self.options.cache_dir
+            earlier = kept(
+                card, self.size, cache_dir, backend=backend, device=device, precision=precision
+            )
             calibration = Calibration(
-                backend=row.backend,
-                device=row.device,
-                precision=row.precision,
+                backend=backend,
+                device=device,
+                precision=precision,
                 batch_size=row.batch_size,
                 contexts=row.contexts,
-                workers=workers.get(_key(row), 1),
+                workers=workers.get(_key(row), earlier.workers if earlier else 1),
                 rate=row.rate,
             )
             try:
-                keep(calibration, model.card, self.size, self.options.cache_dir)
+                keep(calibration, card, self.size, cache_dir)
             except OutputError as error:
                 say(f"what was found is not kept: {error}")
                 return False
@@ -337,7 +349,7 @@ class _Job:
         for count in (1, 2):
             self.budget.step = f"the whole pipeline, --workers {count}"
             changed = replace(options, workers=count)
-            run = self._run(pipeline, limit, seconds, findings, changed, what)
+            run = self._run(pipeline, limit.rate, seconds, findings, changed, what)
             if run is None:
                 return 1
             runs.append(run)

@@ -93,6 +93,8 @@ def command(
     options: TranslateOptions,
 ) -> list[str]:
     """Return the words of a translation with those options that differ from their defaults."""
+    # A name that begins like an option.
+    source = f"./{source}" if source.startswith("-") else source
     words = ["cyclegan-batch", "translate", source, target, "-m", str(model)]
     for option in options_given(options):
         value = getattr(options, option.name)

@@ -98,6 +98,8 @@ def test_of_each_runtime_and_precision_the_best_way_is_kept():
 def test_the_command_has_the_options_that_were_given_and_what_is_faster():
     words = command(Path("a model.onnx"), "INPUT", "OUTPUT", TranslateOptions())
     assert quoted(words) == "cyclegan-batch translate INPUT OUTPUT -m 'a model.onnx'"
+    words = command(Path("m.onnx"), "-clip.mp4", "OUTPUT.mp4", TranslateOptions())
+    assert words[2] == "./-clip.mp4"
     options = TranslateOptions(
         model_io="nchw rgb 0..255",
         size=(480, 640),

@@ -142,6 +142,8 @@ class Bench:
         self._stopped = threading.Event()
         self._bytes = 0.0
         self._longest_opening = 0.0
+        self._frame_seconds = 0.0
+        """Of the slowest way so far."""
         self._cannot_run: list[LeftOut] = []
         self._not_measured: list[LeftOut] = []
 
@@ -239,14 +241,25 @@ class Bench:
             raise BackendError("the measurement was stopped")
 
     def _way(
-        self, group: _Group, size: Size, batch_size: int, contexts: int, frame_bytes: float
+        self,
+        group: _Group,
+        size: Size,
+        batch_size: int,
+        contexts: int,
+        frame_bytes: float,
+        *,
+        is_ceiling: bool = False,
     ) -> _Way | None:
         """Open a way and let it run once; None where it does not run or nothing is left for it."""
         self._check()
         words = f"{group.words}, batch {batch_size}, {counted(contexts, 'context')}"
         # The products are short, and without them no share can be told.
-        until = self._until_open / 2 if frame_bytes == 0 else self._until_open
-        if self._left() - self._longest_opening < until and self._backends:
+        until = self._until_open / 2 if is_ceiling else self._until_open
+        opening = self._longest_opening
+        if group.precision not in ("auto", "fp32"):
+            # A runtime then measures the parity itself, in both precisions.
+            opening += 2 * _PARITY_FRAMES * self._frame_seconds
+        if self._left() - opening < until and self._backends:
             self._not_measured.append(LeftOut(words, "no time was left"))
             return None
         needed = frame_bytes * batch_size * contexts
@@ -281,6 +294,9 @@ class Bench:
             return None
         self._bytes += needed
         self._longest_opening = max(self._longest_opening, time.monotonic() - begin)
+        if not is_ceiling:
+            seconds = way.contestant.call_seconds / batch_size
+            self._frame_seconds = max(self._frame_seconds, seconds)
         return way
 
     def _reference(self, model: Model, groups: Sequence[_Group]) -> Pixels | None:
@@ -367,7 +383,7 @@ class Bench:
             size = (products.SIDE, products.SIDE)
             batch = products.BATCH_ON_CPU if way.device == "cpu" else products.BATCH_ON_GPU
             rest = len(self._not_measured), len(self._cannot_run)
-            ceiling = self._way(group, size, batch, contexts, 0)
+            ceiling = self._way(group, size, batch, contexts, 0, is_ceiling=True)
             # What is missing of these is told by shares that are missing.
             del self._not_measured[rest[0] :], self._cannot_run[rest[1] :]
             if ceiling is not None and ceiling.precision == precision:

@@ -6,8 +6,9 @@ import contextlib
 import functools
 import importlib.util
 import math
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from cyclegan_batch.backends.common import Backend
 from cyclegan_batch.frames import Pixels
 from cyclegan_batch.models.networks import (
     GeneratorConfig,
@@ -149,6 +151,40 @@ class Bench:
                 run()
 
         return self.timed(self.recorded(several), 0.1)[0] / times
+
+
+def frames_per_second(backends: Sequence[Backend], frames: Pixels, seconds: float) -> float:
+    """Return the rate at which contexts translate ``frames``, each in a thread of its own.
+
+    The first three calls of each are not timed: they allocate, choose kernels and record graphs.
+    """
+    counts = [0] * len(backends)
+    failures: list[Exception] = []
+    begins: list[float] = []
+    ready = threading.Barrier(len(backends), action=lambda: begins.append(time.perf_counter()))
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(3):
+                backends[number].infer(frames)
+            ready.wait()
+            while counts[number] == 0 or time.perf_counter() < begins[0] + seconds:
+                backends[number].infer(frames)
+                counts[number] += 1
+        except threading.BrokenBarrierError:
+            pass  # another context failed
+        except Exception as error:
+            failures.append(error)
+            ready.abort()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(backends))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for failure in failures:
+        raise failure
+    return sum(counts) * len(frames) / (time.perf_counter() - begins[0])
 
 
 @functools.cache

@@ -58,6 +58,11 @@ def resnet(tmp_path: Path) -> Model:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
     """Replace the installed onnxruntime by a stand-in with CUDA, on a machine with a GPU."""
+    return put_cuda_in_place(monkeypatch)
+
+
+def put_cuda_in_place(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
+    """Do what the fixture `cuda` does, for tests of other folders."""
     fake = SimpleNamespace(
         __version__="1.0",
         InferenceSession=FakeSession,

@@ -373,6 +373,72 @@ def test_a_file_that_draws_another_picture_is_seen_on_onnxruntime(notebook, monk
     assert (row["reached"], row["needed"]) == ("none", "exact")
 
 
+class Counting:
+    """A context that counts its calls and may fail at one of them."""
+
+    def __init__(self, fails_at=0):
+        self.calls, self.fails_at = 0, fails_at
+
+    def infer(self, frames):
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise RuntimeError("no kernel image")
+        time.sleep(0.005)
+        return frames
+
+
+def test_the_rate_of_several_contexts_counts_what_follows_the_warm_up():
+    from benchmarks.gpu_sections.measuring import frames_per_second
+
+    contexts = [Counting(), Counting()]
+    begin = time.perf_counter()
+    rate = frames_per_second(contexts, [None] * 4, 0.1)
+    took = time.perf_counter() - begin
+    timed = sum(each.calls - 3 for each in contexts)
+    assert 4 * timed / took < rate <= 4 * timed / 0.1
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        frames_per_second([Counting(), Counting(fails_at=2)], [None], 0.1)
+
+
+def test_every_way_of_onnxruntime_has_a_row_and_opens(notebook, monkeypatch, tmp_path):
+    """It opens on a stand-in."""
+    from benchmarks.gpu_sections import runtimes
+    from benchmarks.gpu_sections.measuring import Bench
+    from tests.backends.conftest import put_cuda_in_place
+    from tests.synthesis import generators
+
+    sessions = put_cuda_in_place(monkeypatch)
+    model = generators.tiny_resnet(tmp_path / "resnet.onnx")
+    monkeypatch.setattr(runtimes, "required", lambda *modules: None)
+    monkeypatch.setattr(runtimes, "export", lambda *given, **options: {"mb": 1.0})
+    monkeypatch.setattr(Bench, "checkpoint_in", lambda self, folder: model)
+    opened = []
+
+    def of_file(bench, checkpoint, opens, precision, contexts):
+        if opens.func is runtimes.on_onnxruntime:
+            backend = opens.func(bench, model, *opens.args[2:])
+            opened.append(backend.precision)
+            backend.close()
+        return {"fps": 1.0}
+
+    monkeypatch.setattr(runtimes, "of_file", of_file)
+    rows.write_rows(
+        notebook, "runtimes", runtimes.jobs(Bench("cuda")), clock=time.monotonic, end=math.inf
+    )
+    found = {row["name"]: row for row in notebook.rows()}
+    assert not [row for row in found.values() if "error" in row]
+    assert len(found) == 3 + len(runtimes.ROWS) + 4
+    assert {
+        "onnxruntime, fp16, plain, 2 contexts",
+        "onnxruntime, fp16, graph, 1 contexts",
+        "onnxruntime, fp16, half norm, graph, NHWC, 2 contexts",
+        "tensorrt, half norm, graph, 2 contexts",
+    } <= found.keys()
+    assert len(opened) == len(runtimes.ROWS)
+    ((_, options),) = sessions.sessions[-1].providers
+    assert (options["enable_cuda_graph"], options["prefer_nhwc"]) == ("1", "1")
+
+
 # A bare checkout
 
 

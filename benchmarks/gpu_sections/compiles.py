@@ -18,7 +18,8 @@ from .measuring import Bench, Job
 def jobs(bench: Bench) -> Iterator[Job]:
     first, *others = bench.some(compiled.MODES)
     yield "generator, default, batch 8", partial(generator, bench, *first)
-    yield "training step", partial(step, bench)
+    for option in bench.some(("compile", "fused_norm")):
+        yield f"training step, {option}", partial(step, bench, option)
     for mode, batch in others:
         yield f"generator, {mode}, batch {batch}", partial(generator, bench, mode, batch)
 
@@ -30,9 +31,9 @@ def generator(bench: Bench, mode: str, batch: int) -> dict[str, Any]:
     return {"seconds": time.monotonic() - begin}
 
 
-def step(bench: Bench) -> dict[str, Any]:
+def step(bench: Bench, option: str) -> dict[str, Any]:
     begin = time.monotonic()
-    model = training.seeded_model(bench, **training.FAST, compile=True)
+    model = training.seeded_model(bench, **training.FAST | {option: True})
     model.step(*training.pairs(bench, 1)[0])
     bench.settle()
     return {"seconds": time.monotonic() - begin}

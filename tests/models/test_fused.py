@@ -94,6 +94,8 @@ CASES = [
     Case((1, 6, 6, 4), torch.float16, relu=True, residual_pad=1),
     Case((2, 2, 65, 1), residual_pad=2, pad=1, tiling=fused.Tiling(64, 2)),
     Case((1, 16, 16, 8), torch.bfloat16, relu=True, pad=1, tiling=None),
+    # Statistics and sums of eight parts.
+    Case((1, 16, 18, 4), relu=True, residual_pad=1, pad=1, tiling=fused.Tiling(16, 16)),
 ]
 
 
@@ -413,33 +415,26 @@ def test_a_fused_resnet_has_the_gradients_of_the_plain_one():
 
 
 @interpreted
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
-def test_in_half_precision_its_gradients_are_as_good_as_the_plain_ones(half):
+def test_in_bfloat16_its_gradients_are_as_good_as_the_plain_ones():
+    half = torch.bfloat16
     network, trained = pair_of(TINY)
     _, exact = gradients_of(copy.deepcopy(network), None)
     plain, plain_gradients = gradients_of(network, half)
     found, gradients = gradients_of(trained, half)
     assert found.dtype == plain.dtype
     apart = relative(plain_gradients, exact)
-    # In either network a rounding may switch a ReLU on or off. In 2 × 6 images that moved single
-    # weights' gradients by up to a tenth more than in the other network.
+    # In either network a rounding may switch a ReLU on or off. With six pairs of images that moved
+    # a weight's gradient by at most a sixth more than in the other network.
     for name, by in relative(gradients, exact).items():
         assert by < 2 * apart[name] + 0.1, name
 
 
-@interpreted
-def test_images_of_a_batch_do_not_touch_each_other():
-    _, trained = pair_of(TINY)
-    images = torch.rand(2, 3, 12, 8) * 2 - 1
-    with torch.no_grad():
-        together = trained(images)
-        alone = torch.cat([trained(image) for image in images.split(1)])
-    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("config", "reason"),
-    [(replace(TINY, dropout=True), "it has dropout"), (replace(TINY, norm="batch"), "its norm")],
+    [
+        (replace(TINY, dropout=True), "it has dropout, which comes between"),
+        (replace(TINY, norm="batch"), "its norm"),
+    ],
     ids=str,
 )
 def test_what_cannot_be_trained_fused_errors(config, reason):
@@ -473,7 +468,7 @@ for pixels, long in (("*fp16", False), ("*bf16", True)):
     images = dict.fromkeys(("x", "residual", "out", "gradient", "of_x", "of_residual"), pixels)
     both = sums | images
     compiled(kernels.statistics_of_parts, both, C=256, LONG=long, BP=64, BC=64)
-    compiled(kernels.statistics_of_images, sums, C=256, S=16, BC=16)
+    compiled(kernels.statistics_of_images, sums, C=256, S=16 if long else 1, BC=16)
     compiled(kernels.normalized, both, C=64, RELU=False, PAD=1, ADDS=True, RESIDUAL_PAD=1,
              CELLS_IN=True, CELLS_OUT=True, LONG=long, **TILES)
     compiled(kernels.gradient_sums_of_parts, both, C=64, RELU=True, PAD=3, LONG=long, BP=64, BC=64)

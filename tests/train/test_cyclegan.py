@@ -1026,6 +1026,7 @@ def test_the_networks_have_the_channels_of_their_domains():
             "^lambda_identity = 0.5 compares .* has 1 channels where B has 3; set it to 0",
         ),
         ({"cuda_graphs": True, "precision": "fp16"}, "cuda_graphs cannot record fp16"),
+        ({"fused_norm": True, "compile": True}, "fused_norm and compile are two ways to the same"),
     ],
     ids=str,
 )

@@ -100,6 +100,10 @@ class TrainConfig:
     compile: bool = False
     """Compile the networks with torch.compile, which takes minutes before the first step and
     requires a C++ compiler."""
+    fused_norm: bool = False
+    """Compute what stands between two convolutions of a generator (InstanceNorm, ReLU or residual,
+    reflected border) as one operation in Triton, with the channels innermost: a ``resnet`` without
+    dropout, on CUDA. Experimental: never run on a GPU."""
     cuda_graphs: bool = False
     """Record a whole step as a CUDA graph and replay it. Experimental: never run on a GPU. On other
     devices the same is computed without a recording."""
@@ -125,6 +129,11 @@ class TrainConfig:
             raise ValueError(
                 "cuda_graphs cannot record fp16, which skips steps depending on the gradients; use "
                 "bf16"
+            )
+        if self.fused_norm and self.compile:
+            raise ValueError(
+                "fused_norm and compile are two ways to the same, and do not work together; leave "
+                "one of them out"
             )
         if self.n_layers_D > 5:
             raise ValueError(f"n_layers_D = {self.n_layers_D} must be from 1 to 5")

@@ -72,8 +72,8 @@ class CycleGAN:
                 f"cuda_graphs records the step of one process, and this is one of {ranks.size}; "
                 "leave it out"
             )
-        self.netG_A = self._place(generator_from_config(generator_config(config, "AtoB")))
-        self.netG_B = self._place(generator_from_config(generator_config(config, "BtoA")))
+        self.netG_A = self._place(self._generator("AtoB"))
+        self.netG_B = self._place(self._generator("BtoA"))
         self.netD_A = self._place(discriminator_from_config(config, config.output_nc))
         self.netD_B = self._place(discriminator_from_config(config, config.input_nc))
         self.optimizer_G = self._adam(self.netG_A, self.netG_B)
@@ -329,10 +329,16 @@ class CycleGAN:
 
     # The machine
 
+    def _generator(self, direction: str) -> nn.Module:
+        config = generator_config(self.config, direction)
+        if self.config.fused_norm:
+            return _fused_generator(config, self.device)
+        return generator_from_config(config)
+
     def _place(self, network: nn.Module) -> nn.Module:
         """Initialise a network on the CPU, so that a seed gives the same weights on any device."""
         init_weights(network, self.config.init_type, self.config.init_gain)
-        if self.config.channels_last:
+        if self.config.channels_last or self.config.fused_norm:
             network = network.to(memory_format=torch.channels_last)
         network = network.to(self.device)
         if self.config.compile:
@@ -404,6 +410,24 @@ def generator_config(config: TrainConfig, direction: str) -> GeneratorConfig:
         dropout=config.dropout,
         upsample=config.upsample,
     )
+
+
+def _fused_generator(config: GeneratorConfig, device: torch.device) -> nn.Module:
+    """Return the generator with the fused operator, or raise for what it does not support."""
+    try:
+        from cyclegan_batch.models import fused
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"fused_norm needs Triton: {error}; install triton, or leave fused_norm out"
+        ) from error
+    if not fused.runs_on(device):
+        raise ValueError(
+            f"fused_norm runs on CUDA, and this is a training on {device.type}; leave it out"
+        )
+    why_not = fused.why_not_fused(config, training=True)
+    if why_not is not None:
+        raise ValueError(f"fused_norm does not support the generator: {why_not}; leave it out")
+    return fused.FusedResnet(config)
 
 
 def learning_rate_factor(config: TrainConfig, epoch: int) -> float:

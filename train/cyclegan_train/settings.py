@@ -140,7 +140,7 @@ FREE_ON_RESUME = frozenset(
         "samples",
         "reference_names",
     }
-    | {"compile", "cuda_graphs"}
+    | {"compile", "cuda_graphs", "fused_norm"}
 )
 """The keys that may be changed when a run is resumed."""
 

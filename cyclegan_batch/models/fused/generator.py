@@ -18,11 +18,13 @@ from . import kernels
 from .operator import TYPES, Tiling, current_device_of, in_cells, norm_act_pad
 
 
-def why_not_fused(config: GeneratorConfig) -> str | None:
+def why_not_fused(config: GeneratorConfig, *, training: bool = False) -> str | None:
     """Return why a generator cannot run with the fused operator, as a clause; None if it can.
 
-    BatchNorm in eval mode needs no operator of its own: it is folded into the convolution.
+    BatchNorm needs no such operator in a translation: it is folded into the convolution.
     """
+    if training and config.dropout:
+        return "it has dropout, which comes between a norm and its border"
     if config.family != "resnet":
         return f"{config.netG} is no plain ResNet"
     if config.norm != "instance":
@@ -184,24 +186,22 @@ class FusedGenerator:
 class FusedResnet(ResnetGenerator):
     """A `ResnetGenerator` with the same parameters, whose forward uses the fused operator.
 
-    The stem's border and the head's tanh are torch's own. The parameters before a norm that are
-    biases get no gradient. Raises ValueError for what cannot be fused (`why_not_fused`), and for
-    dropout, which falls between a norm and its border.
+    The stem's border and the head's tanh are torch's own. Biases before a norm get no gradient.
+    Raises ValueError for what cannot be fused (`why_not_fused`).
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
-        why_not = "it has dropout" if config.dropout else why_not_fused(config)
+        why_not = why_not_fused(config, training=True)
         if why_not is not None:
             raise ValueError(f"the generator cannot run with the fused operator: {why_not}")
         super().__init__(config)
-        self.to(memory_format=torch.channels_last)
         self._body = Body(None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Translate ``(N, C, H, W)`` in [-1, 1]; H and W are multiples of 4, and 8 or more."""
         layers = [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
         stem, *inner, head = layers
-        x = F.pad(x, (3, 3, 3, 3), mode="reflect").permute(0, 2, 3, 1)
+        x = F.pad(x, (3, 3, 3, 3), mode="reflect").permute(0, 2, 3, 1).contiguous()
         x = self._body(self._body.convolved(x, stem.weight), [layer.weight for layer in inner])
         return torch.tanh(self._body.convolved(x, head.weight, head.bias).permute(0, 3, 1, 2))
 

@@ -181,7 +181,7 @@ class _Job:
     def _parts(self, x: Tensor) -> tuple[int, int]:
         """Return how many parts an image is divided into, a power of 2, and the pixels of each."""
         n, h, w = self._image(x)
-        programs, parts = n * self._groups()[0], 2
+        programs, parts = n * self._groups()[0], 1
         # Aim at eight programs for each multiprocessor, and several tiles for each program.
         while (
             parts < 256

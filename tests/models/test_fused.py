@@ -404,11 +404,15 @@ def pair_of(config: GeneratorConfig) -> tuple[torch.nn.Module, fused.FusedResnet
 @interpreted
 def test_a_fused_resnet_has_the_gradients_of_the_plain_one():
     network, trained = pair_of(TINY)
-    wanted, exact = gradients_of(network, None)
+    wanted, exact = gradients_of(copy.deepcopy(network).double(), None, torch.float64)
+    plain, plain_gradients = gradients_of(network, None)
     found, gradients = gradients_of(trained, None)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    # As near to float64 as the plain network in float32 is: tried, at most twice as far away.
+    assert (found - wanted).std() < 4 * (plain - wanted).std()
     assert len(exact) == 12
-    assert max(relative(gradients, exact).values()) < 1e-4
+    apart = relative(plain_gradients, exact)
+    for name, by in relative(gradients, exact).items():
+        assert by < 4 * apart[name], name
     absent = [name for name, weight in trained.named_parameters() if weight.grad is None]
     assert len(absent) == 9
     assert all(name.endswith("bias") for name in absent)

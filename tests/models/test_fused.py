@@ -306,7 +306,6 @@ def frames_of(height: int, width: int, count: int = 2) -> Tensor:
 @pytest.mark.parametrize(
     ("config", "cells", "size"),
     [
-        (TINY, False, (8, 12)),
         (TINY, True, (12, 8)),
         (replace(TINY, input_nc=1, ngf=6), True, (8, 8)),
         (replace(TINY, output_nc=1, netG="resnet_0blocks"), False, (16, 8)),

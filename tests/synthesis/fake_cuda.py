@@ -50,6 +50,12 @@ class FakeCuda:
                 fake.streams += 1
                 self.number = fake.streams
 
+            def synchronize(self) -> None:
+                fake.calls.append("settle")
+
+            def wait_stream(self, other: Any) -> None:
+                fake.calls.append(f"{self.number} waits for {other}")
+
         class Event:
             def __init__(self, *, blocking: bool) -> None:
                 assert blocking, "a thread that waits would take a core"
@@ -98,8 +104,13 @@ class FakeCuda:
     @contextlib.contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
         before, self.current = self.current, stream
-        yield
-        self.current = before
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def current_stream(self, device: Any) -> Any:
+        return self.current or "the default stream"
 
     def graph_pool_handle(self) -> int:
         self.pools += 1
@@ -144,8 +155,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     from cyclegan_batch.backends.torch import recording
 
     fake = FakeCuda()
-    for name in ("Stream", "Event", "CUDAGraph", "device", "stream", "graph", "graph_pool_handle",
-                 "empty_cache", "is_available", "device_count"):  # fmt: skip
+    names = "Stream Event CUDAGraph device stream current_stream graph graph_pool_handle"
+    for name in (*names.split(), "empty_cache", "is_available", "device_count"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     monkeypatch.setattr(
         recording, "_pinned_memory", lambda shape, dtype: torch.empty(shape, dtype=dtype)

@@ -13,6 +13,7 @@ is gone, so there are as many as the pipeline's queues hold, and nothing is copi
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import traceback
 from collections import OrderedDict
@@ -41,6 +42,10 @@ _CAPTURE = threading.Lock()
 torch allows one capture at a time in a process, and a wait for the whole device, which freeing
 memory implies, breaks a capture whatever its error mode is.
 """
+
+
+class _NotRecordedError(Exception):
+    """A capture failed for another reason than memory."""
 
 
 @dataclass
@@ -86,13 +91,19 @@ class CudaBatches:
         """Translate ``frames``; the result is a new array in pinned memory.
 
         The first batch of a shape is launched kernel by kernel, the second is recorded, the others
-        replay it. Where memory fails and graphs hold some, it is tried once more without them.
-        Raises what torch raises; after that the next call works.
+        replay it. Where recording fails, it and all later ones are launched. Where memory fails and
+        graphs hold some, it is tried once more without them. Raises what torch raises; after that
+        the next call works.
         """
         with torch.cuda.device(self._device), torch.inference_mode():
             try:
                 return self._translated(frames)
+            except _NotRecordedError as error:
+                self.not_recorded = f"recording one fails: {first_line(error)}"
             except (RuntimeError, MemoryError) as error:
+                # What was enqueued still reads the pinned input, which the next call writes.
+                with contextlib.suppress(RuntimeError):
+                    self._stream.synchronize()
                 # The tensors of the call that failed would be kept as long as the error is.
                 for each in _with_origins(error):
                     traceback.clear_frames(each.__traceback__)
@@ -158,8 +169,8 @@ class CudaBatches:
         recorded.graph.replay()
         return recorded.translated
 
-    def _record(self, shape: tuple[int, ...], sent: Tensor) -> _Recorded | None:
-        """Record a graph for ``shape``; None where torch cannot, which `not_recorded` tells."""
+    def _record(self, shape: tuple[int, ...], sent: Tensor) -> _Recorded:
+        """Record a graph for ``shape``. Raises _NotRecordedError, and what torch raises."""
         with _CAPTURE, CUDA_SETTING.set_to(self._arithmetic, search=self._search):
             while len(self._graphs) >= MOST_GRAPHS:
                 # A shape that comes back is recorded again at its second batch.
@@ -181,12 +192,11 @@ class CudaBatches:
                 ):
                     translated = self._compute(frames)
             except RuntimeError as error:
-                # The stream of a broken capture is not to be relied on.
+                # The stream of a broken capture is not used again, not by this call either.
                 self._stream = self._new_stream()
                 if memory_failed(error):
                     raise
-                self.not_recorded = f"recording one fails: {first_line(error)}"
-                return None
+                raise _NotRecordedError(str(error)) from error
         self._graphs[shape] = recorded = _Recorded(graph, frames, translated)
         return recorded
 
@@ -200,7 +210,10 @@ class CudaBatches:
             torch.cuda.empty_cache()
 
     def _new_stream(self) -> torch.cuda.Stream:
-        return torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        # The weights may still be on their way: no stream of torch waits for another by itself.
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        return stream
 
 
 def _pinned_memory(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

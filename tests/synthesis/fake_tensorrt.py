@@ -42,6 +42,8 @@ class Gpu:
     streams: int = 0
     recordings: dict[Any, list[Callable[[], Any]]] = field(default_factory=dict)
     """What was enqueued on each stream that is being recorded."""
+    begun: int = 0
+    """How often a recording began."""
     graphs: int = 0
     launches: int = 0
     building: Callable[[], Any] = lambda: None
@@ -130,7 +132,7 @@ def _cuda_runtime(gpu: Gpu) -> Any:
 
     def begin_recording(stream: int, mode: _Mode) -> tuple[Any, ...]:
         assert isinstance(mode, _Mode)
-        gpu.recordings[stream] = []
+        gpu.recordings[stream], gpu.begun = [], gpu.begun + 1
         return (_Error.cudaSuccess,)
 
     def end_recording(stream: int) -> tuple[Any, ...]:

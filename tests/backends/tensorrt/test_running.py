@@ -196,11 +196,12 @@ def test_without_a_graph_every_batch_is_enqueued(tmp_path: Path, gpu: Gpu, model
 
 def test_what_cuda_cannot_record_is_enqueued_errors(tmp_path: Path, gpu: Gpu, model: Model) -> None:
     opened = open_on(gpu, model, tmp_path)
-    gpu.launches, gpu.refuse["record"] = 0, "operation not permitted when stream is capturing"
+    gpu.launches, gpu.begun = 0, 0
+    gpu.refuse["record"] = "operation not permitted when stream is capturing"
     sent = frames(2, 8, 8)
     for _ in range(4):
         np.testing.assert_array_equal(opened.infer(sent), 255 - sent)
-    assert (gpu.launches, gpu.graphs, gpu.recordings) == (0, 0, {})
+    assert (gpu.begun, gpu.launches, gpu.graphs, gpu.recordings) == (1, 0, 0, {})
     # What fails afterwards has its own reason, not the one of the recording.
     gpu.refuse["enqueue"] = "illegal address"
     with pytest.raises(BackendError, match=r"\(N,H,W\): illegal address; try"):

@@ -161,7 +161,8 @@ def open_onnxruntime(model: Model, *, threads: int, contexts: int) -> OnnxRuntim
 
     The session computes with ``threads`` threads, ``contexts`` of which are its callers'.
     """
-    model = on_cpu(model)
+    # Windows (winograd.py) take memory, and only OpenVINO has another network for large frames.
+    model = on_cpu(model, in_float32=False)
     # A pool of n starts n - 1 threads, and every thread that calls the session computes as well.
     pool = threads - contexts + 1
 

@@ -21,6 +21,7 @@ from ..models.model import (
     Model,
     ModelCard,
     graph_with_values,
+    has_wide_convolutions,
     on_cpu,
     sample_frames,
 )
@@ -38,6 +39,12 @@ from .common import (
 _KEPT_KERNELS = 64
 """How many kernels OpenVINO keeps for the shapes of earlier frames. With its default of 5,000,
 memory keeps growing over a folder of many sizes (tried: 270 MB in 450 shapes, against 50)."""
+
+
+_LARGEST_IN_WINDOWS = 2**20
+"""The most pixels of a frame whose wide convolutions are computed by way of windows (winograd.py),
+which takes memory: for the reference's ResNet at 1280×720 2.0 GB a context instead of 0.85. A
+constant, so that the pixels of a frame depend on no other frame and on no other program."""
 
 
 class _Request(Protocol):
@@ -69,8 +76,14 @@ class _Network:
     started with the first compilation, does all compiling.
     """
 
-    def __init__(self, compile_anew: Callable[[], _CompiledModel]) -> None:
+    def __init__(
+        self,
+        compile_anew: Callable[[], _CompiledModel],
+        for_large_frames: Callable[[], _CompiledModel] | None = None,
+    ) -> None:
         self._compile, self._lock = compile_anew, threading.Lock()
+        self._compile_for_large = for_large_frames
+        self._for_large: _Network | None = None
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="openvino compile")
         self._compiled: _CompiledModel | None = self._compiling.submit(compile_anew).result()
 
@@ -80,6 +93,15 @@ class _Network:
             if self._compiled is None:
                 self._compiled = self._compiling.submit(self._compile).result()
             return self._compiled
+
+    def suited_to(self, frames: Pixels) -> _Network:
+        """Return the network for frames of this size, which is this one but for large frames."""
+        if self._compile_for_large is None or frames[0, ..., 0].size <= _LARGEST_IN_WINDOWS:
+            return self
+        with self._lock:
+            if self._for_large is None:
+                self._for_large = _Network(self._compile_for_large)
+            return self._for_large
 
     def give_up(self, failed: _CompiledModel) -> None:
         """Discard the compiled model ``failed``; the next caller of `compiled` gets a new one."""
@@ -133,7 +155,7 @@ class OpenVinoBackend:
         return self._network
 
     def _run(self, frames: Pixels) -> Pixels:
-        network = self._live_network()
+        network = self._live_network().suited_to(frames)
         compiled, request = network.compiled(), self._request
         if request is None or compiled is not self._compiled:
             request = compiled.create_infer_request()
@@ -185,13 +207,13 @@ def open_openvino(
             f'openvino cannot be loaded ({error}); pip install "cyclegan-batch[openvino]"'
         ) from error
     core = openvino.Core()
-    model = on_cpu(model)
     notes: tuple[Note, ...] = ()
     bf16 = precision == "bf16"
     if bf16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise BackendUnavailableError(
             "openvino was asked for bf16 and this CPU has none; leave --precision out"
         )
+    given, model = model, on_cpu(model, in_float32=False)
     settings: dict[str, object] = {
         "NUM_STREAMS": contexts,
         "INFERENCE_NUM_THREADS": threads,
@@ -201,7 +223,16 @@ def open_openvino(
         "ENABLE_CPU_PINNING": False,
         "CPU_RUNTIME_CACHE_CAPACITY": _KEPT_KERNELS,
     }
-    network = _Network(lambda: _compiled(core, model.card, model.graph, settings))
+
+    def compiled() -> _CompiledModel:
+        return _compiled(core, model.card, model.graph, settings)
+
+    def compiled_in_windows() -> _CompiledModel:
+        # The graph is made anew: with the transformed weights it has four times the size.
+        return _compiled(core, model.card, on_cpu(given).graph, settings)
+
+    in_windows = not bf16 and has_wide_convolutions(given)
+    network = _Network(compiled_in_windows, compiled) if in_windows else _Network(compiled)
 
     def run(frames: Pixels) -> tuple[Pixels, Pixels]:
         with_values = _compiled(

@@ -19,6 +19,7 @@ from onnx import TensorProto
 from ..frames import SizeRequirements
 from .contract import INPUT, OUTPUT
 from .rewriting import PREFIX, Graph, Values, attribute_of, new_node, plain_convolution
+from .winograd import wide_convolutions_by_winograd
 
 _POINTWISE = {"Tanh", "Sigmoid", "Mul", "Add", "Sub", "Div", "Clip", "Identity", "Cast", "Floor"}
 """Operators behind the last convolution that compute each value by itself."""
@@ -32,8 +33,12 @@ _CENTRE = 128.0
 """What is subtracted from bytes. The difference is exact in every type, bfloat16 included."""
 
 
-def cpu_graph(content: bytes, sizes: SizeRequirements) -> bytes:
-    """Return the contract graph ``content`` in faster operators; ``sizes``: what it accepts."""
+def cpu_graph(content: bytes, sizes: SizeRequirements, *, in_float32: bool) -> bytes:
+    """Return the contract graph ``content`` in faster operators.
+
+    ``sizes``: what it accepts. ``in_float32``: whether float32 is computed as such. Where it is
+    rounded to bfloat16, the convolutions stay, for which Winograd's transforms are too coarse then.
+    """
     even = all(side % 2 == 0 for side in sizes.fixed or (sizes.multiple_of,))
     graph = Graph(onnx.ModelProto.FromString(content))
     _norms_in_one_operator(graph)
@@ -41,6 +46,8 @@ def cpu_graph(content: bytes, sizes: SizeRequirements) -> bytes:
     _bytes_without_floor(graph)
     if even:
         _head_in_cells(graph)
+    if in_float32:
+        wide_convolutions_by_winograd(graph)
     return graph.content() if graph.changed else content
 
 

@@ -24,6 +24,7 @@ from ..files import writing
 from ..frames import Pixels, as_pixel_type
 from ..options import Direction
 from ..wording import first_line, printable
+from . import winograd
 from .adoption import MODEL_IO_GRAMMAR, adopt, parse_model_io
 from .card import ModelCard, describe
 from .card_metadata import (
@@ -43,6 +44,7 @@ from .contract import (
 )
 from .cpu_graph import cpu_graph
 from .onnx_file import check_weights, read_onnx
+from .rewriting import Graph
 
 if TYPE_CHECKING:
     from .checkpoints import LoadedGenerator
@@ -61,6 +63,7 @@ __all__ = [
     "contract_from_generator",
     "describe",
     "graph_with_values",
+    "has_wide_convolutions",
     "model_from_contract",
     "on_cpu",
     "open_model",
@@ -240,9 +243,14 @@ def write_model(
     return model.card
 
 
-def on_cpu(model: Model) -> Model:
-    """Return an ONNX model with its graph in operators that CPUs compute faster."""
-    return replace(model, graph=cpu_graph(model.graph, model.card.sizes))
+def on_cpu(model: Model, *, in_float32: bool = True) -> Model:
+    """Return an ONNX model with its graph in operators that CPUs compute faster (`cpu_graph`)."""
+    return replace(model, graph=cpu_graph(model.graph, model.card.sizes, in_float32=in_float32))
+
+
+def has_wide_convolutions(model: Model) -> bool:
+    """Return whether `on_cpu` replaces wide convolutions where float32 is computed as such."""
+    return winograd.has_wide_convolutions(Graph(onnx.ModelProto.FromString(model.graph)))
 
 
 def graph_with_values(model: Model) -> bytes:

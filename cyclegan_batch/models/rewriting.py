@@ -8,7 +8,7 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from ..frames import Pixels
 from .contract import Constants
@@ -72,7 +72,10 @@ class Graph:
         while name in self._names:
             name += "'"
         self._names.add(name)
-        self.proto.graph.initializer.append(numpy_helper.from_array(values, name))
+        tensor = self.proto.graph.initializer.add()
+        tensor.name, tensor.data_type = name, helper.np_dtype_to_tensor_dtype(values.dtype)
+        tensor.dims.extend(values.shape)
+        tensor.raw_data = values.tobytes()
         return name
 
     def replace(self, old: Sequence[onnx.NodeProto], new: Sequence[onnx.NodeProto]) -> None:
@@ -81,25 +84,35 @@ class Graph:
         at = max(i for i, node in enumerate(self.nodes) if id(node) in gone)
         after = self.nodes[at + 1 :]
         self.nodes = [node for node in self.nodes[:at] if id(node) not in gone]
-        self.nodes += [*new, *after]
-        self.changed = True
+        self.rebuild([*self.nodes, *new, *after])
+
+    def rebuild(self, nodes: list[onnx.NodeProto]) -> None:
+        """Make ``nodes`` the nodes of the graph, in this order."""
+        self.nodes, self.changed = nodes, True
         self._index()
 
     def content(self) -> bytes:
-        """Return the graph with the nodes as they are now, without weights that none reads."""
+        """Return the graph with its nodes as they are now, without weights that none reads.
+
+        Nothing else can be done with the graph afterwards.
+        """
+        graph = self.proto.graph
         used = {name for node in self.nodes for name in node.input}
-        before, proto = self.proto.graph, onnx.ModelProto()
-        proto.CopyFrom(self.proto)
-        graph = proto.graph
-        # The shapes that were stated for the tensors between are those of other operators.
-        del graph.node[:], graph.initializer[:], graph.input[:], graph.value_info[:]
-        graph.node.extend(
+        weights = {weight.name for weight in graph.initializer}
+        for place in range(len(graph.initializer) - 1, -1, -1):
+            if graph.initializer[place].name not in used:
+                del graph.initializer[place]
+        for place in range(len(graph.input) - 1, -1, -1):
+            if graph.input[place].name in weights:
+                del graph.input[place]
+        nodes = onnx.GraphProto()
+        nodes.node.extend(
             node for node in self.nodes if node.op_type != "Constant" or node.output[0] in used
         )
-        graph.initializer.extend(weight for weight in before.initializer if weight.name in used)
-        weights = {weight.name for weight in before.initializer}
-        graph.input.extend(value for value in before.input if value.name not in weights)
-        return proto.SerializeToString()
+        # The shapes that were stated for the tensors between are those of other operators.
+        del graph.node[:], graph.value_info[:]
+        graph.node.extend(nodes.node)
+        return self.proto.SerializeToString()
 
 
 def new_node(kind: str, inputs: Sequence[str], out: str, **attributes: object) -> onnx.NodeProto:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from cyclegan_batch.backends import open_backend
@@ -20,6 +20,7 @@ from cyclegan_batch.models.model import Model, graph_with_values, on_cpu, open_m
 from cyclegan_batch.models.parity import parity
 from tests.needs import need
 from tests.synthesis import generators
+from tests.synthesis.doubles import in_doubles
 from tests.synthesis.generators import natural
 
 EVEN = SizeRequirements(2, 4)
@@ -27,29 +28,6 @@ EVEN = SizeRequirements(2, 4)
 
 def kinds(graph: bytes) -> Counter[str]:
     return Counter(node.op_type for node in onnx.ModelProto.FromString(graph).graph.node)
-
-
-def in_doubles(graph: bytes) -> onnx.ModelProto:
-    """Return a graph that computes in float64 what ``graph`` computes in float32."""
-    proto = onnx.ModelProto.FromString(graph)
-
-    def wide(tensor: onnx.TensorProto) -> None:
-        if tensor.data_type == TensorProto.FLOAT:
-            values = numpy_helper.to_array(tensor).astype(np.float64)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-
-    for weight in proto.graph.initializer:
-        wide(weight)
-    for node in proto.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
-                attribute.i = TensorProto.DOUBLE
-            if attribute.HasField("t"):
-                wide(attribute.t)
-    for value in (*proto.graph.input, *proto.graph.output):
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = TensorProto.DOUBLE
-    return proto
 
 
 def floats(model: Model, frames: Any) -> Any:
@@ -134,15 +112,17 @@ def test_a_convolution_between_cells_is_the_one_between_pixels(kernel: int) -> N
 def test_frames_of_odd_size_are_not_divided_into_cells(tmp_path: Path) -> None:
     model = open_model(generators.tiny_resnet(tmp_path / "a.onnx"))
     for sizes in (SizeRequirements(1, 4), SizeRequirements(fixed=(16, 25))):
-        assert "SpaceToDepth" not in kinds(cpu_graph(model.graph, sizes))
-    assert "SpaceToDepth" in kinds(cpu_graph(model.graph, SizeRequirements(fixed=(16, 24))))
+        assert "SpaceToDepth" not in kinds(cpu_graph(model.graph, sizes, in_float32=True))
+    assert "SpaceToDepth" in kinds(
+        cpu_graph(model.graph, SizeRequirements(fixed=(16, 24)), in_float32=True)
+    )
 
 
 @pytest.mark.parametrize("name", ["foreign", "upscaler", "five_channels"])
 def test_a_graph_without_anything_to_gain_stays_as_it_is(tmp_path: Path, name: str) -> None:
     path = getattr(generators, name)(tmp_path / "a.onnx")
     content = path.read_bytes()
-    assert cpu_graph(content, EVEN) is content
+    assert cpu_graph(content, EVEN, in_float32=True) is content
 
 
 # Norms that are spelled out
@@ -204,7 +184,7 @@ def normed(graph: bytes) -> Any:
 @pytest.mark.parametrize("square", SQUARES)
 def test_a_norm_in_small_operators_becomes_one(square: str, mean: str, affine: str) -> None:
     graph = written_out(square, mean, affine)
-    fused = cpu_graph(graph, EVEN)
+    fused = cpu_graph(graph, EVEN, in_float32=True)
     if (mean, affine) == ("axes", "none"):
         # Nothing tells the number of channels.
         assert fused == graph
@@ -220,4 +200,4 @@ def test_a_norm_in_small_operators_becomes_one(square: str, mean: str, affine: s
 )
 def test_what_only_looks_like_a_norm_stays_as_it_is(different: dict[str, Any]) -> None:
     graph = written_out(**different)
-    assert cpu_graph(graph, EVEN) == graph
+    assert cpu_graph(graph, EVEN, in_float32=True) == graph

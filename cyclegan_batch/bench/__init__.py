@@ -26,7 +26,7 @@ from ..models.model import Model, open_model
 from ..opening import open_for_translation
 from ..options import BackendName, TranslateOptions, TranslatePrecision
 from ..wording import counted, grouped
-from .advice import best_of_each, choose, command, expected_rate
+from .advice import best_of_each, choose, command, expected_rate, option_words
 from .budget import Budget
 from .findings import Findings, Part
 from .runtimes import Bench, LeftOut, Row
@@ -255,6 +255,9 @@ class _Job:
         if choice is not None:
             findings.best = choice.best
             findings.reduced, findings.reduced_gain = choice.reduced, choice.gain
+            if choice.reduced is not None:
+                changed = _with_best(TranslateOptions(), choice.reduced, plan)
+                findings.reduced_options = tuple(option_words(changed))
             options = _with_best(options, choice.best, plan)
             best[_key(choice.best)] = choice.best
         is_kept = self._keep(best.values(), plan, {}, say)

@@ -95,7 +95,12 @@ def command(
     """Return the words of a translation with those options that differ from their defaults."""
     # A name that begins like an option.
     source = f"./{source}" if source.startswith("-") else source
-    words = ["cyclegan-batch", "translate", source, target, "-m", str(model)]
+    return ["cyclegan-batch", "translate", source, target, "-m", str(model), *option_words(options)]
+
+
+def option_words(options: TranslateOptions) -> list[str]:
+    """Return those options as words that differ from their defaults."""
+    words: list[str] = []
     for option in options_given(options):
         value = getattr(options, option.name)
         if value is True:

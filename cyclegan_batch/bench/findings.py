@@ -43,6 +43,8 @@ class Findings:
     """The pipeline with the command, where that is not the run above."""
     reduced: Row | None = None
     """A way of coarser parity that would be faster."""
+    reduced_options: tuple[str, ...] = ()
+    """The words that the command needs for it besides."""
     reduced_gain: float | None = None
     """How many times faster the pipeline is expected to be with it."""
     kept: tuple[str, ...] = ()
@@ -84,7 +86,8 @@ class Findings:
             "confirmed": None if self.confirmed is None else asdict(self.confirmed),
             "reduced": None
             if self.reduced is None
-            else self._row(self.reduced) | {"gain": self.reduced_gain},
+            else self._row(self.reduced)
+            | {"gain": self.reduced_gain, "options": list(self.reduced_options)},
             "kept": list(self.kept),
             "command": list(self.command),
         }

@@ -18,7 +18,7 @@ from ..frames import Pixels, Size, as_pixel_type
 from ..models.model import Model, widest_tensor
 from ..models.parity import Parity, natural_frames, parity
 from ..options import FilePrecision, TranslateOptions
-from ..wording import counted, first_line
+from ..wording import counted, first_line, printable
 from . import products
 from .race import Contestant, Lap, race
 
@@ -193,7 +193,9 @@ class Bench:
         frame_bytes = widest_tensor(model) * size[0] * size[1] * 4 * _TENSORS_AT_ONCE
         ways: list[_Way] = []
         reference = self._reference(model, groups)
-        for group in groups:
+        # Loading torch takes seconds, and it is seldom the fastest: it comes last.
+        late = [group for group in groups[1:] if group.backend == "torch"]
+        for group in (each for each in groups if each not in late):
             way = self._way(group, size, model.card.batch or 1, contexts, frame_bytes)
             if way is None:
                 continue
@@ -212,6 +214,11 @@ class Bench:
                 if way is not None:
                     way.parity = first.parity
                     ways.append(way)
+        for group in late:
+            way = self._way(group, size, model.card.batch or 1, contexts, frame_bytes)
+            if way is not None:
+                reference = self._compare(way, reference)
+                ways.append(way)
         contestants = [way.contestant for way in (*ways[:1], *ceilings, *ways[1:])]
 
         def announce(number: int, who: Contestant) -> None:
@@ -290,7 +297,7 @@ class Bench:
             way.warm()
         except CycleganBatchError as error:
             self._check()
-            self._cannot_run.append(LeftOut(group.words, short_reason(error)))
+            self._cannot_run.append(LeftOut(group.words, short_reason(error, group.model)))
             return None
         self._bytes += needed
         self._longest_opening = max(self._longest_opening, time.monotonic() - begin)
@@ -357,7 +364,7 @@ class Bench:
                 way.warm()
             except CycleganBatchError as error:
                 self._check()
-                self._cannot_run.append(LeftOut(way.words, short_reason(error)))
+                self._cannot_run.append(LeftOut(way.words, short_reason(error, way.group.model)))
                 continue
             self._bytes += needed
             ways.append(way)
@@ -512,9 +519,10 @@ def _why_not(
     return None
 
 
-def short_reason(error: BaseException) -> str:
-    """Return what an error says, without what to do and without the names before it."""
-    text = first_line(error, 400).partition(";")[0]
+def short_reason(error: BaseException, model: Model) -> str:
+    """Return what an error says, without the name of the model and without what to do."""
+    name = printable(model.card.path)
+    text = first_line(error, 1000).removeprefix(f"{name}: ").partition(";")[0]
     return text if len(text) <= 90 else text[:89] + "…"
 
 

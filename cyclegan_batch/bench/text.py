@@ -202,8 +202,7 @@ def _advice(findings: Findings, style: Style) -> list[str]:
     if reduced is not None and gain is not None:
         lines += _wrapped(
             f"About {gain:.1f} times as fast, but less faithful, is {reduced.name}"
-            f" ({_parity(reduced)}): add --backend {reduced.backend} --precision"
-            f" {reduced.precision}.",
+            f" ({_parity(reduced)}): {quoted(findings.reduced_options)}",
             style,
         )
     run = findings.confirmed or findings.pipeline

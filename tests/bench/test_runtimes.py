@@ -182,6 +182,7 @@ def fake_or_auto(model: Model, **request: Any) -> FakeBackend:
     return FakeBackend(model, **{"backend": "openvino", **request})
 
 
-def test_a_reason_is_short():
-    assert short_reason(BackendError("a: b; do c")) == "a: b"
-    assert len(short_reason(BackendError("long " * 50))) == 90
+def test_a_reason_is_short_and_without_the_name_of_the_model(model):
+    error = BackendError(f"{model.card.path}: in bf16 it is coarse; leave --precision out")
+    assert short_reason(error, model) == "in bf16 it is coarse"
+    assert len(short_reason(BackendError("long " * 50), model)) == 90

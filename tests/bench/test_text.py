@@ -68,6 +68,7 @@ def findings() -> Findings:
         budget_seconds=60.0, used_seconds=57.3, export_seconds=12.0, stages=costs,
         stage_workers={"network": 2}, limit=limit, default=default, pipeline=run, network=network,
         workers=(run, run), best=default, reduced=network.rows[2], reduced_gain=2.1,
+        reduced_options=("--precision", "bf16"),
         kept=("onnxruntime fp32 (batch 1, 2 contexts)",),
         command=("cyclegan-batch", "translate", "INPUT", "OUTPUT", "-m", "a model.onnx"),
     )  # fmt: skip
@@ -97,7 +98,8 @@ def test_every_line_but_the_command_fits_and_can_be_encoded(columns, blocks):
         "Plain matrix products reach 163 GFLOP/s in fp32 here.",
         "Not run here: tensorrt (not installed).",
         "and 3 more (no time was left)",
-        "About 2.1 times as fast, but less faithful, is openvino bf16 (near, 47.9 dB)",
+        "About 2.1 times as fast, but less faithful, is openvino bf16 (near, 47.9 dB): "
+        "--precision bf16",
         "Measured in 57 of 60 s, besides 12 s for the export of the checkpoint.",
     ):
         assert words in text, words

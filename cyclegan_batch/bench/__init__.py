@@ -9,6 +9,7 @@ known. `text` draws them. `Budget` keeps the time: every step asks what is left 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import tempfile
 import time
@@ -30,7 +31,7 @@ from .advice import best_of_each, choose, command, expected_rate, option_words
 from .budget import Budget
 from .findings import Findings, Part
 from .runtimes import Bench, LeftOut, Row
-from .sample import Sample, sample_of
+from .sample import MOST_IMAGES, Sample, sample_of
 from .stages import Limit, limit_of, stages_alone, workers_of
 from .subject import subject_of
 from .whole import Pipeline, Run
@@ -44,8 +45,9 @@ _STAGES_UNTIL, _PIPELINE_UNTIL, _NETWORK_UNTIL = 0.22, 0.45, 0.83
 _OVERTIME = 1.25
 """How many times longer than planned a run of the pipeline may take before it is stopped."""
 
-_STAGE_FRAMES = 256
-"""Frames after which the stages are known."""
+_STAGE_FRAMES_PER_SECOND = 25
+"""Frames, for each second of the budget, after which the stages are known: so many that opening and
+ending a video matters little, also where a frame takes 2 ms."""
 
 _MOST_FRAMES = 6000
 """Frames of the longest run."""
@@ -113,7 +115,10 @@ class _Job:
         sample = sample_of(self.source, model.card, self.options.size, self.folder / "names")
         pipeline = Pipeline(sample, self.path, self.folder, budget, say)
         budget.step = "planning"
-        plan, backend = pipeline.prepare(_STAGE_FRAMES, self.options)
+        most = math.ceil(_STAGE_FRAMES_PER_SECOND * budget.seconds)
+        # Each image is opened and ended by itself, and more of them take longer to plan.
+        most = min(most, MOST_IMAGES) if sample.kind == "images" else most
+        plan, backend = pipeline.prepare(most, self.options)
         with contextlib.closing(backend):
             for sentence in grouped(plan.notes):
                 say(sentence)
@@ -122,7 +127,7 @@ class _Job:
             budget.step = "each stage alone"
 
             def enough(frames: int) -> bool:
-                return frames >= _STAGE_FRAMES or budget.until(_STAGES_UNTIL) <= 0
+                return frames >= most or budget.until(_STAGES_UNTIL) <= 0
 
             findings.stages = budget.attend(
                 lambda: stages_alone(plan, backend, enough=enough), cancel=backend.cancel
@@ -341,7 +346,7 @@ class _Job:
         if sample.kind != "images" and network > limit.cpu_seconds / 2:
             return 1  # the network has the CPU, in however many processes
         what = "two processes (--workers 2)"
-        if sample.kind == "video" and (plan.frames or 0) < _STAGE_FRAMES:
+        if sample.kind == "video" and (plan.frames or 0) < _FRAMES_OF_TWO_UNITS:
             findings.not_measured.append(LeftOut(what, "the video is too short to share"))
             return 1
         seconds = self.budget.left / 2 - 1

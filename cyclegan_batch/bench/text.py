@@ -27,6 +27,9 @@ _MOST_NAMED = 6
 _BUSY = 0.05
 """The share of the CPU that other programs may take before it is told."""
 
+_TELLING = 3.0
+"""Seconds of a run from which on that is related to what it reached."""
+
 _BOLD, _FAINT, _CYAN, _GREEN = "1", "2", "36", "32"
 
 
@@ -136,7 +139,9 @@ def _pipeline(findings: Findings, style: Style) -> list[str]:
     lines = [f"{'Pipeline':{_KEY}}{bar} {reached}"]
     lines += _keyed("", f"{run.limiting_stage} takes most; {_way(run)}", style)
     if run.others is not None and run.others > _BUSY:
-        text = f"other programs took {run.others:.0%} of the CPU meanwhile: the share is too low"
+        text = f"other programs took {run.others:.0%} of the CPU meanwhile"
+        if limit.rate == limit.by_cpu and run.others < 1 and run.seconds > _TELLING:
+            text += f"; of what they left, {share / (1 - run.others):.0%} was reached"
         lines += _keyed("", text, style)
     return lines
 

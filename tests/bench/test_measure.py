@@ -79,9 +79,9 @@ def test_the_first_frames_of_a_video_or_of_a_folder_are_measured(model, tmp_path
     for number in range(3):
         Image.fromarray(pictures.photo(seed=number)).save(folder / f"{number}.png")
     options = TranslateOptions(backend="onnxruntime", cache_dir=tmp_path / "cache")
-    found = measure(model, clip, options, seconds=1.5)
+    found = measure(model, clip, options, seconds=1)
     assert found.command[2:4] == (str(clip), "OUTPUT.mp4")
-    found = measure(model, folder, options, seconds=1.5)
+    found = measure(model, folder, options, seconds=1)
     assert shlex.join(found.command).startswith(f"cyclegan-batch translate '{folder}' OUTPUT")
     assert found.subject.input.endswith("3 images")
     assert not list(temporary.iterdir())

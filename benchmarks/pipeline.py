@@ -28,7 +28,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from cyclegan_batch.api import prepare_translation, run_plan  # noqa: E402
-from cyclegan_batch.bench.stages import limit_of, stages_alone  # noqa: E402
 
 ACCURATE = (
     "scale=flags=bicubic+accurate_rnd+full_chroma_int,format=rgb24,"
@@ -154,6 +153,9 @@ def against_cores(
 
     The limit is lower by the share of the cores' time that other programs had meanwhile.
     """
+    # It imports PyAV; the sections of gpu.py take `write_identity` from here where there is none.
+    from cyclegan_batch.bench.stages import limit_of, stages_alone
+
     options = {"preset": "veryfast"} | (options or {})
     cores = len(os.sched_getaffinity(0))
     ratios = []

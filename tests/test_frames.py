@@ -157,6 +157,28 @@ def test_float16_is_rounded_half_up_and_clamped() -> None:
     assert to_uint8(values).tolist() == [0, 0, 1, 128, 255, 255]
 
 
+def test_every_float16_becomes_what_arithmetic_gives() -> None:
+    values = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(2, 64, 512)
+    wide = values.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        expected = np.floor(np.clip(wide, 0, 1) * 255 + 0.5)
+    expected[np.isnan(wide)] = 0
+    out = to_uint8(values)
+    assert out.shape == values.shape
+    assert np.array_equal(out, expected)
+    assert np.array_equal(to_uint8(values[:, ::-1, ::2]), expected[:, ::-1, ::2])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (2, 3, 5, 3), (7, 11, 3)])
+def test_8_bits_in_float16_are_the_nearest_to_their_share_of_255(shape: tuple[int, ...]) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    out = as_pixel_type(levels, "float16")
+    assert out.dtype == np.float16
+    assert np.array_equal(out, (levels / np.float64(255)).astype(np.float16))
+    view = as_pixel_type(levels[..., ::-1], "float16")
+    assert np.array_equal(view, out[..., ::-1])
+
+
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (1, 3), (2, 3), (3, 3), (3, 4)])
 def test_a_batch_is_filled_up_with_its_last_frame(count: int, batch_size: int) -> None:
     frames = [picture((4, 5), seed) for seed in range(count)]

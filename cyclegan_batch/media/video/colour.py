@@ -28,7 +28,7 @@ from av.filter import Graph
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from ...errors import InputError
-from ...frames import Pixels, PixelType
+from ...frames import Pixels, PixelType, look_up
 from ...wording import Note
 from ..alpha import Alpha, put_alpha
 from ..demux.stream_info import ColourTags, Fields, StreamInfo
@@ -201,7 +201,7 @@ class ToRGB:
         white = (
             (2**bits - 1) << (16 - bits) if plan.full_range or plan.matrix == "rgb" else _WHITE_IN
         )
-        return _look_up(merged, _table_from_uint16(self._pixel_type, white))
+        return look_up(merged, _table_from_uint16(self._pixel_type, white))
 
 
 class FromRGB:
@@ -281,10 +281,10 @@ class FromRGB:
             return template
         white = self._white
         if pixels.dtype == np.uint8:
-            values = _look_up(pixels, _table_from_uint8(white))
+            values = look_up(pixels, _table_from_uint8(white))
         else:
             bits = np.ascontiguousarray(pixels).view(np.uint16)
-            values = _look_up(bits, _table_from_float16(white))
+            values = look_up(bits, _table_from_float16(white))
         green, blue, red = _planes(template, np.uint16)
         cv2.split(values, (red, green, blue))
         return template
@@ -363,15 +363,6 @@ def _table_from_float16(white: int) -> npt.NDArray[np.uint16]:
     value = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float64)
     numbers: npt.NDArray[np.float64] = np.nan_to_num(value, nan=0.0)
     return np.rint(np.clip(numbers, 0.0, 1.0) * white).astype(np.uint16)
-
-
-def _look_up(array: npt.NDArray[Any], table: npt.NDArray[_Sample]) -> npt.NDArray[_Sample]:
-    """Return ``table[array]``: for float16 a table is faster than arithmetic."""
-    try:
-        return np.asarray(cv2.LUT(array, table)).view(table.dtype)
-    except cv2.error:
-        # OpenCV 4 has no tables for 16 bits: NumPy takes eight times as long.
-        return np.take(table, array)
 
 
 def _planes(frame: av.VideoFrame, dtype: type[_Sample]) -> list[npt.NDArray[_Sample]]:

@@ -119,8 +119,9 @@ def importing() -> Iterator[None]:
     """Load NumPy, and let what is imported within the block cost less of the CPU.
 
     NumPy's OpenBLAS starts a thread for each core that spins for a while, and no command computes
-    with it. Modules leave hardly any garbage behind, so it is looked for less often. Together a
-    seventh of what the imports of `translate` take.
+    with it. Modules leave hardly any garbage behind, so it is looked for less often. In five
+    alternating pairs on two busy cores the imports of `translate` took 0.38 instead of 0.39 CPU
+    seconds.
     """
     name = "OPENBLAS_NUM_THREADS"  # read once, when the library is loaded
     is_set = name in os.environ

@@ -14,11 +14,12 @@ from tests.needs import need
 from tests.synthesis import generators
 
 
+@pytest.mark.parametrize("batch", [None, 1])
 def test_every_way_is_measured_against_plain_onnxruntime(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], batch: int | None
 ) -> None:
     need("onnxruntime", "openvino")
-    file = generators.tiny_resnet(tmp_path / "tiny.onnx")
+    file = generators.tiny_resnet(tmp_path / "tiny.onnx", batch=batch)
     runtimes.main([str(file), "--size=32", "--pairs=1", "--seconds=0.02", "--threads=2"])
     heading, _, name, _, *rows = capsys.readouterr().out.strip().splitlines()
     assert "2 threads, 2 contexts" in heading

@@ -45,6 +45,7 @@ _RECORDED_PACKAGES = (
     "onnxruntime-gpu",
     "openvino",
     "torch",
+    "triton",
     "safetensors",
     "onnxscript",
     "tensorrt",

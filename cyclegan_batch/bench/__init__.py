@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from ..errors import BackendError, ModelError, OutputError
+from ..backends import default_contexts
+from ..errors import BackendError, InputError, ModelError, OutputError
 from ..job.calibration import Calibration, keep, kept
 from ..job.plan import JobPlan
 from ..machine import cpu_threads
@@ -27,9 +28,10 @@ from ..models.model import Model, open_model
 from ..opening import open_for_translation
 from ..options import BackendName, TranslateOptions, TranslatePrecision
 from ..wording import counted, grouped
-from .advice import best_of_each, choose, command, expected_rate, option_words
+from .advice import choose, command, expected_rate, option_words, way_of_each
 from .budget import Budget
 from .findings import Findings, Part
+from .load import MOST
 from .runtimes import Bench, LeftOut, Row
 from .sample import MOST_IMAGES, Sample, sample_of
 from .stages import Limit, limit_of, stages_alone, workers_of
@@ -106,6 +108,7 @@ class _Job:
         self.path, self.source, self.options = model, source, options
         self.budget, self.folder = budget, folder
         self.threads = cpu_threads()
+        self.is_calm = True
 
     def measure(
         self, say: Callable[[str], None], tell: Callable[[Part, Findings], None]
@@ -122,6 +125,11 @@ class _Job:
         with contextlib.closing(backend):
             for sentence in grouped(plan.notes):
                 say(sentence)
+            if not plan.sizes:
+                raise InputError(
+                    f"{sample.words}: none can be read; translate tells what is wrong with each: "
+                    "give others, or leave INPUT out to measure with a computed clip"
+                )
             findings = self._findings(plan, sample, exported)
             tell("subject", findings)
             budget.step = "each stage alone"
@@ -167,7 +175,9 @@ class _Job:
         return model, took
 
     def _findings(self, plan: JobPlan, sample: Sample, exported: float) -> Findings:
-        self.size = plan.geometry(plan.sizes[0]).network
+        # Of several sizes a plan looks up the largest one.
+        networks = [plan.geometry(size).network for size in plan.sizes]
+        self.size = max(networks, key=lambda size: size[0] * size[1])
         return Findings(
             subject=subject_of(
                 plan.model.card,
@@ -233,14 +243,34 @@ class _Job:
             ),
             cancel=bench.cancel,
         )
-        chosen = plan.backend
-        way = (chosen.name, chosen.device, chosen.precision)
-        for row in findings.network.rows:
-            is_default = (row.backend, row.device, row.precision) == way and (
-                row.batch_size == plan.schedule.batch_size
-            )
-            if is_default and row.contexts == plan.schedule.contexts:
-                findings.default = row
+        way = _way_of(plan)
+        is_taken = self._taken_now(plan)
+        taken = [row for row in findings.network.rows if _key(row) == way and is_taken(row)]
+        findings.default = taken[0] if taken else None
+
+    def _taken_now(self, plan: JobPlan) -> Callable[[Row], bool]:
+        """Return whether a plan of now takes this batch size and these contexts for its backend."""
+
+        def is_taken(row: Row) -> bool:
+            if _key(row) == _way_of(plan):
+                schedule = plan.schedule
+                return (row.batch_size, row.contexts) == (schedule.batch_size, schedule.contexts)
+            found = self._kept(row, plan) if self.options.threads is None else None
+            if found is not None:
+                return (row.batch_size, row.contexts) == (found.batch_size, found.contexts)
+            on_cpu = row.device == "cpu"
+            batch = plan.model.card.batch or (1 if on_cpu else plan.schedule.batch_size)
+            contexts = default_contexts(row.device, plan.backend.request.threads)
+            return (row.batch_size, row.contexts) == (batch, contexts)
+
+        return is_taken
+
+    def _kept(self, row: Row, plan: JobPlan) -> Calibration | None:
+        """Return what an earlier measurement kept for the backend of ``row``."""
+        card = self.models.get(row.backend, plan.model).card
+        backend, device, precision = _key(row)
+        cache_dir = self.options.cache_dir
+        return kept(card, self.size, cache_dir, backend=backend, device=device, precision=precision)
 
     def _conclude(
         self,
@@ -254,8 +284,9 @@ class _Job:
         """Choose, keep what was chosen, run it, try two workers, and write the command."""
         assert findings.network is not None
         rows, costs = findings.network.rows, findings.stages
-        choice = choose(rows, findings.default, costs, self.threads)
-        best = best_of_each(rows, costs, self.threads)
+        others = findings.network.others or 0.0
+        best = way_of_each(rows, self._taken_now(plan), costs, self.threads, is_calm=others <= MOST)
+        choice = choose(best.values(), findings.default, costs, self.threads)
         options = self.options
         if choice is not None:
             findings.best = choice.best
@@ -264,8 +295,7 @@ class _Job:
                 changed = _with_best(TranslateOptions(), choice.reduced, plan)
                 findings.reduced_options = tuple(option_words(changed))
             options = _with_best(options, choice.best, plan)
-            best[_key(choice.best)] = choice.best
-        is_kept = self._keep(best.values(), plan, {}, say)
+        is_kept = self._keep(best.values(), plan, {}, others, say)
         if choice is not None and choice.best != findings.default:
             if not is_kept and choice.best.batch_size != plan.schedule.batch_size:
                 options = replace(options, batch_size=choice.best.batch_size)
@@ -280,10 +310,12 @@ class _Job:
                 findings.best = findings.default or choice.best
                 if findings.default is not None:
                     best[_key(findings.default)] = findings.default
-                    is_kept = self._keep(best.values(), plan, {}, say)
+                    is_kept = self._keep(best.values(), plan, {}, others, say)
         workers = self._workers(pipeline, plan, sample, limit, findings, options)
-        if findings.workers and findings.best is not None:
-            is_kept = self._keep(best.values(), plan, {_key(findings.best): workers}, say)
+        if max((run.others or 0.0 for run in findings.workers), default=0.0) > MOST:
+            workers = 1  # one of the runs may have been disturbed more than the other
+        elif findings.workers and findings.best is not None:
+            is_kept = self._keep(best.values(), plan, {_key(findings.best): workers}, others, say)
         findings.kept = tuple(
             f"{row.name} (batch {row.batch_size}, {counted(row.contexts, 'context')})"
             for row in best.values()
@@ -298,22 +330,30 @@ class _Job:
         rows: Iterable[Row],
         plan: JobPlan,
         workers: Mapping[tuple[str, str, str], int],
+        others: float,
         say: Callable[[str], None],
     ) -> bool:
         """Keep the best ways for later plans; return whether that was possible.
 
-        With ``--threads`` nothing is kept: a plan without it would have other threads. A number of
+        With ``--threads`` nothing is kept: a plan without it would have other threads. Nor where
+        ``others``, the share of the CPU that other programs took, is large. A number of
         ``workers`` that was not measured this time stays as it was.
         """
         if self.options.threads is not None:
+            return False
+        if others > MOST and self.is_calm:
+            self.is_calm = False  # it is said once
+            say(
+                f"what was found is not kept: other programs took {others:.0%} of the CPU "
+                f"meanwhile, and more than {MOST:.0%} blur it; measure again when they have ended"
+            )
+        if others > MOST:
             return False
         for row in rows:
             card = self.models.get(row.backend, plan.model).card
             backend, device, precision = _key(row)
             cache_dir = self.options.cache_dir
-            earlier = kept(
-                card, self.size, cache_dir, backend=backend, device=device, precision=precision
-            )
+            earlier = self._kept(row, plan)
             calibration = Calibration(
                 backend=backend,
                 device=device,
@@ -378,6 +418,10 @@ class _Job:
 
 def _key(row: Row) -> tuple[str, str, str]:
     return row.backend, row.device, row.precision
+
+
+def _way_of(plan: JobPlan) -> tuple[str, str, str]:
+    return plan.backend.name, plan.backend.device, plan.backend.precision
 
 
 def _with_best(options: TranslateOptions, best: Row, plan: JobPlan) -> TranslateOptions:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..option_table import options_given
 from ..options import TranslateOptions
+from .race import Lap
 from .runtimes import Row
 from .stages import StageCost
 
@@ -18,6 +20,16 @@ FAITHFUL = ("exact", "half")
 _WORTH_IT = 1.03
 """By what factor another way must be faster than the one that is taken without options: less is
 within the differences from run to run."""
+
+_LEAST_ROUNDS = 3
+"""With fewer rounds a way that differs from another in nothing but batch and contexts is not taken:
+a program that ran in one of them would decide."""
+
+_WORTH_IT_ONCE = 1.2
+"""By what factor a way must be faster that was measured in fewer rounds."""
+
+_ROUNDS_TO_LOSE_ONE = 7
+"""In so many rounds a faster way may be the slower one once; in fewer, never."""
 
 _WORTH_TELLING = 1.05
 """The same for a way of coarser parity, which is only told."""
@@ -43,47 +55,89 @@ def expected_rate(
     It is not faster than the network alone, than ``most``, the slowest of the other stages, nor
     than the threads allow for the CPU seconds of all stages together.
     """
-    rest = sum(cost.cpu for name, cost in costs.items() if name != "network")
-    return min(row.rate, most, threads / max(rest + row.cpu_seconds, 1e-9))
+    return min(row.rate, most, threads / max(_rest(costs) + row.cpu_seconds, 1e-9))
+
+
+def _rest(costs: Mapping[str, StageCost]) -> float:
+    """Return the CPU seconds per frame of all stages but the network."""
+    return sum(cost.cpu for name, cost in costs.items() if name != "network")
+
+
+def is_faster(row: Row, other: Row, costs: Mapping[str, StageCost], threads: int) -> bool:
+    """Return whether a pipeline with ``row`` is faster than one with ``other``, beyond the noise.
+
+    The rounds are compared one by one, as both ways ran in each of them shortly after one another.
+    The median of the ratios must be above `_WORTH_IT`, and almost every ratio above 1.
+    """
+    rest = _rest(costs)
+
+    def rate(lap: Lap) -> float:
+        of_threads = threads / max(rest + lap.cpu_seconds / lap.frames, 1e-9)
+        return min(lap.frames / lap.seconds, of_threads)
+
+    ratios = [rate(a) / rate(b) for a, b in zip(row.laps, other.laps, strict=False)]
+    if not ratios:
+        return False
+    needed = _WORTH_IT if len(ratios) >= _LEAST_ROUNDS else _WORTH_IT_ONCE
+    lost = sum(ratio <= 1 for ratio in ratios)
+    return statistics.median(ratios) >= needed and lost <= len(ratios) // _ROUNDS_TO_LOSE_ONE
 
 
 def choose(
-    rows: Sequence[Row], default: Row | None, costs: Mapping[str, StageCost], threads: int
+    rows: Iterable[Row], default: Row | None, costs: Mapping[str, StageCost], threads: int
 ) -> Choice | None:
     """Return the fastest ways among ``rows``; None where none was measured.
 
-    ``default``: the row of what `translate` takes without options. Another one must be clearly
-    faster.
+    ``rows``: the way of each runtime and precision. ``default``: the row of what `translate` takes
+    without options. Another one must be clearly faster.
     """
 
     def rate(row: Row) -> float:
         return expected_rate(row, costs, threads)
 
-    faithful = [row for row in rows if row.parity_class in FAITHFUL]
+    ways = list(rows)
+    faithful = [row for row in ways if row.parity_class in FAITHFUL]
     if not faithful:
         return None
-    best = max(faithful, key=rate)
-    if default in faithful and rate(best) < _WORTH_IT * rate(default):
-        best = default
-    coarser = [row for row in rows if row.parity_class not in (*FAITHFUL, "none")]
+    if default in faithful:
+        faster = [row for row in faithful if is_faster(row, default, costs, threads)]
+        best = max(faster, key=rate, default=default)
+    else:
+        best = max(faithful, key=rate)
+    coarser = [row for row in ways if row.parity_class not in (*FAITHFUL, "none")]
     fastest = max(coarser, key=rate, default=None)
     if fastest is None or rate(fastest) < _WORTH_TELLING * rate(best):
         return Choice(best=best, reduced=None, gain=None)
     return Choice(best=best, reduced=fastest, gain=rate(fastest) / rate(best))
 
 
-def best_of_each(
-    rows: Iterable[Row], costs: Mapping[str, StageCost], threads: int
+def way_of_each(
+    rows: Iterable[Row],
+    is_taken: Callable[[Row], bool],
+    costs: Mapping[str, StageCost],
+    threads: int,
+    *,
+    is_calm: bool,
 ) -> dict[tuple[str, str, str], Row]:
-    """Return the best row of each backend, device and precision."""
-    best: dict[tuple[str, str, str], Row] = {}
-    for row in rows:
-        key = row.backend, row.device, row.precision
-        if key not in best or expected_rate(row, costs, threads) > expected_rate(
-            best[key], costs, threads
-        ):
-            best[key] = row
-    return best
+    """Return the row of each backend, device and precision that a plan is to take.
+
+    ``is_taken`` tells those that plans take now. Another one must be clearly faster, in several
+    rounds, and is taken only where the machine was calm: so a disturbed measurement changes
+    nothing. A backend of which the row that is taken now was not measured is left out.
+    """
+    rows = list(rows)
+    found = {(row.backend, row.device, row.precision): row for row in rows if is_taken(row)}
+    for key, now in list(found.items()):
+        faster = [
+            row
+            for row in rows
+            if (row.backend, row.device, row.precision) == key
+            and len(row.laps) >= _LEAST_ROUNDS
+            and is_faster(row, now, costs, threads)
+        ]
+        if is_calm and faster:
+            found[key] = max(faster, key=lambda row: expected_rate(row, costs, threads))
+    return found
 
 
 def command(

@@ -76,6 +76,7 @@ class Findings:
             "limit": None if self.limit is None else asdict(self.limit),
             "pipeline": None if self.pipeline is None else asdict(self.pipeline),
             "network": [self._row(row) for row in network.rows] if network else [],
+            "network_others": network.others if network else None,
             "products_gflops": network.products if network else {},
             "cannot_run": [asdict(each) for each in network.cannot_run] if network else [],
             "not_measured": [

@@ -20,6 +20,7 @@ from ..models.parity import Parity, natural_frames, parity
 from ..options import FilePrecision, TranslateOptions
 from ..wording import counted, first_line, printable
 from . import products
+from .load import Load
 from .race import Contestant, Lap, race
 
 _PACKAGE = {
@@ -30,7 +31,7 @@ _PACKAGE = {
 }
 
 _CONTEXTS = (1, 2, 4)
-_BATCHES_ON_CPU, _BATCHES_ON_GPU = (1, 2, 4), (1, 4, 8, 16)
+_BATCHES_ON_CPU, _BATCHES_ON_GPU = (1, 2, 4), (1, 4, 8, 16, 32)
 
 _TO_OPEN = 0.55
 """The share of the time in which ways are opened; in the rest they run."""
@@ -64,7 +65,8 @@ class Row:
     """Frames per second, the median of the rounds."""
     cpu_seconds: float
     """CPU seconds per frame."""
-    rounds: int
+    laps: tuple[Lap, ...]
+    """What was done in each round; the rounds of all ways alternate."""
     parity: Parity | None
     """To fp32 of the same file, on computed frames of the trained size; None for that itself."""
     gflops: float | None = None
@@ -102,6 +104,8 @@ class Network:
     cannot_run: tuple[LeftOut, ...]
     not_measured: tuple[LeftOut, ...]
     """Ways that run, but for which there was no time or no memory."""
+    others: float | None = None
+    """The share of the CPU, 0 to 1, that other programs took meanwhile, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +231,9 @@ class Bench:
             assert isinstance(runner, _Way)
             self._tell(f"network alone, round {number}: {runner.words}")
 
+        load = Load()
         race(contestants, self._left, announce=announce)
+        others = load.others()
         self._not_measured += [
             LeftOut(way.words, "no time was left") for way in ways if not way.contestant.laps
         ]
@@ -241,6 +247,7 @@ class Bench:
             products=reached,
             cannot_run=tuple(self._cannot_run),
             not_measured=tuple(self._not_measured),
+            others=others,
         )
 
     def _check(self) -> None:
@@ -561,7 +568,7 @@ def _row(way: _Way, gflop: float | None, reached: dict[str, float]) -> Row:
         contexts=way.contexts,
         rate=rate,
         cpu_seconds=way.contestant.cpu_seconds,
-        rounds=len(way.contestant.laps),
+        laps=tuple(way.contestant.laps),
         parity=way.parity,
         gflops=gflops,
         share=gflops / most if gflops and most else None,

@@ -15,6 +15,7 @@ from ..job.report import Report
 from ..job.units import Counters
 from ..options import TranslateOptions
 from .budget import Budget
+from .load import Load
 from .sample import Sample
 
 
@@ -85,12 +86,9 @@ class Pipeline:
         """
         plan, backend = self.prepare(frames, options)
         self._end = self._budget.clock() + seconds
-        before = _cpu_times()
+        load = Load()
         report = self._carried_out(plan, backend)
-        others = None
-        if before is not None and (after := _cpu_times()) is not None:
-            busy, own, whole = (b - a for a, b in zip(before, after, strict=True))
-            others = min(1.0, max(0.0, busy - own) / whole) if whole > 0 else None
+        others = load.others()
         return Run(
             backend=plan.backend.name,
             device=plan.backend.device,
@@ -122,22 +120,3 @@ class Pipeline:
         self._seen = counters.frames_done, counters.seconds
         if counters.frames_done and self._budget.clock() >= self._end:
             raise KeyboardInterrupt  # the pipeline stops, and reports what was done
-
-
-def _cpu_times() -> tuple[float, float, float] | None:
-    """Return the CPU seconds of all programs, those of this one, and those there were.
-
-    None where the system does not tell them.
-    """
-    try:
-        fields = Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
-        ticks = [int(each) for each in fields]
-        second = os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, AttributeError):
-        return None
-    idle = sum(ticks[3:5])
-    # The last two, guests, are in the first two already.
-    whole = sum(ticks[:8])
-    times = os.times()
-    own = times.user + times.system + times.children_user + times.children_system
-    return (whole - idle) / second, own, whole / second

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -28,6 +29,14 @@ _TAKEN = (
 
 _MOST_COLUMNS = 120
 
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """Refuse what a range lets through: infinity and NaN."""
+    if not math.isfinite(value):
+        raise click.BadParameter("must be a finite number of seconds")
+    return value
+
+
 _PARAMETERS: list[click.Parameter] = [
     click.Argument(["source"], required=False, type=PATH, metavar="[INPUT]"),
     GroupedOption(
@@ -43,6 +52,7 @@ _PARAMETERS: list[click.Parameter] = [
         ["--seconds"],
         group=RUN,
         type=click.FloatRange(min=1),
+        callback=_finite,
         metavar="N",
         default=60.0,
         shown_default="60",

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from cyclegan_batch.bench.advice import best_of_each, choose, command, expected_rate, quoted
+from cyclegan_batch.bench.advice import (
+    choose,
+    command,
+    expected_rate,
+    is_faster,
+    quoted,
+    way_of_each,
+)
+from cyclegan_batch.bench.race import Lap
 from cyclegan_batch.bench.runtimes import Row
 from cyclegan_batch.bench.stages import StageCost
 from cyclegan_batch.models.parity import Parity, ParityClass
@@ -28,7 +37,9 @@ def row(
     cpu: float = 0.095,
     batch: int = 1,
     contexts: int = 2,
+    rates: Sequence[float] = (),
 ) -> Row:
+    """``rates``: those of the rounds; without them all five have the same."""
     parity = None
     if cls is not None:
         parity = Parity(psnr=50.0, max=2.0, p999=1.0, within2=1.0, cls=cls)
@@ -40,7 +51,7 @@ def row(
         contexts=contexts,
         rate=rate,
         cpu_seconds=cpu,
-        rounds=5,
+        laps=tuple(Lap(10, 10 / each, 10 * cpu) for each in rates or [rate] * 5),
         parity=parity,
     )
 
@@ -85,13 +96,58 @@ def test_a_precision_that_misses_every_class_is_never_offered():
     assert choose([], None, COSTS, 2) is None
 
 
-def test_of_each_runtime_and_precision_the_best_way_is_kept():
+def is_taken(row: Row) -> bool:
+    return (row.batch_size, row.contexts) == (1, 2)
+
+
+def test_of_each_runtime_and_precision_the_faster_way_is_taken():
     rows = [row(rate=10), row(rate=14, contexts=1), row("openvino", rate=5), row(rate=12, batch=2)]
-    best = best_of_each(rows, COSTS, 8)
-    assert best == {
+    assert way_of_each(rows, is_taken, COSTS, 8, is_calm=True) == {
         ("onnxruntime", "cpu", "fp32"): rows[1],
         ("openvino", "cpu", "fp32"): rows[2],
     }
+
+
+def test_a_busy_machine_changes_nothing():
+    rows = [row(rate=17.5), row(rate=28.4, batch=2)]
+    assert way_of_each(rows, is_taken, COSTS, 8, is_calm=False)[KEY] is rows[0]
+    assert way_of_each(rows, is_taken, COSTS, 8, is_calm=True)[KEY] is rows[1]
+
+
+KEY = ("onnxruntime", "cpu", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ([22, 22, 22, 22, 22], True),
+        ([26, 26, 26, 26, 19], False),  # it lost one of five
+        ([26, 26, 26, 26, 26, 26, 19], True),  # and one of seven
+        ([20.4] * 7, False),  # by 2 %
+        ([28, 28], False),  # too few rounds
+        ([20.4, 20.4, 40.0], False),
+    ],
+)
+def test_what_is_taken_must_be_faster_beyond_the_noise(rates, expected):
+    now, other = row(rates=[20.0] * 9), row(rates=rates, batch=4, rate=40.0)
+    found = way_of_each([now, other], is_taken, COSTS, 8, is_calm=True)
+    assert (found[KEY] is other) is expected
+
+
+def test_a_way_is_left_out_where_the_one_of_now_was_not_measured():
+    assert way_of_each([row(batch=4)], is_taken, COSTS, 8, is_calm=True) == {}
+
+
+def test_in_few_rounds_a_way_must_be_faster_by_a_fifth():
+    default = row(rates=[20.0])
+    assert not is_faster(row("openvino", rates=[23.0]), default, COSTS, 8)
+    assert is_faster(row("openvino", rates=[25.0]), default, COSTS, 8)
+
+
+def test_what_costs_less_of_the_cpu_is_faster_where_the_threads_are_the_limit():
+    default = row(rate=40.0, cpu=0.095)
+    assert is_faster(row(rate=40.0, cpu=0.08), default, COSTS, 2)
+    assert not is_faster(row(rate=40.0, cpu=0.08), default, COSTS, 16)
 
 
 @pytest.mark.behaviour(52)

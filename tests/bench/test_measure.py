@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch import bench
+from cyclegan_batch.api import plan_translation
 from cyclegan_batch.bench import measure
+from cyclegan_batch.bench.load import Load
 from cyclegan_batch.bench.whole import Pipeline, Run
-from cyclegan_batch.errors import CycleganBatchError, OutputError
+from cyclegan_batch.errors import CycleganBatchError, InputError, OutputError
 from cyclegan_batch.job.calibration import kept
 from cyclegan_batch.job.units import STAGES
 from cyclegan_batch.models.model import open_model
@@ -26,9 +28,9 @@ from tests.synthesis import generators, pictures, streams
 pytestmark = pytest.mark.needs("onnxruntime")
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return generators.tiny_resnet(tmp_path / "tiny.onnx")
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generators.tiny_resnet(tmp_path_factory.mktemp("model") / "tiny.onnx")
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +41,22 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def others(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The share of the CPU that other programs seem to take: what runs beside the tests varies."""
+    share = [0.0]
+    monkeypatch.setattr(Load, "others", lambda self: share[0])
+    return share
+
+
 @pytest.mark.behaviour(52)
 def test_it_tells_the_limit_what_was_reached_and_the_command(model, tmp_path, temporary):
     parts: list[str] = []
     options = TranslateOptions(backend="onnxruntime", cache_dir=tmp_path / "cache")
     begin = time.monotonic()
-    found = measure(model, None, options, seconds=2, tell=lambda part, findings: parts.append(part))
+    found = measure(
+        model, None, options, seconds=1.5, tell=lambda part, findings: parts.append(part)
+    )
     assert time.monotonic() - begin < 6
     assert parts == ["subject", "stages", "pipeline", "network", "workers", "advice"]
     assert list(found.stages) == list(STAGES)
@@ -118,17 +130,13 @@ def test_what_is_faster_alone_must_be_faster_in_the_pipeline(
     monkeypatch.setattr(bench, "choose", another)
     monkeypatch.setattr(Pipeline, "run", run)
     options = TranslateOptions(backend="onnxruntime", cache_dir=tmp_path / "cache")
-    found = measure(model, None, options, seconds=2)
+    found = measure(model, None, options, seconds=1)
     assert (given[0].backend, given[1].backend) == ("onnxruntime", "openvino")
     assert ("openvino" in found.command) is expected
     assert (found.confirmed is not None) is expected
 
 
-def test_what_cannot_be_kept_is_said_and_becomes_an_option(model, tmp_path, monkeypatch):
-    def full(*arguments: Any) -> Path:
-        raise OutputError("no space left")
-
-    monkeypatch.setattr(bench, "keep", full)
+def take_batches_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
     real = bench.choose
 
     def larger(*arguments: Any) -> Any:
@@ -137,10 +145,18 @@ def test_what_cannot_be_kept_is_said_and_becomes_an_option(model, tmp_path, monk
         return replace(choice, best=replace(choice.best, batch_size=4))
 
     monkeypatch.setattr(bench, "choose", larger)
+
+
+def test_what_cannot_be_kept_is_said_and_becomes_an_option(model, tmp_path, monkeypatch):
+    def full(*arguments: Any) -> Path:
+        raise OutputError("no space left")
+
+    monkeypatch.setattr(bench, "keep", full)
+    take_batches_of_four(monkeypatch)
     monkeypatch.setattr(Pipeline, "run", lambda self, frames, seconds, options: run_of(100.0))
     said: list[str] = []
     found = measure(
-        model, None, TranslateOptions(cache_dir=tmp_path / "cache"), seconds=1.5, say=said.append
+        model, None, TranslateOptions(cache_dir=tmp_path / "cache"), seconds=1, say=said.append
     )
     assert "what was found is not kept: no space left" in said
     assert found.kept == ()
@@ -156,3 +172,61 @@ def test_errors_are_those_of_a_translation_and_leave_nothing(model, tmp_path, te
     with pytest.raises(CycleganBatchError):
         measure(model, clip, TranslateOptions(cache_dir=tmp_path / "cache"), seconds=1)
     assert not list(temporary.iterdir())
+
+
+def test_where_other_programs_take_the_cpu_nothing_is_kept_and_it_is_said_once(
+    model, tmp_path, monkeypatch, others
+):
+    others[0] = 0.43
+    monkeypatch.setattr(Pipeline, "run", lambda self, frames, seconds, options: run_of(100.0))
+    said: list[str] = []
+    options = TranslateOptions(backend="onnxruntime", cache_dir=tmp_path / "cache")
+    found = measure(model, None, options, seconds=1, say=said.append)
+    (sentence,) = [each for each in said if "not kept" in each]
+    assert "other programs took 43% of the CPU" in sentence
+    assert found.kept == ()
+    assert not (tmp_path / "cache" / "bench").exists()
+    assert found.best is not None
+    assert (found.best, found.best.batch_size) == (found.default, 1)
+    assert "--batch-size" not in found.command
+    assert found.to_json()["network_others"] == 0.43
+
+
+def test_images_of_several_sizes_are_measured_at_the_one_that_a_plan_looks_up(
+    model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Pipeline, "run", lambda self, frames, seconds, options: run_of(100.0))
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, size in enumerate([(32, 32), (48, 64), (32, 48)]):
+        Image.fromarray(pictures.photo(*size)).save(folder / f"{number}.png")
+    options = TranslateOptions(backend="onnxruntime", cache_dir=tmp_path / "cache")
+    found = measure(model, folder, options, seconds=1)
+    assert found.subject.size == (48, 64)
+    plan = plan_translation(folder, tmp_path / "out", model=model, **vars(options))
+    assert plan.backend.measured
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_an_error(model, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"a\.png: none can be read; translate tells"):
+        measure(model, tmp_path / "images", TranslateOptions(cache_dir=tmp_path / "c"), seconds=1)
+
+
+@pytest.mark.behaviour(24)
+def test_ctrl_c_while_the_network_runs_leaves_nothing(model, tmp_path, temporary, monkeypatch):
+    monkeypatch.setattr(Pipeline, "run", lambda self, frames, seconds, options: run_of(100.0))
+    monkeypatch.setattr(bench, "_STAGES_UNTIL", 0.0)
+
+    def stop(step: str, left: float) -> None:
+        if "onnxruntime" in step:
+            raise KeyboardInterrupt
+
+    options = TranslateOptions(backend="onnxruntime", cache_dir=tmp_path / "cache")
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        measure(model, None, options, seconds=30, watch=stop)
+    assert time.monotonic() - begin < 5
+    assert not list(temporary.iterdir())
+    assert not (tmp_path / "cache" / "bench").exists()

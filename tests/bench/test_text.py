@@ -19,7 +19,7 @@ PARTS: tuple[Part, ...] = ("subject", "stages", "pipeline", "network", "workers"
 
 
 def row(name: str, precision: str, rate: float, parity: Parity | None, **changes: int) -> Row:
-    fields = {"batch_size": 1, "contexts": 2, "rounds": 5} | changes
+    fields = {"batch_size": 1, "contexts": 2, "laps": ()} | changes
     return Row(
         backend=name,
         device="cpu",

@@ -20,15 +20,17 @@ from tests.synthesis import generators
 pytestmark = pytest.mark.needs("onnxruntime")
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return generators.tiny_resnet(tmp_path / "tiny.onnx")
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generators.tiny_resnet(tmp_path_factory.mktemp("model") / "tiny.onnx")
 
 
 def bench(model: Path, *words: str) -> Result:
     common = [
         "--seconds",
-        "1.5",
+        "1",
+        "--threads",
+        "1",
         "--backend",
         "onnxruntime",
         "--cache-dir",
@@ -73,25 +75,27 @@ def test_an_error_is_one_message(model, tmp_path):
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: ")
     assert "Traceback" not in done.output
+    for seconds in ("0", "nan", "inf"):
+        done = bench(model, "--seconds", seconds)
+        assert (done.exit_code, done.stdout) == (2, "")
     done = bench(tmp_path / "missing.onnx", "--progress", "json")
     assert done.exit_code == 1
     assert json.loads(done.stderr.splitlines()[-1])["event"] == "error"
 
 
 @pytest.mark.behaviour(24)
-@pytest.mark.parametrize("words", [b"each stage alone", b"onnxruntime fp32"])
-def test_ctrl_c_ends_it_within_five_seconds_and_leaves_nothing(model, tmp_path, start, words):
+def test_ctrl_c_ends_it_within_five_seconds_and_leaves_nothing(model, tmp_path, start):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     process = start(
         [sys.executable, "-m", "cyclegan_batch", "bench", "-m", str(model), "--progress", "json",
-         "--seconds", "6", "--backend", "onnxruntime", "--cache-dir", str(tmp_path / "c")],
+         "--seconds", "30", "--backend", "onnxruntime", "--cache-dir", str(tmp_path / "c")],
         env=ENVIRONMENT | {"TMPDIR": str(temporary)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )  # fmt: skip
     for line in process.stderr:
-        if words in line:
+        if b"each stage alone" in line:
             break
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)

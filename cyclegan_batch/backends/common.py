@@ -137,8 +137,9 @@ def may_hide_nan(out: Pixels) -> bool:
     """Tell whether ``out``, the translation of `sample_frames`, may have been NaN before rounding.
 
     NaN from weights, from the arithmetic or from a norm without deviation fills at least a channel
-    of a frame. Rounding to uint8, and clamping float16 in some runtimes, converts it to one level.
-    So a sample without such a channel needs no `verify`, for which the network is opened once more.
+    of a frame, but in the networks of `may_make_some_nan`. Rounding to uint8, and clamping float16
+    in some runtimes, converts it to one level. So a sample without such a channel needs no
+    `verify`, for which the network is opened once more.
     """
     pixels = out.reshape(len(out), -1, out.shape[-1])
     return bool((pixels == pixels[:, :1]).all(axis=1).any())

@@ -15,6 +15,7 @@ from ..models.model import (
     Model,
     ModelCard,
     graph_with_values,
+    may_make_some_nan,
     on_cpu,
     sample_frames,
 )
@@ -175,7 +176,8 @@ def open_onnxruntime(model: Model, *, threads: int, contexts: int) -> OnnxRuntim
     # onnxruntime has few fp16 kernels for CPUs, and they compute in fp32; weights stay fp16.
     arithmetic = "fp32" if model.card.precision == "fp16" else model.card.precision
     backend = OnnxRuntimeBackend(model.card, session, "cpu", arithmetic)
-    if may_hide_nan(backend.infer(sample_frames(model.card))):
+    sample = backend.infer(sample_frames(model.card))
+    if may_hide_nan(sample) or may_make_some_nan(model):
         check_values(opened(graph_with_values(model)), model.card, "cpu")
     return backend
 

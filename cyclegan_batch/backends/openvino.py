@@ -22,6 +22,7 @@ from ..models.model import (
     ModelCard,
     graph_with_values,
     has_wide_convolutions,
+    may_make_some_nan,
     on_cpu,
     sample_frames,
 )
@@ -245,7 +246,7 @@ def open_openvino(
         return out, values
 
     sample = OpenVinoBackend(model.card, network, precision).infer(sample_frames(model.card))
-    if may_hide_nan(sample):
+    if may_hide_nan(sample) or may_make_some_nan(model):
         verify(model.card, run)
     if bf16:
         exact = _Network(

@@ -39,8 +39,11 @@ def cpu_graph(content: bytes, sizes: SizeRequirements, *, in_float32: bool) -> b
     ``sizes``: what it accepts. ``in_float32``: whether float32 is computed as such. Where it is
     rounded to bfloat16, the convolutions stay, for which Winograd's transforms are too coarse then.
     """
-    even = all(side % 2 == 0 for side in sizes.fixed or (sizes.multiple_of,))
     graph = Graph(onnx.ModelProto.FromString(content))
+    if any(attribute.HasField("g") for node in graph.nodes for attribute in node.attribute):
+        # The branches of an If read tensors of this graph by their names.
+        return content
+    even = all(side % 2 == 0 for side in sizes.fixed or (sizes.multiple_of,))
     _norms_in_one_operator(graph)
     _bytes_without_scaling(graph)
     _bytes_without_floor(graph)
@@ -72,8 +75,12 @@ def _fuse_norm(graph: Graph, root: onnx.NodeProto) -> None:
     if add is None or divide is None or divide.op_type != "Div":
         return
     variance = next((name for name in add.input if graph.constant(name) is None), "")
-    epsilon = graph.scalar(graph.other_input(add, variance))
-    if epsilon is None or not 0.0 < epsilon < 1.0:
+    constant = graph.constant(graph.other_input(add, variance))
+    # In half precision InstanceNormalization has other statistics, in doubles it is not computed.
+    if constant is None or constant.size != 1 or constant.dtype != np.float32:
+        return
+    epsilon = float(constant.reshape(()))
+    if not 0.0 < epsilon < 1.0:
         return
     inner = [root, add, divide]
     deviation = divide.input[0]
@@ -109,7 +116,8 @@ def _fuse_norm(graph: Graph, root: onnx.NodeProto) -> None:
         if after is None or after.op_type != kind:
             continue
         factor = _per_channel(graph, graph.other_input(after, out))
-        if factor is None or (channels is not None and len(factor) != channels):
+        # One value alone may be a factor of all channels, however many.
+        if factor is None or len(factor) != (channels or max(2, len(factor))):
             continue
         channels = len(factor)
         factors[kind] = factor.astype(np.float32)
@@ -204,6 +212,8 @@ def _bytes_without_scaling(graph: Graph) -> None:
         number = graph.scalar(graph.other_input(node, x))
         if number is None or (node.input[0] != x and node.op_type in ("Div", "Sub")):
             return
+        if number == 0.0 and node.op_type == "Div":
+            return
         if node.op_type in ("Mul", "Div"):
             gain = number if node.op_type == "Mul" else 1.0 / number
         else:
@@ -286,8 +296,11 @@ def _head_in_cells(graph: Graph) -> None:
         elif any(graph.scalar(name) is None for name in node.input if not _computed(graph, name)):
             return
         behind.append(node)
-        (source,) = [name for name in node.input if _computed(graph, name)][:1] or [""]
-        node = graph.producers.get(source)
+        computed = [name for name in node.input if _computed(graph, name)]
+        if len(computed) != 1:
+            # A sum with the frames, or a product with a mask, whose pixels are in no cells.
+            return
+        node = graph.producers.get(computed[0])
     weights = None if node is None else plain_convolution(graph, node)
     if node is None or weights is None or not turned:
         return

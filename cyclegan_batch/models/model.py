@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import ModelError, missing_extra
 from ..files import writing
@@ -39,6 +39,7 @@ from .contract import (
     CONTRACT_VERSION,
     INPUT,
     OUTPUT,
+    Constants,
     GeneratorIO,
     contract_from_generator,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "describe",
     "graph_with_values",
     "has_wide_convolutions",
+    "may_make_some_nan",
     "model_from_contract",
     "on_cpu",
     "open_model",
@@ -267,6 +269,33 @@ def graph_with_values(model: Model) -> bytes:
     proto.graph.node.append(helper.make_node("Cast", [name], [VALUES], to=TensorProto.FLOAT))
     proto.graph.output.append(helper.make_tensor_value_info(VALUES, TensorProto.FLOAT, None))
     return proto.SerializeToString()
+
+
+_NAN_OF_NUMBERS = frozenset({"Sqrt", "Log", "Pow", "Div", "Reciprocal", "Mod", "Asin", "Acos",
+                             "Acosh", "Atanh", "If", "Loop", "Scan"})  # fmt: skip
+"""Operators that may return NaN, or an infinity, for single numbers of a tensor."""
+
+_LARGE_WEIGHT = 1e6
+"""Products of such weights over a few layers exceed float32."""
+
+
+def may_make_some_nan(model: Model) -> bool:
+    """Return whether an ONNX may compute NaN for some pixels of a frame and numbers for others.
+
+    Convolutions, norms and activations with weights of an ordinary size do not: where one of their
+    values is NaN, so are all of its channel.
+    """
+    proto = onnx.ModelProto.FromString(model.graph)
+    graph, constants = proto.graph, Constants(proto)
+    for node in graph.node:
+        divides = node.op_type == "Div" and constants.value(node.input[1]) is not None
+        if (node.op_type in _NAN_OF_NUMBERS and not divides) or node.domain not in ("", "ai.onnx"):
+            return True
+    return any(
+        float(np.abs(numpy_helper.to_array(weight)).max(initial=0.0)) > _LARGE_WEIGHT
+        for weight in graph.initializer
+        if weight.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
+    )
 
 
 def sample_frames(card: ModelCard) -> Pixels:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
+from cyclegan_batch.backends import open_backend
 from cyclegan_batch.backends.common import (
     in_batches,
     is_out_of_memory,
@@ -120,3 +122,35 @@ def test_a_network_is_opened_again_only_where_its_sample_may_hide_nan(
     model = open_model(file(tmp_path / "a.onnx"))
     onnxruntime.open_onnxruntime(model, threads=1, contexts=1).close()
     assert count == opened
+
+
+def some_nan(path: Path, cause: str) -> Path:
+    """Write a generator of NaN for some pixels of the sample and of numbers for others.
+
+    The border of a black frame differs from its inside.
+    """
+    g = generators.Graph()
+    x = g.op("Add", g.op("Cast", "frames", to=TensorProto.FLOAT), g.constant(36.0))
+    x = g.op("Transpose", x, perm=[0, 3, 1, 2])
+    mean = g.constant(np.eye(3)[..., np.newaxis, np.newaxis] * np.full((3, 3), 1 / 9))
+    x = g.op("Conv", x, mean, pads=[1, 1, 1, 1])
+    if cause == "a root":
+        x = g.op("Add", x, g.op("Sqrt", g.op("Sub", x, g.constant(30.0))))
+    elif cause == "a large weight":
+        large = g.op("Mul", x, g.constant(8e36))  # from 42 on infinite
+        x = g.op("Add", x, g.op("Sub", large, large))
+    else:
+        bright = g.op("Relu", g.op("Sub", x, g.constant(30.0)))
+        x = g.op("Conv", bright, g.constant(np.full((3, 3, 1, 1), np.inf)))
+    generators._leave(g, g.op("Transpose", x, perm=[0, 2, 3, 1]), "uint8")
+    return g.save(path, *generators.frames_io("uint8"), card=generators.card())
+
+
+@pytest.mark.behaviour(33)
+@pytest.mark.parametrize("cause", ["a root", "a large weight", "an infinite weight"])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_nan_in_a_part_of_the_sample_errors(tmp_path: Path, cause: str, backend: str) -> None:
+    need(backend)
+    model = open_model(some_nan(tmp_path / "a.onnx", cause))
+    with pytest.raises(ModelError, match="returns NaN where numbers are expected"):
+        open_backend(model, backend=backend, device="cpu", threads=1)

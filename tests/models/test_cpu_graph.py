@@ -125,6 +125,99 @@ def test_a_graph_without_anything_to_gain_stays_as_it_is(tmp_path: Path, name: s
     assert cpu_graph(content, EVEN, in_float32=True) is content
 
 
+# Graphs of other makers
+
+
+def adopted(g: generators.Graph, path: Path, size: tuple[int, int] = (16, 24)) -> Model:
+    """Return a foreign graph of ``image`` with a Tanh as its last node."""
+    g.nodes[-1].output[0] = "picture"
+    shape = (1, 3, *size)
+    values = [[(name, TensorProto.FLOAT, shape)] for name in ("image", "picture")]
+    return open_model(g.save(path, *values))
+
+
+def layer(g: generators.Graph, x: str, into: int, out: int, kernel: int = 7) -> str:
+    random = np.random.default_rng([into, out])
+    shape = (out, into, kernel, kernel)
+    weights = random.normal(0, (into * kernel * kernel) ** -0.5, shape)
+    return g.op("Conv", g.reflect(x, kernel // 2), g.constant(weights))
+
+
+def other_graph(kind: str, path: Path) -> Model:
+    """Return a generator of a form that the passes do not expect."""
+    g = generators.Graph()
+    features = g.op("Relu", layer(g, "image", 3, 8))
+    y = layer(g, features, 8, 3)
+    if kind == "conv + image":
+        g.op("Tanh", g.op("Add", y, "image"))
+    elif kind == "image + conv":
+        g.op("Tanh", g.op("Add", "image", y))
+    elif kind == "mask · conv":
+        g.op("Tanh", g.op("Mul", g.op("Sigmoid", layer(g, features, 8, 1)), y))
+    elif kind == "conv · mask":
+        g.op("Tanh", g.op("Mul", y, g.op("Sigmoid", layer(g, features, 8, 3, 3))))
+    elif kind == "norm of one factor":
+        d = g.op("Sub", y, g.op("ReduceMean", y, axes=[2, 3], keepdims=1))
+        variance = g.op("ReduceMean", g.op("Mul", d, d), axes=[2, 3], keepdims=1)
+        y = g.op("Div", d, g.op("Sqrt", g.op("Add", variance, g.constant(1e-5))))
+        g.op("Tanh", g.op("Mul", y, g.constant(np.full((1, 1, 1, 1), 0.5))))
+    elif kind == "1 - conv":
+        g.op("Tanh", g.op("Sub", g.constant(1.0), y))
+    return adopted(g, path)
+
+
+@pytest.mark.behaviour(31, 33)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "conv + image", "image + conv", "mask · conv", "conv · mask", "norm of one factor",
+        "1 - conv",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_graph_of_another_form_gives_the_same_pixels(
+    tmp_path: Path, kind: str, backend: str
+) -> None:
+    need(backend)
+    model = other_graph(kind, tmp_path / "a.onnx")
+    frames = natural((16, 24))
+    out = open_backend(model, backend=backend, device="cpu", threads=1).infer(frames)
+    assert parity(out, generators.run(model.graph, frames)).cls == "exact"
+
+
+def contract_of(g: generators.Graph, x: str, path: Path) -> bytes:
+    """Return a contract graph that ends in a convolution of eight channels ``x``."""
+    x = g.op("Transpose", g.op("Tanh", layer(g, x, 8, 3)), perm=[0, 2, 3, 1])
+    x = g.op("Floor", g.op("Mul", x, g.constant(255.0)))
+    g.op("Cast", g.clip(x, 0.0, 255.0), out="translated", to=TensorProto.UINT8)
+    fields = generators.card(multiple_of="2", minimum="8")
+    return g.save(path, *generators.frames_io("uint8"), card=fields).read_bytes()
+
+
+def test_a_graph_whose_branches_read_its_weights_stays_as_it_is(tmp_path: Path) -> None:
+    g = generators.Graph()
+    factor = g.constant(0.5)
+    x = g.op("Transpose", g.op("Cast", "frames", to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
+    x = layer(g, x, 3, 8)
+    branches = {}
+    for name, node in (
+        ("then_branch", helper.make_node("Mul", [x, factor], ["out"])),
+        ("else_branch", helper.make_node("Neg", [x], ["out"])),
+    ):
+        out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
+        branches[name] = helper.make_graph([node], name, [], [out])
+    condition = g.op("Cast", g.constant(1, np.int64), to=TensorProto.BOOL)
+    graph = contract_of(g, g.op("If", condition, **branches), tmp_path / "a.onnx")
+    assert cpu_graph(graph, EVEN, in_float32=True) is graph
+
+
+def test_frames_divided_by_zero_stay_as_they_are(tmp_path: Path) -> None:
+    g = generators.Graph()
+    x = g.op("Div", g.op("Cast", "frames", to=TensorProto.FLOAT), g.constant(0.0))
+    x = layer(g, g.op("Transpose", x, perm=[0, 3, 1, 2]), 3, 8)
+    assert kinds(cpu_graph(contract_of(g, x, tmp_path / "a.onnx"), EVEN, in_float32=True))["Div"]
+
+
 # Norms that are spelled out
 
 SQUARES = ("d·d", "d·(d + c)", "d**2")
@@ -139,9 +232,11 @@ def written_out(
     axes: tuple[int, ...] = (2, 3),
     epsilon: float = 1e-5,
     leak: bool = False,
+    half: bool = False,
 ) -> bytes:
     """Return a graph of a norm of ``(1, 6, H, W)`` in small operators."""
     g, random = generators.Graph(17), np.random.default_rng(0)
+    dtype = np.float16 if half else np.float32
 
     def mean_of(x: str) -> str:
         if mean == "reshape":
@@ -150,24 +245,25 @@ def written_out(
         return g.op("ReduceMean", x, axes=list(axes), keepdims=1)
 
     def weight() -> str:
-        values = random.normal(1, 0.3, 6)
+        values = random.normal(1, 0.3, 1 if affine == "one factor" else 6).astype(dtype)
         if affine == "reshaped weights":
             return g.op("Reshape", g.constant(values), g.constant([-1, 6, 1, 1], np.int64))
-        return g.constant(values.reshape(6, 1, 1))
+        return g.constant(values.reshape(-1, 1, 1), dtype)
 
     d = g.op("Sub", "x", mean_of("x"))
     if square == "d**2":
         squared = g.op("Pow", d, g.constant(2.0))
     else:
         squared = g.op("Mul", d, d if square == "d·d" else g.op("Add", d, g.constant(1e-9)))
-    root = g.op("Sqrt", g.op("Add", mean_of(squared), g.constant(epsilon)))
+    root = g.op("Sqrt", g.op("Add", mean_of(squared), g.constant(epsilon, dtype)))
     y = g.op("Div", d, root)
     if affine != "none":
         y = g.op("Add", g.op("Mul", y, weight()), weight())
     if leak:
         y = g.op("Add", y, d)
     g.op("Identity", y, out="y")
-    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 6, "H", "W"]) for n in "xy"]
+    kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+    value = [helper.make_tensor_value_info(n, kind, [1, 6, "H", "W"]) for n in "xy"]
     graph = helper.make_graph(g.nodes, "norm", value[:1], value[1:], g.weights)
     opset = [helper.make_opsetid("", 17)]
     return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
@@ -196,8 +292,12 @@ def test_a_norm_in_small_operators_becomes_one(square: str, mean: str, affine: s
 
 
 @pytest.mark.parametrize(
-    "different", [{"axes": (1, 2, 3)}, {"axes": (1,)}, {"epsilon": 0.0}, {"leak": True}]
-)
+    "different",
+    [
+        {"axes": (1, 2, 3)}, {"axes": (1,)}, {"epsilon": 0.0}, {"leak": True}, {"half": True},
+        {"affine": "one factor"},
+    ],
+)  # fmt: skip
 def test_what_only_looks_like_a_norm_stays_as_it_is(different: dict[str, Any]) -> None:
     graph = written_out(**different)
     assert cpu_graph(graph, EVEN, in_float32=True) == graph

@@ -76,7 +76,8 @@ def lines_of(part: Part, findings: Findings, style: Style) -> list[str]:
     }[part](findings, style)
     if lines and part not in ("subject", "pipeline"):
         lines.insert(0, "")
-    return [style.encodable(line) for line in lines]
+    command = [lines.pop()] if part == "advice" else []  # it must remain what a shell takes
+    return [*(style.encodable(line) for line in lines), *command]
 
 
 def command_line(findings: Findings) -> str:

@@ -96,7 +96,15 @@ def claim_standard_streams() -> None:
 
 
 def print_result(text: str) -> None:
-    """Print the result of a command; a closed pipe ends the process with 0. Raises OutputError."""
+    """Print the result of a command; a closed pipe ends the process with 0. Raises OutputError.
+
+    A character that the encoding of standard output lacks becomes an escape sequence.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding, "surrogateescape")
+    except UnicodeEncodeError:
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, flush=True)
     except OSError as error:

@@ -105,6 +105,13 @@ def test_every_line_but_the_command_fits_and_can_be_encoded(columns, blocks):
         assert words in text, words
 
 
+def test_a_name_of_other_characters_stays_what_a_shell_takes():
+    found = findings()
+    found.command = ("cyclegan-batch", "translate", "d\udcffe\u0301.mp4")
+    line = lines_of("advice", found, Style(blocks=False))[-1]
+    assert line == "cyclegan-batch translate 'd\udcffe\u0301.mp4'"
+
+
 def test_bars_are_as_long_as_their_share_and_never_vanish():
     style = Style()
     assert style.bar(1.0, 10) == "█" * 10

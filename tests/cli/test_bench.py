@@ -70,6 +70,21 @@ def test_with_json_it_prints_one_object_and_with_quiet_the_command(model):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [("utf-8", "🐴.mp4".encode()), ("ascii", rb"\U0001f434.mp4")],
+)
+def test_a_command_is_printed_in_any_encoding(encoding, expected):
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; from cyclegan_batch.cli.process import *; "
+         r"claim_standard_streams(); print_result('\U0001f434.mp4')"],
+        env=ENVIRONMENT | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == expected
+
+
 def test_an_error_is_one_message(model, tmp_path):
     done = bench(model, str(tmp_path / "missing.mp4"))
     assert (done.exit_code, done.stdout) == (1, "")

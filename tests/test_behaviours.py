@@ -73,11 +73,11 @@ def test_a_mark_with_an_unknown_number_is_a_problem():
 
 def test_the_list_tells_tested_from_logic_only_in_part_and_untested():
     items = [_test_of(1), _test_of(37), _test_of(37, needs="needs_cuda"), _test_of(1)]
-    items += [_test_of(1, needs="corpus"), _test_of(20)]
+    items += [_test_of(1, needs="corpus"), _test_of(53)]
     lines = list(behaviours.report(behaviours.evidence(items)))
     assert len(lines) == len(behaviours.BEHAVIOURS) == 54
     assert re.match(r"  1  tested .*\[2 anywhere, 1 on real data\]", lines[0])
     assert re.match(r"  2  no test ", lines[1])
-    assert re.match(r" 19  later ", lines[18])
-    assert re.match(r" 20  in part ", lines[19])
+    assert re.match(r" 49  later ", lines[48])
+    assert re.match(r" 53  in part ", lines[52])
     assert re.match(r" 37  logic only .*\[1 anywhere, 1 on a GPU, needs two GPUs\]", lines[36])

@@ -229,7 +229,6 @@ def open_openvino(
         return _compiled(core, model.card, model.graph, settings)
 
     def compiled_in_windows() -> _CompiledModel:
-        # The graph is made anew: with the transformed weights it has four times the size.
         return _compiled(core, model.card, on_cpu(given).graph, settings)
 
     in_windows = not bf16 and has_wide_convolutions(given)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from cyclegan_batch.backends import open_backend
@@ -167,6 +167,47 @@ def test_a_wide_generator_is_exact_and_the_same_twice(wide_generator: Path, back
     ]
     measured = parity(out[0], np.concatenate(expected))
     assert measured.cls == "exact", str(measured)
+
+
+def scaled(weights: Any, how: str) -> Any:
+    """Return the weights of a convolution in another scale."""
+    powers = 10 ** np.random.default_rng(0).uniform(-3, 3, weights.shape)
+    factors = {
+        "tiny": 1e-3,
+        "huge": 1e6,
+        "outputs": powers[:, :1, :1, :1],
+        "inputs": powers[:1, :, :1, :1],
+        "taps": powers,
+    }
+    return weights * factors[how]
+
+
+@pytest.mark.behaviour(31, 33)
+@pytest.mark.parametrize("how", ["tiny", "huge", "outputs", "inputs", "taps"])
+def test_weights_of_any_scale_are_exact(wide_generator: Path, tmp_path: Path, how: str) -> None:
+    need("openvino")
+    proto = onnx.load(wide_generator)
+    for weight in proto.graph.initializer:
+        if list(weight.dims) == [WIDE, WIDE, 3, 3]:
+            values = scaled(numpy_helper.to_array(weight), how).astype(np.float32)
+            weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    path = tmp_path / "scaled.onnx"
+    onnx.save(proto, path)
+    frames = generators.natural((16, 20))
+    frames[:, 4:12] //= 32  # dark, beside single bright pixels
+    frames[:, 5:12:3, ::7] = 255
+    expected = generators.run(in_doubles(path.read_bytes()), frames)
+    out = open_backend(open_model(path), backend="openvino", device="cpu", threads=1).infer(frames)
+    measured = parity(out, expected)
+    assert measured.cls == "exact", str(measured)
+    assert measured.psnr > 60, str(measured)
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_the_graph_grows_by_no_transformed_weights(opset: int) -> None:
+    g = generators.Graph(opset)
+    graph = graph_of(g, block(g, block(g, g.op("Relu", "x"))))
+    assert len(by_winograd(graph)[0]) < 1.1 * len(graph)
 
 
 @pytest.mark.behaviour(28)

@@ -211,7 +211,9 @@ def _advice(findings: Findings, style: Style) -> list[str]:
             f" ({_parity(reduced)}): {quoted(findings.reduced_options)}",
             style,
         )
-    run = findings.confirmed or findings.pipeline
+    run = findings.confirmed
+    if run is None and findings.best == findings.default:
+        run = findings.pipeline  # else the run with the command did not fit into the time
     reached = "" if run is None else f", {_number(run.rate)} frames/s"
     lines += _wrapped(f"The fastest way whose parity is exact or half{reached}:", style)
     lines.append(style.paint(command_line(findings), _BOLD))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -110,6 +111,16 @@ def test_a_name_of_other_characters_stays_what_a_shell_takes():
     found.command = ("cyclegan-batch", "translate", "d\udcffe\u0301.mp4")
     line = lines_of("advice", found, Style(blocks=False))[-1]
     assert line == "cyclegan-batch translate 'd\udcffe\u0301.mp4'"
+
+
+def test_a_rate_is_told_only_where_the_command_reached_it():
+    found = findings()
+    assert "exact or half, 22.6 frames/s:" in " ".join(lines_of("advice", found, Style()))
+    found.best = row("openvino", "bf16", 51.2, None)
+    assert "exact or half:" in " ".join(lines_of("advice", found, Style()))
+    assert found.pipeline is not None
+    found.confirmed = replace(found.pipeline, rate=40.0)
+    assert "exact or half, 40.0 frames/s:" in " ".join(lines_of("advice", found, Style()))
 
 
 def test_bars_are_as_long_as_their_share_and_never_vanish():

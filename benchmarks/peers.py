@@ -127,14 +127,17 @@ def has_bf16() -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def cut(clip: Path, count: int, target: Path, frames: Path) -> None:
-    """Write the first ``count`` frames of ``clip`` at 256², as a video and as a folder of PNG."""
+def cut(clip: Path, most: int, target: Path, frames: Path) -> int:
+    """Write the first frames of ``clip`` at 256², as a video and as a folder of PNG.
+
+    Returns how many there are: ``most``, or all of the clip.
+    """
     frames.mkdir()
     with av.open(str(clip)) as source, av.open(str(target), "w") as out:
         stream = out.add_stream("libx264", rate=25, options={"crf": "12", "preset": "veryfast"})
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
-        for number, frame in zip(range(count), source.decode(video=0), strict=False):
+        for number, frame in zip(range(most), source.decode(video=0), strict=False):
             pixels = frame.to_ndarray(format="rgb24")
             side = min(pixels.shape[:2])
             top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
@@ -146,6 +149,7 @@ def cut(clip: Path, count: int, target: Path, frames: Path) -> None:
             cv2.imwrite(str(frames / f"{number:05}.png"), pixels[:, :, ::-1])
             out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         out.mux(stream.encode(None))
+    return len(list(frames.iterdir()))
 
 
 def pictures(output: Path) -> list[np.ndarray]:
@@ -239,19 +243,19 @@ def main() -> None:
     parser.add_argument("clip", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--frames", type=int, default=120, help="of the clip, at most")
     parser.add_argument("--out", type=Path, help="write the table as JSON, too")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cut(given.clip, given.frames, folder / "clip.mp4", folder / "frames")
+        count = cut(given.clip, given.frames, folder / "clip.mp4", folder / "frames")
         found = programs(folder / "clip.mp4", folder / "frames", given.checkpoint, folder)
         rows = table(found, measure(found, given.rounds, print))
     result = {
         "cpu": cpu_name(),
         "threads": cpu_threads(),
         "date": datetime.date.today().isoformat(),
-        "frames": given.frames,
+        "frames": count,
         "size": SIDE,
         "rounds": given.rounds,
         "checkpoint": given.checkpoint.name,

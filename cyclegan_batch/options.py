@@ -208,8 +208,8 @@ class TranslateOptions:
     """Translate only part I of N parts of the inputs, ``1/4`` to ``4/4``, so that N machines share
     a job."""
     cache_dir: Path | None = field(default=None, metadata=option(RUN, metavar="FOLDER"))
-    """Where exported checkpoints and TensorRT engines are kept; ``cyclegan-batch doctor`` prints
-    the usual place."""
+    """Where exported checkpoints, TensorRT engines and what ``bench`` measured are kept;
+    ``cyclegan-batch doctor`` prints the usual place."""
     preview: int | None = field(default=None, metadata=option(RUN, metavar="N", least=1))
     """Only write a sheet of N frames, each source above its result, as OUTPUT.preview.png."""
 

@@ -33,7 +33,7 @@ class ExportOptions:
     its graph where possible."""
 
     precision: FilePrecision | None = field(default=None, metadata=option(FILE))
-    """Precision of weights and convolutions; the statistics of the norms are always fp32. fp32
+    """Precision of weights and convolutions; the statistics of the norms stay fp32. fp32
     unless given, and fp16 for a bundle."""
     half_norm: bool = field(default=False, metadata=option(FILE))
     """Let InstanceNorm take and give half precision, too (fp16): quicker on GPUs, and whether its

@@ -76,6 +76,11 @@ def test_the_plot_has_a_bar_for_each_program_as_long_as_its_rate(tmp_path):
     assert all(float(t.attrib["x"]) < plot.WIDTH - 50 for t in root.iter(f"{SVG}text"))
 
 
+def test_the_plot_of_the_readme_is_drawn_from_the_table_beside_it():
+    table = json.loads((REPOSITORY / "benchmarks" / "peers.json").read_text())
+    assert plot.svg(table) == (REPOSITORY / "docs" / "speed.svg").read_text(encoding="utf-8")
+
+
 @pytest.mark.slow
 @pytest.mark.corpus
 @pytest.mark.timeout(900)

@@ -58,7 +58,7 @@ class Budget:
         return share * self.seconds - self.used
 
     def look(self) -> None:
-        """Show the state; raises KeyboardInterrupt where the user wants to stop."""
+        """Show the state; raises KeyboardInterrupt where the user asked to stop."""
         self._watch(self.step, max(0.0, self.left))
 
     def attend(

@@ -42,12 +42,16 @@ def crops(folder: Path) -> list[Pixels]:
     images = []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
-            pixels = decode_picture(path.read_bytes(), path.name).pixels
-            side = min(pixels.shape[:2])
-            top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-            square = pixels[top : top + side, left : left + side]
-            images.append(cv2.resize(square, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
+            images.append(middle(decode_picture(path.read_bytes(), path.name).pixels))
     return images
+
+
+def middle(pixels: Pixels) -> Pixels:
+    """Return the largest square in the middle of an image, scaled to 256²."""
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    square = pixels[top : top + side, left : left + side]
+    return cv2.resize(square, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 
 def png(images: list[Pixels], rounds: int, repeats: int = 20) -> None:

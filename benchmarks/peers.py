@@ -17,7 +17,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,10 +33,11 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "export")]
 
+from benchmarks.images import SIDE, middle  # noqa: E402
 from benchmarks.pipeline import ACCURATE, ffmpeg_program  # noqa: E402
+from benchmarks.runtimes import cpu  # noqa: E402
 from cyclegan_batch.machine import cpu_threads  # noqa: E402
 
-SIDE = 256
 LOOPS = REPOSITORY / "benchmarks" / "peer_loops"
 
 OPENCV = "a loop of OpenCV and onnxruntime"
@@ -138,14 +138,7 @@ def cut(clip: Path, most: int, target: Path, frames: Path) -> int:
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
         for number, frame in zip(range(most), source.decode(video=0), strict=False):
-            pixels = frame.to_ndarray(format="rgb24")
-            side = min(pixels.shape[:2])
-            top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-            pixels = cv2.resize(
-                pixels[top : top + side, left : left + side],
-                (SIDE, SIDE),
-                interpolation=cv2.INTER_AREA,
-            )
+            pixels = middle(frame.to_ndarray(format="rgb24"))
             cv2.imwrite(str(frames / f"{number:05}.png"), pixels[:, :, ::-1])
             out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         out.mux(stream.encode(None))
@@ -221,23 +214,6 @@ def table(
     return rows
 
 
-def cpu_name() -> str:
-    """Return the CPU's name and the instruction sets that matter to a network."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    lines = dict(
-        tuple(part.strip() for part in line.split(":", 1))
-        for line in text.splitlines()
-        if ":" in line
-    )
-    flags = lines.get("flags", "").split()
-    sets = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
-            if name in flags]  # fmt: skip
-    return f"{lines.get('model name', platform.machine())} ({', '.join(sets)})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clip", type=Path)
@@ -252,7 +228,7 @@ def main() -> None:
         found = programs(folder / "clip.mp4", folder / "frames", given.checkpoint, folder)
         rows = table(found, measure(found, given.rounds, print))
     result = {
-        "cpu": cpu_name(),
+        "cpu": cpu(),
         "threads": cpu_threads(),
         "date": datetime.date.today().isoformat(),
         "frames": count,

@@ -17,7 +17,6 @@ holds the tables.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 import tempfile
@@ -34,17 +33,15 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "export")]
 
 from cyclegan_batch.backends import Backend, default_contexts, open_backend  # noqa: E402
 from cyclegan_batch.backends.openvino import import_openvino  # noqa: E402
+from cyclegan_batch.bench.subject import instruction_sets  # noqa: E402
 from cyclegan_batch.errors import CycleganBatchError  # noqa: E402
 from cyclegan_batch.frames import Pixels, as_pixel_type  # noqa: E402
-from cyclegan_batch.machine import cpu_threads  # noqa: E402
+from cyclegan_batch.machine import cpu_name, cpu_threads  # noqa: E402
 from cyclegan_batch.models.checkpoint_files import is_checkpoint  # noqa: E402
 from cyclegan_batch.models.model import INPUT, OUTPUT, Model, open_model  # noqa: E402
 from cyclegan_batch.models.parity import Parity, natural_frames, parity  # noqa: E402
 
 Run = Callable[[Pixels], Pixels]
-
-TELLING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-"""The instruction sets that decide which kernels run."""
 
 
 @dataclass
@@ -62,16 +59,8 @@ class Way:
 
 
 def cpu() -> str:
-    """Return the CPU's name and the instruction sets among `TELLING` that it has."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = fields.get("flags", "").split()
-    sets = ", ".join(name for name in TELLING if name in flags) or "none that tell"
-    return f"{fields.get('model name', platform.machine())} ({sets})"
+    """Return the CPU's name and the instructions of it that decide which kernels run."""
+    return f"{cpu_name()} ({', '.join(instruction_sets()) or 'none that tell'})"
 
 
 def plain_onnxruntime(model: Model, threads: int, contexts: int) -> list[Run]:

@@ -20,6 +20,7 @@ from .machine import (
     cpu_name,
     cpu_threads,
     default_cache_dir,
+    installed_versions,
     nvidia_driver,
     nvidia_gpus,
     own_scheduling,
@@ -114,7 +115,7 @@ def examine(cache_dir: Path | None = None) -> Report:
         "version": __version__,
         "system": _system(),
         "gpus": _gpus(),
-        "packages": _versions(_PACKAGES),
+        "packages": installed_versions(_PACKAGES),
         "runtimes": _runtimes(),
         "ffmpeg": _ffmpeg(),
         "encoders": {name: encoder_error(name) for name in ENCODERS},
@@ -221,17 +222,10 @@ def _gpus() -> GPUs:
     return {"names": list(nvidia_gpus()), "driver": nvidia_driver()}
 
 
-def _versions(names: tuple[str, ...]) -> dict[str, str]:
-    """Return the versions of those among ``names`` that are installed."""
-    versions = {}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
-
-
 def _runtimes() -> dict[str, Runtime]:
-    return {name: _runtime(name, version) for name, version in _versions(_RUNTIMES).items()}
+    return {
+        name: _runtime(name, version) for name, version in installed_versions(_RUNTIMES).items()
+    }
 
 
 def _runtime(name: str, version: str) -> Runtime:
@@ -281,7 +275,7 @@ def _cache(path: Path) -> Cache:
 
 def _warnings() -> list[str]:
     warnings = []
-    installed = _versions(("onnxruntime", "onnxruntime-gpu", "opencv-python",
+    installed = installed_versions(("onnxruntime", "onnxruntime-gpu", "opencv-python",
                            "opencv-python-headless"))  # fmt: skip
     if {"onnxruntime", "onnxruntime-gpu"} <= installed.keys():
         warnings.append(

@@ -1,4 +1,4 @@
-"""The CPU and NVIDIA GPUs of this machine, and the folders for a user's cache and state."""
+"""The CPU, GPUs and packages of this machine, and the folders for a user's cache and state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -26,6 +26,17 @@ def cpu_name() -> str:
             if match := re.match(r"model name\s*:\s*(\S.*)", line):
                 return match[1].strip()
     return platform.processor() or platform.machine()
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those among the distributions ``names`` that are installed."""
+    from importlib import metadata  # takes a while to import, and --help needs no version
+
+    versions = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import BackendError, ModelError, OutOfMemoryError
 from ..frames import Pixels, as_pixel_type
-from ..models.model import ModelCard, sample_frames
+from ..models.model import Model, ModelCard, may_make_some_nan, sample_frames
 from ..models.parity import LIMITS, REQUIRED_CLASS, Parity, natural_frames, parity
 from ..wording import Note, printable
 
@@ -131,6 +131,15 @@ def verify(card: ModelCard, run: Callable[[Pixels], tuple[Pixels, Pixels]]) -> N
     if np.isnan(values).any():
         raise _not_a_number(card)
     checked(out, frames, card)
+
+
+def needs_verify(model: Model, backend: Backend) -> bool:
+    """Translate `sample_frames`; return whether `verify` must look at the floats, too.
+
+    ``model``: what ``backend`` runs. Raises what `Backend.infer` does.
+    """
+    sample = backend.infer(sample_frames(model.card))
+    return may_hide_nan(sample) or may_make_some_nan(model)
 
 
 def may_hide_nan(out: Pixels) -> bool:

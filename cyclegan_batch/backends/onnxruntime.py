@@ -15,9 +15,7 @@ from ..models.model import (
     Model,
     ModelCard,
     graph_with_values,
-    may_make_some_nan,
     on_cpu,
-    sample_frames,
 )
 from ..wording import Note, printable
 from .common import (
@@ -26,7 +24,7 @@ from .common import (
     failure_of,
     in_batches,
     is_out_of_memory,
-    may_hide_nan,
+    needs_verify,
     verify,
 )
 
@@ -176,8 +174,7 @@ def open_onnxruntime(model: Model, *, threads: int, contexts: int) -> OnnxRuntim
     # onnxruntime has few fp16 kernels for CPUs, and they compute in fp32; weights stay fp16.
     arithmetic = "fp32" if model.card.precision == "fp16" else model.card.precision
     backend = OnnxRuntimeBackend(model.card, session, "cpu", arithmetic)
-    sample = backend.infer(sample_frames(model.card))
-    if may_hide_nan(sample) or may_make_some_nan(model):
+    if needs_verify(model, backend):
         check_values(opened(graph_with_values(model)), model.card, "cpu")
     return backend
 

@@ -22,9 +22,7 @@ from ..models.model import (
     ModelCard,
     graph_with_values,
     has_wide_convolutions,
-    may_make_some_nan,
     on_cpu,
-    sample_frames,
 )
 from ..wording import Note, printable
 from .common import (
@@ -32,7 +30,7 @@ from .common import (
     failure_of,
     in_batches,
     is_out_of_memory,
-    may_hide_nan,
+    needs_verify,
     parity_of,
     verify,
 )
@@ -244,8 +242,7 @@ def open_openvino(
             raise _failure(error, model.card, frames) from error
         return out, values
 
-    sample = OpenVinoBackend(model.card, network, precision).infer(sample_frames(model.card))
-    if may_hide_nan(sample) or may_make_some_nan(model):
+    if needs_verify(model, OpenVinoBackend(model.card, network, precision)):
         verify(model.card, run)
     if bf16:
         exact = _Network(

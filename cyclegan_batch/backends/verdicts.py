@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from importlib import metadata
 from pathlib import Path
 
 from .._version import __version__
 from ..errors import ModelError, OutputError
 from ..files import writing
-from ..machine import default_cache_dir, nvidia_gpus
+from ..machine import default_cache_dir, installed_versions, nvidia_gpus
 from ..models.model import Model
 from .common import Backend, parity_of
 
@@ -35,7 +34,7 @@ class Verdict:
             # What torch computes with depends on what works on this machine, too.
             "how": getattr(on_gpu, "how", ""),
             "gpu": names[index] if index < len(names) else "unknown",
-            "versions": {"cyclegan-batch": __version__, **_versions()},
+            "versions": {"cyclegan-batch": __version__, **installed_versions(_VERSIONS)},
         }
         key = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()
         folder = (cache_dir or default_cache_dir()) / "verdicts"
@@ -69,11 +68,3 @@ class Verdict:
             with writing(self._path, overwrite=True) as partial:
                 partial.write_text(json.dumps({"about": self._about, "parity": parity}) + "\n")
         return parity
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _VERSIONS:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from ..frames import Size
-from ..machine import cpu_name, cpu_threads, nvidia_gpus
+from ..machine import cpu_name, cpu_threads, installed_versions, nvidia_gpus
 from ..models.card import ModelCard
 from ..wording import printable
 
@@ -83,7 +82,7 @@ def subject_of(
         cpu=cpu_name(),
         threads=cpu_threads(),
         instruction_sets=instruction_sets(),
-        runtimes=runtimes(),
+        runtimes=installed_versions(_RUNTIMES),
         input=words,
     )
 
@@ -97,12 +96,3 @@ def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
                 flags = set(match[2].split())
                 break
     return tuple(name for flag, name in _INSTRUCTION_SETS.items() if flag in flags)
-
-
-def runtimes() -> dict[str, str]:
-    """Return the versions of the installed runtimes, by distribution name."""
-    versions = {}
-    for name in _RUNTIMES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions

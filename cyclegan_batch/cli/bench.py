@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ..errors import CycleganBatchError
-from ..options import MODEL, RUN, TranslateOptions
-from .options import PATH, GroupedCommand, GroupedOption, progress_option, table_options
+from ..options import RUN, TranslateOptions
+from .options import (
+    PATH,
+    GroupedCommand,
+    GroupedOption,
+    model_option,
+    progress_option,
+    table_options,
+)
 from .process import STOPS, print_result
 
 if TYPE_CHECKING:
@@ -39,14 +46,7 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
 
 _PARAMETERS: list[click.Parameter] = [
     click.Argument(["source"], required=False, type=PATH, metavar="[INPUT]"),
-    GroupedOption(
-        ["-m", "--model"],
-        group=MODEL,
-        type=PATH,
-        required=True,
-        help="The generator: an ONNX file, a TensorRT engine, a checkpoint (.pth, .safetensors) or "
-        "the folder of a training run.",
-    ),
+    model_option(),
     *(each for each in table_options(TranslateOptions) if each.name in _TAKEN),
     GroupedOption(
         ["--seconds"],

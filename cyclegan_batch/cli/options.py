@@ -12,7 +12,7 @@ import click
 
 from .. import option_table
 from ..option_table import Option
-from ..options import FrameSize, TranslateOptions
+from ..options import MODEL, FrameSize, TranslateOptions
 
 PATH = click.Path(path_type=Path)
 
@@ -185,6 +185,18 @@ class GroupedOption(click.Option):
 def option(*names: str, **keywords: Any) -> Callable[[_Command], _Command]:
     """Return the decorator that adds a `GroupedOption`."""
     return click.option(*names, cls=GroupedOption, **keywords)
+
+
+def model_option() -> GroupedOption:
+    """Return the option ``--model`` of the commands that translate."""
+    return GroupedOption(
+        ["-m", "--model"],
+        group=MODEL,
+        type=PATH,
+        required=True,
+        help="The generator: an ONNX file, a TensorRT engine, a checkpoint (.pth, .safetensors) or "
+        "the folder of a training run.",
+    )
 
 
 def progress_option(group: str) -> GroupedOption:

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ..errors import ContradictionError, CycleganBatchError
-from ..options import MODEL, RUN, TranslateOptions
-from .options import PATH, GroupedCommand, GroupedOption, progress_option, table_options
+from ..options import RUN, TranslateOptions
+from .options import (
+    PATH,
+    GroupedCommand,
+    GroupedOption,
+    model_option,
+    progress_option,
+    table_options,
+)
 from .process import STOPS, importing, print_result
 
 if TYPE_CHECKING:
@@ -25,14 +32,7 @@ _PARAMETERS: list[click.Parameter] = [
     click.Argument(["inputs"], nargs=-1, required=True, type=PATH, metavar="INPUT..."),
     # The output is a string: a separator at its end means a folder, and a Path drops it.
     click.Argument(["output"], type=click.Path()),
-    GroupedOption(
-        ["-m", "--model"],
-        group=MODEL,
-        type=PATH,
-        required=True,
-        help="The generator: an ONNX file, a TensorRT engine, a checkpoint (.pth, .safetensors) or "
-        "the folder of a training run.",
-    ),
+    model_option(),
     *table_options(TranslateOptions),
     GroupedOption(
         ["--dry-run"],

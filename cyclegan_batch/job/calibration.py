@@ -8,19 +8,24 @@ have written, counts as absent.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from .._version import __version__
 from ..errors import OutputError
 from ..files import output_error
 from ..frames import Size
-from ..machine import cpu_name, cpu_threads, default_cache_dir, nvidia_driver, nvidia_gpus
+from ..machine import (
+    cpu_name,
+    cpu_threads,
+    default_cache_dir,
+    installed_versions,
+    nvidia_driver,
+    nvidia_gpus,
+)
 from ..models.card import ModelCard
 from ..models.seal import not_private, write_new_file
 
@@ -170,13 +175,5 @@ def _about(
         "threads": cpu_threads(),
         "gpu": gpu,
         "driver": driver,
-        "versions": {"cyclegan-batch": __version__, **_versions(packages)},
+        "versions": {"cyclegan-batch": __version__, **installed_versions(packages)},
     }
-
-
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
-    versions = {}
-    for name in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions

@@ -7,12 +7,12 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import CycleganBatchError, OutputError
 from ..files import output_error, writing
+from ..machine import installed_versions
 from ..wording import Note, clock, counted, grouped, printable
 from .units import Counters, Failure, Stage
 
@@ -255,13 +255,8 @@ def report_from_counters(
 
 def versions() -> dict[str, str]:
     """Return the versions of all packages that pixels may depend on, by distribution name."""
-    result = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in _RECORDED_PACKAGES:
-        try:
-            result[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return result
+    running = {"python": platform.python_version(), "machine": platform.machine()}
+    return running | installed_versions(_RECORDED_PACKAGES)
 
 
 def check_result_path(path: Path, plan: JobPlan, model: Path, *, what: str) -> None:

@@ -293,7 +293,9 @@ def test_a_picture_on_a_gpu_is_compared_with_the_cpu_once(
     assert compares("cuda:1"), "each GPU has a verdict of its own"
     monkeypatch.setattr("cyclegan_batch.backends.verdicts.nvidia_gpus", lambda: ("B200",))
     assert compares("cuda")
-    monkeypatch.setattr("cyclegan_batch.backends.verdicts._versions", lambda: {"torch": "9"})
+    monkeypatch.setattr(
+        "cyclegan_batch.backends.verdicts.installed_versions", lambda names: {"torch": "9"}
+    )
     assert compares("cuda")
     assert not compares("cuda")
     for verdict in (tmp_path / "verdicts").iterdir():

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,7 @@ def test_an_upgrade_of_the_runtime_voids_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     installed: dict[str, str] = {}
-    monkeypatch.setattr(module.metadata, "version", lambda name: installed.get(name, "1.26"))
+    monkeypatch.setattr(metadata, "version", lambda name: installed.get(name, "1.26"))
     keep(calibration, card, SIZE, tmp_path)
     assert found(card, tmp_path, like=calibration) == calibration
     installed[package] = "1.27"

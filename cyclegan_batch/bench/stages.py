@@ -112,7 +112,7 @@ def stages_alone(
                 source = unit.open_source()
             with contextlib.closing(source):
                 with meter.measuring("write"):
-                    sink = unit.open_sink()
+                    sink = unit.open_sink(source)
                 try:
                     for count in _frames_of(plan, backend, source, sink, meter):
                         done += count

@@ -43,7 +43,7 @@ class RefusedUnit:
         """Raise the error."""
         raise self.error
 
-    def open_sink(self) -> NoReturn:
+    def open_sink(self, source: object) -> NoReturn:
         """Raise the error."""
         raise self.error
 

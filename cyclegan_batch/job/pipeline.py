@@ -340,7 +340,7 @@ class _Run:
             if previous is not None:
                 previous.close()
         try:
-            sink = unit.open_sink()
+            sink = unit.open_sink(source)
         except BaseException:
             source.close()
             raise

@@ -49,8 +49,12 @@ class Unit(Protocol):
         goes on with its decoder; closing the previous source then closes nothing.
         """
 
-    def open_sink(self) -> Sink[Any]:
-        """Open the output under a temporary name. Raises OutputError."""
+    def open_sink(self, source: Source[Any]) -> Sink[Any]:
+        """Open the output under a temporary name. Raises OutputError.
+
+        ``source`` is the unit's own, open. The sink of a tar takes from it what is no image; the
+        others do without.
+        """
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class VideoUnit:
 
         return VideoSource(self.plan)
 
-    def open_sink(self) -> VideoSink:
+    def open_sink(self, source: Source[Any]) -> VideoSink:
         """Open the encoder. Raises OutputError."""
         from ..media.video.sink import VideoSink
 
@@ -120,7 +124,7 @@ class StretchUnit:
 
         return StretchSource(self.plan, self.number, previous, self.before)
 
-    def open_sink(self) -> StretchSink:
+    def open_sink(self, source: Source[Any]) -> StretchSink:
         """Return the encoder. The output is not locked: whoever hands out the stretches does it."""
         from ..media.video.sink import StretchSink
 
@@ -154,7 +158,7 @@ class JoinUnit:
 
         return JoinSource()
 
-    def open_sink(self) -> JoinSink:
+    def open_sink(self, source: Source[Any]) -> JoinSink:
         """Return the join. The output is not locked."""
         from ..media.video.sink import JoinSink
 
@@ -183,7 +187,7 @@ class ImageUnit:
 
         return ImageSource(self.shard)
 
-    def open_sink(self) -> ImageSink:
+    def open_sink(self, source: Source[Any]) -> ImageSink:
         """Return the writer of the images."""
         from ..media.images.shards import ImageSink
 

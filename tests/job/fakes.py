@@ -133,7 +133,7 @@ class Unit:
     def open_source(self, previous: Any = None) -> Any:
         return self.opens_source()
 
-    def open_sink(self) -> Any:
+    def open_sink(self, source: Any) -> Any:
         return self.opens_sink()
 
 

@@ -531,7 +531,8 @@ def test_a_resumed_reading_is_not_taken_for_stretches_that_it_left_out(tmp_path)
 def encode(planned: VideoPlan, number: int, folder: Path) -> list[Stretch]:
     """Translate one stretch by the identity; return it, or nothing where it has no frames."""
     unit: StretchUnit = pickle.loads(pickle.dumps(StretchUnit(planned, number, folder)))
-    source, sink = unit.open_source(), unit.open_sink()
+    source = unit.open_source()
+    sink = unit.open_sink(source)
     from_raw, to_encoded = source.converter(), sink.converter()
     for item in source.read():
         frame = item if isinstance(item, Dropped) else from_raw(item)
@@ -545,7 +546,8 @@ def encode(planned: VideoPlan, number: int, folder: Path) -> list[Stretch]:
 
 
 def join(planned: VideoPlan, stretches: Sequence[Stretch]) -> Sequence[Dropped]:
-    sink = JoinUnit(planned, tuple(stretches)).open_sink()
+    unit = JoinUnit(planned, tuple(stretches))
+    sink = unit.open_sink(unit.open_source())
     missing = sink.finish()
     sink.discard()
     assert [each.path for each in sink.written] == [planned.output]
@@ -621,7 +623,8 @@ def test_a_stretch_without_frames_is_no_file_and_the_others_are_joined(tmp_path)
 
 def test_a_join_without_frames_errors_and_leaves_nothing(tmp_path):
     planned = plan(moving(tmp_path / "in.mkv", frames=5), tmp_path / "out.mkv")
-    sink = JoinUnit(planned, ()).open_sink()
+    unit = JoinUnit(planned, ())
+    sink = unit.open_sink(unit.open_source())
     with pytest.raises(OutputError, match=r"out.mkv: no frame was read"):
         sink.finish()
     sink.discard()
@@ -637,7 +640,8 @@ def test_a_source_that_changed_meanwhile_is_told_at_the_join(tmp_path):
     (missing,) = join(planned, stretches)
     assert "was changed while it was translated" in str(missing.error)
     failing = replace(planned, options=replace(planned.options, on_error="fail", overwrite=True))
-    sink = JoinUnit(failing, tuple(stretches)).open_sink()
+    unit = JoinUnit(failing, tuple(stretches))
+    sink = unit.open_sink(unit.open_source())
     with pytest.raises(InputError, match="was changed"):
         sink.finish()
     sink.discard()
@@ -650,7 +654,7 @@ def test_a_stretch_that_is_discarded_leaves_nothing_and_locks_nothing(tmp_path):
     held = VideoSink(planned)
     folder = tmp_path / "parts"
     unit = StretchUnit(planned, 0, folder)
-    sink = unit.open_sink()
+    sink = unit.open_sink(unit.open_source())
     convert = sink.converter()
     for frame in read_whole(planned).items:
         sink.write(convert(frame))

@@ -52,8 +52,9 @@ _PARAMETERS: list[click.Parameter] = [
         group=RUN,
         type=PATH,
         metavar="FILE",
-        help="Write a line of JSON for each input to FILE: its output, sizes and digest, and "
-        "whether it is done, up to date, skipped, failed or left, and why.",
+        help="Write a line of JSON for each input to FILE, a row where its name ends in .parquet: "
+        "its output, sizes and digest, what is damaged in it, and whether it is done, up to date, "
+        "skipped, failed or left, and why.",
     ),
     progress_option(RUN),
     GroupedOption(
@@ -104,6 +105,10 @@ def command(
             from ..job.report import check_result_path, write_report
             from ..wording import grouped
 
+            if manifest:
+                from ..job.manifest import check_format
+
+                check_format(manifest)
             plan, backend = api.prepare_translation(
                 inputs, output, model=model, say=reporter.say, **options
             )

@@ -258,7 +258,8 @@ class Journal:
         counters = Counters()
         for dropped in (*_in_order(damage), *outcome.dropped):
             counters.record(dropped.name, dropped.error, dropped.place)
-        facts: dict[str, object] = {"frames": outcome.frames}
+        # Those of this unit, which a status adds up, and those of the output.
+        facts: dict[str, object] = {"frames": outcome.frames, "translated": _translated(outcome)}
         if counters.failures:
             facts["failures"] = [written_failure(each) for each in counters.failures]
         # On the disk before the stretches are removed, without which a begun video is made anew.
@@ -392,12 +393,12 @@ class Journal:
         by_job: dict[str, list[list[Json]]] = {}
         lines: list[Mapping[str, object]] = []
         used: set[str] = set()
-        for job, row, failures in record.rows():
+        for job, row, facts in record.rows():
             used.add(job)
-            if failures is None:
-                by_job.setdefault(job, []).append(row)
+            if facts:
+                lines.append({"line": "whole", "job": job, "outputs": [row], **facts})
             else:
-                lines.append({"line": "whole", "job": job, "outputs": [row], "failures": failures})
+                by_job.setdefault(job, []).append(row)
         for job, rows in by_job.items():
             lines += [
                 {"line": "whole", "job": job, "outputs": rows[start : start + _ROWS]}
@@ -455,6 +456,13 @@ def _video(unit: Unit) -> VideoPlan | None:
     if isinstance(unit, VideoUnit | StretchUnit | JoinUnit) and unit.plan.output != PIPE:
         return unit.plan
     return None
+
+
+def _translated(outcome: Outcome) -> int:
+    """Return how many frames the output of a unit has that makes a whole one."""
+    if isinstance(outcome.unit, JoinUnit):
+        return sum(len(stretch.times) for stretch in outcome.unit.stretches)
+    return outcome.frames
 
 
 def _named_failures(plan: JobPlan) -> list[tuple[Path | None, CycleganBatchError]]:

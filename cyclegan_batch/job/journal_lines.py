@@ -27,6 +27,9 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 _KINDS = (("backend", BackendName), ("precision", TranslatePrecision))
 _LARGEST_BATCH = 4096
 
+FACTS = ("translated", "failures")
+"""What a line ``whole`` of one output tells of it besides its row."""
+
 _MOST_FRAMES = 1 << 20
 """Frames of a stretch whose times are read: a hundred times what one has."""
 
@@ -43,6 +46,8 @@ class WholeOutput:
     size: tuple[int, int] | None
     bytes: int
     sha256: str
+    translated: int | None
+    """Frames of a video, or images, that were translated; None where the journal does not tell."""
     failures: tuple[Failure, ...]
     """What is missing from it or damaged in it."""
 
@@ -126,8 +131,8 @@ def _identity(value: Json) -> FileIdentity | None:
     return FileIdentity(size, modified, digest)
 
 
-def as_whole_output(job: str, row: list[Json], failures: Json) -> WholeOutput | None:
-    """Return the output of a row of a line ``whole``."""
+def as_whole_output(job: str, row: list[Json], facts: dict[str, Json]) -> WholeOutput | None:
+    """Return the output of a row of a line ``whole``, which has these `FACTS` besides."""
     if len(row) != 6:
         return None
     _, identity, source_size, size, length, digest = row
@@ -143,7 +148,8 @@ def as_whole_output(job: str, row: list[Json], failures: Json) -> WholeOutput | 
         size=_size(size),
         bytes=length,
         sha256=digest,
-        failures=tuple(_failures(failures)),
+        translated=as_count(facts.get("translated")),
+        failures=tuple(_failures(facts.get("failures"))),
     )
 
 

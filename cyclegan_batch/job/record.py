@@ -20,6 +20,7 @@ from ..wording import Note
 from .fingerprint import Job
 from .job_folder import JOURNALS
 from .journal_lines import (
+    FACTS,
     Json,
     RecordedStretch,
     WholeOutput,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 _LONGEST_LINE = 8 << 20
 """Bytes of a line that is read. Those that a journal writes stay below a tenth of it."""
+
+_NO_FACTS: dict[str, Json] = {}
+"""What most images have: one object for a million of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +92,8 @@ class Record:
         """By their names, the latest last."""
         self.failed: dict[str, str] = {}
         """Outputs that failed and were not begun again since, with the reason."""
-        self._whole: dict[str, tuple[str, list[Json], Json]] = {}
-        """Job, row and failures of each output. They are checked when an output is looked up."""
+        self._whole: dict[str, tuple[str, list[Json], dict[str, Json]]] = {}
+        """Job, row and facts of each output. They are checked when an output is looked up."""
         self._begun: dict[str, str] = {}
         """The job of each output that was begun and is not whole."""
         self._stretches: dict[str, dict[int, dict[str, Json]]] = {}
@@ -126,8 +130,8 @@ class Record:
         found = self._whole.get(name)
         return None if found is None else as_whole_output(*found)
 
-    def rows(self) -> Iterator[tuple[str, list[Json], Json]]:
-        """Yield job, row and failures of each whole output, as a journal holds them."""
+    def rows(self) -> Iterator[tuple[str, list[Json], dict[str, Json]]]:
+        """Yield job, row and `FACTS` of each whole output, as a journal holds them."""
         yield from self._whole.values()
 
     def stretches(self, name: str) -> list[RecordedStretch]:
@@ -156,9 +160,10 @@ class Record:
                 self._take_begun(as_texts(outputs), job, as_numbers(line.get("kept")))
             case "whole":
                 rows = outputs if isinstance(outputs, list) else []
+                facts = {key: line[key] for key in FACTS if key in line} or _NO_FACTS
                 for row in rows:
                     if isinstance(row, list) and row and isinstance(row[0], str):
-                        self._take_whole(row[0], job, row, line.get("failures"))
+                        self._take_whole(row[0], job, row, facts)
                         if run is not None:
                             run.outputs_done += 1
                             run.frames_done += 0 if "frames" in line else 1
@@ -212,8 +217,8 @@ class Record:
             for number in set(stretches).difference(kept):
                 del stretches[number]
 
-    def _take_whole(self, name: str, job: str, row: list[Json], failures: Json) -> None:
-        self._whole[name] = (job, row, failures)
+    def _take_whole(self, name: str, job: str, row: list[Json], facts: dict[str, Json]) -> None:
+        self._whole[name] = (job, row, facts)
         self._begun.pop(name, None)
         self.failed.pop(name, None)
         self._stretches.pop(name, None)

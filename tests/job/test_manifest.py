@@ -1,22 +1,34 @@
-"""The manifest: a line for each input, also of a run that did only a part of the job."""
+"""The manifest: a row for each input, also of a run that did only a part of the job."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cyclegan_batch.api import report_run
-from cyclegan_batch.errors import InputError, OutputError
+from cyclegan_batch.cli import main
+from cyclegan_batch.errors import BackendUnavailableError, InputError, OutputError
+from cyclegan_batch.job import manifest
+from cyclegan_batch.job.journal import Journal
 from cyclegan_batch.job.manifest import write_manifest
-from cyclegan_batch.job.report import check_result_path
+from cyclegan_batch.job.plan import JobPlan
+from cyclegan_batch.job.report import Report, check_result_path
 from cyclegan_batch.job.units import Counters
+from cyclegan_batch.media import Dropped
 from tests.job.test_standing import done, names, picture, planned
-from tests.synthesis import generators
+from tests.needs import package
+from tests.synthesis import generators, streams
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +82,10 @@ def test_each_input_has_a_line_with_what_became_of_it(
         assert (row["bytes"], row["reason"]) == (len(content), None)
         assert row["sha256"] == hashlib.sha256(content).hexdigest()
         assert row["input_size"] == row["output_size"] == [24, 32]
+        assert (row["frames"], row["damaged"], row["failures"]) == (1, 0, [])
         assert os.fsencode(row["output"]) == os.fsencode(out / name)
     assert (found["d.png"]["reason"], found["d.png"]["sha256"]) == ("exists already", None)
+    assert (found["d.png"]["frames"], found["d.png"]["damaged"]) == (None, None)
 
 
 @pytest.mark.behaviour(22)
@@ -82,7 +96,8 @@ def test_what_failed_has_its_reason(model: Path, source: Path, tmp_path: Path) -
     write_manifest(plan, report_run(plan, counters), tmp_path / "manifest.jsonl")
     found = rows(tmp_path / "manifest.jsonl")
     assert (found["a.png"]["status"], found["a.png"]["reason"]) == ("failed", "a.png: is broken")
-    assert found["b.png"]["status"] == "left"
+    assert found["a.png"]["failures"] == ["a.png: is broken"]
+    assert (found["b.png"]["status"], found["b.png"]["failures"]) == ("left", [])
 
 
 def test_a_file_of_the_job_is_never_replaced(model: Path, source: Path, tmp_path: Path) -> None:
@@ -93,3 +108,153 @@ def test_a_file_of_the_job_is_never_replaced(model: Path, source: Path, tmp_path
         with pytest.raises(OutputError, match=r"cannot write the manifest .* of the job itself"):
             check_result_path(path, plan, model, what="manifest")
     check_result_path(tmp_path / "manifest.jsonl", plan, model, what="manifest")
+
+
+@pytest.mark.behaviour(22)
+@pytest.mark.parametrize("stretches", [False, True])
+def test_what_a_video_lost_is_in_its_row_in_every_later_run(
+    stretches: bool,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The journal is rewritten at the end of the first run, which must keep the number."""
+    if stretches:
+        monkeypatch.setattr("cyclegan_batch.media.video.plan._KEY_FRAMES", 10)
+        monkeypatch.setattr("cyclegan_batch.media.video.plan._MOST_GROUPS", 1)
+    source = tmp_path / "in"
+    source.mkdir()
+    streams.plain(source / "clip.mp4", frames=27, size=(48, 64))
+    ended = Journal.ended
+
+    def damaged(self: Journal, outcome: Any) -> None:
+        lost = (Dropped("clip.mp4", InputError("a")), Dropped("clip.mp4", InputError("b")))
+        ended(self, replace(outcome, dropped=lost) if outcome.frames in (27, 10) else outcome)
+
+    monkeypatch.setattr(Journal, "ended", damaged)
+    for status in ("done", "up to date"):
+        words = ["translate", source, tmp_path / "out", "-m", model, "--manifest"]
+        with pytest.raises(SystemExit):
+            main([str(word) for word in (*words, tmp_path / "m.jsonl")])
+        row = rows(tmp_path / "m.jsonl")["clip.mp4"]
+        assert (row["status"], row["frames"]) == (status, 27), capfd.readouterr()
+        assert (row["damaged"], row["reason"]) == (2 * (1 + stretches), "a")
+        assert row["failures"] == ["a", "b"] * (1 + stretches)
+
+
+# Parquet
+
+
+@pytest.fixture
+def whole(model: Path, source: Path, tmp_path: Path) -> tuple[JobPlan, Report]:
+    """A finished job, one input of which is missing again, and its report."""
+    done(planned(source, tmp_path / "out", model=model))
+    (tmp_path / "out" / "c.png").unlink()
+    plan = planned(source, tmp_path / "out", model=model)
+    return plan, report_run(plan, Counters())
+
+
+def parquet(path: Any) -> Any:
+    return package("pyarrow.parquet").ParquetFile(path)
+
+
+COLUMNS = {
+    **{"input": "string", "input_bytes": "binary", "output": "string", "output_bytes": "binary"},
+    **{"input_size": "list<element: int32>", "output_size": "list<element: int32>"},
+    **{"bytes": "int64", "sha256": "string", "frames": "int64", "damaged": "int64"},
+    **{"status": "string", "reason": "string", "failures": "list<element: string>"},
+}
+
+
+def columns(file: Any) -> Mapping[str, str]:
+    return {field.name: str(field.type) for field in file.schema_arrow}
+
+
+@pytest.mark.behaviour(17, 22)
+@pytest.mark.needs("pyarrow")
+def test_parquet_has_the_rows_of_the_lines(
+    whole: tuple[JobPlan, Report], source: Path, tmp_path: Path
+) -> None:
+    write_manifest(*whole, tmp_path / "m.jsonl")
+    write_manifest(*whole, tmp_path / "m.PARQUET")
+    expected = list(rows(tmp_path / "m.jsonl").values())
+    file = parquet(tmp_path / "m.PARQUET")
+    assert columns(file) == COLUMNS
+    found = file.read().to_pylist()
+    paths = [[row.pop(f"{name}_bytes") for name in ("input", "output")] for row in found]
+    odd = source / "\udcff.png"
+    assert paths == [*[[None, None]] * 4, [os.fsencode(odd), os.fsencode(expected[4]["output"])]]
+    # JSON's own escape of the byte is the text here.
+    assert found[4]["input"] == str(odd).replace("\udcff", "\\udcff")
+    for row, line in zip(found, expected, strict=True):
+        if row is found[4]:
+            row |= {name: line[name] for name in ("input", "output")}
+        assert row == line
+    assert [row["status"] for row in found] == ["up to date"] * 2 + ["left"] + ["up to date"] * 2
+    column = file.metadata.row_group(0).column(0)
+    assert (column.compression, file.metadata.num_row_groups) == ("ZSTD", 1)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
+
+
+@pytest.mark.needs("pyarrow")
+def test_parquet_is_written_in_row_groups_and_has_its_columns_without_rows(
+    whole: tuple[JobPlan, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, report = whole
+    monkeypatch.setattr(manifest, "_GROUP", 2)
+    monkeypatch.setattr(manifest, "_SLICE", 1)
+    write_manifest(plan, report, tmp_path / "m.parquet")
+    content = parquet(tmp_path / "m.parquet").metadata
+    assert [content.row_group(number).num_rows for number in range(3)] == [2, 2, 1]
+    write_manifest(replace(plan, everything=()), report, tmp_path / "none.parquet")
+    file = parquet(tmp_path / "none.parquet")
+    assert (columns(file), file.metadata.num_rows) == (COLUMNS, 0)
+
+
+@pytest.mark.needs("pyarrow", "linux")
+def test_parquet_can_go_through_a_pipe(whole: tuple[JobPlan, Report], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.parquet")
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "m.parquet").read_bytes()))
+    reader.start()
+    write_manifest(*whole, tmp_path / "m.parquet")
+    reader.join()
+    assert parquet(io.BytesIO(read[0])).metadata.num_rows == 5
+
+
+@pytest.mark.behaviour(25)
+@pytest.mark.needs("pyarrow", "full-device")
+def test_a_full_disk_is_a_clear_error(
+    whole: tuple[JobPlan, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def writing(final: Path, *, overwrite: bool) -> Any:
+        yield Path("/dev/full")
+
+    monkeypatch.setattr(manifest, "writing", writing)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_manifest(*whole, tmp_path / "m.parquet")
+
+
+def test_without_pyarrow_parquet_is_refused_first_and_lines_are_written(
+    model: Path,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BackendUnavailableError, match=r"cannot write m\.parquet: pyarrow is not"):
+        manifest.check_format(Path("m.parquet"))
+    out, words = tmp_path / "out", ["translate", str(source), str(tmp_path / "out"), "-m"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, str(model), "--manifest", str(tmp_path / "m.parquet")])
+    assert ended.value.code == 1
+    assert 'pip install "cyclegan-batch[parquet]" brings it' in capfd.readouterr().err
+    assert not out.exists()
+    with pytest.raises(SystemExit) as ended:
+        main([*words, str(model), "--manifest", str(tmp_path / "m.jsonl")])
+    assert ended.value.code == 0
+    assert len(rows(tmp_path / "m.jsonl")) == 5

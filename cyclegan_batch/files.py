@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import getpass
 import hashlib
 import os
 import re
 import shutil
 import socket
+import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .errors import OutputError, OutputExistsError, OutputInUseError
+from .remote import copy_out, is_remote
 from .wording import printable
 
 if sys.platform != "win32":
@@ -31,15 +35,44 @@ PathLike: TypeAlias = str | os.PathLike[str]
 """A path as a Python caller may pass it."""
 
 
+def exists(path: Path) -> bool:
+    """Return whether there is something under this name, be it a link that leads nowhere."""
+    return path.exists() if is_remote(path) else os.path.lexists(path)
+
+
 def temporary_path(final: Path) -> Path:
     """Return the hidden path, in the same folder, where this process writes ``final``.
+
+    That of an object of a store lies in the `scratch_folder`; `publish` puts it from there.
 
     The name is made of hashes of the final name and of the process, so that it is short enough even
     where the final name has 255 bytes. The first call for a folder removes the temporary files that
     dead processes left in it.
     """
-    _remove_leftovers(final.parent)
-    return final.with_name(f".{_digest(final)}-{_machine()}-{_own_process(os.getpid())}.partial")
+    folder = scratch_folder() if is_remote(final) else final.parent
+    _remove_leftovers(folder)
+    return folder / f".{_digest(final)}-{_machine()}-{_own_process(os.getpid())}.partial"
+
+
+def scratch_folder() -> Path:
+    """Return this user's folder for what is written here before it is put into a store.
+
+    It lies where the system has its temporary files (``TMPDIR``). Raises OutputError.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    folder = Path(tempfile.gettempdir()) / f"cyclegan-batch-{user}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise output_error(folder, error) from error
+    # The folder of temporary files is everybody's: another user may have made this one.
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != getattr(os, "getuid", int)():
+        raise OutputError(
+            f"cannot write into {printable(folder)}: it is not this user's; set TMPDIR to a folder "
+            "of your own"
+        )
+    return folder
 
 
 class OutputLock:
@@ -57,6 +90,8 @@ class OutputLock:
         """
         self._path = final.with_name(f".{_digest(final)}-lock.partial")
         self._descriptor: int | None = None
+        if is_remote(final):
+            return  # a store has no locks
         try:
             # Another process may hold the lock for a moment, in _remove_leftovers.
             for pause in (0.02, 0.1, None):
@@ -141,7 +176,7 @@ def writing(final: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def refuse_existing(final: Path) -> None:
     """Raise OutputExistsError where ``final`` exists."""
-    if os.path.lexists(final):
+    if exists(final):
         raise _exists(final)
 
 
@@ -155,7 +190,7 @@ def publish(partial: Path, final: Path, *, overwrite: bool) -> None:
     """Flush ``partial`` to the disk and rename it to ``final`` atomically.
 
     Raises OutputError, and OutputExistsError where ``final`` exists and ``overwrite`` is false;
-    ``partial`` stays then.
+    ``partial`` stays then. A ``final`` in a store is put from ``partial``, which is removed.
     """
     (error,) = publish_all([(partial, final)], overwrite=overwrite)
     if error is not None:
@@ -171,9 +206,12 @@ def publish_all(
     """
 
     def flush(share: slice) -> list[OutputError | None]:
-        return [
-            _attempt(final, functools.partial(_flush, partial)) for partial, final in pairs[share]
-        ]
+        return [_attempt(final, _flushing(partial, final)) for partial, final in pairs[share]]
+
+    def _flushing(partial: Path, final: Path) -> Callable[[], None]:
+        if is_remote(final):
+            return functools.partial(_put, partial, final, overwrite=overwrite)
+        return functools.partial(_flush, partial)
 
     # One file system call for all, syncfs, would also wait for the files of other processes, and
     # would not report which file could not be written.
@@ -186,12 +224,13 @@ def publish_all(
     elif pairs:
         errors = flush(shares[0])
     rename = _rename_over if overwrite else _rename_to_new
-    for number, (partial, final) in enumerate(pairs):
+    local = [(number, *pair) for number, pair in enumerate(pairs) if not is_remote(pair[1])]
+    for number, partial, final in local:
         errors[number] = errors[number] or _attempt(
             final, functools.partial(rename, partial, final)
         )
     flush_folder = functools.cache(_flush_folder)
-    for number, (_, final) in enumerate(pairs):
+    for number, _, final in local:
         errors[number] = errors[number] or _attempt(
             final,
             functools.partial(flush_folder, os.path.dirname(final)),  # noqa: PTH120 - quick
@@ -227,10 +266,16 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _put(partial: Path, final: Path, *, overwrite: bool) -> None:
+    """Put a file into a store, and remove it here. Raises OSError."""
+    copy_out(partial, final, overwrite=overwrite)
+    partial.unlink()
+
+
 def output_error(path: Path, error: OSError) -> OutputError:
     """Return ``error`` as an OutputError that names ``path`` and a remedy."""
     number = error.errno or 0
-    if number == errno.EEXIST and not os.path.lexists(path):
+    if number == errno.EEXIST and not exists(path):
         number = errno.ENOTDIR  # a file stands where the folder should be
     reason, remedy = _REASONS.get(number, (error.strerror or str(error), "check the output folder"))
     return OutputError(f"cannot write {printable(path)}: {reason}; {remedy}")
@@ -283,7 +328,9 @@ def _rename_to_new(partial: Path, final: Path) -> None:
 
 
 def _digest(final: Path) -> str:
-    return hashlib.sha256(os.fsencode(final.name)).hexdigest()[:16]
+    # Those of all folders of a store are written into one.
+    name = str(final) if is_remote(final) else final.name
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
 
 
 @functools.cache

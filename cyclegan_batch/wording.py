@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ def printable(text: Path | str) -> str:
     Unescaped, bytes that are not UTF-8 would make print fail, line ends would break the message in
     two, and control characters would reach the terminal.
     """
-    text = os.fspath(text)
+    text = str(text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)

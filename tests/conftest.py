@@ -13,6 +13,8 @@ import pytest
 
 from tests.needs import DATA, REPOSITORY, has, need, needs_of, refuse_absence
 
+pytest_plugins = ["tests.stores"]
+
 # Tests import OpenVINO by themselves, too; see `backends.openvino.import_openvino`.
 _ABSENT: Any = None
 sys.modules.setdefault("openvino_telemetry", _ABSENT)

@@ -24,7 +24,7 @@ ROOTS = {
 
 GROUND = {
     "_version", "errors", "file_identity", "files", "frames", "machine", "option_table", "options",
-    "wording",
+    "remote", "wording",
 }  # fmt: skip
 """Modules at the root that everything may import, and that import one another only."""
 

@@ -57,7 +57,7 @@ def check_format(path: Path) -> None:
     """Raise BackendUnavailableError where ``path`` is Parquet and pyarrow is not installed."""
     if _is_parquet(path):
         try:
-            import pyarrow.parquet  # type: ignore[import-untyped]  # noqa: F401
+            import pyarrow.parquet  # noqa: F401
         except ImportError as error:
             doing = f"write {printable(path)}"
             raise missing_extra("parquet", error, doing=doing, package="pyarrow") from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from ..file_identity import FileIdentity
 from ..wording import printable
 
 Kind: TypeAlias = Literal["image", "video", "pattern", "pipe", "unread", "other"]
@@ -90,6 +91,8 @@ class Entry:
     """The file to write, or `PIPE` for standard output."""
     problem: str | None = None
     """Why an ``unread`` file cannot be read, where that is known better than by its kind."""
+    status: FileIdentity | None = None
+    """Size and time of an object of a store, as it was listed; None for a file."""
 
 
 def counted_suffixes(suffixes: Iterable[str], most: int = 6) -> str:

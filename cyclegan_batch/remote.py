@@ -1,0 +1,543 @@
+"""Objects of a store (S3 and the like) as paths, read and written through fsspec.
+
+A `RemotePath` is a `pathlib.Path`, so what reads and writes files by Path's own methods does the
+same with objects. What hands a path to the operating system instead raises TypeError, so that no
+local file named ``s3:`` is ever read or written by mistake.
+
+A store has no folders, no renames and no locks. An object appears as a whole, when it has been put.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import importlib
+import importlib.util
+import io
+import os
+import stat
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path, PosixPath
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from .errors import InputError
+from .wording import printable
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+    from _typeshed import WriteableBuffer
+    from fsspec import AbstractFileSystem
+
+PROTOCOLS: dict[str, tuple[str, str]] = {
+    "s3": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gs"),
+    "az": ("adlfs", "az"),
+    "abfs": ("adlfs", "az"),
+    "hf": ("huggingface_hub", "hf"),
+}
+"""The stores, by the protocol of their URLs: the package that fsspec needs, and our extra."""
+
+_BLOCK = 4 << 20
+"""Bytes that are read ahead of a position in an object. Videos are read so, with few seeks."""
+
+
+class RemotePath(PosixPath):
+    """An object of a store, or a prefix of objects; its text is its URL.
+
+    Every failure of the store is an OSError: FileNotFoundError, PermissionError, FileExistsError,
+    else one with the store's own words.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        protocol, separator, rest = text.partition(":/")
+        return f"{protocol}://{rest}" if separator else text
+
+    def __fspath__(self) -> NoReturn:
+        """Refuse: the operating system knows no such path."""
+        raise TypeError(f"{self} is an object of a store and no file")
+
+    def __bytes__(self) -> bytes:
+        return str(self).encode()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self),)
+
+    @property
+    def protocol(self) -> str:
+        """The store's, such as ``s3``."""
+        return str(self).partition("://")[0]
+
+    @property
+    def _key(self) -> str:
+        """Bucket and key."""
+        return str(self).partition("://")[2]
+
+    @property
+    def _store(self) -> AbstractFileSystem:
+        return _file_system(self.protocol, os.getpid())
+
+    # What a path is
+
+    def absolute(self) -> RemotePath:
+        """Return the path itself."""
+        return self
+
+    def resolve(self, strict: bool = False) -> RemotePath:
+        """Return the path itself: a store has no links."""
+        return self
+
+    def relative_to(self, *other: str | os.PathLike[str], walk_up: bool = False) -> Path:  # type: ignore[override]
+        """Return the rest of the path behind ``other`` as a local path. Raises ValueError."""
+        return Path(*super().relative_to(*other).parts)
+
+    def is_symlink(self) -> bool:
+        """Return False."""
+        return False
+
+    # What the store knows
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        """Return size, time of modification, and whether it is an object or a prefix of some.
+
+        Raises OSError.
+        """
+        known = _known(self)
+        if known is not None:
+            return known
+        with _as_os_errors(self):
+            return _status(self._store.info(self._key))
+
+    lstat = stat
+
+    def exists(self, *, follow_symlinks: bool = True) -> bool:
+        """Return whether there is an object of this name, or one beneath it. Raises OSError."""
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        """Return whether this is an object. Raises OSError."""
+        return self.exists() and stat.S_ISREG(self.stat().st_mode)
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        """Return whether objects lie beneath this prefix. Raises OSError."""
+        return self.exists() and stat.S_ISDIR(self.stat().st_mode)
+
+    def beneath(self) -> dict[Path, os.stat_result]:
+        """List every object beneath this prefix, by its relative path. Raises OSError.
+
+        The listing is remembered in this process: from then on `stat` and its like answer from it
+        for all that lies beneath, and from what this process itself puts and removes there.
+
+        Keys that are no relative paths, such as those with an empty part or a ``..``, are left out
+        and kept by `unnamable`.
+        """
+        with _as_os_errors(self):
+            found = self._store.find(self._key, detail=True)
+        listed: dict[str, os.stat_result] = {}
+        odd: list[str] = []
+        prefix = self._key + "/"
+        for key, info in found.items():
+            name = key.removeprefix(prefix)
+            if key == name or name.endswith("/") or info["type"] != "file":
+                continue  # what stands for an empty folder in some tools
+            if _is_relative(name):
+                listed[name] = _status(info)
+            else:
+                odd.append(f"{self.protocol}://{key}")
+        with _LOCK:
+            _LISTED[str(self)] = _Listing(listed)
+            _UNNAMABLE[str(self)] = odd
+        return {Path(name): status for name, status in listed.items()}
+
+    @property
+    def unnamable(self) -> list[str]:
+        """The URLs that the last `beneath` left out."""
+        return list(_UNNAMABLE.get(str(self), ()))
+
+    # Content
+
+    def open(self, mode: str = "r", *others: Any, **options: Any) -> Any:
+        """Open the object: ``rb``, a seekable file that reads ahead; ``wb`` or ``xb``, a `_Put`.
+
+        Raises OSError; for ``xb`` FileExistsError where the object exists, perhaps at its end only.
+        """
+        if mode == "rb":
+            with _as_os_errors(self):
+                file = self._store.open(self._key, "rb", block_size=_BLOCK, cache_type="readahead")
+            return io.BufferedReader(_Get(self, file), 1 << 16)
+        if mode not in ("wb", "xb"):
+            raise ValueError(f"an object is opened as rb, wb or xb, not as {mode}")
+        with _as_os_errors(self):
+            if mode == "xb" and self.protocol not in _CONDITIONAL and self._store.exists(self._key):
+                raise FileExistsError(errno.EEXIST, "exists already", str(self))
+            mode = mode if self.protocol in _CONDITIONAL else "wb"
+            return _Put(self, self._store.open(self._key, mode, block_size=_PART))
+
+    def read_bytes(self) -> bytes:
+        """Return the content, by one request. Raises OSError."""
+        with _as_os_errors(self):
+            return bytes(self._store.cat_file(self._key))
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """Return the bytes from ``start`` up to ``end``, by one request. Raises OSError."""
+        with _as_os_errors(self):
+            return bytes(self._store.cat_file(self._key, start=start, end=end))
+
+    def write_bytes(self, data: Buffer) -> int:
+        """Put an object with this content. Raises OSError."""
+        content = bytes(data)
+        self.put(content, overwrite=True)
+        return len(content)
+
+    def put(self, data: bytes, *, overwrite: bool) -> None:
+        """Put an object. Raises OSError; FileExistsError where one exists that is to stay."""
+        with _as_os_errors(self):
+            if overwrite:
+                self._store.pipe_file(self._key, data)
+            else:
+                self._create(functools.partial(self._store.pipe_file, self._key, data))
+        _remember(self, len(data))
+
+    def _create(self, put: functools.partial[object]) -> None:
+        """Call ``put`` so that it fails where the object exists."""
+        if self.protocol in _CONDITIONAL:
+            put(mode="create")
+        elif self._store.exists(self._key):
+            raise FileExistsError(errno.EEXIST, "exists already", str(self))
+        else:
+            put()
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Remove the object. Raises OSError."""
+        try:
+            with _as_os_errors(self):
+                self._store.rm_file(self._key)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+        _remember(self, None)
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        """Do nothing: a prefix exists with its first object."""
+
+
+_CONDITIONAL = frozenset({"s3"})
+"""Stores in which an object can be put on the condition that none has its name: since 2024 in S3
+(If-None-Match). In others this process looks for it just before."""
+
+_PART = 16 << 20
+"""Bytes of a part of an upload. S3 takes 10,000 of them, so an object of 156 GiB."""
+
+
+class _Get(io.RawIOBase):
+    """An object that is read; the errors of the store are OSErrors."""
+
+    def __init__(self, path: RemotePath, file: IO[bytes]) -> None:
+        self._path, self._file = path, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        with _as_os_errors(self._path):
+            data = self._file.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _as_os_errors(self._path):
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+class _Put(io.RawIOBase):
+    """An object that is written in parts; it appears, as a whole, when it is closed.
+
+    Left by an exception, or by `discard`, it does not appear.
+    """
+
+    def __init__(self, path: RemotePath, file: Any) -> None:
+        self._path, self._file = path, file
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer) -> int:
+        with _as_os_errors(self._path):
+            self._file.write(data)
+        size = memoryview(data).nbytes
+        self._size += size
+        return size
+
+    def tell(self) -> int:
+        return self._size
+
+    def discard(self) -> None:
+        """Close without an object."""
+        if not self.closed:
+            with contextlib.suppress(Exception):
+                self._file.discard()
+                # Else its own end would close it, and put what there is.
+                self._file.closed = True
+            super().close()
+
+    def close(self) -> None:
+        if not self.closed:
+            try:
+                with _as_os_errors(self._path):
+                    self._file.close()
+            except OSError:
+                self.discard()
+                raise
+            super().close()
+            _remember(self._path, self._size)
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            self.discard()
+        else:
+            self.close()
+
+    def __del__(self) -> None:
+        self.discard()  # a file that nobody closed is not whole
+
+
+# The paths that a user writes
+
+
+def is_remote(path: object) -> bool:
+    """Return whether a path is an object of a store."""
+    return isinstance(path, RemotePath)
+
+
+def as_path(text: str | os.PathLike[str]) -> Path:
+    """Return a path as the user wrote it: a `RemotePath` for a URL of a store, a Path else.
+
+    Raises InputError for a URL of another kind, one without a bucket, one whose key is no relative
+    path, and one whose store needs a package that is not installed.
+    """
+    if isinstance(text, RemotePath) or not isinstance(text, str):
+        return text if isinstance(text, Path) else Path(text)
+    protocol, separator, rest = text.partition("://")
+    if not separator or not protocol.isalnum() or not protocol.isascii():
+        return Path(text)
+    if protocol not in PROTOCOLS:
+        known = ", ".join(f"{each}://" for each in PROTOCOLS)
+        raise InputError(
+            f"{printable(text)}: {protocol}:// is not read here; give a file, or a URL of {known} "
+            f"(a file of this name is ./{printable(text)})"
+        )
+    bucket, _, key = rest.partition("/")
+    key = key.removesuffix("/")
+    if not bucket or (key and not _is_relative(key)):
+        raise InputError(
+            f"{printable(text)}: is no URL of an object; it has the form {protocol}://BUCKET/KEY, "
+            "and no part of the key is empty, . or .."
+        )
+    package, extra = PROTOCOLS[protocol]
+    for needed in ("fsspec", package):
+        if importlib.util.find_spec(needed) is None:
+            raise InputError(
+                f"{printable(text)}: is read by {needed}, which is not installed: "
+                f"pip install 'cyclegan-batch[{extra}]'"
+            )
+    return RemotePath(text.removesuffix("/"))
+
+
+def _is_relative(key: str) -> bool:
+    return not {"", ".", ".."} & set(key.split("/")) and "\0" not in key
+
+
+# Files and objects
+
+
+def copy_in(path: Path, local: Path) -> None:
+    """Copy an object into a local file. Raises OSError."""
+    assert isinstance(path, RemotePath)
+    with _as_os_errors(path):
+        path._store.get_file(path._key, os.fspath(local))
+
+
+def copy_out(local: Path, path: Path, *, overwrite: bool) -> None:
+    """Put a local file as an object. Raises OSError, FileExistsError as `RemotePath.put` does."""
+    assert isinstance(path, RemotePath)
+    with _as_os_errors(path):
+        put = functools.partial(path._store.put_file, os.fspath(local), path._key)
+        if overwrite:
+            put()
+        else:
+            path._create(put)
+    _remember(path, local.stat().st_size)
+
+
+# The store
+
+
+@functools.cache
+def _file_system(protocol: str, process: int) -> AbstractFileSystem:
+    """Return fsspec's file system for a protocol; one for each process, as it has a thread."""
+    import fsspec
+
+    # fsspec drops a listing with the first write beside it; `beneath` keeps its own.
+    return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
+
+
+@contextlib.contextmanager
+def _as_os_errors(path: Path) -> Iterator[None]:
+    """Turn whatever the libraries of a store raise into an OSError that names the object."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and not isinstance(error, FileExistsError):
+            raise
+        raise _os_error(error, path) from error
+    except Exception as error:
+        raise _os_error(error, path) from error
+
+
+def _os_error(error: Exception, path: Path) -> OSError:
+    name = type(error).__name__
+    words = " ".join(str(error).split()) or name
+    for kind, number in (
+        (FileNotFoundError, errno.ENOENT),
+        (PermissionError, errno.EACCES),
+        (FileExistsError, errno.EEXIST),
+        (IsADirectoryError, errno.EISDIR),
+    ):
+        if isinstance(error, kind):
+            return kind(number, os.strerror(number), str(path))
+    if "PreconditionFailed" in words or "ConditionalRequestConflict" in words:
+        return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    if name in ("NoCredentialsError", "PartialCredentialsError"):
+        return PermissionError(errno.EACCES, f"the store needs credentials ({words})", str(path))
+    return OSError(errno.EREMOTEIO, f"the store answers: {words}", str(path))
+
+
+def _status(info: Mapping[str, object]) -> os.stat_result:
+    size, seconds = info.get("size"), 0.0
+    when = next((info[key] for key in _TIMES if info.get(key) is not None), None)
+    if isinstance(when, str):
+        when = datetime.fromisoformat(when)
+    if isinstance(when, datetime):
+        seconds = when.timestamp()
+    elif isinstance(when, (int, float)):
+        seconds = float(when)
+    length = size if isinstance(size, int) else 0
+    return _made_status(info["type"] == "file", length, round(seconds * 1e9))
+
+
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
+"""The names under which file systems of fsspec give the time of modification."""
+
+
+def _made_status(is_object: bool, size: int, mtime_ns: int) -> os.stat_result:
+    mode = stat.S_IFREG | 0o644 if is_object else stat.S_IFDIR | 0o755
+    seconds = mtime_ns // 10**9
+    return os.stat_result(
+        (mode, 0, 0, 1, 0, 0, size, seconds, seconds, seconds),
+        {"st_mtime_ns": mtime_ns, "st_mtime": mtime_ns / 1e9},
+    )
+
+
+# What is known of prefixes that were listed
+
+
+class _Listing:
+    """The objects beneath a prefix, by their relative names, and the folders that they form."""
+
+    def __init__(self, objects: Mapping[str, os.stat_result]) -> None:
+        self._objects = dict(objects)
+        self._folders: Counter[str] = Counter()
+        for name in self._objects:
+            self._folders.update(_folders(name))
+
+    def status(self, name: str) -> os.stat_result | None:
+        """Return the status of an object or a folder; None where there is none."""
+        found = self._objects.get(name)
+        if found is None and self._folders[name] > 0:
+            return _made_status(False, 0, 0)
+        return found
+
+    def change(self, name: str, status: os.stat_result | None) -> None:
+        """Add an object, or take it away."""
+        before = name in self._objects
+        if status is None:
+            self._objects.pop(name, None)
+        else:
+            self._objects[name] = status
+        change = (status is not None) - before
+        for folder in _folders(name) if change else ():
+            self._folders[folder] += change
+
+
+def _folders(name: str) -> Iterator[str]:
+    """Yield the folders that an object lies in; the prefix itself is the empty text."""
+    while name:
+        name = name.rpartition("/")[0]
+        yield name
+
+
+_LOCK = threading.Lock()
+_LISTED: dict[str, _Listing] = {}
+"""What lies beneath each listed prefix."""
+_UNNAMABLE: dict[str, list[str]] = {}
+
+
+def forget() -> None:
+    """Forget all listings: `RemotePath.stat` asks the store again."""
+    with _LOCK:
+        _LISTED.clear()
+        _UNNAMABLE.clear()
+
+
+def _listings(path: RemotePath) -> Iterator[tuple[_Listing, str]]:
+    """Yield the listings that a path lies in, with its relative name; `_LOCK` is held."""
+    text = str(path)
+    for prefix, listing in _LISTED.items():
+        if text == prefix:
+            yield listing, ""
+        elif text.startswith(prefix + "/"):
+            yield listing, text[len(prefix) + 1 :]
+
+
+def _known(path: RemotePath) -> os.stat_result | None:
+    """Return the status of what lies beneath a listed prefix; None where none of them is listed.
+
+    Raises FileNotFoundError for what is not there.
+    """
+    with _LOCK:
+        for listing, name in _listings(path):
+            found = listing.status(name)
+            if found is not None:
+                return found
+            if name:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return None
+
+
+def _remember(path: RemotePath, size: int | None) -> None:
+    """Add what this process has put to the listings, or take away what it has removed."""
+    with _LOCK:
+        for listing, name in _listings(path):
+            if name:
+                listing.change(name, None if size is None else _made_status(True, size, 0))

@@ -1,0 +1,150 @@
+"""Object stores for tests: an S3 server at the loopback address, and one in the memory."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cyclegan_batch import remote
+from cyclegan_batch.remote import RemotePath, as_path
+
+_BUCKETS = itertools.count()
+
+
+class Server:
+    """An S3 server of this process, in threads of its own."""
+
+    def __init__(self) -> None:
+        from moto.server import ThreadedMotoServer
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        host, port = self._server.get_host_and_port()
+        self.url = f"http://{host}:{port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to reach it, as botocore reads it."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            # A proxy is never asked for the loopback address.
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+        }
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """Return the S3 server of this test process."""
+    pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemotePath]:
+    """Return a fresh bucket, ``s3://bucket-…``; child processes reach it by the environment."""
+    import boto3
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{next(_BUCKETS)}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    yield _path(f"s3://{bucket}")
+    remote.forget()
+
+
+@pytest.fixture
+def memory_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[RemotePath]:
+    """Return a bucket of fsspec's store in this process, ``memory://bucket``. It is quick."""
+    pytest.importorskip("fsspec")
+    store = _memory()
+    monkeypatch.setitem(remote.PROTOCOLS, "memory", ("fsspec", "s3"))
+    real = remote._file_system
+    monkeypatch.setattr(
+        remote, "_file_system", lambda *which: store if which[0] == "memory" else real(*which)
+    )
+    yield _path("memory://bucket")
+    remote.forget()
+
+
+def _memory() -> object:
+    """Return fsspec's store in the memory, in which a file appears when it is closed."""
+    from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+
+    class Upload(io.BytesIO):
+        def __init__(self, store: MemoryFileSystem, path: str) -> None:
+            super().__init__()
+            self._store, self._path = store, path
+
+        def discard(self) -> None:
+            self._path = ""
+
+        def close(self) -> None:
+            if self._path and not self.closed:
+                self._store.pipe_file(self._path, self.getvalue())
+            super().close()
+
+    class Store(MemoryFileSystem):
+        store: dict[str, MemoryFile] = {}  # noqa: RUF012 - of all its instances, as its parent's
+        cachable = False
+
+        def pipe_file(self, path: str, value: bytes, **options: object) -> None:
+            path = self._strip_protocol(path)
+            self.store[path] = MemoryFile(self, path, value)
+
+        def _open(self, path: str, mode: str = "rb", **options: object) -> io.BytesIO:
+            path = self._strip_protocol(path)
+            if mode == "rb":
+                if path not in self.store:
+                    raise FileNotFoundError(path)
+                return io.BytesIO(self.store[path].getvalue())
+            return Upload(self, path)
+
+    Store.store = {}
+    Store.pseudo_dirs = [""]
+    return Store()
+
+
+def _path(url: str) -> RemotePath:
+    path = as_path(url)
+    assert isinstance(path, RemotePath)
+    return path
+
+
+def put_tree(local: Path, prefix: RemotePath) -> None:
+    """Put all files beneath a local folder beneath a prefix."""
+    for file in sorted(local.rglob("*")):
+        if file.is_file():
+            prefix.joinpath(file.relative_to(local)).write_bytes(file.read_bytes())
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the requests that this process sends to S3, by operation (``GetObject``)."""
+    import s3fs
+
+    counts: Counter[str] = Counter()
+    real = s3fs.S3FileSystem._call_s3
+
+    async def counted(self: object, method: str, *others: object, **values: object) -> object:
+        counts["".join(word.capitalize() for word in method.split("_"))] += 1
+        return await real(self, method, *others, **values)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    return counts

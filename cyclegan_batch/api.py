@@ -25,7 +25,7 @@ from .job.journal import Journal, is_unrecorded_part, remove_joined_stretches
 from .job.plan import JobPlan, plan_job
 from .job.plan_text import plan_description
 from .job.report import Report, report_from_counters, versions
-from .job.runners import worker_devices
+from .job.runners import workers_of
 from .job.runners.local import run_here
 from .job.units import Counters, Failure, is_hopeless
 from .options import TranslateOptions
@@ -148,12 +148,13 @@ def _do_units(
 ) -> None:
     """Do all units, here or in worker processes. Raises the error that stops the run early."""
     with contextlib.closing(Dispatcher(plan, journal)) as dispatcher:
-        if worker_devices(plan) is not None:
-            from .job.runners.processes import run_in_processes
+        workers = workers_of(plan)
+        if workers is not None:
+            from .job.runners.supervision import run_with_workers
 
             if backend is not None:
                 backend.close()  # each worker opens its own
-            run_in_processes(plan, dispatcher, counters, watch)
+            run_with_workers(plan, workers, dispatcher, counters, watch)
         elif backend is not None:
             run_here(plan, backend, dispatcher.units(), dispatcher, counters, watch)
         else:

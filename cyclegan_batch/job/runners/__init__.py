@@ -1,7 +1,8 @@
 """The runners: they let the pipeline do what the dispatcher hands out.
 
-`local` runs it in this process. `processes` starts workers, each of which runs a pipeline of its
-own (`worker`), and hears from them.
+`local` runs it in this process. Else there are workers, each of which runs a pipeline of its own
+(`worker`), and `supervision` hands out and hears from them. A `transport` is what they are:
+`processes` of this machine, or actors of a cluster (`ray_cluster`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ...options import TranslateOptions, gpu_numbers
 if TYPE_CHECKING:
     from ...media.formats import Entry
     from ..plan import JobPlan
+    from .transport import Transport
 
 
 def check_workers(entries: Iterable[Entry], options: TranslateOptions) -> None:
@@ -43,28 +45,36 @@ def check_workers(entries: Iterable[Entry], options: TranslateOptions) -> None:
             )
 
 
-def worker_devices(plan: JobPlan) -> tuple[str, ...] | None:
-    """Return the device of each worker process; None where this process does the work itself."""
+def workers_of(plan: JobPlan) -> Transport | None:
+    """Return the workers that do the work of ``plan``; None where this process does it itself."""
     if plan.options.gpus is not None:
-        return tuple(f"cuda:{number}" for number in gpu_numbers(plan.options.gpus))
-    count = plan.schedule.workers
-    return (plan.backend.device,) * count if count > 1 else None
+        devices = [f"cuda:{number}" for number in gpu_numbers(plan.options.gpus)]
+    elif plan.schedule.workers > 1:
+        devices = [plan.backend.device] * plan.schedule.workers
+    else:
+        return None
+    from .processes import Processes
+
+    return Processes(plan, devices)
 
 
-def plan_of_worker(plan: JobPlan, device: str, count: int) -> JobPlan:
-    """Return what one of ``count`` worker processes needs: its device and its share of the CPU.
+def plan_of_worker(plan: JobPlan, device: str, *, share_of: int) -> JobPlan:
+    """Return what one of ``share_of`` workers needs: its device and its share of the CPU.
 
     It gets its units one by one, so its plan is without them.
     """
     request, schedule = plan.backend.request, plan.schedule
     contexts = schedule.contexts
     if device == "cpu":
-        contexts = max(1, contexts // count)
+        contexts = max(1, contexts // share_of)
     request = replace(
-        request, device=device, threads=max(1, request.threads // count), contexts=contexts
+        request, device=device, threads=max(1, request.threads // share_of), contexts=contexts
     )
     schedule = replace(
-        schedule, contexts=contexts, converters=max(1, schedule.converters // count), workers=1
+        schedule,
+        contexts=contexts,
+        converters=max(1, schedule.converters // share_of),
+        workers=1,
     )
     return replace(
         plan,

@@ -20,7 +20,7 @@ from PIL import Image
 
 from cyclegan_batch.api import run_plan, translate
 from cyclegan_batch.errors import BackendError, InputError, OutputError
-from cyclegan_batch.job.runners.processes import WorkerError
+from cyclegan_batch.job.runners.supervision import WorkerError
 from cyclegan_batch.media.images import shards
 from tests.conftest import ENVIRONMENT
 from tests.synthesis import generators, streams

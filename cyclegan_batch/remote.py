@@ -184,7 +184,7 @@ class RemotePath(PosixPath):
     def read_bytes(self) -> bytes:
         """Return the content, by one request. Raises OSError."""
         with _as_os_errors(self):
-            return bytes(self._store.cat_file(self._key))
+            return bytes(self._store.cat_file(self._key, **_WHOLE.get(self.protocol, {})))
 
     def read_range(self, start: int, end: int) -> bytes:
         """Return the bytes from ``start`` up to ``end``, by one request. Raises OSError."""
@@ -232,6 +232,10 @@ class RemotePath(PosixPath):
 _CONDITIONAL = frozenset({"s3"})
 """Stores in which an object can be put on the condition that none has its name: since 2024 in S3
 (If-None-Match). In others this process looks for it just before."""
+
+_WHOLE = {"s3": {"max_concurrency": 1}}
+"""Arguments with which a store reads an object by one request: s3fs asks for its size first else,
+since it may read parts of it side by side."""
 
 _PART = 16 << 20
 """Bytes of a part of an upload. S3 takes 10,000 of them, so an object of 156 GiB."""

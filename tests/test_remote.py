@@ -174,6 +174,16 @@ def test_what_was_listed_is_known_without_a_request(s3, requests):
     assert requests["HeadObject"] == 1
 
 
+@pytest.mark.needs("s3fs")
+def test_an_object_is_read_by_one_request(s3, requests):
+    """s3fs asks for the size of an object first, unless it is told not to divide the request."""
+    (s3 / "a.png").write_bytes(b"abcdef")
+    requests.clear()
+    assert (s3 / "a.png").read_bytes() == b"abcdef"
+    assert (s3 / "a.png").read_range(1, 3) == b"bc"
+    assert requests == {"GetObject": 2}
+
+
 def test_keys_that_are_no_paths_are_left_out_of_a_listing(s3):
     import boto3
 

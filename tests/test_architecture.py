@@ -12,7 +12,13 @@ import pytest
 
 from tests.needs import REPOSITORY
 
-MEDIA = {"demux": set(), "video": {"demux", "mux"}, "mux": {"demux"}, "images": set()}
+MEDIA = {
+    "demux": set(),
+    "video": {"demux", "mux"},
+    "mux": {"demux"},
+    "images": set(),
+    "tars": {"images"},
+}
 """What each room of media may import of the others."""
 
 ROOTS = {

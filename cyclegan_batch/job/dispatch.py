@@ -21,7 +21,7 @@ from ..media import Dropped, Whole, Written
 from ..wording import printable
 from .job_folder import digest_of, name_of
 from .journal import Journal
-from .units import ImageUnit, JoinUnit, Outcome, StretchUnit, Unit, VideoUnit
+from .units import ImageUnit, JoinUnit, Outcome, StretchUnit, TarUnit, Unit, VideoUnit
 
 if TYPE_CHECKING:
     from ..media.formats import Entry
@@ -122,7 +122,7 @@ class _Task:
         """The files that it writes under their final names."""
         if isinstance(self.unit, ImageUnit):
             return [entry.output for entry in self.unit.shard.entries]
-        if isinstance(self.unit, (VideoUnit, JoinUnit)):
+        if isinstance(self.unit, (VideoUnit, JoinUnit, TarUnit)):
             return [self.unit.plan.output]
         return []
 
@@ -137,12 +137,13 @@ class Dispatcher:
         self._plan, self._journal = plan, journal
         self._lock = threading.RLock()
         self._videos: deque[_Film | _Task] = deque()
-        """Videos that nobody has begun."""
+        """Videos and tars that nobody has begun."""
         self._films: list[_Film] = []
         """Videos in stretches that are begun, neither whole nor given up."""
         for video in plan.videos:
             film = self._film(video)
             self._videos.append(_Task(VideoUnit(video)) if film is None else film)
+        self._videos.extend(_Task(TarUnit(tar)) for tar in plan.tars)
         self._shards: deque[_Film | _Task] = deque(_Task(ImageUnit(shard)) for shard in plan.shards)
         self._later: deque[_Film | _Task] = deque()
         """What another run was working on; it is tried again when nothing else is left."""
@@ -250,7 +251,8 @@ class Dispatcher:
     def _lock_output(self, item: _Film | _Task) -> None:
         """Take the lock of a video in stretches or of a shard. Raises OutputError.
 
-        A shard has one where its job has a folder. The sink of a video in one piece locks it.
+        A shard has one where its job has a folder. The sink of a tar, or of a video in one piece,
+        locks its output.
         """
         folder = self._plan.folder
         if isinstance(item, _Film):
@@ -406,6 +408,10 @@ def _rest(task: _Task) -> _Task | None:
             return task
         options = replace(unit.plan.options, overwrite=True, skip_existing=False)
         return replace(task, unit=replace(unit, plan=replace(unit.plan, options=options)))
+    if isinstance(unit, TarUnit):
+        if unit.plan.output in task.existed:
+            return task
+        return replace(task, unit=TarUnit(replace(unit.plan, overwrite=True)))
     if not isinstance(unit, ImageUnit):
         return task
     shard = unit.shard

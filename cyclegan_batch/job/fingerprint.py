@@ -21,11 +21,12 @@ from ..options import TranslateOptions
 if TYPE_CHECKING:
     from ..models.model import ModelCard
 
-OutputKind: TypeAlias = Literal["image", "video", "pattern", "copy"]
+OutputKind: TypeAlias = Literal["image", "video", "tar", "pattern", "copy"]
 """The kinds of output that differ in the options that apply to them; a copy depends on none."""
 
 IN_THE_NAME = frozenset({"format", "container"})
-"""Options that the name of an output tells: an output of another name is another output."""
+"""Options that the name of an output tells: an output of another name is another output. The name
+of a tar does not tell the format of the images in it."""
 
 RESOLVED = ("backend", "device", "precision", "batch_size")
 """Options whose ``auto`` becomes something that pixels depend on."""
@@ -90,9 +91,12 @@ COPY = Job(kind="copy", values={})
 
 def kind_of_output(kind: Kind) -> OutputKind:
     """Return the kind of output that an entry's kind of input becomes."""
-    if kind in ("image", "pattern"):
-        return "image" if kind == "image" else "pattern"
-    return "copy" if kind == "other" else "video"
+    match kind:
+        case "image" | "tar" | "pattern":
+            return kind
+        case "other":
+            return "copy"
+    return "video"
 
 
 def job_of(
@@ -131,9 +135,10 @@ def resolved(job: Job, choices: Mapping[str, object]) -> Job:
 
 def pixel_options(kind: OutputKind) -> Iterable[Option]:
     """Yield the options that an output of this kind depends on."""
-    # A pattern of images becomes a video, so that the options of videos apply to it, too.
-    kinds = {kind, "video"} if kind == "pattern" else {kind}
+    # A pattern of images becomes a video, and a tar has images in it, so that their options apply.
+    kinds = {kind, {"pattern": "video", "tar": "image"}.get(kind, kind)}
+    in_the_name = IN_THE_NAME - {"format"} if kind == "tar" else IN_THE_NAME
     for option in options_of(TranslateOptions):
         applies = not option.applies_to or kinds & set(option.applies_to)
-        if applies and option.name not in NOT_PIXELS | IN_THE_NAME:
+        if applies and option.name not in NOT_PIXELS | in_the_name:
             yield option

@@ -35,18 +35,17 @@ from .job_folder import FolderLock, digest_of, journal_name, mark_as_open, name_
 from .journal_lines import (
     Json,
     written_dropped,
-    written_failure,
+    written_failures,
     written_identity,
     written_note,
     written_times,
 )
 from .plan_text import command_description
 from .record import Record
-from .units import Counters, ImageUnit, JoinUnit, Outcome, StretchUnit, Unit, VideoUnit
+from .units import Counters, ImageUnit, JoinUnit, Outcome, StretchUnit, TarUnit, Unit, VideoUnit
 
 if TYPE_CHECKING:
     from ..media.mux.joined_video import Stretch
-    from ..media.video.plan import VideoPlan
     from .plan import JobPlan
 
 _ROWS = 256
@@ -78,9 +77,9 @@ class Journal:
         self._broken = False
         """A line could not be written."""
         self._begun: set[Path] = set()
-        """Videos that are written down as begun."""
+        """Videos and tars that are written down as begun."""
         self._named: dict[Path, Written] = {}
-        """Videos that have their name, and whose damage is not known before their end."""
+        """Videos and tars that have their name, and whose damage is not known before their end."""
         self._stretches: dict[Path, list[Stretch]] = {}
         """Stretches that are whole and whose unit has not ended, by their own files."""
         self._damage = {
@@ -94,7 +93,7 @@ class Journal:
         """Outputs that another run has written meanwhile (``-n``)."""
         self._frames = 0
         self._jobs = {job.kind: job for job in plan.jobs}
-        self._videos = {
+        self._job_of = {
             entry.output: self._jobs[kind_of_output(entry.kind)]
             for entry in plan.entries
             if entry.kind != "image"
@@ -152,18 +151,18 @@ class Journal:
             outputs = self._new(entry.output for entry in unit.shard.entries)
             if outputs:
                 self._write_begun(self._jobs["image"], outputs)
-        elif (video := _video(unit)) is not None:
+        elif (output := _output(unit)) is not None:
             with self._lock:
-                known = video.output in self._begun
-                self._begun.add(video.output)
+                known = output in self._begun
+                self._begun.add(output)
             if known:
                 return
-            kept = [each.number for each in self._plan.done.get(video.output, ())]
+            kept = [each.number for each in self._plan.done.get(output, ())]
             if not kept and isinstance(unit, StretchUnit):
                 # Nobody else is at work on them: whoever hands out a stretch has locked its video.
-                self._remove_stretches(video.output)
-            if self._new([video.output]):
-                self._write_begun(self._videos[video.output], [video.output], kept)
+                self._remove_stretches(output)
+            if self._new([output]):
+                self._write_begun(self._job_of[output], [output], kept)
 
     def _new(self, outputs: Iterable[Path]) -> list[Path]:
         """Return the outputs that will be this run's, whatever happens: none of others' files."""
@@ -196,14 +195,14 @@ class Journal:
         unit = outcome.unit
         if isinstance(unit, ImageUnit):
             self._end_images(unit, outcome)
-        elif (video := _video(unit)) is None:
+        elif (output := _output(unit)) is None:
             return
         elif outcome.error is not None:
-            self._append(self._failures([(video.output, outcome.error)]))
+            self._append(self._failures([(output, outcome.error)]))
         elif isinstance(unit, StretchUnit):
             self._end_stretch(unit, outcome)
         else:
-            self._end_video(video, outcome)
+            self._end_file(output, outcome)
 
     def _end_images(self, unit: ImageUnit, outcome: Outcome) -> None:
         outputs = {}
@@ -225,7 +224,7 @@ class Journal:
         base = video.stream.time_base
         line: dict[str, object] = {
             "line": "stretch",
-            "job": self._videos[video.output].id,
+            "job": self._job_of[video.output].id,
             "output": name_of(video.output, self._root),
             "number": unit.number,
             "of": video.stretches,
@@ -249,24 +248,26 @@ class Journal:
             }
         self._append(line, frames=outcome.frames, flush=True)
 
-    def _end_video(self, video: VideoPlan, outcome: Outcome) -> None:
+    def _end_file(self, output: Path, outcome: Outcome) -> None:
+        """Take the end of a video or of a tar."""
         with self._lock:
-            named = self._named.pop(video.output, None)
-            damage = self._damage.pop(video.output, {})
+            named = self._named.pop(output, None)
+            damage = self._damage.pop(output, {})
         if named is None:
             return
         counters = Counters()
         for dropped in (*_in_order(damage), *outcome.dropped):
             counters.record(dropped.name, dropped.error, dropped.place)
         # Those of this unit, which a status adds up, and those of the output.
-        facts: dict[str, object] = {"frames": outcome.frames, "translated": _translated(outcome)}
+        translated = _translated(outcome) if named.images is None else named.images
+        facts: dict[str, object] = {"frames": outcome.frames, "translated": translated}
         if counters.failures:
-            facts["failures"] = [written_failure(each) for each in counters.failures]
+            facts["failures"] = written_failures(counters.failures)
         # On the disk before the stretches are removed, without which a begun video is made anew.
-        self._write_whole(
-            self._videos[video.output], [named], facts, frames=outcome.frames, flush=True
-        )
-        self._remove_stretches(video.output)
+        job = self._job_of[output]
+        self._write_whole(job, [named], facts, frames=outcome.frames, flush=True)
+        if not isinstance(outcome.unit, TarUnit):
+            self._remove_stretches(output)
 
     def begin_copies(self, entries: Iterable[Entry]) -> None:
         """Write down that files are going to be copied as they are (``--copy-others``)."""
@@ -451,10 +452,10 @@ def remove_joined_stretches(plan: JobPlan) -> None:
             shutil.rmtree(plan.folder / name, ignore_errors=True)
 
 
-def _video(unit: Unit) -> VideoPlan | None:
-    """Return the plan of a unit that is a video or a part of one, and has a file as its output."""
-    if isinstance(unit, VideoUnit | StretchUnit | JoinUnit) and unit.plan.output != PIPE:
-        return unit.plan
+def _output(unit: Unit) -> Path | None:
+    """Return the file that a unit writes, or is a part of: a video or a tar, but no pipe."""
+    if isinstance(unit, VideoUnit | StretchUnit | JoinUnit | TarUnit) and unit.plan.output != PIPE:
+        return unit.plan.output
     return None
 
 

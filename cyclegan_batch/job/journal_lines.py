@@ -294,6 +294,24 @@ def _dropped(value: Json) -> Dropped | None:
     return None if error is None else Dropped(value[0], error, _place(value[2]))
 
 
+def written_failures(failures: Sequence[Failure]) -> list[list[object]]:
+    """Return the failures of one output, each as its values in order.
+
+    A line that is too long is not read again, so those beyond `_MOST_FAILURES` are one.
+    """
+    kept, rest = failures[:_MOST_FAILURES], failures[_MOST_FAILURES:]
+    rows = [written_failure(each) for each in kept]
+    if rest:
+        count = sum(each.count for each in rest)
+        text = f"{rest[0].name} and others, {count:,} in all: are missing or damaged as well"
+        rows.append([rest[0].name, written_error(InputError(text)), count, [], None])
+    return rows
+
+
+_MOST_FAILURES = 2000
+"""Failures of one output that are written down one by one: a tar may have a million images."""
+
+
 def written_failure(failure: Failure) -> list[object]:
     """Return a failure as its values in order."""
     spans = [[s.first, s.last, s.start_seconds, s.end_seconds] for s in failure.spans]

@@ -37,6 +37,7 @@ from .units import (
     Failure,
     ImageUnit,
     Schedule,
+    TarUnit,
     Unit,
     VideoUnit,
     too_many_failures,
@@ -47,12 +48,16 @@ if TYPE_CHECKING:
     from ..backends import Backend
     from ..media.formats import Entry
     from ..media.images.shards import ImageShard
+    from ..media.tars.plan import TarPlan
     from ..media.video.plan import VideoPlan
     from ..models.model import Model, ModelCard
     from .inputs import InputTree
 
 _SAMPLED_IMAGES = 32
 """Images whose headers are read for the plan: enough to know the sizes that occur."""
+
+_SAMPLED_TARS = 8
+"""Tars of which the first images are among these."""
 
 _MOST_CAUSES = 20
 """Failures that are told one by one where no input can be translated: a list may name a million."""
@@ -77,6 +82,7 @@ class JobPlan:
     """Files that are copied along (``--copy-others``)."""
     videos: tuple[VideoPlan, ...]
     """How each video is read and written; a pipe and a pattern of images are videos, too."""
+    tars: tuple[TarPlan, ...]
     shards: tuple[ImageShard, ...]
     """The images in groups."""
     left: tuple[Path, ...]
@@ -111,7 +117,11 @@ class JobPlan:
     @property
     def units(self) -> tuple[Unit, ...]:
         """The work in pieces, in the order in which they are done."""
-        return (*map(VideoUnit, self.videos), *map(ImageUnit, self.shards))
+        return (
+            *map(VideoUnit, self.videos),
+            *map(TarUnit, self.tars),
+            *map(ImageUnit, self.shards),
+        )
 
     def open_backend(self, say: Callable[[str], None] = lambda sentence: None) -> Backend:
         """Open the chosen backend; the caller closes it. Raises BackendError, ModelError.
@@ -209,6 +219,7 @@ def plan_job(
     videos, failures = _plan_videos(work, generator.card, options, state, len(tree.entries))
     images = [entry for entry in tree.entries if entry.kind == "image"]
     shards = _plan_shards(images, root, generator.card, options, state)
+    tars = _plan_tars(work, generator.card, options, state)
     notes = [*generator.card.notes, *tree.notes]
     notes += [note for video in videos for note in video.notes]
     notes += [note for shard in shards for note in shard.notes]
@@ -217,7 +228,9 @@ def plan_job(
     )
     notes += _fixed_size_notes(generator.card, options)
     images = [entry for entry in work if entry.kind == "image"]
-    image_sizes = _some_sizes(images, options)
+    tar_sizes, tar_notes = _first_sizes(tars)
+    notes += tar_notes
+    image_sizes = _some_sizes(images, options) + tar_sizes
     sizes = [video.size for video in videos] + image_sizes
     if len(failures) == len(tree.entries) > 0:
         causes = "\n".join(f"  {failure.cause}" for failure in failures[:_MOST_CAUSES])
@@ -226,20 +239,21 @@ def plan_job(
         raise InputError(f"none of the {len(failures)} inputs can be translated:\n{causes}")
     others = tuple(entry for entry in state.rest if entry.kind == "other")
     if not options.preview and state.rest:
-        notes += check_space(videos, images, others)
+        in_tars = [entry for entry in work if entry.kind == "tar"]
+        notes += check_space(videos, images, [*in_tars, *others])
     recorded = next((same[kind][-1] for kind in kinds if kind != "copy" and same[kind]), None)
     ids = {job.id for recorded_jobs in same.values() for job in recorded_jobs}
     done = {} if folder is None or root is None else _done(videos, root, folder, record, ids)
     backend: Backend | None = None
-    if recorded is not None and not videos and not shards:
+    if recorded is not None and not (videos or shards or tars):
         choice, schedule = as_recorded(generator, recorded, options)
     else:
         pieces = sum(video.stretches - len(done.get(video.output, ())) for video in videos)
         shape = geometry_from_options(generator.card, options)
         workload = Workload(
             sizes=tuple(sizes),
-            pieces=pieces + len(shards),
-            row=_longest_row(videos, shards, [shape(size).network for size in image_sizes]),
+            pieces=pieces + len(shards) + len(tars),
+            row=_longest_row(videos, shards, tars, [shape(size).network for size in image_sizes]),
         )
         backend, choice, schedule = choose_backend(generator, options, workload, recorded, say)
         schedule = replace(schedule, encodes_video=bool(videos))
@@ -254,6 +268,7 @@ def plan_job(
         entries=tuple(work),
         others=others,
         videos=tuple(videos),
+        tars=tuple(tars),
         shards=tuple(shards),
         left=tuple(state.left),
         failures=tuple(failures),
@@ -289,7 +304,7 @@ def _root(tree: InputTree) -> Path | None:
 def _plan_videos(
     work: Sequence[Entry], card: ModelCard, options: TranslateOptions, state: Standing, total: int
 ) -> tuple[list[VideoPlan], list[Failure]]:
-    """Plan all that is neither an image nor copied; return the plans and what cannot be planned.
+    """Plan all that is neither image, tar nor copied; return the plans and what cannot be planned.
 
     Raises the error of an input that cannot be planned where nothing else is to be done, and where
     the options ask for it.
@@ -299,7 +314,7 @@ def _plan_videos(
     videos: list[VideoPlan] = []
     failures: list[Failure] = []
     for entry in work:
-        if entry.kind == "image":
+        if entry.kind in ("image", "tar"):
             continue
         try:
             if entry.kind == "unread":
@@ -421,6 +436,37 @@ def _plan_shards(
     )
 
 
+def _plan_tars(
+    work: Sequence[Entry], card: ModelCard, options: TranslateOptions, state: Standing
+) -> list[TarPlan]:
+    """Return how each tar is read and written."""
+    entries = [entry for entry in work if entry.kind == "tar"]
+    if not entries:
+        return []
+    from ..media.tars.plan import plan_tar
+
+    return [
+        plan_tar(entry, options, pixel_type=card.pixel_type, replaces=entry.output in state.resumed)
+        for entry in entries
+    ]
+
+
+def _first_sizes(tars: Sequence[TarPlan]) -> tuple[list[Size], list[Note]]:
+    """Return the sizes (height, width) of the first images of some tars, and notes on these."""
+    if not tars:
+        return [], []
+    from ..media.tars.plan import first_sizes
+
+    chosen = tars[:: -(-len(tars) // _SAMPLED_TARS)]
+    sizes: list[Size] = []
+    notes: list[Note] = []
+    for tar in chosen:
+        found, about = first_sizes(tar, max(1, _SAMPLED_IMAGES // len(chosen)))
+        sizes += found
+        notes += about
+    return sizes, notes
+
+
 def _some_sizes(images: Sequence[Entry], options: TranslateOptions) -> list[Size]:
     """Return the sizes (height, width) in the headers of some images, evenly spread."""
     if not images:
@@ -438,7 +484,10 @@ def _some_sizes(images: Sequence[Entry], options: TranslateOptions) -> list[Size
 
 
 def _longest_row(
-    videos: Sequence[VideoPlan], shards: Sequence[ImageShard], sizes: Sequence[Size]
+    videos: Sequence[VideoPlan],
+    shards: Sequence[ImageShard],
+    tars: Sequence[TarPlan],
+    sizes: Sequence[Size],
 ) -> int | None:
     """Return about how many frames follow each other at most in one unit and one size.
 
@@ -450,8 +499,12 @@ def _longest_row(
         if video.frames_expected is None:
             return None
         rows.append(min(video.frames_expected, video.stretch_frames or video.frames_expected))
-    if shards:
-        row = max(len(shard.entries) for shard in shards)
+    if shards or tars:
+        row = max((len(shard.entries) for shard in shards), default=0)
+        if tars:
+            from ..media.images.shards import SHARD
+
+            row = SHARD
         changes = sum(one != other for one, other in itertools.pairwise(sizes))
         rows.append(min(row, len(sizes) // (changes + 1)) if changes else row)
     return max(1, *rows) if rows else None
@@ -471,8 +524,8 @@ def _without_effect(options: TranslateOptions, kinds: Collection[str]) -> list[N
     set_options = options_given(options)
     notes = []
     for what, kind, present in (
-        ("video", "video", bool(set(kinds) - {"image", "unread"})),
-        ("image", "image", "image" in kinds),
+        ("video", "video", bool(set(kinds) - {"image", "tar", "unread"})),
+        ("image", "image", bool(set(kinds) & {"image", "tar"})),
         ("pattern of images", "pattern", "pattern" in kinds),
     ):
         useless = [each.flag for each in set_options if each.applies_to == (kind,)]

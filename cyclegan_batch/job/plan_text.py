@@ -91,6 +91,8 @@ def plan_lines(plan: JobPlan) -> list[str]:
         lines += _video_lines(video)
         if done := plan.done.get(video.output):
             lines.append(f"         {len(done)} of {video.stretches} stretches are done already")
+    for tar in plan.tars:
+        lines.append(f"{tar.name} → {printable(tar.output)} (a tar, its images one by one)")
     for shard in plan.shards:
         folders = {entry.output.parent for entry in shard.entries}
         if len(shard.entries) == 1:
@@ -142,7 +144,7 @@ def _memory_words(plan: JobPlan) -> str:
     each = f"{plan.frame_bytes(plan.largest) / 2**20:.1f} MiB"
     height, width = plan.largest
     # Of many images the plan has read only some headers.
-    basis = "the largest of the images read for the plan" if plan.shards else "RGB"
+    basis = "the largest of the images read for the plan" if plan.shards or plan.tars else "RGB"
     return (
         f"{flight} × {each} ({width}×{height}, {basis}) = "
         f"{plan.memory / 2**20:.0f} MiB of frames at most"

@@ -18,6 +18,8 @@ from ..media import first_frame
 from ..media.formats import PIPE, Entry
 from ..media.images.codec import encode_picture
 from ..media.images.shards import ImageSource, plan_images
+from ..media.tars.plan import TarPlan
+from ..media.tars.source import TarSource
 from ..media.video.plan import VideoPlan
 from ..media.video.source import VideoSource
 from ..wording import printable
@@ -45,13 +47,13 @@ def preview_path(plan: JobPlan) -> Path:
 def write_preview(plan: JobPlan, backend: Backend, count: int) -> Path:
     """Translate ``count`` frames, evenly spread over the inputs, and write them as one image.
 
-    Each frame is a column, its source above its result. Returns the path of the image. Raises what
-    the job would raise.
+    Each frame is a column, its source above its result; of a tar it is the first image. Returns the
+    path of the image. Raises what the job would raise.
     """
     target = preview_path(plan)
     if target.exists() and not plan.options.overwrite:
         raise OutputError(f"{printable(target)}: exists already; -y overwrites it")
-    sources: list[VideoPlan | Entry] = list(plan.videos)
+    sources: list[VideoPlan | TarPlan | Entry] = [*plan.videos, *plan.tars]
     sources += [entry for shard in plan.shards for entry in shard.entries]
     if not sources:
         raise InputError("nothing among the inputs can be previewed: none of them is translated")
@@ -69,13 +71,15 @@ def write_preview(plan: JobPlan, backend: Backend, count: int) -> Path:
     return target
 
 
-def _frame(plan: JobPlan, source: VideoPlan | Entry, place: float) -> Pixels:
+def _frame(plan: JobPlan, source: VideoPlan | TarPlan | Entry, place: float) -> Pixels:
     """Return the frame at ``place`` (0 the beginning, 1 the end) of an input, ``(H, W, 3)``."""
     if isinstance(source, Entry):
         # With overwrite, an existing output of the job is not refused; it is not touched either.
         options = replace(plan.options, overwrite=True)
         shard = plan_images([source], options, pixel_type=plan.model.card.pixel_type)[0]
         return first_frame(ImageSource(shard), printable(source.source))
+    if isinstance(source, TarPlan):
+        return first_frame(TarSource(source), source.name)
     if source.path == PIPE:
         raise InputError("-: a pipe cannot be previewed, since it is read only once; name a file")
     # No frame begins after the last one, which may be shown for long: then look earlier.

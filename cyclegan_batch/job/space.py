@@ -30,7 +30,8 @@ def check_space(
 ) -> list[Note]:
     """Compare the space that outputs need with what their disks have free.
 
-    ``images`` are translated, ``others`` are copied. Returns a note on each file system that has
+    ``images`` are translated, ``others`` become about as large as they are: tars, and what is
+    copied. Returns a note on each file system that has
     less than the inputs let expect. Raises OutputError for one that has less than is needed.
     """
     disks = _Disks()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..errors import CycleganBatchError, OutputError, OutputExistsError, OutputInUseError
 from ..media import Dropped, Place, Sink, Source, Whole
@@ -17,6 +17,9 @@ from ..wording import Note
 if TYPE_CHECKING:
     from ..media.images.shards import ImageShard, ImageSink, ImageSource
     from ..media.mux.joined_video import Stretch
+    from ..media.tars.plan import TarPlan
+    from ..media.tars.sink import TarSink
+    from ..media.tars.source import TarSource
     from ..media.video.plan import VideoPlan
     from ..media.video.sink import JoinSink, StretchSink, VideoSink
     from ..media.video.source import JoinSource, StretchSource, VideoSource
@@ -28,11 +31,14 @@ _NOTHING_WRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EA
 """Errors of the system after which no other output can be written there either."""
 
 
-class Unit(Protocol):
-    """A piece of work that is done or not done as a whole.
+AnySource: TypeAlias = "Source[Any]"
+"""The source of a unit; what it yields depends on the unit's kind."""
+AnySink: TypeAlias = "Sink[Any]"
+"""The sink of a unit; what it takes depends on the unit's kind."""
 
-    What its source yields and its sink takes depends on its kind, so both are of `Any` here.
-    """
+
+class Unit(Protocol):
+    """A piece of work that is done or not done as a whole."""
 
     @property
     def name(self) -> str:
@@ -42,14 +48,14 @@ class Unit(Protocol):
     def frames(self) -> int | None:
         """How many frames are expected, or None where the input does not show it."""
 
-    def open_source(self, previous: Source[Any] | None = None) -> Source[Any]:
+    def open_source(self, previous: AnySource | None = None) -> AnySource:
         """Open the input. Raises InputError.
 
         ``previous`` is the source that was read before, still open. A stretch of the same video
         goes on with its decoder; closing the previous source then closes nothing.
         """
 
-    def open_sink(self, source: Source[Any]) -> Sink[Any]:
+    def open_sink(self, source: AnySource) -> AnySink:
         """Open the output under a temporary name. Raises OutputError.
 
         ``source`` is the unit's own, open. The sink of a tar takes from it what is no image; the
@@ -73,13 +79,13 @@ class VideoUnit:
         """How many frames are expected, or None where the file does not show it."""
         return self.plan.frames_expected
 
-    def open_source(self, previous: Source[Any] | None = None) -> VideoSource:
+    def open_source(self, previous: AnySource | None = None) -> VideoSource:
         """Open the decoder. Raises InputError."""
         from ..media.video.source import VideoSource
 
         return VideoSource(self.plan)
 
-    def open_sink(self, source: Source[Any]) -> VideoSink:
+    def open_sink(self, source: AnySource) -> VideoSink:
         """Open the encoder. Raises OutputError."""
         from ..media.video.sink import VideoSink
 
@@ -118,13 +124,13 @@ class StretchUnit:
         assert whole is not None
         return min(each, whole - self.number * each)
 
-    def open_source(self, previous: Source[Any] | None = None) -> StretchSource:
+    def open_source(self, previous: AnySource | None = None) -> StretchSource:
         """Return the reader of the frames, which goes on with the reading of ``previous``."""
         from ..media.video.source import StretchSource
 
         return StretchSource(self.plan, self.number, previous, self.before)
 
-    def open_sink(self, source: Source[Any]) -> StretchSink:
+    def open_sink(self, source: AnySource) -> StretchSink:
         """Return the encoder. The output is not locked: whoever hands out the stretches does it."""
         from ..media.video.sink import StretchSink
 
@@ -152,13 +158,13 @@ class JoinUnit:
         """None of its own."""
         return 0
 
-    def open_source(self, previous: Source[Any] | None = None) -> JoinSource:
+    def open_source(self, previous: AnySource | None = None) -> JoinSource:
         """Return a source without frames."""
         from ..media.video.source import JoinSource
 
         return JoinSource()
 
-    def open_sink(self, source: Source[Any]) -> JoinSink:
+    def open_sink(self, source: AnySource) -> JoinSink:
         """Return the join. The output is not locked."""
         from ..media.video.sink import JoinSink
 
@@ -181,17 +187,48 @@ class ImageUnit:
         """How many images the shard has."""
         return len(self.shard.entries)
 
-    def open_source(self, previous: Source[Any] | None = None) -> ImageSource:
+    def open_source(self, previous: AnySource | None = None) -> ImageSource:
         """Return the reader of the images."""
         from ..media.images.shards import ImageSource
 
         return ImageSource(self.shard)
 
-    def open_sink(self, source: Source[Any]) -> ImageSink:
+    def open_sink(self, source: AnySource) -> ImageSink:
         """Return the writer of the images."""
         from ..media.images.shards import ImageSink
 
         return ImageSink(self.shard)
+
+
+@dataclass(frozen=True)
+class TarUnit:
+    """A tar, in one piece."""
+
+    plan: TarPlan
+
+    @property
+    def name(self) -> str:
+        """The tar, as messages call it."""
+        return self.plan.name
+
+    @property
+    def frames(self) -> None:
+        """None: how many images a tar has is known at its end."""
+        return
+
+    def open_source(self, previous: AnySource | None = None) -> TarSource:
+        """Open the tar. Raises InputError."""
+        from ..media.tars.source import TarSource
+
+        return TarSource(self.plan)
+
+    def open_sink(self, source: AnySource) -> TarSink:
+        """Open the output, into which ``source`` passes what is no image. Raises OutputError."""
+        from ..media.tars.sink import TarSink
+        from ..media.tars.source import TarSource
+
+        assert isinstance(source, TarSource)
+        return TarSink(self.plan, source)
 
 
 @dataclass(frozen=True)

@@ -80,13 +80,15 @@ class Written:
     source: Path
     identity: FileIdentity | None
     """Of the source when it was read; None for standard input."""
-    source_size: Size
-    """Height and width of the upright source."""
-    size: Size
+    source_size: Size | None
+    """Height and width of the upright source; None for a tar, whose images may differ."""
+    size: Size | None
     """Height and width of the output."""
     bytes: int
     sha256: str
     """Of the output's bytes."""
+    images: int | None = None
+    """How many translated images a tar holds; None for what is no tar."""
 
 
 Whole: TypeAlias = "Written | Stretch"

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from ..file_identity import FileIdentity
 from ..wording import printable
 
-Kind: TypeAlias = Literal["image", "video", "pattern", "pipe", "unread", "other"]
+Kind: TypeAlias = Literal["image", "video", "tar", "pattern", "pipe", "unread", "other"]
 ImageFormat: TypeAlias = Literal["jpg", "png", "webp", "avif", "bmp", "tiff", "gif", "jp2", "heic"]
 
 IMAGE_FORMATS: dict[str, ImageFormat] = {
@@ -47,6 +47,17 @@ IMAGE_FORMATS: dict[str, ImageFormat] = {
 WRITTEN_FORMATS = frozenset[ImageFormat]({"jpg", "png", "webp", "avif", "bmp", "tiff"})
 """The image formats that are written. The output of the others is PNG."""
 
+
+def output_format(stored: ImageFormat, asked: str) -> ImageFormat:
+    """Return the format in which an image of the format ``stored`` is written.
+
+    ``asked`` is the option ``--format``.
+    """
+    if asked == "same":
+        return stored if stored in WRITTEN_FORMATS else "png"
+    return IMAGE_FORMATS[f".{asked}"]
+
+
 UNREAD_IMAGES = frozenset(
     {".cur", ".dcm", ".dcx", ".dds", ".djvu", ".emf", ".eps", ".exr", ".fits", ".hdr", ".icns"}
     | {".ico", ".jls", ".jng", ".jxl", ".jxr", ".kra", ".mpo", ".pam", ".pbm", ".pcx", ".pfm"}
@@ -73,6 +84,12 @@ VIDEO_SUFFIXES = frozenset(
 )
 """The extensions of videos in a folder. GIF is not among them, since its 256 colours cannot hold a
 generator's output."""
+
+TAR_SUFFIX = ".tar"
+"""The extension of tars with images in them (media/tars)."""
+
+PACKED_TARS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".tbz2", ".txz")
+"""The endings of compressed tars, which are not read."""
 
 PIPE = Path("-")
 """Standard input as an INPUT, standard output as OUTPUT."""

@@ -22,6 +22,7 @@ class Listing:
     folder: Path
     images: list[Path]
     videos: list[Path]
+    tars: list[Path]
     unread: list[Path]
     """Images of kinds that are not read."""
     others: list[Path]
@@ -41,10 +42,11 @@ class Listing:
 
     @classmethod
     def _searched(cls, name: Path, folder: Path, parts: tuple[str, ...]) -> Listing:
-        listing = cls(name, folder, [], [], [], [], [], [])
+        listing = cls(name, folder, [], [], [], [], [], [], [])
         lists = {
             "image": listing.images,
             "video": listing.videos,
+            "tar": listing.tars,
             "unread": listing.unread,
             "other": listing.others,
         }
@@ -66,6 +68,7 @@ class Listing:
         kinds: list[tuple[Kind, Path]] = [
             *(("image", path) for path in self.images),
             *(("video", path) for path in self.videos),
+            *(("tar", path) for path in self.tars),
             *(("unread", path) for path in failing),
             *(("other", path) for path in to_copy),
         ]
@@ -74,8 +77,8 @@ class Listing:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing at all, not even what is left out."""
-        found = self.images, self.videos, self.unread, self.others, self.links, self.hidden
-        return not any(found)
+        found = self.images, self.videos, self.tars, self.unread, self.others
+        return not any((*found, self.links, self.hidden))
 
     @property
     def labels(self) -> list[Path]:
@@ -96,7 +99,7 @@ class Listing:
             parts.append(f"{len(self.hidden)} hidden")
         return (
             f"{', '.join(parts) or 'no files'}; images are {_words(IMAGE_FORMATS)}, "
-            f"videos {_words(VIDEO_SUFFIXES)}"
+            f"videos {_words(VIDEO_SUFFIXES)}, and a tar holds images"
         )
 
     def notes(self, copy_others: bool) -> Iterator[Note]:

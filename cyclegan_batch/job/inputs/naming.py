@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ...errors import ContradictionError, OutputError
+from ...errors import ContradictionError, InputError, OutputError
 from ...media.formats import (
     HEIC_MISSING,
     IMAGE_FORMATS,
+    PACKED_TARS,
     PIPE,
     SNIFFED,
+    TAR_SUFFIX,
     UNREAD_IMAGES,
     VIDEO_SUFFIXES,
     WRITTEN_FORMATS,
@@ -24,6 +26,7 @@ from ...media.formats import (
     ImageFormat,
     Kind,
     counted_suffixes,
+    output_format,
     sniff_format,
 )
 from ...wording import Note, printable
@@ -48,10 +51,7 @@ class Naming:
             return source.name
         by_name = IMAGE_FORMATS.get(source.suffix.lower())
         # A file without an image's extension is an image by its content; the output gets one.
-        stored = by_name or _sniff(source)
-        target = self.format
-        if target == "same":
-            target = stored if stored in WRITTEN_FORMATS else "png"
+        target = output_format(by_name or _sniff(source) or "png", self.format)
         if by_name == target:
             return source.name
         return f"{source.stem if by_name else source.name}.{target}"
@@ -71,6 +71,11 @@ class Naming:
         """
         if kind == "image":
             self._check_image(target)
+        elif kind == "tar":
+            if target.suffix.lower() != TAR_SUFFIX:
+                raise OutputError(
+                    f"{printable(target)}: a tar becomes a tar; name it .tar, or name a folder"
+                )
         elif self.container != "same" and not _means_container(
             target.suffix.lower(), self.container
         ):
@@ -174,10 +179,16 @@ def kind_of_named_file(path: Path, output: Path) -> Kind:
     """Return the kind of a file that the user named: by extension, else by its first bytes.
 
     A GIF whose ``output`` is a video counts as a video. So does every file that is neither an image
-    nor named like one; one that is no video is refused when it is opened.
+    nor named like one; one that is no video is refused when it is opened. Raises InputError for a
+    compressed tar.
     """
     if path.is_dir():
         return "other"
+    if path.name.lower().endswith(PACKED_TARS):
+        raise InputError(
+            f"{printable(path)}: is a compressed tar, and plain .tar files are read; decompress it "
+            "first (JPEG and PNG get no smaller by it)"
+        )
     if path.suffix.lower() == ".gif" and (
         output == PIPE or output.suffix.lower() in VIDEO_SUFFIXES
     ):
@@ -188,13 +199,15 @@ def kind_of_named_file(path: Path, output: Path) -> Kind:
     return kind
 
 
-def kind_by_suffix(name: str) -> Literal["image", "video", "unread", "other"]:
+def kind_by_suffix(name: str) -> Literal["image", "video", "tar", "unread", "other"]:
     """Return the kind of a file by the extension of its name."""
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a name, not a path
     if suffix in IMAGE_FORMATS:
         return "image" if IMAGE_FORMATS[suffix] != "heic" or _reads_heic() else "unread"
     if suffix in UNREAD_IMAGES:
         return "unread"
+    if suffix == TAR_SUFFIX:
+        return "tar"
     return "video" if suffix in VIDEO_SUFFIXES else "other"
 
 

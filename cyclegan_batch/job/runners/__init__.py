@@ -84,6 +84,7 @@ def plan_of_worker(plan: JobPlan, device: str, *, share_of: int) -> JobPlan:
         entries=(),
         others=(),
         videos=(),
+        tars=(),
         shards=(),
         left=(),
         failures=(),

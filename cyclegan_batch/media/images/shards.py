@@ -24,7 +24,8 @@ from ...options import TranslateOptions
 from ...wording import Note, printable
 from .. import Dropped, Written
 from ..formats import IMAGE_FORMATS, Entry, ImageFormat
-from .codec import Extras, decode_picture, encode_picture, refuse_lost_alpha
+from .codec import Extras, encode_picture
+from .decoding import decode_for
 from .headers import read_header
 from .image_header import Header
 
@@ -33,6 +34,12 @@ SHARD = 256
 
 _MOST_METADATA = 64 << 20
 """Bytes beside its pixels that an image file may have; a larger file is not read into memory."""
+
+
+def most_bytes(max_pixels: int) -> int:
+    """Return the bytes of a file above which it is no image of at most ``max_pixels``."""
+    # Eight bytes hold a pixel of any format uncompressed; the rest is metadata.
+    return 8 * max_pixels + _MOST_METADATA
 
 
 @dataclass(frozen=True)
@@ -219,8 +226,7 @@ class ImageSource:
                     header = read_header(io.BytesIO(data), name, max_pixels=most)
                     whole = len(data) == status.st_size
                     return header, _Content(data, status, header) if whole else None
-                # Eight bytes hold a pixel of any format uncompressed; the rest is metadata.
-                if status.st_size > 8 * most + _MOST_METADATA:
+                if status.st_size > most_bytes(most):
                     raise InputError(
                         f"{name}: {status.st_size} bytes are too many for an image; check it"
                     )
@@ -252,7 +258,8 @@ class ImageSource:
     def _decode(self, file: _File) -> Frame | Dropped:
         name, content = printable(file.entry.source), file.content
         try:
-            picture = decode_picture(
+            picture = decode_for(
+                _format_of(file.entry.output),
                 content.data,
                 name,
                 header=content.header,
@@ -260,16 +267,9 @@ class ImageSource:
                 max_pixels=self.shard.max_pixels,
                 white=self.shard.white,
             )
-            # Refused here, before the network spends time on the image.
-            refuse_lost_alpha(picture.extras, name, _format_of(file.entry.output))
         except InputError as error:
             return Dropped(name, error)
-        notes = list(picture.notes)
-        if picture.extras.bits == 16 and _format_of(file.entry.output) != "png":
-            notes.append("is written with 8 bits; --format png keeps 16")
-        if picture.extras.geo and _format_of(file.entry.output) != "tiff":
-            notes.append("its GeoTIFF tags were left out, since only TIFF holds them")
-        self._notes += [Note(file.entry.source, text) for text in notes]
+        self._notes += [Note(file.entry.source, text) for text in picture.notes]
         height, width = picture.pixels.shape[:2]
         identity = identity_of_data(content.data, content.status, hashed=self.shard.hash_inputs)
         tag = PictureTag(file.entry, picture.extras, identity, (height, width))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .errors import OutputError, OutputExistsError, OutputInUseError
-from .remote import copy_out, is_remote
+from .remote import RemotePath, copy_out, is_remote
 from .wording import printable
 
 if sys.platform != "win32":
@@ -38,6 +38,22 @@ PathLike: TypeAlias = str | os.PathLike[str]
 def exists(path: Path) -> bool:
     """Return whether there is something under this name, be it a link that leads nowhere."""
     return path.exists() if is_remote(path) else os.path.lexists(path)
+
+
+def size_of(path: Path) -> int | None:
+    """Return the bytes of a file or an object, None where there is none or none can be read.
+
+    A job may have a million of them. Raises OSError for a store that does not answer.
+    """
+    try:
+        if isinstance(path, RemotePath):
+            return path.stat().st_size
+    except FileNotFoundError:
+        return None
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 - quick
+    except (OSError, ValueError):
+        return None
 
 
 def temporary_path(final: Path) -> Path:
@@ -246,14 +262,16 @@ def _attempt(final: Path, action: Callable[[], None]) -> OutputError | None:
     """Call ``action`` and return its error, as one of writing ``final``."""
     try:
         action()
-    except FileExistsError as error:
-        problem: OutputError = _exists(final)
-        problem.__cause__ = error
     except OSError as error:
-        problem = output_error(final, error)
-        problem.__cause__ = error
-    else:
-        return None
+        return publishing_error(final, error)
+    return None
+
+
+def publishing_error(final: Path, error: OSError) -> OutputError:
+    """Return ``error``, which kept ``final`` from getting its name, as an OutputError."""
+    is_there = isinstance(error, FileExistsError)
+    problem = _exists(final) if is_there else output_error(final, error)
+    problem.__cause__ = error
     return problem
 
 
@@ -324,6 +342,16 @@ def _rename_to_new(partial: Path, final: Path) -> None:
         partial.unlink()
 
 
+def remove_tree(folder: Path) -> None:
+    """Remove a folder and all that is in it, or all objects beneath a prefix, as far as it goes."""
+    if not isinstance(folder, RemotePath):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        for name in folder.beneath():
+            (folder / name).unlink(missing_ok=True)
+
+
 # The names of temporary files, and the removal of those that are left over
 
 
@@ -386,7 +414,12 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> bool:
-    """Remove the temporary files and locks of dead processes; return whether the folder exists."""
+    """Remove the temporary files and locks of dead processes; return whether the folder exists.
+
+    Those of a store are here, in the `scratch_folder`.
+    """
+    if is_remote(folder):
+        folder = scratch_folder()
     try:
         with os.scandir(folder) as entries:
             candidates = [

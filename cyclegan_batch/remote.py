@@ -144,7 +144,8 @@ class RemotePath(PosixPath):
         listed: dict[str, os.stat_result] = {}
         odd: list[str] = []
         prefix = self._key + "/"
-        for key, info in found.items():
+        for found_key, info in found.items():
+            key = found_key.lstrip("/")  # one kind of store has it
             name = key.removeprefix(prefix)
             if key == name or name.endswith("/") or info["type"] != "file":
                 continue  # what stands for an empty folder in some tools
@@ -515,9 +516,12 @@ def forget() -> None:
 
 
 def _listings(path: RemotePath) -> Iterator[tuple[_Listing, str]]:
-    """Yield the listings that a path lies in, with its relative name; `_LOCK` is held."""
+    """Yield the listings that a path lies in, with its relative name; `_LOCK` is held.
+
+    The one of the longest prefix comes first: it may be newer than one of all that lies above.
+    """
     text = str(path)
-    for prefix, listing in _LISTED.items():
+    for prefix, listing in sorted(_LISTED.items(), key=lambda item: -len(item[0])):
         if text == prefix:
             yield listing, ""
         elif text.startswith(prefix + "/"):

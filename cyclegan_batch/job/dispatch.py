@@ -6,7 +6,6 @@ several runs share, and tells the journal. It starts nothing and reads no frame.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import defaultdict, deque
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import CycleganBatchError, InputError, OutputError, OutputInUseError
-from ..files import OutputLock, output_error, refuse_existing, remove_leftovers
+from ..files import OutputLock, exists, output_error, refuse_existing, remove_leftovers
 from ..media import Dropped, Whole, Written
 from ..wording import printable
 from .job_folder import digest_of, name_of
@@ -274,7 +273,7 @@ class Dispatcher:
 
     def _hand_out(self, task: _Task, worker: int) -> None:
         if not task.deaths:
-            task.existed = frozenset(path for path in task.outputs if os.path.lexists(path))
+            task.existed = frozenset(path for path in task.outputs if exists(path))
         self._out[worker].append(task)
         if self._journal is not None and not isinstance(task.unit, RefusedUnit):
             self._journal.began(task.unit)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ..errors import OutputInUseError
 from ..files import output_error
+from ..remote import RemotePath, is_remote
 from ..wording import printable
 
 if sys.platform != "win32":
@@ -39,14 +40,29 @@ JOURNALS = ".jsonl"
 def name_of(output: Path, root: Path) -> str:
     """Return an output's name in a journal: relative to the root, with ``/`` on every system."""
     # Text is faster than Path.relative_to; a job may have a million outputs.
-    text, base = os.fspath(output), os.fspath(root)
+    text, base = str(output), str(root)
     if base == ".":
         name = text
     elif text.startswith(base.rstrip(os.sep) + os.sep):
         name = text[len(base.rstrip(os.sep)) + 1 :]
     else:
-        name = os.fspath(output.relative_to(root))
+        name = str(output.relative_to(root))
     return name if os.sep == "/" else name.replace(os.sep, "/")
+
+
+def stretch_folders(folder: Path) -> set[str]:
+    """Return the names of the folders in a job folder, each with the stretches of a video.
+
+    Raises OSError for a store that does not answer.
+    """
+    if isinstance(folder, RemotePath):
+        parts = (name.parts for name in folder.beneath() if name.suffix != JOURNALS)
+        return {first for first, *others in parts if others}
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}
+    except OSError:
+        return set()
 
 
 def digest_of(name: str) -> str:
@@ -117,6 +133,8 @@ def mark_as_open(descriptor: int) -> None:
 
 def is_open(journal: Path) -> bool | None:
     """Return whether a process at work is writing a journal; None where the system cannot tell."""
+    if is_remote(journal):
+        return None
     try:
         descriptor = os.open(journal, os.O_RDONLY)
     except OSError:

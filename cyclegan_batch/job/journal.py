@@ -1,13 +1,14 @@
 """The journal of a run: what is done is written down at once, so that no later run does it again.
 
-It lies in the job folder, beside the outputs: a file of lines, each a JSON object. A line is
-appended by a single write, so that several processes on one machine can share a file; a line that
-is damaged nevertheless is ignored by the reader (record.py), and costs that what it told of is made
-again.
+It lies in the job folder, beside the outputs: lines, each a JSON object. This module makes them;
+where they lie is journal_storage.py's. A line is appended by a single write, so that several
+processes on one machine can share a file; a line that is damaged nevertheless is ignored by the
+reader (record.py), and costs that what it told of is made again.
 
 Outputs get their names first and are written down second. What a process was killed between, and
 what a power cut took from the end of the file, stands under a line ``begun``, which is on the disk
-before any of the outputs has its name: it is made again, and no ``-y`` is needed for it.
+or in the store before any of the outputs has its name: it is made again, and no ``-y`` is needed
+for it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import shutil
 import socket
 import threading
 import time
@@ -24,14 +23,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import CycleganBatchError, OutputError, OutputExistsError
+from ..errors import CycleganBatchError, InputError, OutputError, OutputExistsError
 from ..file_identity import FileIdentity, sha256_of
-from ..files import output_error, temporary_path
+from ..files import exists, output_error, remove_tree, size_of
 from ..media import Dropped, Whole, Written
 from ..media.formats import PIPE, Entry
+from ..remote import is_remote
 from ..wording import printable
 from .fingerprint import COPY, Job, kind_of_output
-from .job_folder import FolderLock, digest_of, journal_name, mark_as_open, name_of
+from .job_folder import FolderLock, digest_of, journal_name, name_of, stretch_folders
 from .journal_lines import (
     Json,
     written_dropped,
@@ -40,6 +40,7 @@ from .journal_lines import (
     written_note,
     written_times,
 )
+from .journal_storage import Storage, has_begun, open_storage
 from .plan_text import command_description
 from .record import Record
 from .units import Counters, ImageUnit, JoinUnit, Outcome, StretchUnit, TarUnit, Unit, VideoUnit
@@ -69,10 +70,9 @@ class Journal:
         self._plan = plan
         self._root, self._folder = plan.root, plan.folder
         self._path = plan.folder / journal_name(plan.output, plan.root, plan.options.part)
-        self._run = secrets.token_hex(4)
         self._began = time.monotonic()
         self._lock = threading.RLock()
-        self._descriptor: int | None = None
+        self._storage: Storage | None = None
         self._folder_lock: FolderLock | None = None
         self._broken = False
         """A line could not be written."""
@@ -113,19 +113,13 @@ class Journal:
                     "behind it is none of this job's; remove the link"
                 )
             self._folder.mkdir(parents=True, exist_ok=True)
-            if plan.output == plan.root:
+            if plan.output == plan.root and not is_remote(plan.root):
                 self._folder_lock = FolderLock(self._folder, self._root, shared=plan.shares)
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-            self._descriptor = os.open(self._path, flags, 0o666)
-            mark_as_open(self._descriptor)
-            # The last line of a run that was cut off may lack its end.
-            length = os.fstat(self._descriptor).st_size
-            if length and os.pread(self._descriptor, 1, length - 1) != b"\n":
-                os.write(self._descriptor, b"\n")
+            self._storage = open_storage(self._path)
         except OSError as error:
             raise output_error(self._path, error) from error
         remove_joined_stretches(plan)
-        self._append(*self._head(), self._failures(_named_failures(plan)))
+        self._append(None, *self._head(), self._failures(_named_failures(plan)))
 
     def _head(self) -> Iterator[Mapping[str, object]]:
         plan = self._plan
@@ -150,7 +144,7 @@ class Journal:
         if isinstance(unit, ImageUnit):
             outputs = self._new(entry.output for entry in unit.shard.entries)
             if outputs:
-                self._write_begun(self._jobs["image"], outputs)
+                self._write_begun(unit, self._jobs["image"], outputs)
         elif (output := _output(unit)) is not None:
             with self._lock:
                 known = output in self._begun
@@ -162,17 +156,19 @@ class Journal:
                 # Nobody else is at work on them: whoever hands out a stretch has locked its video.
                 self._remove_stretches(output)
             if self._new([output]):
-                self._write_begun(self._job_of[output], [output], kept)
+                self._write_begun(unit, self._job_of[output], [output], kept)
 
     def _new(self, outputs: Iterable[Path]) -> list[Path]:
         """Return the outputs that will be this run's, whatever happens: none of others' files."""
         redone = self._plan.redone
-        return [each for each in outputs if each in redone or not os.path.lexists(each)]
+        return [each for each in outputs if each in redone or not exists(each)]
 
-    def _write_begun(self, job: Job, outputs: list[Path], kept: Sequence[int] = ()) -> None:
+    def _write_begun(
+        self, about: object, job: Job, outputs: list[Path], kept: Sequence[int] = ()
+    ) -> None:
         names = [name_of(output, self._root) for output in outputs]
         line = {"line": "begun", "job": job.id, "outputs": names}
-        self._append(line | {"kept": kept} if kept else line, flush=True)
+        self._append(about, line | {"kept": kept} if kept else line, flush=True)
 
     def dropped(self, unit: Unit, dropped: Dropped) -> None:
         """Do nothing: it is written down at the end of the unit."""
@@ -181,7 +177,7 @@ class Journal:
         """Take what has become whole of ``unit``."""
         files = [item for item in items if isinstance(item, Written)]
         if isinstance(unit, ImageUnit):
-            self._write_whole(self._jobs["image"], files, {})
+            self._write_whole(unit, self._jobs["image"], files, {})
             return
         with self._lock:
             # Written down at the end of the unit, with what is missing from it.
@@ -198,11 +194,12 @@ class Journal:
         elif (output := _output(unit)) is None:
             return
         elif outcome.error is not None:
-            self._append(self._failures([(output, outcome.error)]))
+            self._append(unit, self._failures([(output, outcome.error)]))
         elif isinstance(unit, StretchUnit):
             self._end_stretch(unit, outcome)
         else:
             self._end_file(output, outcome)
+        self._settle(unit)
 
     def _end_images(self, unit: ImageUnit, outcome: Outcome) -> None:
         outputs = {}
@@ -213,7 +210,7 @@ class Journal:
             failed = {output for output, _ in failures}
             left = {entry.output for entry in unit.shard.entries} - self._whole - failed
             failures += [(output, outcome.error) for output in sorted(left)]
-        self._append(self._failures(failures))
+        self._append(unit, self._failures(failures))
 
     def _end_stretch(self, unit: StretchUnit, outcome: Outcome) -> None:
         video = unit.plan
@@ -241,12 +238,12 @@ class Journal:
         if stretch is not None:
             base = stretch.time_base
             line |= {
-                "bytes": _length(stretch.path),
+                "bytes": size_of(stretch.path),
                 "time_base": [base.numerator, base.denominator],
                 "times": written_times(stretch.times),
                 "last_duration": stretch.last_duration,
             }
-        self._append(line, frames=outcome.frames, flush=True)
+        self._append(unit, line, frames=outcome.frames, flush=True)
 
     def _end_file(self, output: Path, outcome: Outcome) -> None:
         """Take the end of a video or of a tar."""
@@ -264,16 +261,16 @@ class Journal:
         if counters.failures:
             facts["failures"] = written_failures(counters.failures)
         # On the disk before the stretches are removed, without which a begun video is made anew.
-        job = self._job_of[output]
-        self._write_whole(job, [named], facts, frames=outcome.frames, flush=True)
-        if not isinstance(outcome.unit, TarUnit):
+        job, unit = self._job_of[output], outcome.unit
+        self._write_whole(unit, job, [named], facts, frames=outcome.frames, flush=True)
+        if not isinstance(unit, TarUnit):
             self._remove_stretches(output)
 
     def begin_copies(self, entries: Iterable[Entry]) -> None:
         """Write down that files are going to be copied as they are (``--copy-others``)."""
         outputs = self._new(entry.output for entry in entries)
         for start in range(0, len(outputs), _ROWS):
-            self._write_begun(COPY, outputs[start : start + _ROWS])
+            self._write_begun(COPY, COPY, outputs[start : start + _ROWS])
 
     def copied(self, entry: Entry, identity: FileIdentity) -> None:
         """Take a file that was copied; ``identity`` is of its source before that."""
@@ -282,7 +279,7 @@ class Journal:
         except OSError:
             return  # somebody has removed it again
         row = [name_of(entry.output, self._root), written_identity(identity), None, None]
-        self._append({"line": "whole", "job": COPY.id, "outputs": [[*row, length, digest]]})
+        self._append(COPY, {"line": "whole", "job": COPY.id, "outputs": [[*row, length, digest]]})
         self._whole.add(entry.output)
 
     def __enter__(self) -> Journal:
@@ -298,7 +295,7 @@ class Journal:
         use any more.
         """
         with self._lock:
-            if self._descriptor is None:
+            if self._storage is None:
                 return
             planned = len(self._plan.entries) + len(self._plan.others)
             whole = len(self._whole | self._left) == planned
@@ -313,16 +310,25 @@ class Journal:
             try:
                 # An end that cannot be written is no failure of the run: all else is on the disk.
                 with contextlib.suppress(OutputError):
-                    self._append(end)
-                if whole and not self._broken and not self._plan.shares:
-                    self._rewrite(end)
+                    self._append(None, end)
+                if whole and not self._broken and self._is_alone:
+                    with contextlib.suppress(OSError, InputError):
+                        self._rewrite(end)
             finally:
                 self._release()
 
+    @property
+    def _is_alone(self) -> bool:
+        """Whether no other run writes this journal at the same time."""
+        if is_remote(self._path):
+            # A file keeps its length in a folder that is shared, and so many objects do not.
+            return not self._plan.options.skip_existing
+        return not self._plan.shares
+
     def _release(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+        storage, self._storage = self._storage, None
+        if storage is not None:
+            storage.close()
         if self._folder_lock is not None:
             self._folder_lock.release()
 
@@ -330,6 +336,7 @@ class Journal:
 
     def _write_whole(
         self,
+        about: object,
         job: Job,
         files: Sequence[Written],
         facts: Mapping[str, object],
@@ -351,7 +358,7 @@ class Journal:
             for each in files
         ]
         line = {"line": "whole", "job": job.id, "outputs": rows, **facts}
-        self._append(line, frames=len(files) if frames is None else frames, flush=flush)
+        self._append(about, line, frames=len(files) if frames is None else frames, flush=flush)
         self._whole.update(each.path for each in files)
 
     def _failures(
@@ -367,30 +374,47 @@ class Journal:
             rows.append([None if output is None else name_of(output, self._root), str(error)])
         return {"line": "failed", "failures": rows} if rows else {}
 
-    def _append(self, *lines: Mapping[str, object], frames: int = 0, flush: bool = False) -> None:
-        """Append lines by one write, empty ones left out; ``flush`` them to the disk.
+    def _append(
+        self, about: object, *lines: Mapping[str, object], frames: int = 0, flush: bool = False
+    ) -> None:
+        """Append lines about a unit by one write, empty ones left out; ``flush`` them to the disk.
 
         Raises OutputError, the first time.
         """
-        seconds = round(time.monotonic() - self._began, 3)
-        common = {"run": self._run, "at": seconds}
-        data = b"".join(_encoded({**line, **common}) for line in lines if line)
         with self._lock:
-            if self._descriptor is None or self._broken or not data:
+            if self._storage is None or self._broken:
                 return
-            self._frames += frames
-            try:
-                while data:
-                    data = data[os.write(self._descriptor, data) :]
-                if flush:
-                    os.fsync(self._descriptor)
-            except OSError as error:
-                self._broken = True
-                raise output_error(self._path, error) from error
+            common = self._common()
+            data = b"".join(_encoded({**line, **common}) for line in lines if line)
+            if data:
+                self._frames += frames
+                with self._breaking():
+                    self._storage.append(data, about, flush=flush)
+
+    def _settle(self, unit: Unit) -> None:
+        """Take that nothing more is told about a unit. Raises OutputError, the first time."""
+        with self._lock:
+            if self._storage is not None and not self._broken:
+                with self._breaking():
+                    self._storage.settle(unit)
+
+    @contextlib.contextmanager
+    def _breaking(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._broken = True
+            raise output_error(self._path, error) from error
+
+    def _common(self) -> dict[str, object]:
+        """Return what every line has."""
+        assert self._storage is not None
+        return {"run": self._storage.run, "at": round(time.monotonic() - self._began, 3)}
 
     def _rewrite(self, end: Mapping[str, object]) -> None:
         """Write the journal anew: the jobs, the outputs, and this run in short."""
-        record = Record.read([self._path])
+        assert self._storage is not None
+        record = Record.of(self._storage.read())
         by_job: dict[str, list[list[Json]]] = {}
         lines: list[Mapping[str, object]] = []
         used: set[str] = set()
@@ -405,26 +429,15 @@ class Journal:
                 {"line": "whole", "job": job, "outputs": rows[start : start + _ROWS]}
                 for start in range(0, len(rows), _ROWS)
             ]
-        common = {"run": self._run, "at": round(time.monotonic() - self._began, 3)}
+        common = self._common()
         head = [{**line, **common} for line in self._head()]
         used -= {job.id for job in self._plan.jobs}
         older = [_job_line(job) for key, job in record.jobs.items() if key in used]
-        # Not files.writing, which removes the old file where the file system cannot rename over it:
-        # a process that died then would leave no journal. It stays, longer and as true.
-        partial = temporary_path(self._path)
-        try:
-            with partial.open("wb") as file:
-                file.writelines(map(_encoded, (*older, *head, *lines, {**end, **common})))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+        self._storage.rewrite(map(_encoded, (*older, *head, *lines, {**end, **common})))
 
     def _remove_stretches(self, output: Path) -> None:
         folder = self._folder / digest_of(name_of(output, self._root))
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
 
 
 def is_unrecorded_part(plan: JobPlan) -> bool:
@@ -435,21 +448,18 @@ def is_unrecorded_part(plan: JobPlan) -> bool:
     if plan.folder is None or plan.root is None or plan.output != plan.root:
         return False
     name = journal_name(plan.output, plan.root, plan.options.part)
-    return plan.options.part[1] > 1 and not (plan.folder / name).exists()
+    return plan.options.part[1] > 1 and not has_begun(plan.folder / name)
 
 
 def remove_joined_stretches(plan: JobPlan) -> None:
     """Remove the stretches of videos that are whole: a process that was killed may leave them."""
-    if plan.folder is None or plan.root is None or not plan.folder.is_dir():
+    if plan.folder is None or plan.root is None or not plan.finished:
         return
-    with os.scandir(plan.folder) as scan:
-        folders = {entry.name for entry in scan if entry.is_dir(follow_symlinks=False)}
-    if not folders:
-        return
-    for output in plan.finished:
+    folders = stretch_folders(plan.folder)
+    for output in plan.finished if folders else ():
         name = digest_of(name_of(output, plan.root))
         if name in folders:
-            shutil.rmtree(plan.folder / name, ignore_errors=True)
+            remove_tree(plan.folder / name)
 
 
 def _output(unit: Unit) -> Path | None:
@@ -492,10 +502,3 @@ def _job_line(job: Job) -> Mapping[str, object]:
 def _encoded(line: Mapping[str, object]) -> bytes:
     # Bytes of names that are not UTF-8 are lone surrogates, which JSON writes as escapes.
     return json.dumps(line, separators=(",", ":")).encode() + b"\n"
-
-
-def _length(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

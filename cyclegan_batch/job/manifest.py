@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 from ..errors import missing_extra
-from ..files import output_error, writing
+from ..files import exists, output_error, writing
 from ..media.formats import PIPE, Entry
 from ..wording import printable
 from .job_folder import name_of
@@ -122,7 +122,7 @@ def _failure(entry: Entry, failures: dict[str, str]) -> str | None:
 
 
 def _exists(output: Path) -> bool:
-    return output != PIPE and os.path.lexists(output)
+    return output != PIPE and exists(output)
 
 
 # Lines of JSON

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, OutputError
+from ..files import output_error
 from ..frames import Geometry, Size
 from ..option_table import options_given
 from ..options import TranslateOptions
+from ..remote import RemotePath, as_path, is_remote
 from ..wording import Note, printable
 from .backend_choice import (
     BackendChoice,
@@ -203,6 +205,7 @@ def plan_job(
         part=options.part,
     )
     root = _root(tree)
+    _list_outputs(root, tree)
     folder = None if root is None or options.preview else root / FOLDER
     record = read_record(folder if options.resume else None, tree.entries, root)
     state = standing(tree.entries, root, record, (), options) if record.is_empty else None
@@ -227,6 +230,7 @@ def plan_job(
         options, {entry.kind for entry in tree.entries if entry.kind != "other"}
     )
     notes += _fixed_size_notes(generator.card, options)
+    notes += _store_notes(root, folder, state)
     images = [entry for entry in work if entry.kind == "image"]
     tar_sizes, tar_notes = _first_sizes(tars)
     notes += tar_notes
@@ -260,7 +264,7 @@ def plan_job(
     choices = _choices(choice, schedule)
     plan = JobPlan(
         inputs=tuple(inputs),
-        output=Path(output),
+        output=as_path(output),
         model=generator,
         options=options,
         backend=choice,
@@ -299,6 +303,19 @@ def _root(tree: InputTree) -> Path | None:
         return tree.root
     (entry,) = tree.entries
     return None if PIPE in (entry.source, entry.output) else entry.output.parent
+
+
+def _list_outputs(root: Path | None, tree: InputTree) -> None:
+    """Let a store tell once what is there of the outputs, so that none costs a request of its own.
+
+    Raises OutputError.
+    """
+    if isinstance(root, RemotePath):
+        try:
+            # Beside a single output there may be anything.
+            (root / FOLDER if tree.root is None else root).beneath()
+        except OSError as error:
+            raise output_error(root, error) from error
 
 
 def _plan_videos(
@@ -542,6 +559,17 @@ def _fixed_size_notes(card: ModelCard, options: TranslateOptions) -> list[Note]:
         return []
     text = f"no effect, as {printable(card.path.name)} takes {fixed[1]}×{fixed[0]} only"
     return [Note("--size", text)]
+
+
+def _store_notes(root: Path | None, folder: Path | None, state: Standing) -> list[Note]:
+    """Return a note on what a store as the place of the outputs lacks."""
+    if root is None or folder is None or not is_remote(root) or not state.rest:
+        return []
+    text = (
+        "a store has no locks, so let no two runs write the same outputs at the same time; "
+        "--shard gives each run outputs of its own"
+    )
+    return [Note(root, text)]
 
 
 def _size_notes(card: ModelCard, options: TranslateOptions, sizes: Sequence[Size]) -> list[Note]:

@@ -98,7 +98,8 @@ def plan_lines(plan: JobPlan) -> list[str]:
         if len(shard.entries) == 1:
             where = printable(shard.entries[0].output)
         else:
-            where = printable(Path(os.path.commonpath(folders))) + "/"
+            kind = type(shard.entries[0].output)
+            where = printable(kind(os.path.commonpath(map(str, folders)))) + "/"
         lines.append(f"{shard.name} → {where}")
     lines += [
         f"{printable(each.source)} → {printable(each.output)} (copied)" for each in plan.others

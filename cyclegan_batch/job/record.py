@@ -7,18 +7,17 @@ plan are looked up by their names, and the files of stretches have names that fo
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from ..media import Dropped
-from ..wording import Note
+from ..wording import Note, printable
 from .fingerprint import Job
-from .job_folder import JOURNALS
 from .journal_lines import (
     FACTS,
     Json,
@@ -32,12 +31,13 @@ from .journal_lines import (
     as_texts,
     as_whole_output,
 )
+from .journal_storage import Line, journal_files, lines_of
 
 if TYPE_CHECKING:
     from ..media.mux.joined_video import Stretch
 
-_LONGEST_LINE = 8 << 20
-"""Bytes of a line that is read. Those that a journal writes stay below a tenth of it."""
+_READINGS = 3
+"""How often journals are read that change meanwhile."""
 
 _NO_FACTS: dict[str, Json] = {}
 """What most images have: one object for a million of them."""
@@ -99,18 +99,37 @@ class Record:
         self._stretches: dict[str, dict[int, dict[str, Json]]] = {}
 
     @classmethod
-    def read(cls, journals: Sequence[Path]) -> Record:
-        """Read journals, the one that was written last overriding the others.
-
-        A file that cannot be read tells nothing.
-        """
+    def of(cls, lines: Iterable[tuple[Path, Line]]) -> Record:
+        """Return what lines tell; each comes with the journal that it is of."""
         record = cls()
-        # By the clock, which may have been set: then of an output that two journals tell of, the
-        # older line is taken, and its identity or its size will not match.
-        for path in sorted(journals, key=_modified):
-            for line in _lines(path):
-                record._take(path, line)
+        for journal, line in lines:
+            record._take(journal, line)
         return record
+
+    @classmethod
+    def read(cls, files: Sequence[Path]) -> Record:
+        """Read the files of journals, the one that was written last overriding the others.
+
+        Raises what `lines_of` raises.
+        """
+        return cls.of(lines_of(files))
+
+    @classmethod
+    def of_folder(
+        cls, folder: Path, wanted: Callable[[Sequence[Path]], Sequence[Path]] = lambda files: files
+    ) -> Record:
+        """Read those journals of a job folder that ``wanted`` chooses among its files.
+
+        Raises InputError for a store that does not answer.
+        """
+        for _ in range(_READINGS):
+            # Another run may put one object in place of several while they are read.
+            with contextlib.suppress(FileNotFoundError):
+                return cls.read(wanted(journal_files(folder)))
+        raise InputError(
+            f"{printable(folder)}: other runs change it all the time; run this again when they "
+            "have ended"
+        )
 
     @property
     def is_empty(self) -> bool:
@@ -145,7 +164,7 @@ class Record:
             last = next(reversed(lines.values()), {})
             yield name, as_text(last.get("job")), len(lines), as_count(last.get("of")) or len(lines)
 
-    def _take(self, path: Path, line: dict[str, Json]) -> None:
+    def _take(self, journal: Path, line: Line) -> None:
         run = self.runs.get(as_text(line.get("run")))
         at = line.get("at")
         if run is not None and isinstance(at, (int, float)) and math.isfinite(at):
@@ -153,7 +172,7 @@ class Record:
         job, outputs = as_text(line.get("job")), line.get("outputs")
         match line.get("line"):
             case "run":
-                self._take_run(path, line)
+                self._take_run(journal, line)
             case "job":
                 self._take_job(line, run)
             case "begun":
@@ -184,14 +203,14 @@ class Record:
                 run.frames_done = run.frames_done if frames is None else frames
                 run.outputs_done = run.outputs_done if whole is None else whole
 
-    def _take_run(self, path: Path, line: dict[str, Json]) -> None:
+    def _take_run(self, journal: Path, line: Line) -> None:
         name = as_text(line.get("run"))
         process, outputs = as_count(line.get("process")), as_count(line.get("outputs"))
         command = line.get("command")
         if not name or process is None or outputs is None:
             return
         self.runs[name] = Run(
-            journal=path,
+            journal=journal,
             host=as_text(line.get("host")),
             process=process,
             outputs=outputs,
@@ -199,7 +218,7 @@ class Record:
             command=command if isinstance(command, dict) else {},
         )
 
-    def _take_job(self, line: dict[str, Json], run: Run | None) -> None:
+    def _take_job(self, line: Line, run: Run | None) -> None:
         job = as_job(line)
         if job is None:
             return
@@ -229,41 +248,3 @@ class Record:
                 continue
             if isinstance(each[0], str):
                 self.failed[each[0]] = each[1]
-
-
-def journals_in(folder: Path) -> list[Path]:
-    """Return the journals of a job folder, an empty list where there is none."""
-    try:
-        with os.scandir(folder) as entries:
-            return [
-                folder / entry.name
-                for entry in entries
-                if entry.name.endswith(JOURNALS) and entry.is_file(follow_symlinks=False)
-            ]
-    except OSError:
-        return []
-
-
-def _modified(path: Path) -> tuple[int, str]:
-    try:
-        return path.stat().st_mtime_ns, path.name
-    except OSError:
-        return 0, path.name
-
-
-def _lines(path: Path) -> Iterator[dict[str, Json]]:
-    try:
-        with path.open("rb") as file:
-            whole = True
-            while line := file.readline(_LONGEST_LINE):
-                begins, whole = whole, line.endswith(b"\n")
-                if not (begins and whole):
-                    continue
-                try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(value, dict):
-                    yield value
-    except OSError:
-        return

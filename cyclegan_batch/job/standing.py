@@ -11,13 +11,13 @@ in any case.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import OutputError
 from ..file_identity import FileIdentity, identity_of
+from ..files import exists, size_of
 from ..media.formats import PIPE, Entry
 from ..media.pattern import pattern_files
 from ..option_table import options_of
@@ -26,7 +26,8 @@ from ..wording import printable
 from .fingerprint import RESOLVED, Job, OutputKind, kind_of_output, resolved
 from .job_folder import FOLDER, digest_of, name_of
 from .journal_lines import WholeOutput
-from .record import Record, journals_in
+from .journal_storage import journal_of
+from .record import Record
 from .units import Failure
 
 
@@ -53,15 +54,20 @@ class Standing:
 def read_record(folder: Path | None, entries: Sequence[Entry], root: Path | None) -> Record:
     """Return what the journals of a job folder tell; nothing where there is no folder.
 
-    Of the journals of single files only those are read that belong to ``entries``.
+    Of the journals of single files only those are read that belong to ``entries``. Raises
+    InputError for a store that does not answer.
     """
     if folder is None or root is None or folder.is_symlink():
         return Record()
-    journals = journals_in(folder)
-    if len(entries) < len(journals):
+
+    def wanted(files: Sequence[Path]) -> Sequence[Path]:
+        if len(entries) >= len(files):
+            return files
         own = {digest_of(name_of(entry.output, root)) for entry in entries}
-        journals = [each for each in journals if each.stem in own or each.stem[:7] == "journal"]
-    return Record.read(journals)
+        stems = ((journal_of(file).stem, file) for file in files)
+        return [file for stem, file in stems if stem in own or stem[:7] == "journal"]
+
+    return Record.of_folder(folder, wanted)
 
 
 def same_jobs(record: Record, jobs: Iterable[Job]) -> dict[OutputKind, list[Job]]:
@@ -165,10 +171,9 @@ class _State:
 
     @classmethod
     def of(cls, entry: Entry, root: Path | None, record: Record) -> _State:
-        try:
-            length = os.stat(entry.output).st_size  # noqa: PTH116 - a job may have a million
-        except OSError:
-            return cls(os.path.lexists(entry.output), None, None)
+        length = size_of(entry.output)
+        if length is None:
+            return cls(exists(entry.output), None, None)
         if record.is_empty or root is None:
             return cls(True, None, None)
         name = name_of(entry.output, root)

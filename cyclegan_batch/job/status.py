@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import InputError
+from ..files import size_of
 from ..option_table import options_of
 from ..options import TranslateOptions
+from ..remote import RemotePath, is_remote
 from ..wording import clock, printable
 from .job_folder import FOLDER, digest_of, is_open, journal_name
 from .journal_lines import Json
-from .record import Record, Run, journals_in
+from .journal_storage import journal_of
+from .record import Record, Run
 
 _LISTED = 20
 """Failures and videos that are listed one by one."""
@@ -33,7 +38,9 @@ class JobStatus:
     damaged: int
     """Files that are done and lack a part of their input."""
     at_work: bool | None
-    """Whether a process is at work; None where the file system cannot tell."""
+    """Whether a process is at work; None where the file system cannot tell, or a store."""
+    silent: float | None = None
+    """Where that is not known: seconds since a run that has not ended wrote to its journal."""
     runs: tuple[Run, ...]
     """Those at work, or else the last one."""
     parts: tuple[int, int]
@@ -80,6 +87,7 @@ class JobStatus:
             "output": str(self.output),
             "whole": self.is_whole,
             "at_work": self.at_work,
+            "silent_seconds": self.silent,
             "outputs": self.outputs,
             "done": self.done,
             "failed": self.failed,
@@ -117,6 +125,12 @@ class JobStatus:
         left = f", {clock(self.seconds_left)} left" if self.seconds_left is not None else ""
         if self.at_work:
             yield f"at work  {processes}{rate}{left}"
+        elif self.silent is not None:
+            yield f"last run {processes}, has not ended{rate}{left}{' at that rate' * bool(left)}"
+            yield (
+                f"         it wrote {clock(self.silent)} ago; no lock tells whether it is at work "
+                "still"
+            )
         else:
             how = {None: "was cut off", "whole": "ended"}.get(self.runs[-1].ended, "ended early")
             at_rate = f"{left} at that rate" if left else ""
@@ -132,13 +146,34 @@ class JobStatus:
 
 
 def job_status(output: Path) -> JobStatus | None:
-    """Return how far the job has come that writes ``output``; None where nothing is known."""
+    """Return how far the job has come that writes ``output``; None where nothing is known.
+
+    Raises InputError for a store that does not answer.
+    """
+    try:
+        return _job_status(output)
+    except OSError as error:
+        if not is_remote(output):
+            raise
+        raise InputError(
+            f"{printable(output)}: cannot be read: {error.strerror or error}; run this again "
+            "when the store answers"
+        ) from error
+
+
+def _job_status(output: Path) -> JobStatus | None:
     root = output if output.is_dir() else output.parent
-    journals = journals_in(root / FOLDER)
-    if root != output:
-        own = journal_name(output, root)
-        journals = [each for each in journals if each.name == own]
-    record = Record.read(journals)
+    own = journal_name(output, root)
+    if isinstance(root, RemotePath) and root == output:
+        root.beneath()  # with one listing no output costs a request of its own
+    files: Sequence[Path] = ()
+
+    def wanted(found: Sequence[Path]) -> Sequence[Path]:
+        nonlocal files
+        files = [file for file in found if root == output or journal_of(file).name == own]
+        return files
+
+    record = Record.of_folder(root / FOLDER, wanted)
     if not record.runs:
         return None
     by_journal = {run.journal: run for run in record.runs.values()}  # the last run of each
@@ -151,16 +186,20 @@ def job_status(output: Path) -> JobStatus | None:
             done += 1
             damaged += bool(whole.failures)
     outputs = sum(by_journal[path].outputs for path in family)
-    open_journals = [path for path in family if is_open(path)]
-    unknown = any(is_open(path) is None for path in family)
-    runs = [run for run in record.runs.values() if run.journal in open_journals and _runs(run)]
+    is_at_work = {path: is_open(path) for path in family}
+    at_work: bool | None = any(is_at_work.values())
+    runs = [run for run in record.runs.values() if is_at_work.get(run.journal) and _runs(run)]
+    if None in is_at_work.values():
+        runs = [by_journal[path] for path in family if by_journal[path].ended is None]
+        at_work = None if runs else False
     return JobStatus(
         output=output,
         outputs=outputs,
         done=min(done, outputs),
         failed=len(record.failed),
         damaged=damaged,
-        at_work=None if unknown else bool(open_journals),
+        at_work=at_work,
+        silent=_silent(files, runs) if at_work is None else None,
         runs=tuple(runs) or (by_journal[family[-1]],),
         parts=parts,
         failures=tuple(record.failed.items()),
@@ -171,6 +210,14 @@ def job_status(output: Path) -> JobStatus | None:
             if job in ids and (root / FOLDER / digest_of(name)).is_dir()
         ),
     )
+
+
+def _silent(files: Sequence[Path], runs: Sequence[Run]) -> float | None:
+    """Return how many seconds ago the last line of the journals of ``runs`` was written."""
+    journals = {run.journal for run in runs}
+    times = [file.stat().st_mtime for file in files if journal_of(file) in journals]
+    # The clock of a store may be ahead of this one.
+    return max(0.0, time.time() - max(times)) if times else None
 
 
 def _family(journals: Sequence[Path]) -> tuple[list[Path], tuple[int, int]]:
@@ -206,8 +253,8 @@ def _length(root: Path, name: str) -> int | None:
     if name.startswith("/") or ".." in name.split("/"):
         return None
     try:
-        return (root / name).stat().st_size
-    except (OSError, ValueError):
+        return size_of(root / name)
+    except ValueError:
         return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..errors import CycleganBatchError, OutputError, OutputExistsError, OutputInUseError
+from ..files import exists
 from ..media import Dropped, Place, Sink, Source, Whole
+from ..remote import is_remote
 from ..wording import Note
 
 if TYPE_CHECKING:
-    from ..media.images.shards import ImageShard, ImageSink, ImageSource
+    from ..media.images.shards import ImageShard, ImageSource
+    from ..media.images.sinks import ImageSink, ObjectSink
     from ..media.mux.joined_video import Stretch
     from ..media.tars.plan import TarPlan
     from ..media.tars.sink import TarSink
@@ -193,10 +195,13 @@ class ImageUnit:
 
         return ImageSource(self.shard)
 
-    def open_sink(self, source: AnySource) -> ImageSink:
+    def open_sink(self, source: AnySource) -> ImageSink | ObjectSink:
         """Return the writer of the images."""
-        from ..media.images.shards import ImageSink
+        from ..media.images.sinks import ImageSink, ObjectSink
 
+        # All outputs of a job lie beneath one root.
+        if is_remote(self.shard.entries[0].output):
+            return ObjectSink(self.shard)
         return ImageSink(self.shard)
 
 
@@ -447,7 +452,7 @@ class Counters:
         """
         for failure in list(self.failures):
             output = failure.error.output if isinstance(failure.error, OutputInUseError) else None
-            if output is not None and os.path.lexists(output):
+            if output is not None and exists(output):
                 self.failures.remove(failure)
                 self.left += 1
 

@@ -29,7 +29,7 @@ from cyclegan_batch.job import report as job_report
 from cyclegan_batch.job.job_folder import FOLDER
 from cyclegan_batch.job.plan import JobPlan
 from cyclegan_batch.media import Dropped
-from cyclegan_batch.media.images import shards
+from cyclegan_batch.media.images import sinks
 from tests.synthesis import generators, streams
 
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -492,10 +492,10 @@ def test_what_a_stopped_folder_of_images_has_by_then_is_counted(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shard that is not whole has pictures that are; 24 of 31 were told as 2."""
-    out, really = tmp_path / "out", shards.ImageSink.write
+    out, really = tmp_path / "out", sinks.ImageSink.write
     taken = []
 
-    def second_stops(sink: shards.ImageSink, item: Any) -> Dropped | None:
+    def second_stops(sink: sinks.ImageSink, item: Any) -> Dropped | None:
         result = really(sink, item)
         taken.append(item)
         if len(taken) == 2:
@@ -503,7 +503,7 @@ def test_what_a_stopped_folder_of_images_has_by_then_is_counted(
             time.sleep(5 * flow.WATCH)  # the run looks once in that time
         return result
 
-    monkeypatch.setattr(shards.ImageSink, "write", second_stops)
+    monkeypatch.setattr(sinks.ImageSink, "write", second_stops)
     done = cyclegan_batch("translate", pictures, out, "-m", model)
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1].endswith(

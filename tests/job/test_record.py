@@ -20,7 +20,8 @@ from cyclegan_batch.job.journal_lines import (
     written_failure,
     written_times,
 )
-from cyclegan_batch.job.record import Record, journals_in
+from cyclegan_batch.job.journal_storage import journal_files
+from cyclegan_batch.job.record import Record
 from cyclegan_batch.job.units import Counters
 from cyclegan_batch.media import Dropped, Place, dropped_at
 
@@ -241,9 +242,9 @@ def test_what_is_no_journal_is_not_read(tmp_path: Path) -> None:
     journal(folder / "journal.jsonl", whole(ROW))
     (folder / "folder.jsonl").mkdir()
     (folder / "link.jsonl").symlink_to(journal(tmp_path / "elsewhere.jsonl", whole(ROW)))
-    assert journals_in(folder) == [folder / "journal.jsonl"]
-    assert journals_in(tmp_path / "none") == []
-    assert journals_in(tmp_path / "elsewhere.jsonl") == []
+    assert journal_files(folder) == [folder / "journal.jsonl"]
+    assert journal_files(tmp_path / "none") == []
+    assert journal_files(tmp_path / "elsewhere.jsonl") == []
 
 
 @pytest.mark.behaviour(20)

@@ -1,30 +1,23 @@
-"""Image files as a source and a sink: shards of them, in groups of one size, published together.
-
-`codec` decodes and encodes them.
-"""
+"""Image files as a source: shards of them, in groups of one size. `codec` decodes them."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import itertools
 import os
-import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InputError, OutputError
 from ...file_identity import FileIdentity, identity_of_data
-from ...files import output_error, publish_all, refuse_existing, temporary_path
+from ...files import refuse_existing
 from ...frames import Frame, PixelType, Size
 from ...options import TranslateOptions
 from ...wording import Note, printable
-from .. import Dropped, Written
+from .. import Dropped
 from ..formats import IMAGE_FORMATS, Entry, ImageFormat
-from .codec import Extras, encode_picture
+from .codec import Extras
 from .decoding import decode_for
 from .headers import read_header
 from .image_header import Header
@@ -44,7 +37,7 @@ def most_bytes(max_pixels: int) -> int:
 
 @dataclass(frozen=True)
 class PictureTag:
-    """The tag of a Frame from an `ImageSource`, for the `ImageSink`."""
+    """The tag of a Frame from an `ImageSource`, for the sink."""
 
     entry: Entry
     extras: Extras
@@ -133,8 +126,8 @@ def plan_images(
 
 def _key(entries: Sequence[Entry], root: Path | None) -> str:
     # The root may be written in different ways.
-    start = 0 if root in (None, Path()) else len(os.fspath(root or "").rstrip(os.sep)) + 1
-    names = b"\0".join(os.fsencode(entry.output)[start:] for entry in entries)
+    start = 0 if root in (None, Path()) else len(str(root or "").rstrip(os.sep)) + 1
+    names = b"\0".join(os.fsencode(str(entry.output))[start:] for entry in entries)
     return hashlib.sha256(names).hexdigest()[:16]
 
 
@@ -286,167 +279,6 @@ class ImageSource:
 
 def _unreadable(path: Path, error: OSError) -> InputError:
     return InputError(f"{printable(path)}: cannot be read: {error.strerror or error}")
-
-
-# Writing
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """An image that is whole under its temporary name."""
-
-    partial: Path
-    result: Written
-    """What it is under its final name."""
-
-
-_PUBLISHED_AFTER = 1.0
-"""Seconds after which whole images get their final names before the shard ends: a process that is
-killed while a slow network is at work loses no more than that."""
-
-
-class ImageSink:
-    """The output files of a shard: its workers write them, and they are published together.
-
-    To flush a file and its folder takes several times as long as to encode a small image. Many
-    files are flushed in little more time than one.
-    """
-
-    def __init__(self, shard: ImageShard) -> None:
-        self.shard = shard
-        self._whole: list[_Encoded] = []
-        """Images that wait for their final names, in order."""
-        self._published = time.monotonic()
-        """When images got their final names for the last time."""
-        self._lost: list[Dropped] = []
-        """Images that could not be published and are not reported yet."""
-        self._written: list[Written] = []
-        self._displaced: list[Path] = []
-        """Images whose GeoTIFF tags hold for another size."""
-        self._partials: set[Path] = set()
-        """The temporary files that exist."""
-        self._discarded = False
-        self._lock = threading.Lock()
-        """Guards the two above, which the workers change, too."""
-
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        """Notes on what the size of the output made impossible; `ImageSource` has the others."""
-        text = "its GeoTIFF tags were left out, since it has another size than its source"
-        return tuple(Note(output, text) for output in sorted(self._displaced))
-
-    def converter(self) -> Callable[[Frame], _Encoded | Dropped]:
-        """Return the encoder, which writes each image under a temporary name."""
-        return self._encode
-
-    def _encode(self, frame: Frame) -> _Encoded | Dropped:
-        tag = frame.tag
-        assert isinstance(tag, PictureTag)
-        if tag.extras.geo and tag.extras.geo_size != frame.pixels.shape[:2]:
-            self._displaced.append(tag.entry.output)
-        try:
-            data = encode_picture(
-                frame.pixels,
-                _format_of(tag.entry.output),
-                quality=self.shard.quality,
-                png_level=self.shard.png_level,
-                extras=tag.extras,
-            )
-        except OutputError as error:
-            # Returned and not raised: only this image is lost.
-            name = printable(tag.entry.output)
-            problem = OutputError(f"cannot write {name}: {error}")
-            problem.__cause__ = error
-            return Dropped(name, problem)
-        height, width = frame.pixels.shape[:2]
-        result = Written(
-            path=tag.entry.output,
-            source=tag.entry.source,
-            identity=tag.identity,
-            source_size=tag.source_size,
-            size=(height, width),
-            bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-        )
-        return self._write_partial(result, data)
-
-    def _write_partial(self, result: Written, data: bytes) -> _Encoded | Dropped:
-        path = result.path
-        partial = temporary_path(path)
-        with self._lock:
-            self._partials.add(partial)
-        try:
-            try:
-                partial.write_bytes(data)
-            except FileNotFoundError:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(data)
-        except OSError as error:
-            self._remove(partial)
-            problem = output_error(path, error)
-            problem.__cause__ = error
-            return Dropped(printable(path), problem)
-        with self._lock:
-            late = self._discarded
-        if late:
-            self._remove(partial)
-        return _Encoded(partial, result)
-
-    def _remove(self, partial: Path) -> None:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        with self._lock:
-            self._partials.discard(partial)
-
-    @property
-    def written(self) -> Sequence[Written]:
-        """The files that are published so far."""
-        return self._written
-
-    def write(self, item: _Encoded | Dropped) -> Dropped | None:
-        """Take an image; return Dropped where this one, or one before it, is lost."""
-        if isinstance(item, Dropped):
-            return item
-        self._whole.append(item)
-        if time.monotonic() - self._published >= _PUBLISHED_AFTER:
-            self._publish()
-        return self._lost.pop(0) if self._lost else None
-
-    def _publish(self) -> None:
-        """Give the images that are whole their final names."""
-        whole, self._whole = self._whole, []
-        errors: list[OutputError | None] = []
-        # Those that may replace a file come last.
-        whole.sort(key=lambda each: self.shard.overwrites(each.result.path))
-        for overwrite, images in itertools.groupby(
-            whole, key=lambda each: self.shard.overwrites(each.result.path)
-        ):
-            pairs = [(each.partial, each.result.path) for each in images]
-            errors += publish_all(pairs, overwrite=overwrite)
-        for image, error in zip(whole, errors, strict=True):
-            if error is None:
-                self._written.append(image.result)
-                with self._lock:
-                    self._partials.discard(image.partial)
-            else:
-                self._lost.append(Dropped(printable(image.result.path), error))
-                self._remove(image.partial)
-        self._published = time.monotonic()
-
-    def finish(self) -> Sequence[Dropped]:
-        """Publish the rest; return the images that could not be published."""
-        self._publish()
-        lost, self._lost = self._lost, []
-        return lost
-
-    def discard(self) -> None:
-        """Publish the images that `write` has taken, which are whole, and remove all others."""
-        self._publish()
-        with self._lock:
-            self._discarded = True
-            partials = list(self._partials)
-        for partial in partials:
-            self._remove(partial)
 
 
 def _format_of(path: Path) -> ImageFormat:

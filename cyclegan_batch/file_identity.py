@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .remote import RemotePath
+
 
 @dataclass(frozen=True)
 class FileIdentity:
@@ -31,16 +33,16 @@ class FileIdentity:
         return (self.size, self.mtime_ns) == (earlier.size, earlier.mtime_ns)
 
 
-def identity_of(paths: Iterable[Path], *, hashed: bool) -> FileIdentity:
+def identity_of(paths: Iterable[Path], *, hashed: bool, asked: bool = False) -> FileIdentity:
     """Return the identity of one file, or of several that are one input. Raises OSError.
 
-    ``hashed``: read their content, too.
+    ``hashed``: read their content, too. ``asked``: ask a store also for what it has listed.
     """
     size = 0
     times = []
     digests = []
     for path in paths:
-        status = path.stat()
+        status = path.ask() if asked and isinstance(path, RemotePath) else path.stat()
         size += status.st_size
         times.append(status.st_mtime_ns)
         if hashed:

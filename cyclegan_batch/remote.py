@@ -18,8 +18,8 @@ import io
 import os
 import stat
 import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path, PosixPath
 from typing import IO, TYPE_CHECKING, Any, NoReturn
@@ -42,7 +42,7 @@ PROTOCOLS: dict[str, tuple[str, str]] = {
 """The stores, by the protocol of their URLs: the package that fsspec needs, and our extra."""
 
 _BLOCK = 4 << 20
-"""Bytes that are read ahead of a position in an object. Videos are read so, with few seeks."""
+"""Bytes of an object that one request gets, where it is read as a file."""
 
 
 class RemotePath(PosixPath):
@@ -106,13 +106,14 @@ class RemotePath(PosixPath):
 
         Raises OSError.
         """
-        known = _known(self)
-        if known is not None:
-            return known
-        with _as_os_errors(self):
-            return _status(self._store.info(self._key))
+        return _known(self) or self.ask()
 
     lstat = stat
+
+    def ask(self) -> os.stat_result:
+        """Return the same from the store, also of what was listed. Raises OSError."""
+        with _as_os_errors(self):
+            return _status(self._store.info(self._key))
 
     def exists(self, *, follow_symlinks: bool = True) -> bool:
         """Return whether there is an object of this name, or one beneath it. Raises OSError."""
@@ -172,8 +173,8 @@ class RemotePath(PosixPath):
         """
         if mode == "rb":
             with _as_os_errors(self):
-                file = self._store.open(self._key, "rb", block_size=_BLOCK, cache_type="readahead")
-            return io.BufferedReader(_Get(self, file), 1 << 16)
+                file = self._store.open(self._key, "rb", block_size=_BLOCK, cache_type="none")
+                return io.BufferedReader(_Get(self, file), 1 << 16)
         if mode not in ("wb", "xb"):
             raise ValueError(f"an object is opened as rb, wb or xb, not as {mode}")
         with _as_os_errors(self):
@@ -243,10 +244,17 @@ _PART = 16 << 20
 
 
 class _Get(io.RawIOBase):
-    """An object that is read; the errors of the store are OSErrors."""
+    """An object that is read in blocks; the errors of the store are OSErrors.
+
+    An object that is replaced meanwhile is an error where the store can tell (S3 can).
+    """
 
     def __init__(self, path: RemotePath, file: IO[bytes]) -> None:
         self._path, self._file = path, file
+        self._length = file.seek(0, io.SEEK_END)
+        self._position = 0
+        # What the store told as it was opened: a digest or a version, or at least size and time.
+        self._state = str(getattr(file, "details", id(self)))
 
     def readable(self) -> bool:
         return True
@@ -256,22 +264,70 @@ class _Get(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
-        with _as_os_errors(self._path):
-            data = self._file.read(len(view))
+        number, offset = divmod(self._position, _BLOCK)
+        if self._position >= self._length:
+            return 0
+        key = str(self._path), self._state, number
+        block = _BLOCKS.get(key, functools.partial(self._fetch, number))
+        data = memoryview(block)[offset : offset + len(view)]
         view[: len(data)] = data
+        self._position += len(data)
         return len(data)
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+    def _fetch(self, number: int) -> bytes:
+        start = number * _BLOCK
+        expected = min(_BLOCK, self._length - start)
         with _as_os_errors(self._path):
-            return int(self._file.seek(offset, whence))
+            self._file.seek(start)
+            data = self._file.read(expected)
+        if len(data) != expected:
+            raise OSError(errno.EREMOTEIO, "the store sent too few bytes", str(self._path))
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(self._path))
+        self._position = base + offset
+        return self._position
 
     def tell(self) -> int:
-        return int(self._file.tell())
+        return self._position
 
     def close(self) -> None:
         if not self.closed:
             self._file.close()
         super().close()
+
+
+class _Blocks:
+    """The blocks of objects that were read last, by whatever file.
+
+    A video is opened several times, to be described, translated and joined, and its index may lie
+    behind its frames. So a short one is got once, and of a long one each block once a reading.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str, int], bytes] = OrderedDict()
+
+    def get(self, key: tuple[str, str, int], fetch: Callable[[], bytes]) -> bytes:
+        """Return a block: one of an object (its URL), in one state, and its number."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        block = fetch()
+        with self._lock:
+            self._kept[key] = block
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return block
+
+
+_BLOCKS = _Blocks(16)
+"""64 MiB at most."""
 
 
 class _Put(io.RawIOBase):
@@ -413,7 +469,9 @@ def _as_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None and not isinstance(error, FileExistsError):
+        if error.errno is not None and not (
+            isinstance(error, FileExistsError) or _is_replaced(error)
+        ):
             raise
         raise _os_error(error, path) from error
     except Exception as error:
@@ -435,7 +493,13 @@ def _os_error(error: Exception, path: Path) -> OSError:
         return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     if name in ("NoCredentialsError", "PartialCredentialsError"):
         return PermissionError(errno.EACCES, f"the store needs credentials ({words})", str(path))
+    if _is_replaced(error):
+        return OSError(errno.ESTALE, "it was replaced while it was read", str(path))
     return OSError(errno.EREMOTEIO, f"the store answers: {words}", str(path))
+
+
+def _is_replaced(error: Exception) -> bool:
+    return type(error).__name__ == "FileExpired"  # of s3fs
 
 
 def _status(info: Mapping[str, object]) -> os.stat_result:
@@ -448,7 +512,8 @@ def _status(info: Mapping[str, object]) -> os.stat_result:
     elif isinstance(when, (int, float)):
         seconds = float(when)
     length = size if isinstance(size, int) else 0
-    return _made_status(info["type"] == "file", length, round(seconds * 1e9))
+    # Some servers tell milliseconds in a listing, and whole seconds of a single object.
+    return _made_status(info["type"] == "file", length, int(seconds) * 10**9)
 
 
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")

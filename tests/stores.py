@@ -108,6 +108,10 @@ def _memory() -> object:
             path = self._strip_protocol(path)
             self.store[path] = MemoryFile(self, path, value)
 
+        def find(self, path: str, **options: object) -> dict[str, object]:
+            found = super().find(path, **options)
+            return {name.removeprefix("/"): info for name, info in found.items()}
+
         def _open(self, path: str, mode: str = "rb", **options: object) -> io.BytesIO:
             path = self._strip_protocol(path)
             if mode == "rb":

@@ -2,18 +2,20 @@
 
 Only this module calls ``av.open`` to read a user's file. It opens every container by its absolute
 path with a list of allowed protocols and formats, so that a playlist, a script or a URL hidden in a
-media file reads no other file and opens no connection.
+media file reads no other file and opens no connection. FFmpeg gets an object of a store as an open
+file, never its URL, and no protocol at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import io
+import os
 import stat
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import av
 import av.container
@@ -22,10 +24,12 @@ import av.video.stream
 from av.stream import Stream
 
 from ...errors import InputError
+from ...remote import is_remote
 from ...wording import printable
 from ..pattern import pattern_files
-from .flv import joined_flv
-from .gif import controlled_gif
+from .flv import flv_parts
+from .gif import gif_parts
+from .spliced import Parts, SplicedFile
 
 Packet: TypeAlias = "av.Packet[Stream]"
 """A packet of a stream of any kind."""
@@ -46,31 +50,86 @@ def open_container(
     With ``image_pattern_rate`` (frames per second) ``path`` is a pattern of numbered images
     (``f_%06d.png``), of which the first is the one with the lowest number. Raises InputError.
     """
-    file: str | io.RawIOBase
     if image_pattern_rate is None:
         _check_is_file(path)
-        try:
-            # With "file:" in front, a name such as "concat:a|b" or "http://…" is only a name.
-            file = joined_flv(path) or controlled_gif(path) or f"file:{path.absolute()}"
-        except OSError as error:
-            raise input_error(path, error) from error
-        format_name, options = None, {"format_whitelist": _FORMATS}
+        file, format_name, options = _source(path), None, {"format_whitelist": _FORMATS}
     else:
         folder = str(path.absolute().parent).replace("%", "%%")
         file, format_name = f"file:{folder}/{path.name}", "image2"
         options = _image_pattern_options(path, image_pattern_rate)
+    # FFmpeg reads an open file without a protocol, so that it needs none.
+    protocols = "file" if isinstance(file, str) else "none"
     try:
         container: av.container.InputContainer = av.open(
             file,
             "r",
             format=format_name,
-            container_options={"protocol_whitelist": "file"} | options,
+            container_options={"protocol_whitelist": protocols} | options,
             # Tags in an encoding other than UTF-8 are kept byte for byte.
             metadata_errors="surrogateescape",
         )
     except (av.error.FFmpegError, OSError) as error:
         raise input_error(path, error) from error
+    except _StoppedError:
+        raise KeyboardInterrupt from None
     return container
+
+
+def _source(path: Path) -> str | SplicedFile:
+    """Return what FFmpeg opens: the name of a file, an object, or a file of parts.
+
+    Raises InputError.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(path.open("rb"))
+            size = file.seek(0, os.SEEK_END)
+            parts = flv_parts(path, file, size) or gif_parts(file, size)
+            if is_remote(path):
+                stack.pop_all()
+                return _Object(path, file, parts or ((0, size),))
+            if parts:
+                stack.pop_all()
+                return SplicedFile(file, parts)
+    except OSError as error:
+        raise input_error(path, error) from error
+    # With "file:" in front, a name such as "concat:a|b" or "http://…" is only a name.
+    return f"file:{path.absolute()}"
+
+
+class _Object(SplicedFile):
+    """An object of a store as FFmpeg reads it.
+
+    A failure of the store is an InputError, which passes all that takes FFmpeg's own errors for
+    damage: the next run is to try again what the store did not give.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, parts: Parts) -> None:
+        super().__init__(file, parts)
+        # Where the content leaves the format in doubt, FFmpeg looks at the end of the name.
+        self.name = f"object{path.suffix}"
+        self._path = path
+        self._has_failed = False
+
+    def read(self, size: int = -1) -> bytes:
+        """Return at most ``size`` bytes. Raises InputError, once; then the file is at its end."""
+        # PyAV raises the exception when FFmpeg returns, which until then may try again; PyAV
+        # prints an exception that is followed by another one.
+        if self._has_failed:
+            return b""
+        try:
+            return super().read(size)
+        except OSError as error:
+            self._has_failed = True
+            raise input_error(self._path, error) from error
+        except KeyboardInterrupt:
+            # PyAV prints what is no Exception, and goes on.
+            self._has_failed = True
+            raise _StoppedError from None
+
+
+class _StoppedError(Exception):
+    """KeyboardInterrupt, while FFmpeg reads an object."""
 
 
 def _image_pattern_options(pattern: Path, rate: Fraction) -> dict[str, str]:
@@ -105,6 +164,8 @@ def demux(container: av.container.InputContainer, streams: Sequence[Stream]) -> 
         # PyAV 18.1 raises this at the end of a file in which a stream appeared while it was read
         # (MPEG-TS). By then all packets of ``streams`` have been yielded.
         return
+    except _StoppedError:
+        raise KeyboardInterrupt from None
 
 
 def decoder_name(stream: Stream) -> str | None:
@@ -120,8 +181,9 @@ def input_error(path: Path, error: Exception) -> InputError:
             f"cannot read {printable(path)}: its content is no media format that is read here "
             f"({message}); give a video such as MP4, MOV, MKV, WebM, AVI or MPEG-TS"
         )
+    where = "store" if is_remote(path) else "disk"
     return InputError(
-        f"cannot read {printable(path)}: {message}; check the name, the permissions and the disk"
+        f"cannot read {printable(path)}: {message}; check the name, the permissions and the {where}"
     )
 
 

@@ -7,10 +7,9 @@ duration is given.
 
 from __future__ import annotations
 
-import io
-from pathlib import Path
+from typing import BinaryIO
 
-from .spliced import SplicedFile
+from .spliced import Parts
 
 _SIGNATURES = (b"GIF87a", b"GIF89a")
 _SCREEN = 13
@@ -21,17 +20,17 @@ _CONTROL = bytes.fromhex("21f9040000000000")
 """A graphic control extension that states nothing: no delay, no disposal, no transparency."""
 
 
-def controlled_gif(path: Path) -> io.RawIOBase | None:
-    """Open ``path`` with an extension before its first image where it has none, else return None.
+def gif_parts(file: BinaryIO, size: int) -> Parts | None:
+    """Return an open GIF of ``size`` bytes with an extension before its first image.
 
-    None is also returned where ``path`` is no GIF. Raises OSError.
+    None where it has one, and where the file is no GIF. Raises OSError.
     """
-    with path.open("rb") as file:
-        head = file.read(_SCREEN)
-        if head[:6] not in _SIGNATURES or len(head) < _SCREEN:
-            return None
-        table = 3 * 2 ** ((head[10] & 7) + 1) if head[10] & 0x80 else 0
-        at = file.seek(_SCREEN + table)
-        if file.read(1) != _IMAGE:
-            return None
-    return SplicedFile(path, ((0, at), _CONTROL, (at, path.stat().st_size)))
+    file.seek(0)
+    head = file.read(_SCREEN)
+    if head[:6] not in _SIGNATURES or len(head) < _SCREEN:
+        return None
+    table = 3 * 2 ** ((head[10] & 7) + 1) if head[10] & 0x80 else 0
+    at = file.seek(_SCREEN + table)
+    if file.read(1) != _IMAGE:
+        return None
+    return (0, at), _CONTROL, (at, size)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+Parts: TypeAlias = tuple[tuple[int, int] | bytes, ...]
+"""Each the first offset and the one behind the last, or bytes that stand there instead."""
 
 
 class SplicedFile(io.RawIOBase):
-    """Parts of a file, one after the other, as one file for FFmpeg.
+    """Parts of a file, one after the other, as one file for FFmpeg."""
 
-    A part is the first offset and the one behind the last, or bytes that stand there instead.
-    """
-
-    def __init__(self, path: Path, parts: Sequence[tuple[int, int] | bytes]) -> None:
-        self._file = path.open("rb")
+    def __init__(self, file: BinaryIO, parts: Parts) -> None:
+        """``file`` is closed with this one."""
+        self._file = file
         self._parts = parts
         self._length = sum(map(_length, parts))
         self._position = 0

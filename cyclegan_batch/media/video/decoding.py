@@ -17,7 +17,7 @@ from av.video.stream import VideoStream
 from ...errors import InputError
 from ...machine import cpu_threads
 from ..alpha import decoder
-from ..demux.demuxing import Packet, demux, open_container, reason
+from ..demux.demuxing import Packet, demux, input_error, open_container, reason
 from ..demux.standard_input import StandardInput, standard_input
 from ..demux.timestamps import Timeline
 from ..formats import PIPE
@@ -95,10 +95,13 @@ class FrameReader:
         return self._stream_of(self._container)
 
     def size(self) -> int:
-        """Return the bytes of the file, or those that came out of the pipe."""
+        """Return the bytes of the file, or those that came out of the pipe. Raises InputError."""
         if self._pipe is not None:
             return self._pipe.bytes_read
-        return self._plan.path.stat().st_size
+        try:
+            return self._plan.path.stat().st_size
+        except OSError as error:
+            raise input_error(self._plan.path, error) from error
 
     def close(self) -> None:
         """Close the file; twice is fine."""

@@ -21,6 +21,7 @@ from ...file_identity import FileIdentity, identity_of
 from ...frames import PixelType, Size
 from ...option_table import options_given
 from ...options import TranslateOptions
+from ...remote import is_remote
 from ...wording import Note, printable
 from ..alpha import Alpha
 from ..demux.probe import media_info, probe
@@ -125,7 +126,7 @@ class VideoPlan:
         """
         if self.identity is None:
             return None
-        now = input_identity(self.path, replace(self.options, hash_inputs=False))
+        now = input_identity(self.path, replace(self.options, hash_inputs=False), asked=True)
         if now is None or now.matches(replace(self.identity, sha256=None)):
             return None
         error = InputError(
@@ -314,17 +315,19 @@ def _name(path: Path) -> str:
     return "standard input" if path == PIPE else printable(path)
 
 
-def input_identity(path: Path, options: TranslateOptions) -> FileIdentity | None:
+def input_identity(
+    path: Path, options: TranslateOptions, *, asked: bool = False
+) -> FileIdentity | None:
     """Return the identity of a file or a pattern of images; None for standard input.
 
-    Raises InputError where it cannot be read.
+    ``asked``: ask a store also for what it has listed. Raises InputError where it cannot be read.
     """
     if path == PIPE:
         return None
     is_pattern = _pattern_rate(path, options) is not None
     try:
         files = pattern_files(path).values() if is_pattern else (path,)
-        return identity_of(files, hashed=options.hash_inputs)
+        return identity_of(files, hashed=options.hash_inputs, asked=asked)
     except OSError as error:
         raise InputError(
             f"{_name(path)}: cannot be read: {error.strerror or error}; check the name, the "
@@ -336,6 +339,11 @@ def _pattern_rate(path: Path, options: TranslateOptions) -> Fraction | None:
     """Return the rate of a pattern of images, or None for any other input. Raises InputError."""
     if path == PIPE or not parse_pattern(path.name) or path.exists():
         return None
+    if is_remote(path):
+        raise InputError(
+            f"{printable(path)} is a pattern of images, which is played from a folder only; copy "
+            "the images into one, or name their prefix to translate each by itself"
+        )
     if options.fps is None:
         raise InputError(
             f"{printable(path)} is a pattern of images, which have no frame rate; set it, "

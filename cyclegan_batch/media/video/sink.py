@@ -19,6 +19,7 @@ from ...file_identity import sha256_of
 from ...files import OutputLock, output_error, publish, refuse_existing, temporary_path
 from ...frames import Frame
 from ...machine import own_scheduling, return_free_memory
+from ...remote import is_remote
 from ...wording import Note, printable
 from .. import Dropped, Written
 from ..demux.demuxing import Packet, reason
@@ -223,7 +224,8 @@ class VideoSink:
         self._encoding = _Encoding(plan, encoded)
         self._written: list[Written] = []
         self._lock: OutputLock | None = None
-        if not self._piped and plan.output.parent.is_dir():
+        # Where the folder is missing, the first frame makes it; a store needs none.
+        if not self._piped and (is_remote(plan.output) or plan.output.parent.is_dir()):
             self._lock_output()
 
     @property
@@ -279,7 +281,8 @@ class VideoSink:
             self._lock = OutputLock(self._plan.output)
             if not self._plan.options.overwrite:
                 try:
-                    refuse_existing(self._plan.output)
+                    with _as_output_error(self._plan):
+                        refuse_existing(self._plan.output)
                 except OutputError:
                     self._lock.release()
                     raise

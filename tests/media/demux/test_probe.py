@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import io
 import json
 import os
-import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -23,9 +20,10 @@ from PIL import Image, ImageSequence
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.media.demux.demuxing import demux, open_container
 from cyclegan_batch.media.demux.description import describe
-from cyclegan_batch.media.demux.gif import controlled_gif
+from cyclegan_batch.media.demux.gif import gif_parts
 from cyclegan_batch.media.demux.probe import probe
 from cyclegan_batch.media.demux.stream_info import colour_names
+from tests.media.demux.openings import Openings
 from tests.needs import need
 from tests.synthesis import pictures, streams
 
@@ -289,7 +287,7 @@ def test_a_playlist_or_script_reads_no_other_file_errors(
     path = tmp_path / f"trap{suffix}"
     path.write_text(TRAPS[trap](secret))
 
-    openings = _Openings(secret)
+    openings = Openings(secret)
     with pytest.raises(InputError, match="is no media format that is read here"):
         probe(path)
     assert openings.count() == 0
@@ -302,33 +300,11 @@ def test_the_traps_are_real(tmp_path: Path, trap: str) -> None:
     secret = streams.plain(tmp_path / "secret.ts", frames=3)
     path = tmp_path / ("trap.m3u8" if trap == "hls" else "trap.mp4")
     path.write_text(TRAPS[trap](secret))
-    openings = _Openings(secret)
+    openings = Openings(secret)
     options = {"protocol_whitelist": "file", **({"safe": "0"} if trap == "concat" else {})}
     with av.open(f"file:{path}", container_options=options) as container:
         assert container.streams.video
     assert openings.count() > 0
-
-
-class _Openings:
-    """Count by inotify how often a file is opened."""
-
-    def __init__(self, path: Path) -> None:
-        # inotify exists on Linux only.
-        need("linux")
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._descriptor = libc.inotify_init1(os.O_NONBLOCK)
-        assert self._descriptor >= 0
-        watch = libc.inotify_add_watch(self._descriptor, os.fsencode(path), 0x20)  # IN_OPEN
-        assert watch >= 0
-
-    def count(self) -> int:
-        try:
-            events = os.read(self._descriptor, 4096)
-        except BlockingIOError:
-            events = b""
-        finally:
-            os.close(self._descriptor)
-        return len(events) // struct.calcsize("iIII")
 
 
 # Patterns
@@ -418,8 +394,7 @@ def _write_gif(path: Path, frames: list[Any], durations: tuple[int | None, ...])
     path.write_bytes(content + b";")
 
 
-def test_a_gif_that_ends_in_its_header_is_read_as_it_is(tmp_path: Path) -> None:
+def test_a_gif_that_ends_in_its_header_is_read_as_it_is() -> None:
     header = b"GIF89a" + b"\x20\x00\x20\x00\xf7" + bytes(9)
     for length in range(5, len(header)):
-        (tmp_path / "a.gif").write_bytes(header[:length])
-        assert controlled_gif(tmp_path / "a.gif") is None
+        assert gif_parts(io.BytesIO(header[:length]), length) is None

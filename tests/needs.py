@@ -48,6 +48,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "ffmpeg": lambda: shutil.which("ffmpeg") is not None,
     "ffprobe": lambda: shutil.which("ffprobe") is not None,
     "gcc": lambda: shutil.which("gcc") is not None,
+    "tar": lambda: shutil.which("tar") is not None,
     "corpus": DATA.is_dir,
     "cuda-bindings": lambda: importlib.util.find_spec("cuda") is not None,
     "bindings": lambda: any(BINDINGS.glob("tensorrt_cu13_bindings-*.whl")),

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.cli.test_cli import assert_one_clear_line, cyclegan_batch, left_in, write_clip
+from tests.needs import need
 from tests.synthesis import generators
+from tests.synthesis.tars import png, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +113,27 @@ def test_a_report_that_would_replace_the_list_errors(model: Path, data: Path) ->
     )
     assert_one_clear_line(run, "names.txt: it is a file of the job itself")
     assert names.read_text() == "a/0.png\n"
+
+
+@pytest.mark.behaviour(13, 14, 22)
+def test_tars_of_a_folder_are_translated_and_read_by_gnu_tar(model: Path, tmp_path: Path) -> None:
+    items = [("1.png", png(1)), ("1.cls", b"3"), ("2.png", b"no picture"), ("2.cls", b"4")]
+    write_tar(tmp_path / "in" / "a" / "x.tar", [*items, ("../3.png", png(3)), ("4.png", png(4))])
+    run = cyclegan_batch("translate", "in/a/x.tar", "out/", "-m", model, "--dry-run", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "in/a/x.tar → out/x.tar (a tar, its images one by one)" in run.stdout
+    run = cyclegan_batch("translate", "in", "out", "-m", model, cwd=tmp_path)
+    assert run.returncode == 3
+    assert "in/a/x.tar/2.png: not an image of a known format" in run.stderr
+    assert "in/a/x.tar/../3.png: has a name that leads out of its folder" in run.stderr
+    assert left_in(tmp_path) == {"in/a/x.tar", "out/a/x.tar"}
+    need("tar")
+    listed = subprocess.run(
+        ["tar", "tvf", tmp_path / "out" / "a" / "x.tar"], capture_output=True, check=True, text=True
+    )
+    assert listed.stderr == ""
+    assert [line.split()[0] + line.split()[-1] for line in listed.stdout.splitlines()] == [
+        "-rw-r-----1.png",
+        "-rw-r-----1.cls",
+        "-rw-r-----4.png",
+    ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -187,6 +189,21 @@ def pictures(folder: Path, count: int, *, side: int = 32, suffix: str = ".png") 
     return folder
 
 
+def tars(folder: Path, count: int, *, images: int) -> Path:
+    """Write ``count`` tars, each of so many images with a label, no two of which are alike."""
+    whole = pictures(folder.with_name("unpacked"), count * images)
+    paths = sorted(whole.rglob("*.png"))
+    folder.mkdir()
+    for number in range(count):
+        with tarfile.open(folder / f"{number}.tar", "w") as tar:
+            for path in paths[number * images : (number + 1) * images]:
+                tar.add(path, path.name)
+                label = tarfile.TarInfo(f"{path.stem}.cls")
+                label.size = 1
+                tar.addfile(label, io.BytesIO(b"7"))
+    return folder
+
+
 # What is there
 
 
@@ -274,11 +291,16 @@ def journal_lines(output: Path) -> list[dict[str, Any]]:
 def recorded(output: Path, total: int) -> int:
     """Return how many images, or frames of a video that has ``total``, the journal has as done."""
     lines = journal_lines(output)
-    whole = {row[0] for line in lines if line["line"] == "whole" for row in line["outputs"]}
+    whole = {
+        row[0]: line.get("translated", 1)  # those of a tar; an image is one
+        for line in lines
+        if line["line"] == "whole"
+        for row in line["outputs"]
+    }
     if output.suffix:
         stretches = {line["number"]: line["frames"] for line in lines if line["line"] == "stretch"}
         return total if whole else sum(stretches.values())
-    return len(whole)
+    return sum(whole.values())
 
 
 # Kills

@@ -83,6 +83,14 @@ def folder(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     return job(folder, source, "out", "-m", model, total=PICTURES, unit=256)
 
 
+@pytest.fixture(scope="module")
+def tars(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A folder of four tars."""
+    folder = tmp_path_factory.mktemp("tars")
+    source = jobs.tars(folder / "in", 4, images=PICTURES // 4)
+    return job(folder, source, "out", "-m", model, total=PICTURES, unit=PICTURES // 4)
+
+
 def kill_somewhere(
     start: Start, job: Job, output: Path, workers: int, how: str, random: Random
 ) -> Ended:
@@ -152,6 +160,7 @@ QUICK = [
     ("folder", 1, "moment"),
     ("video", 2, "runner"),
     ("folder", 2, "worker"),
+    ("tars", 1, "moment"),
 ]
 
 
@@ -171,7 +180,7 @@ def test_a_killed_job_is_finished_by_the_same_command(
     ("workers", "how"),
     [(1, "change"), (1, "moment"), (2, "moment"), (2, "runner"), (2, "worker")],
 )
-@pytest.mark.parametrize("kind", ["video", "folder"])
+@pytest.mark.parametrize("kind", ["video", "folder", "tars"])
 def test_a_job_that_is_killed_in_any_way_is_finished_by_the_same_command(
     kind: str,
     workers: int,

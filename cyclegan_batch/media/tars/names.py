@@ -14,13 +14,13 @@ from collections.abc import Sequence
 
 from ..formats import IMAGE_FORMATS, ImageFormat, output_format
 
-_KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
+_KEY = re.compile(r"((?:.*/|)[^.]+)\.([^/]*)")
 
 
 def key_of(name: str) -> str | None:
     """Return the key of a member; None for one that is no part of a sample.
 
-    Such are names without a dot, and hidden ones.
+    Such are names without a dot, and those that begin with it.
     """
     match = _KEY.fullmatch(name)
     return match[1] if match else None

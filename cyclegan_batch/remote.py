@@ -442,13 +442,21 @@ def copy_in(path: Path, local: Path) -> None:
 def copy_out(local: Path, path: Path, *, overwrite: bool) -> None:
     """Put a local file as an object. Raises OSError, FileExistsError as `RemotePath.put` does."""
     assert isinstance(path, RemotePath)
+    # s3fs holds as many parts in the memory as it sends at once: by default ten of 50 MiB, twice.
+    parts = {"chunksize": _part_bytes(local), "max_concurrency": 4}
+    options = parts if path.protocol == "s3" else {}
     with _as_os_errors(path):
-        put = functools.partial(path._store.put_file, os.fspath(local), path._key)
+        put = functools.partial(path._store.put_file, os.fspath(local), path._key, **options)
         if overwrite:
             put()
         else:
             path._create(put)
     _remember(path, local.stat().st_size)
+
+
+def _part_bytes(local: Path) -> int:
+    """Return the bytes of each part of a file, of which S3 takes 10,000. Raises OSError."""
+    return max(_PART, -(-local.stat().st_size // 10_000))
 
 
 # The store

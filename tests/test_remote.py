@@ -227,3 +227,15 @@ def test_a_file_is_published_into_a_store(bucket):
     assert not exists(partial)
     assert exists(final)
     assert not exists(bucket / "none")
+
+
+def test_a_long_file_is_put_in_parts_of_bounded_size(s3, requests, monkeypatch, tmp_path):
+    local, path = tmp_path / "a", s3 / "a"
+    local.write_bytes(os.urandom(11 << 20))
+    monkeypatch.setattr(remote, "_PART", 5 << 20)
+    copy_out(local, path, overwrite=False)
+    assert requests["UploadPart"] == 3
+    assert path.read_bytes() == local.read_bytes()
+    with pytest.raises(FileExistsError):
+        copy_out(local, path, overwrite=False)
+    assert requests["AbortMultipartUpload"] == 1

@@ -28,7 +28,9 @@ from .job.report import Report, report_from_counters, versions
 from .job.runners import workers_of
 from .job.runners.local import run_here
 from .job.units import Counters, Failure, is_hopeless
+from .media.formats import Entry
 from .options import TranslateOptions
+from .remote import as_path
 from .wording import grouped, printable
 
 
@@ -96,9 +98,9 @@ def prepare_translation(
     if isinstance(inputs, (str, os.PathLike)):
         inputs = [inputs]
     return plan_job(
-        [Path(item) for item in inputs],
-        os.fspath(output),
-        model=Path(model),
+        [as_path(item) for item in inputs],
+        output if isinstance(output, Path) else os.fspath(output),
+        model=as_path(model),
         options=TranslateOptions(**options),
         say=say,
     )
@@ -207,7 +209,7 @@ def _copy_others(plan: JobPlan, journal: Journal | None, counters: Counters) -> 
         journal.begin_copies(plan.others)
     for entry in plan.others:
         try:
-            identity = _identity(entry.source, plan)
+            identity = _identity(entry, plan)
             copy_file(entry, overwrite=plan.options.overwrite or entry.output in plan.redone)
         except (InputError, OutputError) as error:
             if plan.options.skip_existing and isinstance(error, OutputExistsError):
@@ -222,12 +224,15 @@ def _copy_others(plan: JobPlan, journal: Journal | None, counters: Counters) -> 
                 journal.copied(entry, identity)
 
 
-def _identity(path: Path, plan: JobPlan) -> FileIdentity:
+def _identity(entry: Entry, plan: JobPlan) -> FileIdentity:
     """Return the identity of a file that is to be copied. Raises InputError."""
+    if entry.status is not None and not plan.options.hash_inputs:
+        return entry.status
     try:
-        return identity_of([path], hashed=plan.options.hash_inputs)
+        return identity_of([entry.source], hashed=plan.options.hash_inputs)
     except OSError as error:
+        name = printable(entry.source)
         raise InputError(
-            f"{printable(path)}: cannot be read: {error.strerror or error}; check the name, the "
-            "permissions and the disk"
+            f"{name}: cannot be read: {error.strerror or error}; check the name, the permissions "
+            "and the disk"
         ) from error

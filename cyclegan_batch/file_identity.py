@@ -52,10 +52,15 @@ def identity_of(paths: Iterable[Path], *, hashed: bool, asked: bool = False) -> 
     return FileIdentity(size, max(times, default=0), digests[0] if digests else None)
 
 
-def identity_of_data(data: bytes, status: os.stat_result, *, hashed: bool) -> FileIdentity:
-    """Return the identity of a file that was read into memory; ``status`` is its open file's."""
+def identity_of_status(status: os.stat_result) -> FileIdentity:
+    """Return the identity of a file or an object by its size and time."""
+    return FileIdentity(status.st_size, status.st_mtime_ns)
+
+
+def identity_of_data(data: bytes, mtime_ns: int, *, hashed: bool) -> FileIdentity:
+    """Return the identity of a file that was read into memory; ``mtime_ns`` is its time then."""
     digest = hashlib.sha256(data).hexdigest() if hashed else None
-    return FileIdentity(len(data), status.st_mtime_ns, digest)
+    return FileIdentity(len(data), mtime_ns, digest)
 
 
 def sha256_of(path: Path) -> str:

@@ -189,9 +189,17 @@ class RemotePath(PosixPath):
             return bytes(self._store.cat_file(self._key, **_WHOLE.get(self.protocol, {})))
 
     def read_range(self, start: int, end: int) -> bytes:
-        """Return the bytes from ``start`` up to ``end``, by one request. Raises OSError."""
-        with _as_os_errors(self):
-            return bytes(self._store.cat_file(self._key, start=start, end=end))
+        """Return the bytes from ``start`` up to ``end``, by one request. Raises OSError.
+
+        There are fewer where the object ends before ``end``.
+        """
+        try:
+            with _as_os_errors(self):
+                return bytes(self._store.cat_file(self._key, start=start, end=end))
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return b""  # S3 refuses a range that begins behind the end
+            raise
 
     def write_bytes(self, data: Buffer) -> int:
         """Put an object with this content. Raises OSError."""
@@ -467,8 +475,16 @@ def _file_system(protocol: str, process: int) -> AbstractFileSystem:
     """Return fsspec's file system for a protocol; one for each process, as it has a thread."""
     import fsspec
 
+    # botocore's own number of connections is 10.
+    options = {"config_kwargs": {"max_pool_connections": _CONNECTIONS}} if protocol == "s3" else {}
     # fsspec drops a listing with the first write beside it; `beneath` keeps its own.
-    return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
+    return fsspec.filesystem(
+        protocol, use_listings_cache=False, skip_instance_cache=True, **options
+    )
+
+
+_CONNECTIONS = 64
+"""Requests to S3 that are under way at once, at most: objects are read and put side by side."""
 
 
 @contextlib.contextmanager
@@ -501,9 +517,15 @@ def _os_error(error: Exception, path: Path) -> OSError:
         return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     if name in ("NoCredentialsError", "PartialCredentialsError"):
         return PermissionError(errno.EACCES, f"the store needs credentials ({words})", str(path))
+    if name in _NO_ANSWER:
+        return OSError(errno.EREMOTEIO, f"the store does not answer: {words}", str(path))
     if _is_replaced(error):
         return OSError(errno.ESTALE, "it was replaced while it was read", str(path))
     return OSError(errno.EREMOTEIO, f"the store answers: {words}", str(path))
+
+
+_NO_ANSWER = frozenset({"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError"})
+"""botocore's errors for a store that cannot be reached, by their names."""
 
 
 def _is_replaced(error: Exception) -> bool:

@@ -7,7 +7,6 @@ written.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -488,16 +487,11 @@ def _some_sizes(images: Sequence[Entry], options: TranslateOptions) -> list[Size
     """Return the sizes (height, width) in the headers of some images, evenly spread."""
     if not images:
         return []
-    from ..media.images.headers import read_header
+    from ..media.images.objects import displayed_sizes
 
-    sizes = []
     step = -(-len(images) // _SAMPLED_IMAGES)
-    for entry in images[::step]:
-        # An image that cannot be read is reported when it is translated.
-        with contextlib.suppress(InputError, OSError), entry.source.open("rb") as file:
-            header = read_header(file, printable(entry.source), max_pixels=options.max_pixels)
-            sizes.append(header.displayed_size)
-    return sizes
+    # An image that cannot be read is reported when it is translated.
+    return displayed_sizes(images[::step], max_pixels=options.max_pixels)
 
 
 def _longest_row(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import OutputError
 from ..media.formats import IMAGE_FORMATS, PIPE, Entry
+from ..remote import is_remote
 from ..wording import Note, byte_size, printable
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def _format(path: Path) -> str | None:
 def _file_bytes(path: Path) -> int:
     """Return the size of a file; 0 where there is none, as for a pattern of images."""
     with contextlib.suppress(OSError):
-        return os.stat(path).st_size  # noqa: PTH116 - of many files
+        status = path.stat() if is_remote(path) else os.stat(path)  # noqa: PTH116 - of many files
+        return status.st_size
     return 0
 
 

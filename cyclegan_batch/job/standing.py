@@ -214,7 +214,7 @@ def _is_unchanged(entry: Entry, recorded: FileIdentity | None, options: Translat
         files = [entry.source]
         if entry.kind == "pattern":
             files = list(pattern_files(entry.source).values())
-        now = identity_of(files, hashed=False)
+        now = entry.status or identity_of(files, hashed=False)
         if now.size == recorded.size and options.hash_inputs and recorded.sha256 is not None:
             now = identity_of(files, hashed=True)
     except OSError:

@@ -16,6 +16,9 @@ Names, folders and the first bytes of files are read; nothing is decoded. The ru
 - A symbolic link to a file is read like the file. A link to a folder is followed where it is an
   INPUT, but not inside a tree, where links can form loops; a note lists those.
 - Hidden files and folders are left out, among them this program's temporary files.
+- INPUT may be a URL of a store: an object is a file, and a prefix is a folder that has objects
+  beneath it. A prefix is listed once, and the listing tells the size and the time of each object. A
+  URL as OUTPUT is a folder where it ends in ``/`` or has no extension.
 - Nothing is written outside OUTPUT, not even through a link inside it that leads out of it.
 """
 
@@ -23,21 +26,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import InputError, OutputError
+from ...file_identity import FileIdentity, identity_of_status
 from ...files import writing
 from ...media.formats import PIPE, Entry, Kind
 from ...media.pattern import parse_pattern, pattern_files
+from ...remote import as_path, copy_in, is_remote
 from ...wording import Note, printable
 from .globs import is_glob, split_glob
 from .lists import is_list, read_lists
 from .mirror import Mirror
 from .naming import Naming, kind_of_named_file, why_unread, with_full_names
-from .refusals import Places, must_exist, refuse_misplaced, unreadable
+from .refusals import Places, is_there, refuse_misplaced, status_of, unreadable
 
 __all__ = ["InputTree", "copy_file", "find_inputs", "why_unread"]
 
@@ -100,7 +106,8 @@ def _whole_job(
 ) -> InputTree:
     if not inputs:
         raise InputError("no input: name a video, an image or a folder, and then the output")
-    sources = [Path(each) for each in inputs]
+    sources = [as_path(each) for each in inputs]
+    target = as_path(output)
     if len(sources) == 1 and (special := _pipe_or_pattern(sources[0], output)):
         naming.check(special.output, special.kind)
         return InputTree((special,), None)
@@ -108,26 +115,35 @@ def _whole_job(
         raise InputError("- (standard input) cannot be mixed with other inputs: name it alone")
     lists = list(dict.fromkeys(filter(is_list, sources)))
     globs = set(filter(is_glob, sources)).difference(lists)
-    for source in sources:
-        if source not in globs and source not in lists:
-            must_exist(source)
-    is_single_file = len(sources) == 1 and not (lists or globs or sources[0].is_dir())
-    if Path(output) == PIPE:
+    found = {
+        source: status_of(source)
+        for source in sources
+        if source not in globs and source not in lists
+    }
+    folders = {source for source, status in found.items() if stat.S_ISDIR(status.st_mode)}
+    named = {
+        source: identity_of_status(status) if is_remote(source) else None
+        for source, status in found.items()
+        if source not in folders
+    }
+    is_single_file = len(sources) == 1 and bool(named)
+    if target == PIPE:
         if not is_single_file or kind_of_named_file(sources[0], PIPE) != "video":
             raise OutputError(
                 "- (standard output) holds one video, as y4m; name a file or a folder for the rest"
             )
         naming.check(PIPE, "video")
-        return InputTree((Entry("video", sources[0], PIPE),), None)
+        return InputTree((Entry("video", sources[0], PIPE, status=named[sources[0]]),), None)
 
     if is_single_file and not _means_folder(output):
-        target = Path(output)
-        entry = Entry(kind_of_named_file(sources[0], target), sources[0], target)
+        kind = kind_of_named_file(sources[0], target)
+        entry = Entry(kind, sources[0], target, status=named[sources[0]])
         naming.check(target, entry.kind)
         refuse_misplaced([entry])
         return InputTree((entry,), None)
-    root = Path(output)
-    if root.exists() and not root.is_dir():
+    root = target
+    # In a store an object may have the name of a prefix.
+    if not is_remote(root) and root.exists() and not root.is_dir():
         if is_single_file:
             raise OutputError(
                 f"{printable(root)}: is a file and was named as a folder; remove the separator"
@@ -137,13 +153,21 @@ def _whole_job(
         raise OutputError(
             f"{printable(root)}: is a file, and {subject} a folder as output; choose another name"
         )
-    return _mirrored(sources, lists, globs, Mirror(root, naming, copy_others=copy_others))
+    mirror = Mirror(root, naming, copy_others=copy_others)
+    return _mirrored(sources, lists, globs, named, mirror)
 
 
 def _mirrored(
-    sources: Sequence[Path], lists: Sequence[Path], globs: Collection[Path], mirror: Mirror
+    sources: Sequence[Path],
+    lists: Sequence[Path],
+    globs: Collection[Path],
+    files: Mapping[Path, FileIdentity | None],
+    mirror: Mirror,
 ) -> InputTree:
-    """Return the job of which ``mirror`` makes the entries; lists and globs are among sources."""
+    """Return the job of which ``mirror`` makes the entries.
+
+    Lists, globs and files are among ``sources``; the rest are folders.
+    """
     read = dict(zip(lists, read_lists(lists), strict=True))
     root = mirror.root
 
@@ -155,10 +179,10 @@ def _mirrored(
             mirror.add_list(read[source])
         elif source in globs:
             mirror.add_glob(source, own_folder(split_glob(source)[0]))
-        elif source.is_dir():
-            mirror.add_folder(source, own_folder(source))
+        elif source in files:
+            mirror.add_file(source, files[source])
         else:
-            mirror.add_file(source)
+            mirror.add_folder(source, own_folder(source))
     entries, notes = with_full_names(mirror.entries)
     refuse_misplaced(entries, root=root, input_folders=mirror.folders)
     return InputTree(tuple(entries), root, (*mirror.notes, *mirror.naming.notes(entries), *notes))
@@ -167,8 +191,12 @@ def _mirrored(
 def copy_file(entry: Entry, *, overwrite: bool) -> None:
     """Copy a file that is not translated, byte for byte and with its modification time.
 
-    Raises InputError where it cannot be read, OutputError where it cannot be written.
+    An object gets the time at which it is put. Raises InputError where the file cannot be read,
+    OutputError where it cannot be written.
     """
+    if entry.status is not None:
+        _copy_object(entry, entry.status, overwrite=overwrite)
+        return
     try:
         source = entry.source.open("rb")
     except OSError as error:
@@ -181,30 +209,46 @@ def copy_file(entry: Entry, *, overwrite: bool) -> None:
         os.utime(partial, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+def _copy_object(entry: Entry, status: FileIdentity, *, overwrite: bool) -> None:
+    with writing(entry.output, overwrite=overwrite) as partial:
+        entry.output.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()  # what fails here is a failure of the output
+        try:
+            copy_in(entry.source, partial)
+        except OSError as error:
+            raise unreadable(entry.source, error) from error
+        os.utime(partial, ns=(status.mtime_ns, status.mtime_ns))
+
+
 def _pipe_or_pattern(source: Path, output: Path | str) -> Entry | None:
     """Return the entry of a job whose only input is standard input or a pattern, else None."""
+    target = as_path(output)
     if source == PIPE:
-        if Path(output) != PIPE and _means_folder(output):
+        if target != PIPE and _means_folder(output):
             raise OutputError(
-                f"{printable(Path(output))}: standard input has no name to keep; "
+                f"{printable(target)}: standard input has no name to keep; "
                 "name the output file, such as out.mp4, or - for y4m"
             )
-        return Entry("pipe", PIPE, Path(output))
+        return Entry("pipe", PIPE, target)
     # An existing file with % in its name is not treated as a pattern.
-    if not parse_pattern(source.name) or os.path.lexists(source):
+    if not parse_pattern(source.name) or is_there(source):
         return None
+    if is_remote(source):
+        raise InputError(
+            f"{printable(source)}: no such object, and numbered images are played from a local "
+            "folder only; copy them here (or give the prefix as INPUT to translate its images)"
+        )
     files = pattern_files(source) if source.parent.is_dir() else {}
     if not files:
         raise InputError(
             f"{printable(source)}: no file of this name, and none that matches it as a pattern; "
             "check the folder and the number of digits (%06d means six)"
         )
-    if Path(output) != PIPE and _means_folder(output):
+    if target != PIPE and _means_folder(output):
         raise OutputError(
-            f"{printable(Path(output))}: a pattern is played as one video; name the output file, "
+            f"{printable(target)}: a pattern is played as one video; name the output file, "
             "such as out.mp4 (or give the folder itself as INPUT to translate its images)"
         )
-    target = Path(output)
     places = Places()
     if places.of(target) in {places.of(path) for path in files.values()}:
         raise OutputError(f"{printable(target)}: is one of the inputs; choose another output name")
@@ -218,7 +262,10 @@ def _means_folder(output: Path | str) -> bool:
     end.
     """
     ends_in_separator = isinstance(output, str) and output.endswith(("/", os.sep))
-    path = Path(output)
+    path = as_path(output)
+    if is_remote(path):
+        is_bucket = len(path.parts) == 2
+        return ends_in_separator or is_bucket or not path.suffix
     return path.is_dir() or ends_in_separator or (not path.suffix and not path.is_file())
 
 

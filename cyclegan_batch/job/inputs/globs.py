@@ -2,7 +2,8 @@
 
 They mean what Python's ``glob`` means with ``recursive=True``: ``*``, ``?`` and ``[…]`` match in a
 name, ``**`` any number of folders, and none of them what is hidden. There is one difference: ``**``
-does not follow links to folders, which can form loops.
+does not follow links to folders, which can form loops. Of a store everything beneath the fixed
+prefix is listed, and the listing is searched.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import fnmatch
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...media.pattern import parse_pattern
-from .refusals import unreadable
+from .refusals import is_there, unreadable
 
 _MAGIC = re.compile(r"[*?\[]")
 _ANY_DEPTH = "**"
@@ -27,9 +28,9 @@ def is_glob(source: Path) -> bool:
     A name with ``%d`` is a pattern of numbered images instead.
     """
     return (
-        _MAGIC.search(os.fspath(source)) is not None
+        _MAGIC.search(str(source)) is not None
         and parse_pattern(source.name) is None
-        and not os.path.lexists(source)
+        and not is_there(source)
     )
 
 
@@ -37,7 +38,7 @@ def split_glob(pattern: Path) -> tuple[Path, tuple[str, ...]]:
     """Return the fixed folder in front of the first magic part, and the parts from there on."""
     parts = pattern.parts
     first = next(at for at, part in enumerate(parts) if _MAGIC.search(part))
-    return Path(*parts[:first]), parts[first:]
+    return type(pattern)(*parts[:first]), parts[first:]
 
 
 def matches_part(name: str, part: str) -> bool:
@@ -95,3 +96,32 @@ def search(folder: Path, parts: tuple[str, ...]) -> Iterator[tuple[Path, os.DirE
                     waiting.append((path, len(parts)))
                 else:
                     yield path, entry
+
+
+def matching(objects: Iterable[Path], parts: tuple[str, ...]) -> Iterator[Path]:
+    """Yield those of ``objects``, paths relative to a prefix, that `search` would for files.
+
+    Of a hidden folder only the folder itself is yielded, perhaps more than once.
+    """
+    for path in objects:
+        *folders, name = path.parts
+        places = _with_no_folder({0}, parts)
+        for depth, folder in enumerate(folders, 1):
+            hidden = folder.startswith(".")
+            if hidden and len(parts) in places:
+                yield Path(*folders[:depth])
+            here = {at for at in places if at == len(parts) or parts[at] == _ANY_DEPTH}
+            behind = {at + 1 for at in places - here if matches_part(folder, parts[at])}
+            places = _with_no_folder(behind if hidden else behind | here, parts)
+        last = len(parts) - 1
+        if len(parts) in places or (last in places and matches_part(name, parts[last])):
+            yield path
+
+
+def _with_no_folder(places: set[int], parts: tuple[str, ...]) -> set[int]:
+    """Return the places in ``parts``, and those behind each ``**`` there, as it may match none."""
+    for at in sorted(places):
+        while at < len(parts) and parts[at] == _ANY_DEPTH:
+            at += 1
+            places.add(at)
+    return places

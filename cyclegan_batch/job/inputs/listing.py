@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...file_identity import FileIdentity, identity_of_status
 from ...media.formats import IMAGE_FORMATS, VIDEO_SUFFIXES, Kind, counted_suffixes, natural_key
-from ...wording import Note, printable
-from .globs import search, split_glob
+from ...remote import RemotePath
+from ...wording import Note, counted, printable
+from .globs import matching, search, split_glob
 from .naming import kind_by_suffix
+from .refusals import unreadable
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Listing:
     links: list[Path]
     """Links to folders, not followed."""
     hidden: list[Path]
+    status: dict[Path, FileIdentity] = field(default_factory=dict)
+    """Sizes and times of all that is listed in a store."""
+    unnamable: tuple[str, ...] = ()
+    """Objects beneath the folder whose keys are no relative paths."""
 
     @classmethod
     def of(cls, folder: Path) -> Listing:
@@ -42,14 +49,10 @@ class Listing:
 
     @classmethod
     def _searched(cls, name: Path, folder: Path, parts: tuple[str, ...]) -> Listing:
+        if isinstance(folder, RemotePath):
+            return cls._searched_in_store(name, folder, parts)
         listing = cls(name, folder, [], [], [], [], [], [], [])
-        lists = {
-            "image": listing.images,
-            "video": listing.videos,
-            "tar": listing.tars,
-            "unread": listing.unread,
-            "other": listing.others,
-        }
+        lists = listing._lists
         for relative, entry in dict(search(folder, parts)).items():
             if entry.name.startswith("."):
                 listing.hidden.append(relative)
@@ -60,6 +63,35 @@ class Listing:
             elif entry.is_file() or not (folder / relative).exists():
                 lists[kind_by_suffix(entry.name)].append(relative)
         return listing
+
+    @classmethod
+    def _searched_in_store(cls, name: Path, prefix: RemotePath, parts: tuple[str, ...]) -> Listing:
+        try:
+            objects = prefix.beneath()
+        except OSError as error:
+            raise unreadable(prefix, error) from error
+        status: dict[Path, FileIdentity] = {}
+        unnamable = tuple(prefix.unnamable)
+        listing = cls(name, prefix, [], [], [], [], [], [], [], status, unnamable)
+        lists = listing._lists
+        for relative in dict.fromkeys(matching(objects, parts)):
+            if relative.name.startswith("."):
+                listing.hidden.append(relative)
+            else:
+                lists[kind_by_suffix(relative.name)].append(relative)
+                status[relative] = identity_of_status(objects[relative])
+        return listing
+
+    @property
+    def _lists(self) -> dict[str, list[Path]]:
+        """The lists of files by their kinds."""
+        return {
+            "image": self.images,
+            "video": self.videos,
+            "tar": self.tars,
+            "unread": self.unread,
+            "other": self.others,
+        }
 
     def kinds(self, copy_others: bool) -> list[tuple[Kind, Path]]:
         """Return the files in natural order: those that are translated, fail, or are copied."""
@@ -108,6 +140,16 @@ class Listing:
             yield Note(
                 self.folder / link,
                 "a link to a folder is not followed; name it as an input of its own to include it",
+            )
+        if self.unnamable:
+            many = len(self.unnamable)
+            verb = (
+                "were left out, since their keys are" if many > 1 else "was left out, as its key is"
+            )
+            yield Note(
+                self.folder,
+                f"{counted(many, 'object')} {verb} no relative path: {printable(self.unnamable[0])}"
+                f"{' and others' if many > 1 else ''}",
             )
         if self.labels and copy_others:
             yield Note(

@@ -48,7 +48,7 @@ class NameList(NamedTuple):
 
 def is_list(source: Path) -> bool:
     """Return whether an input is a list: it begins with ``@``, and no file has this name."""
-    return os.fspath(source).startswith("@") and not os.path.lexists(source)
+    return str(source).startswith("@") and not os.path.lexists(source)
 
 
 def read_lists(sources: Sequence[Path]) -> list[NameList]:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import InputError
+from ...file_identity import FileIdentity
 from ...media.formats import PIPE, Entry, Kind
 from ...wording import Note, counted, printable
 from .globs import matches_part, split_glob
 from .listing import Listing
 from .lists import ListedName, NameList
 from .naming import Naming, kind_by_suffix, kind_of_named_file
-from .refusals import not_regular, refuse_inside, unreadable
+from .refusals import not_regular, real_path, refuse_inside, unreadable
 
 
 class Mirror:
@@ -33,9 +34,9 @@ class Mirror:
         self._listed: set[str] = set()
         """The identities of the files that came from lists."""
 
-    def add_file(self, source: Path) -> None:
+    def add_file(self, source: Path, status: FileIdentity | None) -> None:
         """Add a file that the user named; it keeps its name in ``root``. Raises InputError."""
-        self.entries.append(self._file(source, self.root))
+        self.entries.append(self._file(source, self.root, status))
 
     def add_folder(self, source: Path, beneath: Path) -> None:
         """Add the files of the folder ``source``, whose tree is mirrored into ``beneath``.
@@ -55,7 +56,7 @@ class Mirror:
         may match outputs.
         """
         folder, parts = split_glob(glob)
-        root, searched = (Path(os.path.realpath(path)) for path in (self.root, folder))
+        root, searched = (Path(real_path(path)) for path in (self.root, folder))
         if root == searched or (
             searched in root.parents and matches_part(root.relative_to(searched).parts[0], parts[0])
         ):
@@ -103,7 +104,7 @@ class Mirror:
         folder = os.path.dirname(name.place)  # noqa: PTH120 - text
         if folder not in self._folders:
             self._folders[folder] = self.root / folder
-        return self._file(source, self._folders[folder])
+        return self._file(source, self._folders[folder], None)
 
     def _problem(self, names: NameList, name: ListedName, error: OSError | InputError) -> Entry:
         """Return the entry of a file that cannot be read; InputError where that is a folder."""
@@ -134,7 +135,7 @@ class Mirror:
             raise InputError(f"{names.where(name)}: {error}") from error
         return repeated
 
-    def _file(self, source: Path, beneath: Path) -> Entry:
+    def _file(self, source: Path, beneath: Path, status: FileIdentity | None) -> Entry:
         """Return the entry of a file that the user named. Raises InputError."""
         by_name = kind_by_suffix(source.name)
         kind: Kind = by_name
@@ -142,7 +143,8 @@ class Mirror:
             kind = kind_of_named_file(source, Path())
         if self._copy_others and (kind, by_name) in (("video", "other"), ("unread", "unread")):
             kind = "other"  # neither its name nor its content can be translated
-        return Entry(kind, source, beneath / self.naming.output_name(source, kind))
+        output = beneath / self.naming.output_name(source, kind)
+        return Entry(kind, source, output, status=status)
 
     def _mirrored(self, listing: Listing, beneath: Path) -> Iterator[tuple[Path, Entry]]:
         """Yield the files of a listing, relative to its folder, with their entries.
@@ -157,4 +159,5 @@ class Mirror:
         self.notes += listing.notes(self._copy_others)
         for kind, relative in kinds:
             output = beneath / relative.parent / self.naming.output_name(relative, kind)
-            yield relative, Entry(kind, listing.folder / relative, output)
+            status = listing.status.get(relative)
+            yield relative, Entry(kind, listing.folder / relative, output, status=status)

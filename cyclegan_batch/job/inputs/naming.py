@@ -29,6 +29,7 @@ from ...media.formats import (
     output_format,
     sniff_format,
 )
+from ...remote import RemotePath
 from ...wording import Note, printable
 from .refusals import unreadable
 
@@ -182,8 +183,6 @@ def kind_of_named_file(path: Path, output: Path) -> Kind:
     nor named like one; one that is no video is refused when it is opened. Raises InputError for a
     compressed tar.
     """
-    if path.is_dir():
-        return "other"
     if path.name.lower().endswith(PACKED_TARS):
         raise InputError(
             f"{printable(path)}: is a compressed tar, and plain .tar files are read; decompress it "
@@ -214,6 +213,8 @@ def kind_by_suffix(name: str) -> Literal["image", "video", "tar", "unread", "oth
 def _sniff(path: Path) -> ImageFormat | None:
     """Return the image format by the first bytes of a file, or None."""
     try:
+        if isinstance(path, RemotePath):
+            return sniff_format(path.read_range(0, SNIFFED))
         with path.open("rb") as file:
             return sniff_format(file.read(SNIFFED))
     except OSError as error:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import InputError, OutputError
+from ...files import exists
 from ...media.formats import Entry
+from ...remote import is_remote
 from ...wording import printable
 
 
-def must_exist(source: Path) -> None:
-    """Raise InputError where ``source`` is neither a file nor a folder."""
+def status_of(source: Path) -> os.stat_result:
+    """Return the status of an input. Raises InputError where it is neither a file nor a folder."""
     try:
-        mode = source.stat().st_mode
+        status = source.stat()
     except OSError as error:
         raise unreadable(source, error) from error
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise not_regular(source)
+    return status
+
+
+def is_there(source: Path) -> bool:
+    """Return whether there is something of this name. Raises InputError where nothing tells it."""
+    try:
+        return exists(source)
+    except OSError as error:
+        raise unreadable(source, error) from error
 
 
 def not_regular(path: Path) -> InputError:
@@ -32,11 +44,28 @@ def not_regular(path: Path) -> InputError:
 
 def unreadable(path: Path, error: OSError) -> InputError:
     """Return ``error``, which came from reading ``path``, as an InputError with a remedy."""
+    if is_remote(path):
+        return InputError(f"{printable(path)}: {_why_not_from_store(error)}")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return InputError(f"{printable(path)}: no such file or folder; check the name")
     if isinstance(error, PermissionError):
         return InputError(f"{printable(path)}: permission denied; make it readable for this user")
     return InputError(f"{printable(path)}: cannot be read: {error.strerror or error}")
+
+
+def _why_not_from_store(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such object, and none beneath it; check the bucket and the key"
+    if isinstance(error, PermissionError):
+        denied = error.strerror == os.strerror(errno.EACCES)
+        reason = "permission denied" if denied else error.strerror
+        return f"{reason}; check the credentials for this store, and what they allow"
+    return f"cannot be read: {error.strerror or error}"
+
+
+def real_path(path: Path) -> str:
+    """Return the path with all links resolved; a store has none."""
+    return str(path) if is_remote(path) else os.path.realpath(path)
 
 
 class Places:
@@ -51,6 +80,11 @@ class Places:
 
     def of(self, path: Path) -> str:
         """Return the real path of the entry ``path``: links in its folder resolved, its own not."""
+        if is_remote(path):
+            text = str(path)
+            folder = text.rpartition("/")[0]
+            self.folders[folder] = folder
+            return text
         folder, name = os.path.split(path)
         real = self.folders.get(folder)
         if real is None:
@@ -83,10 +117,14 @@ def refuse_misplaced(
     if root is not None:
         _refuse_leaving(root, places.folders)
     _refuse_inside_inputs(places.folders, input_folders)
+    existing: set[str] = set()
+    if entries and is_remote(entries[0].output):
+        # Inputs in a store exist, and have no other names there.
+        existing = outputs.keys() & {str(each.source) for each in entries}
     # An output that does not exist is no input: a new folder needs no look at each of its files.
-    if any(map(os.path.isdir, places.folders.values())):
+    elif any(map(os.path.isdir, places.folders.values())):
         existing = {place for place in outputs if os.path.lexists(place)}
-        _refuse_replacing(entries, {place: outputs[place].output for place in existing})
+    _refuse_replacing(entries, {place: outputs[place].output for place in existing})
 
 
 def _refuse_replacing(entries: Iterable[Entry], existing: Mapping[str, Path]) -> None:
@@ -94,7 +132,8 @@ def _refuse_replacing(entries: Iterable[Entry], existing: Mapping[str, Path]) ->
     places = Places()
     for entry in entries if existing else ():
         source = str(entry.source)
-        real = os.path.realpath(source) if os.path.islink(source) else ""  # noqa: PTH114 - text
+        is_link = not is_remote(entry.source) and os.path.islink(source)  # noqa: PTH114 - text
+        real = os.path.realpath(source) if is_link else ""
         for place in (places.of(entry.source), real):
             if place in existing:
                 raise OutputError(
@@ -104,7 +143,7 @@ def _refuse_replacing(entries: Iterable[Entry], existing: Mapping[str, Path]) ->
 
 
 def _refuse_inside_inputs(folders: Mapping[str, str], input_folders: Iterable[Path]) -> None:
-    inputs = {Path(os.path.realpath(each)): each for each in input_folders}
+    inputs = {Path(real_path(each)): each for each in input_folders}
     for folder, real in folders.items() if inputs else ():
         for above in (Path(real), *Path(real).parents):
             if above in inputs:
@@ -115,7 +154,7 @@ def _refuse_inside_inputs(folders: Mapping[str, str], input_folders: Iterable[Pa
 
 
 def _refuse_leaving(root: Path, folders: Mapping[str, str]) -> None:
-    real_root = os.path.realpath(root)
+    real_root = real_path(root)
     beneath = real_root.rstrip(os.sep) + os.sep
     for folder, real in folders.items():
         if real != real_root and not real.startswith(beneath):
@@ -127,7 +166,7 @@ def _refuse_leaving(root: Path, folders: Mapping[str, str]) -> None:
 
 def refuse_inside(root: Path, folder: Path) -> None:
     """Raise OutputError where the output folder is an input folder or lies in it."""
-    real_root, real_folder = (Path(os.path.realpath(path)) for path in (root, folder))
+    real_root, real_folder = (Path(real_path(path)) for path in (root, folder))
     if real_root == real_folder:
         raise OutputError(f"{printable(root)}: is the input folder; choose another output folder")
     if real_folder in real_root.parents:

@@ -5,22 +5,30 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from ...errors import InputError, OutputError
-from ...file_identity import FileIdentity, identity_of_data
+from ...file_identity import FileIdentity, identity_of_data, identity_of_status
 from ...files import refuse_existing
 from ...frames import Frame, PixelType, Size
 from ...options import TranslateOptions
+from ...remote import RemotePath
 from ...wording import Note, printable
 from .. import Dropped
+from ..ahead import ahead
 from ..formats import IMAGE_FORMATS, Entry, ImageFormat
 from .codec import Extras
 from .decoding import decode_for
 from .headers import read_header
 from .image_header import Header
+from .objects import open_image
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 SHARD = 256
 """Images in one unit of work."""
@@ -146,8 +154,8 @@ class _Content:
     """The bytes of an image file."""
 
     data: bytes
-    status: os.stat_result
-    """Of the file when it was read."""
+    mtime_ns: int
+    """Of the file when it was read; of an object when it was listed."""
     header: Header | None = None
     """The header in ``data``, where it has been read."""
 
@@ -163,13 +171,26 @@ class _File:
 
 _SMALL = 1 << 20
 """Bytes of a file up to which it is read at once, and its header from the memory."""
+_SMALL_OBJECT = 8 << 20
+"""The same of an object of a store, where a second request takes longer than these bytes."""
+
+_KEPT = 64 << 20
+"""Bytes of objects that are kept until the turn of their group comes, instead of being read again.
+The page cache of the system does so for files."""
+
+_Found: TypeAlias = "_Content | InputError | None"
+"""What is known of an image by its header: its content, if it is at hand, or why it is left out."""
 
 
 class ImageSource:
-    """The images of a shard, ordered so that those of one size can share batches."""
+    """The images of a shard, ordered so that those of one size can share batches.
+
+    Objects of a store are read side by side, ahead of their turn.
+    """
 
     def __init__(self, shard: ImageShard) -> None:
         self.shard = shard
+        self._is_remote = any(entry.status is not None for entry in shard.entries)
         self._notes: list[Note] = []
 
     def read(self) -> Iterator[_File | Dropped]:
@@ -180,69 +201,98 @@ class ImageSource:
         wait, and their files are read again when the turn of their group comes.
         """
         index = 0
-        for entry, found in self._grouped():
-            content = found if isinstance(found, InputError) else self._content(entry, found)
+        for (entry, _), content in self._each(self._content, self._grouped(), _bytes_of_content):
             if isinstance(content, _Content):
                 yield _File(index, entry, content)
                 index += 1
             else:
                 yield Dropped(printable(entry.source), content)
 
-    def _grouped(self) -> Iterator[tuple[Entry, _Content | InputError | None]]:
-        """Yield each image in its group, with its content where that is at hand."""
-        groups: dict[Size | None, list[tuple[Entry, InputError | None]]] = {}
-        for entry in self.shard.entries:
-            content, error = None, None
-            try:
-                header, content = self._header(entry)
-                size: Size | None = header.displayed_size
-            except InputError as problem:
-                size, error = None, problem
-            waiting = groups.setdefault(size, [])
-            if waiting is next(iter(groups.values())):
-                yield entry, error or content
-            else:
-                waiting.append((entry, error))
-        for group in groups.values():
-            yield from group
+    def _each(
+        self,
+        function: Callable[[_Item], _Result],
+        items: Iterable[_Item],
+        weigh: Callable[[_Item], int],
+    ) -> Iterator[tuple[_Item, _Result]]:
+        """Yield each item with ``function`` of it, for objects ahead (`ahead`)."""
+        if self._is_remote:
+            return ahead(function, items, weigh=weigh)
+        return ((item, function(item)) for item in items)
 
-    def _header(self, entry: Entry) -> tuple[Header, _Content | None]:
-        """Return the header of an image, and its content if the file is small."""
+    def _grouped(self) -> Iterator[tuple[Entry, _Found]]:
+        """Yield each image in its group, with its content where that is at hand."""
+        groups: dict[Size | None, deque[tuple[Entry, _Found]]] = {}
+        room = _KEPT if self._is_remote else 0
+        for entry, (size, found) in self._each(self._header, self.shard.entries, _bytes_of_header):
+            waiting = groups.setdefault(size, deque())
+            if waiting is next(iter(groups.values())):
+                yield entry, found
+                continue
+            if isinstance(found, _Content):
+                room -= len(found.data)
+                found = found if room >= 0 else None
+            waiting.append((entry, found))
+        for group in groups.values():
+            while group:
+                yield group.popleft()
+
+    def _header(self, entry: Entry) -> tuple[Size | None, _Found]:
+        """Return the displayed size of an image, and its content if the file is small."""
+        try:
+            header, content = self._read_header(entry)
+        except InputError as error:
+            return None, error
+        except OSError as error:
+            return None, _unreadable(entry.source, error)
+        return header.displayed_size, content
+
+    def _read_header(self, entry: Entry) -> tuple[Header, _Content | None]:
+        """Return the header of an image, and its content if the file is small. Raises OSError."""
         name = printable(entry.source)
         most = self.shard.max_pixels
-        try:
-            with entry.source.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_size <= _SMALL:
-                    # One byte more, to notice a file that another process is writing.
-                    data = file.read(status.st_size + 1)
-                    header = read_header(io.BytesIO(data), name, max_pixels=most)
-                    whole = len(data) == status.st_size
-                    return header, _Content(data, status, header) if whole else None
-                if status.st_size > most_bytes(most):
-                    raise InputError(
-                        f"{name}: {status.st_size} bytes are too many for an image; check it"
-                    )
-                return read_header(file, name, max_pixels=most), None
-        except OSError as error:
-            raise _unreadable(entry.source, error) from error
+        if entry.status is not None and entry.status.size <= _SMALL_OBJECT:
+            assert isinstance(entry.source, RemotePath)
+            data = entry.source.read_range(0, entry.status.size + 1)
+            return self._with_header(entry, data, entry.status)
+        with open_image(entry) as file:
+            status = entry.status or identity_of_status(os.fstat(file.fileno()))
+            if entry.status is None and status.size <= _SMALL:
+                return self._with_header(entry, file.read(status.size + 1), status)
+            if status.size > most_bytes(most):
+                raise InputError(f"{name}: {status.size} bytes are too many for an image; check it")
+            return read_header(file, name, max_pixels=most), None
 
-    def _content(
-        self, entry: Entry, content: _Content | None
-    ) -> _Content | InputError | OutputError:
-        """Return ``content``, read if it is None, or why the image is left out."""
+    def _with_header(
+        self, entry: Entry, data: bytes, status: FileIdentity
+    ) -> tuple[Header, _Content | None]:
+        """Return the header in ``data``, and that as the content where it is whole.
+
+        ``data`` may be one byte more than the file has, to notice one that is being written.
+        """
+        name, most = printable(entry.source), self.shard.max_pixels
+        header = read_header(io.BytesIO(data), name, max_pixels=most)
+        whole = len(data) == status.size
+        return header, _Content(data, status.mtime_ns, header) if whole else None
+
+    def _content(self, item: tuple[Entry, _Found]) -> _Content | InputError | OutputError:
+        """Return the content of an image, or why it is left out."""
+        entry, found = item
+        if isinstance(found, InputError):
+            return found
         try:
             if not self.shard.overwrites(entry.output):
                 # Another process may have written it meanwhile.
                 refuse_existing(entry.output)
-            if content is None:
-                with entry.source.open("rb") as file:
-                    content = _Content(file.read(), os.fstat(file.fileno()))
+            if found is not None:
+                return found
+            if entry.status is not None:
+                return _Content(entry.source.read_bytes(), entry.status.mtime_ns)
+            with entry.source.open("rb") as file:
+                return _Content(file.read(), os.fstat(file.fileno()).st_mtime_ns)
         except OutputError as error:
             return error
         except OSError as error:
             return _unreadable(entry.source, error)
-        return content
 
     def converter(self) -> Callable[[_File], Frame | Dropped]:
         """Return the decoder, which all workers share."""
@@ -264,7 +314,7 @@ class ImageSource:
             return Dropped(name, error)
         self._notes += [Note(file.entry.source, text) for text in picture.notes]
         height, width = picture.pixels.shape[:2]
-        identity = identity_of_data(content.data, content.status, hashed=self.shard.hash_inputs)
+        identity = identity_of_data(content.data, content.mtime_ns, hashed=self.shard.hash_inputs)
         tag = PictureTag(file.entry, picture.extras, identity, (height, width))
         return Frame(file.index, picture.pixels, tag)
 
@@ -275,6 +325,19 @@ class ImageSource:
 
     def close(self) -> None:
         """Release nothing: no file stays open."""
+
+
+def _bytes_of_header(entry: Entry) -> int:
+    """Return about how many bytes are read of an object for its header."""
+    assert entry.status is not None
+    return min(entry.status.size, _SMALL_OBJECT)
+
+
+def _bytes_of_content(item: tuple[Entry, _Found]) -> int:
+    """Return how many bytes of an object are in memory with its content."""
+    entry, found = item
+    assert entry.status is not None
+    return 0 if isinstance(found, InputError) else entry.status.size
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:

@@ -45,7 +45,7 @@ def inspect_file(
     described. Raises InputError, ModelError, and BackendUnavailableError where a checkpoint needs
     torch.
     """
-    from .media.formats import IMAGE_FORMATS
+    from .media.formats import IMAGE_FORMATS, TAR_SUFFIX
 
     suffix = path.suffix.lower()
     if not path.exists():
@@ -56,6 +56,10 @@ def inspect_file(
         return {"kind": "model", **_describe_model(path, model_io, direction)}
     if suffix in IMAGE_FORMATS:
         return {"kind": "image", **_describe_image(path)}
+    if suffix == TAR_SUFFIX:
+        from .media.tars.description import describe_tar
+
+        return {"kind": "tar", **describe_tar(path)}
     from .media.demux.description import describe
     from .media.demux.probe import probe
 

@@ -167,6 +167,8 @@ def sample_of(path: Path | None, card: ModelCard, size: FrameSize, folder: Path)
     if not known:
         what = next((entry for entry in entries if entry.kind == "unread"), None)
         reason = why_unread(what) if what else "is neither a video, an image nor a folder of them"
+        if any(entry.kind == "tar" for entry in entries):
+            reason = "is a tar or holds only tars; unpack some of its images into a folder"
         raise InputError(
             f"{printable(path)}: {reason}; give one, or leave INPUT out to measure with a "
             "computed clip"

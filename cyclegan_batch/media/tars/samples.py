@@ -20,16 +20,25 @@ from .reading import CHUNK, Member, TarReader
 from .waiting import Held, WaitingRoom
 from .writing import TarWriter
 
+MOST_MEMBERS = 256
+"""Members of one sample. Real ones have ten; more of one key are no sample but, for example, the
+frames of a video (``clip.0001.jpg``), and are taken in parts, so that few of them have to wait."""
+
 
 class Sample:
     """Members of one key that follow each other."""
 
-    def __init__(self, key: str) -> None:
-        self.key = key
+    def __init__(self, key: str, part: int = 1) -> None:
+        self.key, self.part = key, part
         self.slots: list[Slot] = []
         self.pending = 0
         """Its images that are neither encoded nor lost."""
         self.is_closed = self.is_lost = False
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.key if self.part == 1 else f"{self.key}, part {self.part},"
 
 
 class Slot:
@@ -73,11 +82,11 @@ class Samples:
 
     # The source
 
-    def begin(self, key: str) -> Sample:
+    def begin(self, key: str, part: int = 1) -> Sample:
         """Close the last sample and append one."""
         with self._lock:
             self._close_last()
-            sample = Sample(key)
+            sample = Sample(key, part)
             self._waiting.append(sample)
         return sample
 

@@ -24,7 +24,7 @@ from ..images.shards import SHARD, most_bytes
 from .names import extension_of, image_format, key_of
 from .plan import TarPlan
 from .reading import CHUNK, Member, TarReader
-from .samples import Sample, Samples, Slot
+from .samples import MOST_MEMBERS, Sample, Samples, Slot
 
 WINDOW_BYTES = 64 << 20
 """Bytes of image files that wait in a window at most, unless one image has more."""
@@ -124,6 +124,8 @@ class TarSource:
                 # A member without a key is a sample of its own.
                 self.samples.gnu = self._reader.is_gnu
                 sample = self.samples.begin(name if key is None else key)
+            elif len(sample.slots) == MOST_MEMBERS:
+                sample = self.samples.begin(key, sample.part + 1)
             if self.samples.error is not None:
                 return
             found = self._taken(sample, member, index)
@@ -163,7 +165,7 @@ class TarSource:
         return self._dropped(slot.info.name, slot.sample, error)
 
     def _dropped(self, name: str, sample: Sample, error: InputError) -> Dropped:
-        problem = InputError(f"{error} (its sample {printable(sample.key)} is left out)")
+        problem = InputError(f"{error} (its sample {printable(sample.name)} is left out)")
         problem.__cause__ = error
         return Dropped(self.plan.member(name), problem)
 

@@ -221,6 +221,18 @@ def test_a_tar_that_changes_meanwhile_fails(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["x.tar"]
 
 
+def test_frames_of_one_key_are_no_sample_of_thousands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "MOST_MEMBERS", 4)
+    items = [(f"clip.{n}.jpg", jpeg(n) if n != 5 else b"no picture") for n in range(10)]
+    source = write_tar(tmp_path / "x.tar", items)
+    (dropped,), _ = translate(plan(source, tmp_path / "out.tar"))
+    assert str(dropped.error).endswith("(its sample clip, part 2, is left out)")
+    found = [name for name, _ in members(tmp_path / "out.tar")]
+    assert found == [f"clip.{n}.jpg" for n in (0, 1, 2, 3, 8, 9)]
+
+
 # What is carried on
 
 

@@ -20,6 +20,7 @@ from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.mux.joined_video import Stretch
 from cyclegan_batch.media.video.plan import VideoPlan
 from cyclegan_batch.media.video.sink import VideoSink
+from cyclegan_batch.media.video.source import VideoSource
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.remote import RemotePath
 from tests.media.identity import plan, run
@@ -229,6 +230,44 @@ def do(planned: VideoPlan, folder: Path | None) -> None:
     finally:
         source.close()
         sink.discard()
+
+
+@pytest.mark.behaviour(1, 22)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts", "flv", "wmv", "y4m", "nut"])
+@pytest.mark.parametrize("trouble", ["whole", "short", "damaged"])
+def test_what_is_missing_or_damaged_is_told_as_of_a_file(
+    tmp_path: Path, memory_store: RemotePath, suffix: str, trouble: str
+) -> None:
+    local = tmp_path / f"in.{suffix}"
+    if suffix == "y4m":
+        run(plan(videos.moving(tmp_path / "a.mkv", frames=40), local))
+    else:
+        codec = {"flv": "flv1", "wmv": "wmv2"}.get(suffix, "libx264")
+        pictures = [streams.picture(number) for number in range(40)]
+        frames = [av.VideoFrame.from_ndarray(each, "rgb24") for each in pictures]
+        videos.encode(local, [each.reformat(format="yuv420p") for each in frames], codec)
+    content = bytearray(local.read_bytes())
+    if trouble == "short":
+        del content[len(content) * 3 // 4 :]
+    elif trouble == "damaged":
+        content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
+    local.write_bytes(content)
+    near, far = told(local), told(stored(local, memory_store))
+    assert near == far
+    assert near[0] > 0 or trouble != "whole"
+
+
+def told(source: Path) -> tuple[int, list[str]]:
+    """Return how many frames come, and what is said of the others, or of the file."""
+    try:
+        reader = VideoSource(plan(source, Path("out.mkv")))
+        items = [*reader.read()]
+        reader.close()
+    except InputError as error:
+        return 0, [str(error).replace(str(source), "NAME").replace("the store", "the disk")]
+    wrong = [str(each.error) for each in items if isinstance(each, Dropped)]
+    texts = [*wrong, *(note.text for note in reader.notes)]
+    return len(items) - len(wrong), [text.replace(str(source), "NAME") for text in texts]
 
 
 @pytest.mark.behaviour(22)

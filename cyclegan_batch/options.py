@@ -199,6 +199,17 @@ class TranslateOptions:
     no more than the job has pieces, and one without a measurement or with ``--threads``."""
     gpus: str | None = field(default=None, metadata=option(RUN, metavar="LIST"))
     """GPUs by number, each with a process of its own: ``0,1``, or ``0,0`` for two on one GPU."""
+    runner: Literal["local", "ray"] = field(default="local", metadata=option(RUN))
+    """Where the work is done: on this machine (local), or by actors of a Ray cluster (ray). There
+    ``--workers`` is the number of actors, as many as the cluster holds unless given, and
+    ``--threads`` are the CPUs of each."""
+    ray_address: str | None = field(default=None, metadata=option(RUN, metavar="ADDRESS"))
+    """The Ray cluster: HOST:PORT, ray://HOST:PORT, auto for one that runs on this machine, or local
+    for one that this command starts and ends. Unless given, that of ``RAY_ADDRESS``, else one that
+    runs here, else local."""
+    ray_gpus: float | None = field(default=None, metadata=option(RUN, metavar="N", least=0.01))
+    """GPUs of each actor where the device is one, 1 unless given; with 0.5 two actors share a
+    GPU."""
     hash_inputs: bool = field(default=False, metadata=option(RUN))
     """Recognise an input that has changed since an earlier run by its content, which is read for
     that, instead of by its size and time."""
@@ -229,6 +240,15 @@ class TranslateOptions:
                     f"gpus {self.gpus} stand for {count} processes on GPUs, which workers and "
                     "device contradict; leave these out"
                 )
+        if self.runner == "local":
+            for name in ("ray_address", "ray_gpus"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is for runner ray, and the runner is local")
+        elif self.gpus is not None:
+            raise ValueError(
+                "gpus names those of this machine, and runner ray takes those of a cluster; use "
+                "device cuda, workers and ray_gpus"
+            )
         if self.overwrite and self.skip_existing:
             raise ValueError("overwrite and skip_existing contradict each other; choose one")
         _ = self.part

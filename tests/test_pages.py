@@ -212,8 +212,8 @@ def test_the_readme_names_every_extra_and_no_other():
 
 
 def test_every_command_and_option_that_a_message_names_is_there():
-    # Of nvidia-smi, of torchrun, and of the reference implementation's test.py.
-    options = {"--help", "--query-gpu", "--nproc-per-node", "--eval"}
+    # Of nvidia-smi, of torchrun, of the reference implementation's test.py, and of ray start.
+    options = {"--help", "--query-gpu", "--nproc-per-node", "--eval", "--head"}
     for command in cli.main.commands.values():
         options |= _flags(command)
     named = 0

@@ -96,6 +96,10 @@ def command(
     """
     if options["overwrite"] and options["skip_existing"]:
         raise click.UsageError("-y overwrites what exists, -n leaves it: choose one.")
+    try:
+        TranslateOptions(**options)
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
     from .progress import Reporter
 
     reporter = Reporter(progress, quiet=quiet)

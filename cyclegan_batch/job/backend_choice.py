@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..backends import Backend, ExpectedBackend
     from ..models.model import Model, ModelCard
 
-_MOST_CONVERTERS = 8
+MOST_CONVERTERS = 8
 """With more workers a conversion no longer limits: one does about 150 frames/s at 1280×720."""
 
 _GPU_BATCH_PIXELS = 1 << 21
@@ -186,7 +186,7 @@ class _Chooser:
         """Return whether a job that leaves the number of workers open may have several."""
         options = self.options
         return (options.workers, options.threads, options.preview) == (None, None, None) and (
-            sys.platform != "win32"
+            sys.platform != "win32" and options.runner == "local"
         )
 
     def _default_batch(self, device: str) -> int:
@@ -317,7 +317,7 @@ def _schedule(numbers: _Numbers, largest: int = LOT_BYTES) -> Schedule:
     return Schedule(
         batch_size=numbers.batch_size,
         contexts=numbers.contexts,
-        converters=min(cpu_threads(), _MOST_CONVERTERS),
+        converters=min(cpu_threads(), MOST_CONVERTERS),
         lot=lot_of(largest) if numbers.batch_size == 1 else 1,
         workers=numbers.workers,
     )

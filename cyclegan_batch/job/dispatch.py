@@ -208,6 +208,7 @@ class Dispatcher:
             or self._begun(self._shards, worker)
             or self._begun_again(worker)
             or (_Task(self._refused.popleft()) if self._refused else None)
+            or (None if out else self._suspect_of_another())
         )
 
     def _begun(self, queue: deque[_Film | _Task], worker: int) -> _Task | None:
@@ -262,6 +263,10 @@ class Dispatcher:
     def _from_longest_film(self, worker: int) -> _Task | None:
         film = max(self._films, key=lambda film: len(film.waiting), default=None)
         return self._stretch(film, worker) if film is not None and film.waiting else None
+
+    def _suspect_of_another(self) -> _Task | None:
+        """Take what another worker died with: its successor may wait long for a place to start."""
+        return next((tasks.popleft() for tasks in self._suspects.values() if tasks), None)
 
     def _stretch(self, film: _Film, worker: int) -> _Task:
         place = self._place.get(worker)
@@ -365,7 +370,8 @@ class Dispatcher:
     def died(self, worker: int, how: str) -> list[Outcome]:
         """Take back what ``worker`` had when it died, ``how`` in words (``killed by SIGSEGV``).
 
-        Its successor tries each unit once more, alone, without the images that are whole. A shard
+        Each unit is tried once more, alone, without the images that are whole: by its successor,
+        or by a worker that has nothing else to do. A shard
         that kills again is halved, and its halves are halved, until the image is found. Returns how
         the units ended that are not tried again; the caller tells `ended`.
         """
@@ -438,7 +444,7 @@ def _part(task: _Task, shard: ImageShard, entries: tuple[Entry, ...]) -> _Task:
 
 def _killed(name: str, how: str) -> InputError:
     advice = "convert it with another program, or leave it out"
-    if "SIGKILL" in how:
+    if "SIGKILL" in how or "memory" in how:
         advice = "the system may have been out of memory: use fewer workers or a smaller --size"
     return InputError(f"{name}: the worker process that translated it was {how}; twice; {advice}")
 

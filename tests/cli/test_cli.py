@@ -272,6 +272,16 @@ def test_the_report_holds_versions_digests_and_the_stage_that_limits(
     assert "network ×" in run.stderr
 
 
+def test_options_that_contradict_each_other_are_a_usage_error(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    for options in (["--gpus", "0,1", "--workers", "3"], ["--ray-address", "auto"]):
+        run = cyclegan_batch("translate", pictures, tmp_path / "out", "-m", model, *options)
+        assert run.returncode == 2
+        assert "Traceback" not in run.stderr
+        assert options[0][2:].replace("-", "_") in run.stderr.splitlines()[-1]
+
+
 @pytest.mark.behaviour(23)
 def test_nothing_is_overwritten_unasked(model: Path, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

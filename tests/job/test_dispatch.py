@@ -196,6 +196,23 @@ def test_what_a_worker_had_is_tried_again_by_its_successor_each_alone(
     assert word(next(dispatcher.units(0))) == "c"
 
 
+@pytest.mark.behaviour(39, 47)
+def test_a_worker_with_nothing_else_to_do_takes_what_another_died_with(
+    dispatcher: Dispatcher,
+) -> None:
+    """In a full cluster the successor of a worker may wait for long."""
+    units = dispatcher.units(0)
+    assert [word(next(units)), word(next(units))] == ["a0", "a1"]
+    dispatcher.died(0, "lost")
+    done = []
+    for unit in dispatcher.units(1):
+        assert unit is not None
+        done.append(word(unit))
+        dispatcher.ended(Outcome(unit, None))
+    assert done[-3:] == ["a0", "a1", "a join"]
+    assert dispatcher.is_finished
+
+
 @pytest.mark.behaviour(47)
 @pytest.mark.parametrize("bad", [0, 3, 5])
 def test_a_shard_is_halved_until_the_image_is_found(

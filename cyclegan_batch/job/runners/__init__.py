@@ -7,18 +7,31 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ...errors import BackendError, InputError, OutputError
+from ...errors import BackendError, InputError, OutputError, missing_extra
 from ...options import TranslateOptions, gpu_numbers
 
 if TYPE_CHECKING:
     from ...media.formats import Entry
     from ..plan import JobPlan
     from .transport import Transport
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of several workers has of its machine."""
+
+    device: str
+    threads: int
+    """CPU threads for the network, of all contexts together."""
+    contexts: int
+    converters: int
 
 
 def check_workers(entries: Iterable[Entry], options: TranslateOptions) -> None:
@@ -28,11 +41,17 @@ def check_workers(entries: Iterable[Entry], options: TranslateOptions) -> None:
     """
     from ...media.formats import PIPE
 
-    if options.gpus is None and (options.workers or 1) < 2:
+    if options.runner == "ray":
+        flag = "--runner ray"
+        if importlib.util.find_spec("ray") is None:
+            error = ModuleNotFoundError(name="ray")
+            raise missing_extra("ray", error, doing="work on a Ray cluster")
+    elif options.gpus is None and (options.workers or 1) < 2:
         return
-    flag = "--workers" if options.gpus is None else "--gpus"
-    if sys.platform == "win32":
-        raise BackendError(f"{flag} hands files to processes as Windows cannot; leave it out")
+    else:
+        flag = "--workers" if options.gpus is None else "--gpus"
+        if sys.platform == "win32":
+            raise BackendError(f"{flag} hands files to processes as Windows cannot; leave it out")
     for entry in entries:
         if entry.source == PIPE:
             raise InputError(
@@ -47,6 +66,10 @@ def check_workers(entries: Iterable[Entry], options: TranslateOptions) -> None:
 
 def workers_of(plan: JobPlan) -> Transport | None:
     """Return the workers that do the work of ``plan``; None where this process does it itself."""
+    if plan.options.runner == "ray":
+        from .ray_cluster import Actors
+
+        return Actors(plan)
     if plan.options.gpus is not None:
         devices = [f"cuda:{number}" for number in gpu_numbers(plan.options.gpus)]
     elif plan.schedule.workers > 1:
@@ -58,27 +81,20 @@ def workers_of(plan: JobPlan) -> Transport | None:
     return Processes(plan, devices)
 
 
-def plan_of_worker(plan: JobPlan, device: str, *, share_of: int) -> JobPlan:
-    """Return what one of ``share_of`` workers needs: its device and its share of the CPU.
+def plan_of_worker(plan: JobPlan, share: Share) -> JobPlan:
+    """Return what a worker needs to work with its share of a machine.
 
     It gets its units one by one, so its plan is without them.
     """
-    request, schedule = plan.backend.request, plan.schedule
-    contexts = schedule.contexts
-    if device == "cpu":
-        contexts = max(1, contexts // share_of)
     request = replace(
-        request, device=device, threads=max(1, request.threads // share_of), contexts=contexts
+        plan.backend.request, device=share.device, threads=share.threads, contexts=share.contexts
     )
     schedule = replace(
-        schedule,
-        contexts=contexts,
-        converters=max(1, schedule.converters // share_of),
-        workers=1,
+        plan.schedule, contexts=share.contexts, converters=share.converters, workers=1
     )
     return replace(
         plan,
-        backend=replace(plan.backend, device=device, request=request),
+        backend=replace(plan.backend, device=share.device, request=request),
         schedule=schedule,
         inputs=(),
         entries=(),
@@ -95,3 +111,8 @@ def plan_of_worker(plan: JobPlan, device: str, *, share_of: int) -> JobPlan:
         redone=frozenset(),
         done={},
     )
+
+
+def import_path() -> str:
+    """Return where this process finds its modules, as ``PYTHONPATH`` of another one."""
+    return os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109

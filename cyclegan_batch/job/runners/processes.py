@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import BackendError
 from ...wording import Note, printable
-from . import plan_of_worker
+from . import Share, import_path, plan_of_worker
 from .messages import FromWorker, ToWorker
 from .transport import Link
 from .worker import STOPS
@@ -52,8 +52,20 @@ class Processes:
 
     def start(self, number: int) -> _Process:
         """Start the process of this number. Raises BackendError."""
-        plan = plan_of_worker(self._plan, self._devices[number], share_of=self.count)
-        return _Process(pickle.dumps(plan))
+        return _Process(pickle.dumps(plan_of_worker(self._plan, self._share(number))))
+
+    def _share(self, number: int) -> Share:
+        """Return the share of a process: its device, and an equal part of the CPU."""
+        request, schedule = self._plan.backend.request, self._plan.schedule
+        device, contexts = self._devices[number], schedule.contexts
+        if device == "cpu":
+            contexts = max(1, contexts // self.count)
+        return Share(
+            device=device,
+            threads=max(1, request.threads // self.count),
+            contexts=contexts,
+            converters=max(1, schedule.converters // self.count),
+        )
 
     def hear(self, links: Sequence[Link], seconds: float) -> Iterator[tuple[Link, FromWorker]]:
         """Yield a message of each process that has sent some, or does so within some time."""
@@ -150,11 +162,6 @@ class _Process:
         """Return what it printed last, as the middle of a sentence."""
         lines = "".join(f"\n  {line}" for line in self._last_words)
         return f"its last words:{lines}" if lines else "it printed nothing"
-
-
-def import_path() -> str:
-    """Return where this process finds its modules, as ``PYTHONPATH`` of another one."""
-    return os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
 
 
 def _pass_on(process: subprocess.Popen[bytes], last_words: deque[str]) -> None:

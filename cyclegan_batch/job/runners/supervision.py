@@ -6,6 +6,8 @@ worker is, a process of this machine or an actor of a cluster, is the business o
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +35,7 @@ from .messages import (
     Work,
 )
 from .transport import Link, Transport
-from .worker import PATIENCE
+from .worker import PATIENCE, STOPS
 
 if TYPE_CHECKING:
     from ..dispatch import Dispatcher
@@ -66,9 +68,13 @@ def run_with_workers(
             ended.set()
 
     thread = threading.Thread(target=supervise, name="workers", daemon=True)
+    renewed = False
     try:
         thread.start()
         while not ended.wait(_WATCH):
+            if supervisor.is_open and not renewed:
+                renewed = True
+                _renew_signal_handlers()
             if watch:
                 watch(counters)
     except KeyboardInterrupt:
@@ -82,6 +88,17 @@ def run_with_workers(
         raise supervisor.error
     if watch and not counters.interrupted:
         watch(counters)
+
+
+def _renew_signal_handlers() -> None:
+    """Install Python's handlers again: the core of Ray puts its own before them, which prints."""
+    for name in STOPS:
+        number = getattr(signal, name, None)
+        handler = None if number is None else signal.getsignal(number)
+        if number is not None and callable(handler):
+            # Outside of the main thread Python sets no handlers.
+            with contextlib.suppress(ValueError):
+                signal.signal(number, handler)
 
 
 @dataclass(eq=False)
@@ -131,6 +148,8 @@ class _Supervisor:
         self._busy = dict.fromkeys(STAGES, 0.0)
         """Seconds of the workers that have ended."""
         self._notes: set[Note] = set(counters.notes)
+        self.is_open = False
+        """Whether the transport is open."""
         self.stop = threading.Event()
         self.error: BaseException | None = None
 
@@ -138,6 +157,7 @@ class _Supervisor:
         """Start the workers and serve them until all have ended."""
         try:
             self._note(self._transport.open())
+            self.is_open = True
             count = self._transport.count
             self._counters.workers = count
             self._counters.stages = {name: Stage(workers=count) for name in STAGES}

@@ -1,8 +1,10 @@
-"""A worker process: it opens the model once and runs the units that it is given.
+"""A worker: it opens the model once and runs the units that it is given, in a process of its own.
 
-``python -m cyclegan_batch.job.runners.worker DESCRIPTOR``, started by `processes` with one end of
-a socket pair. It asks for a unit whenever its pipeline has room for one, and reports what becomes
-of them. It ends when it is told to, or when the other end is closed: the runner has died.
+It asks for a unit whenever its pipeline has room for one, and reports what becomes of them. It ends
+when it is told to, or when the other end of its connection is closed: the runner has died.
+
+``python -m cyclegan_batch.job.runners.worker DESCRIPTOR`` is started by `processes` with one end of
+a socket pair. In an actor of a cluster (`ray_actor`) the connection is a pair of queues.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ...errors import CycleganBatchError
 from ...media import Dropped, Whole
@@ -53,10 +55,20 @@ STOPS = ("SIGINT", "SIGTERM", "SIGHUP")
 obeys them, and tells its workers."""
 
 
-class _Worker:
-    """The connection to the runner; the `Observer` of the pipeline of this process."""
+class ToRunner(Protocol):
+    """The worker's end of a connection."""
 
-    def __init__(self, connection: Connection) -> None:
+    def send(self, message: FromWorker, /) -> None:
+        """Send a message. Raises OSError where the other end is closed."""
+
+    def recv(self) -> ToWorker:
+        """Wait for a message and return it. Raises EOFError or OSError where there are no more."""
+
+
+class Worker:
+    """What tells the runner of the pipeline of this process, as its `Observer`."""
+
+    def __init__(self, connection: ToRunner) -> None:
         self._connection = connection
         self._sending = threading.Lock()
         self._answers: queue.Queue[Work | NoMore] = queue.Queue()
@@ -159,7 +171,7 @@ class _Worker:
     def _listen(self) -> None:
         while True:
             try:
-                message: ToWorker = self._connection.recv()
+                message = self._connection.recv()
             except (EOFError, OSError):
                 break
             if isinstance(message, Stop):
@@ -191,7 +203,7 @@ def main() -> None:
         plan: JobPlan = connection.recv()
     except EOFError:
         return
-    _Worker(connection).work(plan)
+    Worker(connection).work(plan)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,382 @@
+"""Workers that are actors of a Ray cluster. Ray is imported only here, and only when asked for.
+
+Ray carries the messages, and tells when an actor has died. Which unit is tried again, and where, is
+the dispatcher's business: Ray restarts and repeats nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import re
+import secrets
+import socket
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..._version import __version__
+from ...errors import BackendError
+from ...files import output_error, temporary_path
+from ...machine import cpu_threads
+from ...remote import is_remote
+from ...wording import Note, counted, first_line, printable
+from ..backend_choice import MOST_CONVERTERS
+from ..report import versions
+from . import Share, import_path, plan_of_worker
+from .messages import Crashed, Done, FromWorker, Progress, Raised, ToWorker
+from .ray_actor import RayWorker, Surroundings
+from .transport import Link
+
+if TYPE_CHECKING:
+    from ..plan import JobPlan
+
+_OfRay: TypeAlias = Any
+"""What Ray takes and returns, whose types depend on what it is made of."""
+
+_TAKE = 1.0
+"""Seconds that an actor waits for something to tell before it answers nevertheless."""
+
+_CPUS = 4
+"""The most CPUs that a worker asks for where neither ``--threads`` nor ``--workers`` says it. A
+choice: a worker of few CPUs finds room beside other jobs, and one of several shares a model."""
+
+_METHODS = ("begin", "give", "take")
+"""The methods of an actor. Each has a thread of its own, and its calls keep their order."""
+
+_REACHED = 10.0
+"""Seconds for a connection to the cluster. Ray itself tries for minutes where nobody answers."""
+
+_WAITED = 15.0
+"""Seconds without a worker after which the user is told what is waited for."""
+
+
+class Actors:
+    """A `Transport`: actors of a Ray cluster."""
+
+    def __init__(self, plan: JobPlan) -> None:
+        self._plan = plan
+        self.count = 0
+        self._is_ours = False
+        """Whether this object has connected to Ray, and ends that."""
+        self._token: Path | None = None
+        self._options: Mapping[str, _OfRay] = {}
+        """What Ray is asked for with each actor."""
+        self._surroundings: Surroundings
+        self._stored_plan: _OfRay
+        """The pickled plan in Ray's store, which brings it to each machine once."""
+        self._waits_since: float | None = None
+        """When the actors were asked for, as long as none has started."""
+
+    def open(self) -> Iterable[Note]:
+        """Connect to the cluster, or start one, and decide on the workers. Raises BackendError."""
+        address = self._plan.options.ray_address or os.environ.get("RAY_ADDRESS") or None
+        _check(address)
+        import ray
+
+        is_local = False
+        if not ray.is_initialized():
+            self._is_ours = True
+            is_local = _connect(address)
+        alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        nodes = [node["Resources"] for node in alive]
+        share, asked = self._decide(nodes)
+        self._options = asked
+        plan = plan_of_worker(self._plan, share)
+        self._stored_plan = ray.put(pickle.dumps(plan))
+        self._surroundings = self._surroundings_here()
+        self._waits_since = time.monotonic()
+        what = "a Ray cluster was started for this command" if is_local else "on the Ray cluster"
+        return [Note(None, f"{what}: {counted(self.count, 'worker')}, each with {self._each}")]
+
+    @property
+    def _each(self) -> str:
+        """What an actor asks for, in words."""
+        words = counted(self._options["num_cpus"], "CPU")
+        if "num_gpus" in self._options:
+            words += f" and {self._options['num_gpus']:g} GPU"
+        return words
+
+    def _decide(self, nodes: Sequence[Mapping[str, float]]) -> tuple[Share, Mapping[str, _OfRay]]:
+        """Decide how many workers there are; return the share of each, and what Ray is asked for.
+
+        ``nodes``: the resources of the machines that the cluster has now.
+        """
+        from ...backends import default_contexts
+
+        options, schedule = self._plan.options, self._plan.schedule
+        cpus = [int(node.get("CPU", 0)) for node in nodes]
+        most, total = max(cpus, default=0), sum(cpus)
+        pieces = sum(video.stretches for video in self._plan.videos) + len(self._plan.shards)
+        asked: dict[str, _OfRay] = {}
+        device = "cpu"
+        if self._plan.backend.device != "cpu":
+            # Ray lets an actor see its own GPUs only, so it is the first.
+            device, gpus = "cuda:0", options.ray_gpus or 1.0
+            asked["num_gpus"] = gpus
+            held = sum(int(node.get("GPU", 0) / gpus) for node in nodes)
+            self.count = options.workers or max(1, min(held, pieces))
+            threads = options.threads or max(1, min(total // self.count, most))
+        elif options.workers is not None:
+            self.count = options.workers
+            threads = options.threads or max(1, min(total // self.count, most))
+        else:
+            threads = options.threads or max(1, min(_CPUS, most))
+            self.count = max(1, min(sum(each // threads for each in cpus), pieces))
+        share = Share(
+            device=device,
+            threads=threads,
+            contexts=default_contexts("cpu", threads) if device == "cpu" else schedule.contexts,
+            converters=min(threads, MOST_CONVERTERS),
+        )
+        return share, asked | {"num_cpus": threads}
+
+    def _surroundings_here(self) -> Surroundings:
+        """Return what the actors' machines must share with this one, and write the token."""
+        plan, content = self._plan, secrets.token_bytes(16)
+        sources = [entry.source for entry in plan.entries if not is_remote(entry.source)]
+        inputs = next((source for source in sources if source.exists()), None)
+        if plan.folder is not None and not is_remote(plan.folder):
+            token = temporary_path(plan.folder / "token")
+            try:
+                token.write_bytes(content)
+            except OSError as error:
+                raise output_error(token, error) from error
+            self._token = token
+        is_local = self._token is not None or inputs is not None
+        engine = plan.model.card.path if plan.model.engine is not None else None
+        return Surroundings(
+            host=socket.gethostname(),
+            versions=versions(),
+            folder=Path.cwd() if is_local else None,
+            token=self._token,
+            content=content,
+            inputs=inputs,
+            engine=engine,
+        )
+
+    def start(self, number: int) -> _Actor:
+        """Ask for the actor of this number. It starts when the cluster has room for it."""
+        import ray
+
+        remote: _OfRay = ray.remote
+        made = remote(
+            **self._options,
+            max_restarts=0,
+            max_task_retries=0,
+            concurrency_groups=dict.fromkeys(_METHODS, 1),
+        )
+        return _Actor(made(RayWorker).remote(), self._surroundings, self._stored_plan)
+
+    def hear(self, links: Sequence[Link], seconds: float) -> Iterator[tuple[Link, FromWorker]]:
+        """Yield the messages that arrive within some time, or have arrived."""
+        import ray
+
+        actors = [link for link in links if isinstance(link, _Actor)]
+        waited = {actor.answer: actor for actor in actors if actor.answer is not None}
+        if waited:
+            at_once = any(actor.inbox for actor in actors)
+            ray.wait(list(waited), timeout=0 if at_once else seconds)
+            arrived, _ = ray.wait(list(waited), num_returns=len(waited), timeout=0)
+            for answer in arrived:
+                waited[answer].receive()
+            self._tell_of_waiting(actors[0], started=bool(arrived))
+        for actor in actors:
+            while actor.inbox:
+                yield actor, actor.inbox.popleft()
+
+    def _tell_of_waiting(self, actor: _Actor, *, started: bool) -> None:
+        """Tell once, in the name of ``actor``, where the cluster has no room for any worker."""
+        if started:
+            self._waits_since = None
+        elif self._waits_since is not None and time.monotonic() > self._waits_since + _WAITED:
+            self._waits_since = None
+            text = (
+                f"the Ray cluster has no room yet for a worker with {self._each}; its work is "
+                "waited for (fewer --threads, or `ray status`, tell more)"
+            )
+            actor.inbox.append(Progress(0, 0, "", {}, (Note(None, text),)))
+
+    def close(self) -> None:
+        """Remove the token, and disconnect; a cluster that was started here ends with that."""
+        if self._token is not None:
+            self._token.unlink(missing_ok=True)
+        if self._is_ours:
+            import ray
+
+            self._is_ours = False
+            ray.shutdown()
+
+
+class _Actor:
+    """An actor as its supervisor sees it, a `Link`."""
+
+    def __init__(self, actor: _OfRay, surroundings: Surroundings, plan: _OfRay) -> None:
+        self._actor = actor
+        self._how: str | None = None
+        """How it ended, once it has."""
+        self.inbox: deque[FromWorker] = deque()
+        """Messages that have arrived and are not taken."""
+        # An error of this call is one of the next, too.
+        self._begun = self._call("begin", surroundings, plan)
+        self.answer: _OfRay = self._call("take", _TAKE)
+        """The reference to the next messages; None once it has ended."""
+
+    def _call(self, method: str, *arguments: object) -> _OfRay:
+        return getattr(self._actor, method).options(concurrency_group=method).remote(*arguments)
+
+    def receive(self) -> None:
+        """Take the messages that have arrived, or that it has died."""
+        import ray
+
+        try:
+            ray.get(self._begun)
+            messages: list[FromWorker] = ray.get(self.answer)
+        except Exception as error:
+            if (lacking := _lacks_this_package(error)) is not None:
+                self.inbox.append(Raised(lacking))
+            self._end(_how(error))
+            return
+        self.inbox.extend(messages)
+        if messages and isinstance(messages[-1], Done | Raised | Crashed):
+            self._end("ended")
+        else:
+            self.answer = self._call("take", _TAKE)
+
+    def _end(self, how: str) -> None:
+        self._how = self._how or how
+        self.answer = None
+
+    def send(self, message: ToWorker) -> None:
+        """Send a message; one that has died is found by `has_ended`."""
+        if self._how is None:
+            self._call("give", message)
+
+    def rest(self) -> Iterator[FromWorker]:
+        """Yield what has arrived and nobody has taken."""
+        while self.inbox:
+            yield self.inbox.popleft()
+
+    def has_ended(self) -> bool:
+        """Return whether the worker has ended."""
+        return self._how is not None
+
+    def kill(self) -> None:
+        """End the actor, whether it has started or waits for that."""
+        import ray
+
+        with contextlib.suppress(Exception):
+            ray.kill(self._actor)
+        self._end("ended")
+
+    def close(self) -> str:
+        """End the actor, whose worker has ended, and return how that was."""
+        how = self._how or "ended"
+        self.kill()
+        return how
+
+    def last_words(self) -> str:
+        """Return where its output is."""
+        return "what it printed is in Ray's logs"
+
+
+def _connect(address: str | None) -> bool:
+    """Connect to a cluster, or start one; return whether one was started. Raises BackendError."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray prints nothing over the progress: neither its own, nor what actors print, nor deaths.
+    quiet: _OfRay = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "include_dashboard": False,
+    }
+    name = "a local Ray cluster" if address in (None, "local") else f"the Ray cluster {address}"
+    with warnings.catch_warnings(), _modules_in_the_environment():
+        warnings.simplefilter("ignore")
+        try:
+            if address not in (None, "local"):
+                ray.init(address, **quiet)
+                return False
+            try:
+                ray.init(address, num_cpus=cpu_threads(), **quiet)
+            except ValueError:
+                # One that runs here was found, and takes no number of CPUs.
+                ray.init(address, **quiet)
+                return False
+            return True
+        except Exception as error:
+            ray.shutdown()
+            raise BackendError(
+                f"cannot work with {name}: {first_line(error)}; `ray status` on its head node "
+                "tells whether it runs, one that asks for a token needs RAY_AUTH_MODE=token here, "
+                "and --ray-address local starts one for this command"
+            ) from error
+        finally:
+            with contextlib.suppress(AttributeError):
+                ray._private.worker._worker_logs_enabled = False
+
+
+def _check(address: str | None) -> None:
+    """Refuse an address that is none, and one where nobody answers. Raises BackendError."""
+    if address in (None, "auto", "local"):
+        return
+    match = re.fullmatch(r"(?:ray://)?\[?([^/@\s]+?)\]?:([0-9]{1,5})", address)
+    if match is None:
+        raise BackendError(
+            f"{printable(address)} is no address of a Ray cluster; it is HOST:PORT, "
+            "ray://HOST:PORT, auto or local"
+        )
+    try:
+        socket.create_connection((match[1], int(match[2])), _REACHED).close()
+    except (OSError, OverflowError) as error:
+        raise BackendError(
+            f"nobody answers at {printable(address)}, the address of the Ray cluster: "
+            f"{getattr(error, 'strerror', None) or error}; start the cluster (ray start --head), "
+            "or check the address and what is open between here and there"
+        ) from error
+
+
+@contextlib.contextmanager
+def _modules_in_the_environment() -> Iterator[None]:
+    """Within the block, what is started finds the same modules as this process."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = import_path()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _how(error: Exception) -> str:
+    """Return in words how an actor has died."""
+    text = str(error)
+    if getattr(error, "preempted", False) or "node has died" in text:
+        how = "lost with its machine"
+    elif "running low on memory" in text or "OUT_OF_MEMORY" in text:
+        how = "ended by Ray, as its machine was short of memory"
+    else:
+        how = "lost"
+    place = re.search(r"^\s*ip: (\S+)$", text, re.MULTILINE)
+    detail = re.search(r"Worker exit detail: ([^.]*\.)", text)
+    reason = detail[1].rstrip(".") if detail else (text.strip().splitlines() or [""])[-1]
+    return how + (f" on {place[1]}" if place else "") + f" (Ray: {reason[:200]})"
+
+
+def _lacks_this_package(error: Exception) -> BackendError | None:
+    """Return the error for machines that lack this package, or have another version of it."""
+    text = str(error)
+    if not re.search(r"(ModuleNotFound|Import|Attribute)Error: .*(cyclegan_batch|RayWorker)", text):
+        return None
+    return BackendError(
+        f"the machines of the Ray cluster lack cyclegan-batch {__version__}, which this machine "
+        "has; install it there, in the image or the environment from which Ray was started"
+    )

@@ -296,6 +296,9 @@ def output_error(path: Path, error: OSError) -> OutputError:
     if number == errno.EEXIST and not exists(path):
         number = errno.ENOTDIR  # a file stands where the folder should be
     reason, remedy = _REASONS.get(number, (error.strerror or str(error), "check the output folder"))
+    if is_remote(path):
+        reason = error.strerror or str(error)
+        remedy = _REMEDIES_OF_STORES.get(number, "check the URL, and run the same command again")
     return OutputError(f"cannot write {printable(path)}: {reason}; {remedy}")
 
 
@@ -313,6 +316,16 @@ _REASONS = {
     errno.ENAMETOOLONG: ("the name is too long for the file system", "choose a shorter name"),
 }
 """Reason and remedy by errno."""
+
+_REMEDIES_OF_STORES = {
+    errno.ENODEV: "check the URL, or create the bucket",
+    errno.EHOSTUNREACH: "run the same command again when it does",
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EACCES: "use credentials that may write there",
+    errno.EEXIST: "pass -y to overwrite or -n to skip",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+"""Remedy by errno, where the store itself has told the reason."""
 
 
 def _rename_over(partial: Path, final: Path) -> None:

@@ -493,9 +493,8 @@ def _as_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None and not (
-            isinstance(error, FileExistsError) or _is_replaced(error)
-        ):
+        named = error.errno is not None and error.filename is not None
+        if named and not (isinstance(error, FileExistsError) or _is_replaced(error)):
             raise
         raise _os_error(error, path) from error
     except Exception as error:
@@ -505,27 +504,61 @@ def _as_os_errors(path: Path) -> Iterator[None]:
 def _os_error(error: Exception, path: Path) -> OSError:
     name = type(error).__name__
     words = " ".join(str(error).split()) or name
+    code = _code(error)
+    if code == "NoSuchBucket":
+        text = "the store has no bucket of this name"
+        return FileNotFoundError(errno.ENODEV, text, str(path))
+    if code in _FULL:
+        return OSError(errno.ENOSPC, f"the store is full ({words})", str(path))
+    if name in _GONE:
+        return OSError(errno.EHOSTUNREACH, f"the store does not answer: {words}", str(path))
+    if isinstance(error, PermissionError):
+        text = f"the store denies it ({words})" if error.strerror is None else error.strerror
+        return PermissionError(errno.EACCES, text, str(path))
     for kind, number in (
         (FileNotFoundError, errno.ENOENT),
-        (PermissionError, errno.EACCES),
         (FileExistsError, errno.EEXIST),
         (IsADirectoryError, errno.EISDIR),
     ):
         if isinstance(error, kind):
             return kind(number, os.strerror(number), str(path))
-    if "PreconditionFailed" in words or "ConditionalRequestConflict" in words:
+    if code in _NOT_NEW:
         return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     if name in ("NoCredentialsError", "PartialCredentialsError"):
         return PermissionError(errno.EACCES, f"the store needs credentials ({words})", str(path))
-    if name in _NO_ANSWER:
-        return OSError(errno.EREMOTEIO, f"the store does not answer: {words}", str(path))
     if _is_replaced(error):
         return OSError(errno.ESTALE, "it was replaced while it was read", str(path))
+    if isinstance(error, OSError) and error.errno is not None:
+        # Without a code it is the system's own, of a file here.
+        found = error.strerror if code is None else f"the store answers: {error.strerror}"
+        return OSError(error.errno, found, str(path))
     return OSError(errno.EREMOTEIO, f"the store answers: {words}", str(path))
 
 
-_NO_ANSWER = frozenset({"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError"})
-"""botocore's errors for a store that cannot be reached, by their names."""
+_NOT_NEW = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
+"""Codes for an object that is to be new, and exists, or is being put by somebody else."""
+
+_FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
+"""Codes of a store that has no room: of Ceph and MinIO. S3 itself is never full."""
+
+_GONE = frozenset(
+    {
+        *("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError"),
+        *("ConnectionClosedError", "HTTPClientError", "ClientConnectorError"),
+        *("ConnectionRefusedError", "ConnectionResetError", "ServerDisconnectedError"),
+    }
+)
+"""Errors of botocore, aiohttp and the system where nothing answers, after all their retries."""
+
+
+def _code(error: BaseException | None) -> str | None:
+    """Return the code with which a store of S3's kind refused a request."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code"))
+        error = error.__cause__
+    return None
 
 
 def _is_replaced(error: Exception) -> bool:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 
 from cyclegan_batch import remote
 from cyclegan_batch.errors import InputError, OutputExistsError
-from cyclegan_batch.files import exists, publish, scratch_folder, temporary_path, writing
+from cyclegan_batch.files import (
+    exists,
+    publish,
+    publishing_error,
+    scratch_folder,
+    temporary_path,
+    writing,
+)
+from cyclegan_batch.job.units import is_hopeless
 from cyclegan_batch.remote import RemotePath, as_path, copy_in, copy_out, is_remote
 from tests.needs import need
 
@@ -214,6 +223,40 @@ def test_a_store_that_does_not_answer_errors(s3, monkeypatch):
     monkeypatch.setattr(remote, "_file_system", remote._file_system.__wrapped__)
     with pytest.raises(OSError, match="the store does not answer: Could not"):
         (s3 / "a").read_bytes()
+
+
+def refused(code: str, message: str) -> Exception:
+    """Return what botocore raises for an answer with this code."""
+    from botocore.exceptions import ClientError
+
+    return ClientError({"Error": {"Code": code, "Message": message}}, "PutObject")
+
+
+@pytest.mark.behaviour(25)
+@pytest.mark.parametrize(
+    ("code", "reason", "remedy", "hopeless"),
+    [
+        ("NoSuchBucket", "has no bucket of this name", "check the URL, or create", True),
+        ("AccessDenied", r"denies it \(no luck\)", "use credentials that may write there", True),
+        ("QuotaExceeded", r"is full \(.*no luck.*\)", "free some space and run the same", True),
+        ("EntityTooLarge", "answers: .*no luck", "check the URL, and run the same command", False),
+    ],
+)
+def test_a_store_that_refuses_is_told_with_a_remedy_errors(
+    bucket, monkeypatch, code, reason, remedy, hopeless
+):
+    from s3fs.errors import translate_boto_error
+
+    def refuse(*others, **options):
+        raise translate_boto_error(refused(code, "no luck"))
+
+    monkeypatch.setattr(bucket._store, "pipe_file", refuse)
+    final = bucket / "a" / "b.txt"
+    with pytest.raises(OSError, match=reason.partition(" ")[2]) as raised:
+        final.write_bytes(b"x")
+    error = publishing_error(final, raised.value)
+    assert re.search(f"cannot write {final}: the store {reason}; {remedy}", str(error))
+    assert is_hopeless(error) == hopeless
 
 
 def test_a_file_is_published_into_a_store(bucket):

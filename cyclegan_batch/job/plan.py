@@ -112,6 +112,8 @@ class JobPlan:
     """Outputs of earlier runs that are made again (``-y``), and what differs."""
     redone: frozenset[Path] = frozenset()
     """Outputs of earlier runs that exist and are made again: outdated, or begun and not whole."""
+    scratch: int = 0
+    """About how many bytes of videos that go to a store are in local scratch at once."""
     done: Mapping[Path, tuple[DoneStretch, ...]] = field(default_factory=dict)
     """Stretches that an earlier run has made, by the output that they belong to, ascending."""
 
@@ -191,7 +193,7 @@ def plan_job(
     """
     from ..opening import open_for_translation
     from .inputs import find_inputs
-    from .space import check_space
+    from .space import check_space, scratch_bytes
 
     # Cheap checks come first: a typing error need not wait until a model is loaded.
     _check_times(options)
@@ -289,6 +291,7 @@ def plan_job(
         damage=tuple(state.damage),
         outdated=state.outdated,
         redone=frozenset(state.redone),
+        scratch=scratch_bytes(videos, schedule.workers),
         done=done,
     )
     return plan, backend

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import scratch_folder
 from ..options import TranslateOptions
-from ..wording import counted, grouped, printable
+from ..wording import byte_size, counted, grouped, printable
 
 if TYPE_CHECKING:
     from ..media.video.plan import VideoPlan
@@ -44,6 +45,7 @@ def plan_description(plan: JobPlan) -> dict[str, object]:
         "outdated": {str(output): why for output, why in plan.outdated.items()},
         "frames_in_flight": plan.schedule.frames_in_flight,
         "memory_bytes": plan.memory,
+        "scratch_bytes": plan.scratch,
         "videos": [_video_description(video) for video in plan.videos],
         "failures": [failure.description() for failure in plan.failures],
         "options": _given(plan.options),
@@ -86,6 +88,11 @@ def plan_lines(plan: JobPlan) -> list[str]:
         *_measured_line(plan),
         f"memory   {_memory_words(plan)}",
     ]
+    if plan.scratch:
+        lines.append(
+            f"scratch  {byte_size(plan.scratch)} in {printable(scratch_folder())}: videos are "
+            "joined there before they are put into the store; TMPDIR names another folder"
+        )
     lines += [f"note     {sentence}" for sentence in grouped(plan.notes)]
     for video in plan.videos:
         lines += _video_lines(video)

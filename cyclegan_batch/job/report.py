@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import CycleganBatchError, OutputError
 from ..files import output_error, writing
 from ..machine import installed_versions
+from ..remote import is_remote
 from ..wording import Note, clock, counted, grouped, printable
 from .units import Counters, Failure, Stage
 
@@ -271,11 +272,12 @@ def check_result_path(path: Path, plan: JobPlan, model: Path, *, what: str) -> N
     name = printable(path)
     if path.is_dir():
         raise OutputError(f"cannot write the {what} {name}: it is a folder; name a file in it")
-    if not path.parent.is_dir():
+    # A store has no folders, and tells what it denies when the file is put.
+    if not is_remote(path) and not path.parent.is_dir():
         raise OutputError(
             f"cannot write the {what} {name}: its folder does not exist; create it first"
         )
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    if not is_remote(path) and not os.access(path if path.exists() else path.parent, os.W_OK):
         raise OutputError(
             f"cannot write the {what} {name}: permission denied; choose a folder that you may "
             "write to"
@@ -293,7 +295,11 @@ def check_result_path(path: Path, plan: JobPlan, model: Path, *, what: str) -> N
 
 def _is_same(file: Path, path: Path) -> bool:
     """Return whether two names are links to one file."""
-    return file.is_symlink() and os.path.realpath(file) == os.path.realpath(path)
+    return (
+        not is_remote(path)
+        and file.is_symlink()
+        and os.path.realpath(file) == os.path.realpath(path)
+    )
 
 
 def write_report(report: Report, path: Path) -> None:

@@ -1,7 +1,9 @@
 """Whether the outputs of a plan find room on their disks, before the first frame.
 
 The size of a y4m file is known beforehand: where the disk has less, the job is refused. The sizes
-of other outputs are estimated from those of their inputs, which is worth no more than a note.
+of other outputs are estimated from those of their inputs, which is worth no more than a note. A
+store is not asked. What is written here before it is put there counts on the disk of the scratch
+folder.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import OutputError
+from ..files import scratch_folder, size_of
 from ..media.formats import IMAGE_FORMATS, PIPE, Entry
 from ..remote import is_remote
 from ..wording import Note, byte_size, printable
@@ -32,9 +35,14 @@ def check_space(
     """Compare the space that outputs need with what their disks have free.
 
     ``images`` are translated, ``others`` become about as large as they are: tars, and what is
-    copied. Returns a note on each file system that has
-    less than the inputs let expect. Raises OutputError for one that has less than is needed.
+    copied. Returns a note on each file system that has less than the inputs let expect. Raises
+    OutputError for one that has less than is needed.
     """
+    notes = _scratch_notes([video for video in videos if is_remote(video.output)])
+    videos = [video for video in videos if not is_remote(video.output)]
+    images, others = (
+        [entry for entry in entries if not is_remote(entry.output)] for entries in (images, others)
+    )
     disks = _Disks()
     known: dict[int, int] = defaultdict(int)
     likely: dict[int, int] = defaultdict(int)
@@ -47,7 +55,6 @@ def check_space(
         sample = pairs[:: -(-len(pairs) // _SAMPLED)]
         grown = sum(_file_bytes(source) - _file_bytes(output) for source, output in sample)
         likely[disk] += grown * len(pairs) // len(sample)
-    notes = []
     for disk in dict.fromkeys([*known, *likely]):
         free, need = disks.free(disk), known[disk] + likely[disk]
         where = printable(disks.folder(disk))
@@ -61,6 +68,41 @@ def check_space(
             text = f"has {byte_size(free)} free, and by its inputs the job needs {byte_size(need)}"
             notes.append(Note(disks.folder(disk), text))
     return notes
+
+
+def scratch_bytes(videos: Iterable[VideoPlan], workers: int = 1) -> int:
+    """Return about how many bytes are in the scratch folder at once for videos that go to a store.
+
+    A video of stretches is there twice as it is joined: in its stretches, and joined. Each worker
+    may be at one of the largest.
+    """
+    sizes = []
+    for video in videos:
+        if not is_remote(video.output):
+            continue
+        if video.y4m_bytes is not None:
+            sizes.append(video.y4m_bytes)
+        elif video.identity is not None:
+            sizes.append(2 * video.identity.size)
+    return sum(sorted(sizes)[-workers:])
+
+
+def _scratch_notes(videos: Sequence[VideoPlan]) -> list[Note]:
+    """Return a note where the scratch folder has less room than the videos of a store take."""
+    if not videos:
+        return []
+    folder = scratch_folder()
+    need = scratch_bytes(videos, videos[0].options.workers or 1)
+    with contextlib.suppress(OSError):
+        usage = shutil.disk_usage(folder)
+        if usage.total and need > usage.free:
+            text = (
+                f"has {byte_size(usage.free)} free, and videos are joined there before they are "
+                f"put into the store, which needs about {byte_size(need)}; TMPDIR names another "
+                "folder"
+            )
+            return [Note(folder, text)]
+    return []
 
 
 def _pairs_of_like_size(
@@ -87,10 +129,7 @@ def _format(path: Path) -> str | None:
 
 def _file_bytes(path: Path) -> int:
     """Return the size of a file; 0 where there is none, as for a pattern of images."""
-    with contextlib.suppress(OSError):
-        status = path.stat() if is_remote(path) else os.stat(path)  # noqa: PTH116 - of many files
-        return status.st_size
-    return 0
+    return size_of(path) or 0
 
 
 class _Disks:

@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 STAGES = ("read", "to rgb", "network", "from rgb", "write")
 """The stages in the order of the flow, by the names that reports use."""
 
-_NOTHING_WRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
-"""Errors of the system after which no other output can be written there either."""
+_NOTHING_WRITABLE = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.ENODEV, errno.EHOSTUNREACH),  # a store without the bucket, or that does not answer
+    }
+)
+"""Errors after which no other output can be written there either."""
 
 
 AnySource: TypeAlias = "Source[Any]"

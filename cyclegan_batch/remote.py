@@ -399,6 +399,11 @@ def is_remote(path: object) -> bool:
     return isinstance(path, RemotePath)
 
 
+def is_bucket(path: Path) -> bool:
+    """Return whether a path is a bucket as a whole."""
+    return isinstance(path, RemotePath) and "/" not in path._key
+
+
 def as_path(text: str | os.PathLike[str]) -> Path:
     """Return a path as the user wrote it: a `RemotePath` for a URL of a store, a Path else.
 

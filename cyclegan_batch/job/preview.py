@@ -22,6 +22,7 @@ from ..media.tars.plan import TarPlan
 from ..media.tars.source import TarSource
 from ..media.video.plan import VideoPlan
 from ..media.video.source import VideoSource
+from ..remote import is_bucket
 from ..wording import printable
 from .plan import JobPlan
 
@@ -34,11 +35,16 @@ _GAP = 8
 def preview_path(plan: JobPlan) -> Path:
     """Return the path of a job's preview, beside its only output or beside its output folder.
 
-    Raises OutputError where the output is a pipe.
+    Raises OutputError where the output is a pipe or a whole bucket.
     """
     output = plan.entries[0].output if len(plan.entries) == 1 else plan.output
     if output == PIPE:
         raise OutputError("-: a preview is a file and needs a name: name a file as OUTPUT")
+    if is_bucket(output):
+        raise OutputError(
+            f"{printable(output)}: a preview lies beside the output, and beside a bucket is no "
+            "place: name a prefix in it as OUTPUT"
+        )
     if output.name in ("", ".."):
         output = output.resolve()
     return output.with_name(output.name + ".preview.png")

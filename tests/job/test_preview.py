@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cyclegan_batch.api import prepare_translation
+from cyclegan_batch.errors import OutputError
 from cyclegan_batch.job.preview import write_preview
 from tests.synthesis import generators
 
@@ -36,3 +37,20 @@ def test_a_preview_of_slides_shows_the_last_slide_to_its_end(tmp_path):
     sheet = np.asarray(Image.open(write_preview(*planned, 4)))
     assert sheet.shape[1] == 4 * 64 + 3 * 8
     assert sheet[20, -1].tolist() == pytest.approx([140] * 3, abs=2)
+
+
+def test_a_preview_of_a_store_is_put_beside_the_output(tmp_path, memory_store):
+    near = slides(tmp_path / "slides.mkv", seconds=1, frames=4)
+    far = memory_store / "raw" / "slides.mkv"
+    far.write_bytes(near.read_bytes())
+    model = generators.identity(tmp_path / "model.onnx")
+    sheets = [
+        write_preview(*prepare_translation(source, target, model=model, preview=3), 3).read_bytes()
+        for source, target in ((near, tmp_path / "out.mkv"), (far, memory_store / "real.mkv"))
+    ]
+    assert sheets[0] == sheets[1]
+    assert (memory_store / "real.mkv.preview.png").read_bytes() == sheets[1]
+    (memory_store / "raw" / "more.mkv").write_bytes(near.read_bytes())
+    planned = prepare_translation(memory_store / "raw", memory_store, model=model, preview=3)
+    with pytest.raises(OutputError, match="beside a bucket is no place: name a prefix"):
+        write_preview(*planned, 3)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import InputError
+from ...file_identity import FileIdentity
 from ...frames import PixelType, Size
 from ...options import TranslateOptions
+from ...remote import RemotePath
 from ...wording import Note, printable
 from ..formats import Entry
 from ..images.headers import read_header
@@ -36,6 +38,8 @@ class TarPlan:
     hash_inputs: bool
     overwrite: bool
     """The output may replace a file that exists."""
+    status: FileIdentity | None = None
+    """Size and time of an object of a store, as it was listed; None for a file."""
 
     @property
     def name(self) -> str:
@@ -65,6 +69,7 @@ def plan_tar(
         max_pixels=options.max_pixels,
         hash_inputs=options.hash_inputs,
         overwrite=options.overwrite or replaces,
+        status=entry.status,
     )
 
 
@@ -75,9 +80,9 @@ def first_sizes(plan: TarPlan, most: int) -> tuple[list[Size], list[Note]]:
     """
     sizes: list[Size] = []
     keys: dict[str, dict[str, None]] = {}
-    with contextlib.suppress(InputError, OSError), plan.path.open("rb") as file:
+    with contextlib.suppress(InputError, OSError):
         # What lies beyond these bytes ends the look, as a tar that is cut off.
-        reader = TarReader(io.BytesIO(file.read(_LOOKED_AT)), plan.name)
+        reader = TarReader(io.BytesIO(_head(plan.path)), plan.name)
         for member in reader.members():
             name = member.info.name
             if len(sizes) == most:
@@ -97,3 +102,11 @@ def first_sizes(plan: TarPlan, most: int) -> tuple[list[Size], list[Note]]:
         "translated; where one is a mask or depth, store it as .npy or in another tar"
     )
     return sizes, [Note(plan.path, text)]
+
+
+def _head(path: Path) -> bytes:
+    """Return the first bytes of a tar; those of an object by one request. Raises OSError."""
+    if isinstance(path, RemotePath):
+        return path.read_range(0, _LOOKED_AT)
+    with path.open("rb") as file:
+        return file.read(_LOOKED_AT)

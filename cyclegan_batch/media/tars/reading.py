@@ -50,12 +50,16 @@ class Member:
 class TarReader:
     """The members of a tar, in their order."""
 
-    def __init__(self, file: BinaryIO, name: str, *, hashed: bool = False) -> None:
-        """``name`` is for messages. ``hashed``: compute the SHA-256 of all bytes that are read."""
-        self._file, self._name = file, name
+    def __init__(
+        self, file: BinaryIO, name: str, *, length: int | None = None, hashed: bool = False
+    ) -> None:
+        """``name`` is for messages, and ``length`` is that of ``file`` in bytes, where it is known.
+
+        ``hashed``: compute the SHA-256 of all bytes that are read.
+        """
+        self._file, self._name, self._length = file, name, length
         self._digest = hashlib.sha256() if hashed else None
         self._at = 0
-        """Bytes read so far."""
         self._left = self._padding = 0
         """Bytes of the current member's content, and of the padding behind it, not read yet."""
         self._inside = ""
@@ -64,6 +68,11 @@ class TarReader:
         """Whether the first header is in the format of GNU tar."""
         self.note: str | None = None
         """What is unusual about the end, a sentence whose subject is the tar; known at the end."""
+
+    @property
+    def position(self) -> int:
+        """Bytes read so far; once all members are read, those of the whole file."""
+        return self._at
 
     @property
     def sha256(self) -> str | None:
@@ -106,9 +115,12 @@ class TarReader:
         """
         wanted = self._left if count < 0 else min(count, self._left)
         pieces = []
+        # The size that a header states may be a lie: nobody shall reserve memory for it.
+        most = CHUNK
+        if self._length is not None:
+            most = wanted if self._at + self._left <= self._length else 0
         while wanted:
-            # In pieces, since the size that a header states may be a lie.
-            piece = self._take(min(wanted, CHUNK))
+            piece = self._take(min(wanted, most))
             if not piece:
                 raise self._cut_off(f"within {printable(self._inside)}")
             self._left -= len(piece)
@@ -244,19 +256,15 @@ class TarReader:
 
     def _check_end(self) -> None:
         """Read what follows the end mark, and note what is not zero there."""
-        if self.note is not None:
-            return
         while piece := self._take(CHUNK):
             if piece.count(0) != len(piece):
                 self.note = (
                     "holds more behind its end mark, which is left out, as other readers leave it"
                 )
-                if self._digest is None:
-                    return
 
     def _cut_off(self, where: str) -> InputError:
         return InputError(
-            f"{self._name}: is cut off: it ends after {self._at} bytes, {where}; "
+            f"{self._name}: is cut off: it ends after {self._length or self._at} bytes, {where}; "
             "replace it with a whole copy"
         )
 

@@ -80,6 +80,11 @@ class Samples:
         self.error: CycleganBatchError | OSError | None = None
         """Why nothing more can be written."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more can or shall be written."""
+        return self._is_closed or self.error is not None
+
     # The source
 
     def begin(self, key: str, part: int = 1) -> Sample:
@@ -178,7 +183,7 @@ class Samples:
         if self._writer is None:
             return
         while waiting and waiting[0].is_closed and not waiting[0].pending:
-            if self._is_closed or self.error is not None:
+            if self.is_over:
                 return
             sample = waiting.popleft()
             if sample.is_lost:

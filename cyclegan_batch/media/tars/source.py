@@ -63,11 +63,13 @@ class TarSource:
         """Open the tar. Raises InputError."""
         self.plan = plan
         try:
-            self._before = identity_of([plan.path], hashed=False)
+            self._before = plan.status or identity_of([plan.path], hashed=False)
             self._file: BinaryIO = plan.path.open("rb", buffering=CHUNK)
         except OSError as error:
             raise InputError(f"{plan.name}: cannot be read: {error.strerror or error}") from error
-        self._reader = TarReader(self._file, plan.name, hashed=plan.hash_inputs)
+        self._reader = TarReader(
+            self._file, plan.name, length=self._before.size, hashed=plan.hash_inputs
+        )
         self.samples = Samples(plan.format, temporary_path(plan.output).parent)
         self._notes: list[Note] = []
         self._carried: Counter[str] = Counter()
@@ -76,11 +78,10 @@ class TarSource:
     @property
     def identity(self) -> FileIdentity:
         """Return the identity of the tar. Raises InputError where it has changed meanwhile."""
-        try:
-            now = identity_of([self.plan.path], hashed=False)
-        except OSError:
-            now = None
-        if now != self._before:
+        now: FileIdentity | None = None
+        with contextlib.suppress(OSError):
+            now = identity_of([self.plan.path], hashed=False, asked=True)
+        if now is None or now != self._before or self._reader.position != now.size:
             raise InputError(
                 f"{self.plan.name}: was changed while it was translated; "
                 "run the same command again when it stays as it is"
@@ -126,7 +127,7 @@ class TarSource:
                 sample = self.samples.begin(name if key is None else key)
             elif len(sample.slots) == MOST_MEMBERS:
                 sample = self.samples.begin(key, sample.part + 1)
-            if self.samples.error is not None:
+            if self.samples.is_over:
                 return
             found = self._taken(sample, member, index)
             if found is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import threading
@@ -64,15 +65,19 @@ class WaitingRoom:
             if self._spool is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._spool = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
-            descriptor, offset = self._spool.fileno(), self._end
+            offset = self._end
             self._end += size
             self._spooled += size
         at, end = offset, offset + size
         while at < end:
             piece = read(CHUNK)
-            while piece:
-                done = os.pwrite(descriptor, piece, at)
-                piece, at = piece[done:], at + done
+            with self._lock:
+                # The file may have been closed meanwhile, and its number be that of another one.
+                if self._spool is None:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+                while piece:
+                    done = os.pwrite(self._spool.fileno(), piece, at)
+                    piece, at = piece[done:], at + done
         return Held(size, None, offset)
 
     def take(self, held: Held, write: Callable[[bytes], None]) -> None:

@@ -154,6 +154,29 @@ def test_a_file_that_is_no_tar_is_told(data: bytes, words: str) -> None:
     assert words in error_of(data)
 
 
+@pytest.mark.behaviour(46)
+def test_a_size_beyond_the_end_of_the_file_reserves_no_memory() -> None:
+    data = bytearray(packed(PLAIN))
+    data[124:136] = b"%011o\0" % (5 << 30)
+    fix_checksum(data)
+
+    class Watched(io.BytesIO):
+        largest = 0
+
+        def read(self, count: int | None = -1) -> bytes:
+            assert count is not None
+            self.largest = max(self.largest, count)
+            return super().read(count)
+
+    for length in (len(data), None):
+        file = Watched(data)
+        reader = TarReader(file, "x.tar", length=length)
+        next(reader.members())
+        with pytest.raises(InputError, match=rf"it ends after {len(data)} bytes, within a\.txt"):
+            reader.read()
+        assert file.largest <= 1 << 20
+
+
 def test_a_header_that_lies_about_its_size_is_told() -> None:
     data = bytearray(packed(PLAIN))
     for size, words in ((100, "no header of a member"), (5 << 30, "within a.txt")):

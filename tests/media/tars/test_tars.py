@@ -301,6 +301,20 @@ def test_two_members_of_one_name_are_both_translated(tmp_path: Path) -> None:
     assert not np.array_equal(pixels(one[1]), pixels(two[1]))
 
 
+def test_a_tar_that_is_given_up_is_not_read_to_its_end(tmp_path: Path) -> None:
+    items = [("0.jpg", jpeg(0)), ("1.jpg", jpeg(1)), *((f"{n}.txt", b"") for n in range(2, 3000))]
+    source = write_tar(tmp_path / "x.tar", items)
+    planned = plan(source, tmp_path / "out.tar")
+    opened = TarSource(planned)
+    sink = TarSink(planned, opened)
+    frames = opened.read()
+    next(frames)
+    sink.discard()
+    assert list(frames) == []
+    assert opened._reader.position < 20_000
+    opened.close()
+
+
 # The output
 
 

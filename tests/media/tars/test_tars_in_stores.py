@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cyclegan_batch.errors import InputError, OutputExistsError
+from cyclegan_batch.file_identity import identity_of
 from cyclegan_batch.remote import RemotePath
 from tests.media.tars.test_tars import SAMPLES, plan, translate
 from tests.synthesis.tars import jpeg, packed, write_tar
@@ -35,6 +37,23 @@ def test_a_tar_goes_from_store_to_store_as_from_disk_to_disk(
     with pytest.raises(OutputExistsError):
         translate(plan(source, output))
     translate(plan(source, output, overwrite=True))
+
+
+def test_an_object_that_changes_after_it_was_listed_fails(memory_store: RemotePath) -> None:
+    source, output = memory_store / "in" / "x.tar", memory_store / "out" / "x.tar"
+    source.write_bytes(packed(SAMPLES))
+    (memory_store / "in").beneath()
+    planned = replace(plan(source, output), status=identity_of([source], hashed=False))
+    translate(planned)
+    output.unlink()
+
+    def changed(items: list[Any]) -> list[Any]:
+        source._store.pipe_file(source._key, packed(SAMPLES[:3]))
+        return items
+
+    with pytest.raises(InputError, match=r"x\.tar: was changed while it was translated"):
+        translate(planned, changed)
+    assert not output.exists()
 
 
 @pytest.mark.behaviour(19)

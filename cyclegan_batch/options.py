@@ -159,8 +159,8 @@ class TranslateOptions:
     format: Literal["same", "png", "jpg", "webp", "avif"] = field(
         default="same", metadata=option(IMAGES, applies_to=("image",))
     )
-    """Format of images that are written into a folder. same is the source's own, or png where that
-    one cannot be written."""
+    """Format of images that are written into a folder or a tar. same is the source's own, or png
+    where that one cannot be written."""
     quality: int | None = field(
         default=None, metadata=option(IMAGES, metavar="N", least=1, most=100, applies_to=("image",))
     )

@@ -89,10 +89,10 @@ def command(
 ) -> None:
     """Translate videos and images through the generator MODEL.
 
-    INPUT is a video, an image, a folder of them, numbered images (f_%06d.png), a quoted glob
-    ('frames/*.png'), a list of files (@LIST, or @- on standard input), or - for a y4m video on
-    standard input; several may be given. OUTPUT is a file, a folder for what comes from a folder, a
-    glob, a list or several inputs, or - for y4m on standard output.
+    INPUT is a video, an image, a tar of images, a folder of these, numbered images (f_%06d.png), a
+    quoted glob ('frames/*.png'), a list of files (@LIST, or @- on standard input), or - for a y4m
+    video on standard input; several may be given. OUTPUT is a file, a folder for what comes from a
+    folder, a glob, a list or several inputs, or - for y4m on standard output.
     """
     if options["overwrite"] and options["skip_existing"]:
         raise click.UsageError("-y overwrites what exists, -n leaves it: choose one.")

@@ -20,6 +20,7 @@ from cyclegan_batch.job.plan_text import plan_lines
 from cyclegan_batch.job.preview import write_preview
 from cyclegan_batch.job.status import job_status
 from cyclegan_batch.job.units import TarUnit
+from cyclegan_batch.remote import RemotePath, forget
 from cyclegan_batch.wording import grouped
 from tests.synthesis import generators, pictures
 from tests.synthesis.tars import Item, jpeg, members, packed, png, write_tar
@@ -274,3 +275,23 @@ def test_a_tar_whose_worker_dies_is_tried_once_more_and_may_replace_what_that_on
         outcome.error
     )
     dispatcher.close()
+
+
+@pytest.mark.behaviour(20, 28)
+def test_tars_go_from_store_to_store_and_are_resumed(
+    model: Path, memory_store: RemotePath, tmp_path: Path
+) -> None:
+    for number in range(2):
+        content = packed(labelled(5, 5 * number))
+        (memory_store / "in" / f"{number}.tar").write_bytes(content)
+        write_tar(tmp_path / "in" / f"{number}.tar", labelled(5, 5 * number))
+    translate(tmp_path / "in", tmp_path / "out", model=model)
+    report = translate("memory://bucket/in", "memory://bucket/out", model=model)
+    assert (report.status, report.frames) == ("whole", 10)
+    for number in range(2):
+        expected = (tmp_path / "out" / f"{number}.tar").read_bytes()
+        assert (memory_store / "out" / f"{number}.tar").read_bytes() == expected
+    (memory_store / "in" / "0.tar").write_bytes(packed(labelled(6)))
+    forget()
+    again = translate("memory://bucket/in", "memory://bucket/out", model=model, overwrite=True)
+    assert (len(again.up_to_date), again.frames) == (1, 6)

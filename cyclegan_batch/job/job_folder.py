@@ -56,8 +56,8 @@ def stretch_folders(folder: Path) -> set[str]:
     Raises OSError for a store that does not answer.
     """
     if isinstance(folder, RemotePath):
-        parts = (name.parts for name in folder.beneath() if name.suffix != JOURNALS)
-        return {first for first, *others in parts if others}
+        parts = (name.parts for name in folder.beneath())
+        return {first for first, *others in parts if others and not first.endswith(JOURNALS)}
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)}

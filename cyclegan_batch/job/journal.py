@@ -28,7 +28,7 @@ from ..file_identity import FileIdentity, sha256_of
 from ..files import exists, output_error, remove_tree, size_of
 from ..media import Dropped, Whole, Written
 from ..media.formats import PIPE, Entry
-from ..remote import is_remote
+from ..remote import RemotePath, is_remote
 from ..wording import printable
 from .fingerprint import COPY, Job, kind_of_output
 from .job_folder import FolderLock, digest_of, journal_name, name_of, stretch_folders
@@ -40,7 +40,7 @@ from .journal_lines import (
     written_note,
     written_times,
 )
-from .journal_storage import Storage, has_begun, open_storage
+from .journal_storage import Storage, open_storage
 from .plan_text import command_description
 from .record import Record
 from .units import Counters, ImageUnit, JoinUnit, Outcome, StretchUnit, TarUnit, Unit, VideoUnit
@@ -238,7 +238,7 @@ class Journal:
         if stretch is not None:
             base = stretch.time_base
             line |= {
-                "bytes": size_of(stretch.path),
+                "bytes": _bytes_of(stretch.path),
                 "time_base": [base.numerator, base.denominator],
                 "times": written_times(stretch.times),
                 "last_duration": stretch.last_duration,
@@ -440,6 +440,17 @@ class Journal:
         remove_tree(folder)
 
 
+def _bytes_of(path: Path) -> int | None:
+    """Return the size of a stretch; None where it is gone."""
+    if not isinstance(path, RemotePath):
+        return size_of(path)
+    try:
+        # Another process may have put it, of which this one's listing tells nothing.
+        return path.ask().st_size
+    except OSError:
+        return None
+
+
 def is_unrecorded_part(plan: JobPlan) -> bool:
     """Return whether a plan is a part of a job (``--shard``) that has no journal yet.
 
@@ -448,7 +459,7 @@ def is_unrecorded_part(plan: JobPlan) -> bool:
     if plan.folder is None or plan.root is None or plan.output != plan.root:
         return False
     name = journal_name(plan.output, plan.root, plan.options.part)
-    return plan.options.part[1] > 1 and not has_begun(plan.folder / name)
+    return plan.options.part[1] > 1 and not (plan.folder / name).exists()
 
 
 def remove_joined_stretches(plan: JobPlan) -> None:

@@ -1,9 +1,9 @@
 """Where the lines of a journal lie: in a file that is appended to, or in objects of a store.
 
-A store appends to no object. There a journal lies beneath a prefix of its own name, in an object
-for each unit, which is put anew as a whole when there is more to tell, and in one for the beginning
-and one for the end of each run. The names of the objects, ``RUN-NUMBER.jsonl``, sort in the order
-in which they are to be read. A run that ends whole puts one object in place of all.
+A store appends to no object. There the name of a journal is a prefix, beneath which it lies in an
+object for each unit, which is put anew as a whole when there is more to tell, and in one for the
+beginning and one for the end of each run. The names of the objects, ``RUN-NUMBER.jsonl``, sort in
+the order in which they are to be read. A run that ends whole puts one object in place of all.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class _Objects:
     """A journal on a store."""
 
     def __init__(self, journal: RemotePath) -> None:
-        self._prefix = _prefix(journal)
+        self._journal = journal
         # Its name comes behind those of all runs before it, whatever the clocks of their machines.
         matches = (_OBJECT.fullmatch(each.name) for each in journal_files(journal.parent))
         latest = max((int(match[1]) for match in matches if match), default=0)
@@ -180,8 +180,8 @@ class _Objects:
                 self._put(each)
 
     def read(self) -> Iterator[tuple[Path, Line]]:
-        files = journal_files(self._prefix.parent)
-        self._found = [each for each in files if each.parent == self._prefix]
+        files = journal_files(self._journal.parent)
+        self._found = [each for each in files if each.parent == self._journal]
         return lines_of(self._found)
 
     def rewrite(self, lines: Iterable[bytes]) -> None:
@@ -204,7 +204,7 @@ class _Objects:
         return self._count - 1
 
     def _path(self, number: int) -> Path:
-        return self._prefix / f"{self.run}-{number:08}{JOURNALS}"
+        return self._journal / f"{self.run}-{number:08}{JOURNALS}"
 
     def _put(self, each: _Object) -> None:
         self._path(each.number).write_bytes(each.data)
@@ -223,7 +223,9 @@ def journal_files(folder: Path) -> list[Path]:
         return [
             folder / name
             for name in folder.beneath()
-            if len(name.parts) == 2 and _OBJECT.fullmatch(name.name)
+            if len(name.parts) == 2
+            and name.parts[0].endswith(JOURNALS)
+            and _OBJECT.fullmatch(name.name)
         ]
     try:
         with os.scandir(folder) as entries:
@@ -238,17 +240,7 @@ def journal_files(folder: Path) -> list[Path]:
 
 def journal_of(file: Path) -> Path:
     """Return the journal that a file or an object belongs to, by its name in the job folder."""
-    return file.parent.with_name(file.parent.name + JOURNALS) if is_remote(file) else file
-
-
-def _prefix(journal: RemotePath) -> RemotePath:
-    """Return the prefix of the objects of a journal."""
-    return journal.with_suffix("")
-
-
-def has_begun(journal: Path) -> bool:
-    """Return whether a run has begun the journal of this name. Raises OSError."""
-    return (_prefix(journal) if isinstance(journal, RemotePath) else journal).exists()
+    return file.parent if is_remote(file) else file
 
 
 def lines_of(files: Sequence[Path]) -> Iterator[tuple[Path, Line]]:

@@ -14,6 +14,7 @@ from .frames import Pixels, as_pixel_type, geometry, to_uint8
 from .models.card import ModelCard
 from .opening import open_for_translation
 from .options import BackendName, Direction, FrameSize, TranslateOptions, TranslatePrecision
+from .remote import as_path
 
 
 class Generator:
@@ -108,7 +109,7 @@ def open_generator(
         cache_dir=None if cache_dir is None else Path(cache_dir),
     )
     runtime = open_backend(
-        open_for_translation(Path(model), options),
+        open_for_translation(as_path(model), options),
         backend=options.backend,
         device=options.device,
         precision=options.precision,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, TypedDict
 
 from .errors import InputError
-from .models.checkpoint_files import is_checkpoint
+from .models.checkpoint_files import SUFFIXES, is_checkpoint
 from .options import MAX_PIXELS, Direction
-from .wording import printable
+from .remote import RemotePath
+from .wording import printable, why_store_failed
 
 if TYPE_CHECKING:
     from .models.checkpoints import LoadedGenerator
@@ -42,17 +44,27 @@ def inspect_file(
 
     The ending of its name, or the first bytes of a checkpoint, show which kind of file it is; any
     other file is opened as a video. Of a folder with two generators, the one of ``direction`` is
-    described. Raises InputError, ModelError, and BackendUnavailableError where a checkpoint needs
-    torch.
+    described. A model of a store is fetched into the cache folder, and known by the ending of its
+    name only. Raises InputError, ModelError, OutputError, and BackendUnavailableError where a
+    checkpoint needs torch.
     """
     from .media.formats import IMAGE_FORMATS, TAR_SUFFIX
 
     suffix = path.suffix.lower()
-    if not path.exists():
+    by_name = suffix in {".onnx", ".engine", ".plan", ".trt"}
+    if isinstance(path, RemotePath):
+        _refuse_no_object(path)
+        if by_name or suffix in SUFFIXES:
+            from .models.fetched import fetched_model
+
+            local, _ = fetched_model(path)
+            described = _describe_model(local, model_io, direction)
+            return {"kind": "model", **described, "path": printable(path)}
+    elif not path.exists():
         raise InputError(
             f"{printable(path)}: no such file; inspect describes a model, a video or an image"
         )
-    if suffix in {".onnx", ".engine", ".plan", ".trt"} or is_checkpoint(path):
+    elif by_name or is_checkpoint(path):
         return {"kind": "model", **_describe_model(path, model_io, direction)}
     if suffix in IMAGE_FORMATS:
         return {"kind": "image", **_describe_image(path)}
@@ -64,6 +76,15 @@ def inspect_file(
     from .media.demux.probe import probe
 
     return {"kind": "media", **describe(probe(path, count_frames=count_frames))}
+
+
+def _refuse_no_object(url: RemotePath) -> None:
+    try:
+        is_prefix = S_ISDIR(url.stat().st_mode)
+    except OSError as error:
+        raise InputError(f"{printable(url)}: {why_store_failed(error)}") from error
+    if is_prefix:
+        raise InputError(f"{printable(url)}: is a prefix; inspect describes one object of a store")
 
 
 def _describe_model(

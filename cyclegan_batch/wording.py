@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,17 @@ def counted(count: int, noun: str) -> str:
 def byte_size(count: int) -> str:
     """Return a number of bytes as ``1.5 GiB``, or in MiB below one."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def why_store_failed(error: OSError) -> str:
+    """Return why an object of a store cannot be read, and what to do, without its name."""
+    if isinstance(error, FileNotFoundError):
+        return "no such object, and none beneath it; check the bucket and the key"
+    if isinstance(error, PermissionError):
+        denied = error.strerror == os.strerror(errno.EACCES)
+        reason = "permission denied" if denied else error.strerror
+        return f"{reason}; check the credentials for this store, and what they allow"
+    return f"cannot be read: {error.strerror or error}"
 
 
 def first_line(error: BaseException, most: int = 200) -> str:

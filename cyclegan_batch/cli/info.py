@@ -11,14 +11,14 @@ from typing import get_args
 import click
 
 from ..options import Direction
-from .options import PATH, GroupedCommand, option
+from .options import PATH, PLACE, GroupedCommand, option
 from .process import print_result
 
 
 @click.command(
     cls=GroupedCommand, short_help="Describe a model, a run folder, a video or an image."
 )
-@click.argument("file", type=PATH)
+@click.argument("file", type=PLACE)
 @option("--json", "as_json", is_flag=True, help="Print JSON.")
 @option(
     "--direction",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,8 +14,25 @@ import click
 from .. import option_table
 from ..option_table import Option
 from ..options import MODEL, FrameSize, TranslateOptions
+from ..remote import as_path
 
 PATH = click.Path(path_type=Path)
+
+
+class Place(click.Path):
+    """A file or a folder, or the URL of an object or a prefix of a store."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Path:
+        """Return the path. Raises InputError for a URL that is not read."""
+        return as_path(os.fsdecode(super().convert(value, param, ctx)))
+
+
+PLACE = Place()
 
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
@@ -192,10 +210,10 @@ def model_option() -> GroupedOption:
     return GroupedOption(
         ["-m", "--model"],
         group=MODEL,
-        type=PATH,
+        type=PLACE,
         required=True,
         help="The generator: an ONNX file, a TensorRT engine, a checkpoint (.pth, .safetensors) or "
-        "the folder of a training run.",
+        "the folder of a training run; an ONNX file or a checkpoint may be a URL.",
     )
 
 

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, GroupedCommand, option
+from .options import PLACE, GroupedCommand, option
 from .process import print_result
 
 
 @click.command(cls=GroupedCommand, short_help="Tell what of a job is done, failed and left.")
-@click.argument("output", type=PATH)
+@click.argument("output", type=PLACE)
 @option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(output: Path, as_json: bool) -> None:
     """Tell what of the job that writes OUTPUT is done, failed and left, and how fast it goes.
 
-    OUTPUT is what translate was given: a file or a folder. It is only read, at any time. The exit
-    code is 0 where all is whole, 3 where something is left, missing or damaged, and 1 where nothing
-    is known of a job.
+    OUTPUT is what translate was given: a file, a folder or a URL. It is only read, at any time. The
+    exit code is 0 where all is whole, 3 where something is left, missing or damaged, and 1 where
+    nothing is known of a job.
     """
     from ..job.status import job_status
     from ..wording import printable

@@ -13,7 +13,7 @@ import click
 from ..errors import ContradictionError, CycleganBatchError
 from ..options import RUN, TranslateOptions
 from .options import (
-    PATH,
+    PLACE,
     GroupedCommand,
     GroupedOption,
     model_option,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .progress import Reporter
 
 _PARAMETERS: list[click.Parameter] = [
-    click.Argument(["inputs"], nargs=-1, required=True, type=PATH, metavar="INPUT..."),
+    click.Argument(["inputs"], nargs=-1, required=True, type=PLACE, metavar="INPUT..."),
     # The output is a string: a separator at its end means a folder, and a Path drops it.
     click.Argument(["output"], type=click.Path()),
     model_option(),
@@ -43,14 +43,14 @@ _PARAMETERS: list[click.Parameter] = [
     GroupedOption(
         ["--report"],
         group=RUN,
-        type=PATH,
+        type=PLACE,
         metavar="FILE",
         help="Write what was done to FILE as JSON, with every version and digest.",
     ),
     GroupedOption(
         ["--manifest"],
         group=RUN,
-        type=PATH,
+        type=PLACE,
         metavar="FILE",
         help="Write a line of JSON for each input to FILE, a row where its name ends in .parquet: "
         "its output, sizes and digest, what is damaged in it, and whether it is done, up to date, "
@@ -92,7 +92,8 @@ def command(
     INPUT is a video, an image, a tar of images, a folder of these, numbered images (f_%06d.png), a
     quoted glob ('frames/*.png'), a list of files (@LIST, or @- on standard input), or - for a y4m
     video on standard input; several may be given. OUTPUT is a file, a folder for what comes from a
-    folder, a glob, a list or several inputs, or - for y4m on standard output.
+    folder, a glob, a list or several inputs, or - for y4m on standard output. Both may be URLs of a
+    store (s3://bucket/raw/, 's3://bucket/*.tar'): an object is a file, and a prefix is a folder.
     """
     if options["overwrite"] and options["skip_existing"]:
         raise click.UsageError("-y overwrites what exists, -n leaves it: choose one.")

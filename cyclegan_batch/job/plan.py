@@ -18,7 +18,7 @@ from ..files import output_error
 from ..frames import Geometry, Size
 from ..option_table import options_given
 from ..options import TranslateOptions
-from ..remote import RemotePath, as_path, is_remote
+from ..remote import RemotePath, as_path, forget, is_remote
 from ..wording import Note, printable
 from .backend_choice import (
     BackendChoice,
@@ -195,6 +195,7 @@ def plan_job(
     from .inputs import find_inputs
     from .space import check_space, scratch_bytes
 
+    forget()  # what an earlier job in this process has listed
     # Cheap checks come first: a typing error need not wait until a model is loaded.
     _check_times(options)
     tree = find_inputs(

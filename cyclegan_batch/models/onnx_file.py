@@ -77,6 +77,19 @@ def read_onnx(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
     return content, proto, digest.hexdigest()
 
 
+def names_other_files(path: Path) -> bool:
+    """Return whether the file at ``path`` is an ONNX that keeps weights in other files.
+
+    Raises OSError.
+    """
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(path.read_bytes())
+    except DecodeError:
+        return False  # `read_onnx` tells it
+    return any(each.data_location == TensorProto.EXTERNAL for each in _tensors(proto))
+
+
 def _declare_shapes(proto: onnx.ModelProto) -> bool:
     """Fill in, in place, the shapes that a graph's input and output do not declare.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from ...errors import InputError, OutputError
 from ...files import exists
 from ...media.formats import Entry
 from ...remote import is_remote
-from ...wording import printable
+from ...wording import printable, why_store_failed
 
 
 def status_of(source: Path) -> os.stat_result:
@@ -45,22 +44,12 @@ def not_regular(path: Path) -> InputError:
 def unreadable(path: Path, error: OSError) -> InputError:
     """Return ``error``, which came from reading ``path``, as an InputError with a remedy."""
     if is_remote(path):
-        return InputError(f"{printable(path)}: {_why_not_from_store(error)}")
+        return InputError(f"{printable(path)}: {why_store_failed(error)}")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return InputError(f"{printable(path)}: no such file or folder; check the name")
     if isinstance(error, PermissionError):
         return InputError(f"{printable(path)}: permission denied; make it readable for this user")
     return InputError(f"{printable(path)}: cannot be read: {error.strerror or error}")
-
-
-def _why_not_from_store(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such object, and none beneath it; check the bucket and the key"
-    if isinstance(error, PermissionError):
-        denied = error.strerror == os.strerror(errno.EACCES)
-        reason = "permission denied" if denied else error.strerror
-        return f"{reason}; check the credentials for this store, and what they allow"
-    return f"cannot be read: {error.strerror or error}"
 
 
 def real_path(path: Path) -> str:

@@ -18,13 +18,15 @@ import io
 import os
 import stat
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path, PosixPath
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from .errors import InputError
+from .listings import forget as forget
+from .listings import keep, known, made_status, remember, unnamable
 from .wording import printable
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class RemotePath(PosixPath):
 
         Raises OSError.
         """
-        return _known(self) or self.ask()
+        return known(str(self)) or self.ask()
 
     lstat = stat
 
@@ -154,15 +156,13 @@ class RemotePath(PosixPath):
                 listed[name] = _status(info)
             else:
                 odd.append(f"{self.protocol}://{key}")
-        with _LOCK:
-            _LISTED[str(self)] = _Listing(listed)
-            _UNNAMABLE[str(self)] = odd
+        keep(str(self), listed, odd)
         return {Path(name): status for name, status in listed.items()}
 
     @property
     def unnamable(self) -> list[str]:
         """The URLs that the last `beneath` left out."""
-        return list(_UNNAMABLE.get(str(self), ()))
+        return unnamable(str(self))
 
     # Content
 
@@ -214,7 +214,7 @@ class RemotePath(PosixPath):
                 self._store.pipe_file(self._key, data)
             else:
                 self._create(functools.partial(self._store.pipe_file, self._key, data))
-        _remember(self, len(data))
+        remember(str(self), len(data))
 
     def _create(self, put: functools.partial[object]) -> None:
         """Call ``put`` so that it fails where the object exists."""
@@ -233,7 +233,7 @@ class RemotePath(PosixPath):
         except FileNotFoundError:
             if not missing_ok:
                 raise
-        _remember(self, None)
+        remember(str(self), None)
 
     def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing: a prefix exists with its first object."""
@@ -379,7 +379,7 @@ class _Put(io.RawIOBase):
                 self.discard()
                 raise
             super().close()
-            _remember(self._path, self._size)
+            remember(str(self._path), self._size)
 
     def __exit__(self, *error: object) -> None:
         if error[0] is not None:
@@ -464,7 +464,7 @@ def copy_out(local: Path, path: Path, *, overwrite: bool) -> None:
             put()
         else:
             path._create(put)
-    _remember(path, local.stat().st_size)
+    remember(str(path), local.stat().st_size)
 
 
 def _part_bytes(local: Path) -> int:
@@ -510,6 +510,8 @@ def _os_error(error: Exception, path: Path) -> OSError:
     name = type(error).__name__
     words = " ".join(str(error).split()) or name
     code = _code(error)
+    if _is_replaced(error):
+        return OSError(errno.ESTALE, "it was replaced while it was read", str(path))
     if code == "NoSuchBucket":
         text = "the store has no bucket of this name"
         return FileNotFoundError(errno.ENODEV, text, str(path))
@@ -531,8 +533,6 @@ def _os_error(error: Exception, path: Path) -> OSError:
         return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     if name in ("NoCredentialsError", "PartialCredentialsError"):
         return PermissionError(errno.EACCES, f"the store needs credentials ({words})", str(path))
-    if _is_replaced(error):
-        return OSError(errno.ESTALE, "it was replaced while it was read", str(path))
     if isinstance(error, OSError) and error.errno is not None:
         # Without a code it is the system's own, of a file here.
         found = error.strerror if code is None else f"the store answers: {error.strerror}"
@@ -581,104 +581,8 @@ def _status(info: Mapping[str, object]) -> os.stat_result:
         seconds = float(when)
     length = size if isinstance(size, int) else 0
     # Some servers tell milliseconds in a listing, and whole seconds of a single object.
-    return _made_status(info["type"] == "file", length, int(seconds) * 10**9)
+    return made_status(info["type"] == "file", length, int(seconds) * 10**9)
 
 
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
 """The names under which file systems of fsspec give the time of modification."""
-
-
-def _made_status(is_object: bool, size: int, mtime_ns: int) -> os.stat_result:
-    mode = stat.S_IFREG | 0o644 if is_object else stat.S_IFDIR | 0o755
-    seconds = mtime_ns // 10**9
-    return os.stat_result(
-        (mode, 0, 0, 1, 0, 0, size, seconds, seconds, seconds),
-        {"st_mtime_ns": mtime_ns, "st_mtime": mtime_ns / 1e9},
-    )
-
-
-# What is known of prefixes that were listed
-
-
-class _Listing:
-    """The objects beneath a prefix, by their relative names, and the folders that they form."""
-
-    def __init__(self, objects: Mapping[str, os.stat_result]) -> None:
-        self._objects = dict(objects)
-        self._folders: Counter[str] = Counter()
-        for name in self._objects:
-            self._folders.update(_folders(name))
-
-    def status(self, name: str) -> os.stat_result | None:
-        """Return the status of an object or a folder; None where there is none."""
-        found = self._objects.get(name)
-        if found is None and self._folders[name] > 0:
-            return _made_status(False, 0, 0)
-        return found
-
-    def change(self, name: str, status: os.stat_result | None) -> None:
-        """Add an object, or take it away."""
-        before = name in self._objects
-        if status is None:
-            self._objects.pop(name, None)
-        else:
-            self._objects[name] = status
-        change = (status is not None) - before
-        for folder in _folders(name) if change else ():
-            self._folders[folder] += change
-
-
-def _folders(name: str) -> Iterator[str]:
-    """Yield the folders that an object lies in; the prefix itself is the empty text."""
-    while name:
-        name = name.rpartition("/")[0]
-        yield name
-
-
-_LOCK = threading.Lock()
-_LISTED: dict[str, _Listing] = {}
-"""What lies beneath each listed prefix."""
-_UNNAMABLE: dict[str, list[str]] = {}
-
-
-def forget() -> None:
-    """Forget all listings: `RemotePath.stat` asks the store again."""
-    with _LOCK:
-        _LISTED.clear()
-        _UNNAMABLE.clear()
-
-
-def _listings(path: RemotePath) -> Iterator[tuple[_Listing, str]]:
-    """Yield the listings that a path lies in, with its relative name; `_LOCK` is held.
-
-    The one of the longest prefix comes first: it may be newer than one of all that lies above.
-    """
-    text = str(path)
-    for prefix, listing in sorted(_LISTED.items(), key=lambda item: -len(item[0])):
-        if text == prefix:
-            yield listing, ""
-        elif text.startswith(prefix + "/"):
-            yield listing, text[len(prefix) + 1 :]
-
-
-def _known(path: RemotePath) -> os.stat_result | None:
-    """Return the status of what lies beneath a listed prefix; None where none of them is listed.
-
-    Raises FileNotFoundError for what is not there.
-    """
-    with _LOCK:
-        for listing, name in _listings(path):
-            found = listing.status(name)
-            if found is not None:
-                return found
-            if name:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    return None
-
-
-def _remember(path: RemotePath, size: int | None) -> None:
-    """Add what this process has put to the listings, or take away what it has removed."""
-    with _LOCK:
-        for listing, name in _listings(path):
-            if name:
-                listing.change(name, None if size is None else _made_status(True, size, 0))

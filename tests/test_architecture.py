@@ -29,8 +29,8 @@ ROOTS = {
 """The three packages and the folder that each stands in."""
 
 GROUND = {
-    "_version", "errors", "file_identity", "files", "frames", "machine", "option_table", "options",
-    "remote", "wording",
+    "_version", "errors", "file_identity", "files", "frames", "listings", "machine",
+    "option_table", "options", "remote", "wording",
 }  # fmt: skip
 """Modules at the root that everything may import, and that import one another only."""
 

@@ -367,7 +367,7 @@ def test_a_stretch_that_another_process_has_put_is_known_to_the_next_run(
     output = s3 / "film.mp4"
     plan = planned(film, str(output), model=model)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remote, "_remember", lambda path, size: None)
+        patch.setattr(remote, "remember", lambda url, size: None)
         stretches_done(plan, [0])
     remote.forget()
     assert [each.number for each in planned(film, str(output), model=model).done[output]] == [0]

@@ -3,6 +3,7 @@
     python benchmarks/bulk.py video       stretches and journal against one encoder run, two minutes
     python benchmarks/bulk.py images      a journal against none, 10,000 images of 64²
     python benchmarks/bulk.py workers     two workers against one, 10,000 images of 64²
+    python benchmarks/bulk.py manifest    a manifest as Parquet and as lines, --count rows
 
 The clip and the images are synthesised. The two sides of a round run one after the other, and the
 ratios are those within a round; RESULTS.md holds them. CPU seconds depend less than seconds on what
@@ -14,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import itertools
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -159,12 +162,40 @@ def compare(what: str, ours: Callable[[], Cost], other: Callable[[], Cost], roun
         print(f"{unit} {what}: {statistics.median(ratios):.3f} ({spread}, {rounds} rounds)")
 
 
+def manifests(count: int, work: Path) -> None:
+    """Print bytes, CPU time and memory of a manifest of ``count`` made-up rows, in each format."""
+    import pyarrow.parquet  # noqa: F401 - its memory is not counted
+
+    from cyclegan_batch.job import manifest
+
+    def rows() -> Iterator[manifest.Row]:
+        for number in range(count):
+            name = f"sequence{number // 1000:05}/frame{number:08}.png"
+            yield {
+                **{"input": f"/data/sim/{name}", "output": f"/data/real/{name}"},
+                **{"input_size": (256, 256), "output_size": (256, 256)},
+                **{"bytes": 90_000 + number % 7000, "frames": 1, "damaged": 0},
+                "sha256": hashlib.sha256(name.encode()).hexdigest(),
+                **{"status": "done", "reason": None, "failures": []},
+            }
+
+    for suffix, write in (("jsonl", manifest._write_lines), ("parquet", manifest._write_parquet)):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        begin = time.process_time()
+        with (work / f"manifest.{suffix}").open("wb") as file:
+            write(file, rows())
+        seconds = time.process_time() - begin
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        size = (work / f"manifest.{suffix}").stat().st_size / count
+        print(f"{suffix}: {size:.0f} bytes a row, {seconds:.1f} CPU s, {grown:.0f} MiB more memory")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["video", "images", "workers"])
+    parser.add_argument("part", choices=["video", "images", "workers", "manifest"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=120, help="of the clip")
-    parser.add_argument("--count", type=int, default=10_000, help="images")
+    parser.add_argument("--count", type=int, default=10_000, help="images, or rows")
     parser.add_argument("--folder", type=Path, help="where the files are written")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -173,6 +204,9 @@ def main() -> None:
         def fresh(suffix: str = "") -> Path:
             return work / f"out{next(numbers)}{suffix}"
 
+        if arguments.part == "manifest":
+            manifests(arguments.count, work)
+            return
         if arguments.part == "video":
             clip = write_clip(work / "clip.mp4", arguments.seconds)
             identity = write_identity(work / "identity.onnx")

@@ -138,7 +138,7 @@ def cut(clip: Path, most: int, target: Path, frames: Path) -> int:
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
         for number, frame in zip(range(most), source.decode(video=0), strict=False):
-            pixels = middle(frame.to_ndarray(format="rgb24"))
+            pixels = middle(frame.to_ndarray(format="rgb24"), SIDE)
             cv2.imwrite(str(frames / f"{number:05}.png"), pixels[:, :, ::-1])
             out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         out.mux(stream.encode(None))

@@ -2,6 +2,7 @@
 
     python benchmarks/store.py PHOTOGRAPHS                  all four ways, and the store alone
     python benchmarks/store.py PHOTOGRAPHS --latency 20     each request waits 20 ms first
+    python benchmarks/store.py PHOTOGRAPHS --plan           what an input costs a plan
 
 PHOTOGRAPHS, a folder, is cut into images of 256², no two of them alike. They go through an identity
 generator as single files and in tars, from and to the local disk and a store: moto's S3 server at
@@ -309,6 +310,43 @@ def run(arguments: argparse.Namespace, url: str, work: Path) -> None:
     report(loads, rates, count)
 
 
+def plan_cost(photographs: Path, url: str, work: Path, count: int) -> None:
+    """Print the memory and the CPU time that an input takes in a plan, of a folder and of a store.
+
+    It is the difference of a plan of ``count`` images and of one of a quarter.
+    """
+    from benchmarks.pipeline import write_identity
+    from cyclegan_batch.api import plan_translation
+
+    model = write_identity(work / "identity.onnx")
+    boto().create_bucket(Bucket=BUCKET)
+    for part, number in (("first", 50), ("quarter", count // 4), ("all", count)):
+        write_inputs(photographs, work / part, work / f"{part}-tars", number, number)
+        upload(work / part, part)
+    for where, base in (("a folder", f"{work}/"), ("a store", f"s3://{BUCKET}/")):
+        took = {}
+        for part in ("first", "quarter", "all"):
+            resident, begin = _resident(), time.process_time()
+            plan = plan_translation(f"{base}{part}/", f"{base}to/{part}/", model=model)
+            took[part] = (_resident() - resident, time.process_time() - begin)
+            assert len(plan.entries) == len(list((work / part).iterdir()))
+            kept.append(plan)
+        size, seconds = (
+            (whole - quarter) / (count - count // 4)
+            for whole, quarter in zip(took["all"], took["quarter"], strict=True)
+        )
+        print(f"{where}: {size:,.0f} bytes and {1e6 * seconds:,.0f} CPU µs an input")
+
+
+kept: list[object] = []
+"""Plans, so that the memory of one is not used by the next."""
+
+
+def _resident() -> int:
+    """Return the bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def report(loads: dict[str, list[Load]], rates: dict[str, list[float]], count: int) -> None:
     """Print a row for each way: medians, and least and most of the ratios within a round."""
     bare = [way for way in rates if way.endswith(f"{AT_ONCE} at once")]
@@ -355,9 +393,13 @@ def main() -> None:
     parser.add_argument("--per-tar", type=int, default=250, help="images of a tar")
     parser.add_argument("--latency", type=float, default=0, help="ms that a request waits")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--plan", action="store_true", help="measure the plans alone")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, server(arguments.latency) as url:
-        run(arguments, url, Path(name))
+        if arguments.plan:
+            plan_cost(arguments.photographs, url, Path(name), arguments.count)
+        else:
+            run(arguments, url, Path(name))
 
 
 if __name__ == "__main__":

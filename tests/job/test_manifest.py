@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+import tarfile
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,7 +28,7 @@ from cyclegan_batch.job.report import Report, check_result_path
 from cyclegan_batch.job.units import Counters
 from cyclegan_batch.media import Dropped
 from tests.job.test_standing import done, names, picture, planned
-from tests.needs import package
+from tests.needs import has, package
 from tests.synthesis import generators, streams
 
 
@@ -141,6 +142,29 @@ def test_what_a_video_lost_is_in_its_row_in_every_later_run(
         assert (row["status"], row["frames"]) == (status, 27), capfd.readouterr()
         assert (row["damaged"], row["reason"]) == (2 * (1 + stretches), "a")
         assert row["failures"] == ["a", "b"] * (1 + stretches)
+
+
+@pytest.mark.behaviour(22)
+def test_what_a_tar_lost_is_in_its_row(model: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "a.tar", "w") as archive:
+        for name in ("1", "2", "3"):
+            archive.add(tmp_path / "a.png", f"{name}.png")
+        broken = tarfile.TarInfo("4.png")
+        broken.size = 9
+        archive.addfile(broken, io.BytesIO(b"\x89PNG\r\n\x1a\n "))
+    plan = planned(tmp_path / "in", tmp_path / "out", model=model)
+    done(plan)
+    for suffix in ("jsonl", "parquet") if has("pyarrow") else ("jsonl",):
+        path = tmp_path / f"m.{suffix}"
+        plan = planned(tmp_path / "in", tmp_path / "out", model=model)
+        write_manifest(plan, report_run(plan, Counters()), path)
+        read = rows(path).values() if suffix == "jsonl" else parquet(path).read().to_pylist()
+        (row,) = read
+        assert (row["status"], row["frames"], row["damaged"]) == ("up to date", 3, 1)
+        assert "a.tar/4.png" in row["failures"][0]
+        assert row["reason"] == row["failures"][0]
 
 
 # Parquet

@@ -245,3 +245,52 @@ def _modules() -> list[Path]:
     roots = [REPOSITORY / name for name in ("cyclegan_batch", "train", "export")]
     paths = [path for root in roots for path in root.rglob("*.py")]
     return sorted(path for path in paths if path.name != "edge.py")
+
+
+def _section(page: str, title: str) -> str:
+    return re.split(rf"^##+ {title}\n", (REPOSITORY / page).read_text(), flags=re.M)[1].split(
+        "\n#"
+    )[0]
+
+
+def _rows(section: str) -> dict[str, list[str]]:
+    """Return the cells of every row of the tables of a section by the first of them."""
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
+    return {first: others for first, *others in cells}
+
+
+def test_the_estimate_for_a_billion_images_follows_from_what_was_measured():
+    """Its numbers are those of RESULTS.md, and what is derived of them is that."""
+    page = _section("docs/datasets.md", "A billion images")
+    table = _rows(page)
+    image = _rows(_section("benchmarks/RESULTS.md", "Bytes and CPU time of an image"))
+    store = _rows(_section("benchmarks/RESULTS.md", "From and to an object store"))
+    codec = {}
+    for name in ("256², JPEG", "256², PNG", "512², JPEG", "512², PNG"):
+        size, *times = image[f"photographs, {name}"]
+        codec[name] = sum(map(float, times))
+        bytes_ = int(size.replace(",", ""))
+        assert table[name] == [size, f"{bytes_ / 1000:.0f}", f"{bytes_ * 0.02:,.0f}"]
+    assert table["b"][1] == image["photographs, 256², JPEG"][0]
+    bytes_ = int(table["b"][1].replace(",", ""))
+    for name, measured in {
+        "horse→zebra": "horse→zebra (2.7 G multiply-adds), without options",
+        "the same, `--precision bf16`": "the same, `--precision bf16`",
+        "ResNet-9 of 64 channels, 56.8 G multiply-adds": (
+            "ResNet-9 of 64 channels (56.8 G), seeded weights, without options"
+        ),
+    }.items():
+        cost = image[measured][0]
+        hours = float(cost) * 1e9 / 3.6e6
+        derived = [f"{hours:,.0f}", f"{hours / 1000:.1f}", f"{hours * float(table['p'][1]):,.0f}"]
+        assert table[name] == [cost, *derived, f"{1000 * bytes_ / hours / 3.6:,.0f}"]
+    assert f"{codec['256², JPEG']:.2f} ms to decode and encode" in page
+    assert f"a PNG {codec['256², PNG']:.2f}:" in page
+    objects, tars = store["objects"][1], store["tars as objects"][1]
+    assert f"took {objects} ms of CPU time as an object and {tars} in a tar" in page
+    assert f"{float(objects) - float(tars):.1f} ms more" in page
+    memory, time = (float(cell.replace(",", "")) / 1000 for cell in store["an object"])
+    assert f"{memory:.1f} kB of memory and {time:.2f} ms for each object" in page
+    road = [image[f"road scenes, 256², {name}"][0] for name in ("JPEG", "PNG")]
+    assert "had {} bytes as JPEG and {} as PNG".format(*road) in page

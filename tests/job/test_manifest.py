@@ -27,6 +27,7 @@ from cyclegan_batch.job.plan import JobPlan
 from cyclegan_batch.job.report import Report, check_result_path
 from cyclegan_batch.job.units import Counters
 from cyclegan_batch.media import Dropped
+from cyclegan_batch.remote import RemotePath
 from tests.job.test_standing import done, names, picture, planned
 from tests.needs import has, package
 from tests.synthesis import generators, streams
@@ -245,6 +246,27 @@ def test_parquet_can_go_through_a_pipe(whole: tuple[JobPlan, Report], tmp_path: 
     write_manifest(*whole, tmp_path / "m.parquet")
     reader.join()
     assert parquet(io.BytesIO(read[0])).metadata.num_rows == 5
+
+
+@pytest.mark.behaviour(22)
+@pytest.mark.needs("pyarrow")
+def test_the_manifest_of_a_job_in_a_store_is_put_there(
+    model: Path, source: Path, memory_store: RemotePath
+) -> None:
+    (memory_store / "in" / "a.png").write_bytes((source / "a.png").read_bytes())
+    (memory_store / "in" / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n ")
+    words = ["translate", f"{memory_store}/in/", f"{memory_store}/out/", "-m", str(model)]
+    for status in ("done", "up to date"):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--manifest", f"{memory_store}/m.parquet"])
+        assert ended.value.code == 3
+        content = (memory_store / "m.parquet").read_bytes()
+        first, second = parquet(io.BytesIO(content)).read().to_pylist()
+        assert (first["input"], first["status"]) == (f"{memory_store}/in/a.png", status)
+        written = memory_store / "out" / "a.png"
+        assert first["output"] == str(written)
+        assert first["sha256"] == hashlib.sha256(written.read_bytes()).hexdigest()
+        assert (second["status"], second["failures"]) == ("failed", [second["reason"]])
 
 
 @pytest.mark.behaviour(25)

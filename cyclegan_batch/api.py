@@ -30,7 +30,7 @@ from .job.runners.local import run_here
 from .job.units import Counters, Failure, is_hopeless
 from .media.formats import Entry
 from .options import TranslateOptions
-from .remote import as_path
+from .remote import as_path, is_remote
 from .wording import grouped, printable
 
 
@@ -204,24 +204,33 @@ def report_run(
 
 def _copy_others(plan: JobPlan, journal: Journal | None, counters: Counters) -> None:
     from .job.inputs import copy_file
+    from .media.ahead import ahead
+
+    def copy(entry: Entry) -> tuple[FileIdentity, int, str] | InputError | OutputError:
+        overwrite = plan.options.overwrite or entry.output in plan.redone
+        try:
+            return _identity(entry, plan), *copy_file(entry, overwrite=overwrite)
+        except (InputError, OutputError) as error:
+            return error
 
     if journal is not None:
         journal.begin_copies(plan.others)
-    for entry in plan.others:
-        try:
-            identity = _identity(entry, plan)
-            copy_file(entry, overwrite=plan.options.overwrite or entry.output in plan.redone)
-        except (InputError, OutputError) as error:
-            if plan.options.skip_existing and isinstance(error, OutputExistsError):
+    if any(each.status is not None or is_remote(each.output) for each in plan.others):
+        copies = ahead(copy, plan.others)
+    else:
+        copies = ((entry, copy(entry)) for entry in plan.others)
+    with contextlib.closing(copies):
+        for entry, copied in copies:
+            if not isinstance(copied, CycleganBatchError):
+                counters.written.append(entry.output)
+                if journal is not None:
+                    journal.copied(entry, *copied)
+            elif plan.options.skip_existing and isinstance(copied, OutputExistsError):
                 counters.left += 1
-                continue
-            counters.failures.append(Failure(printable(entry.source), error))
-            if plan.options.on_error == "fail" or is_hopeless(error):
-                raise
-        else:
-            counters.written.append(entry.output)
-            if journal is not None:
-                journal.copied(entry, identity)
+            else:
+                counters.failures.append(Failure(printable(entry.source), copied))
+                if plan.options.on_error == "fail" or is_hopeless(copied):
+                    raise copied
 
 
 def _identity(entry: Entry, plan: JobPlan) -> FileIdentity:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CycleganBatchError, InputError, OutputError, OutputExistsError
-from ..file_identity import FileIdentity, sha256_of
+from ..file_identity import FileIdentity
 from ..files import exists, output_error, remove_tree, size_of
 from ..media import Dropped, Whole, Written
 from ..media.formats import PIPE, Entry
@@ -272,12 +272,8 @@ class Journal:
         for start in range(0, len(outputs), _ROWS):
             self._write_begun(COPY, COPY, outputs[start : start + _ROWS])
 
-    def copied(self, entry: Entry, identity: FileIdentity) -> None:
-        """Take a file that was copied; ``identity`` is of its source before that."""
-        try:
-            length, digest = entry.output.stat().st_size, sha256_of(entry.output)
-        except OSError:
-            return  # somebody has removed it again
+    def copied(self, entry: Entry, identity: FileIdentity, length: int, digest: str) -> None:
+        """Take a file that was copied: its source's identity before that, its bytes and SHA-256."""
         row = [name_of(entry.output, self._root), written_identity(identity), None, None]
         self._append(COPY, {"line": "whole", "job": COPY.id, "outputs": [[*row, length, digest]]})
         self._whole.add(entry.output)

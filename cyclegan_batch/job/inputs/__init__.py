@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import InputError, OutputError
-from ...file_identity import FileIdentity, identity_of_status
+from ...file_identity import FileIdentity, identity_of_status, sha256_of
 from ...files import writing
 from ...media.formats import PIPE, Entry, Kind
 from ...media.pattern import parse_pattern, pattern_files
@@ -188,15 +188,14 @@ def _mirrored(
     return InputTree(tuple(entries), root, (*mirror.notes, *mirror.naming.notes(entries), *notes))
 
 
-def copy_file(entry: Entry, *, overwrite: bool) -> None:
+def copy_file(entry: Entry, *, overwrite: bool) -> tuple[int, str]:
     """Copy a file that is not translated, byte for byte and with its modification time.
 
-    An object gets the time at which it is put. Raises InputError where the file cannot be read,
-    OutputError where it cannot be written.
+    An object gets the time at which it is put. Returns the bytes of the copy and their SHA-256.
+    Raises InputError where the file cannot be read, OutputError where it cannot be written.
     """
     if entry.status is not None:
-        _copy_object(entry, entry.status, overwrite=overwrite)
-        return
+        return _copy_object(entry, entry.status, overwrite=overwrite)
     try:
         source = entry.source.open("rb")
     except OSError as error:
@@ -207,9 +206,10 @@ def copy_file(entry: Entry, *, overwrite: bool) -> None:
             shutil.copyfileobj(source, target, 1 << 20)
         times = os.fstat(source.fileno())
         os.utime(partial, ns=(times.st_atime_ns, times.st_mtime_ns))
+        return partial.stat().st_size, sha256_of(partial)
 
 
-def _copy_object(entry: Entry, status: FileIdentity, *, overwrite: bool) -> None:
+def _copy_object(entry: Entry, status: FileIdentity, *, overwrite: bool) -> tuple[int, str]:
     with writing(entry.output, overwrite=overwrite) as partial:
         entry.output.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()  # what fails here is a failure of the output
@@ -218,6 +218,7 @@ def _copy_object(entry: Entry, status: FileIdentity, *, overwrite: bool) -> None
         except OSError as error:
             raise unreadable(entry.source, error) from error
         os.utime(partial, ns=(status.mtime_ns, status.mtime_ns))
+        return partial.stat().st_size, sha256_of(partial)
 
 
 def _pipe_or_pattern(source: Path, output: Path | str) -> Entry | None:

@@ -174,7 +174,7 @@ def test_a_cluster_makes_what_the_local_run_makes(
     assert run.code == 3, run.stderr
     assert run.frames == FRAMES + PICTURES
     assert_equals_the_local_run(work, tmp_path / "out")
-    assert "on the Ray cluster: 2 workers, each with 1 CPU" in run.stderr
+    assert "on the Ray cluster: 2 workers of 1 CPU" in run.stderr
     assert not [line for line in run.stderr.splitlines() if not line.startswith("{")]
     wait_for(lambda: not actors(cluster[1]))
 

@@ -46,11 +46,15 @@ _CPUS = 4
 """The most CPUs that a worker asks for where neither ``--threads`` nor ``--workers`` says it. A
 choice: a worker of few CPUs finds room beside other jobs, and one of several shares a model."""
 
-_METHODS = ("begin", "give", "take")
-"""The methods of an actor. Each has a thread of its own, and its calls keep their order."""
+_METHODS = 3
+"""Methods of an actor that may run at once, one call of each. Nothing depends on their order: a
+message follows the answer to the one before it."""
 
 _REACHED = 10.0
 """Seconds for a connection to the cluster. Ray itself tries for minutes where nobody answers."""
+
+_MOST_OF_REASON = 120
+"""Characters of Ray's own reason that a message shows."""
 
 _WAITED = 15.0
 """Seconds without a worker after which the user is told what is waited for."""
@@ -92,7 +96,7 @@ class Actors:
         self._surroundings = self._surroundings_here()
         self._waits_since = time.monotonic()
         what = "a Ray cluster was started for this command" if is_local else "on the Ray cluster"
-        return [Note(None, f"{what}: {counted(self.count, 'worker')}, each with {self._each}")]
+        return [Note(None, f"{what}: {counted(self.count, 'worker')} of {self._each}")]
 
     @property
     def _each(self) -> str:
@@ -169,7 +173,7 @@ class Actors:
             **self._options,
             max_restarts=0,
             max_task_retries=0,
-            concurrency_groups=dict.fromkeys(_METHODS, 1),
+            max_concurrency=_METHODS,
         )
         return _Actor(made(RayWorker).remote(), self._surroundings, self._stored_plan)
 
@@ -197,8 +201,8 @@ class Actors:
         elif self._waits_since is not None and time.monotonic() > self._waits_since + _WAITED:
             self._waits_since = None
             text = (
-                f"the Ray cluster has no room yet for a worker with {self._each}; its work is "
-                "waited for (fewer --threads, or `ray status`, tell more)"
+                f"the Ray cluster has no room for a worker of {self._each} yet, and is waited for; "
+                "`ray status` tells what it has, and with fewer --threads a worker needs less"
             )
             actor.inbox.append(Progress(0, 0, "", {}, (Note(None, text),)))
 
@@ -223,12 +227,9 @@ class _Actor:
         self.inbox: deque[FromWorker] = deque()
         """Messages that have arrived and are not taken."""
         # An error of this call is one of the next, too.
-        self._begun = self._call("begin", surroundings, plan)
-        self.answer: _OfRay = self._call("take", _TAKE)
+        self._begun = actor.begin.remote(surroundings, plan)
+        self.answer: _OfRay = self._actor.take.remote(_TAKE)
         """The reference to the next messages; None once it has ended."""
-
-    def _call(self, method: str, *arguments: object) -> _OfRay:
-        return getattr(self._actor, method).options(concurrency_group=method).remote(*arguments)
 
     def receive(self) -> None:
         """Take the messages that have arrived, or that it has died."""
@@ -246,7 +247,7 @@ class _Actor:
         if messages and isinstance(messages[-1], Done | Raised | Crashed):
             self._end("ended")
         else:
-            self.answer = self._call("take", _TAKE)
+            self.answer = self._actor.take.remote(_TAKE)
 
     def _end(self, how: str) -> None:
         self._how = self._how or how
@@ -255,7 +256,7 @@ class _Actor:
     def send(self, message: ToWorker) -> None:
         """Send a message; one that has died is found by `has_ended`."""
         if self._how is None:
-            self._call("give", message)
+            self._actor.give.remote(message)
 
     def rest(self) -> Iterator[FromWorker]:
         """Yield what has arrived and nobody has taken."""
@@ -357,18 +358,20 @@ def _modules_in_the_environment() -> Iterator[None]:
 
 
 def _how(error: Exception) -> str:
-    """Return in words how an actor has died."""
-    text = str(error)
-    if getattr(error, "preempted", False) or "node has died" in text:
+    """Return in words how an actor has died. Only Ray's message tells it."""
+    lines = str(error).strip().splitlines() or [""]
+    text, reason = "\n".join(lines), lines[-1]
+    if "running low on memory" in text:
+        how, reason = "ended by Ray for want of memory", lines[0]
+    elif "node has died" in text:
         how = "lost with its machine"
-    elif "running low on memory" in text or "OUT_OF_MEMORY" in text:
-        how = "ended by Ray, as its machine was short of memory"
     else:
         how = "lost"
-    place = re.search(r"^\s*ip: (\S+)$", text, re.MULTILINE)
-    detail = re.search(r"Worker exit detail: ([^.]*\.)", text)
-    reason = detail[1].rstrip(".") if detail else (text.strip().splitlines() or [""])[-1]
-    return how + (f" on {place[1]}" if place else "") + f" (Ray: {reason[:200]})"
+        if detail := re.search(r"Worker exit detail: (.*)", text):
+            reason = detail[1]
+    place = re.search(r"\bip: ([^\s,]+)", text, re.IGNORECASE)
+    where = f" on {place[1]}" if place else ""
+    return f"{how}{where} (Ray: {reason.strip().partition('. ')[0][:_MOST_OF_REASON]})"
 
 
 def _lacks_this_package(error: Exception) -> BackendError | None:

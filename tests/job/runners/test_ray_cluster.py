@@ -194,15 +194,17 @@ def test_workers_on_gpus_ask_for_gpus(
         ),
         (
             "The actor died unexpectedly before finishing this task.\n\tip: 192.0.2.3\n"
-            "The actor died because its node has died. Node Id: 4f",
-            "lost with its machine on 192.0.2.3 (Ray: The actor died because its node has died. "
-            "Node Id: 4f)",
+            "The actor died because its node has died. Node Id: 4f\n"
+            "\tthe actor's node was terminated unexpectedly: health check failed",
+            "lost with its machine on 192.0.2.3 (Ray: the actor's node was terminated "
+            "unexpectedly: health check failed)",
         ),
         (
-            "Worker exit type: NODE_OUT_OF_MEMORY Worker exit detail: Task was killed due to the "
-            "node running low on memory. Memory on the node was 31.2GB / 32.0GB",
-            "ended by Ray, as its machine was short of memory (Ray: Task was killed due to the "
-            "node running low on memory)",
+            "1 worker(s) were killed due to the node running low on memory. Memory on the node "
+            "(IP: 192.0.2.2, ID: 7a) was 1.83GB used / 23.54GB limit (0.077781)\nTop 10 memory "
+            "users: PID MEM(GB)\nRefer to the documentation on how to address it.",
+            "ended by Ray for want of memory on 192.0.2.2 (Ray: 1 worker(s) were "
+            "killed due to the node running low on memory)",
         ),
         ("", "lost (Ray: )"),
     ],

@@ -24,6 +24,7 @@ from PIL import Image
 
 from cyclegan_batch.api import plan_translation
 from cyclegan_batch.media.images import shards
+from cyclegan_batch.remote import RemotePath
 from tests.faults import jobs
 from tests.faults.jobs import (
     FOLDER,
@@ -36,7 +37,7 @@ from tests.faults.jobs import (
     tree,
     wait_for,
 )
-from tests.synthesis import generators
+from tests.synthesis import generators, tars
 from tests.synthesis.troubled import MARK, kill, troubled
 
 pytestmark = [pytest.mark.needs("linux", "ray")]
@@ -278,3 +279,35 @@ def test_the_plan_is_the_local_ones(work: Path, tmp_path: Path) -> None:
     ]
     local, ray = ((plan.jobs, plan.shards, plan.schedule.batch_size) for plan in plans)
     assert ray == local
+
+
+@pytest.mark.behaviour(38, 39)
+@pytest.mark.needs("moto", "s3fs")
+def test_tars_of_a_store_go_through_a_cluster_that_loses_an_actor(
+    work: Path, tmp_path: Path, s3: RemotePath, start: Start
+) -> None:
+    """2,000 images in eight tars, from and to S3; the same tars from a folder, without Ray."""
+    (tmp_path / "in").mkdir()
+    images = [tars.jpeg(seed) for seed in range(20)]
+    for number in range(8):
+        items = [
+            item
+            for key in range(250)
+            for item in ((f"{key:03}.jpg", images[key % 20]), (f"{key:03}.cls", b"%d" % key))
+        ]
+        path = tars.write_tar(tmp_path / "in" / f"{number}.tar", items)
+        (s3 / "in" / path.name).write_bytes(path.read_bytes())
+    (s3 / "tiny.onnx").write_bytes((work / "tiny.onnx").read_bytes())
+    options = ["-m", work / "tiny.onnx", "--threads", "1"]
+    assert jobs.translate(tmp_path / "in", tmp_path / "out", *options).frames == 2000
+    where = [f"{s3}/in/", f"{s3}/out/", "-m", f"{s3}/tiny.onnx", "--threads", "1"]
+    ray = ["--runner", "ray", "--ray-address", "local", "--workers", "2"]
+    run = launch(start, *where, *ray)
+    wait_for(lambda: (s3 / "out" / "1.tar").exists() or run.poll() is not None)
+    assert run.poll() is None, run.communicate()
+    os.kill(actors(run.pid)[0], signal.SIGKILL)
+    end = ended(run, time.monotonic())
+    assert (end.code, end.frames) == (0, 2000), end.stderr
+    made = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.tar")}
+    assert len(made) == 8
+    assert {name: (s3 / "out" / name).read_bytes() for name in made} == made

@@ -116,7 +116,8 @@ class Actors:
         options, schedule = self._plan.options, self._plan.schedule
         cpus = [int(node.get("CPU", 0)) for node in nodes]
         most, total = max(cpus, default=0), sum(cpus)
-        pieces = sum(video.stretches for video in self._plan.videos) + len(self._plan.shards)
+        units, videos = self._plan.units, self._plan.videos
+        pieces = len(units) + sum(video.stretches - 1 for video in videos)
         asked: dict[str, _OfRay] = {}
         device = "cpu"
         if self._plan.backend.device != "cpu":

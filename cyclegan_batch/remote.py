@@ -133,17 +133,21 @@ class RemotePath(PosixPath):
         """Return whether objects lie beneath this prefix. Raises OSError."""
         return self.exists() and stat.S_ISDIR(self.stat().st_mode)
 
-    def beneath(self) -> dict[Path, os.stat_result]:
+    def beneath(self, starting: str = "") -> dict[Path, os.stat_result]:
         """List every object beneath this prefix, by its relative path. Raises OSError.
 
-        The listing is remembered in this process: from then on `stat` and its like answer from it
-        for all that lies beneath, and from what this process itself puts and removes there.
+        ``starting``: S3 is only asked for names that begin so; other stores may return all.
+
+        A listing of everything is remembered in this process: from then on `stat` and its like
+        answer from it for all that lies beneath, and from what this process itself puts and removes
+        there.
 
         Keys that are no relative paths, such as those with an empty part or a ``..``, are left out
         and kept by `unnamable`.
         """
+        options = {"prefix": starting} if starting and self.protocol == "s3" else {}
         with _as_os_errors(self):
-            found = self._store.find(self._key, detail=True)
+            found = self._store.find(self._key, detail=True, **options)
         listed: dict[str, os.stat_result] = {}
         odd: list[str] = []
         prefix = self._key + "/"
@@ -156,7 +160,8 @@ class RemotePath(PosixPath):
                 listed[name] = _status(info)
             else:
                 odd.append(f"{self.protocol}://{key}")
-        keep(str(self), listed, odd)
+        if not options:
+            keep(str(self), listed, odd)
         return {Path(name): status for name, status in listed.items()}
 
     @property
@@ -410,8 +415,15 @@ def as_path(text: str | os.PathLike[str]) -> Path:
     Raises InputError for a URL of another kind, one without a bucket, one whose key is no relative
     path, and one whose store needs a package that is not installed.
     """
-    if isinstance(text, RemotePath) or not isinstance(text, str):
-        return text if isinstance(text, Path) else Path(text)
+    if isinstance(text, RemotePath):
+        return text
+    if not isinstance(text, str):
+        path = Path(text)
+        if path.parts and path.parts[0] in {f"{each}:" for each in PROTOCOLS}:
+            raise InputError(
+                f"{printable(path)}: a Path has lost a slash of this URL; give the URL as text"
+            )
+        return path
     protocol, separator, rest = text.partition("://")
     if not separator or not protocol.isalnum() or not protocol.isascii():
         return Path(text)

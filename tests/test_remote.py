@@ -45,6 +45,12 @@ def test_a_url_becomes_a_path_with_the_parts_of_its_key():
     assert path.absolute() == path.resolve() == path
 
 
+def test_a_url_that_a_path_has_shortened_errors():
+    with pytest.raises(InputError, match="s3:/bucket/a: a Path has lost a slash of this URL"):
+        as_path(Path("s3://bucket/a"))
+    assert as_path(Path("a/s3:/b")) == Path("a/s3:/b")
+
+
 def test_a_path_can_be_pickled():
     path = as_path("s3://bucket/a/b")
     again = pickle.loads(pickle.dumps(path))

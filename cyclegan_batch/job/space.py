@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import OutputError
+from ..file_identity import FileIdentity
 from ..files import scratch_folder, size_of
 from ..media.formats import IMAGE_FORMATS, PIPE, Entry
 from ..remote import is_remote
@@ -53,7 +54,10 @@ def check_space(
             sizes[disks.of(video.output)] += video.y4m_bytes - _file_bytes(video.output)
     for disk, pairs in _pairs_of_like_size(videos, images, others, disks).items():
         sample = pairs[:: -(-len(pairs) // _SAMPLED)]
-        grown = sum(_file_bytes(source) - _file_bytes(output) for source, output in sample)
+        grown = sum(
+            (_file_bytes(source) if status is None else status.size) - _file_bytes(output)
+            for source, status, output in sample
+        )
         likely[disk] += grown * len(pairs) // len(sample)
     for disk in dict.fromkeys([*known, *likely]):
         free, need = disks.free(disk), known[disk] + likely[disk]
@@ -107,19 +111,23 @@ def _scratch_notes(videos: Sequence[VideoPlan]) -> list[Note]:
 
 def _pairs_of_like_size(
     videos: Iterable[VideoPlan], images: Iterable[Entry], others: Iterable[Entry], disks: _Disks
-) -> dict[int, list[tuple[Path, Path]]]:
-    """Return, by file system, inputs with outputs that are likely of about their size."""
-    pairs: dict[int, list[tuple[Path, Path]]] = defaultdict(list)
+) -> dict[int, list[tuple[Path, FileIdentity | None, Path]]]:
+    """Return, by file system, inputs with outputs that are likely of about their size.
+
+    Beside an input stands what is known of it without asking for it again.
+    """
+    pairs: dict[int, list[tuple[Path, FileIdentity | None, Path]]] = defaultdict(list)
     for video in videos:
         options = video.options
         is_whole = options.ss is None and options.to is None and options.frames is None
         if video.output != PIPE and video.y4m_bytes is None and is_whole:
-            pairs[disks.of(video.output)].append((video.path, video.output))
+            status = video.identity if is_remote(video.path) else None
+            pairs[disks.of(video.output)].append((video.path, status, video.output))
     for entry in images:
         if _format(entry.source) == _format(entry.output):
-            pairs[disks.of(entry.output)].append((entry.source, entry.output))
+            pairs[disks.of(entry.output)].append((entry.source, entry.status, entry.output))
     for entry in others:
-        pairs[disks.of(entry.output)].append((entry.source, entry.output))
+        pairs[disks.of(entry.output)].append((entry.source, entry.status, entry.output))
     return pairs
 
 

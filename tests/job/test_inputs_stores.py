@@ -292,6 +292,25 @@ def test_s3_is_asked_once_for_a_thousand_objects(s3: RemotePath, requests: Count
     assert entry.status == identity_of_status((s3 / "raw").beneath()[Path("1.png")])
 
 
+def test_s3_lists_only_what_begins_like_the_glob(
+    s3: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(s3, "train-1.png", "train-2.jpg", "train-3/a.png", "test-1.png", "t.png", "x/train-1.png")
+    put(s3, "x/train-x/b.png", "x/y.png")
+    listed: dict[str, int] = {}
+    real = RemotePath.beneath
+
+    def recorded(prefix: RemotePath, starting: str = "") -> dict[Path, os.stat_result]:
+        found = real(prefix, starting)
+        listed[starting] = len(found)
+        return found
+
+    monkeypatch.setattr(RemotePath, "beneath", recorded)
+    for glob, count in (("train-*.png", 1), ("train-*", 3), ("x/train-*", 2), ("*/train-1.png", 1)):
+        assert len(find_inputs([f"{s3}/{glob}"], "out").entries) == count, glob
+    assert listed == {"train-": 2, "": 8}
+
+
 @pytest.mark.parametrize("key", ["/raw", "", "/raw/*.png"])
 def test_a_bucket_that_is_not_there_errors(s3: RemotePath, key: str) -> None:
     with pytest.raises(InputError, match=r"no such object, and none beneath|none that matches"):

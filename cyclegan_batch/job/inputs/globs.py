@@ -3,7 +3,7 @@
 They mean what Python's ``glob`` means with ``recursive=True``: ``*``, ``?`` and ``[…]`` match in a
 name, ``**`` any number of folders, and none of them what is hidden. There is one difference: ``**``
 does not follow links to folders, which can form loops. Of a store everything beneath the fixed
-prefix is listed, and the listing is searched.
+text is listed (S3), or beneath the fixed folder, and the listing is searched.
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ def split_glob(pattern: Path) -> tuple[Path, tuple[str, ...]]:
     parts = pattern.parts
     first = next(at for at, part in enumerate(parts) if _MAGIC.search(part))
     return type(pattern)(*parts[:first]), parts[first:]
+
+
+def fixed_beginning(parts: tuple[str, ...]) -> str:
+    """Return what the names that match ``parts`` begin with, as far as that is one text."""
+    return _MAGIC.split(parts[0], maxsplit=1)[0] if parts else ""
 
 
 def matches_part(name: str, part: str) -> bool:

@@ -11,7 +11,7 @@ from ...file_identity import FileIdentity, identity_of_status
 from ...media.formats import IMAGE_FORMATS, VIDEO_SUFFIXES, Kind, counted_suffixes, natural_key
 from ...remote import RemotePath
 from ...wording import Note, counted, printable
-from .globs import matching, search, split_glob
+from .globs import fixed_beginning, matching, search, split_glob
 from .naming import kind_by_suffix
 from .refusals import unreadable
 
@@ -67,7 +67,7 @@ class Listing:
     @classmethod
     def _searched_in_store(cls, name: Path, prefix: RemotePath, parts: tuple[str, ...]) -> Listing:
         try:
-            objects = prefix.beneath()
+            objects = prefix.beneath(fixed_beginning(parts))
         except OSError as error:
             raise unreadable(prefix, error) from error
         status: dict[Path, FileIdentity] = {}

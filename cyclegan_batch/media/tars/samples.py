@@ -51,6 +51,12 @@ class Slot:
         self.held: Held | None = None
         """What is going to be written; None for a folder, and for an image that is on its way."""
 
+    def leave(self) -> Held | None:
+        """Return what is going to be written, and keep it no longer: the source keeps its images
+        until their window has ended, and with them this."""
+        held, self.held = self.held, None
+        return held
+
 
 class Samples:
     """The samples of one tar, from its reader to its writer. Any thread may call it.
@@ -189,8 +195,8 @@ class Samples:
             if sample.is_lost:
                 self.left_out += 1
                 for slot in sample.slots:
-                    if slot.held is not None:
-                        self._room.forget(slot.held)
+                    if (held := slot.leave()) is not None:
+                        self._room.forget(held)
                 continue
             try:
                 self._write(sample)
@@ -203,7 +209,7 @@ class Samples:
         members = [(slot.info.name, slot.stored) for slot in sample.slots]
         for slot, name in zip(sample.slots, output_names(members, self._asked), strict=True):
             slot.info.name = name
-            held = slot.held
+            held = slot.leave()
 
             def content(write: Callable[[bytes], None], held: Held | None = held) -> None:
                 if held is not None:

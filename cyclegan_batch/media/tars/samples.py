@@ -52,8 +52,10 @@ class Slot:
         """What is going to be written; None for a folder, and for an image that is on its way."""
 
     def leave(self) -> Held | None:
-        """Return what is going to be written, and keep it no longer: the source keeps its images
-        until their window has ended, and with them this."""
+        """Return what is going to be written, and keep it no longer.
+
+        The source keeps its images until their window has ended, and with them the slots.
+        """
         held, self.held = self.held, None
         return held
 

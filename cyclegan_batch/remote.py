@@ -435,6 +435,10 @@ def as_path(text: str | os.PathLike[str]) -> Path:
         )
     bucket, _, key = rest.partition("/")
     key = key.removesuffix("/")
+    if set(bucket) & set("*?["):
+        raise InputError(
+            f"{printable(text)}: names no bucket; *, ? and [ stand for the names of objects only"
+        )
     if not bucket or (key and not _is_relative(key)):
         raise InputError(
             f"{printable(text)}: is no URL of an object; it has the form {protocol}://BUCKET/KEY, "

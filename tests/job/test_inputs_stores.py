@@ -239,6 +239,18 @@ def test_numbered_images_of_a_store_errors(memory_store: RemotePath) -> None:
         find_inputs(["memory://bucket/f_%06d.png"], "out.mp4")
 
 
+def test_a_list_in_a_store_errors(memory_store: RemotePath) -> None:
+    put(memory_store, "names.txt")
+    with pytest.raises(InputError, match=r"^@memory:/bucket/names\.txt: a list is a local file"):
+        find_inputs(["@memory://bucket/names.txt"], "out")
+
+
+@pytest.mark.parametrize("url", ["s3://b*/a", "s3://*", "s3://b[12]/*.png"])
+def test_a_glob_of_buckets_errors(url: str) -> None:
+    with pytest.raises(InputError, match="names no bucket; "):
+        find_inputs([url], "out")
+
+
 def test_a_url_in_a_list_is_the_name_of_a_file(memory_store: RemotePath, tmp_path: Path) -> None:
     put(memory_store, "1.png")
     names = touch(tmp_path / "names.txt", b"memory://bucket/1.png\n")

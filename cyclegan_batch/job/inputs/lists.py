@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import InputError
+from ...remote import PROTOCOLS
 from ...wording import printable
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -81,6 +82,11 @@ def _read(source: Path) -> str:
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except FileNotFoundError as error:
+        if name.partition(":/")[0] in PROTOCOLS:
+            raise InputError(
+                f"{printable(source)}: a list is a local file; copy it here, or give a glob of the "
+                "store"
+            ) from error
         raise InputError(
             f"{printable(source)}: no such file, and no list {printable(name)}; check the name"
         ) from error

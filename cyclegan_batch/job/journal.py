@@ -268,9 +268,10 @@ class Journal:
 
     def begin_copies(self, entries: Iterable[Entry]) -> None:
         """Write down that files are going to be copied as they are (``--copy-others``)."""
-        outputs = self._new(entry.output for entry in entries)
-        for start in range(0, len(outputs), _ROWS):
-            self._write_begun(COPY, COPY, outputs[start : start + _ROWS])
+        names = [name_of(each, self._root) for each in self._new(each.output for each in entries)]
+        slices = (names[start : start + _ROWS] for start in range(0, len(names), _ROWS))
+        lines = ({"line": "begun", "job": COPY.id, "outputs": some} for some in slices)
+        self._append(COPY, *lines, flush=True)
 
     def copied(self, entry: Entry, identity: FileIdentity, length: int, digest: str) -> None:
         """Take a file that was copied: its source's identity before that, its bytes and SHA-256."""

@@ -9,22 +9,21 @@ the order in which they are to be read. A run that ends whole puts one object in
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-import itertools
 import json
 import os
 import re
 import secrets
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias
 
 from ..errors import InputError
 from ..files import temporary_path
+from ..media.ahead import ahead
 from ..remote import RemotePath, is_remote
 from ..wording import printable
 from .job_folder import JOURNALS, mark_as_open
@@ -35,13 +34,14 @@ Line: TypeAlias = "dict[str, Json]"
 _LONGEST_LINE = 8 << 20
 """Bytes of a line that is read. Those that a journal writes stay below a tenth of it."""
 
-_READ_AT_ONCE = 32
-"""Objects that are read side by side."""
 _SMALL = 4 << 20
 """Bytes of an object up to which it is read by one request, and held in the memory."""
 
 _PUT_AFTER = 10.0
 """Seconds after which an object is put though its unit has not ended, for others to see."""
+
+_FULL = 1 << 20
+"""Bytes of an object to which nothing is added: it would be put again and again as a whole."""
 
 _OBJECT = re.compile(rf"([0-9]{{13}})[0-9a-f]{{8}}-[0-9]{{8}}{re.escape(JOURNALS)}")
 """The name of an object: the run, which begins with milliseconds since 1970, and its number."""
@@ -154,7 +154,7 @@ class _Objects:
         self._count = 0
         self._objects: dict[int, _Object] = {}
         """Those that are not settled, by the `id` of what they are about."""
-        self._found: list[Path] = []
+        self._found: list[RemotePath] = []
         """What `read` has read."""
 
     def append(self, data: bytes, about: object, *, flush: bool) -> None:
@@ -169,6 +169,8 @@ class _Objects:
             self._put(each)
         if about is None:
             self.settle()
+        elif len(each.data) >= _FULL:
+            self.settle(about)
         for other in self._objects.values():
             if other.changed is not None and time.monotonic() - other.changed > _PUT_AFTER:
                 self._put(other)
@@ -181,7 +183,9 @@ class _Objects:
 
     def read(self) -> Iterator[tuple[Path, Line]]:
         files = journal_files(self._journal.parent)
-        self._found = [each for each in files if each.parent == self._journal]
+        self._found = [
+            each for each in files if isinstance(each, RemotePath) and each.parent == self._journal
+        ]
         return lines_of(self._found)
 
     def rewrite(self, lines: Iterable[bytes]) -> None:
@@ -191,10 +195,9 @@ class _Objects:
         except OSError:
             return
         # In their order: what is left of them after a kill is overridden as before.
-        with ThreadPoolExecutor(_READ_AT_ONCE, "remove") as pool:
-            for ended in [pool.submit(path.unlink, missing_ok=True) for path in self._found]:
-                with contextlib.suppress(OSError):
-                    ended.result()
+        with contextlib.suppress(OSError):
+            for _ in ahead(functools.partial(RemotePath.unlink, missing_ok=True), self._found):
+                pass
 
     def close(self) -> None:
         """Do nothing: nothing is open."""
@@ -250,9 +253,7 @@ def lines_of(files: Sequence[Path]) -> Iterator[tuple[Path, Line]]:
     FileNotFoundError where it is not there any more, as another run has put one in place of all.
     """
     if any(map(is_remote, files)):
-        for file, content in _contents(sorted(files, key=lambda path: path.name)):
-            for line in _lines(content):
-                yield journal_of(file), line
+        yield from _lines_of_objects(sorted(files, key=lambda path: path.name))
         return
     # By the clock, which may have been set: then of an output that two journals tell of, the older
     # line is taken, and its identity or its size will not match.
@@ -260,6 +261,20 @@ def lines_of(files: Sequence[Path]) -> Iterator[tuple[Path, Line]]:
         with contextlib.suppress(OSError), file.open("rb") as opened:
             for line in _lines(opened):
                 yield file, line
+
+
+def _lines_of_objects(objects: Sequence[Path]) -> Iterator[tuple[Path, Line]]:
+    try:
+        for file, content in _contents(objects):
+            for line in _lines(content):
+                yield journal_of(file), line
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(
+            f"{printable(str(error.filename))}: cannot be read: {error.strerror or error}; what "
+            "earlier runs have done is written there, so nothing is begun without it"
+        ) from error
 
 
 def _modified(path: Path) -> tuple[int, str]:
@@ -285,24 +300,12 @@ def _lines(file: BinaryIO) -> Iterator[Line]:
 
 
 def _contents(objects: Sequence[Path]) -> Iterator[tuple[Path, BinaryIO]]:
-    """Yield each object with its content, several of which are fetched ahead. Raises InputError."""
-    with ThreadPoolExecutor(_READ_AT_ONCE, "journal") as pool:
-        ahead: deque[tuple[Path, Future[bytes] | None]] = deque()
-        rest = iter(objects)
-        while True:
-            for path in itertools.islice(rest, _READ_AT_ONCE - len(ahead)):
-                small = path.stat().st_size <= _SMALL
-                ahead.append((path, pool.submit(path.read_bytes) if small else None))
-            if not ahead:
-                return
-            path, fetched = ahead.popleft()
-            try:
-                with io.BytesIO(fetched.result()) if fetched else path.open("rb") as content:
-                    yield path, content
-            except FileNotFoundError:
-                raise
-            except OSError as error:
-                raise InputError(
-                    f"{printable(path)}: cannot be read: {error.strerror or error}; what earlier "
-                    "runs have done is written there, so nothing is begun without it"
-                ) from error
+    """Yield each object with its content; several are fetched ahead. Raises OSError."""
+
+    def fetch(path: Path) -> bytes | None:
+        return path.read_bytes() if path.stat().st_size <= _SMALL else None
+
+    with contextlib.closing(ahead(fetch, objects)) as fetched:
+        for path, data in fetched:
+            with path.open("rb") if data is None else io.BytesIO(data) as content:
+                yield path, content

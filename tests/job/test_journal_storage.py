@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -73,6 +73,22 @@ def test_what_a_unit_has_done_is_put_after_a_while_though_it_has_not_ended(
     monkeypatch.setattr(journal_storage, "_PUT_AFTER", 0.0)
     storage.append(line("more"), unit, flush=False)
     assert told(folder) == ["some", "more"]
+
+
+def test_an_object_does_not_grow_beyond_a_size(
+    folder: RemotePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the files that are copied would be put as a whole for every few of a million."""
+    monkeypatch.setattr(journal_storage, "_FULL", 100)
+    storage = open_storage(folder / "journal.jsonl")
+    copies = object()
+    for number in range(20):
+        storage.append(line(str(number)), copies, flush=False)
+    storage.settle()
+    assert told(folder) == [str(number) for number in range(20)]
+    files = journal_files(folder)
+    assert len(files) > 2
+    assert all(file.stat().st_size < 100 + len(line("19")) for file in files)
 
 
 def test_a_run_comes_behind_the_one_before_it_whatever_its_clock_tells(
@@ -165,15 +181,17 @@ def test_objects_that_are_put_together_while_they_are_read_are_read_again(
     assert list(Record.of_folder(folder).names()) == ["a.png"]
 
 
+@pytest.mark.parametrize("small", [0, 4 << 20])
 def test_an_object_that_cannot_be_read_is_told_and_not_passed_over(
-    folder: RemotePath, monkeypatch: pytest.MonkeyPatch
+    folder: RemotePath, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its outputs would be somebody else's, and the advice to overwrite them with -y."""
     open_storage(folder / "journal.jsonl").append(line("x"), object(), flush=True)
 
-    def refuse(path: RemotePath) -> bytes:
+    def refuse(path: RemotePath, *mode: str) -> NoReturn:
         raise OSError(5, "the store answers: no", str(path))
 
-    monkeypatch.setattr(RemotePath, "read_bytes", refuse)
+    monkeypatch.setattr(RemotePath, "open" if small == 0 else "read_bytes", refuse)
+    monkeypatch.setattr(journal_storage, "_SMALL", small)
     with pytest.raises(InputError, match=r"-00000000\.jsonl: cannot be read: the store answers"):
         Record.of_folder(folder)

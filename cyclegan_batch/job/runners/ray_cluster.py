@@ -53,6 +53,14 @@ message follows the answer to the one before it."""
 _REACHED = 10.0
 """Seconds for a connection to the cluster. Ray itself tries for minutes where nobody answers."""
 
+_LOOKS = 5.0
+"""Seconds between two looks whether the cluster has a machine left."""
+
+_NO_MACHINE = (
+    "the Ray cluster is lost: Ray has ended on this machine, or on the last one that there was; "
+    "start it again"
+)
+
 _MOST_OF_REASON = 120
 """Characters of Ray's own reason that a message shows."""
 
@@ -68,6 +76,8 @@ class Actors:
         self.count = 0
         self._is_ours = False
         """Whether this object has connected to Ray, and ends that."""
+        self._is_lost = False
+        """Ray has ended on this machine: its core ends this process where it is asked for more."""
         self._token: Path | None = None
         self._options: Mapping[str, _OfRay] = {}
         """What Ray is asked for with each actor."""
@@ -76,6 +86,8 @@ class Actors:
         """The pickled plan in Ray's store, which brings it to each machine once."""
         self._waits_since: float | None = None
         """When the actors were asked for, as long as none has started."""
+        self._looks_at = 0.0
+        """When it is looked next whether the cluster has a machine."""
 
     def open(self) -> Iterable[Note]:
         """Connect to the cluster, or start one, and decide on the workers. Raises BackendError."""
@@ -190,7 +202,10 @@ class Actors:
             arrived, _ = ray.wait(list(waited), num_returns=len(waited), timeout=0)
             for answer in arrived:
                 waited[answer].receive()
+            self._is_lost = self._is_lost or any(actor.is_lost for actor in actors)
             self._tell_of_waiting(actors[0], started=bool(arrived))
+        if any(not actor.has_started for actor in actors):
+            self._check_machines()
         for actor in actors:
             while actor.inbox:
                 yield actor, actor.inbox.popleft()
@@ -207,11 +222,23 @@ class Actors:
             )
             actor.inbox.append(Progress(0, 0, "", {}, (Note(None, text),)))
 
+    def _check_machines(self) -> None:
+        """Look now and then whether a machine is left, while actors wait. Raises BackendError."""
+        import ray
+
+        if time.monotonic() < self._looks_at:
+            return
+        self._looks_at = time.monotonic() + _LOOKS
+        nodes: list[Mapping[str, object]] = ray.nodes()  # type: ignore[no-untyped-call]
+        if not any(node["Alive"] for node in nodes):
+            self._is_lost = True
+            raise BackendError(_NO_MACHINE)
+
     def close(self) -> None:
         """Remove the token, and disconnect; a cluster that was started here ends with that."""
         if self._token is not None:
             self._token.unlink(missing_ok=True)
-        if self._is_ours:
+        if self._is_ours and not self._is_lost:
             import ray
 
             self._is_ours = False
@@ -225,6 +252,9 @@ class _Actor:
         self._actor = actor
         self._how: str | None = None
         """How it ended, once it has."""
+        self.has_started = False
+        self.is_lost = False
+        """Ray has ended on the machine of this command, and all actors with it."""
         self.inbox: deque[FromWorker] = deque()
         """Messages that have arrived and are not taken."""
         # An error of this call is one of the next, too.
@@ -240,10 +270,15 @@ class _Actor:
             ray.get(self._begun)
             messages: list[FromWorker] = ray.get(self.answer)
         except Exception as error:
-            if (lacking := _lacks_this_package(error)) is not None:
-                self.inbox.append(Raised(lacking))
+            fatal = _lacks_this_package(error)
+            if "owner has died" in str(error):
+                self.is_lost = True
+                fatal = BackendError(_NO_MACHINE)
+            if fatal is not None:
+                self.inbox.append(Raised(fatal))
             self._end(_how(error))
             return
+        self.has_started = True
         self.inbox.extend(messages)
         if messages and isinstance(messages[-1], Done | Raised | Crashed):
             self._end("ended")

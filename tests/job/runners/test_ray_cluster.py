@@ -213,6 +213,23 @@ def test_how_an_actor_died_is_told_in_our_words_and_rays(said: str, words: str) 
     assert ray_cluster._how(Exception(said)) == words
 
 
+@pytest.mark.behaviour(39)
+def test_a_cluster_without_machines_ends_the_run_errors(
+    plan: JobPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would wait for ever, as it does for a machine that an autoscaler starts."""
+    import ray
+
+    actors = Actors(plan)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": False}, {"Alive": True}])
+    actors._check_machines()
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": False}])
+    actors._check_machines()  # it was looked a moment ago
+    actors._looks_at = 0.0
+    with pytest.raises(BackendError, match="the Ray cluster is lost"):
+        actors._check_machines()
+
+
 def test_machines_without_this_package_are_named_as_such_errors() -> None:
     lacking = Exception("…\nModuleNotFoundError: No module named 'cyclegan_batch'")
     error = ray_cluster._lacks_this_package(lacking)

@@ -224,11 +224,17 @@ class RemotePath(PosixPath):
     def _create(self, put: functools.partial[object]) -> None:
         """Call ``put`` so that it fails where the object exists."""
         if self.protocol in _CONDITIONAL:
-            put(mode="create")
-        elif self._store.exists(self._key):
+            try:
+                put(mode="create")
+            except OSError as error:
+                if error.errno != errno.ENOSYS:
+                    raise
+            else:
+                return
+            # A store of S3's kind that has no conditions, as other ones.
+        if self._store.exists(self._key):
             raise FileExistsError(errno.EEXIST, "exists already", str(self))
-        else:
-            put()
+        put()
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the object. Raises OSError."""

@@ -265,6 +265,23 @@ def test_a_store_that_refuses_is_told_with_a_remedy_errors(
     assert is_hopeless(error) == hopeless
 
 
+def test_a_store_of_its_kind_that_has_no_conditions_is_looked_into(s3, monkeypatch):
+    from s3fs.errors import translate_boto_error
+
+    real = s3._store.pipe_file
+
+    def unconditional(path, data, mode="overwrite"):
+        if mode == "create":
+            raise translate_boto_error(refused("NotImplemented", "If-None-Match"))
+        real(path, data)
+
+    monkeypatch.setattr(s3._store, "pipe_file", unconditional)
+    (s3 / "a").put(b"first", overwrite=False)
+    with pytest.raises(FileExistsError):
+        (s3 / "a").put(b"second", overwrite=False)
+    assert (s3 / "a").read_bytes() == b"first"
+
+
 def test_a_file_is_published_into_a_store(bucket):
     final = bucket / "a" / "b.txt"
     partial = temporary_path(final)

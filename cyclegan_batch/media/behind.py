@@ -21,8 +21,8 @@ MOST_BYTES = 64 << 20
 class Behind(Generic[Item]):
     """Calls a function for each item, in a thread of its own, `REQUESTS` at most.
 
-    To start one takes 0.1 ms, and a request 2 ms of the CPU or more. The threads are daemons: one
-    that waits for a store that does not answer keeps no process from ending.
+    To start one took 0.07 ms of the CPU. The threads are daemons: one that waits for a store that
+    does not answer keeps no process from ending.
     """
 
     def __init__(self, function: Callable[[Item], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,44 @@ def test_two_parts_are_one_job(bucket: RemotePath, model: Path, source: Path) ->
     folders = Counter(name.parts[1] for name in root.beneath() if FOLDER in name.parts)
     assert folders == {"journal-1of2.jsonl": 1, "journal-2of2.jsonl": 1}
     assert again(source, str(root), model=model).up_to_date
+
+
+def test_a_part_that_finds_nothing_to_do_has_begun(
+    memory_store: RemotePath, model: Path, source: Path
+) -> None:
+    root = memory_store / "x"
+    translate(source, str(root), model=model)
+    for part in ("1/2", "2/2", "2/2"):
+        assert again(source, str(root), model=model, shard=part).exit_code == 0
+    status = status_of(root)
+    assert (status.parts, status.done, status.is_whole) == ((2, 2), COUNT, True)
+    assert len([name for name in root.beneath() if FOLDER in name.parts]) == 3
+
+
+@pytest.mark.behaviour(25)
+@pytest.mark.parametrize("output", ["s3://no-such-bucket/x/", "s3://no-such-bucket/x.png"])
+def test_a_bucket_that_is_not_there_is_told_before_the_first_frame(
+    s3: RemotePath, model: Path, source: Path, output: str
+) -> None:
+    inputs = source / "0.png" if output.endswith(".png") else source
+    with pytest.raises(OutputError, match="the store has no bucket of this name; check the URL"):
+        prepare_translation(inputs, output, model=model)
+
+
+@pytest.mark.behaviour(29)
+def test_a_run_at_work_is_told_by_its_last_line(
+    bucket: RemotePath, model: Path, source: Path
+) -> None:
+    root = bucket / "x"
+    journal = Journal(planned(source, str(root), model=model))
+    status = status_of(root)
+    assert (status.done, status.left, status.at_work) == (0, COUNT, None)
+    assert status.silent is not None
+    assert status.silent < 60
+    assert status.description()["silent_seconds"] == status.silent
+    assert re.search(r"it wrote 0:00:\d\d ago; no lock tells", "\n".join(status.lines()))
+    journal.close()
+    assert "ended early" in "\n".join(status_of(root).lines())
 
 
 @pytest.mark.behaviour(23)

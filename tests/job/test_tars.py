@@ -15,11 +15,12 @@ from cyclegan_batch.api import plan_translation, prepare_translation, translate
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.job.dispatch import Dispatcher
 from cyclegan_batch.job.inputs import find_inputs
+from cyclegan_batch.job.journal_lines import as_whole_output, written_failure, written_failures
 from cyclegan_batch.job.manifest import write_manifest
 from cyclegan_batch.job.plan_text import plan_lines
 from cyclegan_batch.job.preview import write_preview
 from cyclegan_batch.job.status import job_status
-from cyclegan_batch.job.units import TarUnit
+from cyclegan_batch.job.units import Failure, TarUnit
 from cyclegan_batch.listings import forget
 from cyclegan_batch.remote import RemotePath
 from cyclegan_batch.wording import grouped
@@ -297,3 +298,18 @@ def test_tars_go_from_store_to_store_and_are_resumed(
     forget()
     again = translate("memory://bucket/in", "memory://bucket/out", model=model, overwrite=True)
     assert (len(again.up_to_date), again.frames) == (1, 30)
+
+
+def test_the_failures_of_one_tar_that_a_journal_keeps_are_bounded() -> None:
+    failures = [
+        Failure(f"x.tar/{n}.jpg", InputError(f"x.tar/{n}.jpg: broken")) for n in range(5000)
+    ]
+    rows = written_failures(failures)
+    assert rows[:2000] == [written_failure(each) for each in failures[:2000]]
+    whole = as_whole_output("job", ["x.tar", [1, 1, None], None, None, 1, ""], {"failures": rows})
+    assert whole is not None
+    assert sum(each.count for each in whole.failures) == 5000
+    assert whole.failures[-1].cause == (
+        "x.tar/2000.jpg and others, 3,000 in all: are missing or damaged as well"
+    )
+    assert len(json.dumps(rows)) < 1 << 20

@@ -212,8 +212,9 @@ def test_the_readme_names_every_extra_and_no_other():
 
 
 def test_every_command_and_option_that_a_message_names_is_there():
-    # Of nvidia-smi, of torchrun, of the reference implementation's test.py, and of ray start.
+    # Of nvidia-smi, torchrun, the reference implementation's test.py, ray start and tar.
     options = {"--help", "--query-gpu", "--nproc-per-node", "--eval", "--head"}
+    options |= {"--sparse", "--dereference", "--hard-dereference"}
     for command in cli.main.commands.values():
         options |= _flags(command)
     named = 0

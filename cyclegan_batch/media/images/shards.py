@@ -16,7 +16,7 @@ from ...file_identity import FileIdentity, identity_of_data, identity_of_status
 from ...files import refuse_existing
 from ...frames import Frame, PixelType, Size
 from ...options import TranslateOptions
-from ...remote import RemotePath
+from ...remote import RemotePath, is_remote
 from ...wording import Note, printable
 from .. import Dropped
 from ..ahead import ahead
@@ -280,8 +280,9 @@ class ImageSource:
         if isinstance(found, InputError):
             return found
         try:
-            if not self.shard.overwrites(entry.output):
-                # Another process may have written it meanwhile.
+            # Another process may have written it meanwhile. A store tells it as the output is put,
+            # and would need a request for it here.
+            if not (is_remote(entry.output) or self.shard.overwrites(entry.output)):
                 refuse_existing(entry.output)
             if found is not None:
                 return found

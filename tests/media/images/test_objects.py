@@ -100,6 +100,21 @@ def test_an_image_of_a_store_is_read_by_one_request(s3: RemotePath, requests: Co
     assert requests == {"GetObject": 12}
 
 
+def test_an_output_in_a_store_needs_no_request_before_it_is_put(
+    s3: RemotePath, requests: Counter[str], tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/1.png").write_bytes(MIXED["1.png"])
+    (s3 / "in/1.png").write_bytes(MIXED["1.png"])
+    for source in (tmp_path / "in", s3 / "in"):
+        entries = find_inputs([source], f"{s3}/out").entries
+        forget()  # as in a worker process
+        requests.clear()
+        (frame,) = read(source_of(entries, overwrite=False))
+        assert isinstance(frame, Frame)
+        assert requests["HeadObject"] + requests["ListObjectsV2"] == 0
+
+
 def test_a_large_image_of_a_store_is_read_after_its_header(
     s3: RemotePath, requests: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

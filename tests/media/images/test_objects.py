@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,6 +25,7 @@ from cyclegan_batch.media.images.shards import ImageSource, PictureTag, plan_ima
 from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.remote import RemotePath, forget
 from tests.media.images.test_shards import WHOLE
+from tests.media.test_ahead import reading_threads
 from tests.needs import need
 from tests.synthesis import pictures
 
@@ -186,17 +186,16 @@ def test_reading_that_is_stopped_leaves_no_thread(
 ) -> None:
     for number in range(64):
         (memory_store / f"in/{number:02}.png").write_bytes(MIXED["1.png"])
-    before = threading.active_count()
     source = source_of(find_inputs([memory_store / "in"], "out").entries)
     frames = source.read()
     next(frames)
-    assert threading.active_count() > before
+    assert reading_threads()
     frames.close()  # type: ignore[attr-defined]
     source.close()
     deadline = time.monotonic() + 10
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while reading_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert not reading_threads()
 
 
 # Headers

@@ -15,6 +15,7 @@ import functools
 import importlib
 import importlib.util
 import io
+import itertools
 import os
 import stat
 import threading
@@ -273,7 +274,7 @@ class _Get(io.RawIOBase):
         self._length = file.seek(0, io.SEEK_END)
         self._position = 0
         # What the store told as it was opened: a digest or a version, or at least size and time.
-        self._state = str(getattr(file, "details", id(self)))
+        self._state = str(getattr(file, "details", next(_OPENED)))
 
     def readable(self) -> bool:
         return True
@@ -317,6 +318,10 @@ class _Get(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+_OPENED = itertools.count()
+"""Numbers of files of which the store tells nothing; unlike an `id`, none is used twice."""
 
 
 class _Blocks:

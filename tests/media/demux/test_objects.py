@@ -241,6 +241,14 @@ def test_the_blocks_that_are_kept_are_bounded(
     assert requests["GetObject"] == 8
 
 
+def test_an_object_of_which_the_store_tells_nothing_is_got_anew(memory_store: RemotePath) -> None:
+    path = memory_store / "a"
+    for number in range(50):
+        path.write_bytes(bytes([number]))
+        with path.open("rb") as file:
+            assert file.read() == bytes([number])
+
+
 def test_an_object_that_is_replaced_while_it_is_read_errors(
     s3: RemotePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,15 +314,18 @@ def test_a_store_that_fails_is_no_damage_of_the_video_errors(
 def test_ctrl_c_while_an_object_is_read_is_none_of_the_store(
     tmp_path: Path, memory_store: RemotePath, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    path = stored(videos.moving(tmp_path / "a.mp4", frames=50), memory_store)
+    path = stored(videos.moving(tmp_path / "a.mp4", frames=200), memory_store)
+    asked = []
+
+    def interrupted(self: object, size: int) -> bytes:
+        asked.append(size)
+        raise KeyboardInterrupt
+
     with open_container(path) as container:
-        monkeypatch.setattr(demuxing.SplicedFile, "read", _interrupted)
+        monkeypatch.setattr(demuxing.SplicedFile, "read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             list(demux(container, list(container.streams)))
     with pytest.raises(KeyboardInterrupt):
         open_container(path)
+    assert len(asked) == 2
     assert capfd.readouterr().err == ""
-
-
-def _interrupted(self: object, size: int) -> bytes:
-    raise KeyboardInterrupt

@@ -36,8 +36,16 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def exists(path: Path) -> bool:
-    """Return whether there is something under this name, be it a link that leads nowhere."""
-    return path.exists() if is_remote(path) else os.path.lexists(path)
+    """Return whether there is something under this name, be it a link that leads nowhere.
+
+    Raises OutputError for a store that does not answer.
+    """
+    if not is_remote(path):
+        return os.path.lexists(path)
+    try:
+        return path.exists()
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def size_of(path: Path) -> int | None:

@@ -463,7 +463,9 @@ def remove_joined_stretches(plan: JobPlan) -> None:
     """Remove the stretches of videos that are whole: a process that was killed may leave them."""
     if plan.folder is None or plan.root is None or not plan.finished:
         return
-    folders = stretch_folders(plan.folder)
+    folders: set[str] = set()
+    with contextlib.suppress(OSError):  # what stays takes room, and is found by the next run
+        folders = stretch_folders(plan.folder)
     for output in plan.finished if folders else ():
         name = digest_of(name_of(output, plan.root))
         if name in folders:

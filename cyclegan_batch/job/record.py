@@ -120,12 +120,13 @@ class Record:
     ) -> Record:
         """Read those journals of a job folder that ``wanted`` chooses among its files.
 
-        Raises InputError for a store that does not answer.
+        Raises InputError and OSError for a store that does not answer.
         """
         for _ in range(_READINGS):
+            files = wanted(journal_files(folder))
             # Another run may put one object in place of several while they are read.
             with contextlib.suppress(FileNotFoundError):
-                return cls.read(wanted(journal_files(folder)))
+                return cls.read(files)
         raise InputError(
             f"{printable(folder)}: other runs change it all the time; run this again when they "
             "have ended"

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import InputError, OutputError
 from ..file_identity import FileIdentity, identity_of
-from ..files import exists, size_of
+from ..files import exists, output_error, size_of
 from ..media.formats import PIPE, Entry
 from ..media.pattern import pattern_files
 from ..option_table import options_of
@@ -67,7 +67,13 @@ def read_record(folder: Path | None, entries: Sequence[Entry], root: Path | None
         stems = ((journal_of(file).stem, file) for file in files)
         return [file for stem, file in stems if stem in own or stem[:7] == "journal"]
 
-    return Record.of_folder(folder, wanted)
+    try:
+        return Record.of_folder(folder, wanted)
+    except OSError as error:
+        raise InputError(
+            f"{printable(folder)}: cannot be read: {error.strerror or error}; run this again when "
+            "the store answers"
+        ) from error
 
 
 def same_jobs(record: Record, jobs: Iterable[Job]) -> dict[OutputKind, list[Job]]:
@@ -171,7 +177,10 @@ class _State:
 
     @classmethod
     def of(cls, entry: Entry, root: Path | None, record: Record) -> _State:
-        length = size_of(entry.output)
+        try:
+            length = size_of(entry.output)
+        except OSError as error:
+            raise output_error(entry.output, error) from error
         if length is None:
             return cls(exists(entry.output), None, None)
         if record.is_empty or root is None:

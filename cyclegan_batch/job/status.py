@@ -156,8 +156,8 @@ def job_status(output: Path) -> JobStatus | None:
         if not is_remote(output):
             raise
         raise InputError(
-            f"{printable(output)}: cannot be read: {error.strerror or error}; run this again "
-            "when the store answers"
+            f"{printable(output)}: cannot be read: {error.strerror or error}; check the URL, "
+            "and run this again when the store answers"
         ) from error
 
 

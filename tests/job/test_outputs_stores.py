@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from cyclegan_batch import remote
 from cyclegan_batch.api import prepare_translation, run_plan, translate
-from cyclegan_batch.errors import OutputError
+from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.files import scratch_folder
 from cyclegan_batch.job.inputs import find_inputs
 from cyclegan_batch.job.job_folder import FOLDER
@@ -24,7 +25,7 @@ from cyclegan_batch.job.status import JobStatus, job_status
 from cyclegan_batch.media.images.shards import plan_images
 from cyclegan_batch.media.images.sinks import ObjectSink
 from cyclegan_batch.options import TranslateOptions
-from cyclegan_batch.remote import RemotePath
+from cyclegan_batch.remote import RemotePath, as_path
 from tests.job.test_standing import done, picture, planned
 from tests.needs import need
 from tests.synthesis import generators, streams
@@ -247,6 +248,8 @@ def test_a_bucket_that_is_not_there_is_told_before_the_first_frame(
     inputs = source / "0.png" if output.endswith(".png") else source
     with pytest.raises(OutputError, match="the store has no bucket of this name; check the URL"):
         prepare_translation(inputs, output, model=model)
+    with pytest.raises(InputError, match="the store has no bucket of this name; check the URL"):
+        job_status(as_path(output))
 
 
 @pytest.mark.behaviour(29)
@@ -479,3 +482,25 @@ def test_a_sink_that_is_given_up_reports_what_is_whole_and_leaves_nothing_else(
     assert sorted(each.path.name for each in sink.written) == ["0.png", "1.png"]
     assert sorted(content(memory_store / "x")) == ["0.png", "1.png"]
     assert not list(scratch_folder().glob(".*"))
+
+
+@pytest.mark.behaviour(25)
+def test_a_store_that_goes_away_after_the_plan_is_told_errors(
+    memory_store: RemotePath, model: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a single output the store is asked again, and of the manifest's rows."""
+    url = f"{memory_store}/0.png"
+    plan = planned(source / "0.png", url, model=model)
+    report = run_plan(plan)
+
+    def refuse(*which: object, **options: object) -> NoReturn:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+    for name in ("info", "find", "cat_file", "pipe_file"):
+        monkeypatch.setattr(memory_store._store, name, refuse)
+    remote.forget()
+    with pytest.raises(InputError, match=r"batch: cannot be read: the store does not answer: "):
+        write_manifest(plan, report, source / "rows.jsonl")
+    for begin in (lambda: run_plan(plan), lambda: planned(source / "0.png", url, model=model)):
+        with pytest.raises(OutputError, match=r"cannot write memory:.*the store does not answer"):
+            begin()

@@ -242,7 +242,7 @@ def test_what_is_missing_or_damaged_is_told_as_of_a_file(
     if suffix == "y4m":
         run(plan(videos.moving(tmp_path / "a.mkv", frames=40), local))
     else:
-        codec = {"flv": "flv1", "wmv": "wmv2"}.get(suffix, "libx264")
+        codec = {"flv": "flv1", "wmv": "wmv2", "avi": "mpeg4"}.get(suffix, "libx264")
         pictures = [streams.picture(number) for number in range(40)]
         frames = [av.VideoFrame.from_ndarray(each, "rgb24") for each in pictures]
         videos.encode(local, [each.reformat(format="yuv420p") for each in frames], codec)

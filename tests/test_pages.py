@@ -20,7 +20,10 @@ from PIL import Image
 import cyclegan_batch
 from cyclegan_batch import cli
 from cyclegan_batch.demo import MODEL
+from cyclegan_batch.remote import as_path, forget
 from tests.needs import REPOSITORY
+from tests.stores import put_tree
+from tests.synthesis import tars
 
 PAGES = sorted(
     [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
@@ -95,6 +98,8 @@ OTHERS |= {"torchrun", "curl", "docker", "find", "tensorboard"}
 """Programs of other people."""
 
 SANDBOX_MODELS = ("day2night.onnx", "sim2real.onnx")
+LAKE = "s3://lake/"
+"""The bucket of the pages."""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +117,26 @@ def sandbox(tmp_path_factory):
         Image.fromarray(pixels).save(path)
     (folder / "sim/a/1.txt").write_text("label")
     (folder / "names.txt").write_text("sim/a/1.png\n")
+    for name in ("tars/1.tar", "sim-0001.tar"):
+        tars.write_tar(folder / name, [("1.png", tars.png()), ("1.txt", b"label")])
     return folder
+
+
+@pytest.fixture(scope="module")
+def lake(sandbox, request):
+    """The bucket of the pages, with the files of the sandbox; what a process needs to reach it."""
+    for package in ("s3fs", "moto"):
+        pytest.importorskip(package)
+    server = request.getfixturevalue("s3_server")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        import boto3
+
+        boto3.client("s3").create_bucket(Bucket="lake")
+        put_tree(sandbox, as_path(LAKE))
+    yield server.environment
+    forget()
 
 
 def _two_minutes(path: Path) -> None:
@@ -131,8 +155,8 @@ RUN = sorted(
         (_name(page), command)
         for page, command in COMMANDS
         if _words(command)[:2] in (["cyclegan-batch", "translate"], ["cyclegan-batch", "inspect"])
-        and set(_words(command)) & {*SANDBOX_MODELS, "clip.mp4"}
-        and not set(_words(command)) & {"-", "@-", "--gpus", "tensorrt", "run"}
+        and {word.removeprefix(LAKE) for word in _words(command)} & {*SANDBOX_MODELS, "clip.mp4"}
+        and not set(_words(command)) & {"-", "@-", "--gpus", "--runner", "tensorrt", "run"}
         and not re.search(r"cuda|data/|\.pth|\.engine|-fp16", command)
     }
 )
@@ -140,7 +164,10 @@ RUN = sorted(
 
 
 @pytest.mark.parametrize("command", sorted({command for _, command in RUN}))
-def test_the_commands_of_the_pages_run(command, sandbox, tmp_path, monkeypatch, capfd):
+def test_the_commands_of_the_pages_run(command, sandbox, tmp_path, monkeypatch, capfd, request):
+    if LAKE in command:
+        for name, value in request.getfixturevalue("lake").items():
+            monkeypatch.setenv(name, value)
     shutil.copytree(sandbox, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:

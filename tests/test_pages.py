@@ -87,7 +87,7 @@ def test_every_command_of_every_page_is_one(page, command):
         scripts = [REPOSITORY / arguments[0], *REPOSITORY.rglob(f"*/{Path(arguments[0]).name}")]
         assert any(script.is_file() for script in scripts)
     elif program == "pip":
-        extras = set(re.findall(r"\[([a-z,]+)\]", command.partition("#")[0]))
+        extras = set(re.findall(r"\[([a-z0-9,]+)\]", command.partition("#")[0]))
         assert {name for each in extras for name in each.split(",")} <= _extras()
     else:
         assert program in OTHERS, f"{_name(page)}: {command}"
@@ -234,7 +234,7 @@ def _extras() -> set[str]:
 
 def test_the_readme_names_every_extra_and_no_other():
     section = _readme().split("| extra |")[1].split("\n\n")[0]
-    named = re.findall(r"`([a-z]+)`", " ".join(re.findall(r"^\| (`.*?) \|", section, re.M)))
+    named = re.findall(r"`([a-z0-9]+)`", " ".join(re.findall(r"^\| (`.*?) \|", section, re.M)))
     assert set(named) == _extras()
 
 

@@ -170,6 +170,12 @@ class TranslateOptions:
     )
     """Compression of png by zlib, from 0 (none) to 9 (smallest, slowest); a faster writer unless
     given."""
+    tar_images: str | None = field(
+        default=None, metadata=option(IMAGES, metavar="EXT[,EXT...]", applies_to=("tar",))
+    )
+    """In tars, translate only the members with these extensions, as WebDataset counts them: what
+    follows the first dot, such as ``jpg`` or ``left.png``. Other images are carried on as they are.
+    Every image that is read unless given."""
 
     on_error: Literal["skip", "fail"] = field(default="skip", metadata=option(ERRORS))
     """At a damaged frame, packet or file: go on without it and list it (skip), or end the job
@@ -251,7 +257,7 @@ class TranslateOptions:
             )
         if self.overwrite and self.skip_existing:
             raise ValueError("overwrite and skip_existing contradict each other; choose one")
-        _ = self.part
+        _ = self.part, self.tar_extensions
 
     @property
     def part(self) -> tuple[int, int]:
@@ -268,6 +274,23 @@ class TranslateOptions:
                 f"shard must be I/N, a part from 1 and the number of parts, got {self.shard!r}"
             )
         return number, parts
+
+    @property
+    def tar_extensions(self) -> tuple[str, ...]:
+        """The extensions of ``tar_images`` in lower case, sorted; empty for every image.
+
+        Raises ValueError where ``tar_images`` is no list of extensions.
+        """
+        if self.tar_images is None:
+            return ()
+        extensions = str(self.tar_images).lower().split(",")
+        part = r"""[^\s./,*?'"()\[\]{}]+"""
+        if not all(re.fullmatch(rf"{part}(\.{part})*", each) for each in extensions):
+            raise ValueError(
+                "tar_images must be extensions between commas, without a first dot, such as "
+                f"jpg,left.png, got {self.tar_images!r}"
+            )
+        return tuple(sorted(set(extensions)))
 
     @property
     def deinterlaces(self) -> bool:

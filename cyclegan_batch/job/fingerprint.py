@@ -118,6 +118,8 @@ def job_of(
             value = value.partition(":")[0] if options.gpus is None else "cuda"
         elif option.name == "direction":
             value = value or card.direction
+        elif option.name == "tar_images":
+            value = ",".join(options.tar_extensions) or None
         if option.name in RESOLVED:
             values[option.name] = "auto" if value is None else value
         elif value != option.default:

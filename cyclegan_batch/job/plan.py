@@ -542,6 +542,7 @@ def _without_effect(options: TranslateOptions, kinds: Collection[str]) -> list[N
         ("video", "video", bool(set(kinds) - {"image", "tar", "unread"})),
         ("image", "image", bool(set(kinds) & {"image", "tar"})),
         ("pattern of images", "pattern", "pattern" in kinds),
+        ("tar", "tar", "tar" in kinds),
     ):
         useless = [each.flag for each in set_options if each.applies_to == (kind,)]
         if kinds and useless and not present:

@@ -99,7 +99,8 @@ def plan_lines(plan: JobPlan) -> list[str]:
         if done := plan.done.get(video.output):
             lines.append(f"         {len(done)} of {video.stretches} stretches are done already")
     for tar in plan.tars:
-        lines.append(f"{tar.name} → {printable(tar.output)} (a tar, its images one by one)")
+        only = f": {printable(', '.join(tar.extensions))}" if tar.extensions else ""
+        lines.append(f"{tar.name} → {printable(tar.output)} (a tar, its images one by one{only})")
     for shard in plan.shards:
         folders = {entry.output.parent for entry in shard.entries}
         if len(shard.entries) == 1:

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.cli.test_cli import assert_one_clear_line, cyclegan_batch, left_in, write_clip
 from tests.needs import need
 from tests.synthesis import generators
-from tests.synthesis.tars import png, write_tar
+from tests.synthesis.tars import members, png, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +137,18 @@ def test_tars_of_a_folder_are_translated_and_read_by_gnu_tar(model: Path, tmp_pa
         "-rw-r-----1.cls",
         "-rw-r-----4.png",
     ]
+
+
+@pytest.mark.behaviour(13)
+def test_masks_in_a_tar_are_carried_on_where_the_images_are_named(
+    model: Path, tmp_path: Path
+) -> None:
+    items = [("1.png", png(1)), ("1.seg.png", b"a mask"), ("2.png", png(2))]
+    write_tar(tmp_path / "x.tar", items)
+    command = ("translate", "x.tar", "out.tar", "-m", model)
+    run = cyclegan_batch(*command, "--tar-images", "", cwd=tmp_path)
+    assert run.returncode == 2
+    assert "tar_images must be extensions between commas" in run.stderr
+    run = cyclegan_batch(*command, "--tar-images", "png", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert dict(members(tmp_path / "out.tar"))["1.seg.png"] == b"a mask"

@@ -44,6 +44,7 @@ COUNTED = {
 }
 """The options that an output depends on, by its kind."""
 COUNTED["pattern"] = {*COUNTED["video"], "fps"}
+COUNTED["tar"] = {*COUNTED["image"], "format", "tar_images"}
 
 
 @pytest.mark.behaviour(21)
@@ -51,7 +52,8 @@ def test_every_option_is_classified() -> None:
     everything = {option.name for option in options_of(TranslateOptions)}
     counted = set().union(*COUNTED.values())
     assert everything == counted | NOT_PIXELS | IN_THE_NAME
-    assert not counted & (NOT_PIXELS | IN_THE_NAME)
+    # The name of a tar does not tell the format of the images in it.
+    assert counted & (NOT_PIXELS | IN_THE_NAME) == {"format"}
     for kind, names in COUNTED.items():
         assert {option.name for option in pixel_options(kind)} == names  # type: ignore[arg-type]
 
@@ -61,10 +63,11 @@ def test_every_option_is_classified() -> None:
     ("options", "kinds"),
     [
         ({"crf": 20.0}, {"video"}),
-        ({"quality": 80}, {"image"}),
-        ({"size": 64}, {"image", "video"}),
-        ({"device": "cuda"}, {"image", "video"}),
-        ({"gpus": "0,1"}, {"image", "video"}),
+        ({"quality": 80}, {"image", "tar"}),
+        ({"tar_images": "jpg"}, {"tar"}),
+        ({"size": 64}, {"image", "video", "tar"}),
+        ({"device": "cuda"}, {"image", "video", "tar"}),
+        ({"gpus": "0,1"}, {"image", "video", "tar"}),
         ({"device": "cpu", "backend": "openvino", "batch_size": 1, "precision": "fp32"}, set()),
         ({"on_error": "fail", "threads": 1, "overwrite": True, "format": "same"}, set()),
     ],
@@ -74,7 +77,7 @@ def test_an_option_makes_another_job_of_the_outputs_that_it_changes(
 ) -> None:
     changed = {
         kind
-        for kind in ("image", "video")
+        for kind in ("image", "video", "tar")
         if job_of(kind, card, TranslateOptions(**options), CHOICES).id  # type: ignore[arg-type]
         != job_of(kind, card, TranslateOptions(), CHOICES).id  # type: ignore[arg-type]
     }

@@ -147,6 +147,7 @@ def test_what_the_network_sees_is_said_first(model: Path, clip: Path, tmp_path: 
         ({"quality": 3}, "--quality: no effect, as no image is among the inputs"),
         ({"png_level": 0}, "--png-level: no effect, as no image is among the inputs"),
         ({"max_pixels": 9}, "--max-pixels: no effect, as no image is among the inputs"),
+        ({"tar_images": "jpg"}, "--tar-images: no effect, as no tar is among the inputs"),
         ({"crf": 3.0, "audio": "copy", "fit": "pad"}, None),
     ],
 )

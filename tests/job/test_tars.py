@@ -22,6 +22,7 @@ from cyclegan_batch.job.preview import write_preview
 from cyclegan_batch.job.status import job_status
 from cyclegan_batch.job.units import Failure, TarUnit
 from cyclegan_batch.listings import forget
+from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.remote import RemotePath
 from cyclegan_batch.wording import grouped
 from tests.synthesis import generators, pictures
@@ -241,6 +242,47 @@ def test_options_of_images_have_an_effect_on_tars_and_those_of_videos_do_not(
     notes = grouped(plan.notes)
     assert any("--crf: no effect, as no video is among the inputs" in note for note in notes)
     assert not any("--quality" in note for note in notes)
+
+
+def masked(count: int) -> list[Item]:
+    """Return samples of an image and a mask."""
+    return [
+        item
+        for number in range(count)
+        for item in ((f"{number}.jpg", jpeg(number)), (f"{number}.seg.png", png(number + 50)))
+    ]
+
+
+@pytest.mark.behaviour(21)
+def test_masks_are_carried_on_and_other_extensions_make_a_tar_outdated(
+    model: Path, tmp_path: Path
+) -> None:
+    items = masked(3)
+    source = write_tar(tmp_path / "x.tar", items)
+    options: dict[str, Any] = {"model": model, "tar_images": "jpg"}
+    plan = plan_translation(source, tmp_path / "out.tar", **options)
+    assert not [note for note in grouped(plan.notes) if "image" in note]
+    assert any(line.endswith("(a tar, its images one by one: jpg)") for line in plan_lines(plan))
+    report = translate(source, tmp_path / "out.tar", **options)
+    assert report.frames == 3
+    write_manifest(plan, report, tmp_path / "manifest.jsonl")
+    assert json.loads((tmp_path / "manifest.jsonl").read_text())["frames"] == 3
+    for item, (name, content) in zip(items, members(tmp_path / "out.tar"), strict=True):
+        assert (item == (name, content)) == name.endswith(".seg.png")
+    again = {**options, "tar_images": "JPG,jpg"}
+    assert translate(source, tmp_path / "out.tar", **again).up_to_date
+    with pytest.raises(OutputError, match=r"made with --tar-images jpg \(now jpg,seg\.png\)"):
+        translate(source, tmp_path / "out.tar", model=model, tar_images="seg.png,jpg")
+    with pytest.raises(OutputError, match=r"made with --tar-images jpg \(now without it\)"):
+        translate(source, tmp_path / "out.tar", model=model)
+
+
+@pytest.mark.parametrize(
+    "value", ["", ".jpg", "jpg,", ",jpg", "jpg, png", "*.png", "a/b", "a..b", "jpg.", ["jpg"]]
+)
+def test_what_is_no_list_of_extensions_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^tar_images must be extensions between commas, without"):
+        TranslateOptions(tar_images=value)
 
 
 def test_a_preview_of_a_tar_shows_its_first_image(model: Path, tmp_path: Path) -> None:

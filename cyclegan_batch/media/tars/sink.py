@@ -208,5 +208,6 @@ class TarSink:
                 target.write(piece)
                 digest.update(piece)
                 length += len(piece)
-        self._notes.append(Note(self._plan.path, "holds no image and was copied as it is"))
+        text = f"{self._source.no_image} and was copied as it is"
+        self._notes.append(Note(self._plan.path, text))
         return length, digest.hexdigest()

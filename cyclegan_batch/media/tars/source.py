@@ -22,7 +22,7 @@ from ..images.headers import read_header
 from ..images.image_header import Header
 from ..images.shards import SHARD, most_bytes
 from .names import extension_of, image_format, key_of
-from .plan import TarPlan
+from .plan import LISTED, TarPlan
 from .reading import CHUNK, Member, TarReader
 from .samples import MOST_MEMBERS, Sample, Samples, Slot
 
@@ -74,6 +74,8 @@ class TarSource:
         self._notes: list[Note] = []
         self._carried: Counter[str] = Counter()
         """What is carried on although it shows something, by its extension."""
+        self._others: set[str] = set()
+        """Extensions of the images that are not asked for, a few of them."""
 
     @property
     def identity(self) -> FileIdentity:
@@ -87,6 +89,11 @@ class TarSource:
                 "run the same command again when it stays as it is"
             )
         return FileIdentity(now.size, now.mtime_ns, self._reader.sha256)
+
+    @property
+    def no_image(self) -> str:
+        """Why nothing was translated, where nothing was, as a predicate of the tar."""
+        return self.plan.no_image(self._others)
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -142,11 +149,9 @@ class TarSource:
             self.samples.lose(sample)
             error = InputError(f"{self.plan.member(name)}: {member.refusal}")
             return self._dropped(name, sample, error)
-        stored = None if member.info.isdir() else image_format(name)
+        stored = None if member.info.isdir() else self.plan.translated_format(name)
         if stored is None:
-            suffix = "." + extension_of(name).rpartition(".")[2]
-            if suffix in UNREAD_IMAGES or suffix in VIDEO_SUFFIXES:
-                self._carried[suffix] += 1
+            self._remember(member)
             self.samples.carry(sample, member, self._reader)
             return None
         slot = self.samples.expect(sample, member, stored)
@@ -160,6 +165,18 @@ class TarSource:
         except InputError as error:
             return self._lost(slot, error)
         return _Image(index, slot, stored, data, header)
+
+    def _remember(self, member: Member) -> None:
+        """Remember for notes what is carried on although it shows something."""
+        name = member.info.name
+        suffix = "." + extension_of(name).rpartition(".")[2]
+        if not self.plan.asks_for(name):
+            # Each name may have an extension of its own, as in ``clip.0001.jpg``.
+            is_image = not member.info.isdir() and image_format(name) is not None
+            if is_image and len(self._others) <= LISTED:
+                self._others.add(extension_of(name))
+        elif suffix in UNREAD_IMAGES or suffix in VIDEO_SUFFIXES:
+            self._carried[suffix] += 1
 
     def _lost(self, slot: Slot, error: InputError) -> Dropped:
         self.samples.lose_image(slot)

@@ -316,6 +316,56 @@ def test_a_tar_that_is_given_up_is_not_read_to_its_end(tmp_path: Path) -> None:
     opened.close()
 
 
+@pytest.mark.behaviour(13)
+def test_images_that_are_not_asked_for_are_carried_on_byte_for_byte(tmp_path: Path) -> None:
+    items = [
+        ("1.jpg", jpeg(1)), ("1.seg.png", png(2)), ("1.png", b"a mask that nobody here can read"),
+        ("2.seg.png", b""), ("2.LEFT.jpg", jpeg(3)), ("2.right.jpg", jpeg(4)),
+        ("3.exr", b"depth"),
+    ]  # fmt: skip
+    source = write_tar(tmp_path / "x.tar", items)
+    planned = plan(source, tmp_path / "out.tar", tar_images="left.jpg,JPG", format="png")
+    dropped, sink = translate(planned)
+    assert dropped == []
+    found = dict(members(tmp_path / "out.tar"))
+    translated = {"1.jpg.png": "1.jpg", "2.LEFT.png": "2.LEFT.jpg"}
+    expected = ["1.jpg.png", "1.seg.png", "1.png", "2.seg.png", "2.LEFT.png", "2.right.jpg"]
+    assert list(found) == [*expected, "3.exr"]
+    for name, content in found.items():
+        before = dict(items)[translated.get(name, name)]
+        assert (content == before) == (name not in translated), name
+    assert pixels(found["2.LEFT.png"]).shape == (24, 32, 3)
+    assert (sink.written[0].images, list(sink.notes)) == (2, [])
+    opened = TarSource(planned)
+    assert len(list(opened.read())) == 2
+    assert opened.notes == ()  # the depth, too, is carried on as it was asked
+    opened.close()
+
+
+def test_a_tar_without_an_image_that_is_asked_for_is_copied_and_told_what_it_has(
+    tmp_path: Path,
+) -> None:
+    items = [("1.png", png(1)), ("1.seg.png", png(2)), ("1.txt", b""), ("2.png", png(1))]
+    source = write_tar(tmp_path / "x.tar", items)
+    planned = plan(source, tmp_path / "out.tar", tar_images="rgb.png,jpg")
+    _, sink = translate(planned)
+    assert (tmp_path / "out.tar").read_bytes() == source.read_bytes()
+    why = "holds no image of --tar-images jpg,rgb.png (its images: png, seg.png)"
+    assert [note.text for note in sink.notes] == [f"{why} and was copied as it is"]
+    assert sink.written[0].images == 0
+    sizes, (note,) = first_sizes(planned, 3)
+    assert (sizes, note.text) == ([], f"as far as its first 4.0 MiB show, it {why}")
+    frames = [(f"clip.{n}.jpg", jpeg(n)) for n in range(9)]
+    source = write_tar(tmp_path / "y.tar", [*frames, ("8.txt", b"")])
+    opened = TarSource(plan(source, tmp_path / "out.tar", tar_images="jpg"))
+    list(opened.read())
+    opened.close()
+    assert opened.no_image.endswith("(its images: 0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, 5.jpg, …)")
+    source = write_tar(tmp_path / "z.tar", [("1.txt", b"")])
+    _, sink = translate(plan(source, tmp_path / "z-out.tar", tar_images="jpg"))
+    assert [note.text for note in sink.notes] == ["holds no image and was copied as it is"]
+
+
 # The output
 
 
@@ -374,5 +424,10 @@ def test_the_first_sizes_and_a_mask_are_found_in_the_first_bytes(tmp_path: Path)
     sizes, (note,) = first_sizes(plan(source, tmp_path / "out.tar"), 3)
     assert sizes == [(20, 30), (40, 50), (24, 32)]
     assert "a sample holds several images (jpg, seg.png), and each is translated" in note.text
+    assert note.text.endswith("name the extensions of the others, such as --tar-images jpg")
+    asked = plan(source, tmp_path / "out.tar", tar_images="jpg")
+    assert first_sizes(asked, 3) == ([(20, 30), (24, 32)], [])
+    asked = plan(source, tmp_path / "out.tar", tar_images="jpg,seg.png")
+    assert first_sizes(asked, 3) == (sizes, [])  # who names both wants both
     assert first_sizes(plan(source, tmp_path / "out.tar"), 1) == ([(20, 30)], [])
     assert first_sizes(plan(tmp_path / "gone.tar", tmp_path / "out.tar"), 3) == ([], [])

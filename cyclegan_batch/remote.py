@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
 import importlib
 import importlib.util
 import io
@@ -215,7 +216,7 @@ class RemotePath(PosixPath):
 
     def put(self, data: bytes, *, overwrite: bool) -> None:
         """Put an object. Raises OSError; FileExistsError where one exists that is to stay."""
-        with _as_os_errors(self):
+        with _put_or_there(self, lambda: hashlib.blake2b(data).digest()), _as_os_errors(self):
             if overwrite:
                 self._store.pipe_file(self._key, data)
             else:
@@ -362,7 +363,7 @@ class _Put(io.RawIOBase):
 
     def __init__(self, path: RemotePath, file: Any) -> None:
         self._path, self._file = path, file
-        self._size = 0
+        self._size, self._digest = 0, hashlib.blake2b()
 
     def writable(self) -> bool:
         return True
@@ -372,6 +373,7 @@ class _Put(io.RawIOBase):
             self._file.write(data)
         size = memoryview(data).nbytes
         self._size += size
+        self._digest.update(data)
         return size
 
     def tell(self) -> int:
@@ -389,7 +391,10 @@ class _Put(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             try:
-                with _as_os_errors(self._path):
+                with (
+                    _put_or_there(self._path, self._digest.digest),
+                    _as_os_errors(self._path),
+                ):
                     self._file.close()
             except OSError:
                 self.discard()
@@ -485,7 +490,12 @@ def copy_out(local: Path, path: Path, *, overwrite: bool) -> None:
     # s3fs holds as many parts in the memory as it sends at once: by default ten of 50 MiB, twice.
     parts = {"chunksize": _part_bytes(local), "max_concurrency": 4}
     options = parts if path.protocol == "s3" else {}
-    with _as_os_errors(path):
+
+    def digest() -> bytes:
+        with local.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").digest()
+
+    with _put_or_there(path, digest), _as_os_errors(path):
         put = functools.partial(path._store.put_file, os.fspath(local), path._key, **options)
         if overwrite:
             put()
@@ -517,6 +527,27 @@ def _file_system(protocol: str, process: int) -> AbstractFileSystem:
 
 _CONNECTIONS = 64
 """Requests to S3 that are under way at once, at most: objects are read and put side by side."""
+
+
+@contextlib.contextmanager
+def _put_or_there(path: RemotePath, digest: Callable[[], bytes]) -> Iterator[None]:
+    """Let the put of an object count whose answer was lost.
+
+    The client sends such a request again, and the store refuses it, since the object exists by now
+    or its upload has ended. ``digest`` returns the BLAKE2b of the content that was to be put.
+    """
+    try:
+        yield
+    except (FileExistsError, FileNotFoundError) as error:
+        if not _sent_again(error):
+            raise
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "blake2b").digest()
+        except OSError:
+            raise error from None
+        if found != digest():
+            raise
 
 
 @contextlib.contextmanager
@@ -585,10 +616,22 @@ _GONE = frozenset(
 
 def _code(error: BaseException | None) -> str | None:
     """Return the code with which a store of S3's kind refused a request."""
+    answer = _answer(error)
+    return None if answer is None else str(answer.get("Error", {}).get("Code"))
+
+
+def _sent_again(error: BaseException) -> bool:
+    """Return whether the request that a store of S3's kind refused was not the first one."""
+    answer = _answer(error) or {}
+    return bool(answer.get("ResponseMetadata", {}).get("RetryAttempts"))
+
+
+def _answer(error: BaseException | None) -> dict[str, Any] | None:
+    """Return the answer of a store of S3's kind, as botocore has parsed it."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code"))
+            return response
         error = error.__cause__
     return None
 

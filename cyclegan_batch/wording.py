@@ -82,7 +82,11 @@ def why_store_failed(error: OSError) -> str:
         denied = error.strerror == os.strerror(errno.EACCES)
         reason = "permission denied" if denied else error.strerror
         return f"{reason}; check the credentials for this store, and what they allow"
-    return f"cannot be read: {error.strerror or error}"
+    # A store that is away, or that answers otherwise than it should.
+    return (
+        f"cannot be read: {error.strerror or error}; check the URL and the settings of this store, "
+        "and run this again when it answers"
+    )
 
 
 def first_line(error: BaseException, most: int = 200) -> str:

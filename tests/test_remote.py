@@ -311,3 +311,39 @@ def test_a_long_file_is_put_in_parts_of_bounded_size(s3, requests, monkeypatch, 
     with pytest.raises(FileExistsError):
         copy_out(local, path, overwrite=False)
     assert requests["AbortMultipartUpload"] == 1
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_an_object_whose_answer_was_lost_is_put(s3, monkeypatch, tmp_path, long):
+    """The client sends the request again then, and the store refuses it."""
+    import s3fs
+
+    real = s3fs.S3FileSystem._call_s3
+    ends, attempts = {"put_object", "complete_multipart_upload"}, 1
+
+    async def lost(self, method, *others, **values):
+        answer = await real(self, method, *others, **values)
+        if method not in ends:
+            return answer
+        try:
+            return await real(self, method, *others, **values)
+        except OSError as error:
+            error.__cause__.response["ResponseMetadata"]["RetryAttempts"] = attempts
+            raise
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", lost)
+    monkeypatch.setattr(remote, "_PART", 5 << 20)
+    content, local = os.urandom((6 << 20) if long else 6), tmp_path / "a"
+    local.write_bytes(content)
+    (s3 / "a").put(content, overwrite=False)
+    copy_out(local, s3 / "b", overwrite=False)
+    with (s3 / "c").open("xb") as file:
+        file.write(content[:3])
+        file.write(content[3:])
+    for name in "abc":
+        assert (s3 / name).read_bytes() == content
+    with pytest.raises(FileExistsError):
+        (s3 / "a").put(content[:-1] + b"?", overwrite=False)
+    attempts = 0
+    with pytest.raises(FileExistsError):
+        (s3 / "a").put(content, overwrite=False)

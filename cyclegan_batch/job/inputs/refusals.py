@@ -27,8 +27,10 @@ def status_of(source: Path) -> os.stat_result:
 
 def is_there(source: Path) -> bool:
     """Return whether there is something of this name. Raises InputError where nothing tells it."""
-    try:
+    if not is_remote(source):
         return exists(source)
+    try:
+        return source.exists()
     except OSError as error:
         raise unreadable(source, error) from error
 

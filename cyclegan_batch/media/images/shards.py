@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -185,7 +186,7 @@ _Found: TypeAlias = "_Content | InputError | None"
 class ImageSource:
     """The images of a shard, ordered so that those of one size can share batches.
 
-    Objects of a store are read side by side, ahead of their turn.
+    A shard with objects of a store is read side by side, ahead of its turn.
     """
 
     def __init__(self, shard: ImageShard) -> None:
@@ -329,16 +330,20 @@ class ImageSource:
 
 
 def _bytes_of_header(entry: Entry) -> int:
-    """Return about how many bytes are read of an object for its header."""
-    assert entry.status is not None
-    return min(entry.status.size, _SMALL_OBJECT)
+    """Return about how many bytes are read of an image for its header."""
+    return _SMALL if entry.status is None else min(entry.status.size, _SMALL_OBJECT)
 
 
 def _bytes_of_content(item: tuple[Entry, _Found]) -> int:
-    """Return how many bytes of an object are in memory with its content."""
+    """Return how many bytes of an image are in memory with its content."""
     entry, found = item
-    assert entry.status is not None
-    return 0 if isinstance(found, InputError) else entry.status.size
+    if isinstance(found, InputError):
+        return 0
+    if isinstance(found, _Content):
+        return len(found.data)
+    with contextlib.suppress(OSError):
+        return entry.source.stat().st_size if entry.status is None else entry.status.size
+    return 0
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:

@@ -148,6 +148,9 @@ class TarReader:
         try:
             info = tarfile.TarInfo.frombuf(block, _ENCODING, "surrogateescape")
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            # The end mark is two empty blocks, of which some writers leave out the second one.
+            if any(self._exactly(BLOCK)):
+                raise self._damaged("an empty block with more behind it") from None
             return None
         except tarfile.HeaderError as error:
             if not at:

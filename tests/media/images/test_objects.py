@@ -90,6 +90,18 @@ def test_images_of_a_store_come_in_the_order_of_those_of_a_folder(
     assert remote.notes == local.notes
 
 
+@pytest.mark.parametrize("small", [0, 1 << 20])
+def test_one_shard_holds_images_of_a_store_and_files(
+    memory_store: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr(shards, "_SMALL_OBJECT", small)
+    monkeypatch.setattr(shards, "_SMALL", small)
+    remote, local = put_mixed(memory_store, tmp_path / "in")
+    names = [entry.source for entry in (*remote.shard.entries[::2], *local.shard.entries[1::2])]
+    mixed = source_of(find_inputs(sorted(names, key=lambda path: path.name), "out").entries)
+    assert list(map(described, read(mixed))) == list(map(described, read(local)))
+
+
 def test_an_image_of_a_store_is_read_by_one_request(s3: RemotePath, requests: Counter[str]) -> None:
     for number in range(12):
         side = 16 if number % 3 else 24

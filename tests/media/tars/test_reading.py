@@ -141,6 +141,16 @@ def test_what_lies_behind_the_end_mark_is_told_and_zeros_are_not() -> None:
         assert (reader.note is not None and "more behind its end mark" in reader.note) == noted
 
 
+def test_one_empty_block_is_no_end_mark_where_more_follows() -> None:
+    whole = packed(PLAIN)
+    for lost in (0, 1536):  # headers of files with content
+        hole = whole[:lost] + bytes(512) + whole[lost + 512 :]
+        assert f"damaged before byte {lost + 1024}: an empty block" in error_of(hole)
+    # Some writers end with one block only, and a tar may hold nothing.
+    assert len(read(whole[:3072] + bytes(512))) == 3
+    assert read(bytes(10240)) == read(bytes(512)) == []
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [

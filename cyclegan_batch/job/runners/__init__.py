@@ -43,7 +43,9 @@ def check_workers(entries: Iterable[Entry], options: TranslateOptions) -> None:
 
     if options.runner == "ray":
         flag = "--runner ray"
-        if importlib.util.find_spec("ray") is None:
+        spec = importlib.util.find_spec("ray")
+        # A folder of this name, such as /tmp/ray, is found as well, but has no file.
+        if spec is None or spec.origin is None:
             error = ModuleNotFoundError(name="ray")
             raise missing_extra("ray", error, doing="work on a Ray cluster")
     elif options.gpus is None and (options.workers or 1) < 2:

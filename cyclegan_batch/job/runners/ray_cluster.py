@@ -7,6 +7,7 @@ the dispatcher's business: Ray restarts and repeats nothing.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import pickle
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..._version import __version__
-from ...errors import BackendError
+from ...errors import BackendError, BackendUnavailableError
 from ...files import output_error, temporary_path
 from ...machine import cpu_threads
 from ...remote import is_remote
@@ -91,15 +92,17 @@ class Actors:
 
     def open(self) -> Iterable[Note]:
         """Connect to the cluster, or start one, and decide on the workers. Raises BackendError."""
-        address = self._plan.options.ray_address or os.environ.get("RAY_ADDRESS") or None
-        _check(address)
-        import ray
-
+        ray = _loaded()
         is_local = False
         if not ray.is_initialized():
             self._is_ours = True
+            address = self._plan.options.ray_address or os.environ.get("RAY_ADDRESS") or None
+            if address in (None, "auto"):
+                address = _on_this_machine(address)
+            elif address != "local":
+                _check(address)
             is_local = _connect(address)
-        alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        alive = [node for node in ray.nodes() if node["Alive"]]
         nodes = [node["Resources"] for node in alive]
         share, asked = self._decide(nodes)
         self._options = asked
@@ -322,6 +325,18 @@ class _Actor:
         return "what it printed is in Ray's logs"
 
 
+def _loaded() -> _OfRay:
+    """Return Ray. Raises BackendUnavailableError where it cannot be loaded."""
+    try:
+        import ray
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"cannot work on a Ray cluster: the installed Ray cannot be loaded: "
+            f'{first_line(error)}; pip install --force-reinstall "cyclegan-batch[ray]" may mend it'
+        ) from error
+    return ray
+
+
 def _connect(address: str | None) -> bool:
     """Connect to a cluster, or start one; return whether one was started. Raises BackendError."""
     import ray
@@ -333,36 +348,62 @@ def _connect(address: str | None) -> bool:
         "logging_level": logging.ERROR,
         "include_dashboard": False,
     }
-    name = "a local Ray cluster" if address in (None, "local") else f"the Ray cluster {address}"
+    is_local = address in (None, "local")
     with warnings.catch_warnings(), _modules_in_the_environment():
         warnings.simplefilter("ignore")
         try:
-            if address not in (None, "local"):
+            if is_local:
+                ray.init("local", num_cpus=cpu_threads(), **quiet)
+            else:
                 ray.init(address, **quiet)
-                return False
-            try:
-                ray.init(address, num_cpus=cpu_threads(), **quiet)
-            except ValueError:
-                # One that runs here was found, and takes no number of CPUs.
-                ray.init(address, **quiet)
-                return False
-            return True
         except Exception as error:
             ray.shutdown()
+            why = first_line(error).rstrip(".")
+            if is_local:
+                raise BackendError(
+                    f"cannot start a local Ray cluster: {why}; RAY_TMPDIR=/tmp names another "
+                    "folder for its sockets and logs, whose path must be short"
+                ) from error
             raise BackendError(
-                f"cannot work with {name}: {first_line(error)}; `ray status` on its head node "
-                "tells whether it runs, one that asks for a token needs RAY_AUTH_MODE=token here, "
-                "and --ray-address local starts one for this command"
+                f"cannot work with the Ray cluster {address}: {why}; `ray status` on its head node "
+                "tells whether it runs, HOST:6379 and ray://HOST:10001 are the usual ports, one "
+                "that asks for a token needs RAY_AUTH_MODE=token here, and --ray-address local "
+                "starts one for this command"
             ) from error
         finally:
             with contextlib.suppress(AttributeError):
                 ray._private.worker._worker_logs_enabled = False
+    return is_local
 
 
-def _check(address: str | None) -> None:
-    """Refuse an address that is none, and one where nobody answers. Raises BackendError."""
-    if address in (None, "auto", "local"):
-        return
+def _on_this_machine(asked: str | None) -> str | None:
+    """Return the address of a cluster that runs here; None where ``asked`` is, and none does.
+
+    Ray itself would try for many minutes where its note of the address is an old one. Raises
+    BackendError where none runs and ``asked`` is ``auto``.
+    """
+    noted, running = _noted()
+    for found in [noted] if asked is None else [noted, *running]:
+        if found:
+            with contextlib.suppress(BackendError):
+                _check(found)
+                return found
+    if asked is None:
+        return None
+    raise BackendError(
+        "no Ray cluster runs on this machine, as --ray-address auto wants it; start one (ray start "
+        "--head), give the address of one, or let --ray-address local start one for this command"
+    )
+
+
+def _noted() -> tuple[str | None, Iterable[str]]:
+    """Return the address that ``ray start`` left here, and those of clusters that run here."""
+    services: _OfRay = importlib.import_module("ray._private.services")
+    return services.find_bootstrap_address(None), sorted(services.find_gcs_addresses())
+
+
+def _check(address: str) -> None:
+    """Refuse an address that is none, and one where no Ray answers. Raises BackendError."""
     match = re.fullmatch(r"(?:ray://)?\[?([^/@\s]+?)\]?:([0-9]{1,5})", address)
     if match is None:
         raise BackendError(
@@ -370,13 +411,31 @@ def _check(address: str | None) -> None:
             "ray://HOST:PORT, auto or local"
         )
     try:
-        socket.create_connection((match[1], int(match[2])), _REACHED).close()
+        with socket.create_connection((match[1], int(match[2])), _REACHED) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0" and not _speaks_http2(connection):
+                raise BackendError(
+                    f"what answers at {printable(address)} is no Ray cluster; the usual ports are "
+                    "HOST:6379 and ray://HOST:10001, and 8265 is that of Ray's dashboard only"
+                )
     except (OSError, OverflowError) as error:
         raise BackendError(
             f"nobody answers at {printable(address)}, the address of the Ray cluster: "
             f"{getattr(error, 'strerror', None) or error}; start the cluster (ray start --head), "
             "or check the address and what is open between here and there"
         ) from error
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Return whether the other end answers as a server of gRPC does, which Ray's are.
+
+    Both ends begin with a frame of settings, whose kind is 4 (RFC 9113, sections 3.4 and 4.1).
+    """
+    answer = b""
+    with contextlib.suppress(OSError):
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+        while len(answer) < 4 and (more := connection.recv(4 - len(answer))):
+            answer += more
+    return answer[3:] == b"\4"
 
 
 @contextlib.contextmanager

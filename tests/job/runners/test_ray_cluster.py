@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import pickle
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +58,19 @@ def test_ray_is_imported_only_by_a_run_on_a_cluster() -> None:
 # What is refused
 
 
+@pytest.mark.parametrize("spec", [None, ModuleSpec("ray", None, is_package=True)])
 def test_a_missing_ray_is_told_with_its_extra_errors(
-    model: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    folder: Path,
+    tmp_path: Path,
+    spec: ModuleSpec | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A folder of its name, as /tmp/ray is to a command in /tmp, is no Ray."""
     found = importlib.util.find_spec
 
     def without_ray(name: str, package: str | None = None) -> Any:
-        return None if name == "ray" else found(name, package)
+        return spec if name == "ray" else found(name, package)
 
     monkeypatch.setattr(importlib.util, "find_spec", without_ray)
     words = r'ray is not installed; pip install "cyclegan-batch\[ray\]" brings it'
@@ -93,6 +102,56 @@ def test_where_nobody_answers_the_command_ends_at_once_errors(
     with pytest.raises(BackendError, match=r"nobody answers at "):
         translate(folder, tmp_path / "out", model=model, runner="ray")
     assert time.monotonic() - begin < 8
+
+
+@pytest.mark.needs("ray")
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_a_server_that_is_not_rays_is_refused_at_once_errors(
+    model: Path, folder: Path, tmp_path: Path, form: str
+) -> None:
+    """Such as Ray's own dashboard. Ray would try for a quarter of an hour."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 505 HTTP Version Not Supported\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = form.format(server.getsockname()[1])
+        with pytest.raises(BackendError, match=r"is no Ray cluster; the usual ports are .*6379"):
+            translate(folder, tmp_path / "out", model=model, runner="ray", ray_address=address)
+
+
+@pytest.mark.needs("ray")
+def test_a_note_of_a_cluster_that_has_ended_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ray start` leaves one that only `ray stop` removes. Ray would try for many minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dead = f"127.0.0.1:{server.getsockname()[1]}"
+    services = importlib.import_module("ray._private.services")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    note = Path(importlib.import_module("ray._private.utils").get_ray_address_file(None))
+    assert note.is_relative_to(tmp_path)
+    note.parent.mkdir(exist_ok=True)
+    note.write_text(dead)
+    assert ray_cluster._on_this_machine(None) is None
+    with pytest.raises(BackendError, match=r"no Ray cluster runs on this machine.*address local"):
+        ray_cluster._on_this_machine("auto")
+    monkeypatch.setattr(ray_cluster, "_check", lambda address: None)
+    assert ray_cluster._on_this_machine(None) == dead
+    note.unlink()
+    monkeypatch.setattr(services, "find_gcs_addresses", lambda: {"127.0.0.1:1"})
+    assert ray_cluster._on_this_machine(None) is None
+    assert ray_cluster._on_this_machine("auto") == "127.0.0.1:1"
+
+
+def test_a_ray_that_cannot_be_loaded_is_told_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BackendUnavailableError, match=r"Ray cannot be loaded: .*reinstall"):
+        ray_cluster._loaded()
 
 
 @pytest.mark.needs("ray")

@@ -228,6 +228,8 @@ class _Supervisor:
                 + ("\n" if "\n" in words else "; ")
                 + "where the memory is short, use fewer workers or a smaller --size"
             )
+        text = f"was {how}; what it had and was not whole is begun again"
+        self._note([Note(f"worker {worker.number + 1}", text)])
         if not self._dispatcher.is_finished:
             self._start(worker.number)
 

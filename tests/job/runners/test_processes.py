@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -187,6 +188,10 @@ def test_a_worker_that_is_killed_once_costs_nothing(
     report = run_plan(plan)
     assert (report.status, report.frames, len(report.outputs)) == ("whole", 40, 40)
     assert (tmp_path / "killed").exists()
+    (note,) = [text for text in map(str, report.notes) if "killed" in text]
+    assert re.fullmatch(
+        r"worker [12]: was killed by SIGKILL; what it had and was not whole is begun again", note
+    )
     run_plan(troubled(folder, tmp_path / "alone", model=model))
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
     assert not children()

@@ -119,7 +119,7 @@ class Journal:
         except OSError as error:
             raise output_error(self._path, error) from error
         remove_joined_stretches(plan)
-        self._append(None, *self._head(), self._failures(_named_failures(plan)))
+        self._append(None, *self._head(), *self._failures(_named_failures(plan)))
 
     def _head(self) -> Iterator[Mapping[str, object]]:
         plan = self._plan
@@ -194,7 +194,7 @@ class Journal:
         elif (output := _output(unit)) is None:
             return
         elif outcome.error is not None:
-            self._append(unit, self._failures([(output, outcome.error)]))
+            self._append(unit, *self._failures([(output, outcome.error)]))
         elif isinstance(unit, StretchUnit):
             self._end_stretch(unit, outcome)
         else:
@@ -210,7 +210,7 @@ class Journal:
             failed = {output for output, _ in failures}
             left = {entry.output for entry in unit.shard.entries} - self._whole - failed
             failures += [(output, outcome.error) for output in sorted(left)]
-        self._append(unit, self._failures(failures))
+        self._append(unit, *self._failures(failures))
 
     def _end_stretch(self, unit: StretchUnit, outcome: Outcome) -> None:
         video = unit.plan
@@ -360,16 +360,22 @@ class Journal:
 
     def _failures(
         self, failures: Sequence[tuple[Path | None, CycleganBatchError]]
-    ) -> Mapping[str, object]:
-        rows = []
+    ) -> Iterator[Mapping[str, object]]:
+        rows, others = [], []
         for output, error in failures:
+            name = None if output is None else name_of(output, self._root)
+            if isinstance(error, OutputExistsError) and output is not None:
+                others.append(name)
             if self._plan.options.skip_existing and isinstance(error, OutputExistsError):
                 # Another run that shares the folder has written it.
                 if output is not None:
                     self._left.add(output)
                 continue
-            rows.append([None if output is None else name_of(output, self._root), str(error)])
-        return {"line": "failed", "failures": rows} if rows else {}
+            rows.append([name, str(error)])
+        if others:
+            yield {"line": "appeared", "outputs": others}
+        if rows:
+            yield {"line": "failed", "failures": rows}
 
     def _append(
         self, about: object, *lines: Mapping[str, object], frames: int = 0, flush: bool = False

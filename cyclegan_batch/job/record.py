@@ -96,6 +96,8 @@ class Record:
         """Job, row and facts of each output. They are checked when an output is looked up."""
         self._begun: dict[str, str] = {}
         """The job of each output that was begun and is not whole."""
+        self._before: dict[str, tuple[str, list[Json], dict[str, Json]]] = {}
+        """What `_whole` held of those when they were begun."""
         self._stretches: dict[str, dict[int, dict[str, Json]]] = {}
 
     @classmethod
@@ -195,6 +197,8 @@ class Record:
                     self._stretches.setdefault(as_text(line.get("output")), {})[number] = line
                     if run is not None:
                         run.frames_done += as_count(line.get("frames")) or 0
+            case "appeared":
+                self._take_appeared(as_texts(outputs))
             case "failed":
                 self._take_failed(line.get("failures"))
             case "end" if run is not None:
@@ -230,12 +234,23 @@ class Record:
 
     def _take_begun(self, names: list[str], job: str, kept: list[int]) -> None:
         for name in names:
-            self._whole.pop(name, None)
+            if name in self._whole:
+                self._before[name] = self._whole.pop(name)
             self.failed.pop(name, None)
             self._begun[name] = job
             stretches = self._stretches.get(name, {})
             for number in set(stretches).difference(kept):
                 del stretches[number]
+
+    def _take_appeared(self, names: list[str]) -> None:
+        """Take outputs that were begun, and then were there already: they are somebody else's.
+
+        Another run of this very job may have written them, so what it told of them holds again.
+        """
+        for name in names:
+            self._begun.pop(name, None)
+            if name in self._before:
+                self._whole.setdefault(name, self._before[name])
 
     def _take_whole(self, name: str, job: str, row: list[Json], facts: dict[str, Json]) -> None:
         self._whole[name] = (job, row, facts)

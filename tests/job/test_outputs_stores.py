@@ -210,6 +210,9 @@ def test_an_object_that_appears_meanwhile_is_not_replaced(
     else:
         assert report.exit_code == 3
         assert f"{root}/2.png: it exists already" in report.failures[0].cause
+    with pytest.raises(OutputError, match=rf"{root}/2\.png: exists already; -y overwrites"):
+        again(source, str(root), model=model)
+    assert content(root)["2.png"] == b"mine"
 
 
 @pytest.mark.behaviour(23)

@@ -65,6 +65,17 @@ def test_the_later_line_counts(tmp_path: Path) -> None:
     assert not record.begun()
 
 
+@pytest.mark.parametrize("before", [(), (whole(ROW),)])
+def test_an_output_that_appeared_is_what_it_was_before_it_was_begun(
+    tmp_path: Path, before: tuple[Any, ...]
+) -> None:
+    begun = {"line": "begun", "job": "k", "outputs": ["a.png"]}
+    appeared = {"line": "appeared", "outputs": ["a.png", "b.png"]}
+    record = Record.read([journal(tmp_path / "journal.jsonl", *before, begun, appeared)])
+    assert (record.whole("a.png") is not None) == bool(before)
+    assert not record.begun()
+
+
 @pytest.mark.behaviour(19)
 @pytest.mark.parametrize(
     "damage",

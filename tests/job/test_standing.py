@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclegan_batch.api import prepare_translation
+from cyclegan_batch.api import prepare_translation, run_plan
 from cyclegan_batch.errors import BackendError, InputError, OutputError, OutputInUseError
 from cyclegan_batch.job.backend_choice import BackendRequest
 from cyclegan_batch.job.job_folder import FOLDER
@@ -110,6 +110,26 @@ def test_what_is_missing_is_done_again(model: Path, source: Path, tmp_path: Path
     assert (names(plan.entries), len(plan.finished)) == (["b.png"], 3)
     done(plan)
     assert len(planned(source, out, model=model).finished) == 4
+
+
+@pytest.mark.behaviour(23)
+@pytest.mark.parametrize("name", ["b.png", "clip.mp4"])
+def test_what_somebody_else_wrote_meanwhile_is_replaced_by_no_later_run(
+    name: str, model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Journal.began
+
+    def began(self: Journal, unit: Any) -> None:
+        real(self, unit)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_bytes(b"mine")
+
+    monkeypatch.setattr(Journal, "began", began)
+    assert run_plan(planned(source, tmp_path / "out", model=model)).exit_code == 3
+    monkeypatch.undo()
+    with pytest.raises(OutputError, match=f"{name}: exists already; -y overwrites"):
+        planned(source, tmp_path / "out", model=model)
+    assert (tmp_path / "out" / name).read_bytes() == b"mine"
 
 
 @pytest.mark.behaviour(19, 37)

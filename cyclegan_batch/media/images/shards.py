@@ -254,7 +254,9 @@ class ImageSource:
         if entry.status is not None and entry.status.size <= _SMALL_OBJECT:
             assert isinstance(entry.source, RemotePath)
             data = entry.source.read_range(0, entry.status.size + 1)
-            return self._with_header(entry, data, entry.status)
+            if len(data) != entry.status.size:  # it was replaced since it was listed
+                data = entry.source.read_bytes()
+            return self._with_header(entry, data, FileIdentity(len(data), entry.status.mtime_ns))
         with open_image(entry) as file:
             status = entry.status or identity_of_status(os.fstat(file.fileno()))
             if entry.status is None and status.size <= _SMALL:

@@ -102,6 +102,19 @@ def test_one_shard_holds_images_of_a_store_and_files(
     assert list(map(described, read(mixed))) == list(map(described, read(local)))
 
 
+def test_an_image_that_was_replaced_by_a_larger_one_since_it_was_listed_is_read(
+    memory_store: RemotePath,
+) -> None:
+    old, new = (pictures.png(pictures.photo(side, side)) for side in (8, 32))
+    (memory_store / "in/1.png").write_bytes(old)
+    (entry,) = find_inputs([memory_store / "in"], "out").entries
+    memory_store._store.pipe_file("bucket/in/1.png", new)
+    (frame,) = read(source_of((entry,)))
+    assert isinstance(frame, Frame)
+    assert isinstance(frame.tag, PictureTag)
+    assert (frame.pixels.shape, frame.tag.identity.size) == ((32, 32, 3), len(new))
+
+
 def test_an_image_of_a_store_is_read_by_one_request(s3: RemotePath, requests: Counter[str]) -> None:
     for number in range(12):
         side = 16 if number % 3 else 24

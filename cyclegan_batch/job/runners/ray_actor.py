@@ -66,8 +66,12 @@ class Surroundings:
             (self.folder, None), (self.token, self.content), (self.inputs, None)
         ):  # fmt: skip
             if path is not None and not _is_there(path, content):
+                seen = printable(path)
+                if path is self.token:
+                    # There may well be a folder of this name.
+                    seen = f"what is written into {printable(path.parent)}"
                 raise BackendError(
-                    f"the worker on {here} does not see {printable(path)} of {self.host}; a "
+                    f"the worker on {here} does not see {seen} of {self.host}; a "
                     "cluster reads and writes what all its machines see under one name: a network "
                     "folder, or URLs such as s3://…"
                 )

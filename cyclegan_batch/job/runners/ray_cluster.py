@@ -65,6 +65,9 @@ _NO_MACHINE = (
 _MOST_OF_REASON = 120
 """Characters of Ray's own reason that a message shows."""
 
+_MOST_OF_ERROR = 300
+"""Characters of Ray's error that a message shows where the cluster cannot be used."""
+
 _WAITED = 15.0
 """Seconds without a worker after which the user is told what is waited for."""
 
@@ -358,7 +361,10 @@ def _connect(address: str | None) -> bool:
                 ray.init(address, **quiet)
         except Exception as error:
             ray.shutdown()
-            why = first_line(error).rstrip(".")
+            # Which versions differ stands in the later lines.
+            why = (" ".join(str(error).split())[:_MOST_OF_ERROR] or type(error).__name__).rstrip(
+                "."
+            )
             if is_local:
                 raise BackendError(
                     f"cannot start a local Ray cluster: {why}; RAY_TMPDIR=/tmp names another "

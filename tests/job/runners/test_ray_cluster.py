@@ -148,6 +148,24 @@ def test_a_note_of_a_cluster_that_has_ended_is_passed_over(
     assert ray_cluster._on_this_machine("auto") == "127.0.0.1:1"
 
 
+@pytest.mark.needs("ray")
+def test_the_versions_that_ray_refuses_are_told_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray tells them in the later lines of its error."""
+    import ray
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError(
+            "Version mismatch: The cluster was started with:\n    Ray: 2.44.1\n    Python: 3.12.1\n"
+            "This process on node 192.0.2.2 was started with:\n    Ray: 2.60.0\n"
+        )
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(BackendError, match=r"Ray: 2\.44\.1 Python: 3\.12\.1 .*Ray: 2\.60\.0; `ray"):
+        ray_cluster._connect("192.0.2.1:6379")
+    with pytest.raises(BackendError, match=r"cannot start a local .*RAY_TMPDIR"):
+        ray_cluster._connect(None)
+
+
 def test_a_ray_that_cannot_be_loaded_is_told_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BackendUnavailableError, match=r"Ray cannot be loaded: .*reinstall"):
@@ -322,7 +340,10 @@ def test_a_machine_that_shares_everything_is_taken(
             {"folder": Path("/nowhere")},
             r"not see /nowhere of laptop; .*network folder, or URL",
         ),
-        ({"token": Path("token"), "content": b"2"}, "does not see token of laptop"),
+        (
+            {"token": Path("out/token"), "content": b"2"},
+            "does not see what is written into out of laptop",
+        ),
         ({"inputs": Path("missing.png")}, r"does not see missing\.png of laptop"),
         ({"engine": Path("a.engine")}, r"has no file a\.engine: an engine belongs to its GPU"),
         ({"versions": {}}, r"pixels depend: .* here none, .*more; install the same versions"),

@@ -12,19 +12,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import importlib
 import importlib.util
 import io
 import itertools
 import os
+import secrets
 import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path, PosixPath
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from .errors import InputError
 from .listings import forget as forget
@@ -44,6 +44,8 @@ PROTOCOLS: dict[str, tuple[str, str]] = {
     "hf": ("huggingface_hub", "hf"),
 }
 """The stores, by the protocol of their URLs: the package that fsspec needs, and our extra."""
+
+_Options: TypeAlias = "dict[str, dict[str, str]]"
 
 _BLOCK = 4 << 20
 """Bytes of an object that one request gets, where it is read as a file."""
@@ -188,7 +190,9 @@ class RemotePath(PosixPath):
             if mode == "xb" and self.protocol not in _CONDITIONAL and self._store.exists(self._key):
                 raise FileExistsError(errno.EEXIST, "exists already", str(self))
             mode = mode if self.protocol in _CONDITIONAL else "wb"
-            return _Put(self, self._store.open(self._key, mode, block_size=_PART))
+            marked = _mark(self.protocol)
+            file = self._store.open(self._key, mode, block_size=_PART, **marked)
+            return _Put(self, file, marked)
 
     def read_bytes(self) -> bytes:
         """Return the content, by one request. Raises OSError."""
@@ -216,11 +220,13 @@ class RemotePath(PosixPath):
 
     def put(self, data: bytes, *, overwrite: bool) -> None:
         """Put an object. Raises OSError; FileExistsError where one exists that is to stay."""
-        with _put_or_there(self, lambda: hashlib.blake2b(data).digest()), _as_os_errors(self):
+        marked = {} if overwrite else _mark(self.protocol)
+        with _put_or_there(self, marked), _as_os_errors(self):
+            put = functools.partial(self._store.pipe_file, self._key, data, **marked)
             if overwrite:
-                self._store.pipe_file(self._key, data)
+                put()
             else:
-                self._create(functools.partial(self._store.pipe_file, self._key, data))
+                self._create(put)
         remember(str(self), len(data))
 
     def _create(self, put: functools.partial[object]) -> None:
@@ -361,9 +367,9 @@ class _Put(io.RawIOBase):
     Left by an exception, or by `discard`, it does not appear.
     """
 
-    def __init__(self, path: RemotePath, file: Any) -> None:
-        self._path, self._file = path, file
-        self._size, self._digest = 0, hashlib.blake2b()
+    def __init__(self, path: RemotePath, file: Any, marked: _Options) -> None:
+        self._path, self._file, self._marked = path, file, marked
+        self._size = 0
 
     def writable(self) -> bool:
         return True
@@ -373,7 +379,6 @@ class _Put(io.RawIOBase):
             self._file.write(data)
         size = memoryview(data).nbytes
         self._size += size
-        self._digest.update(data)
         return size
 
     def tell(self) -> int:
@@ -391,10 +396,7 @@ class _Put(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             try:
-                with (
-                    _put_or_there(self._path, self._digest.digest),
-                    _as_os_errors(self._path),
-                ):
+                with _put_or_there(self._path, self._marked), _as_os_errors(self._path):
                     self._file.close()
             except OSError:
                 self.discard()
@@ -490,13 +492,11 @@ def copy_out(local: Path, path: Path, *, overwrite: bool) -> None:
     # s3fs holds as many parts in the memory as it sends at once: by default ten of 50 MiB, twice.
     parts = {"chunksize": _part_bytes(local), "max_concurrency": 4}
     options = parts if path.protocol == "s3" else {}
-
-    def digest() -> bytes:
-        with local.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").digest()
-
-    with _put_or_there(path, digest), _as_os_errors(path):
-        put = functools.partial(path._store.put_file, os.fspath(local), path._key, **options)
+    marked = _mark(path.protocol)
+    with _put_or_there(path, marked), _as_os_errors(path):
+        put = functools.partial(
+            path._store.put_file, os.fspath(local), path._key, **options, **marked
+        )
         if overwrite:
             put()
         else:
@@ -530,24 +530,29 @@ _CONNECTIONS = 64
 
 
 @contextlib.contextmanager
-def _put_or_there(path: RemotePath, digest: Callable[[], bytes]) -> Iterator[None]:
+def _put_or_there(path: RemotePath, marked: _Options) -> Iterator[None]:
     """Let the put of an object count whose answer was lost.
 
     The client sends such a request again, and the store refuses it, since the object exists by now
-    or its upload has ended. ``digest`` returns the BLAKE2b of the content that was to be put.
+    or its upload has ended. Then the object has the mark of this put.
     """
     try:
         yield
-    except (FileExistsError, FileNotFoundError) as error:
-        if not _sent_again(error):
+    except (FileExistsError, FileNotFoundError):
+        found: object = None
+        with contextlib.suppress(Exception):
+            found = path._store.metadata(path._key, refresh=True) if marked else None
+        if not marked or found != marked["Metadata"]:
             raise
-        try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "blake2b").digest()
-        except OSError:
-            raise error from None
-        if found != digest():
-            raise
+
+
+def _mark(protocol: str) -> _Options:
+    """Return options that mark an object, where the store can, so that its put is known again."""
+    return {"Metadata": {_MARK: secrets.token_hex(8)}} if protocol in _CONDITIONAL else {}
+
+
+_MARK = "cyclegan-batch"
+"""The name of the mark in an object's metadata."""
 
 
 @contextlib.contextmanager
@@ -616,22 +621,10 @@ _GONE = frozenset(
 
 def _code(error: BaseException | None) -> str | None:
     """Return the code with which a store of S3's kind refused a request."""
-    answer = _answer(error)
-    return None if answer is None else str(answer.get("Error", {}).get("Code"))
-
-
-def _sent_again(error: BaseException) -> bool:
-    """Return whether the request that a store of S3's kind refused was not the first one."""
-    answer = _answer(error) or {}
-    return bool(answer.get("ResponseMetadata", {}).get("RetryAttempts"))
-
-
-def _answer(error: BaseException | None) -> dict[str, Any] | None:
-    """Return the answer of a store of S3's kind, as botocore has parsed it."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
-            return response
+            return str(response.get("Error", {}).get("Code"))
         error = error.__cause__
     return None
 

@@ -59,7 +59,7 @@ _LOOKS = 5.0
 
 _NO_MACHINE = (
     "the Ray cluster is lost: Ray has ended on this machine, or on the last one that there was; "
-    "start it again"
+    "start it again, unless this command had started it"
 )
 
 _MOST_OF_REASON = 120

@@ -40,7 +40,7 @@ ENCODERS = (
 
 _PACKAGES = (
     *("numpy", "av", "opencv-python-headless", "pillow", "tifffile", "imagecodecs"),
-    *("isal", "pillow-heif", "onnx"),
+    *("isal", "pillow-heif", "onnx", "s3fs", "pyarrow", "ray"),
 )
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13", "torch")

@@ -47,6 +47,17 @@ def test_the_report_holds_every_part_and_is_plain_values(tmp_path: Path) -> None
 
 
 @pytest.mark.behaviour(36)
+def test_the_optional_packages_that_are_installed_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of stores, manifests and clusters; none is imported, as Ray takes seconds."""
+    optional = {"s3fs": "2026.1", "pyarrow": "23.0", "ray": "2.60.0"}
+    installed(monkeypatch, **optional)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert doctor.examine(tmp_path)["packages"] == optional
+
+
+@pytest.mark.behaviour(36)
 def test_every_part_has_its_line(tmp_path: Path) -> None:
     report = doctor.examine(tmp_path)
     said = "\n".join(doctor.lines(report))

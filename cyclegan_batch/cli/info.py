@@ -16,7 +16,7 @@ from .process import print_result
 
 
 @click.command(
-    cls=GroupedCommand, short_help="Describe a model, a run folder, a video or an image."
+    cls=GroupedCommand, short_help="Describe a model, a run folder, a video, an image or a tar."
 )
 @click.argument("file", type=PLACE)
 @option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -34,7 +34,7 @@ def inspect(
     count: bool,
     model_io: str | None,
 ) -> None:
-    """Describe FILE: a model, a checkpoint, a run folder, a media file or an image."""
+    """Describe FILE: a model, a checkpoint, a run folder, a media file, an image or a tar."""
     from ..inspection import inspect_file
 
     description = inspect_file(file, count_frames=count, model_io=model_io, direction=direction)

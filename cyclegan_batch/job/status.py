@@ -132,7 +132,9 @@ class JobStatus:
                 "still"
             )
         else:
-            how = {None: "was cut off", "whole": "ended"}.get(self.runs[-1].ended, "ended early")
+            how = "was cut off" if self.runs[-1].ended is None else "ended"
+            # A run that went to its end despite what failed leaves nothing.
+            how += " early" * (self.runs[-1].ended == "partial" and self.left > 0)
             at_rate = f"{left} at that rate" if left else ""
             yield f"last run {processes}, {how}{rate}{at_rate}"
             if self.runs[-1].reason:

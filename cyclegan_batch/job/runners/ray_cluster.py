@@ -335,7 +335,7 @@ def _loaded() -> _OfRay:
     except ImportError as error:
         raise BackendUnavailableError(
             f"cannot work on a Ray cluster: the installed Ray cannot be loaded: "
-            f'{first_line(error)}; pip install --force-reinstall "cyclegan-batch[ray]" may mend it'
+            f"{first_line(error)}; pip uninstall ray, then pip install 'cyclegan-batch[ray]'"
         ) from error
     return ray
 
@@ -373,8 +373,9 @@ def _connect(address: str | None) -> bool:
             raise BackendError(
                 f"cannot work with the Ray cluster {address}: {why}; `ray status` on its head node "
                 "tells whether it runs, HOST:6379 and ray://HOST:10001 are the usual ports, one "
-                "that asks for a token needs RAY_AUTH_MODE=token here, and --ray-address local "
-                "starts one for this command"
+                "that asks for a token needs RAY_AUTH_MODE=token here and that token, in "
+                "RAY_AUTH_TOKEN or ~/.ray/auth_token, and --ray-address local starts one for this "
+                "command"
             ) from error
         finally:
             with contextlib.suppress(AttributeError):

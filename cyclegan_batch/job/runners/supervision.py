@@ -203,12 +203,11 @@ class _Supervisor:
         self._workers.remove(worker)
         for name, stage in worker.progress.stages.items():
             self._busy[name] += stage.busy_seconds
-        if worker.is_done:
-            self._show()
-            return
-        # What is tried again is counted then, without the images that are whole.
+        # Images that are whole, of units that have not ended. Whoever does the rest counts that.
         self._frames += sum(worker.images.values())
         self._show()
+        if worker.is_done:
+            return
         for folder in self._dispatcher.folders(worker.number):
             remove_leftovers(folder)
         if self.stop.is_set():

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cyclegan_batch.api import run_plan, translate
+from cyclegan_batch.api import plan_translation, run_plan, translate
 from cyclegan_batch.errors import BackendError, InputError, OutputError
 from cyclegan_batch.job.runners.supervision import WorkerError
+from cyclegan_batch.job.units import Counters
 from cyclegan_batch.media.images import shards
 from tests.conftest import ENVIRONMENT
 from tests.synthesis import generators, streams
@@ -375,6 +377,22 @@ def is_alive(process: int) -> bool:
     except OSError:
         return False
     return status.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+
+
+def test_images_of_a_shard_that_was_interrupted_count(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    first = [picture(folder / f"{number:03}.png", size=(480, 640)) for number in range(2)]
+    for number in range(2, 300):
+        shutil.copyfile(first[number % 2], folder / f"{number:03}.png")
+
+    def interrupt(counters: Counters) -> None:
+        if counters.written:
+            raise KeyboardInterrupt
+
+    plan = plan_translation(folder, tmp_path / "out", model=model, workers=2)
+    report = run_plan(plan, watch=interrupt)
+    assert report.status == "interrupted"
+    assert 0 < report.frames == len(report.outputs) < 300
 
 
 @pytest.mark.behaviour(24)

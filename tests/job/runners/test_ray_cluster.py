@@ -168,7 +168,7 @@ def test_the_versions_that_ray_refuses_are_told_errors(monkeypatch: pytest.Monke
 
 def test_a_ray_that_cannot_be_loaded_is_told_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(BackendUnavailableError, match=r"Ray cannot be loaded: .*reinstall"):
+    with pytest.raises(BackendUnavailableError, match=r"Ray cannot be loaded: .*pip uninstall ray"):
         ray_cluster._loaded()
 
 

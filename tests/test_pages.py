@@ -239,9 +239,9 @@ def test_the_readme_names_every_extra_and_no_other():
 
 
 def test_every_command_and_option_that_a_message_names_is_there():
-    # Of nvidia-smi, torchrun, the reference implementation's test.py, ray start, pip and tar.
+    # Of nvidia-smi, torchrun, the reference implementation's test.py, ray start and tar.
     options = {"--help", "--query-gpu", "--nproc-per-node", "--eval", "--head"}
-    options |= {"--force-reinstall", "--sparse", "--dereference", "--hard-dereference"}
+    options |= {"--sparse", "--dereference", "--hard-dereference"}
     for command in cli.main.commands.values():
         options |= _flags(command)
     named = 0

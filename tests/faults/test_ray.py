@@ -167,11 +167,17 @@ def assert_equals_the_local_run(work: Path, output: Path) -> None:
     assert not left_over(output)
 
 
-def wait_until_both_work(output: Path, run: subprocess.Popen[Any], session: int) -> list[int]:
-    """Wait until two actors have begun a stretch each; return them."""
-    wait_for(lambda: len(list(output.glob(f"{FOLDER}/*/.*.partial"))) > 1 or run.poll() is not None)
+def wait_until_at_work(output: Path, run: subprocess.Popen[Any]) -> int:
+    """Wait until an actor has begun a stretch; return its process, which the file's name tells."""
+    found: list[Path] = []
+
+    def begun() -> bool:
+        found.extend(output.glob(f"{FOLDER}/*/.*.partial"))
+        return bool(found) or run.poll() is not None
+
+    wait_for(begun)
     assert run.poll() is None, run.communicate()[1]
-    return actors(session)
+    return int(found[0].name.split("-")[2])
 
 
 @pytest.mark.behaviour(38, 39, 47)
@@ -179,9 +185,9 @@ def test_a_cluster_that_loses_an_actor_makes_what_the_local_run_makes(
     work: Path, tmp_path: Path, cluster: tuple[str, int], start: Start
 ) -> None:
     run = launch(start, *on_ray(work, tmp_path / "out", cluster[0]))
-    victims = wait_until_both_work(tmp_path / "out", run, cluster[1])
-    assert len(victims) == 2
-    os.kill(victims[0], signal.SIGKILL)
+    victim = wait_until_at_work(tmp_path / "out", run)
+    assert victim in actors(cluster[1])
+    os.kill(victim, signal.SIGKILL)
     end = ended(run, time.monotonic())
     assert end.code == 3, end.stderr
     assert end.frames == FRAMES + PICTURES
@@ -196,7 +202,7 @@ def test_what_a_killed_command_has_begun_is_finished_by_the_same(
 ) -> None:
     output = tmp_path / "out"
     run = launch(start, *on_ray(work, output, cluster[0]))
-    wait_until_both_work(output, run, cluster[1])
+    wait_until_at_work(output, run)
     wait_for(lambda: _stretches(output) or run.poll() is not None)
     run.kill()
     run.wait()
@@ -218,7 +224,7 @@ def test_ctrl_c_ends_the_command_and_the_cluster_that_it_started(
     """The terminal sends the signal to the whole group, which Ray's own processes belong to."""
     output = tmp_path / "out"
     run = launch(start, *on_ray(work, output, "local"))
-    wait_until_both_work(output, run, run.pid)
+    wait_until_at_work(output, run)
     begin = time.monotonic()
     os.killpg(run.pid, signal.SIGINT)
     end = ended(run, begin)

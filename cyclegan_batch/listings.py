@@ -82,11 +82,12 @@ def _listings(url: str) -> Iterator[tuple[_Listing, str]]:
 
     The one of the longest prefix comes first: it may be newer than one of all that lies above.
     """
-    for prefix, listing in sorted(_LISTED.items(), key=lambda item: -len(item[0])):
-        if url == prefix:
-            yield listing, ""
-        elif url.startswith(prefix + "/"):
-            yield listing, url[len(prefix) + 1 :]
+    end = len(url)
+    while end > 0:
+        listing = _LISTED.get(url[:end])
+        if listing is not None:
+            yield listing, url[end + 1 :]
+        end = url.rfind("/", 0, end)
 
 
 def known(url: str) -> os.stat_result | None:

@@ -371,9 +371,9 @@ class Dispatcher:
         """Take back what ``worker`` had when it died, ``how`` in words (``killed by SIGSEGV``).
 
         Each unit is tried once more, alone, without the images that are whole: by its successor,
-        or by a worker that has nothing else to do. A shard
-        that kills again is halved, and its halves are halved, until the image is found. Returns how
-        the units ended that are not tried again; the caller tells `ended`.
+        or by a worker that has nothing else to do. A shard that kills again is halved, and its
+        halves are halved, until the image is found. Returns how the units ended that are not tried
+        again; the caller tells `ended`.
         """
         outcomes = []
         with self._lock:

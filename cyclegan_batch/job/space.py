@@ -77,8 +77,8 @@ def check_space(
 def scratch_bytes(videos: Iterable[VideoPlan], workers: int = 1) -> int:
     """Return about how many bytes are in the scratch folder at once for videos that go to a store.
 
-    A video of stretches is there twice as it is joined: in its stretches, and joined. Each worker
-    may be at one of the largest.
+    Each video counts as twice its source: the output may be larger than that, and a stretch of the
+    next video may lie beside it. Each worker may be at one of the largest.
     """
     sizes = []
     for video in videos:

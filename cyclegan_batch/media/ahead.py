@@ -18,7 +18,7 @@ REQUESTS = 32
 """Requests to a store that are under way at once."""
 
 MOST_BYTES = 64 << 20
-"""Bytes of results that are under way or wait, at most, unless a single one is larger."""
+"""Bytes that are under way or wait, at most, unless a single item has more."""
 
 
 def ahead(

@@ -9,13 +9,9 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from .ahead import MOST_BYTES, REQUESTS
+
 Item = TypeVar("Item")
-
-REQUESTS = 32
-"""Requests to a store that are under way at once."""
-
-MOST_BYTES = 64 << 20
-"""Bytes of items that are under way, at most, unless a single one is larger."""
 
 
 class Behind(Generic[Item]):

@@ -37,7 +37,7 @@ from ...file_identity import FileIdentity, identity_of_status, sha256_of
 from ...files import writing
 from ...media.formats import PIPE, Entry, Kind
 from ...media.pattern import parse_pattern, pattern_files
-from ...remote import as_path, copy_in, is_remote
+from ...remote import as_path, copy_in, is_bucket, is_remote
 from ...wording import Note, printable
 from .globs import is_glob, split_glob
 from .lists import is_list, read_lists
@@ -265,8 +265,7 @@ def _means_folder(output: Path | str) -> bool:
     ends_in_separator = isinstance(output, str) and output.endswith(("/", os.sep))
     path = as_path(output)
     if is_remote(path):
-        is_bucket = len(path.parts) == 2
-        return ends_in_separator or is_bucket or not path.suffix
+        return ends_in_separator or is_bucket(path) or not path.suffix
     return path.is_dir() or ends_in_separator or (not path.suffix and not path.is_file())
 
 

@@ -137,20 +137,19 @@ class Actors:
         units, videos = self._plan.units, self._plan.videos
         pieces = len(units) + sum(video.stretches - 1 for video in videos)
         asked: dict[str, _OfRay] = {}
-        device = "cpu"
+        device, threads = "cpu", options.threads
         if self._plan.backend.device != "cpu":
             # Ray lets an actor see its own GPUs only, so it is the first.
             device, gpus = "cuda:0", options.ray_gpus or 1.0
             asked["num_gpus"] = gpus
             held = sum(int(node.get("GPU", 0) / gpus) for node in nodes)
             self.count = options.workers or max(1, min(held, pieces))
-            threads = options.threads or max(1, min(total // self.count, most))
         elif options.workers is not None:
             self.count = options.workers
-            threads = options.threads or max(1, min(total // self.count, most))
         else:
-            threads = options.threads or max(1, min(_CPUS, most))
+            threads = threads or max(1, min(_CPUS, most))
             self.count = max(1, min(sum(each // threads for each in cpus), pieces))
+        threads = threads or max(1, min(total // self.count, most))
         share = Share(
             device=device,
             threads=threads,
@@ -398,8 +397,9 @@ def _on_this_machine(asked: str | None) -> str | None:
     if asked is None:
         return None
     raise BackendError(
-        "no Ray cluster runs on this machine, as --ray-address auto wants it; start one (ray start "
-        "--head), give the address of one, or let --ray-address local start one for this command"
+        "no Ray cluster runs on this machine, where --ray-address auto looks for one; start one "
+        "(ray start --head), give its address, or let --ray-address local start one for this "
+        "command"
     )
 
 

@@ -294,7 +294,7 @@ def test_how_an_actor_died_is_told_in_our_words_and_rays(said: str, words: str) 
 def test_a_cluster_without_machines_ends_the_run_errors(
     plan: JobPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray would wait for ever, as it does for a machine that an autoscaler starts."""
+    """Ray itself keeps waiting, since an autoscaler might start another machine."""
     import ray
 
     actors = Actors(plan)

@@ -164,22 +164,29 @@ def without_halves(x: Tensor) -> Tensor:
 
 
 class InstanceNorm(nn.InstanceNorm2d):
-    """InstanceNorm without affine and running statistics, computed in float32.
+    """InstanceNorm without running statistics, computed in float32.
 
-    The output has the type of the input.
+    ``affine``: with a weight and a bias for each channel. The output has the type of the input.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, affine=False, track_running_stats=False)
+    def __init__(self, channels: int, *, affine: bool = False) -> None:
+        super().__init__(channels, affine=affine, track_running_stats=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel of each image: ``(N, C, H, W)``, more than one pixel."""
-        out = F.instance_norm(without_halves(x), eps=self.eps)
+        weight, bias = self.factors()
+        out = F.instance_norm(without_halves(x), weight=weight, bias=bias, eps=self.eps)
         if out.requires_grad and not torch.compiler.is_compiling():
             # Observed with torch 2.15 (CPU, batch 1): its backward reads a channels_last gradient
             # as if it were contiguous, and returns a wrong gradient without an error.
             out.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
         return out.to(x.dtype)
+
+    def factors(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return weight and bias, ``(C,)`` in float32 or wider; None without an affine."""
+        if not self.affine:
+            return None, None
+        return without_halves(self.weight), without_halves(self.bias)
 
 
 def norm_layer(norm: Norm) -> Callable[[int], nn.Module]:

@@ -191,10 +191,10 @@ class _NormInHalf(nn.Module):
     11, which has no such attribute, nothing is documented.
     """
 
-    def __init__(self, eps: float, variances: Callable[[float], None]) -> None:
-        """Normalise with ``eps``; ``variances`` gets the largest variance of each call."""
+    def __init__(self, norm: InstanceNorm, variances: Callable[[float], None]) -> None:
+        """Normalise like ``norm``; ``variances`` gets the largest variance of each call."""
         super().__init__()
-        self.eps, self.variances = eps, variances
+        self.norm, self.variances = norm, variances
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel of each image, ``(N, C, H, W)``, values of half precision."""
@@ -202,8 +202,12 @@ class _NormInHalf(nn.Module):
         variance, mean = torch.var_mean(x, (2, 3), correction=1, keepdim=True)
         self.variances(float(variance.max()))
         biased = _halved(_halved(variance) * _halved(torch.tensor((count - 1) / count)))
-        deviation = _halved(_halved(biased + _halved(torch.tensor(self.eps))).sqrt())
-        return _halved(_halved(x - _halved(mean)) / deviation)
+        deviation = _halved(_halved(biased + _halved(torch.tensor(self.norm.eps))).sqrt())
+        out = _halved(_halved(x - _halved(mean)) / deviation)
+        weight, bias = self.norm.factors()
+        if weight is None or bias is None:
+            return out
+        return _halved(_halved(out * weight[:, None, None]) + bias[:, None, None])
 
 
 def _halved(x: Tensor) -> Tensor:
@@ -222,7 +226,7 @@ def _rounding_to_half(network: nn.Module, *, half_norm: bool) -> tuple[nn.Module
     def in_half(name: str, norm: InstanceNorm) -> nn.Module:
         key = f"{name}.variance"
         return _NormInHalf(
-            norm.eps, lambda value: largest.update({key: max(largest.get(key, 0.0), value)})
+            norm, lambda value: largest.update({key: max(largest.get(key, 0.0), value)})
         )
 
     if half_norm:

@@ -67,7 +67,7 @@ def graph_from_network(
     if half:
         network = copy.deepcopy(network).half()
         if half_norm:
-            replace_norms(network, lambda name, norm: _HalfNorm(norm.eps))
+            replace_norms(network, lambda name, norm: _HalfNorm(norm))
     example: BatchShape = shape or (2, *_two_sides(sizes))
     image = torch.zeros(example[0], channels, *example[1:], dtype=torch.half if half else None)
     free = None
@@ -111,13 +111,15 @@ def replace_norms(
 class _HalfNorm(nn.Module):
     """InstanceNorm that takes and gives float16; how it computes is up to the runtime."""
 
-    def __init__(self, eps: float) -> None:
+    def __init__(self, norm: InstanceNorm) -> None:
+        """Normalise like ``norm``, whose weight and bias are float16 where it has any."""
         super().__init__()
-        self.eps = eps
+        self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel of each image, ``(N, C, H, W)``."""
-        return F.instance_norm(x, eps=self.eps)
+        norm = self.norm
+        return F.instance_norm(x, weight=norm.weight, bias=norm.bias, eps=norm.eps)
 
 
 def _layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -42,6 +42,7 @@ from cyclegan_batch.backends.torch.recording import CudaBatches  # noqa: E402
 from cyclegan_batch.backends.torch.settings import CUDA_SETTING  # noqa: E402
 from cyclegan_batch.models.networks import (  # noqa: E402
     GeneratorConfig,
+    InstanceNorm,
     generator_from_config,
     init_weights,
 )
@@ -154,9 +155,23 @@ def test_the_norm_stays_exact_on_large_frames() -> None:
     # Summed up one pixel after the other, float32 is off by 10⁻³ here.
     torch.manual_seed(0)
     x = torch.rand(1, 2, 1500, 1501) + 3
-    normal = FrameNorm(1e-5)(x.contiguous(memory_format=torch.channels_last))
+    normal = FrameNorm(InstanceNorm(2))(x.contiguous(memory_format=torch.channels_last))
     expected = nn.functional.instance_norm(x.double())
     assert (normal - expected).abs().max() < 5e-6
+
+
+def test_the_norm_keeps_an_affine() -> None:
+    torch.manual_seed(0)
+    norm = InstanceNorm(3, affine=True).requires_grad_(False)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    for dtype, most in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        x = torch.rand(2, 3, 8, 12).to(dtype)
+        normal = FrameNorm(norm)(x.contiguous(memory_format=torch.channels_last))
+        expected = nn.functional.instance_norm(x.double(), None, None, *norm.double().parameters())
+        assert normal.dtype == dtype
+        assert (normal - expected).abs().max() < most
+        norm.float()
 
 
 @pytest.mark.behaviour(28)

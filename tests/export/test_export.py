@@ -38,7 +38,7 @@ from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendUnavailableError, InputError, ModelError, OutputError
 from cyclegan_batch.frames import Pixels, SizeRequirements
 from cyclegan_batch.models.model import open_model
-from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
+from cyclegan_batch.models.networks import GeneratorConfig, InstanceNorm, generator_from_config
 from cyclegan_batch.models.parity import natural_frames, parity
 from cyclegan_batch.wording import grouped
 from tests.conftest import REPOSITORY
@@ -314,7 +314,8 @@ def test_a_variance_beyond_half_precision_is_refused_where_the_norm_is_in_it_err
         checked_half_arithmetic(Path("a.onnx"), frames, half_norm=True, **options)
 
 
-def test_the_norm_of_the_gate_is_instance_norm_in_numpys_half_precision():
+@pytest.mark.parametrize("affine", [False, True])
+def test_the_norm_of_the_gate_is_instance_norm_in_numpys_half_precision(affine):
     from cyclegan_export.gate import _NormInHalf
 
     x = (np.random.default_rng(0).normal(3, 2, (2, 3, 20, 30))).astype(np.float16)
@@ -323,8 +324,14 @@ def test_the_norm_of_the_gate_is_instance_norm_in_numpys_half_precision():
     variance = wide.var((2, 3), ddof=1, keepdims=True).astype(kind)
     deviation = np.sqrt(variance * kind(599 / 600) + kind(1e-5))
     largest = []
-    found = _NormInHalf(1e-5, largest.append)(torch.from_numpy(x).float())
-    np.testing.assert_array_equal(found.numpy(), ((x - mean) / deviation).astype(np.float32))
+    norm, wanted = InstanceNorm(3, affine=affine).requires_grad_(False), (x - mean) / deviation
+    if affine:
+        norm.weight.copy_(torch.tensor([0.5, 1.7, -3.0]).half())
+        norm.bias.copy_(torch.tensor([0.1, -2.0, 7.0]).half())
+        wanted = wanted * norm.weight.numpy().astype(kind)[:, None, None]
+        wanted = wanted + norm.bias.numpy().astype(kind)[:, None, None]
+    found = _NormInHalf(norm, largest.append)(torch.from_numpy(x).float())
+    np.testing.assert_array_equal(found.numpy(), wanted.astype(np.float32))
     assert largest[0] == pytest.approx(wide.var((2, 3), ddof=1).max())
 
 

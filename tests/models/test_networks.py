@@ -215,6 +215,22 @@ def test_instance_norm_of_halves_has_statistics_in_float32(half):
     torch.testing.assert_close(y, wanted.to(half), rtol=torch.finfo(half).eps, atol=0)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_the_affine_of_instance_norm_is_computed_in_float32_as_well(half):
+    x = (torch.randn(1, 3, 64, 64) + 30).to(half)
+    norm = InstanceNorm(3, affine=True).requires_grad_(False)
+    norm.weight.copy_(torch.tensor([1.0, -0.3, 40.0]))
+    norm.bias.copy_(torch.tensor([0.2, 5.0, -70.0]))
+    exact = x.double()
+    var, mean = torch.var_mean(exact, (2, 3), correction=0, keepdim=True)
+    for weights in (torch.float32, half):
+        weight, bias = (each.double()[:, None, None] for each in norm.to(weights).parameters())
+        wanted = (exact - mean) / (var + 1e-5).sqrt() * weight + bias
+        y = norm(x)
+        assert y.dtype == half
+        torch.testing.assert_close(y, wanted.to(half), rtol=torch.finfo(half).eps, atol=1e-5)
+
+
 # The first weights
 
 

@@ -81,7 +81,7 @@ def body_on_cpu(model: Model, precision: str) -> Network:
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, InstanceNorm):
-                setattr(module, name, FrameNorm(child.eps))
+                setattr(module, name, FrameNorm(child))
     return network.to(memory_format=torch.channels_last)
 
 
@@ -140,9 +140,10 @@ class FrameNorm(nn.Module):
     by 0.4 of a standard deviation, this class by 10⁻⁶.
     """
 
-    def __init__(self, eps: float) -> None:
+    def __init__(self, norm: InstanceNorm) -> None:
+        """Compute what ``norm`` computes."""
         super().__init__()
-        self.eps = eps
+        self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each channel of each frame: ``(N, C, H, W)``."""
@@ -156,7 +157,8 @@ class FrameNorm(nn.Module):
         means, variances = means.view(width, channels), variances.view(width, channels)
         mean = means.mean(0)
         variance = (variances + (means - mean).square()).mean(0)
-        return F.batch_norm(wide, mean, variance, eps=self.eps).to(x.dtype)
+        weight, bias = self.norm.factors()
+        return F.batch_norm(wide, mean, variance, weight, bias, eps=self.norm.eps).to(x.dtype)
 
 
 Network: TypeAlias = OnnxNetwork | CheckpointOnFrames

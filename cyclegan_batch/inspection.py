@@ -103,10 +103,15 @@ def _describe_model(
 
 
 def _describe_generator(loaded: LoadedGenerator) -> dict[str, object]:
-    """Return the number of a checkpoint's parameters, and the metadata that training wrote."""
+    """Return what a checkpoint was recognised as, and the metadata that training wrote."""
     parameters = sum(weight.numel() for weight in loaded.network.parameters())
     metadata = {"metadata": dict(loaded.metadata)} if loaded.metadata else {}
-    return {"parameters": parameters, **metadata}
+    return {
+        "family": loaded.family.title,
+        "assumed": list(loaded.assumed),
+        "parameters": parameters,
+        **metadata,
+    }
 
 
 def _describe_image(path: Path) -> ImageDescription:

@@ -193,7 +193,7 @@ def _model_of_checkpoint(path: Path, direction: Direction | None) -> Model:
         path=checkpoint.path,
         digest=generator.digest,
         contract_version=0,
-        architecture=config.netG,
+        architecture=config.architecture,
         pixel_type="uint8",
         sizes=config.sizes,
         batch=None,

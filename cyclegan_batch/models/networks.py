@@ -91,6 +91,11 @@ class GeneratorConfig:
                 )
 
     @property
+    def architecture(self) -> str:
+        """The name on the card, which is ``netG``."""
+        return self.netG
+
+    @property
     def family(self) -> Family:
         """The kind of network."""
         match = _NET_G.fullmatch(self.netG)

@@ -219,7 +219,7 @@ def _from_checkpoint(
     return _Candidate(
         contract_from_generator(graph, GeneratorIO(), pixel_type=io),
         {
-            "architecture": config.netG,
+            "architecture": config.architecture,
             "sizes": sizes,
             "precision": "fp16" if half else "fp32",
             "trained_size": generator.trained_size,

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from ...models.checkpoints import LoadedGenerator
 from ...models.contract import BT601
 from ...models.model import Model
-from ...models.networks import InstanceNorm
+from ...models.networks import GeneratorConfig, InstanceNorm
 from ...models.onnx_network import OnnxNetwork, as_resnet
 
 BODIES: dict[str, tuple[str, ...]] = {
@@ -190,7 +190,10 @@ def _fused(model: Model, device: str, dtype: torch.dtype) -> Body:
     if not runs_on(torch.device(device)):
         raise NoBodyError(f"Triton does not run on {device}")
     if model.checkpoint is not None:
-        why_not = why_not_fused(model.checkpoint.config)
+        config = model.checkpoint.config
+        if not isinstance(config, GeneratorConfig):
+            raise NoBodyError(f"{config.architecture} is no network of the reference's")
+        why_not = why_not_fused(config)
         if why_not is not None:
             raise NoBodyError(why_not)
         return FusedGenerator(model.checkpoint.network, device, cells=True, dtype=dtype)

@@ -1,0 +1,121 @@
+"""The families of generators that a checkpoint is recognised as, by names and shapes alone.
+
+`fits` returns every family whose network has exactly the weights of a file. Where none has,
+`closest` tells what the file looks most like and what differs. Each module of this package holds
+one family or several kindred ones; `FAMILIES` lists them.
+
+This package imports torch; a translation by another runtime does not import it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .family import Family, NetworkConfig, Reading, Shapes, UnfitError
+from .reference import REFERENCE_RESNET, REFERENCE_UNET
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Fit",
+    "NetworkConfig",
+    "Reading",
+    "Shapes",
+    "closest",
+    "fits",
+]
+
+FAMILIES: tuple[Family, ...] = (
+    REFERENCE_RESNET,
+    REFERENCE_UNET,
+)
+"""The families in the order in which messages list them."""
+
+_LEAST_LIKENESS = 0.25
+"""The least share of equal names and shapes at which weights look like a family's."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A family, and how it reads the weights in a file."""
+
+    family: Family
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class Closest:
+    """The family that weights look most like, and what differs."""
+
+    family: Family
+    finding: str
+    """A clause about the file: "it lacks 'model.15.bias', which a resnet_9blocks has"."""
+
+
+def fits(shapes: Shapes) -> tuple[Fit, ...]:
+    """Return every family whose network has exactly these weights, each network once."""
+    found: list[Fit] = []
+    for family, reading, expected in _readings(shapes):
+        names = reading.names or {}
+        known = [(fit.reading.config, fit.reading.names or {}) for fit in found]
+        if not _differences(shapes, reading, expected) and (reading.config, names) not in known:
+            found.append(Fit(family, reading))
+    return tuple(found)
+
+
+def closest(shapes: Shapes) -> Closest | None:
+    """Return the family that weights which fit none look most like, None where they look like none.
+
+    The likeness is the share of the names and shapes that are equal.
+    """
+    best, likeness = None, _LEAST_LIKENESS
+    for family, reading, expected in _readings(shapes):
+        differences = _differences(shapes, reading, expected)
+        total = max(1, len(shapes) + sum(name not in shapes for name in expected))
+        share = 1 - len(differences) / total
+        if differences and share > likeness:
+            best, likeness = Closest(family, differences[0]), share
+    return best or next(_unfit(shapes), None)
+
+
+def _readings(shapes: Shapes) -> Iterator[tuple[Family, Reading, dict[str, tuple[int, ...]]]]:
+    """Yield how each family reads the weights, with the shapes that it expects in the file."""
+    for family in FAMILIES:
+        try:
+            reading = family.read(shapes)
+            if reading is None:
+                continue
+            with torch.device("meta"):
+                network = reading.build()
+        except (UnfitError, ValueError):
+            continue
+        own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        in_file = {name: key for key, name in (reading.names or {}).items()}
+        yield family, reading, {in_file.get(name, name): shape for name, shape in own.items()}
+
+
+def _unfit(shapes: Shapes) -> Iterator[Closest]:
+    """Yield the families whose sign is there, with why none of their networks has the weights."""
+    for family in FAMILIES:
+        try:
+            family.read(shapes)
+        except (UnfitError, ValueError) as error:
+            yield Closest(family, f"it {error}" if isinstance(error, UnfitError) else str(error))
+
+
+def _differences(shapes: Shapes, reading: Reading, expected: Shapes) -> list[str]:
+    """Return how the weights differ from those of a network, as clauses about the file."""
+    kind = f"a {reading.config.architecture}"
+    found = []
+    for name, shape in expected.items():
+        if name not in shapes:
+            found.append(f"it lacks {name!r}, which {kind} has")
+        elif shapes[name] != shape:
+            found.append(f"its {name!r} is {shapes[name]} where {kind} of its width has {shape}")
+    for name in shapes:
+        if name not in expected and name not in reading.ignored:
+            found.append(f"it has {name!r}, which {kind} has not")
+    return found

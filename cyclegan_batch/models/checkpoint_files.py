@@ -45,6 +45,18 @@ _LONGEST_HEADER = 2**26
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Which generator is meant, where there are several, and as what it is read."""
+
+    direction: Direction | None = None
+    """Of the two generators in a folder or in a file, the one that translates so."""
+    weights: str | None = None
+    """Of several generators in one file, the one whose weights have this name before theirs."""
+    family: str | None = None
+    """The name of the family that the weights are read as (models/families), None for any."""
+
+
+@dataclass(frozen=True)
 class FoundCheckpoint:
     """The file of one generator."""
 

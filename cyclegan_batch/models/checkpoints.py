@@ -12,23 +12,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
-from ..wording import Note, printable
+from ..wording import Note
 from .checkpoint_content import SAVE_AGAIN, read_content, refuse
-from .checkpoint_files import FoundCheckpoint, find_checkpoint
-from .families import Family, Fit, NetworkConfig, closest, fits
+from .checkpoint_files import FoundCheckpoint, Selection, find_checkpoint
+from .families import FAMILIES, Family, Fit, NetworkConfig, closest, family_named, fits, unlike
 from .networks import GeneratorConfig
 
 __all__ = [
     "FoundCheckpoint",
     "LoadedGenerator",
+    "Selection",
     "find_checkpoint",
     "load_generator",
     "load_state",
@@ -39,6 +39,8 @@ _WRAPPERS = ("module.", "_orig_mod.")
 
 _RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """What BatchNorm keeps beside its weights; InstanceNorm kept it too before torch 0.4."""
+
+_ANY = Selection()
 
 _EXPORT_ELSEWHERE = "export it to ONNX where it was trained, and give that file"
 
@@ -83,13 +85,15 @@ class LoadedGenerator:
         return tuple(Note(Path(self.path.name), text) for text in sentences)
 
 
-def load_generator(path: Path) -> LoadedGenerator:
+def load_generator(path: Path, selection: Selection = _ANY) -> LoadedGenerator:
     """Read the generator's weights at ``path``: ``.pth`` of any age, or safetensors.
 
-    The network is derived from the names and shapes of the weights. Raises ModelError.
+    The network is derived from the names and shapes of the weights, among the networks of
+    ``selection.family`` where it is given. Raises ModelError.
     """
+    among = FAMILIES if selection.family is None else (family_named(selection.family),)
     state, metadata = load_state(path)
-    fit, weights = _recognised(path, state)
+    fit, weights = _recognised(path, state, among)
     reading = fit.reading
     with torch.device("meta"):
         network = reading.build()
@@ -134,7 +138,9 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
         state = {name.removeprefix(prefix): value for name, value in state.items()}
 
 
-def _recognised(path: Path, state: dict[str, Tensor]) -> tuple[Fit, dict[str, Tensor]]:
+def _recognised(
+    path: Path, state: dict[str, Tensor], among: Sequence[Family]
+) -> tuple[Fit, dict[str, Tensor]]:
     """Return the family that ``state`` is of, and its weights in float32. Raises ModelError."""
     state = {name: _checked_weight(path, name, value) for name, value in state.items()}
     legacy_statistics: str | None = None
@@ -149,8 +155,14 @@ def _recognised(path: Path, state: dict[str, Tensor]) -> tuple[Fit, dict[str, Te
             # BatchNorm has counted its batches since torch 0.4.1 only.
             state.setdefault(f"{module}.num_batches_tracked", torch.tensor(0))
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    found = fits(shapes)
+    found = fits(shapes, among)
     if not found:
+        if among != FAMILIES:
+            (named,) = among
+            fitting = fits(shapes)
+            hint = f"; it fits {_listed(fitting)}" if fitting else ""
+            finding = f"does not fit the family {named.name} ({named.title}): "
+            refuse(path, f"{finding}{unlike(shapes, named)}{hint}", "leave --family out")
         likeness = closest(shapes)
         if likeness is None:
             refuse(path, f"is no generator of a CycleGAN: {_network_in_words(shapes)}",
@@ -163,11 +175,13 @@ def _recognised(path: Path, state: dict[str, Tensor]) -> tuple[Fit, dict[str, Te
         refuse(path, f"its {legacy_statistics!r} is of a norm that has running statistics and no "
                "weights, behind convolutions without a bias", _EXPORT_ELSEWHERE)  # fmt: skip
     if len(found) > 1:
-        listed = ", ".join(f"{fit.family.title} ({fit.family.name})" for fit in found)
-        raise ModelError(
-            f"{printable(path)}: {len(found)} families have such weights: {listed}; name one"
-        )
+        refuse(path, f"{len(found)} families have such weights: {_listed(found)}",
+               "name one with --family")  # fmt: skip
     return found[0], state
+
+
+def _listed(found: Sequence[Fit]) -> str:
+    return ", ".join(f"{fit.family.name} ({fit.family.title})" for fit in found)
 
 
 def _checked_weight(path: Path, name: str, value: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from cyclegan_batch.errors import ModelError
-from cyclegan_batch.models.checkpoints import load_generator
+from cyclegan_batch.models.checkpoints import Selection, load_generator
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.wording import grouped
 from tests.synthesis import formulas
@@ -385,3 +385,16 @@ def test_a_unet_of_other_levels_errors(tmp_path):
     state = {"model.model.0.weight": torch.rand(4, 3, 4, 4)}
     with pytest.raises(ModelError, match="is a U-Net of 1 levels where 5 to 16 are supported"):
         load_generator(saved(tmp_path / "g.pth", state))
+
+
+def test_a_named_family_is_the_only_one_that_is_tried(tmp_path):
+    path = saved(tmp_path / "g.pth", small())
+    assert load_generator(path, Selection(family="resnet")).family.name == "resnet"
+    with pytest.raises(ModelError, match=r"no family 'vgg': it is one of resnet, unet"):
+        load_generator(path, Selection(family="vgg"))
+    message = r"does not fit the family unet \(.*\): its names have no sign of it; it fits resnet"
+    with pytest.raises(ModelError, match=message):
+        load_generator(path, Selection(family="unet"))
+    path = saved(tmp_path / "g.pth", small() | {"model.9.weight": torch.rand(2)})
+    with pytest.raises(ModelError, match=r"does not fit the family resnet .*: it has 'model\.9\."):
+        load_generator(path, Selection(family="resnet"))

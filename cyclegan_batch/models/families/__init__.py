@@ -9,11 +9,12 @@ This package imports torch; a translation by another runtime does not import it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ...errors import ModelError
 from .family import Family, NetworkConfig, Reading, Shapes, UnfitError
 from .reference import REFERENCE_RESNET, REFERENCE_UNET
 
@@ -25,7 +26,9 @@ __all__ = [
     "Reading",
     "Shapes",
     "closest",
+    "family_named",
     "fits",
+    "unlike",
 ]
 
 FAMILIES: tuple[Family, ...] = (
@@ -55,10 +58,19 @@ class Closest:
     """A clause about the file: "it lacks 'model.15.bias', which a resnet_9blocks has"."""
 
 
-def fits(shapes: Shapes) -> tuple[Fit, ...]:
+def family_named(name: str) -> Family:
+    """Return the family that ``--family`` calls ``name``. Raises ModelError with all names."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    names = ", ".join(family.name for family in FAMILIES)
+    raise ModelError(f"no family {name!r}: it is one of {names}")
+
+
+def fits(shapes: Shapes, among: Sequence[Family] = FAMILIES) -> tuple[Fit, ...]:
     """Return every family whose network has exactly these weights, each network once."""
     found: list[Fit] = []
-    for family, reading, expected in _readings(shapes):
+    for family, reading, expected in _readings(shapes, among):
         names = reading.names or {}
         known = [(fit.reading.config, fit.reading.names or {}) for fit in found]
         if not _differences(shapes, reading, expected) and (reading.config, names) not in known:
@@ -72,18 +84,29 @@ def closest(shapes: Shapes) -> Closest | None:
     The likeness is the share of the names and shapes that are equal.
     """
     best, likeness = None, _LEAST_LIKENESS
-    for family, reading, expected in _readings(shapes):
+    for family, reading, expected in _readings(shapes, FAMILIES):
         differences = _differences(shapes, reading, expected)
         total = max(1, len(shapes) + sum(name not in shapes for name in expected))
         share = 1 - len(differences) / total
         if differences and share > likeness:
             best, likeness = Closest(family, differences[0]), share
-    return best or next(_unfit(shapes), None)
+    return best or next(_unfit(shapes, FAMILIES), None)
 
 
-def _readings(shapes: Shapes) -> Iterator[tuple[Family, Reading, dict[str, tuple[int, ...]]]]:
+def unlike(shapes: Shapes, family: Family) -> str:
+    """Return how weights that do not fit ``family`` differ from it, as a clause about the file."""
+    for _, reading, expected in _readings(shapes, (family,)):
+        if differences := _differences(shapes, reading, expected):
+            return differences[0]
+    unfit = next(_unfit(shapes, (family,)), None)
+    return unfit.finding if unfit else "its names have no sign of it"
+
+
+def _readings(
+    shapes: Shapes, among: Sequence[Family]
+) -> Iterator[tuple[Family, Reading, dict[str, tuple[int, ...]]]]:
     """Yield how each family reads the weights, with the shapes that it expects in the file."""
-    for family in FAMILIES:
+    for family in among:
         try:
             reading = family.read(shapes)
             if reading is None:
@@ -97,9 +120,9 @@ def _readings(shapes: Shapes) -> Iterator[tuple[Family, Reading, dict[str, tuple
         yield family, reading, {in_file.get(name, name): shape for name, shape in own.items()}
 
 
-def _unfit(shapes: Shapes) -> Iterator[Closest]:
+def _unfit(shapes: Shapes, among: Sequence[Family]) -> Iterator[Closest]:
     """Yield the families whose sign is there, with why none of their networks has the weights."""
-    for family in FAMILIES:
+    for family in among:
         try:
             family.read(shapes)
         except (UnfitError, ValueError) as error:

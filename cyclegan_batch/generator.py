@@ -13,7 +13,14 @@ from .files import PathLike
 from .frames import Pixels, as_pixel_type, geometry, to_uint8
 from .models.card import ModelCard
 from .opening import open_for_translation
-from .options import BackendName, Direction, FrameSize, TranslateOptions, TranslatePrecision
+from .options import (
+    BackendName,
+    Direction,
+    FamilyName,
+    FrameSize,
+    TranslateOptions,
+    TranslatePrecision,
+)
 from .remote import as_path
 
 
@@ -80,6 +87,8 @@ def open_generator(
     model: PathLike,
     *,
     direction: Direction | None = None,
+    weights: str | None = None,
+    family: FamilyName | None = None,
     model_io: str | None = None,
     backend: BackendName = "auto",
     device: str = "auto",
@@ -98,6 +107,8 @@ def open_generator(
     """
     options = TranslateOptions(
         direction=direction,
+        weights=weights,
+        family=family,
         model_io=model_io,
         backend=backend,
         device=device,

@@ -7,8 +7,8 @@ from stat import S_ISDIR
 from typing import TYPE_CHECKING, TypedDict
 
 from .errors import InputError
-from .models.checkpoint_files import SUFFIXES, is_checkpoint
-from .options import MAX_PIXELS, Direction
+from .models.checkpoint_files import ANY_GENERATOR, SUFFIXES, Selection, is_checkpoint
+from .options import MAX_PIXELS
 from .remote import RemotePath
 from .wording import printable, why_store_failed
 
@@ -38,15 +38,15 @@ def inspect_file(
     *,
     count_frames: bool = False,
     model_io: str | None = None,
-    direction: Direction | None = None,
+    selection: Selection = ANY_GENERATOR,
 ) -> dict[str, object]:
     """Return a description of the file at ``path``, as values that JSON can hold.
 
     The ending of its name, or the first bytes of a checkpoint, show which kind of file it is; any
-    other file is opened as a video. Of a folder with two generators, the one of ``direction`` is
-    described. A model of a store is fetched into the cache folder, and known by the ending of its
-    name only. Raises InputError, ModelError, OutputError, and BackendUnavailableError where a
-    checkpoint needs torch.
+    other file is opened as a video. Of several generators, the one of ``selection`` is described.
+    A model of a store is fetched into the cache folder, and known by the ending of its name only.
+    Raises InputError, ModelError, OutputError, and BackendUnavailableError where a checkpoint needs
+    torch.
     """
     from .media.formats import IMAGE_FORMATS, TAR_SUFFIX
 
@@ -58,14 +58,14 @@ def inspect_file(
             from .models.fetched import fetched_model
 
             local, _ = fetched_model(path)
-            described = _describe_model(local, model_io, direction)
+            described = _describe_model(local, model_io, selection)
             return {"kind": "model", **described, "path": printable(path)}
     elif not path.exists():
         raise InputError(
             f"{printable(path)}: no such file; inspect describes a model, a video or an image"
         )
     elif by_name or is_checkpoint(path):
-        return {"kind": "model", **_describe_model(path, model_io, direction)}
+        return {"kind": "model", **_describe_model(path, model_io, selection)}
     if suffix in IMAGE_FORMATS:
         return {"kind": "image", **_describe_image(path)}
     if suffix == TAR_SUFFIX:
@@ -87,13 +87,11 @@ def _refuse_no_object(url: RemotePath) -> None:
         raise InputError(f"{printable(url)}: is a prefix; inspect describes one object of a store")
 
 
-def _describe_model(
-    path: Path, model_io: str | None, direction: Direction | None
-) -> dict[str, object]:
+def _describe_model(path: Path, model_io: str | None, selection: Selection) -> dict[str, object]:
     from .models.engine_card import describe_engine
     from .models.model import describe, open_model
 
-    model = open_model(path, model_io=model_io, direction=direction)
+    model = open_model(path, model_io=model_io, selection=selection)
     description = describe(model.card)
     if model.engine:
         description |= describe_engine(model.engine)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ModelError
-from .models.checkpoint_files import is_checkpoint
+from .models.checkpoint_files import Selection, is_checkpoint
 from .options import TranslateOptions
 from .remote import RemotePath
 from .wording import Note, printable
@@ -43,7 +43,7 @@ def open_for_translation(
         return open_exported(path, options, say=say)
     from .models.model import open_model
 
-    return open_model(path, model_io=options.model_io, direction=options.direction)
+    return open_model(path, model_io=options.model_io, selection=Selection.of(options))
 
 
 def _open_of_store(url: RemotePath, options: TranslateOptions, say: Callable[[str], None]) -> Model:

@@ -17,6 +17,9 @@ from .option_table import check_values, option
 Direction: TypeAlias = Literal["AtoB", "BtoA"]
 """Which of the two generators of a CycleGAN."""
 
+FamilyName: TypeAlias = Literal["resnet", "unet"]
+"""The families that a checkpoint is recognised as: the names of `models.families.FAMILIES`."""
+
 BackendName: TypeAlias = Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"]
 
 TranslatePrecision: TypeAlias = Literal["auto", "fp32", "tf32", "fp16", "bf16", "int8"]
@@ -46,8 +49,14 @@ class TranslateOptions:
     """Every option of ``translate``; None stands for a default that depends on the job."""
 
     direction: Direction | None = field(default=None, metadata=option(MODEL))
-    """Which generator of a run folder translates; AtoB unless given, where the folder holds both. A
-    file of the other direction is refused."""
+    """Which of the two generators in a run folder or in one file translates. AtoB unless given,
+    where a folder holds both; a file of the other direction is refused."""
+    weights: str | None = field(default=None, metadata=option(MODEL, metavar="PREFIX"))
+    """Which of several generators in one checkpoint translates: the beginning of the names of its
+    weights, such as ``netG_A``; ``inspect`` lists what a checkpoint holds."""
+    family: FamilyName | None = field(default=None, metadata=option(MODEL))
+    """Which network the weights of a checkpoint are for, where the names and shapes of two fit; it
+    is recognised by them unless given."""
     model_io: str | None = field(default=None, metadata=option(MODEL, metavar="SPEC"))
     """Images that a foreign ONNX takes, e.g. ``"nchw rgb 0..255"``; what is left out is read from
     its graph where possible."""

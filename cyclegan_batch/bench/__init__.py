@@ -23,7 +23,7 @@ from ..errors import BackendError, InputError, ModelError, OutputError
 from ..job.calibration import Calibration, keep, kept
 from ..job.plan import JobPlan
 from ..machine import cpu_threads
-from ..models.checkpoint_files import is_checkpoint
+from ..models.checkpoint_files import Selection, is_checkpoint
 from ..models.model import Model, open_model
 from ..opening import open_for_translation
 from ..options import BackendName, TranslateOptions, TranslatePrecision
@@ -219,7 +219,7 @@ class _Job:
         checkpoint = None
         if is_checkpoint(self.path):
             with contextlib.suppress(ModelError, BackendError):
-                checkpoint = open_model(self.path, direction=self.options.direction)
+                checkpoint = open_model(self.path, selection=Selection.of(self.options))
         self.models = {"torch": checkpoint or model}
         exported = plan.model
 

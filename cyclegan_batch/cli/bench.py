@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from ..bench.text import Style
 
 _TAKEN = (
-    *("direction", "model_io", "trust_engine", "backend", "device", "precision", "threads"),
-    *("size", "cache_dir"),
+    *("direction", "weights", "family", "model_io", "trust_engine"),
+    *("backend", "device", "precision", "threads", "size", "cache_dir"),
 )
 """The options of a translation that decide what is measured."""
 

@@ -10,7 +10,7 @@ from typing import get_args
 
 import click
 
-from ..options import Direction
+from ..options import Direction, FamilyName
 from .options import PATH, PLACE, GroupedCommand, option
 from .process import print_result
 
@@ -23,7 +23,20 @@ from .process import print_result
 @option(
     "--direction",
     type=click.Choice(get_args(Direction)),
-    help="Which generator of a run folder to describe; AtoB unless given, where it holds both.",
+    help="Which of the two generators in a run folder or in one file to describe; AtoB unless "
+    "given, where a folder holds both.",
+)
+@option(
+    "--weights",
+    metavar="PREFIX",
+    help="Which of several generators in one checkpoint to describe: the beginning of the names of "
+    "its weights, such as ``netG_A``.",
+)
+@option(
+    "--family",
+    type=click.Choice(get_args(FamilyName)),
+    help="Which network the weights of a checkpoint are for, where the names and shapes of two "
+    "fit.",
 )
 @option("--count", is_flag=True, help="Count the frames of a video by decoding them all.")
 @option("--model-io", metavar="SPEC", help='Images of a foreign ONNX, e.g. ``"nchw rgb 0..255"``.')
@@ -31,13 +44,17 @@ def inspect(
     file: Path,
     as_json: bool,
     direction: Direction | None,
+    weights: str | None,
+    family: FamilyName | None,
     count: bool,
     model_io: str | None,
 ) -> None:
     """Describe FILE: a model, a checkpoint, a run folder, a media file, an image or a tar."""
     from ..inspection import inspect_file
+    from ..models.checkpoint_files import Selection
 
-    description = inspect_file(file, count_frames=count, model_io=model_io, direction=direction)
+    selection = Selection(direction, weights, family)
+    description = inspect_file(file, count_frames=count, model_io=model_io, selection=selection)
     _print_description(description, as_json=as_json)
 
 

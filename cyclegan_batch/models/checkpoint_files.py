@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import NoReturn, Protocol, get_args
 
 from ..errors import ModelError
 from ..options import Direction
@@ -54,6 +54,26 @@ class Selection:
     """Of several generators in one file, the one whose weights have this name before theirs."""
     family: str | None = None
     """The name of the family that the weights are read as (models/families), None for any."""
+
+    @classmethod
+    def of(cls, options: _Choosing) -> Selection:
+        """Return what the options of a command choose."""
+        return cls(options.direction, options.weights, options.family)
+
+
+ANY_GENERATOR = Selection()
+"""What is chosen where no option says it."""
+
+
+class _Choosing(Protocol):
+    """Options that choose a generator: those of a translation and those of an export."""
+
+    @property
+    def direction(self) -> Direction | None: ...
+    @property
+    def weights(self) -> str | None: ...
+    @property
+    def family(self) -> str | None: ...
 
 
 @dataclass(frozen=True)

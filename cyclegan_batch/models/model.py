@@ -22,7 +22,6 @@ from onnx import TensorProto, helper, numpy_helper
 from ..errors import ModelError, missing_extra
 from ..files import writing
 from ..frames import Pixels, as_pixel_type
-from ..options import Direction
 from ..wording import first_line, printable
 from . import winograd
 from .adoption import MODEL_IO_GRAMMAR, adopt, parse_model_io
@@ -34,7 +33,7 @@ from .card_metadata import (
     card_properties,
     set_card_properties,
 )
-from .checkpoint_files import find_checkpoint, is_checkpoint
+from .checkpoint_files import ANY_GENERATOR, Selection, find_checkpoint, is_checkpoint
 from .contract import (
     CONTRACT_VERSION,
     INPUT,
@@ -112,15 +111,15 @@ class Model:
 
 
 def open_model(
-    path: Path, *, model_io: str | None = None, direction: Direction | None = None
+    path: Path, *, model_io: str | None = None, selection: Selection = ANY_GENERATOR
 ) -> Model:
     """Read and check the model at ``path``, and adopt it where it is a foreign ONNX.
 
     ``path``: an ONNX; a TensorRT engine, of which only the card is read here; a checkpoint or the
     folder of a run (`find_checkpoint`), which are opened with torch. ``model_io`` states the form
     of a foreign ONNX's images (`MODEL_IO_GRAMMAR`); what it leaves out is read from the graph.
-    ``direction`` chooses between the two generators of a run, and a file of the other direction is
-    refused.
+    ``selection`` chooses among the generators of a run or of a checkpoint; a file of the other
+    direction is refused, and so are ``weights`` and ``family`` where the file is no checkpoint.
 
     Raises ModelError, and BackendUnavailableError where a checkpoint needs torch and it is missing.
     """
@@ -129,7 +128,7 @@ def open_model(
 
         engine = read_card(path)
         card = engine.as_model_card()
-        _check_options(card, model_io, direction)
+        _check_options(card, model_io, selection)
         return Model(card, b"", engine=engine)
     io_options = parse_model_io(model_io)
     if is_checkpoint(path):
@@ -138,15 +137,16 @@ def open_model(
                 f"{printable(path)}: --model-io describes a foreign ONNX, and this is a "
                 "checkpoint; leave the option out"
             )
-        return _model_of_checkpoint(path, direction)
+        return _model_of_checkpoint(path, selection)
     try:
         content, proto, digest = read_onnx(path)
         check_weights(path, proto)
         properties = card_properties(proto)
         if "contract_version" in properties:
             card = card_of_contract(path, proto, properties, digest)
-            _check_options(card, model_io, direction)
+            _check_options(card, model_io, selection)
             return Model(card, content)
+        _check_for_checkpoints(path, "an ONNX", selection)
         adoption = adopt(path, proto, io_options)
         card = card_of_adopted(path, proto, adoption, digest)
     except ValueError as error:
@@ -158,9 +158,11 @@ def open_model(
     return Model(card, adoption.contract.SerializeToString(), adoption.io)
 
 
-def _check_options(card: ModelCard, model_io: str | None, direction: str | None) -> None:
+def _check_options(card: ModelCard, model_io: str | None, selection: Selection) -> None:
     """Refuse options that contradict the card of a file. Raises ModelError."""
-    name = printable(card.path)
+    name, direction = printable(card.path), selection.direction
+    is_engine = card.path.suffix.lower() in ENGINE_SUFFIXES
+    _check_for_checkpoints(card.path, "a TensorRT engine" if is_engine else "an ONNX", selection)
     if model_io is not None:
         raise ModelError(
             f"{name}: --model-io was given, but this file's own card describes it; leave the "
@@ -173,15 +175,27 @@ def _check_options(card: ModelCard, model_io: str | None, direction: str | None)
         )
 
 
-def _model_of_checkpoint(path: Path, direction: Direction | None) -> Model:
+def _check_for_checkpoints(path: Path, kind: str, selection: Selection) -> None:
+    """Refuse options that only a checkpoint takes; ``kind`` is what the file is, in words."""
+    for flag, value, what in (
+        ("--weights", selection.weights, "chooses among the generators of a checkpoint"),
+        ("--family", selection.family, "says which network the weights of a checkpoint are for"),
+    ):
+        if value is not None:
+            raise ModelError(
+                f"{printable(path)}: {flag} {what}, and this is {kind}; leave the option out"
+            )
+
+
+def _model_of_checkpoint(path: Path, selection: Selection) -> Model:
     """Open a checkpoint, or that of a run. Raises ModelError, BackendUnavailableError."""
-    checkpoint = find_checkpoint(path, direction)
+    checkpoint = find_checkpoint(path, selection.direction)
     try:
         from .checkpoints import load_generator
     except ImportError as error:
         doing = f"read the checkpoint {printable(checkpoint.path)}"
         raise missing_extra("export", error, doing=doing) from error
-    generator = load_generator(checkpoint.path)
+    generator = load_generator(checkpoint.path, selection)
     config = generator.config
     for word, channels in (("input", config.input_nc), ("output", config.output_nc)):
         if channels not in (1, 3):

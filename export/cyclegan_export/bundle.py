@@ -25,7 +25,7 @@ from cyclegan_batch.files import output_error, temporary_path
 from cyclegan_batch.frames import BatchShape, Pixels
 from cyclegan_batch.machine import cpu_threads
 from cyclegan_batch.models.card import ModelCard, describe
-from cyclegan_batch.models.checkpoint_files import find_checkpoint, is_checkpoint
+from cyclegan_batch.models.checkpoint_files import Selection, find_checkpoint, is_checkpoint
 from cyclegan_batch.models.checkpoints import load_generator
 from cyclegan_batch.models.engine_card import Profile, profile_for
 from cyclegan_batch.models.model import Model
@@ -75,6 +75,8 @@ def export_bundle(
     max_shape: BatchShape | None = None,
     precision: FilePrecision | None = None,
     direction: Direction | None = None,
+    weights: str | None = None,
+    family: str | None = None,
     samples: Path | None = None,
     verify: bool = True,
     overwrite: bool = False,
@@ -93,13 +95,14 @@ def export_bundle(
     if precision == "int8":
         _refuse_int8(source, "--precision int8 was asked for")
     _check_pixels(source, onnx_options.get("io", "uint8"))
-    model = contract_file(source)
+    selection = Selection(direction, weights, family)
+    model = contract_file(source, selection)
     if model is None:
         output = folder / "model.onnx"
         model = build_onnx(
             source,
             output,
-            direction=direction,
+            selection=selection,
             precision=precision or "fp16",
             samples=samples,
             verify=verify,
@@ -114,7 +117,7 @@ def export_bundle(
             _refuse_int8(source, "is in int8")
     _check_opset(source, model, DEVICES[target])
     profile = _profile(model.card, (min_shape, opt_shape, max_shape), say)
-    golden = _golden(source, model, profile, direction, samples)
+    golden = _golden(source, model, profile, selection, samples)
     with _writing_folder(folder) as work:
         _fill(work, model, target, profile, golden)
     say(f"{printable(folder)}: a bundle for {DEVICES[target].name}; README.txt says how to use it")
@@ -201,7 +204,7 @@ class _Golden:
 
 
 def _golden(
-    source: Path, model: Model, profile: Profile, direction: Direction | None, samples: Path | None
+    source: Path, model: Model, profile: Profile, selection: Selection, samples: Path | None
 ) -> _Golden:
     """Return the golden frames. Raises ModelError where the model misses its class on them."""
     card = model.card
@@ -212,16 +215,17 @@ def _golden(
         for low, high in zip(profile.min[1:], profile.max[1:], strict=True)
     )
     size = card.sizes.smallest_fit((height, width))
-    checkpoint = find_checkpoint(source, direction).path if is_checkpoint(source) else None
-    own_direction = direction or card.direction
-    golden_samples = samples_for(samples, checkpoint or source, own_direction, size, profile.min[0])
+    direction, checkpoint = selection.direction or card.direction, None
+    if is_checkpoint(source):
+        checkpoint = find_checkpoint(source, selection.direction).path
+    golden_samples = samples_for(samples, checkpoint or source, direction, size, profile.min[0])
     frames, description = golden_samples.frames, golden_samples.description
     backend = open_onnxruntime(model, threads=cpu_threads(), contexts=1)
     translated = backend.infer(frames)
     backend.close()
     if checkpoint is None:
         return _Golden(frames, translated, description, "onnxruntime's CPU from this model.onnx")
-    generator = load_generator(checkpoint)
+    generator = load_generator(checkpoint, selection)
     expected = translated_by_torch(generator.network, frames, channels=generator.config.input_nc)
     measured = parity(translated, expected)
     if not measured.reaches("half"):

@@ -1,9 +1,10 @@
 """Export a checkpoint once, and keep the file in a cache folder.
 
 `open_exported` opens the model of a translation; it exports a checkpoint first. An entry of the
-cache is a folder named by a digest of the checkpoint, the direction, the precision, the opset and
-the version of this program. It holds the ONNX, and a line of JSON with the digest of the ONNX that
-is written last. Where the two do not agree or one is missing, the checkpoint is exported again.
+cache is a folder named by a digest of the checkpoint, of the generator that is chosen in it, the
+precision, the opset and the version of this program. It holds the ONNX, and a line of JSON
+with the digest of the ONNX that is written last. Where the two do not agree or one is missing, the
+checkpoint is exported again.
 
 Nothing heavy is imported unless a checkpoint must be exported.
 """
@@ -28,11 +29,13 @@ from cyclegan_batch.errors import (
 from cyclegan_batch.files import output_error, publish
 from cyclegan_batch.machine import default_cache_dir, nvidia_gpus
 from cyclegan_batch.models.checkpoint_files import (
+    ANY_GENERATOR,
     FoundCheckpoint,
+    Selection,
     find_checkpoint,
     is_checkpoint,
 )
-from cyclegan_batch.options import Direction, TranslateOptions
+from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import Note, printable
 
 from . import OPSET
@@ -52,6 +55,7 @@ def open_exported(
     """
     from cyclegan_batch.models.model import open_model
 
+    selection = Selection.of(options)
     reasons: tuple[Note, ...] = ()
     export = options.backend != "torch" and options.model_io is None
     if is_checkpoint(path) and export:
@@ -68,7 +72,7 @@ def open_exported(
             try:
                 onnx_path, notes = cached_export(
                     path,
-                    direction=options.direction,
+                    selection=selection,
                     precision="fp16" if options.precision == "fp16" else "fp32",
                     cache_dir=options.cache_dir,
                     say=say,
@@ -80,7 +84,7 @@ def open_exported(
                 reasons = (Note(None, text),)
             else:
                 return _with_notes(open_model(onnx_path), notes)
-    model = open_model(path, model_io=options.model_io, direction=options.direction)
+    model = open_model(path, model_io=options.model_io, selection=selection)
     return _with_notes(model, reasons)
 
 
@@ -91,18 +95,18 @@ def _with_notes(model: Model, notes: tuple[Note, ...]) -> Model:
 def cached_export(
     source: Path,
     *,
-    direction: Direction | None = None,
+    selection: Selection = ANY_GENERATOR,
     precision: Literal["fp32", "fp16"] = "fp32",
     cache_dir: Path | None = None,
     say: Callable[[str], None] = lambda sentence: None,
 ) -> tuple[Path, tuple[Note, ...]]:
     """Return the ONNX of the checkpoint at ``source``, and notes for the user.
 
-    ``source``, ``direction`` and ``precision`` are as for `export_onnx`. ``cache_dir`` None is the
+    ``source`` and ``precision`` are as for `export_onnx`. ``cache_dir`` None is the
     default cache folder. Raises what `export_onnx` raises.
     """
-    checkpoint = find_checkpoint(source, direction)
-    folder = (cache_dir or default_cache_dir()) / "onnx" / _key(checkpoint, precision)
+    checkpoint = find_checkpoint(source, selection.direction)
+    folder = (cache_dir or default_cache_dir()) / "onnx" / _key(checkpoint, selection, precision)
     # Messages name the model, so the file has the checkpoint's name.
     final, entry_path = folder / f"{checkpoint.path.stem}.onnx", folder / "entry.json"
     entry = _read(entry_path)
@@ -116,7 +120,7 @@ def cached_export(
     say(f"exporting {printable(checkpoint.path)} to ONNX, once; it is kept in {printable(folder)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        built = build_onnx(source, final, direction=direction, precision=precision)
+        built = build_onnx(source, final, selection=selection, precision=precision)
         notes = [(note.subject and str(note.subject), note.text) for note in built.notes]
         line = json.dumps({"sha256": built.model.graph_sha256, "notes": notes})
         # Not files.writing, whose temporary name is the same for all threads of a process: two
@@ -133,12 +137,13 @@ def cached_export(
     return final, built.notes
 
 
-def _key(checkpoint: FoundCheckpoint, precision: str) -> str:
+def _key(checkpoint: FoundCheckpoint, selection: Selection, precision: str) -> str:
     """Return the entry's name, from all that determines the file's bytes. Raises ModelError."""
     digest = _digest(checkpoint.path)
     if digest is None:
         raise ModelError(f"cannot read {printable(checkpoint.path)}; check its permissions")
-    parts = (digest, checkpoint.direction, precision, OPSET, __version__)
+    chosen = (checkpoint.direction, selection.weights, selection.family)
+    parts = (digest, *chosen, precision, OPSET, __version__)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cyclegan_batch.backends.tensorrt import check_tensorrt, write_engine
 from cyclegan_batch.errors import ModelError, OutputError
+from cyclegan_batch.models.checkpoint_files import Selection
 from cyclegan_batch.models.engine_card import Build, EngineCard, card_path, profile_for
 from cyclegan_batch.models.model import Model, open_model
 from cyclegan_batch.wording import grouped, printable
@@ -41,7 +42,7 @@ def export_engine(
                 f"cannot write {printable(path)}: it exists already; pass -y to overwrite it"
             )
     check_tensorrt()
-    model = contract_file(source)
+    model = contract_file(source, Selection.of(options))
     if model is None:
         if not (options.min_shape or options.opt_shape or options.max_shape or options.shape):
             raise ModelError(
@@ -85,12 +86,15 @@ def check_precision(model: Model, precision: str | None, *, half_norm: bool) -> 
             )
 
 
-def contract_file(source: Path) -> Model | None:
-    """Return the model of an ONNX of the contract, None for any other file."""
+def contract_file(source: Path, selection: Selection) -> Model | None:
+    """Return the model of an ONNX of the contract, None for any other file.
+
+    None also where the options contradict it.
+    """
     if source.suffix.lower() != ".onnx":
         return None
     try:
-        model = open_model(source)
+        model = open_model(source, selection=selection)
     except ModelError:
         return None  # the exporter opens it again and reports what is wrong
     return model if model.io is None else None

@@ -21,7 +21,12 @@ from cyclegan_batch.files import writing
 from cyclegan_batch.frames import BatchShape, Pixels, PixelType, Size, SizeRequirements
 from cyclegan_batch.models.card import ModelCard
 from cyclegan_batch.models.card_metadata import CardFields
-from cyclegan_batch.models.checkpoint_files import find_checkpoint, is_checkpoint
+from cyclegan_batch.models.checkpoint_files import (
+    ANY_GENERATOR,
+    Selection,
+    find_checkpoint,
+    is_checkpoint,
+)
 from cyclegan_batch.models.checkpoints import LoadedGenerator, load_generator
 from cyclegan_batch.models.contract import GeneratorIO, contract_from_generator
 from cyclegan_batch.models.model import Model, model_from_contract, open_model
@@ -79,6 +84,8 @@ def export_onnx(
     output: Path,
     *,
     direction: Direction | None = None,
+    weights: str | None = None,
+    family: str | None = None,
     precision: FilePrecision = "fp32",
     half_norm: bool = False,
     io: PixelType = "uint8",
@@ -92,14 +99,15 @@ def export_onnx(
 ) -> Exported:
     """Write the generator at ``source`` to ``output`` as one ONNX file inside the contract.
 
-    ``source``: a checkpoint, the folder of a run (``direction`` chooses the generator), or a
-    foreign ONNX, which is adopted (``model_io`` as for a translation). ``half_norm``: in fp16
-    InstanceNorm takes and gives half precision as well. ``shape``: the only N, H and
-    W that the file accepts; None leaves N free, and H and W free as multiples of what the network
-    needs. ``samples``: an image, a video or a folder of them to measure on. ``calibrate``: the
-    same, for ``int8`` only, to take the ranges of the values from. ``verify=False`` writes without
-    a measurement, and for ``int8`` quantises every convolution. ``say`` receives a sentence for
-    each step.
+    ``source``: a checkpoint, the folder of a run, or a foreign ONNX, which is adopted (``model_io``
+    as for a translation). Of several generators ``direction`` or ``weights``, the beginning of the
+    names of its weights, chooses one, and of several networks with such weights ``family``.
+    ``half_norm``: in fp16 InstanceNorm takes and gives half precision as well. ``shape``: the only
+    N, H and W that the file accepts; None leaves N free, and H and W free as multiples of what the
+    network needs. ``samples``: an image, a video or a folder of them to measure on.
+    ``calibrate``: the same, for ``int8`` only, to take the ranges of the values from.
+    ``verify=False`` writes without a measurement, and for ``int8`` quantises every convolution.
+    ``say`` receives a sentence for each step.
 
     Raises ModelError (also where the file misses the class of its precision), in which case
     nothing is written, BackendUnavailableError, InputError, OutputError.
@@ -108,7 +116,7 @@ def export_onnx(
     built = build_onnx(
         source,
         output,
-        direction=direction,
+        selection=Selection(direction, weights, family),
         precision=precision,
         half_norm=half_norm,
         io=io,
@@ -129,7 +137,7 @@ def build_onnx(
     source: Path,
     output: Path,
     *,
-    direction: Direction | None = None,
+    selection: Selection = ANY_GENERATOR,
     precision: FilePrecision = "fp32",
     half_norm: bool = False,
     io: PixelType = "uint8",
@@ -152,9 +160,9 @@ def build_onnx(
         )
     say(f"exporting {printable(source)}")
     if is_checkpoint(source):
-        candidate = _from_checkpoint(source, model_io, direction, precision, half_norm, io, shape)
+        candidate = _from_checkpoint(source, model_io, selection, precision, half_norm, io, shape)
     else:
-        candidate = _from_foreign(source, model_io, direction, precision, half_norm, io, shape)
+        candidate = _from_foreign(source, model_io, selection, precision, half_norm, io, shape)
     for sentence in grouped(candidate.notes):
         say(sentence)
     if calibrate is not None:
@@ -191,7 +199,7 @@ class _Candidate:
 def _from_checkpoint(
     source: Path,
     model_io: str | None,
-    direction: Direction | None,
+    selection: Selection,
     precision: FilePrecision,
     half_norm: bool,
     io: PixelType,
@@ -203,8 +211,8 @@ def _from_checkpoint(
             "checkpoint; leave the option out"
         )
     check_exporter()
-    checkpoint = find_checkpoint(source, direction)
-    generator = load_generator(checkpoint.path)
+    checkpoint = find_checkpoint(source, selection.direction)
+    generator = load_generator(checkpoint.path, selection)
     config, half = generator.config, precision == "fp16"
     sizes = _sizes(generator, shape)
     network = deployable(generator.network)
@@ -245,14 +253,14 @@ def _from_checkpoint(
 def _from_foreign(
     source: Path,
     model_io: str | None,
-    direction: Direction | None,
+    selection: Selection,
     precision: FilePrecision,
     half_norm: bool,
     io: PixelType,
     shape: BatchShape | None,
 ) -> _Candidate:
     name = printable(source)
-    model = open_model(source, model_io=model_io)
+    model = open_model(source, model_io=model_io, selection=selection)
     card = model.card
     if model.io is None:
         raise ModelError(
@@ -284,7 +292,7 @@ def _from_foreign(
             "sizes": card.sizes,
             "precision": card.precision,
             "trained_size": card.trained_size,
-            "direction": direction,
+            "direction": selection.direction,
             "source_digest": card.digest,
         },
         source,

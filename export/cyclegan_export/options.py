@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from cyclegan_batch.errors import ContradictionError
 from cyclegan_batch.option_table import check_values, option, options_given, options_of
-from cyclegan_batch.options import MODEL, RUN, Direction, FilePrecision
+from cyclegan_batch.options import MODEL, RUN, Direction, FamilyName, FilePrecision
 
 Target: TypeAlias = Literal["jetson-orin", "jetson-thor", "generic"]
 """The device that a bundle is for."""
@@ -26,8 +26,14 @@ class ExportOptions:
     """Every option of ``export``. Raises ValueError for a value that an option does not have."""
 
     direction: Direction | None = field(default=None, metadata=option(MODEL))
-    """Which generator of a run folder (AtoB unless given, where the folder holds both), or the
-    direction of a file that does not state its own."""
+    """Which of the two generators in a run folder or in one file (AtoB unless given, where a folder
+    holds both), or the direction of a file that does not state its own."""
+    weights: str | None = field(default=None, metadata=option(MODEL, metavar="PREFIX"))
+    """Which of several generators in one checkpoint: the beginning of the names of its weights,
+    such as ``netG_A``; ``inspect`` lists what a checkpoint holds."""
+    family: FamilyName | None = field(default=None, metadata=option(MODEL))
+    """Which network the weights of a checkpoint are for, where the names and shapes of two fit; it
+    is recognised by them unless given."""
     model_io: str | None = field(default=None, metadata=option(MODEL, metavar="SPEC"))
     """Images that a foreign ONNX takes, e.g. ``"nchw rgb 0..255"``; what is left out is read from
     its graph where possible."""

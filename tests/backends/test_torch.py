@@ -25,6 +25,7 @@ from cyclegan_batch.errors import (
     OutOfMemoryError,
 )
 from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
+from cyclegan_batch.models.checkpoint_files import Selection
 from cyclegan_batch.models.model import Model, describe, open_model
 from cyclegan_batch.models.parity import parity
 from cyclegan_batch.wording import grouped
@@ -407,7 +408,7 @@ def test_what_is_said_of_a_folder_is_on_the_card(tmp_path: Path) -> None:
     two, norm = grouped(open_model(tmp_path).card.notes)
     assert "holds two generators: AtoB is used" in two
     assert "BatchNorm uses the statistics of its training" in norm
-    assert open_model(tmp_path, direction="BtoA").card.notes == ()
+    assert open_model(tmp_path, selection=Selection("BtoA")).card.notes == ()
 
 
 def test_pictures_have_one_or_three_channels_errors(tmp_path: Path) -> None:

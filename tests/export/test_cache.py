@@ -18,6 +18,7 @@ from PIL import Image
 from cyclegan_batch import cli, open_generator, translate
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
+from cyclegan_batch.models.checkpoint_files import Selection
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.parity import parity
 from cyclegan_batch.options import TranslateOptions
@@ -82,13 +83,14 @@ def test_an_export_is_made_once_and_found_again(
     assert again[0] == first[0].with_name("h.onnx")
 
 
-def test_other_weights_direction_precision_opset_or_version_are_another_file(
+def test_other_weights_generator_precision_opset_or_version_are_another_file(
     tmp_path: Path, path: Path, exporter: Exporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "cache"
     found = {cached_export(path, cache_dir=folder)[0]}
     found.add(cached_export(path, cache_dir=folder, precision="fp16")[0])
-    found.add(cached_export(path, cache_dir=folder, direction="BtoA")[0])
+    for chosen in (Selection("BtoA"), Selection(weights="netG_A"), Selection(family="resnet")):
+        found.add(cached_export(path, cache_dir=folder, selection=chosen)[0])
     for name, other in (("__version__", "0.0.0"), ("OPSET", 17)):
         monkeypatch.setattr(cache, name, other)
         found.add(cached_export(path, cache_dir=folder)[0])
@@ -96,7 +98,7 @@ def test_other_weights_direction_precision_opset_or_version_are_another_file(
     path.write_bytes(path.read_bytes() + b"\0")
     monkeypatch.setattr("cyclegan_export.onnx_export.build_onnx", exporter)
     found.add(cached_export(path, cache_dir=folder)[0])
-    assert len(found) == len(exporter.asked) == 6
+    assert len(found) == len(exporter.asked) == 8
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "changed", "entry", "no entry"])
@@ -142,11 +144,14 @@ def test_the_usual_place_is_the_users_cache(
 def test_a_checkpoint_is_opened_by_way_of_its_export(
     tmp_path: Path, path: Path, exporter: Exporter
 ) -> None:
-    options = OPTIONS(cache_dir=tmp_path / "cache", precision="fp16", direction="BtoA")
+    options = OPTIONS(
+        cache_dir=tmp_path / "cache", precision="fp16", direction="BtoA", weights="a", family="unet"
+    )
+    chosen = Selection("BtoA", "a", "unet")
     model = open_exported(path, options)
     assert (model.checkpoint, grouped(model.card.notes)) == (None, ("g.pth: a note",))
     (asked,) = exporter.asked
-    assert (asked["source"], asked["precision"], asked["direction"]) == (path, "fp16", "BtoA")
+    assert (asked["source"], asked["precision"], asked["selection"]) == (path, "fp16", chosen)
     onnx = generators.identity(tmp_path / "a.onnx")
     assert open_exported(onnx, OPTIONS()).card.path == onnx
     with pytest.raises(ModelError, match=r"make a file with .*--calibrate"):

@@ -32,11 +32,29 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
 
 COUNTED = {
     "image": {
-        *("direction", "model_io", "backend", "device", "precision", "batch_size"),
+        *(
+            "direction",
+            "weights",
+            "family",
+            "model_io",
+            "backend",
+            "device",
+            "precision",
+            "batch_size",
+        ),
         *("size", "fit", "keep_size", "white", "quality", "png_level"),
     },
     "video": {
-        *("direction", "model_io", "backend", "device", "precision", "batch_size"),
+        *(
+            "direction",
+            "weights",
+            "family",
+            "model_io",
+            "backend",
+            "device",
+            "precision",
+            "batch_size",
+        ),
         *("size", "fit", "keep_size", "ss", "to", "frames", "stream", "color"),
         *("deinterlace", "deinterlace_rate", "codec", "crf", "preset", "pix_fmt"),
         *("encoder_opt", "audio"),

@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.frames import SizeRequirements
+from cyclegan_batch.models.checkpoint_files import Selection
 from cyclegan_batch.models.model import (
     GeneratorIO,
     contract_from_generator,
@@ -129,12 +130,33 @@ def test_a_card_that_is_wrong_errors(tmp_path: Path, changes: dict[str, str], ma
 
 def test_a_direction_is_accepted_where_the_card_says_it_or_nothing(tmp_path: Path) -> None:
     path = generators.identity(tmp_path / "m.onnx", direction="BtoA")
-    assert open_model(path, direction="BtoA").card.direction == "BtoA"
-    open_model(generators.identity(tmp_path / "n.onnx"), direction="AtoB")
+    assert open_model(path, selection=Selection("BtoA")).card.direction == "BtoA"
+    open_model(generators.identity(tmp_path / "n.onnx"), selection=Selection("AtoB"))
     with pytest.raises(
         ModelError, match=r"m\.onnx: translates BtoA, as its card says, and AtoB was as"
     ):
-        open_model(path, direction="AtoB")
+        open_model(path, selection=Selection("AtoB"))
+
+
+@pytest.mark.parametrize(
+    ("selection", "words"),
+    [
+        (Selection(weights="netG_A"), "--weights chooses among the generators of a checkpoint"),
+        (Selection(family="unet"), "--family says which network the weights of a checkpoint are f"),
+    ],
+    ids=["weights", "family"],
+)
+def test_an_option_for_checkpoints_is_refused_for_any_other_file_errors(
+    tmp_path: Path, selection: Selection, words: str
+) -> None:
+    for path in (
+        generators.identity(tmp_path / "contract.onnx"),
+        generators.foreign_resnet(tmp_path / "foreign.onnx"),
+    ):
+        with pytest.raises(ModelError) as caught:
+            open_model(path, selection=selection)
+        assert str(caught.value).startswith(f"{path}: {words}")
+        assert str(caught.value).endswith(", and this is an ONNX; leave the option out")
 
 
 def test_a_card_on_a_graph_outside_the_contract_errors(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from cyclegan_batch.backends import tensorrt as backend
 from cyclegan_batch.errors import BackendError, ModelError
 from cyclegan_batch.inspection import inspect_file
 from cyclegan_batch.models import engine_card
+from cyclegan_batch.models.checkpoint_files import Selection
 from cyclegan_batch.models.engine_card import (
     Build,
     Machine,
@@ -300,6 +301,10 @@ def test_an_engine_without_a_card_or_with_a_broken_one_errors(engine: Path) -> N
     engine_card.write_engine_file(_card_of(engine, Build(SMALL)), b"")
     with pytest.raises(ModelError, match="leave the option out"):
         open_model(engine, model_io="nchw rgb")
+    with pytest.raises(
+        ModelError, match=r"--weights chooses among .* this is a TensorRT engine; l"
+    ):
+        open_model(engine, selection=Selection(weights="netG_A"))
 
 
 def _card_of(engine: Path, build: Build) -> engine_card.EngineCard:

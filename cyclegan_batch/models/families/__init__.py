@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import ModelError
+from .cut import CUT
 from .family import Family, NetworkConfig, Reading, Shapes, UnfitError
+from .pix2pixhd import PIX2PIXHD
 from .reference import REFERENCE_RESNET, REFERENCE_UNET
 
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
 FAMILIES: tuple[Family, ...] = (
     REFERENCE_RESNET,
     REFERENCE_UNET,
+    CUT,
+    PIX2PIXHD,
 )
 """The families in the order in which messages list them."""
 

@@ -1,0 +1,35 @@
+"""CUT, FastCUT and DCLGAN: the reference's ResNet, antialiased.
+
+Park et al., "Contrastive Learning for Unpaired Image-to-Image Translation", ECCV 2020; Han et al.,
+"Dual Contrastive Learning for Unsupervised Image-to-Image Translation", CVPR workshops 2021. Each
+stride of 2 down is a convolution, norm and ReLU of stride 1, then a binomial filter [1, 2, 1] of
+stride 2 with a reflected border; each one up is a replicated border, a transposed filter
+[1, 3, 3, 1], then a convolution. The file holds the filters as ``model.7.filt``. Training may leave
+out either kind (``--no_antialias``, ``--no_antialias_up``); without both it is the reference's
+network.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .family import Family, Reading, Shapes, UnfitError
+from .resnet import resnet_reading
+from .sequence import assumptions, config_in_sequence, names_in_sequence
+
+
+def _read(shapes: Shapes) -> Reading | None:
+    if any(re.fullmatch(r"mlp_\d+\.0\.weight", name) for name in shapes):
+        raise UnfitError(
+            "is CUT's netF, which samples features for the loss and draws nothing; the generator "
+            "is in the file of netG"
+        )
+    if not any(name.endswith(".filt") for name in shapes):
+        return None
+    config = config_in_sequence("cut", shapes)
+    if config is None:
+        return None
+    return resnet_reading(config, names_in_sequence(config), *assumptions(config))
+
+
+CUT = Family("cut", "CUT, FastCUT, DCLGAN", _read)

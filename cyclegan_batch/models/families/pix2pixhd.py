@@ -1,0 +1,41 @@
+"""pix2pixHD's global generator, and ResNets between it and the reference's.
+
+Wang et al., "High-Resolution Image Synthesis and Semantic Manipulation with Conditional GANs",
+CVPR 2018, section 3.1 and the appendix: the reference's ResNet with three or four strides of 2 each
+way (here one to five), whose convolutions have a bias before any norm. Of two strides it is the
+reference's network unless its blocks pad with zeros, its InstanceNorm has weights, or its
+convolutions have a bias before BatchNorm.
+"""
+
+from __future__ import annotations
+
+from .family import Family, Reading, Shapes, UnfitError
+from .resnet import ResnetConfig, resnet_reading
+from .sequence import assumptions, config_in_sequence, names_in_sequence
+
+
+def _read(shapes: Shapes) -> Reading | None:
+    if any(name.startswith("model1_1.") for name in shapes):
+        raise UnfitError(
+            "is pix2pixHD's local enhancer (two generators, one within the other), where its "
+            "global generator is supported"
+        )
+    if any(name.endswith(".filt") for name in shapes):
+        return None
+    config = config_in_sequence("pix2pixhd", shapes)
+    if config is None or _is_the_references(config):
+        return None
+    return resnet_reading(config, names_in_sequence(config), *assumptions(config))
+
+
+def _is_the_references(config: ResnetConfig) -> bool:
+    """Return whether reference.py reads a file of this network."""
+    with_bias = {"instance": True, "batch": False, "none": False}
+    return (
+        config.downs == 2
+        and config.block_edge == "reflect"
+        and with_bias.get(config.norm) is config.bias
+    )
+
+
+PIX2PIXHD = Family("pix2pixhd", "pix2pixHD's global generator", _read)

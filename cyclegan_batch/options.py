@@ -58,8 +58,10 @@ class TranslateOptions:
     """Which network the weights of a checkpoint are for, where the names and shapes of two fit; it
     is recognised by them unless given."""
     model_io: str | None = field(default=None, metadata=option(MODEL, metavar="SPEC"))
-    """Images that a foreign ONNX takes, e.g. ``"nchw rgb 0..255"``; what is left out is read from
-    its graph where possible."""
+    """Images of a foreign ONNX, e.g. ``"nchw rgb 0..255"`` or ``"bgr mean=0.5 std=0.5 -> 0..1"``:
+    layout, channel order, range, mean and deviation, behind ``->`` those of what it returns, and
+    ``out=NAME`` for one of several outputs. What is left out is read from its graph where
+    possible."""
     trust_engine: bool = field(default=False, metadata=option(MODEL))
     """Load a TensorRT engine that was not built here. An engine is a program that runs with your
     rights."""

@@ -39,7 +39,11 @@ from .process import print_result
     "fit.",
 )
 @option("--count", is_flag=True, help="Count the frames of a video by decoding them all.")
-@option("--model-io", metavar="SPEC", help='Images of a foreign ONNX, e.g. ``"nchw rgb 0..255"``.')
+@option(
+    "--model-io",
+    metavar="SPEC",
+    help='Images of a foreign ONNX, e.g. ``"nchw rgb 0..255"``, as for translate.',
+)
 def inspect(
     file: Path,
     as_json: bool,

@@ -2,8 +2,8 @@
 
 A generator made elsewhere does not state where its channels are, which values black and white have,
 or which sizes it accepts. This module derives the channels from the shapes, the values from the
-last activation and the first arithmetic, and the sizes by inferring shapes at one size after the
-other. `adopt` returns a contract
+last activation and the first arithmetic, the picture from the outputs (outputs.py), and the sizes
+by inferring shapes at one size after the other. `adopt` returns a contract
 graph and a sentence on how the file was understood; where the graph leaves something open it raises
 ModelError with the ``--model-io`` to pass. Where shape inference cannot follow a graph, its sizes
 are estimated, and the backend reports a size that does not run. The module reads no file and no
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, cast
 
 import numpy as np
 import onnx
@@ -25,14 +24,15 @@ from ..errors import ModelError
 from ..frames import SizeRequirements
 from ..wording import Note, first_line, printable
 from .contract import (
+    BYTES,
     CONVERTED_OPSET,
     RANGES,
     Constants,
     GeneratorIO,
     Layout,
-    Order,
     Range,
     Shapes,
+    Values,
     channel_axis,
     check_output_size,
     contract_from_generator,
@@ -40,62 +40,14 @@ from .contract import (
     fixed_size,
     image_axes,
     input_and_output,
+    inputs_of,
     is_inside,
     refuse_generator,
     value_in_words,
+    values_in_words,
 )
-
-MODEL_IO_GRAMMAR = "[nchw|nhwc] [rgb|bgr] [0..255|0..1|-1..1] [-> 0..255|0..1|-1..1]"
-"""The grammar of ``--model-io``: any subset in any order, the part after ``->`` last."""
-
-_ADOPTABLE = frozenset(
-    {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8}
-)
-"""The number types that a foreign file's input and output may have."""
-
-
-@dataclass(frozen=True)
-class ModelIO:
-    """The parsed ``--model-io``; what is None is read from the graph."""
-
-    layout: Layout | None = None
-    order: Order | None = None
-    input_range: Range | None = None
-    output_range: Range | None = None
-
-
-def parse_model_io(text: str | None) -> ModelIO:
-    """Return ``--model-io`` parsed. Raises ModelError with the grammar."""
-
-    def refuse(what: str) -> NoReturn:
-        raise ModelError(f"--model-io {text!r}: {what}; it is {MODEL_IO_GRAMMAR}")
-
-    if text is None:
-        return ModelIO()
-    before, arrow, after = text.lower().partition("->")
-    words: dict[str, str] = {}
-    for word in before.replace(",", " ").split():
-        kind = (
-            "layout" if word in ("nchw", "nhwc")
-            else "order" if word in ("rgb", "bgr")
-            else "input range" if word in RANGES
-            else refuse(f"{word!r} is not known")
-        )  # fmt: skip
-        if kind in words:
-            refuse(f"{words[kind]!r} and {word!r} exclude each other")
-        words[kind] = word
-    if arrow:
-        words["output range"] = after.strip()
-        if words["output range"] not in RANGES:
-            refuse(f"{words['output range']!r} is no range")
-    if not words:
-        refuse("it is empty")
-    return ModelIO(
-        layout=cast("Layout | None", words.get("layout")),
-        order=cast("Order | None", words.get("order")),
-        input_range=RANGES.get(words.get("input range", "")),
-        output_range=RANGES.get(words.get("output range", "")),
-    )
+from .model_io import ModelIO
+from .outputs import ADOPTABLE, keep_output, picture_of
 
 
 @dataclass(frozen=True)
@@ -104,9 +56,16 @@ class Adoption:
 
     contract: onnx.ModelProto
     io: GeneratorIO
+    spec: ModelIO
+    """All of it as the user would state it: with this in place of ``model_io`` `adopt` returns the
+    same contract graph."""
     sizes: SizeRequirements
     batch: int | None
     """The only batch size that it accepts, or None."""
+    read: tuple[str, ...]
+    """What the graph shows, each with what shows it."""
+    assumed: tuple[str, ...]
+    """What nothing shows and nobody stated."""
     note: Note
     """A note for the user on how it was understood."""
 
@@ -114,59 +73,116 @@ class Adoption:
 def adopt(path: Path, proto: onnx.ModelProto, model_io: ModelIO) -> Adoption:
     """Return the foreign generator ``proto``, read from ``path``, inside the contract, in uint8.
 
-    ``model_io`` overrides what the graph shows. Where the input or output of ``proto`` does not
-    declare its channels, they are filled in, in place; nodes and weights stay unchanged. Raises
-    ModelError.
+    ``model_io`` overrides what the graph shows. In ``proto`` itself the other outputs are removed
+    with what only they need, and channels that input or output do not declare are filled in; the
+    nodes and weights of the picture stay unchanged. Raises ModelError.
     """
+    has_several_inputs = len(inputs_of(proto)) > 1
+    output, read = _take_picture(path, proto, model_io)
+    assumed: list[str] = []
     graph_input, graph_output = input_and_output(path, proto)
     _check_types(path, graph_input, graph_output)
     flow = _Flow(proto)
     layout = _layout(path, graph_input, model_io.layout, flow.layout_of_input(graph_input.name))
     output_layout = _layout(path, graph_output, None, layout)
-    output_range = (
-        model_io.output_range
-        or _range_of_bytes(graph_output)
-        or flow.range_of_output(graph_output.name)
-    )
-    input_range = (
-        model_io.input_range
-        or _range_of_bytes(graph_input)
-        or flow.range_of_input(graph_input.name)
-        or output_range
-    )
-    output_range = output_range or input_range
-    unknown = RANGES["-1..1"]  # Any range will do for the check of the sizes.
+    if model_io.layout is None:
+        read.append(f"its input is {layout.upper()}: {value_in_words(graph_input)}")
+    if output_layout != layout:
+        read.append(f"its output is {output_layout.upper()}: {value_in_words(graph_output)}")
+    if model_io.order is None:
+        assumed.append("its channels are R, G and B in this order, which no graph shows")
+    taken, returned = _shown_values(flow, graph_input, graph_output)
+    takes, returns = _values(model_io, taken, returned)
+    for word, stated, shown, used, other in (
+        ("takes", model_io.takes, taken, takes, "returns"),
+        ("returns", model_io.returns, returned, returns, "takes"),
+    ):
+        if stated is None and shown is not None:
+            read.append(f"it {word} {_range_name(shown[0].range)}: {shown[1]}")
+        elif stated is None and used is not None:
+            assumed.append(f"it {word} {_range_name(used.range)}, as it {other}")
     io = GeneratorIO(
         layout,
         model_io.order or "rgb",
-        input_range or unknown,
-        output_range or unknown,
+        takes or Values(),  # Any values will do for the check of the sizes.
+        returns or Values(),
         output_layout,
+        graph_input.name if has_several_inputs else None,
+        output,
     )
+    _check_values(path, graph_input, io.takes, layout, "input")
+    _check_values(path, graph_output, io.returns, output_layout, "output")
     contract = _contract(path, proto, io)
     batch, height, width = image_axes(graph_input, layout)
     fixed = fixed_size(path, height, width)
     shapes = Shapes(contract)
-    # Sizes before the range: an upscaler is refused without asking for its range.
+    # Sizes before the values: an upscaler is refused without asking for its values.
     if fixed is None:
-        sizes = _size_requirements(path, contract, shapes)
+        sizes, inferred = _size_requirements(path, contract, shapes)
+        (read if inferred else assumed).append(_sizes_in_words(sizes, inferred=inferred))
     else:
         sizes = SizeRequirements(fixed=fixed)
         check_output_size(path, shapes, fixed)
-    if input_range is None:
-        last = flow.producers.get(graph_output.name)
-        raise ModelError(
-            f"{printable(path)}: nothing in it shows which values black and white have (it ends in "
-            f"{last.op_type if last else 'its input'} where Tanh, Sigmoid or Clip would show it); "
-            "pass --model-io 0..255, --model-io 0..1 or --model-io=-1..1"
-        )
-    text = f"{printable(Path(path.name))} is a foreign model, adopted as {io}"
-    is_uint8 = _range_of_bytes(graph_input) and _range_of_bytes(graph_output)
+    if takes is None or returns is None:
+        raise _no_values(path, flow, graph_output, takes, returns)
+    # Values that are returned as they are taken need no word where they are found again.
+    found_again = _values(ModelIO(takes=takes), taken, returned)[1]
+    no_word = takes == returns == found_again
+    spec = ModelIO(layout, io.order, takes, None if no_word else returns, output)
+    text = f"{printable(Path(path.name))} is a foreign model, adopted as {printable(str(spec))}"
+    is_uint8 = _is_uint8(graph_input) and _is_uint8(graph_output)
     if is_inside(proto, io):
         text += ", and run as it is"
-    elif model_io.input_range is None and not is_uint8:
+    elif model_io.takes is None and not is_uint8:
         text += "; the range is read from its graph, and --model-io overrides it"
-    return Adoption(contract, io, sizes, batch, Note(None, text))
+    return Adoption(
+        contract, io, spec, sizes, batch, tuple(read), tuple(assumed), Note(None, text)
+    )  # fmt: skip
+
+
+def _take_picture(
+    path: Path, proto: onnx.ModelProto, model_io: ModelIO
+) -> tuple[str | None, list[str]]:
+    """Remove, in place, the outputs that are not the picture, and what only they need.
+
+    Returns the name of the picture, None where the file has one output, and what showed it.
+    Raises ModelError.
+    """
+    several = len(proto.graph.output) > 1
+    if several or model_io.output is not None:
+        flow = _Flow(proto)
+        layouts = {
+            value.name: _likely_layout(value, model_io.layout or flow.layout_of_input(value.name))
+            for value in inputs_of(proto)
+            if len(dimensions_of(value) or []) == 4
+        }
+        name = picture_of(path, proto, model_io.output, layouts)
+    elif proto.graph.output:
+        name = proto.graph.output[0].name
+    found = []
+    if several and model_io.output is None:
+        found.append(
+            f"its picture is {name!r}, the only one of its {len(proto.graph.output)} outputs that "
+            "is an image of the input's size"
+        )
+    if several or len(inputs_of(proto)) > 1:
+        keep_output(proto, name)
+    inputs = inputs_of(proto)
+    if len(inputs) > 1:
+        raise ModelError(
+            f"{printable(path)}: takes {len(inputs)} inputs "
+            f"({printable(values_in_words(inputs))}) where a generator takes one image; export it "
+            "with the others set to constants"
+        )
+    return name if several else None, found
+
+
+def _likely_layout(value: onnx.ValueInfoProto, otherwise: Layout | None) -> Layout:
+    """Return where the channels of an input of four axes are, without a refusal."""
+    _, first, _, last = dimensions_of(value) or []
+    if (first in (1, 3)) != (last in (1, 3)):
+        return "nchw" if first in (1, 3) else "nhwc"
+    return otherwise or "nchw"
 
 
 def _check_types(
@@ -178,7 +194,7 @@ def _check_types(
         dimensions = dimensions_of(value)
         if dimensions is None or len(dimensions) != 4:
             refuse_generator(path, f"{words} where a batch of images has four axes")
-        if value.type.tensor_type.elem_type not in _ADOPTABLE:
+        if value.type.tensor_type.elem_type not in ADOPTABLE:
             refuse_generator(path, f"{words} where float or uint8 is expected")
 
 
@@ -241,9 +257,95 @@ def _layout(
 # Which values black and white have
 
 
-def _range_of_bytes(value: onnx.ValueInfoProto) -> Range | None:
-    """Return the range of uint8, None for a value of another number type."""
-    return RANGES["0..255"] if value.type.tensor_type.elem_type == TensorProto.UINT8 else None
+_Shown = tuple[Values, str]
+"""Values that a graph shows, and what shows them."""
+
+
+def _is_uint8(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.elem_type == TensorProto.UINT8)
+
+
+def _range_name(values: Range) -> str:
+    return next(name for name, named in RANGES.items() if named == values)
+
+
+def _shown_values(
+    flow: _Flow, graph_input: onnx.ValueInfoProto, graph_output: onnx.ValueInfoProto
+) -> tuple[_Shown | None, _Shown | None]:
+    """Return the values that the graph shows at its input and at its output."""
+
+    def shown(value: onnx.ValueInfoProto, values: Range | None, what: str) -> _Shown | None:
+        if _is_uint8(value):
+            return BYTES, "it is uint8"
+        return None if values is None else (Values(values), what)
+
+    return (
+        shown(graph_input, flow.range_of_input(graph_input.name), "by its first arithmetic"),
+        shown(
+            graph_output,
+            flow.range_of_output(graph_output.name),
+            "by its last activation and the arithmetic behind it",
+        ),
+    )
+
+
+def _values(
+    model_io: ModelIO, taken: _Shown | None, returned: _Shown | None
+) -> tuple[Values | None, Values | None]:
+    """Return the values of input and output: as stated, else as shown, else those of the other end.
+
+    Values with a mean and a deviation at one end say nothing about the other end.
+    """
+    takes = model_io.takes or (taken[0] if taken else None)
+    returns = model_io.returns or (returned[0] if returned else None)
+    if takes is None and returns is not None and not returns.normalised:
+        takes = returns
+    if returns is None and takes is not None and not takes.normalised:
+        returns = takes
+    return takes, returns
+
+
+def _check_values(
+    path: Path, value: onnx.ValueInfoProto, values: Values, layout: Layout, word: str
+) -> None:
+    """Refuse values that an input or output cannot have. Raises ModelError."""
+    if _is_uint8(value) and values != BYTES:
+        raise ModelError(
+            f"{printable(path)}: its {word} is uint8, whose values are 0..255, and --model-io "
+            "states others; leave them out"
+        )
+    count = max(len(values.mean), len(values.std))
+    channels = (dimensions_of(value) or [])[channel_axis(layout)]
+    if channels == 1 < count:
+        raise ModelError(
+            f"{printable(path)}: its {word} has one channel, and --model-io states a mean or a std "
+            f"of {count}; pass one number of each"
+        )
+
+
+def _no_values(
+    path: Path,
+    flow: _Flow,
+    graph_output: onnx.ValueInfoProto,
+    takes: Values | None,
+    returns: Values | None,
+) -> ModelError:
+    """Return the error for a graph that does not show its values."""
+    last = flow.producers.get(graph_output.name)
+    ending = (
+        f"it ends in {last.op_type if last else 'its input'} where Tanh, Sigmoid or Clip would "
+        "show it"
+    )
+    if takes is not None:
+        found = f"nothing in it shows which values it returns ({ending})"
+        remedy = f"add them to --model-io behind an arrow: '{ModelIO(takes=takes)} -> 0..1'"
+    elif returns is not None:
+        found = "nothing in it shows which values it takes"
+        remedy = f"add them to --model-io before the arrow: '0..1 {ModelIO(returns=returns)}'"
+    else:
+        found = f"nothing in it shows which values black and white have ({ending})"
+        remedy = "pass --model-io 0..255, --model-io 0..1 or --model-io=-1..1"
+    return ModelError(f"{printable(path)}: {found}; {remedy}")
 
 
 class _Flow:
@@ -381,8 +483,10 @@ def _nearest(values: Range, ranges: Iterable[Range], tolerance: float) -> Range 
 # Which sizes the graph accepts
 
 
-def _size_requirements(path: Path, contract: onnx.ModelProto, shapes: Shapes) -> SizeRequirements:
-    """Return the multiple and the minimum of a file of free size, by inferring its shapes.
+def _size_requirements(
+    path: Path, contract: onnx.ModelProto, shapes: Shapes
+) -> tuple[SizeRequirements, bool]:
+    """Return the multiple and the minimum of a file of free size, and whether shapes showed them.
 
     The multiple is the least power of two, up to 256, of which odd multiples keep their size; the
     minimum is the least multiple at which every reflection has enough pixels and nothing is empty.
@@ -400,7 +504,7 @@ def _size_requirements(path: Path, contract: onnx.ModelProto, shapes: Shapes) ->
         if isinstance(out, tuple):
             check_output_size(path, shapes, size)
         multiple = _multiple_by_strides(contract)
-        return SizeRequirements(multiple_of=multiple, minimum=multiple)
+        return SizeRequirements(multiple_of=multiple, minimum=multiple), False
     too_small, enough = 0, odd
     while enough - too_small > 1:
         middle = (too_small + enough) // 2
@@ -409,7 +513,14 @@ def _size_requirements(path: Path, contract: onnx.ModelProto, shapes: Shapes) ->
             enough = middle
         else:
             too_small = middle
-    return SizeRequirements(multiple_of=multiple, minimum=enough * multiple)
+    return SizeRequirements(multiple_of=multiple, minimum=enough * multiple), True
+
+
+def _sizes_in_words(sizes: SizeRequirements, *, inferred: bool) -> str:
+    words = f"its sizes are multiples of {sizes.multiple_of} from {sizes.minimum} on"
+    if inferred:
+        return f"{words}: by the shapes inside it"
+    return f"{words}, by its strides alone, since its shapes cannot be inferred"
 
 
 def _multiple_by_strides(contract: onnx.ModelProto) -> int:

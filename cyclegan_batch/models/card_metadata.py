@@ -193,7 +193,7 @@ def card_of_adopted(
         source_digest=None,
         tool_version=None,
         parity=None,
-        adopted=str(adoption.io),
+        adopted=str(adoption.spec),
         notes=(adoption.note,),
     )
 

@@ -12,14 +12,15 @@ names the file in an error message.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, compose, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import ModelError
 from ..frames import PixelType, Size
@@ -43,11 +44,45 @@ Layout = Literal["nchw", "nhwc"]
 Order = Literal["rgb", "bgr"]
 Range = tuple[float, float]
 """The values of black and of white."""
+Numbers: TypeAlias = npt.NDArray[np.float64]
+Lengths: TypeAlias = list[int | None]
+"""The lengths of a tensor's axes, None for a free one."""
 
 RANGES: dict[str, Range] = {"0..255": (0.0, 255.0), "0..1": (0.0, 1.0), "-1..1": (-1.0, 1.0)}
 """The ranges that have a name in ``--model-io``."""
 
-_BYTES = RANGES["0..255"]
+
+@dataclass(frozen=True)
+class Values:
+    """The numbers that a network has for the channels of a pixel: ``(v - mean) / std``.
+
+    v is the channel on the scale ``range``, where black and white have its two values. ``mean`` and
+    ``std``: one number for all channels, or three, in the order in which the network has them.
+    """
+
+    range: Range = (-1.0, 1.0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether there is a mean or a deviation, so that black and white have other values."""
+        return any(self.mean) or any(each != 1.0 for each in self.std)
+
+    def line(self, order: Order) -> tuple[Numbers, Numbers]:
+        """Return (gain, offset) of the number ``gain * p + offset`` for a channel p in 0..1.
+
+        Each is of shape (1,), for all channels, or (3,), for R, G and B where the network has its
+        channels in ``order``.
+        """
+        low, high = self.range
+        mean, std = np.array(self.mean), np.array(self.std)
+        gain, offset = (high - low) / std, (low - mean) / std
+        return (gain, offset) if order == "rgb" else (gain[::-1], offset[::-1])
+
+
+BYTES = Values(RANGES["0..255"])
+"""The values of uint8."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +91,16 @@ class GeneratorIO:
 
     layout: Layout = "nchw"
     order: Order = "rgb"
-    input_range: Range = (-1.0, 1.0)
-    """The values of black and of white in the input."""
-    output_range: Range = (-1.0, 1.0)
-    """The values that become black and white in the output."""
+    takes: Values = Values()
+    """The values of its input."""
+    returns: Values = Values()
+    """The values of its output."""
     output_layout: Layout | None = None
     """None: the same as ``layout``."""
-
-    def __str__(self) -> str:
-        """Return the form in the grammar of ``--model-io``."""
-        words = [self.layout, self.order, _range_name(self.input_range)]
-        if self.output_range != self.input_range:
-            words += ["->", _range_name(self.output_range)]
-        return " ".join(words)
+    input: str | None = None
+    """The name of the input that is the image; None where the file has one only."""
+    output: str | None = None
+    """The name of the output that is the picture; None where the file has one only."""
 
 
 # The graph around a generator
@@ -93,39 +125,60 @@ def contract_from_generator(
     if _opset(generator) < _OLDEST_OPSET:
         generator = onnx.version_converter.convert_version(generator, CONVERTED_OPSET)
     whole = is_inside(generator, io) and pixel_type == "uint8"
-    inner = generator if whole else compose.add_prefix(generator, "generator/")
-    graph = inner.graph
-    weights = {weight.name for weight in graph.initializer}
-    (graph_input,) = (value for value in graph.input if value.name not in weights)
-    (graph_output,) = graph.output
+    contract = onnx.ModelProto()
+    contract.CopyFrom(generator)
+    graph = contract.graph
+    if not whole:
+        _add_prefix(graph, "generator/")
+    (graph_input,), (graph_output,) = inputs_of(contract), graph.output
     batch, height, width = image_axes(graph_input, io.layout)
-    nodes = _Nodes(_opset(inner))
+    nodes = _Nodes(_opset(contract))
     before = [] if whole else _nodes_before(nodes, graph_input, io, pixel_type)
     after = [] if whole else _nodes_after(nodes, graph_output, io, pixel_type)
 
     shape = [batch or "N", height or "H", width or "W", 3]
     kind = _ELEMENTS[pixel_type]
-    contract = onnx.ModelProto()
-    contract.CopyFrom(inner)
     # Below IR version 4 every weight must be an input too, which forbids a runtime to fold it.
-    contract.ir_version = max(inner.ir_version, 4)
-    del contract.graph.input[:], contract.graph.output[:], contract.graph.node[:]
+    contract.ir_version = max(contract.ir_version, 4)
     # Shapes that were inferred for the generator alone may be wrong in the new graph.
-    del contract.graph.value_info[:]
-    contract.graph.input.append(helper.make_tensor_value_info(INPUT, kind, shape))
-    contract.graph.output.append(helper.make_tensor_value_info(OUTPUT, kind, shape))
-    contract.graph.node.extend([*before, *graph.node, *after])
-    contract.graph.initializer.extend(nodes.weights)
+    del graph.input[:], graph.output[:], graph.value_info[:]
+    graph.input.append(helper.make_tensor_value_info(INPUT, kind, shape))
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, kind, shape))
+    within = onnx.GraphProto()
+    within.node.extend([*before, *graph.node, *after])
+    del graph.node[:]
+    graph.node.extend(within.node)
+    graph.initializer.extend(nodes.weights)
     return contract
+
+
+def _add_prefix(graph: onnx.GraphProto, prefix: str) -> None:
+    """Put ``prefix`` before every name in a graph, in place, those in the branches of an If too.
+
+    onnx.compose leaves the names that a branch reads from outside of it.
+    """
+    for weight in (*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)):
+        weight.name = prefix + weight.name
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.name = prefix + value.name
+    for annotation in graph.quantization_annotation:
+        annotation.tensor_name = prefix + annotation.tensor_name
+    for node in graph.node:
+        node.name = node.name and prefix + node.name
+        for names in (node.input, node.output):
+            # An empty name stands for an input that is left out.
+            names[:] = [prefix + name if name else "" for name in names]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _add_prefix(inner, prefix)
 
 
 def is_inside(generator: onnx.ModelProto, io: GeneratorIO) -> bool:
     """Return whether a generator of the form ``io`` is inside the contract already, in uint8."""
-    weights = {weight.name for weight in generator.graph.initializer}
-    inputs = [value for value in generator.graph.input if value.name not in weights]
     return (
-        io == GeneratorIO("nhwc", "rgb", _BYTES, _BYTES, "nhwc")
-        and pixel_type_of(inputs[0], generator.graph.output[0]) == "uint8"
+        (io.layout, io.order, io.takes, io.returns) == ("nhwc", "rgb", BYTES, BYTES)
+        and io.output_layout in (None, "nhwc")
+        and pixel_type_of(inputs_of(generator)[0], generator.graph.output[0]) == "uint8"
     )
 
 
@@ -136,10 +189,10 @@ def _nodes_before(
     element = graph_input.type.tensor_type.elem_type
     luma = _channels(graph_input, io.layout) == 1
     x, kind = INPUT, _ELEMENTS[pixel_type]
-    if luma or element != TensorProto.UINT8 or kind != element or io.input_range != _BYTES:
+    if luma or element != TensorProto.UINT8 or kind != element or io.takes != BYTES:
         x, kind = nodes.add("Cast", [x], to=TensorProto.FLOAT), TensorProto.FLOAT
-        low, high = io.input_range
-        x = nodes.affine(x, (high - low) / _white(pixel_type), low)
+        gain, offset = io.takes.line(io.order)
+        x = nodes.affine(x, gain / _white(pixel_type), offset)
     if luma:
         # ``io.order`` does not matter here: frames are RGB.
         x = nodes.add("MatMul", [x, nodes.constant(np.array(BT601)[:, np.newaxis])])
@@ -160,7 +213,7 @@ def _nodes_after(
 ) -> list[onnx.NodeProto]:
     """Return the nodes that convert the generator's output to ``translated``."""
     element, layout = graph_output.type.tensor_type.elem_type, io.output_layout or io.layout
-    ready = element == TensorProto.UINT8 == _ELEMENTS[pixel_type] and io.output_range == _BYTES
+    ready = element == TensorProto.UINT8 == _ELEMENTS[pixel_type] and io.returns == BYTES
     x = graph_output.name
     if not ready:
         x = nodes.cast(x, TensorProto.FLOAT, source=element)
@@ -177,13 +230,13 @@ def _nodes_after(
         after[-1].output[0] = OUTPUT
         return after
     white = _white(pixel_type)
-    low, high = io.output_range
-    gain = white / (high - low)
+    gain, offset = io.returns.line(io.order)
+    back = white / gain
     if pixel_type == "uint8":
-        x = nodes.affine(x, gain, 0.5 - low * gain)
+        x = nodes.affine(x, back, 0.5 - offset * back)
         x = nodes.add("Floor", [x])
     else:
-        x = nodes.affine(x, gain, -low * gain)
+        x = nodes.affine(x, back, -offset * back)
     x = nodes.clip(x, 0.0, white)
     nodes.add("Cast", [x], out=OUTPUT, to=_ELEMENTS[pixel_type])
     return nodes.take()
@@ -215,12 +268,16 @@ class _Nodes:
         self.weights.append(numpy_helper.from_array(np.asarray(values, dtype=dtype), name))
         return name
 
-    def affine(self, x: str, gain: float, offset: float) -> str:
-        """Append ``gain·x + offset``; no Mul by 1 and no Add of 0, which cost a pass each."""
-        if gain != 1.0:
-            x = self.add("Mul", [x, self.constant(gain)])
-        if offset != 0.0:
-            x = self.add("Add", [x, self.constant(offset)])
+    def affine(self, x: str, gain: Numbers, offset: Numbers) -> str:
+        """Append ``gain·x + offset``, both of shape (1,) or, for NHWC, (3,).
+
+        There is no Mul by 1 and no Add of 0, which cost a pass each.
+        """
+        for kind, numbers, neutral in (("Mul", gain, 1.0), ("Add", offset, 0.0)):
+            if (numbers != neutral).any():
+                # One number for all channels stays a scalar, which `cpu_graph` looks for.
+                same = bool((numbers == numbers[0]).all())
+                x = self.add(kind, [x, self.constant(numbers[0] if same else numbers)])
         return x
 
     def clip(self, x: str, low: float, high: float) -> str:
@@ -239,17 +296,24 @@ class _Nodes:
 # Reading a graph
 
 
+def inputs_of(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs of a graph that are no weights with a default."""
+    weights = {weight.name for weight in proto.graph.initializer}
+    weights |= {weight.values.name for weight in proto.graph.sparse_initializer}
+    return [value for value in proto.graph.input if value.name not in weights]
+
+
 def input_and_output(
     path: Path, proto: onnx.ModelProto
 ) -> tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]:
     """Return the one image input and the one image output of a graph. Raises ModelError."""
-    weights = {weight.name for weight in proto.graph.initializer}
-    inputs = [value for value in proto.graph.input if value.name not in weights]
-    outputs = list(proto.graph.output)
+    inputs, outputs = inputs_of(proto), list(proto.graph.output)
     for values, word in ((inputs, "inputs"), (outputs, "outputs")):
         if len(values) != 1:
-            names = ", ".join(f"{value.name!r}" for value in values)
-            refuse_generator(path, f"has {len(values)} {word} ({names}) where a generator has one")
+            refuse_generator(
+                path, f"has {len(values)} {word} ({values_in_words(values)}) where a generator has "
+                "one"
+            )  # fmt: skip
     for value, word in ((inputs[0], "input"), (outputs[0], "output")):
         if not value.type.HasField("tensor_type"):
             refuse_generator(path, f"its {word} {value.name!r} is no tensor")
@@ -287,7 +351,7 @@ def _opset(proto: onnx.ModelProto) -> int:
     return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
-def dimensions_of(value: onnx.ValueInfoProto) -> list[int | None] | None:
+def dimensions_of(value: onnx.ValueInfoProto) -> Lengths | None:
     """Return the length of every axis, None for a free one; None where the rank is unknown."""
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
@@ -315,10 +379,6 @@ def _channels(value: onnx.ValueInfoProto, layout: Layout) -> int | None:
     return dimensions[channel_axis(layout)] if dimensions else None
 
 
-def _range_name(values: Range) -> str:
-    return next(name for name, named in RANGES.items() if named == values)
-
-
 def value_in_words(value: onnx.ValueInfoProto) -> str:
     """Return name, shape and type of a graph's value: ``'image' (1, 3, H, W) float32``."""
     tensor = value.type.tensor_type
@@ -329,6 +389,12 @@ def value_in_words(value: onnx.ValueInfoProto) -> str:
     axes = (str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?"
             for d in tensor.shape.dim)  # fmt: skip
     return f"{value.name!r} ({', '.join(axes)}) {kind}"
+
+
+def values_in_words(values: Sequence[onnx.ValueInfoProto]) -> str:
+    """Return `value_in_words` of the first eight of ``values``, and how many more there are."""
+    words = ", ".join(value_in_words(value) for value in values[:8])
+    return f"{words} and {len(values) - 8} more" if len(values) > 8 else words
 
 
 class Constants:
@@ -357,19 +423,23 @@ class Constants:
 
 
 class Shapes:
-    """Shape inference on a contract graph, without its large weights."""
+    """Shape inference on a graph, without its large weights."""
 
     _LARGE = 256
     """Weights of more elements cannot be shapes; inference is quick without their values."""
 
-    def __init__(self, contract: onnx.ModelProto) -> None:
+    def __init__(self, proto: onnx.ModelProto) -> None:
         graph = onnx.GraphProto()
-        graph.name = contract.graph.name
-        graph.node.extend(contract.graph.node)
-        graph.input.extend(contract.graph.input)
-        graph.output.extend(contract.graph.output)
+        graph.name = proto.graph.name
+        graph.node.extend(proto.graph.node)
+        graph.input.extend(proto.graph.input)
+        graph.output.extend(proto.graph.output)
+        # The declared shapes of the outputs may be wrong, so they are inferred.
+        for value in graph.output:
+            if value.type.HasField("tensor_type"):
+                value.type.tensor_type.ClearField("shape")
         inputs = {value.name for value in graph.input}
-        for weight in contract.graph.initializer:
+        for weight in proto.graph.initializer:
             if int(np.prod(weight.dims)) <= self._LARGE:
                 graph.initializer.append(weight)
             elif weight.name not in inputs:
@@ -377,9 +447,9 @@ class Shapes:
                     helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
                 )
         self._proto = onnx.ModelProto()
-        self._proto.ir_version = max(contract.ir_version, 4)
-        self._proto.opset_import.extend(contract.opset_import)
-        self._proto.functions.extend(contract.functions)
+        self._proto.ir_version = max(proto.ir_version, 4)
+        self._proto.opset_import.extend(proto.opset_import)
+        self._proto.functions.extend(proto.functions)
         self._proto.graph.CopyFrom(graph)
         constants = Constants(self._proto)
         self._reflections = [
@@ -389,37 +459,49 @@ class Shapes:
         ]
 
     def output_size(self, size: Size) -> Size | Literal["unknown", "invalid"]:
-        """Return the inferred size of ``translated`` for ``frames`` of ``size``.
+        """Return the inferred size of a contract graph's ``translated`` for ``frames`` of ``size``.
 
         ``"unknown"`` where inference cannot follow the graph, ``"invalid"`` where ``size`` is too
         small for it.
         """
+        frames = next(value for value in self._proto.graph.input if value.name == INPUT)
+        batch = frames.type.tensor_type.shape.dim[0].dim_value or 1
+        outputs = self.of_outputs({INPUT: [batch, *size, 3]})
+        if outputs is None:
+            return "invalid"
+        out = outputs[OUTPUT]
+        if out is None or len(out) != 4 or out[1] is None or out[2] is None:
+            return "unknown"
+        return out[1], out[2]
+
+    def of_outputs(self, inputs: Mapping[str, Sequence[int]]) -> dict[str, Lengths | None] | None:
+        """Return the inferred lengths of every output's axes, for ``inputs`` of these lengths.
+
+        An output that inference cannot follow is None. The whole is None where the lengths are too
+        small for the graph, or do not fit it.
+        """
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
-        frames = next(value for value in proto.graph.input if value.name == INPUT)
-        axes = frames.type.tensor_type.shape.dim
-        for axis, length in zip(axes, (axes[0].dim_value or 1, *size, 3), strict=True):
-            axis.dim_value = length
-        # The declared shape of the output may be wrong, so it is inferred.
-        proto.graph.output[0].type.tensor_type.ClearField("shape")
+        for value in proto.graph.input:
+            if value.name in inputs:
+                axes = value.type.tensor_type.shape.dim
+                for axis, length in zip(axes, inputs[value.name], strict=True):
+                    axis.dim_value = length
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
         except onnx.shape_inference.InferenceError:
-            return "invalid"
+            return None
         values = {value.name: dimensions_of(value) for value in inferred.graph.value_info}
-        values[INPUT] = [*(axes[i].dim_value for i in range(4))]
+        values |= {name: [*lengths] for name, lengths in inputs.items()}
         for dimensions in values.values():
             if dimensions and any(length is not None and length < 1 for length in dimensions):
-                return "invalid"
+                return None
         for name, pads in self._reflections:
             shape = values.get(name)
             for side, pad in zip(shape or [], pads, strict=False):
                 if side is not None and pad >= side:
-                    return "invalid"
-        out = dimensions_of(inferred.graph.output[0])
-        if out is None or len(out) != 4 or out[1] is None or out[2] is None:
-            return "unknown"
-        return out[1], out[2]
+                    return None
+        return {value.name: dimensions_of(value) for value in inferred.graph.output}
 
 
 def _reflection(node: onnx.NodeProto, constants: Constants) -> list[int] | None:
@@ -434,7 +516,15 @@ def _reflection(node: onnx.NodeProto, constants: Constants) -> list[int] | None:
             return None
         pads = constant.tolist()
     half = len(pads) // 2
-    return [max(begin, end) for begin, end in zip(pads[:half], pads[half:], strict=True)]
+    wider = [max(begin, end) for begin, end in zip(pads[:half], pads[half:], strict=True)]
+    if len(node.input) > 3 and node.input[3]:
+        # Since opset 18 the pads may be of some axes only.
+        axes = constants.value(node.input[3])
+        if axes is None or len(axes) != half:
+            return None
+        of_axis = dict(zip((int(axis) % 4 for axis in axes), wider, strict=True))
+        return [of_axis.get(axis, 0) for axis in range(4)]
+    return wider
 
 
 def check_output_size(path: Path, shapes: Shapes, size: Size) -> None:

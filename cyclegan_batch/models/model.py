@@ -24,7 +24,7 @@ from ..files import writing
 from ..frames import Pixels, as_pixel_type
 from ..wording import first_line, printable
 from . import winograd
-from .adoption import MODEL_IO_GRAMMAR, adopt, parse_model_io
+from .adoption import adopt
 from .card import ModelCard, describe
 from .card_metadata import (
     CardFields,
@@ -43,6 +43,7 @@ from .contract import (
     contract_from_generator,
 )
 from .cpu_graph import cpu_graph
+from .model_io import MODEL_IO_GRAMMAR, parse_model_io
 from .onnx_file import check_weights, read_onnx
 from .rewriting import Graph
 
@@ -89,6 +90,10 @@ class Model:
     """The serialised ONNX, inside the contract; empty for an engine and for a checkpoint."""
     io: GeneratorIO | None = None
     """The form of a foreign file's images before it was adopted; None for any other file."""
+    read: tuple[str, ...] = ()
+    """What the graph of a foreign file showed of this form, in words."""
+    assumed: tuple[str, ...] = ()
+    """What nothing showed, in words."""
     engine: EngineCard | None = None
     """The card of an engine."""
     checkpoint: LoadedGenerator | None = None
@@ -155,7 +160,13 @@ def open_model(
             f"{printable(path)}: is not valid ONNX: {first_line(error)}; download it or export it "
             "again"
         ) from error
-    return Model(card, adoption.contract.SerializeToString(), adoption.io)
+    return Model(
+        card,
+        adoption.contract.SerializeToString(),
+        adoption.io,
+        read=adoption.read,
+        assumed=adoption.assumed,
+    )
 
 
 def _check_options(card: ModelCard, model_io: str | None, selection: Selection) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
 from cyclegan_batch.models.contract import BT601, GeneratorIO
 from cyclegan_batch.models.model import Model
 from cyclegan_batch.models.networks import InstanceNorm
+from cyclegan_batch.models.onnx_file import read_onnx
 from cyclegan_batch.models.parity import LIMITS, REQUIRED_CLASS, Parity, parity
 from cyclegan_batch.wording import printable
 
@@ -144,41 +145,57 @@ def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
     """Return the translation of ``frames`` (uint8) by the foreign ONNX at ``path``.
 
     onnxruntime runs the file unchanged; numpy converts to and from the form ``io``, so that the
-    result tests the nodes that the contract puts around the file. Raises BackendError.
+    result tests the nodes that the contract puts around the file, and what was removed from it.
+    Raises ModelError, BackendError.
     """
     try:
         onnxruntime = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise missing_extra("export", error, doing="measure the file") from error
-    # Passed as bytes, not as a path: open_model has checked which external weights it may read.
-    content = onnx.load(path).SerializeToString()
+    # Passed as bytes, not as a path: read_onnx checks which external weights it may read.
+    content = read_onnx(path)[1].SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    network_input = session.get_inputs()[0]
-    kind = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8}
+    (network_input,) = (x for x in session.get_inputs() if io.input in (None, x.name))
+    # Inputs that the picture does not depend on must be given, too.
+    others = [x for x in session.get_inputs() if x.name != network_input.name]
+    unread = {
+        x.name: np.zeros([n if isinstance(n, int) else 1 for n in x.shape], _type_of(x.type))
+        for x in others
+    }
+    options = onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = bool(unread)
+    outputs = None if io.output is None else [io.output]
     axis = 1 if io.layout == "nchw" else 3
-    run: Callable[[Pixels], Pixels] = lambda x: session.run(None, {network_input.name: x})[0]  # noqa: E731
     out = []
     for frame in frames:
-        (low, high), x = io.input_range, frame.astype(np.float64)
-        x = x / 255.0 * (high - low) + low
+        x = frame.astype(np.float64) / 255.0
         if network_input.shape[axis] == 1:
             x = x @ np.array(BT601)[:, None]
         elif io.order == "bgr":
             x = x[..., ::-1]
+        low, high = io.takes.range
+        x = (x * (high - low) + low - np.array(io.takes.mean)) / np.array(io.takes.std)
         x = x.transpose(2, 0, 1) if io.layout == "nchw" else x
-        x = np.ascontiguousarray(x[None], kind.get(network_input.type, np.float32))
+        x = np.ascontiguousarray(x[None], _type_of(network_input.type))
         if isinstance(network_input.shape[0], int):
             x = np.repeat(x, network_input.shape[0], axis=0)
         try:
-            y = run(x)[0].astype(np.float64)
+            y = session.run(outputs, unread | {network_input.name: x}, options)[0][0]
         except Exception as error:
             raise BackendError(f"onnxruntime: the file that was given fails: {error}") from error
         y = y.transpose(1, 2, 0) if (io.output_layout or io.layout) == "nchw" else y
+        y = y.astype(np.float64) * np.array(io.returns.std) + np.array(io.returns.mean)
         y = y[..., ::-1] if io.order == "bgr" and y.shape[2] == 3 else y
-        low, high = io.output_range
+        low, high = io.returns.range
         y = np.clip(np.floor((y - low) / (high - low) * 255.0 + 0.5), 0, 255)
         out.append(np.broadcast_to(y, (*y.shape[:2], 3)).astype(np.uint8))
     return np.stack(out)
+
+
+def _type_of(tensor: str) -> npt.DTypeLike:
+    """Return numpy's number type for onnxruntime's name of a tensor's: ``tensor(float16)``."""
+    name = tensor.removeprefix("tensor(").removesuffix(")")
+    return np.dtype({"float": "float32", "double": "float64"}.get(name, name))
 
 
 class _NormInHalf(nn.Module):

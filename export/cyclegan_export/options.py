@@ -35,8 +35,10 @@ class ExportOptions:
     """Which network the weights of a checkpoint are for, where the names and shapes of two fit; it
     is recognised by them unless given."""
     model_io: str | None = field(default=None, metadata=option(MODEL, metavar="SPEC"))
-    """Images that a foreign ONNX takes, e.g. ``"nchw rgb 0..255"``; what is left out is read from
-    its graph where possible."""
+    """Images of a foreign ONNX, e.g. ``"nchw rgb 0..255"`` or ``"bgr mean=0.5 std=0.5 -> 0..1"``:
+    layout, channel order, range, mean and deviation, behind ``->`` those of what it returns, and
+    ``out=NAME`` for one of several outputs. What is left out is read from its graph where
+    possible."""
 
     precision: FilePrecision | None = field(default=None, metadata=option(FILE))
     """Precision of weights and convolutions; the statistics of the norms stay fp32. fp32

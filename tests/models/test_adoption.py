@@ -146,8 +146,8 @@ def test_a_generator_that_shows_no_range_needs_one_word_and_says_which_errors(
     [
         ("nchw rgb 0-255", "'0-255' is not known; it is "),
         ("nchw nhwc", "'nchw' and 'nhwc' exclude each other"),
-        ("0..1 -> 5", "'5' is no range"),
-        ("0..1 ->", "'' is no range"),
+        ("0..1 -> 5", "'5' is not known after ->"),
+        ("0..1 ->", "nothing is stated after ->"),
         ("", "it is empty"),
     ],
 )
@@ -376,8 +376,16 @@ def test_fixed_sizes_and_batches_of_foreign_files_are_honoured(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (generators.two_inputs, r"has 2 inputs \('image', 'style'\) where a generator has one"),
-        (generators.two_outputs, r"has 2 outputs \('picture', 'mask'\)"),
+        (
+            generators.two_inputs,
+            r"takes 2 inputs \('image' \(N, 3, H, W\) float32, 'style' \(N, 3, H, W\) float32\) "
+            "where a generator takes one image; export it with the others set to constants",
+        ),
+        (
+            generators.two_outputs,
+            r"has 2 outputs, and 2 of them may be the picture: 'picture' \(N, 3, H, W\) float32, "
+            r"'mask' \(N, 3, H, W\) float32; name the one to take: --model-io out=NAME",
+        ),
         (generators.classifier, r"'scores' \(N, 10\) float32 where a batch of images has four"),
         (generators.five_channels, r"\(N, 5, H, W\) float32 where 1 or 3 channels"),
         (generators.upscaler, r"returns \d+×\d+ for \d+×\d+ \(height × width\)"),

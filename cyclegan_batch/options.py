@@ -17,7 +17,7 @@ from .option_table import check_values, option
 Direction: TypeAlias = Literal["AtoB", "BtoA"]
 """Which of the two generators of a CycleGAN."""
 
-FamilyName: TypeAlias = Literal["resnet", "unet"]
+FamilyName: TypeAlias = Literal["resnet", "unet", "cut", "pix2pixhd"]
 """The families that a checkpoint is recognised as: the names of `models.families.FAMILIES`."""
 
 BackendName: TypeAlias = Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"]

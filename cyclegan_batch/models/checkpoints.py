@@ -73,15 +73,17 @@ class LoadedGenerator:
         """Notes for the user on what was assumed, and where other programs compute otherwise."""
         sentences = [f"it is taken that {clause}" for clause in self.assumed]
         differences = []
-        if isinstance(self.config, GeneratorConfig) and self.config.norm == "batch":
+        if getattr(self.config, "norm", None) == "batch":
             differences.append("BatchNorm uses the statistics of its training")
-        if isinstance(self.config, GeneratorConfig) and self.config.dropout:
+        if getattr(self.config, "dropout", False):
             differences.append("dropout is off")
         if differences:
-            sentences.append(
-                f"{' and '.join(differences)}; the reference implementation's test script does so "
-                "only with --eval"
+            others = (
+                "the reference implementation's test script does so only with --eval"
+                if isinstance(self.config, GeneratorConfig)
+                else "a script that leaves the network in training mode draws another picture"
             )
+            sentences.append(f"{' and '.join(differences)}; {others}")
         return tuple(Note(Path(self.path.name), text) for text in sentences)
 
 
@@ -169,8 +171,7 @@ def _recognised(
                    "give the generator's weights, e.g. latest_net_G_A.pth")  # fmt: skip
         finding = f"is no network that is known; it looks most like {likeness.family.title}, but "
         refuse(path, finding + likeness.finding, f"{SAVE_AGAIN}, or {_EXPORT_ELSEWHERE}")
-    config = found[0].reading.config
-    no_norm = isinstance(config, GeneratorConfig) and config.norm == "none"
+    no_norm = getattr(found[0].reading.config, "norm", None) == "none"
     if no_norm and legacy_statistics is not None:
         refuse(path, f"its {legacy_statistics!r} is of a norm that has running statistics and no "
                "weights, behind convolutions without a bias", _EXPORT_ELSEWHERE)  # fmt: skip

@@ -5,7 +5,7 @@ Park et al., "Contrastive Learning for Unpaired Image-to-Image Translation", ECC
 stride of 2 down is a convolution, norm and ReLU of stride 1, then a binomial filter [1, 2, 1] of
 stride 2 with a reflected border; each one up is a replicated border, a transposed filter
 [1, 3, 3, 1], then a convolution. The file holds the filters as ``model.7.filt``. Training may leave
-out either kind (``--no_antialias``, ``--no_antialias_up``); without both it is the reference's
+out either kind (its ``no_antialias`` and ``no_antialias_up``); without both it is the reference's
 network.
 """
 

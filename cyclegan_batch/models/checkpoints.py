@@ -15,15 +15,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from ..options import Direction
 from ..wording import Note
 from .checkpoint_content import SAVE_AGAIN, read_content, refuse
 from .checkpoint_files import FoundCheckpoint, Selection, find_checkpoint
-from .families import FAMILIES, Family, Fit, NetworkConfig, closest, family_named, fits, unlike
+from .families import Family, NetworkConfig, closest, family_named, unlike
+from .families.others import known_as
+from .generator_choice import Candidate, choose, contents, find_generators, listed, weights_of
 from .networks import GeneratorConfig
+from .state_dicts import Group, all_tensors
 
 __all__ = [
     "FoundCheckpoint",
@@ -34,13 +39,10 @@ __all__ = [
     "load_state",
 ]
 
-_WRAPPERS = ("module.", "_orig_mod.")
-"""The prefixes that DataParallel and torch.compile put before every name."""
-
-_RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""What BatchNorm keeps beside its weights; InstanceNorm kept it too before torch 0.4."""
-
 _ANY = Selection()
+
+_SURE = 0.6
+"""The likeness above which weights are said to look like a family's, whatever else they may be."""
 
 _EXPORT_ELSEWHERE = "export it to ONNX where it was trained, and give that file"
 
@@ -61,6 +63,14 @@ class LoadedGenerator:
     """What the weights do not show, as clauses."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The metadata of a safetensors file."""
+    prefix: str = ""
+    """Its name in the file, which ``--weights`` may give; "" where the file holds nothing else."""
+    direction: Direction | None = None
+    """How it translates, where its name in the file tells."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """What else the file holds: names, and what they are in words."""
+    how_chosen: tuple[Note, ...] = ()
+    """Notes on how it was chosen, each to be shown once."""
 
     @property
     def trained_size(self) -> int | None:
@@ -84,129 +94,145 @@ class LoadedGenerator:
                 else "a script that leaves the network in training mode draws another picture"
             )
             sentences.append(f"{' and '.join(differences)}; {others}")
-        return tuple(Note(Path(self.path.name), text) for text in sentences)
+        own = tuple(Note(Path(self.path.name), text) for text in sentences)
+        return (*self.how_chosen, *own)
 
 
 def load_generator(path: Path, selection: Selection = _ANY) -> LoadedGenerator:
-    """Read the generator's weights at ``path``: ``.pth`` of any age, or safetensors.
+    """Read the generator that ``selection`` means from ``path``: ``.pth`` of any age, safetensors.
 
     The network is derived from the names and shapes of the weights, among the networks of
-    ``selection.family`` where it is given. Raises ModelError.
+    ``selection.family`` where it is given. What else the file holds is left aside, and is not even
+    read where the format allows. Raises ModelError.
     """
-    among = FAMILIES if selection.family is None else (family_named(selection.family),)
-    state, metadata = load_state(path)
-    fit, weights = _recognised(path, state, among)
-    reading = fit.reading
+    if selection.family is not None:
+        family_named(selection.family)
+    content, metadata = read_content(path)
+    root = all_tensors(path, content)
+    found, others = find_generators(root)
+    if not found:
+        _refuse_all(path, root, others, selection)
+    chosen = choose(path, root, found, selection)
+    reading = chosen.fit.reading
+    weights = chosen.candidate.weights
+    state = _checked(path, chosen.candidate, chosen.name)
+    if weights.legacy_statistics is not None and _lacks_norms(reading.config):
+        refuse(path, f"its {weights.legacy_statistics!r} is of a norm that has running statistics "
+               "and no weights, behind convolutions without a bias", _EXPORT_ELSEWHERE)  # fmt: skip
     with torch.device("meta"):
         network = reading.build()
     names = reading.names or {}
-    own = {names.get(n, n): value for n, value in weights.items() if n not in reading.ignored}
+    own = {names.get(n, n): value for n, value in state.items() if n not in reading.ignored}
     network.load_state_dict(own, strict=True, assign=True)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return LoadedGenerator(
-        path, digest, fit.family, network.eval(), reading.config, reading.assumed, metadata
+        path,
+        digest,
+        chosen.fit.family,
+        network.eval(),
+        reading.config,
+        reading.assumed,
+        metadata,
+        chosen.name,
+        chosen.candidate.direction,
+        chosen.others,
+        chosen.notes,
     )
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the named tensors at ``path``, on the CPU, and the metadata of a safetensors file.
 
-    The names are without the prefixes of wrappers. Raises ModelError where the file cannot be read,
-    holds anything but named tensors, or can be read only by running code.
+    The names are without those of wrappers. Raises ModelError where the file cannot be read, holds
+    no tensors, or can be read only by running code.
     """
     content, metadata = read_content(path)
-    return _without_wrappers(_named_tensors(path, content)), metadata
+    root = all_tensors(path, content)
+    return (root.without_wrappers() or root).tensors, metadata
 
 
-def _named_tensors(path: Path, content: object) -> dict[str, Tensor]:
-    """Return ``content`` if it is a state dict. Raises ModelError with what it is otherwise."""
-    if not isinstance(content, Mapping) or not content:
-        kind = type(content).__name__
-        refuse(path, f"holds {kind} where named tensors are expected", SAVE_AGAIN)
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others or not all(isinstance(name, str) for name in content):
-        names = ", ".join(repr(name) for name in others[:4]) or "names that are no text"
-        refuse(path, f"holds more than a generator's weights: {names}",
-               "save the weights of one generator alone")  # fmt: skip
-    return dict(content)
+def _lacks_norms(config: NetworkConfig) -> bool:
+    return getattr(config, "norm", None) == "none"
 
 
-def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    while True:
-        prefix = next((p for p in _WRAPPERS if all(name.startswith(p) for name in state)), None)
-        if prefix is None:
-            return state
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
+def _checked(path: Path, candidate: Candidate, name: str) -> dict[str, Tensor]:
+    """Return the weights of a generator in float32, counts of batches as they are.
+
+    They are copies: the file may change afterwards. Raises ModelError.
+    """
+    start = f"{name}." if name else ""
+    weights, tensors = candidate.weights, candidate.group.tensors
+    copies: dict[tuple[object, ...], Tensor] = {}
+    state: dict[str, Tensor] = {}
+    size = 0
+    for each in weights.shapes:
+        if each in weights.uncounted:
+            state[each] = torch.tensor(0)
+            continue
+        value = tensors[each]
+        _check_kind(path, start + each, value)
+        # Weights that are tied in the file stay so.
+        same = value.data_ptr(), value.dtype, value.shape, value.stride()
+        if same not in copies:
+            size += value.nbytes
+            if size > path.stat().st_size:
+                refuse(path, "declares more weights than it holds", SAVE_AGAIN)
+            copies[same] = _copied(path, start + each, value.detach())
+        state[each] = copies[same]
+    return state
 
 
-def _recognised(
-    path: Path, state: dict[str, Tensor], among: Sequence[Family]
-) -> tuple[Fit, dict[str, Tensor]]:
-    """Return the family that ``state`` is of, and its weights in float32. Raises ModelError."""
-    state = {name: _checked_weight(path, name, value) for name, value in state.items()}
-    legacy_statistics: str | None = None
-    with_weight = {name.removesuffix(".weight") for name in state if name.endswith(".weight")}
-    for name in list(state):
-        module, _, last = name.rpartition(".")
-        if last in _RUNNING_STATISTICS and module not in with_weight:
-            # The reference implementation drops these as well.
-            del state[name]
-            legacy_statistics = name
-        elif last == "running_mean":
-            # BatchNorm has counted its batches since torch 0.4.1 only.
-            state.setdefault(f"{module}.num_batches_tracked", torch.tensor(0))
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    found = fits(shapes, among)
-    if not found:
-        if among != FAMILIES:
-            (named,) = among
-            fitting = fits(shapes)
-            hint = f"; it fits {_listed(fitting)}" if fitting else ""
-            finding = f"does not fit the family {named.name} ({named.title}): "
-            refuse(path, f"{finding}{unlike(shapes, named)}{hint}", "leave --family out")
-        likeness = closest(shapes)
-        if likeness is None:
-            refuse(path, f"is no generator of a CycleGAN: {_network_in_words(shapes)}",
-                   "give the generator's weights, e.g. latest_net_G_A.pth")  # fmt: skip
-        finding = f"is no network that is known; it looks most like {likeness.family.title}, but "
-        refuse(path, finding + likeness.finding, f"{SAVE_AGAIN}, or {_EXPORT_ELSEWHERE}")
-    no_norm = getattr(found[0].reading.config, "norm", None) == "none"
-    if no_norm and legacy_statistics is not None:
-        refuse(path, f"its {legacy_statistics!r} is of a norm that has running statistics and no "
-               "weights, behind convolutions without a bias", _EXPORT_ELSEWHERE)  # fmt: skip
-    if len(found) > 1:
-        refuse(path, f"{len(found)} families have such weights: {_listed(found)}",
-               "name one with --family")  # fmt: skip
-    return found[0], state
-
-
-def _listed(found: Sequence[Fit]) -> str:
-    return ", ".join(f"{fit.family.name} ({fit.family.title})" for fit in found)
-
-
-def _checked_weight(path: Path, name: str, value: Tensor) -> Tensor:
-    """Return ``value`` in float32, a count of batches as it is. Raises ModelError."""
-    if name.endswith("num_batches_tracked"):
-        return value
-    if not value.is_floating_point() or value.layout != torch.strided:
+def _check_kind(path: Path, name: str, value: Tensor) -> None:
+    """Raise ModelError where a tensor is no weight."""
+    is_count = name.endswith("num_batches_tracked")
+    if value.layout != torch.strided or not (value.is_floating_point() or is_count):
         kind = f"{value.dtype} ({value.layout})"
         refuse(path, f"its {name!r} is {kind} where weights are dense floating point", SAVE_AGAIN)
+    if value.device.type != "cpu":
+        refuse(path, f"its {name!r} has a shape and no values", SAVE_AGAIN)
     if value.nbytes > value.untyped_storage().nbytes():
         finding = f"its {name!r} declares a shape ({tuple(value.shape)}) larger than its content"
         refuse(path, finding, SAVE_AGAIN)
-    weight = value.float()
+
+
+def _copied(path: Path, name: str, value: Tensor) -> Tensor:
+    if name.endswith("num_batches_tracked"):
+        return value.clone()
+    weight = value.to(torch.float32, copy=True)
     if not weight.isfinite().all():
         refuse(path, f"its {name!r} holds NaN or infinity where weights are finite",
                "take a checkpoint from before the training broke")  # fmt: skip
     return weight
 
 
+def _refuse_all(path: Path, root: Group, tried: Sequence[Group], selection: Selection) -> NoReturn:
+    """Raise ModelError for a file of no known generator: what it is, or what it looks most like."""
+    shapes = {group.path: weights_of(group.without_wrappers() or group).shapes for group in tried}
+    if selection.family is not None:
+        family = family_named(selection.family)
+        finding = unlike(shapes[()], family)
+        refuse(path, f"does not fit the family {family.name} ({family.title}): {finding}",
+               "leave --family out")  # fmt: skip
+    likenesses = [
+        (closest(each), group) for each, group in zip(shapes.values(), tried, strict=True)
+    ]
+    likeness, group = max(likenesses, key=lambda pair: pair[0].likeness if pair[0] else 0.0)
+    known = known_as(shapes[()])
+    if likeness is not None and (known is None or likeness.likeness > _SURE):
+        name = f"its {group.label} is" if group.label else "is"
+        refuse(path, f"{name} no network that is known; it looks most like "
+               f"{likeness.family.title}, but {likeness.finding}",
+               f"{SAVE_AGAIN}, or {_EXPORT_ELSEWHERE}")  # fmt: skip
+    rest = contents(root)
+    if len(rest) > 1:
+        finding = f"holds no generator of a CycleGAN, only {listed(rest)}"
+    else:
+        finding = f"is no generator of a CycleGAN: it is {known or _network_in_words(shapes[()])}"
+    refuse(path, finding, "give the generator's weights, e.g. latest_net_G_A.pth")
+
+
 def _network_in_words(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return in words whose weights these are, where they are no generator's."""
-    if shapes.get("model.0.weight", ())[2:] == (4, 4):
-        return "it is a discriminator (PatchGAN)"
-    if shapes.get("net.0.weight", ())[2:] == (1, 1):
-        return "it is a discriminator (pixel)"
+    """Return in words whose weights these are, where they are no network's that is known."""
     name, shape = next(iter(shapes.items()))
     return f"its {len(shapes)} weights begin with {name!r} {shape}"

@@ -10,7 +10,7 @@ This package imports torch; a translation by another runtime does not import it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -41,6 +41,9 @@ FAMILIES: tuple[Family, ...] = (
 )
 """The families in the order in which messages list them."""
 
+_SEQUENCE = "model."
+"""The name of the sequence of layers in the networks of the reference and of their kin."""
+
 _LEAST_LIKENESS = 0.25
 """The least share of equal names and shapes at which weights look like a family's."""
 
@@ -60,6 +63,8 @@ class Closest:
     family: Family
     finding: str
     """A clause about the file: "it lacks 'model.15.bias', which a resnet_9blocks has"."""
+    likeness: float
+    """The share of the names and shapes that are equal, 0 to 1."""
 
 
 def family_named(name: str) -> Family:
@@ -75,9 +80,9 @@ def fits(shapes: Shapes, among: Sequence[Family] = FAMILIES) -> tuple[Fit, ...]:
     """Return every family whose network has exactly these weights, each network once."""
     found: list[Fit] = []
     for family, reading, expected in _readings(shapes, among):
-        names = reading.names or {}
-        known = [(fit.reading.config, fit.reading.names or {}) for fit in found]
-        if not _differences(shapes, reading, expected) and (reading.config, names) not in known:
+        known = [(fit.reading.config, _own_names(shapes, fit.reading)) for fit in found]
+        own = reading.config, _own_names(shapes, reading)
+        if not _differences(shapes, reading, expected) and own not in known:
             found.append(Fit(family, reading))
     return tuple(found)
 
@@ -93,7 +98,7 @@ def closest(shapes: Shapes) -> Closest | None:
         total = max(1, len(shapes) + sum(name not in shapes for name in expected))
         share = 1 - len(differences) / total
         if differences and share > likeness:
-            best, likeness = Closest(family, differences[0]), share
+            best, likeness = Closest(family, differences[0], share), share
     return best or next(_unfit(shapes, FAMILIES), None)
 
 
@@ -109,19 +114,40 @@ def unlike(shapes: Shapes, family: Family) -> str:
 def _readings(
     shapes: Shapes, among: Sequence[Family]
 ) -> Iterator[tuple[Family, Reading, dict[str, tuple[int, ...]]]]:
-    """Yield how each family reads the weights, with the shapes that it expects in the file."""
-    for family in among:
-        try:
-            reading = family.read(shapes)
-            if reading is None:
+    """Yield how each family reads the weights, with the shapes that it expects in the file.
+
+    The weights of a module of layers that was saved by itself have no name before their numbers:
+    each family reads them with the name that such a module has in most networks, too.
+    """
+    alone = all(name[:1].isdigit() or name.startswith(_SEQUENCE) for name in shapes)
+    for before in ("", _SEQUENCE) if alone else ("",):
+        given = {before + name: shape for name, shape in shapes.items()}
+        for family in among:
+            try:
+                reading = family.read(given)
+                if reading is None:
+                    continue
+                with torch.device("meta"):
+                    network = reading.build()
+            # torch refuses shapes of more numbers than it can count by RuntimeError.
+            except (UnfitError, ValueError, RuntimeError):
                 continue
-            with torch.device("meta"):
-                network = reading.build()
-        except (UnfitError, ValueError):
-            continue
-        own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-        in_file = {name: key for key, name in (reading.names or {}).items()}
-        yield family, reading, {in_file.get(name, name): shape for name, shape in own.items()}
+            own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+            in_file = {name: key for key, name in (reading.names or {}).items()}
+            expected = {in_file.get(name, name): shape for name, shape in own.items()}
+            if before:
+                expected = {name.removeprefix(before): shape for name, shape in expected.items()}
+                names = {name: (reading.names or {}).get(before + name, before + name)
+                         for name in shapes}  # fmt: skip
+                ignored = frozenset(name.removeprefix(before) for name in reading.ignored)
+                reading = replace(reading, names=names, ignored=ignored)
+            yield family, reading, expected
+
+
+def _own_names(shapes: Shapes, reading: Reading) -> dict[str, str]:
+    """Return the name in the network of each weight that it needs."""
+    names = reading.names or {}
+    return {name: names.get(name, name) for name in shapes if name not in reading.ignored}
 
 
 def _unfit(shapes: Shapes, among: Sequence[Family]) -> Iterator[Closest]:
@@ -130,7 +156,8 @@ def _unfit(shapes: Shapes, among: Sequence[Family]) -> Iterator[Closest]:
         try:
             family.read(shapes)
         except (UnfitError, ValueError) as error:
-            yield Closest(family, f"it {error}" if isinstance(error, UnfitError) else str(error))
+            finding = f"it {error}" if isinstance(error, UnfitError) else str(error)
+            yield Closest(family, finding, _LEAST_LIKENESS)
 
 
 def _differences(shapes: Shapes, reading: Reading, expected: Shapes) -> list[str]:

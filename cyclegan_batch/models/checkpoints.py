@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..options import Direction
 from ..wording import Note
 from .checkpoint_content import SAVE_AGAIN, read_content, refuse
-from .checkpoint_files import FoundCheckpoint, Selection, find_checkpoint
+from .checkpoint_files import ANY_GENERATOR, FoundCheckpoint, Selection, find_checkpoint
 from .families import Family, NetworkConfig, closest, family_named, unlike
 from .families.others import known_as
 from .generator_choice import Candidate, choose, contents, find_generators, listed, weights_of
@@ -39,7 +39,6 @@ __all__ = [
     "load_state",
 ]
 
-_ANY = Selection()
 
 _SURE = 0.6
 """The likeness above which weights are said to look like a family's, whatever else they may be."""
@@ -98,7 +97,7 @@ class LoadedGenerator:
         return (*self.how_chosen, *own)
 
 
-def load_generator(path: Path, selection: Selection = _ANY) -> LoadedGenerator:
+def load_generator(path: Path, selection: Selection = ANY_GENERATOR) -> LoadedGenerator:
     """Read the generator that ``selection`` means from ``path``: ``.pth`` of any age, safetensors.
 
     The network is derived from the names and shapes of the weights, among the networks of

@@ -321,7 +321,7 @@ def test_no_checkpoint_is_unpickled(tmp_path: Path) -> None:
     for name in ("G.pth", "G", "G.onnx"):
         (tmp_path / name).write_bytes(pickle.dumps(Trap()))
         with pytest.raises(
-            ModelError, match="is a pickle that holds posix.mkdir where only named te"
+            ModelError, match=r"is a pickle that holds posix\.mkdir where only named te"
         ):
             open_model(tmp_path / name)
     assert not (tmp_path / "sprung").exists()

@@ -103,15 +103,10 @@ def _describe_model(path: Path, model_io: str | None, selection: Selection) -> d
 
 
 def _describe_generator(loaded: LoadedGenerator) -> dict[str, object]:
-    """Return what a checkpoint was recognised as, and the metadata that training wrote."""
+    """Return how large a checkpoint's network is, and the metadata that training wrote."""
     parameters = sum(weight.numel() for weight in loaded.network.parameters())
     metadata = {"metadata": dict(loaded.metadata)} if loaded.metadata else {}
-    return {
-        "family": loaded.family.title,
-        "assumed": list(loaded.assumed),
-        "parameters": parameters,
-        **metadata,
-    }
+    return {"parameters": parameters, **metadata}
 
 
 def _describe_image(path: Path) -> ImageDescription:

@@ -28,6 +28,7 @@ class Verdict:
         index, names = int(on_gpu.device.partition(":")[2] or 0), nvidia_gpus()
         self._about = {
             "model": model.card.digest,
+            "which": model.card.which,
             "graph": model.graph_sha256,
             "backend": on_gpu.name,
             "precision": on_gpu.precision,

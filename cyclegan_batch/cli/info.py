@@ -117,6 +117,9 @@ def _print_description(described: Mapping[str, object], *, as_json: bool) -> Non
                 for number, one in enumerate(item):
                     lines.append(f"{indent}{key} {number}:")
                     show(one, indent + "  ")
+            elif isinstance(item, list) and item and all(isinstance(each, str) for each in item):
+                lines.append(f"{indent}{key}:")
+                lines.extend(f"{indent}  {each}" for each in item)
             elif item not in (None, "", [], (), {}):
                 lines.append(f"{indent}{key}: {item}")
 

@@ -166,6 +166,7 @@ def _about(
         packages += _PACKAGES_ON_GPU
     return {
         "model": card.digest,
+        **({} if card.which is None else {"which": card.which}),
         "adopted": card.adopted,
         "size": list(size),
         "backend": backend,

@@ -118,6 +118,8 @@ def job_of(
             value = value.partition(":")[0] if options.gpus is None else "cuda"
         elif option.name == "direction":
             value = value or card.direction
+        elif option.name in ("weights", "family"):
+            value = _chosen(card, option.name)
         elif option.name == "tar_images":
             value = ",".join(options.tar_extensions) or None
         if option.name in RESOLVED:
@@ -126,6 +128,19 @@ def job_of(
             values[option.name] = list(value) if isinstance(value, tuple) else value
     job = Job(kind=kind, values=values)
     return job if choices is None else resolved(job, asdict(choices))
+
+
+def _chosen(card: ModelCard, name: str) -> str | None:
+    """Return which generator of a checkpoint was chosen, by whichever option that was.
+
+    ``--direction`` may choose what ``--weights`` names.
+    """
+    recognised = card.recognised
+    if recognised is None:
+        return None
+    if name == "weights":
+        return recognised.weights
+    return recognised.family if recognised.also_fits else None
 
 
 def resolved(job: Job, choices: Mapping[str, object]) -> Job:

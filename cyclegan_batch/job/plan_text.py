@@ -13,6 +13,7 @@ from ..wording import byte_size, counted, grouped, printable
 
 if TYPE_CHECKING:
     from ..media.video.plan import VideoPlan
+    from ..models.card import ModelCard
     from .plan import JobPlan
 
 
@@ -28,7 +29,7 @@ def plan_description(plan: JobPlan) -> dict[str, object]:
     return {
         "inputs": [str(path) for path in plan.inputs],
         "output": str(plan.output),
-        "model": {"path": str(card.path), "sha256": card.digest},
+        "model": _model_description(card),
         "backend": plan.backend.name,
         "device": plan.backend.device,
         "precision": plan.backend.precision,
@@ -52,6 +53,12 @@ def plan_description(plan: JobPlan) -> dict[str, object]:
     }
 
 
+def _model_description(card: ModelCard) -> dict[str, object]:
+    """Return which model it is, as values for JSON."""
+    which = {} if card.which is None else {"which": card.which}
+    return {"path": str(card.path), "sha256": card.digest, **which}
+
+
 def _given(options: TranslateOptions) -> dict[str, object]:
     """Return the options that differ from their defaults."""
     defaults = asdict(TranslateOptions())
@@ -67,7 +74,7 @@ def command_description(plan: JobPlan) -> dict[str, object]:
     card = plan.model.card
     return {
         "inputs": [str(path) for path in plan.inputs[:_MOST_INPUTS]],
-        "model": {"path": str(card.path), "sha256": card.digest},
+        "model": _model_description(card),
         "backend": plan.backend.name,
         "device": plan.backend.device,
         "precision": plan.backend.precision,
@@ -81,8 +88,9 @@ def plan_lines(plan: JobPlan) -> list[str]:
     card, schedule = plan.model.card, plan.schedule
     calls = f"{schedule.contexts} at once" if schedule.contexts > 1 else "one at a time"
     several = f", {counted(schedule.workers, 'worker')}" if schedule.workers > 1 else ""
+    which = "" if card.which is None else f"{printable(card.which)}, "
     lines = [
-        f"model    {printable(card.path)} ({card.architecture}, sha256 {card.digest[:12]})",
+        f"model    {printable(card.path)} ({card.architecture}, {which}sha256 {card.digest[:12]})",
         f"runs on  {plan.backend.name}, {plan.backend.device}, {plan.backend.precision}; "
         f"{counted(schedule.batch_size, 'frame')} per call, {calls}{several}",
         *_measured_line(plan),

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..frames import PixelType, SizeRequirements
 from ..options import Direction, FilePrecision
 from ..wording import Note, grouped, printable
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What the weights of a checkpoint were recognised as, and how sure that is."""
+
+    family: str
+    """The value of ``--family``."""
+    title: str
+    """The family in words."""
+    assumed: tuple[str, ...] = ()
+    """What the weights do not show, as clauses."""
+    weights: str | None = None
+    """What stands before the names of this generator's weights, the value of ``--weights``; None
+    where nothing does."""
+    also_fits: tuple[str, ...] = ()
+    """The other families that have such weights, so that ``--family`` named this one."""
+
+    @property
+    def certainty(self) -> str:
+        """How sure that is, in words."""
+        if self.also_fits:
+            in_part = ", and in part assumed" if self.assumed else ""
+            others = " and ".join(self.also_fits)
+            return f"named by --family{in_part} (these weights are as well those of {others})"
+        if self.assumed:
+            return "in part assumed (names and shapes are this network's, and do not show all)"
+        return "certain (names and shapes are this network's, and nothing was assumed)"
 
 
 @dataclass(frozen=True)
@@ -34,10 +63,44 @@ class ModelCard:
     """The measured parity, in words."""
     generator: dict[str, object] | None = None
     """The fields of `networks.GeneratorConfig`, where the file is from a checkpoint."""
+    recognised: Recognition | None = None
+    """What the weights were recognised as, where the file is from a checkpoint."""
     adopted: str | None = None
     """How a foreign file was understood (``nchw rgb 0..255``), or None."""
     notes: tuple[Note, ...] = ()
     """Notes for the user, each to be shown once."""
+
+    @property
+    def which(self) -> str | None:
+        """What tells the generator of a checkpoint from the others with its digest, if anything.
+
+        An ONNX and an engine hold one generator.
+        """
+        if self.recognised is None or self.contract_version:
+            return None
+        named = self.recognised.family if self.recognised.also_fits else None
+        return ", ".join(filter(None, (self.recognised.weights, named))) or None
+
+
+def recognition_from_json(fields: Mapping[str, object]) -> Recognition:
+    """Return what `asdict` made of a recognition and JSON has kept.
+
+    What a later version has added is left out. Raises ValueError, with what is expected.
+    """
+    family, title, weights = (fields.get(key) for key in ("family", "title", "weights"))
+    if not isinstance(family, str) or not isinstance(title, str):
+        raise ValueError("a family and its title")
+    if weights is not None and not isinstance(weights, str):
+        raise ValueError("weights as text")
+    return Recognition(family, title, _texts(fields, "assumed"), weights,
+                       _texts(fields, "also_fits"))  # fmt: skip
+
+
+def _texts(fields: Mapping[str, object], key: str) -> tuple[str, ...]:
+    values = fields.get(key, [])
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{key} as a list of texts")
+    return tuple(values)
 
 
 def describe(card: ModelCard) -> dict[str, object]:
@@ -52,9 +115,18 @@ def describe(card: ModelCard) -> dict[str, object]:
         "kind": kind,
         "contract_version": fields.pop("contract_version") or None,
     }
+    if card.recognised:
+        description |= {
+            "family": card.recognised.family,
+            "family_title": card.recognised.title,
+            "certainty": card.recognised.certainty,
+            "assumed": list(card.recognised.assumed),
+            "also_fits": list(card.recognised.also_fits),
+            "weights": card.recognised.weights,
+        }
     del fields["path"]
     description |= {key: list(value) if isinstance(value, tuple) else value for key, value in
-              fields.items() if key not in ("digest", "notes")}  # fmt: skip
+              fields.items() if key not in ("digest", "notes", "recognised")}  # fmt: skip
     description |= {
         "multiple_of": sizes["multiple_of"],
         "minimum": sizes["minimum"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Required, TypedDict, cast
 
@@ -21,7 +22,7 @@ from ..frames import SizeRequirements
 from ..options import Direction, FilePrecision
 from ..wording import printable
 from .adoption import Adoption
-from .card import ModelCard
+from .card import ModelCard, Recognition, recognition_from_json
 from .contract import (
     CONTRACT_VERSION,
     Shapes,
@@ -53,11 +54,12 @@ class CardFields(TypedDict, total=False):
     source_digest: str | None
     parity: str | None
     generator: dict[str, object] | None
+    recognised: Recognition | None
 
 
 def set_card_properties(contract: onnx.ModelProto, card: CardFields) -> None:
     """Write the card to the metadata of ``contract``, in place of an earlier card."""
-    sizes, generator = card["sizes"], card.get("generator")
+    sizes, generator, recognised = card["sizes"], card.get("generator"), card.get("recognised")
     fields = {
         "contract_version": CONTRACT_VERSION,
         "architecture": card["architecture"],
@@ -70,6 +72,7 @@ def set_card_properties(contract: onnx.ModelProto, card: CardFields) -> None:
         "tool_version": __version__,
         "parity": card.get("parity"),
         "generator": None if generator is None else json.dumps(generator),
+        "recognised": None if recognised is None else json.dumps(asdict(recognised)),
     }
     other_properties = {
         prop.key: prop.value for prop in contract.metadata_props if not prop.key.startswith(_PREFIX)
@@ -142,6 +145,7 @@ def card_of_contract(
         tool_version=properties.get("tool_version"),
         parity=properties.get("parity"),
         generator=_generator(path, properties),
+        recognised=_recognised(path, properties),
     )
 
 
@@ -156,15 +160,31 @@ def _number(path: Path, properties: dict[str, str], key: str) -> int | None:
 
 def _generator(path: Path, properties: dict[str, str]) -> dict[str, object] | None:
     """Return the configuration of the network, None where it is absent. Raises ModelError."""
-    if "generator" not in properties:
+    return _object(path, properties, "generator")
+
+
+def _recognised(path: Path, properties: dict[str, str]) -> Recognition | None:
+    """Return what the weights were recognised as, None where it is absent. Raises ModelError."""
+    fields = _object(path, properties, "recognised")
+    if fields is None:
         return None
     try:
-        config = json.loads(properties["generator"])
+        return recognition_from_json(fields)
+    except ValueError as error:
+        raise _wrong_field(path, properties, "recognised", str(error)) from error
+
+
+def _object(path: Path, properties: dict[str, str], key: str) -> dict[str, object] | None:
+    """Return a field that holds a JSON object, None where it is absent. Raises ModelError."""
+    if key not in properties:
+        return None
+    try:
+        value = json.loads(properties[key])
     except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise _wrong_field(path, properties, "generator", "a JSON object")
-    return config
+        value = None
+    if not isinstance(value, dict):
+        raise _wrong_field(path, properties, key, "a JSON object")
+    return value
 
 
 def _wrong_field(path: Path, properties: dict[str, str], key: str, expected: str) -> ModelError:

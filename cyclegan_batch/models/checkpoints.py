@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..options import Direction
 from ..wording import Note
+from .card import Recognition
 from .checkpoint_content import SAVE_AGAIN, read_content, refuse
 from .checkpoint_files import ANY_GENERATOR, FoundCheckpoint, Selection, find_checkpoint
 from .families import Family, NetworkConfig, closest, family_named, unlike
@@ -76,6 +77,11 @@ class LoadedGenerator:
         """The side of the squares that it was trained on, where the metadata state it."""
         side = self.metadata.get("trained_size", "")
         return int(side) if re.fullmatch(r"[1-9][0-9]{0,5}", side) else None
+
+    @property
+    def recognised(self) -> Recognition:
+        """What its weights were recognised as, for the card."""
+        return Recognition(self.family.name, self.family.title, self.assumed)
 
     @property
     def notes(self) -> tuple[Note, ...]:

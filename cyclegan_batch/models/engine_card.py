@@ -18,7 +18,7 @@ from typing import Any
 from ..errors import ModelError
 from ..frames import BatchShape, SizeRequirements
 from ..wording import Note, grouped, printable
-from .card import ModelCard
+from .card import ModelCard, recognition_from_json
 from .seal import is_seal_of, seal_of, write_new_file
 
 CARD_VERSION = 1
@@ -290,6 +290,9 @@ def _json_of(card: EngineCard) -> dict[str, object]:
     del fields["path"]
     fields["model"]["path"] = printable(Path(card.model.path.name))
     fields["model"]["notes"] = grouped(card.model.notes)
+    if card.model.recognised is None:
+        # Cards of earlier versions lack it, and their seals do not cover it.
+        del fields["model"]["recognised"]
     return {"version": CARD_VERSION, **fields}
 
 
@@ -310,6 +313,8 @@ def _card_from_json(engine: Path, fields: Mapping[str, Any]) -> EngineCard:
     )
     model["path"] = engine.with_name(Path(str(model["path"])).name)
     model["notes"] = tuple(Note(None, str(sentence)) for sentence in model.get("notes", ()))
+    if model.get("recognised") is not None:
+        model["recognised"] = recognition_from_json(model["recognised"])
     if model["pixel_type"] not in ("uint8", "float16"):
         raise ValueError(f"pixel_type {model['pixel_type']!r}")
     machine, build = dict(fields["machine"]), dict(fields["build"])

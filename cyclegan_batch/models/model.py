@@ -229,6 +229,7 @@ def _model_of_checkpoint(path: Path, selection: Selection) -> Model:
         tool_version=generator.metadata.get("tool_version"),
         parity=None,
         generator=asdict(config),
+        recognised=generator.recognised,
         notes=(*checkpoint.notes, *generator.notes),
     )
     return Model(card, b"", checkpoint=generator)

@@ -234,6 +234,7 @@ def _from_checkpoint(
             "direction": checkpoint.direction,
             "source_digest": generator.digest,
             "generator": dataclasses.asdict(config),
+            "recognised": generator.recognised,
         },
         checkpoint.path,
         partial(translated_by_torch, generator.network, pixel_type=io, channels=config.input_nc),

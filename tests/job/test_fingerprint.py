@@ -16,7 +16,7 @@ from cyclegan_batch.job.fingerprint import (
     pixel_options,
     resolved,
 )
-from cyclegan_batch.models.card import ModelCard
+from cyclegan_batch.models.card import ModelCard, Recognition
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.option_table import options_of
 from cyclegan_batch.options import TranslateOptions
@@ -118,6 +118,30 @@ def test_another_model_makes_another_job(card: ModelCard) -> None:
     first, second = (job_of("image", each, TranslateOptions(), CHOICES) for each in (card, other))
     assert first.id != second.id
     assert job_of("image", replace(card, path=Path("b.onnx")), TranslateOptions(), CHOICES) == first
+
+
+@pytest.mark.behaviour(21)
+def test_another_generator_of_one_checkpoint_makes_another_job(card: ModelCard) -> None:
+    a = replace(card, recognised=Recognition("cut", "CUT", weights="netG_A"))
+    b = replace(card, recognised=Recognition("cut", "CUT", weights="netG_B"))
+    jobs = [job_of("image", each, TranslateOptions(), CHOICES) for each in (card, a, b)]
+    assert len({job.id for job in jobs}) == 3
+    assert jobs[1].values["weights"] == "netG_A"
+    # By whichever option it was chosen, it is the same job.
+    for options in (TranslateOptions(weights="netG_A"), TranslateOptions(family="cut")):
+        assert job_of("image", a, options, CHOICES) == jobs[1]
+    # Of two families that fit, the named one counts.
+    named = [
+        job_of(
+            "image",
+            replace(card, recognised=Recognition(family, family, also_fits=("other",))),
+            TranslateOptions(),
+            CHOICES,
+        )
+        for family in ("cut", "unet")
+    ]
+    assert [job.values["family"] for job in named] == ["cut", "unet"]
+    assert named[0].id != named[1].id
 
 
 def test_auto_is_what_it_became(card: ModelCard) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.frames import SizeRequirements
+from cyclegan_batch.models.card import Recognition
 from cyclegan_batch.models.checkpoint_files import Selection
 from cyclegan_batch.models.model import (
     GeneratorIO,
@@ -110,6 +112,53 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.onnx", "g.onnx"]
 
 
+def test_what_the_weights_were_recognised_as_is_read_again_and_described(tmp_path: Path) -> None:
+    generator = onnx.load(generators.foreign_resnet(tmp_path / "g.onnx"))
+    contract = contract_from_generator(generator, GeneratorIO(), pixel_type="uint8")
+    recognised = Recognition("cut", "CUT", ("it reflects", "it is \u201cours\u201d"), "netG_A")
+    write_model(
+        tmp_path / "c.onnx", contract, architecture="cut_resnet_9blocks",
+        sizes=SizeRequirements(multiple_of=2, minimum=4), recognised=recognised,
+    )  # fmt: skip
+    card = open_model(tmp_path / "c.onnx").card
+    assert card.recognised == recognised
+    assert card.which is None  # an ONNX holds one generator
+    described = describe(card)
+    assert (described["family"], described["family_title"]) == ("cut", "CUT")
+    assert described["assumed"] == ["it reflects", "it is \u201cours\u201d"]
+    assert described["weights"] == "netG_A"
+    assert str(described["certainty"]).startswith("in part assumed")
+    without = describe(open_model(generators.identity(tmp_path / "old.onnx")).card)
+    assert not {"family", "assumed", "weights", "certainty"} & set(without)
+
+
+@pytest.mark.parametrize(
+    ("assumed", "also_fits", "words"),
+    [
+        ((), (), "certain (names and shapes are this network's, and nothing was assumed)"),
+        (("a",), (), "in part assumed (names and shapes are this network's, and do not show all)"),
+        ((), ("b", "c"), "named by --family (these weights are as well those of b and c)"),
+        (("a",), ("b",), "named by --family, and in part assumed (these weights are as well th"),
+    ],
+)
+def test_a_recognition_says_how_sure_it_is(
+    assumed: tuple[str, ...], also_fits: tuple[str, ...], words: str
+) -> None:
+    recognised = Recognition("x", "X", assumed, also_fits=also_fits)
+    assert recognised.certainty.startswith(words)
+
+
+def test_a_checkpoint_of_several_generators_is_told_from_the_others(tmp_path: Path) -> None:
+    card = replace(open_model(generators.identity(tmp_path / "a.onnx")).card, contract_version=0)
+    one = Recognition("toronto", "a course", weights="netG_A")
+    assert card.which is None
+    assert replace(card, recognised=one).which == "netG_A"
+    named = replace(one, also_fits=("udacity",))
+    assert replace(card, recognised=named).which == "netG_A, toronto"
+    assert replace(card, recognised=replace(named, weights=None)).which == "toronto"
+    assert replace(card, recognised=replace(one, weights=None)).which is None
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -119,6 +168,10 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
         ({"minimum": "-4"}, "minimum = '-4'"),
         ({"precision": "fp16"}, "says fp16, but its weights are fp32"),
         ({"direction": "CtoD"}, "direction = 'CtoD'.*AtoB or BtoA"),
+        ({"recognised": "cut"}, "recognised = 'cut' where a JSON object is expected"),
+        ({"recognised": "{}"}, "recognised = '{}' where a family and its title is expected"),
+        ({"recognised": '{"family": "a", "title": "A", "assumed": "b"}'}, "assumed as a list"),
+        ({"recognised": '{"family": "a", "title": "A", "weights": 3}'}, "weights as text is exp"),
     ],
 )
 def test_a_card_that_is_wrong_errors(tmp_path: Path, changes: dict[str, str], match: str) -> None:

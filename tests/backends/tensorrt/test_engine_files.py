@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from cyclegan_batch.backends import tensorrt as backend
 from cyclegan_batch.errors import BackendError, ModelError
 from cyclegan_batch.inspection import inspect_file
 from cyclegan_batch.models import engine_card
+from cyclegan_batch.models.card import Recognition
 from cyclegan_batch.models.checkpoint_files import Selection
 from cyclegan_batch.models.engine_card import (
     Build,
@@ -313,6 +315,24 @@ def _card_of(engine: Path, build: Build) -> engine_card.EngineCard:
         path=engine, model=model.card, engine_sha256="", onnx_sha256="", build=build,
         machine=Machine("A", (8, 6), "11"), tool_version="0",
     )  # fmt: skip
+
+
+def test_the_card_of_an_engine_says_what_the_weights_were_recognised_as(
+    engine: Path, key: Path
+) -> None:
+    recognised = Recognition("cut", "CUT", ("it reflects",), "netG_A", ("resnet",))
+    card = _card_of(engine, Build(SMALL))
+    model = replace(card.model, recognised=recognised)
+    digest = hashlib.sha256(b"engine").hexdigest()
+    engine_card.write_engine_file(replace(card, model=model, engine_sha256=digest), b"engine")
+    found = read_card(engine)
+    assert found.model.recognised == recognised
+    assert engine_card.is_ours(found, b"engine")
+    assert inspect_file(engine)["assumed"] == ["it reflects"]
+    # A card without it is as earlier versions wrote it, so that their seals hold.
+    engine_card.write_engine_file(replace(card, engine_sha256=digest), b"engine")
+    assert "recognised" not in json.loads(card_path(engine).read_text())["model"]
+    assert engine_card.is_ours(read_card(engine), b"engine")
 
 
 def test_an_engine_of_one_size_has_a_card_of_fixed_size(tmp_path: Path, engine: Path) -> None:

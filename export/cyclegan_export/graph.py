@@ -60,22 +60,24 @@ def graph_from_network(
 
     ``half``: weights, convolutions, input and output are float16; InstanceNorm stays float32, with
     a Cast before and behind it, unless ``half_norm`` is given as well. ``shape`` fixes all axes;
-    None leaves N free, and H and W free as multiples according to ``sizes``. The graph holds no
-    trace of the machine that made it, and the same network gives the same bytes. Raises
-    BackendError.
+    None leaves N free, and H and W free as multiples according to ``sizes``, unless these name one
+    size. The graph holds no trace of the machine that made it, and the same network gives the same
+    bytes. Raises BackendError.
     """
     if half:
         network = copy.deepcopy(network).half()
         if half_norm:
             replace_norms(network, lambda name, norm: _HalfNorm(norm))
-    example: BatchShape = shape or (2, *_two_sides(sizes))
+    example: BatchShape = shape or (2, *(sizes.fixed or _two_sides(sizes)))
     image = torch.zeros(example[0], channels, *example[1:], dtype=torch.half if half else None)
     free = None
     if shape is None:
-        step = sizes.multiple_of
-        least = sizes.minimum // step
-        height, width = (step * Dim(name, min=least) for name in ("height", "width"))
-        free = ({0: Dim("batch"), 2: height, 3: width},)
+        axes: dict[int, Any] = {0: Dim("batch")}
+        if sizes.fixed is None:
+            step = sizes.multiple_of
+            least = sizes.minimum // step
+            axes[2], axes[3] = (step * Dim(name, min=least) for name in ("height", "width"))
+        free = (axes,)
     try:
         program = torch.onnx.export(
             network,

@@ -412,8 +412,13 @@ def _sizes(loaded: LoadedGenerator, shape: BatchShape | None) -> SizeRequirement
         return sizes
     size: Size = shape[1:]
     if min(shape) < 1 or sizes.smallest_fit(size) != size:
+        accepted = (
+            f"multiples of {sizes.multiple_of} from {sizes.minimum} on; choose such ones"
+            if sizes.fixed is None
+            else f"{sizes.fixed[0]} and {sizes.fixed[1]} only; choose these"
+        )
         raise ModelError(
             f"{printable(loaded.path)}: --shape {','.join(map(str, shape))}: its H and W are "
-            f"multiples of {sizes.multiple_of} from {sizes.minimum} on; choose such ones"
+            f"{accepted}"
         )
     return dataclasses.replace(sizes, fixed=size)

@@ -15,10 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...errors import ModelError
+from .animegan import ANIMEGAN
 from .cut import CUT
 from .family import Family, NetworkConfig, Reading, Shapes, UnfitError
+from .fast_style import FAST_STYLE
 from .pix2pixhd import PIX2PIXHD
 from .reference import REFERENCE_RESNET, REFERENCE_UNET
+from .ugatit import UGATIT
 
 __all__ = [
     "FAMILIES",
@@ -38,6 +41,9 @@ FAMILIES: tuple[Family, ...] = (
     REFERENCE_UNET,
     CUT,
     PIX2PIXHD,
+    ANIMEGAN,
+    FAST_STYLE,
+    UGATIT,
 )
 """The families in the order in which messages list them."""
 

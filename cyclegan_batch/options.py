@@ -17,7 +17,9 @@ from .option_table import check_values, option
 Direction: TypeAlias = Literal["AtoB", "BtoA"]
 """Which of the two generators of a CycleGAN."""
 
-FamilyName: TypeAlias = Literal["resnet", "unet", "cut", "pix2pixhd"]
+FamilyName: TypeAlias = Literal[
+    "resnet", "unet", "cut", "pix2pixhd", "animegan", "fast_style", "ugatit"
+]
 """The families that a checkpoint is recognised as: the names of `models.families.FAMILIES`."""
 
 BackendName: TypeAlias = Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch"]

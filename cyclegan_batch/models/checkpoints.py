@@ -69,6 +69,8 @@ class LoadedGenerator:
     """How it translates, where its name in the file tells."""
     others: Mapping[str, str] = field(default_factory=dict)
     """What else the file holds: names, and what they are in words."""
+    also_fits: tuple[str, ...] = ()
+    """The names of other families that have such weights, where ``--family`` named this one."""
     how_chosen: tuple[Note, ...] = ()
     """Notes on how it was chosen, each to be shown once."""
 
@@ -142,6 +144,7 @@ def load_generator(path: Path, selection: Selection = ANY_GENERATOR) -> LoadedGe
         chosen.name,
         chosen.candidate.direction,
         chosen.others,
+        tuple(f.family.name for f in chosen.candidate.fits if f.family != chosen.fit.family),
         chosen.notes,
     )
 

@@ -223,7 +223,7 @@ def _model_of_checkpoint(path: Path, selection: Selection) -> Model:
         sizes=config.sizes,
         batch=None,
         trained_size=generator.trained_size,
-        direction=checkpoint.direction,
+        direction=checkpoint.direction or generator.direction,
         precision="fp32",
         source_digest=generator.digest,
         tool_version=generator.metadata.get("tool_version"),

@@ -231,7 +231,7 @@ def _from_checkpoint(
             "sizes": sizes,
             "precision": "fp16" if half else "fp32",
             "trained_size": generator.trained_size,
-            "direction": checkpoint.direction,
+            "direction": checkpoint.direction or generator.direction,
             "source_digest": generator.digest,
             "generator": dataclasses.asdict(config),
             "recognised": generator.recognised,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.models.checkpoint_files import Selection
 from cyclegan_batch.models.checkpoints import LoadedGenerator, load_generator
+from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.options import Direction
 
@@ -332,3 +333,12 @@ def test_what_else_there_is_is_told(tmp_path):
         "state_dict.discriminator": "a discriminator (PatchGAN)",
         "state_dict.loss": "7 tensors",
     }
+
+
+def test_the_direction_that_a_name_in_the_file_tells_is_on_the_card(tmp_path):
+    torch.save(two("netG_A", "netG_B"), tmp_path / "g.pth")
+    for selection, direction in (
+        (Selection(weights="netG_B"), "BtoA"),
+        (Selection(direction="AtoB"), "AtoB"),
+    ):
+        assert open_model(tmp_path / "g.pth", selection=selection).card.direction == direction

@@ -1,25 +1,24 @@
-"""pix2pixHD's global generator, and ResNets between it and the reference's.
+"""pix2pixHD's generators, and ResNets between its global one and the reference's.
 
 Wang et al., "High-Resolution Image Synthesis and Semantic Manipulation with Conditional GANs",
-CVPR 2018, section 3.1 and the appendix: the reference's ResNet with three or four strides of 2 each
-way (here one to five), whose convolutions have a bias before any norm. Of two strides it is the
-reference's network unless its blocks pad with zeros, its InstanceNorm has weights, or its
-convolutions have a bias before BatchNorm.
+CVPR 2018, section 3.1 and the appendix. The global generator is the reference's ResNet with three
+or four strides of 2 each way (here one to five), whose convolutions have a bias before any norm. Of
+two strides it is the reference's network unless its blocks pad with zeros, its InstanceNorm has
+weights, or its convolutions have a bias before BatchNorm. The other generator is in
+local_enhancer.py.
 """
 
 from __future__ import annotations
 
-from .family import Family, Reading, Shapes, UnfitError
+from .family import Family, Reading, Shapes
+from .local_enhancer import read_local_enhancer
 from .resnet import ResnetConfig, resnet_reading
 from .sequence import assumptions, config_in_sequence, names_in_sequence
 
 
 def _read(shapes: Shapes) -> Reading | None:
     if any(name.startswith("model1_1.") for name in shapes):
-        raise UnfitError(
-            "is pix2pixHD's local enhancer (two generators, one within the other), where its "
-            "global generator is supported"
-        )
+        return read_local_enhancer(shapes)
     if any(name.endswith(".filt") for name in shapes):
         return None
     config = config_in_sequence("pix2pixhd", shapes)
@@ -38,4 +37,4 @@ def _is_the_references(config: ResnetConfig) -> bool:
     )
 
 
-PIX2PIXHD = Family("pix2pixhd", "pix2pixHD's global generator", _read)
+PIX2PIXHD = Family("pix2pixhd", "pix2pixHD", _read)

@@ -143,7 +143,17 @@ class Resnet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Translate ``(N, C, H, W)`` in [-1, 1]."""
-        out: Tensor = self.head(self.ups(self.blocks(self.downs(self.stem(x)))))
+        out: Tensor = self.head(self.features(x))
+        return out
+
+    def features(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """Return what the head gets of ``x``: ``(N, ngf, H, W)``.
+
+        ``other``, ``(N, C, H / 2**downs, W / 2**downs)`` as wide as the blocks, is added before
+        them.
+        """
+        small: Tensor = self.downs(self.stem(x))
+        out: Tensor = self.ups(self.blocks(small if other is None else small + other))
         return out
 
 

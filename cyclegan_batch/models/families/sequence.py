@@ -113,7 +113,14 @@ def assumptions(config: ResnetConfig) -> tuple[str, ...]:
 def names_in_sequence(
     config: ResnetConfig, *, prefix: str = "model.", block: str = "conv_block"
 ) -> dict[str, str]:
-    """Return `names_in_file` where the layers are numbered as in the reference: ``model.1.weight``.
+    """Return `names_in_file` where the layers are numbered as `places_in_sequence` tells."""
+    return names_in_file(config, places_in_sequence(config, prefix=prefix, block=block))
+
+
+def places_in_sequence(
+    config: ResnetConfig, *, prefix: str = "model.", block: str = "conv_block"
+) -> dict[str, str]:
+    """Return the file's name of each module where layers are numbered as in the reference.
 
     Borders that are not of zeros, norms (also where ``norm`` is ``none``), ReLU, filters and
     enlargements have numbers of their own; the layers of a block, its dropout among them, are
@@ -163,4 +170,4 @@ def names_in_sequence(
         at += 1
     at += pads(config.ends_edge)
     take("head.conv")
-    return names_in_file(config, places)
+    return places

@@ -18,7 +18,19 @@ Direction: TypeAlias = Literal["AtoB", "BtoA"]
 """Which of the two generators of a CycleGAN."""
 
 FamilyName: TypeAlias = Literal[
-    "resnet", "unet", "cut", "pix2pixhd", "animegan", "fast_style", "ugatit"
+    "resnet",
+    "unet",
+    "cut",
+    "pix2pixhd",
+    "animegan",
+    "fast_style",
+    "ugatit",
+    "copies",
+    "pytorch_gan",
+    "aladdinpersson",
+    "udacity",
+    "toronto",
+    "mnist_svhn",
 ]
 """The families that a checkpoint is recognised as: the names of `models.families.FAMILIES`."""
 
@@ -56,7 +68,7 @@ class TranslateOptions:
     weights: str | None = field(default=None, metadata=option(MODEL, metavar="PREFIX"))
     """Which of several generators in one checkpoint translates: the beginning of the names of its
     weights, such as ``netG_A``; ``inspect`` lists what a checkpoint holds."""
-    family: FamilyName | None = field(default=None, metadata=option(MODEL))
+    family: FamilyName | None = field(default=None, metadata=option(MODEL, metavar="FAMILY"))
     """Which network the weights of a checkpoint are for, where the names and shapes of two fit; it
     is recognised by them unless given."""
     model_io: str | None = field(default=None, metadata=option(MODEL, metavar="SPEC"))

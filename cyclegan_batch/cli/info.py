@@ -35,6 +35,7 @@ from .process import print_result
 @option(
     "--family",
     type=click.Choice(get_args(FamilyName)),
+    metavar="FAMILY",
     help="Which network the weights of a checkpoint are for, where the names and shapes of two "
     "fit.",
 )

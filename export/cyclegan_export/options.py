@@ -31,7 +31,7 @@ class ExportOptions:
     weights: str | None = field(default=None, metadata=option(MODEL, metavar="PREFIX"))
     """Which of several generators in one checkpoint: the beginning of the names of its weights,
     such as ``netG_A``; ``inspect`` lists what a checkpoint holds."""
-    family: FamilyName | None = field(default=None, metadata=option(MODEL))
+    family: FamilyName | None = field(default=None, metadata=option(MODEL, metavar="FAMILY"))
     """Which network the weights of a checkpoint are for, where the names and shapes of two fit; it
     is recognised by them unless given."""
     model_io: str | None = field(default=None, metadata=option(MODEL, metavar="SPEC"))

@@ -15,11 +15,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from ...errors import ModelError
+from .aladdinpersson import ALADDINPERSSON
 from .animegan import ANIMEGAN
+from .copies import COPIES
+from .course import MNIST_SVHN, TORONTO, UDACITY
 from .cut import CUT
 from .family import Family, NetworkConfig, Reading, Shapes, UnfitError
 from .fast_style import FAST_STYLE
 from .pix2pixhd import PIX2PIXHD
+from .pytorch_gan import PYTORCH_GAN
 from .reference import REFERENCE_RESNET, REFERENCE_UNET
 from .ugatit import UGATIT
 
@@ -44,6 +48,12 @@ FAMILIES: tuple[Family, ...] = (
     ANIMEGAN,
     FAST_STYLE,
     UGATIT,
+    COPIES,
+    PYTORCH_GAN,
+    ALADDINPERSSON,
+    UDACITY,
+    TORONTO,
+    MNIST_SVHN,
 )
 """The families in the order in which messages list them."""
 

@@ -11,7 +11,7 @@ from functools import partial
 from ..networks import GeneratorConfig, Norm, generator_from_config
 from .family import Family, Reading, Shapes, UnfitError
 
-_MOST_BLOCKS = 999
+MOST_BLOCKS = 999
 """`GeneratorConfig.netG` has three digits for them."""
 
 
@@ -25,7 +25,7 @@ def _read_resnet(shapes: Shapes) -> Reading | None:
     if (
         norm is None
         or (numbers and min(numbers) != 10)
-        or n_blocks > _MOST_BLOCKS
+        or n_blocks > MOST_BLOCKS
         or any(match[2] == "conv_block.0" for match in blocks)  # without a pad before it
         or any(re.fullmatch(r"model\.\d+\.(filt|block\..*)", name) for name in shapes)
     ):

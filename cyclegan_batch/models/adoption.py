@@ -77,6 +77,7 @@ def adopt(path: Path, proto: onnx.ModelProto, model_io: ModelIO) -> Adoption:
     with what only they need, and channels that input or output do not declare are filled in; the
     nodes and weights of the picture stay unchanged. Raises ModelError.
     """
+    _free_axes(*inputs_of(proto), *proto.graph.output)
     has_several_inputs = len(inputs_of(proto)) > 1
     output, read = _take_picture(path, proto, model_io)
     assumed: list[str] = []
@@ -175,6 +176,14 @@ def _take_picture(
             "with the others set to constants"
         )
     return name if several else None, found
+
+
+def _free_axes(*values: onnx.ValueInfoProto) -> None:
+    """Undeclare, in place, the length of axes that an exporter has declared free by 0 or -1."""
+    for value in values:
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.HasField("dim_value") and axis.dim_value < 1:
+                axis.ClearField("value")
 
 
 def _likely_layout(value: onnx.ValueInfoProto, otherwise: Layout | None) -> Layout:

@@ -245,12 +245,12 @@ def test_each_kind_of_node_is_what_onnx_says(kind: str, tmp_path: Path) -> None:
     assert np.ptp(ours[1]) > 1
 
 
-@pytest.mark.parametrize("kind", ["Erf", "Shape"])
+@pytest.mark.parametrize("kind", ["Erf", "ReduceMax"])
 def test_a_node_that_is_not_known_is_named_errors(kind: str, tmp_path: Path) -> None:
     g = Graph()
     x = g.op("Cast", "frames", to=TensorProto.FLOAT)
     x = g.op("Erf", x, out="seen") if kind == "Erf" else g.op("Mul", x, g.op(
-        "Cast", g.op("ReduceMax", g.op("Shape", x, out="seen"), keepdims=0), to=TensorProto.FLOAT
+        "Cast", g.op("ReduceMax", g.op("Shape", x), out="seen", keepdims=0), to=TensorProto.FLOAT
     ))  # fmt: skip
     generators._leave(g, x, "uint8")
     path = g.save(tmp_path / "g.onnx", *frames_io("uint8"), card=generators.card())

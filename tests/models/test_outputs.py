@@ -52,7 +52,7 @@ def with_attention(
     height, width = size
     sides = ("N", 3, height, width) if layout == "nchw" else ("N", height, width, 3)
     small: Sizes = ("h", "w")
-    if isinstance(height, int) and isinstance(width, int):
+    if isinstance(height, int) and isinstance(width, int) and height > 0:
         small = (height // 4, width // 4)
     shapes = {
         "picture": sides,
@@ -73,7 +73,7 @@ def kinds(graph: bytes) -> list[str]:
 
 
 @pytest.mark.behaviour(35)
-@pytest.mark.parametrize("size", [("H", "W"), (64, 64), (None, None)])
+@pytest.mark.parametrize("size", [("H", "W"), (64, 64), (None, None), (-1, -1)])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize("order", [("picture", "logits", "heatmap"), ("heatmap", "picture")])

@@ -25,23 +25,10 @@ from ...errors import ModelError
 from ...wording import printable
 from ..contract import INPUT, OUTPUT
 from ..networks import InstanceNorm, without_halves
-from .nodes import FLOATS, GraphNode, UnknownNodeError, nodes_of
+from .nodes import FLOATS, GraphNode, Step, UnknownNodeError, nodes_of
+from .sizes import Resize, shape_of, slice_of, squeezed
 
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
-
-
-class _Step(nn.Module):
-    """A node: a function of the values that are computed from the frames."""
-
-    def __init__(self, compute: Callable[..., Tensor], *, wide: bool = False) -> None:
-        super().__init__()
-        self._compute, self._wide = compute, wide
-
-    def forward(self, *values: Tensor) -> Tensor:
-        """Compute the node; where it is ``wide``, in float32 at least."""
-        if self._wide:
-            values = tuple(without_halves(value) for value in values)
-        return self._compute(*values)
 
 
 class _Convolution(nn.Module):
@@ -49,7 +36,9 @@ class _Convolution(nn.Module):
 
     def __init__(self, node: GraphNode, dtype: torch.dtype) -> None:
         super().__init__()
-        node.only("auto_pad", "NOTSET", "VALID")
+        self._same = node.word("auto_pad", "NOTSET")
+        same = () if node.kind == "ConvTranspose" else ("SAME_UPPER", "SAME_LOWER")
+        node.only("auto_pad", "NOTSET", "VALID", *same)
         if node.has("output_shape"):
             raise UnknownNodeError(node, f"{node.kind} with output_shape")
         weight, bias = node.required(1), node.constant(2)
@@ -75,11 +64,24 @@ class _Convolution(nn.Module):
                 x, self.weight, self.bias, self._stride, self._padding, self._extra,
                 self._groups, self._dilation,
             )  # fmt: skip
-        if self._border is not None:
-            x = F.pad(x, self._border)
+        border = self._border_of_same(x) if self._same.startswith("SAME") else self._border
+        if border is not None:
+            x = F.pad(x, border)
         return F.conv2d(
             x, self.weight, self.bias, self._stride, self._padding, self._dilation, self._groups
         )
+
+    def _border_of_same(self, x: Tensor) -> tuple[int, ...]:
+        """Return the border by which the output has 1 / stride of the size, rounded up."""
+        border: list[int] = []
+        for axis in (3, 2):  # F.pad has the last axis first.
+            stride, kernel = self._stride[axis - 2], self.weight.shape[axis]
+            reach = (kernel - 1) * self._dilation[axis - 2] + 1
+            steps = -(-x.shape[axis] // stride) - 1
+            whole = max(steps * stride + reach - x.shape[axis], 0)
+            less, more = whole // 2, whole - whole // 2
+            border += (less, more) if self._same == "SAME_UPPER" else (more, less)
+        return tuple(border)
 
 
 class _Norm(nn.Module):
@@ -127,35 +129,45 @@ class _WithConstant(nn.Module):
         constant = first if first is not None else second
         assert constant is not None
         self._compute, self._first = compute, first is not None
+        # Integers are sizes, which stay on the host (sizes.py).
+        self._whole = None if constant.is_floating_point() else constant
         self.register_buffer("constant", without_halves(constant))
 
     def forward(self, x: Tensor) -> Tensor:
-        constant, x = self.get_buffer("constant"), without_halves(x)
+        constant = self.get_buffer("constant") if self._whole is None else self._whole
+        x = without_halves(x)
         return self._compute(constant, x) if self._first else self._compute(x, constant)
 
 
 class _Gather(nn.Module):
-    """Gather by constant places along one axis: another order of the channels."""
+    """Gather by constant places along one axis: another order of channels, or one length."""
 
     def __init__(self, node: GraphNode) -> None:
         super().__init__()
         places = node.required(1).long()
-        if places.ndim != 1:
+        if places.ndim > 1:
             raise UnknownNodeError(node, f"Gather by {places.ndim} dimensions")
-        self._axis = int(node.number("axis", 0))
-        self.register_buffer("places", places)
+        self._axis, self._one = int(node.number("axis", 0)), places.ndim == 0
+        self._places = [int(place) for place in places.view(-1)]
+        self.register_buffer("places", places.view(-1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.index_select(x, self._axis, self.get_buffer("places"))
+        if not x.is_floating_point():  # sizes, on the host
+            x = torch.stack([x.select(self._axis, place) for place in self._places], self._axis)
+        else:
+            x = torch.index_select(x, self._axis, self.get_buffer("places"))
+        return x.squeeze(self._axis) if self._one else x
 
 
 def _cast(node: GraphNode) -> nn.Module:
     to = int(node.number("to", 0))
     if to in FLOATS:
-        return _Step(lambda x: x if x.is_floating_point() else x.float())
+        return Step(lambda x: x if x.is_floating_point() else x.float())
+    if to in (TensorProto.INT64, TensorProto.INT32):
+        return Step(lambda x: x.trunc().long() if x.is_floating_point() else x)
     if to == TensorProto.UINT8:
         # Bytes stay floats until the end: every later node computes in floats.
-        return _Step(lambda x: x.trunc().clamp(0.0, 255.0), wide=True)
+        return Step(lambda x: x.trunc().clamp(0.0, 255.0), wide=True)
     kind = TensorProto.DataType.Name(to) if to in TensorProto.DataType.values() else str(to)
     raise UnknownNodeError(node, f"Cast to {kind}")
 
@@ -167,13 +179,28 @@ def _pad(node: GraphNode) -> nn.Module:
     pads = node.integers("pads") or [int(value) for value in node.required(1)]
     filling = node.constant(2)
     value = float(filling) if filling is not None else node.number("value", 0.0)
-    if len(pads) != 8 or any(pads[i] for i in (0, 1, 4, 5)):
-        raise UnknownNodeError(node, "Pad of other axes than height and width")
-    top, left, bottom, right = pads[2], pads[3], pads[6], pads[7]
-    border = (left, right, top, bottom)
-    if mode == "constant":
-        return _Step(lambda x: F.pad(x, border, value=value))
-    return _Step(lambda x: F.pad(x, border, mode=_PAD_MODES[mode]))
+    half = len(pads) // 2
+    given = node.constant(3)
+    axes = range(half) if given is None else [int(axis) % 4 for axis in given]
+    # Since opset 18 the pads may be of some axes only.
+    border = {axis: (pads[i], pads[i + half]) for i, axis in enumerate(axes) if any(pads[i::half])}
+    if not border.keys() <= {1, 2, 3}:
+        raise UnknownNodeError(node, "Pad of the batch")
+    # F.pad reflects in the last two axes only, and has the last one first.
+    order = (0, 1, 2, 3) if 1 not in border else (0, 3, 1, 2) if 3 not in border else None
+    if order is None:
+        raise UnknownNodeError(node, "Pad of the channels and of both sides")
+    back = tuple(order.index(axis) for axis in range(4))
+    sides = [side for axis in order[:1:-1] for side in border.get(axis, (0, 0))]
+
+    def padded(x: Tensor) -> Tensor:
+        if mode == "constant":
+            return F.pad(x, sides, value=value)
+        return F.pad(x, sides, mode=_PAD_MODES[mode])
+
+    if order == back:
+        return Step(padded)
+    return Step(lambda x: padded(x.permute(order)).permute(back))
 
 
 def _clip(node: GraphNode) -> nn.Module:
@@ -182,33 +209,13 @@ def _clip(node: GraphNode) -> nn.Module:
         float(bound) if bound is not None else node.number(word, default)
         for bound, word, default in zip(bounds, ("min", "max"), (-math.inf, math.inf), strict=True)
     )
-    return _Step(lambda x: x.clamp(low, high))
-
-
-def _enlarge(node: GraphNode) -> nn.Module:
-    """Return nearest neighbour by whole factors, which the reference's networks use."""
-    node.only("mode", "nearest")
-    # Upsample and the first Resize have the factors behind the values, later ones behind a region.
-    oldest = node.kind == "Upsample" or len(node.inputs) == 2
-    scales = node.constant(1 if oldest else 2)
-    factors = node.numbers("scales") if scales is None else [float(value) for value in scales]
-    if len(factors) != 4 or factors[:2] != [1, 1] or any(f % 1 or f < 1 for f in factors):
-        raise UnknownNodeError(node, f"{node.kind} by {factors or 'a size'}")
-    if not oldest:
-        # For whole factors these two pairs of modes give the same pixels.
-        node.only("coordinate_transformation_mode", "half_pixel", "asymmetric")
-        if node.word("coordinate_transformation_mode", "half_pixel") == "asymmetric":
-            node.only("nearest_mode", "floor")
-        else:
-            node.only("nearest_mode", "round_prefer_floor", "round_prefer_ceil")
-    rows, columns = int(factors[2]), int(factors[3])
-    return _Step(lambda x: F.interpolate(x, scale_factor=(rows, columns), mode="nearest"))
+    return Step(lambda x: x.clamp(low, high))
 
 
 def _reduce_mean(node: GraphNode) -> nn.Module:
     axes = node.integers("axes") or [int(value) for value in node.required(1)]
     keeps = bool(node.number("keepdims", 1))
-    return _Step(lambda x: x.mean(axes, keepdim=keeps), wide=True)
+    return Step(lambda x: x.mean(axes, keepdim=keeps), wide=True)
 
 
 def _reshape(node: GraphNode) -> nn.Module:
@@ -219,35 +226,41 @@ def _reshape(node: GraphNode) -> nn.Module:
     def reshape(x: Tensor) -> Tensor:
         return x.reshape([x.shape[i] if side == 0 else side for i, side in enumerate(shape)])
 
-    return _Step(reshape)
+    return Step(reshape)
 
 
 def _slope(node: GraphNode) -> nn.Module:
     slope = node.number("alpha", 0.01)
-    return _Step(lambda x: F.leaky_relu(x, slope))
+    return Step(lambda x: F.leaky_relu(x, slope))
 
 
 def _concatenation(node: GraphNode) -> nn.Module:
     axis = int(node.number("axis", 1))
-    return _Step(lambda *values: torch.cat(values, axis))
+    return Step(lambda *values: torch.cat(values, axis))
 
 
 def _transposition(node: GraphNode) -> nn.Module:
     order = node.integers("perm")
-    return _Step(lambda x: x.permute(order or tuple(reversed(range(x.ndim)))))
+    return Step(lambda x: x.permute(order or tuple(reversed(range(x.ndim)))))
+
+
+def _quotient(x: Tensor, y: Tensor) -> Tensor:
+    """Divide; integers towards zero."""
+    whole = not x.is_floating_point() and not y.is_floating_point()
+    return torch.div(x, y, rounding_mode="trunc" if whole else None)
 
 
 def _arithmetic(compute: Callable[[Tensor, Tensor], Tensor], *, keeps: bool) -> _Maker:
     def made(node: GraphNode) -> nn.Module:
         if node.constant(0) is None and node.constant(1) is None:
-            return _Step(compute, wide=not keeps)
+            return Step(compute, wide=not keeps)
         return _WithConstant(node, compute)
 
     return made
 
 
 def _simple(compute: Callable[[Tensor], Tensor], *, wide: bool = False) -> _Maker:
-    return lambda node: _Step(compute, wide=wide)
+    return lambda node: Step(compute, wide=wide)
 
 
 _Maker: TypeAlias = Callable[[GraphNode], nn.Module]
@@ -258,7 +271,7 @@ _MAKERS: dict[str, _Maker] = {
     "Cast": _cast,
     "Clip": _clip,
     "Concat": _concatenation,
-    "Div": _arithmetic(torch.div, keeps=False),
+    "Div": _arithmetic(_quotient, keeps=False),
     "Dropout": _simple(lambda x: x),
     "Floor": _simple(torch.floor, wide=True),
     "Gather": _Gather,
@@ -270,14 +283,19 @@ _MAKERS: dict[str, _Maker] = {
     "Pad": _pad,
     "ReduceMean": _reduce_mean,
     "Relu": _simple(torch.relu),
+    "Reciprocal": _simple(torch.reciprocal, wide=True),
     "Reshape": _reshape,
-    "Resize": _enlarge,
+    "Resize": Resize,
+    "Shape": shape_of,
     "Sigmoid": _simple(torch.sigmoid, wide=True),
+    "Slice": slice_of,
     "Sqrt": _simple(torch.sqrt, wide=True),
+    "Squeeze": squeezed,
     "Sub": _arithmetic(torch.sub, keeps=False),
     "Tanh": _simple(torch.tanh, wide=True),
     "Transpose": _transposition,
-    "Upsample": _enlarge,
+    "Unsqueeze": squeezed,
+    "Upsample": Resize,
 }
 """How each kind of node but a convolution is computed."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,9 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..networks import without_halves
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 """ONNX's numbers for the float types."""
@@ -80,6 +82,20 @@ class GraphNode:
     def has(self, name: str) -> bool:
         """Return whether there is an attribute ``name``."""
         return name in self._attributes
+
+
+class Step(nn.Module):
+    """A node: a function of the values that are computed from the frames."""
+
+    def __init__(self, compute: Callable[..., Tensor], *, wide: bool = False) -> None:
+        super().__init__()
+        self._compute, self._wide = compute, wide
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """Compute the node; where it is ``wide``, in float32 at least."""
+        if self._wide:
+            values = tuple(without_halves(value) for value in values)
+        return self._compute(*values)
 
 
 def nodes_of(proto: onnx.ModelProto) -> Iterator[GraphNode]:

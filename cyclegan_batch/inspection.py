@@ -7,7 +7,8 @@ from stat import S_ISDIR
 from typing import TYPE_CHECKING, TypedDict
 
 from .errors import InputError
-from .models.checkpoint_files import ANY_GENERATOR, SUFFIXES, Selection, is_checkpoint
+from .models.checkpoint_files import ANY_GENERATOR, Selection, is_checkpoint
+from .models.file_names import has_checkpoint_name
 from .options import MAX_PIXELS
 from .remote import RemotePath
 from .wording import printable, why_store_failed
@@ -54,7 +55,7 @@ def inspect_file(
     by_name = suffix in {".onnx", ".engine", ".plan", ".trt"}
     if isinstance(path, RemotePath):
         _refuse_no_object(path)
-        if by_name or suffix in SUFFIXES:
+        if by_name or has_checkpoint_name(path.name):
             from .models.fetched import fetched_model
 
             local, _ = fetched_model(path)

@@ -7,38 +7,46 @@ imports torch; `checkpoints.load_generator` does.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol, get_args
+from typing import NamedTuple, NoReturn, Protocol, get_args
 
 from ..errors import ModelError
 from ..options import Direction
 from ..wording import Note, printable
-from .run_folder import CHECKPOINTS, CONFIG, DESCRIPTION, LATEST, generator_name, reference_name
+from .file_names import direction_by_name, generators_by_name, has_checkpoint_name
+from .run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    DESCRIPTION,
+    EMA_ENDING,
+    LATEST,
+    generator_name,
+    reference_name,
+)
 
-SUFFIXES = frozenset({".safetensors", ".pth", ".pt", ".ckpt"})
-"""The endings of checkpoints."""
+_UNDIRECTED_NAME = "latest_net_G.pth"
+"""The one generator of CUT, and of the reference implementation's test model."""
 
-_NAMES: dict[Direction, tuple[str, ...]] = {
+_NAMES: dict[Direction | None, tuple[str, ...]] = {
     "AtoB": (
         generator_name("A", ema=True),
         generator_name("A"),
         reference_name("G_A"),
-        "netG_A2B.pth",
     ),
     "BtoA": (
         generator_name("B", ema=True),
         generator_name("B"),
         reference_name("G_B"),
-        "netG_B2A.pth",
     ),
+    None: (_UNDIRECTED_NAME,),
 }
 """The names of a generator's file in a folder, in order of preference: ours (its moving average,
-then its last weights), the reference implementation's, and aitorzip's."""
+then its last weights), and the reference implementation's. The names of others come after these
+(file_names.py)."""
 
-_UNDIRECTED_NAME = "latest_net_G.pth"
-"""The one generator of the reference implementation's test model, of either direction."""
+_DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 _LONGEST_HEADER = 2**26
 """Bytes. Safetensors headers are a few kilobytes; the format's own limit is 100 MB."""
@@ -89,7 +97,7 @@ class FoundCheckpoint:
 
 def is_checkpoint(path: Path) -> bool:
     """Return whether ``path`` is to be opened as a checkpoint: by its name or its first bytes."""
-    if path.is_dir() or path.suffix.lower() in SUFFIXES:
+    if path.is_dir() or has_checkpoint_name(path.name):
         return True
     try:
         with path.open("rb") as file:
@@ -110,7 +118,7 @@ def find_checkpoint(path: Path, direction: Direction | None = None) -> FoundChec
     keeps a moving average (EMA) of its generators, the average is returned. Without ``direction``
     AtoB is returned where there are both. Raises ModelError.
     """
-    if direction not in (None, *get_args(Direction)):
+    if direction not in (None, *_DIRECTIONS):
         raise ModelError(f"no direction {direction!r}: it is AtoB or BtoA")
     if path.is_dir():
         return _in_folder(path, direction)
@@ -128,47 +136,71 @@ def find_checkpoint(path: Path, direction: Direction | None = None) -> FoundChec
 def _in_folder(path: Path, direction: Direction | None) -> FoundCheckpoint:
     # A run may also hold the reference's names (train --reference-names); its own names come first.
     places = (path / CHECKPOINTS / LATEST, path / LATEST, path)
-    generators = next((files for place in places if (files := _generators(place))), {})
-    choice = direction or next(iter(generators), None)
-    if choice is not None and choice in generators:
-        file = generators[choice]
-    elif (path / _UNDIRECTED_NAME).is_file():
-        file = path / _UNDIRECTED_NAME
-    else:
-        _refuse_folder(path, direction, generators)
+    generators = next((found for place in places if (found := _generators(place))), {})
+    directed = {each: files for each, files in generators.items() if each is not None}
+    choice = direction or next(iter(directed), None)
+    # A generator whose name tells no direction may be that of any.
+    files = generators.get(choice) or generators.get(None) or []
+    if not files:
+        _refuse_folder(path, direction, directed)
+    file = files[0].path
     checkpoint = find_checkpoint(file, direction)
     notes = []
-    if direction is None and len(generators) == 2:
+    if direction is None and len(directed) == 2:
         text = "holds two generators: AtoB is used; --direction BtoA for the other"
         notes.append(Note(path, text))
-    if choice is not None:
-        average, last, *_ = _NAMES[choice]
-        if file.name == average:
-            text = (
-                f"the moving average of the weights (EMA), {average}, is used; "
-                f"name {last} in the same folder for the last ones"
-            )
-            notes.append(Note(path, text))
+    if file.name.endswith(EMA_ENDING) and choice is not None:
+        text = (
+            f"the moving average of the weights (EMA), {file.name}, is used; "
+            f"name {generator_name(choice[0])} in the same folder for the last ones"
+        )
+        notes.append(Note(path, text))
+    epochs = sum(each.is_of_an_epoch for each in files)
+    if files[0].is_of_an_epoch and epochs > 1:
+        text = (
+            f"holds {epochs} epochs of a generator: the last one, {file.name}, is used; name the "
+            "file of another epoch for that one"
+        )
+        notes.append(Note(path, text))
     return FoundCheckpoint(file, checkpoint.direction, tuple(notes))
 
 
-def _generators(folder: Path) -> dict[Direction, Path]:
-    """Return the generators directly in ``folder``, AtoB first."""
-    files: dict[Direction, Path] = {}
-    for direction, names in _NAMES.items():
-        file = next((folder / name for name in names if (folder / name).is_file()), None)
-        if file is not None:
-            files[direction] = file
-    return files
+class _File(NamedTuple):
+    """A file of a generator in a folder."""
+
+    path: Path
+    is_of_an_epoch: bool = False
+
+
+def _generators(folder: Path) -> dict[Direction | None, list[_File]]:
+    """Return the files of the generators directly in ``folder``, AtoB first, the best one first.
+
+    None is the direction of those whose names do not tell it.
+    """
+    try:
+        names = {each.name for each in folder.iterdir() if each.is_file()}
+    except OSError:
+        return {}
+    by_name = generators_by_name(names)
+    found = {}
+    for direction in _NAMES:
+        files = [
+            _File(folder / each.name, each.is_of_an_epoch) for each in by_name.get(direction, ())
+        ]
+        own = [_File(folder / name) for name in _NAMES[direction] if name in names]
+        if own or files:
+            found[direction] = [*own, *files]
+    return found
 
 
 def _refuse_folder(
-    path: Path, direction: Direction | None, generators: Mapping[Direction, Path]
+    path: Path, direction: Direction | None, generators: Mapping[Direction, Sequence[_File]]
 ) -> NoReturn:
     """Raise ModelError with what a folder holds where a generator is expected."""
     name, latest = printable(path), f"{CHECKPOINTS}/{LATEST}"
     if generators:
-        (other, file), = generators.items()  # fmt: skip
+        (other, files), = generators.items()  # fmt: skip
+        file = files[0].path
         expected = " or ".join(_NAMES[direction or "AtoB"][1:3])
         raise ModelError(
             f"{name}: holds no generator {direction} ({expected} is expected), only {other} "
@@ -183,10 +215,10 @@ def _refuse_folder(
         names = sorted(each.name for each in path.iterdir())
     except OSError as error:
         raise ModelError(f"{name}: cannot be read: {error.strerror}; check the folder") from error
-    files = [each for each in names if Path(each).suffix.lower() in SUFFIXES]
-    first_names = [printable(Path(each)) for each in (files or names)[:4]]
+    checkpoints = [each for each in names if has_checkpoint_name(each)]
+    first_names = [printable(Path(each)) for each in (checkpoints or names)[:4]]
     holds = (
-        ", ".join(first_names) + (" …" if len(files or names) > 4 else "")
+        ", ".join(first_names) + (" …" if len(checkpoints or names) > 4 else "")
         if first_names
         else "nothing"
     )
@@ -200,14 +232,10 @@ def _refuse_folder(
 def _direction_of(path: Path) -> tuple[Direction | None, str]:
     """Return the direction of a file, and in words what states it: its metadata or its name."""
     in_metadata = safetensors_metadata(path).get("direction")
-    for direction in _NAMES:
+    for direction in _DIRECTIONS:
         if in_metadata == direction:
             return direction, "the file itself"
-    for direction, names in _NAMES.items():
-        # The reference implementation also writes a file every few epochs, e.g. 200_net_G_A.pth.
-        if path.name in names or path.name.endswith(f"_net_G_{direction[0]}.pth"):
-            return direction, "its name"
-    return None, ""
+    return direction_by_name(path.name), "its name"
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from cyclegan_batch.models.checkpoint_files import (
     is_checkpoint,
     safetensors_metadata,
 )
+from cyclegan_batch.options import Direction
 from cyclegan_batch.wording import grouped
 from tests.conftest import REPOSITORY
 
@@ -93,6 +94,77 @@ def test_a_folder_of_one_generator_gives_it(tmp_path: Path) -> None:
     assert find_checkpoint(touched(tmp_path / "z", "netG_B2A.pth")).direction == "BtoA"
 
 
+@pytest.mark.parametrize(
+    ("names", "a", "b"),
+    [
+        (("netG_A2B.pth", "netG_B2A.pth"), "netG_A2B.pth", "netG_B2A.pth"),
+        (("G_AB_9.pth", "G_AB_10.pth", "G_BA_9.pth", "D_A_10.pth"), "G_AB_10.pth", "G_BA_9.pth"),
+        (("5_net_G_A.pth", "200_net_G_A.pth", "5_net_G_B.pth"), "200_net_G_A.pth", "5_net_G_B.pth"),
+        (("5_net_G_A.pth", "latest_net_G_A.pth", "latest_net_G_B.pth"),
+         "latest_net_G_A.pth", "latest_net_G_B.pth"),
+        (("g_A_best.pth.tar", "g_A_last.pth.tar", "g_A_epoch_3.pth.tar", "g_B_epoch_20.pth.tar",
+          "g_B_epoch_3.pth.tar", "d_A_last.pth.tar"), "g_A_last.pth.tar", "g_B_epoch_20.pth.tar"),
+        (("Generator_A2B_Epoch5-Loss0.9.pth", "Generator_A2B_Epoch10-Loss1.2.pth",
+          "Generator_B2A_last_epoch_weights.pth"), "Generator_A2B_Epoch10-Loss1.2.pth",
+         "Generator_B2A_last_epoch_weights.pth"),
+        (("G_XtoY.pkl", "G_YtoX.pkl", "D_X.pkl"), "G_XtoY.pkl", "G_YtoX.pkl"),
+        (("g12-500.pkl", "g12-40000.pkl", "g21-500.pkl"), "g12-40000.pkl", "g21-500.pkl"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_the_folder_of_another_project_gives_its_last_generators(
+    tmp_path: Path, names: tuple[str, ...], a: str, b: str
+) -> None:
+    folder = touched(tmp_path / "saved", *names)
+    for direction, expected in (("AtoB", a), ("BtoA", b)):
+        found = find_checkpoint(folder, direction)  # type: ignore[arg-type]
+        assert (found.path.name, found.direction) == (expected, direction)
+    assert find_checkpoint(folder).path.name == a
+
+
+def test_of_many_epochs_the_last_is_taken_and_that_is_said(tmp_path: Path) -> None:
+    numbered = touched(tmp_path / "a", *(f"G_AB_{n}.pth" for n in (0, 5, 95, 100)), "G_BA_100.pth")
+    found = find_checkpoint(numbered, "AtoB")
+    (note,) = grouped(found.notes)
+    assert "a: holds 4 epochs of a generator: the last one, G_AB_100.pth, is used; name" in note
+    assert find_checkpoint(numbered, "BtoA").notes == ()
+    # CUT's one generator is of any direction.
+    cut = touched(
+        tmp_path / "cut", "40_net_G.pth", "200_net_G.pth", "200_net_F.pth", "200_net_D.pth"
+    )
+    for direction in (None, "AtoB", "BtoA"):
+        found = find_checkpoint(cut, direction)  # type: ignore[arg-type]
+        assert (found.path.name, found.direction) == ("200_net_G.pth", direction)
+        assert "holds 2 epochs" in grouped(found.notes)[-1]
+    touched(cut, "latest_net_G.pth")
+    assert find_checkpoint(cut).path.name == "latest_net_G.pth"
+    assert find_checkpoint(cut).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "direction"),
+    [
+        ("netG_A2B.pth", "AtoB"),
+        ("netG_B2A_epoch_20.ckpt", "BtoA"),
+        ("summer2winter_net_G_B.pth", "BtoA"),
+        ("G_BA_3.pt", "BtoA"),
+        ("genA2B.safetensors", "AtoB"),
+        ("g12-40000.pkl", "AtoB"),
+        ("gen12.pth", None),
+        ("latest_net_G.pth", None),
+        ("G_best.pth", None),
+        ("netD_A.pth", None),
+        ("genh.pth.tar", None),
+        ("netG_A2B.pth.txt", None),
+        ("clip_A2B.mp4", None),
+    ],
+)
+def test_the_direction_is_read_from_a_name(
+    tmp_path: Path, name: str, direction: Direction | None
+) -> None:
+    assert find_checkpoint(touched(tmp_path, name) / name).direction == direction
+
+
 def test_a_file_is_itself_and_its_direction_is_what_it_says(tmp_path: Path) -> None:
     plain = touched(tmp_path, "g.pth", "200_net_G_B.pth")
     assert find_checkpoint(plain / "g.pth").direction is None
@@ -132,12 +204,21 @@ def test_a_folder_without_a_generator_errors(tmp_path: Path) -> None:
         find_checkpoint(early)
     with pytest.raises(ModelError, match="is expected\\), it holds nothing; give the file"):
         find_checkpoint(touched(tmp_path / "empty"))
-    old = touched(tmp_path / "old", *(f"{n}_net_G_A.pth" for n in range(5, 35, 5)), "opt.txt")
-    with pytest.raises(ModelError, match=r"it holds 10_net_G_A\.pth, .* …; give the file of a gen"):
-        find_checkpoint(old)
+    others = touched(tmp_path / "others", *(f"{n}_net_D_A.pth" for n in range(5, 35, 5)), "opt.txt")
+    with pytest.raises(ModelError, match=r"it holds 10_net_D_A\.pth, .* …; give the file of a gen"):
+        find_checkpoint(others)
+    # A letter alone may be the domain that is read or the one that is made.
+    letters = touched(tmp_path / "letters", "genh.pth.tar", "genz.pth.tar")
+    with pytest.raises(ModelError, match=r"it holds genh\.pth\.tar, genz\.pth\.tar; give the file"):
+        find_checkpoint(letters)
 
 
 def test_what_looks_like_a_checkpoint_is_told_from_an_onnx(tmp_path: Path) -> None:
+    for name in ("h.pth.tar", "h.PKL", "h.bin", "h.ckpt", "h.pt"):
+        (tmp_path / name).touch()
+        assert is_checkpoint(tmp_path / name)
+    (tmp_path / "images.tar").write_bytes(b"0.png" + bytes(507))
+    assert not is_checkpoint(tmp_path / "images.tar")
     looks = {"a.pth": b"text", "b": b"PK\3\4", "c": b"\x80\2}", "d": b"\x02\0\0\0\0\0\0\0{}"}
     for name, content in looks.items():
         (tmp_path / name).write_bytes(content)

@@ -104,10 +104,10 @@ def _describe_model(path: Path, model_io: str | None, selection: Selection) -> d
 
 
 def _describe_generator(loaded: LoadedGenerator) -> dict[str, object]:
-    """Return how large a checkpoint's network is, and the metadata that training wrote."""
+    """Return how large a checkpoint's network is, and what else is in its file."""
     parameters = sum(weight.numel() for weight in loaded.network.parameters())
     metadata = {"metadata": dict(loaded.metadata)} if loaded.metadata else {}
-    return {"parameters": parameters, **metadata}
+    return {"parameters": parameters, "also_holds": dict(loaded.others), **metadata}
 
 
 def _describe_image(path: Path) -> ImageDescription:

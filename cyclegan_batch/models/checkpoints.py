@@ -83,7 +83,9 @@ class LoadedGenerator:
     @property
     def recognised(self) -> Recognition:
         """What its weights were recognised as, for the card."""
-        return Recognition(self.family.name, self.family.title, self.assumed)
+        return Recognition(
+            self.family.name, self.family.title, self.assumed, self.prefix or None, self.also_fits
+        )
 
     @property
     def notes(self) -> tuple[Note, ...]:

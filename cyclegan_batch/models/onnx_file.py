@@ -7,17 +7,17 @@ all, and it may name any file of this machine as its weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, external_data_helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from ..errors import ModelError
-from ..wording import first_line, printable
+from ..wording import byte_size, first_line, printable
 from .contract import dimensions_of
+from .external_weights import MOST_BYTES, load_external, tensors_of, too_large
 
 
 def read_onnx(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
@@ -27,6 +27,9 @@ def read_onnx(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
     """
     name = printable(path)
     try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise too_large(path, f"is {byte_size(size)}")
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise ModelError(f"{name}: no such model file; check the path") from error
@@ -45,13 +48,11 @@ def read_onnx(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
     if not proto.ir_version or not proto.graph.node:
         raise ModelError(f"{name}: holds no ONNX graph; a generator exported to ONNX is needed")
     digest = hashlib.sha256(content)
-    external_files = _external_files(path, proto)
+    external_files = load_external(path, proto)
     try:
         for file in external_files:
             with file.open("rb") as weights:
                 digest.update(hashlib.file_digest(weights, "sha256").digest())
-        if external_files:
-            external_data_helper.load_external_data_for_model(proto, str(path.parent))
         texts = [text for node in proto.graph.node for text in (*node.input, *node.output)]
         texts += [text for prop in proto.metadata_props for text in (prop.key, prop.value)]
         for end in (*proto.graph.input, *proto.graph.output):
@@ -62,11 +63,6 @@ def read_onnx(path: Path) -> tuple[bytes, onnx.ModelProto, str]:
         if _declare_shapes(proto) or external_files:
             content = proto.SerializeToString()
         onnx.checker.check_model(proto)
-    except FileNotFoundError as error:
-        missing = printable(Path(error.filename or ""))
-        raise ModelError(
-            f"{name}: its weights file {missing} is missing; keep the two side by side"
-        ) from error
     # For a model that is too large protobuf raises ValueError, and the checker its own error.
     except (
         onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, OSError,
@@ -87,7 +83,7 @@ def names_other_files(path: Path) -> bool:
         proto.ParseFromString(path.read_bytes())
     except DecodeError:
         return False  # `read_onnx` tells it
-    return any(each.data_location == TensorProto.EXTERNAL for each in _tensors(proto))
+    return any(each.data_location == TensorProto.EXTERNAL for each in tensors_of(proto))
 
 
 def _declare_shapes(proto: onnx.ModelProto) -> bool:
@@ -118,53 +114,6 @@ def _declare_shapes(proto: onnx.ModelProto) -> bool:
             value.CopyFrom(inferred_value)
             add_free_axes(value)
     return True
-
-
-def _external_files(path: Path, proto: onnx.ModelProto) -> list[Path]:
-    """Return the files that hold weights of the model at ``path``, each once. Raises ModelError.
-
-    A location can be any path: after symbolic links are resolved, only files in the model's own
-    folder are accepted.
-    """
-    folder = path.parent.resolve()
-    files: dict[Path, None] = {}
-    for tensor in _tensors(proto):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        location = next((e.value for e in tensor.external_data if e.key == "location"), "")
-        target = (folder / location).resolve()
-        if not location or not target.is_relative_to(folder):
-            raise ModelError(
-                f"{printable(path)}: names weights in {location!r}, outside its own folder; "
-                "they are not read: keep the model and its weights in one folder"
-            )
-        files[target] = None
-    return list(files)
-
-
-def _tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Yield every tensor that may hold data: in weights, attributes, subgraphs and functions."""
-
-    def of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[TensorProto]:
-        for node in nodes:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("g"):
-                    yield from of_graph(attribute.g)
-                for graph in attribute.graphs:
-                    yield from of_graph(graph)
-
-    def of_graph(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        yield from of_nodes(graph.node)
-
-    yield from of_graph(proto.graph)
-    for function in proto.functions:
-        yield from of_nodes(function.node)
 
 
 def check_weights(path: Path, proto: onnx.ModelProto) -> None:

@@ -203,6 +203,11 @@ def with_nodes(path: Path, *kinds: str) -> Path:
                 scales = g.constant([1, 1, 2, 2])
                 x = g.op("Resize", x, "", scales, mode="nearest")
                 x = g.op("Conv", x, g.constant(np.eye(3)[:, :, None, None]), strides=[2, 2])
+            case "AveragePool":
+                for border in (0, 1):
+                    x = g.op(kind, x, kernel_shape=[3, 3], strides=[2, 1], pads=[1] * 4,
+                             count_include_pad=border)  # fmt: skip
+                x = g.op("Resize", x, "", g.constant([1, 1, 4, 1]), mode="nearest")
             case "Gather":
                 x = g.op("Gather", x, g.constant([2, 0, 1], np.int64), axis=1)
             case "ReduceMean":
@@ -234,7 +239,7 @@ def with_nodes(path: Path, *kinds: str) -> Path:
 @pytest.mark.parametrize(
     "kind",
     ["Pad", "Conv", "BatchNormalization", "InstanceNormalization", "Resize", "Gather",
-     "ReduceMean", "Reshape", "Constant", "LeakyRelu", "Cast"],
+     "ReduceMean", "Reshape", "Constant", "LeakyRelu", "Cast", "AveragePool"],
 )  # fmt: skip
 def test_each_kind_of_node_is_what_onnx_says(kind: str, tmp_path: Path) -> None:
     proto = onnx.load(with_nodes(tmp_path / "g.onnx", kind))

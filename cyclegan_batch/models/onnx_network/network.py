@@ -212,6 +212,23 @@ def _clip(node: GraphNode) -> nn.Module:
     return Step(lambda x: x.clamp(low, high))
 
 
+def _average_pool(node: GraphNode) -> nn.Module:
+    """Return the mean of windows, which pix2pixHD's local enhancer halves its pictures by."""
+    node.only("auto_pad", "NOTSET")
+    window, strides = node.integers("kernel_shape"), node.integers("strides", (1, 1))
+    top, left, bottom, right = node.integers("pads", (0, 0, 0, 0))
+    special = node.number("ceil_mode", 0) or node.integers("dilations", (1, 1)) != [1, 1]
+    if len(window) != 2 or (top, left) != (bottom, right) or special:
+        raise UnknownNodeError(node, "AveragePool with another border at each side, or dilated")
+    pool = nn.AvgPool2d(
+        (window[0], window[1]),
+        (strides[0], strides[1]),
+        (top, left),
+        count_include_pad=bool(node.number("count_include_pad", 0)),
+    )
+    return Step(pool.forward)
+
+
 def _reduce_mean(node: GraphNode) -> nn.Module:
     axes = node.integers("axes") or [int(value) for value in node.required(1)]
     keeps = bool(node.number("keepdims", 1))
@@ -267,6 +284,7 @@ _Maker: TypeAlias = Callable[[GraphNode], nn.Module]
 
 _MAKERS: dict[str, _Maker] = {
     "Add": _arithmetic(torch.add, keeps=True),
+    "AveragePool": _average_pool,
     "BatchNormalization": _BatchNorm,
     "Cast": _cast,
     "Clip": _clip,

@@ -185,11 +185,6 @@ def test_it_runs_everywhere(tmp_path):
     translates(path, module, tmp_path, (45, 70), (48, 72))
 
 
-def test_batch_norm_is_exported(tmp_path):
-    module = published(norm="batch", dropout=True)
-    exports_and_draws(tmp_path, module, module.state_dict(), (64, 64))
-
-
 def test_what_is_no_generator_of_it_errors(tmp_path):
     sampling = nn.Sequential(nn.Linear(3, 256), nn.ReLU(), nn.Linear(256, 256))
     weights = {f"mlp_0.{name}": value for name, value in sampling.state_dict().items()}

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import torch
 from click.testing import CliRunner
 from torch import nn
 
 from cyclegan_batch import cli
+from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.frames import SizeRequirements
 from cyclegan_batch.models.checkpoints import load_generator
 from cyclegan_batch.models.families import closest, fits
 from cyclegan_batch.models.families.pix2pixhd import PIX2PIXHD
 from cyclegan_batch.models.model import has_wide_convolutions, open_model
+from cyclegan_batch.models.parity import natural_frames, parity
 from tests.models.families.checks import (
     exports_and_draws,
     loads_and_draws,
+    picture,
     runs_in_torch,
     saved,
     translates,
     varied,
 )
+from tests.needs import need
 
 pytestmark = pytest.mark.behaviour(34, 49)
 
@@ -236,6 +241,22 @@ def test_the_local_enhancer_runs_everywhere(tmp_path):
     module = varied(Local(downs=1, blocks=1, inner=1), gain=0.4)
     exports_and_draws(tmp_path, module, module.state_dict(), (64, 64), (48, 80))
     runs_in_torch(saved(tmp_path, module), module, (64, 64))
+
+
+def test_weights_of_a_norm_stay_in_a_file_whose_norms_are_in_half_precision(tmp_path):
+    need("onnxscript")
+    from cyclegan_export import export_onnx
+
+    module = published(norm="affine", downs=1, blocks=1, gain=0.4)
+    path = tmp_path / "net.safetensors"
+    safetensors.torch.save_file(dict(module.state_dict()), path, {"trained_size": "64"})
+    output = tmp_path / "half.onnx"
+    options = {"precision": "fp16", "half_norm": True, "shape": (1, 64, 64)}
+    export_onnx(path, output, **options)
+    frames = natural_frames((64, 64), 1)
+    backend = open_backend(open_model(output), backend="onnxruntime", device="cpu")
+    assert parity(backend.infer(frames), picture(module, frames)).reaches("half")
+    backend.close()
 
 
 def test_half_of_a_local_enhancer_errors(tmp_path):

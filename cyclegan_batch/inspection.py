@@ -95,7 +95,14 @@ def _describe_model(path: Path, model_io: str | None, selection: Selection) -> d
     model = open_model(path, model_io=model_io, selection=selection)
     description = describe(model.card)
     if model.io:
-        description |= {"read_from_graph": list(model.read), "assumed": list(model.assumed)}
+        in_part = "in part assumed (its graph does not show all)"
+        description |= {
+            "certainty": in_part
+            if model.assumed
+            else "certain (its graph and --model-io tell all)",
+            "read_from_graph": list(model.read),
+            "assumed": list(model.assumed),
+        }
     if model.engine:
         description |= describe_engine(model.engine)
     if model.checkpoint:

@@ -37,7 +37,7 @@ from .process import print_result
     type=click.Choice(get_args(FamilyName)),
     metavar="FAMILY",
     help="Which network the weights of a checkpoint are for, where the names and shapes of two "
-    "fit.",
+    f"fit. One of {', '.join(get_args(FamilyName))}.",
 )
 @option("--count", is_flag=True, help="Count the frames of a video by decoding them all.")
 @option(
@@ -111,7 +111,7 @@ def _print_description(described: Mapping[str, object], *, as_json: bool) -> Non
 
     def show(value: Mapping[str, object], indent: str) -> None:
         for key, item in value.items():
-            if isinstance(item, dict):
+            if isinstance(item, dict) and item:
                 lines.append(f"{indent}{key}:")
                 show(item, indent + "  ")
             elif isinstance(item, (list, tuple)) and item and isinstance(item[0], dict):

@@ -276,7 +276,7 @@ def table_options(table: type, *, group: str = "") -> list[click.Parameter]:
 
 def _click_option(option: Option) -> GroupedOption:
     names = [option.name, f"-{option.short}"] if option.short else [option.name]
-    shown = partial(GroupedOption, group=option.group, help=option.help)
+    shown = partial(GroupedOption, group=option.group, help=_help(option))
     if option.kind is bool and option.default:
         flags = f"{option.flag}/--{_NO}{option.flag[2:]}"
         return shown([*names, flags], default=True, shown_default=option.flag)
@@ -294,6 +294,13 @@ def _click_option(option: Option) -> GroupedOption:
         default=default,
         shown_default=None if default is None else str(default),
     )
+
+
+def _help(option: Option) -> str:
+    """Return the help, with the choices where they are too many for the notation of the value."""
+    if option.choices and option.metavar:
+        return f"{option.help} One of {', '.join(option.choices)}."
+    return option.help
 
 
 def _click_type(option: Option) -> click.ParamType[object]:

@@ -52,7 +52,11 @@ def _row(option: GroupedOption, ctx: click.Context) -> str:
     long += [flag for flag in option.secondary_opts if flag.startswith("--")][:1]
     short = [f"`{flag}`" for flag in option.opts if not flag.startswith("--")]
     choices = option.type.choices if isinstance(option.type, click.Choice) else ()
-    value = "" if option.is_flag else f" {'|'.join(choices) or option.make_metavar(ctx)}"
+    value = (
+        ""
+        if option.is_flag
+        else f" {option.metavar or '|'.join(choices) or option.make_metavar(ctx)}"
+    )
     flags = ", ".join([*short, *(f"`{flag}{value}`" for flag in long)])
     default = f"`{option.shown_default}`" if option.shown_default else ""
     if option.required:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,25 @@ def test_a_checkpoint_of_a_store_is_exported(memory_store: RemotePath, tmp_path:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert f"{url}: its SHA-256 is {digest}" in map(str, card.notes)
     assert card.source_digest == digest
+
+
+def test_a_generator_of_a_checkpoint_of_a_store_is_chosen(
+    memory_store: RemotePath, tmp_path: Path
+) -> None:
+    need("torch")
+    import torch
+
+    from tests.backends.test_torch import checkpoint
+
+    state = torch.load(checkpoint(tmp_path / "g.pth"))
+    torch.save({"netG_A": state, "netG_B": state}, tmp_path / "both.pth.tar")
+    url = put(memory_store / "both.pth.tar", (tmp_path / "both.pth.tar").read_bytes())
+    options = TranslateOptions(cache_dir=tmp_path / "cache", backend="torch")
+    card = open_for_translation(url, replace(options, weights="netG_B")).card
+    assert card.recognised is not None
+    assert (card.path, card.recognised.weights, card.direction) == (url, "netG_B", "BtoA")
+    with pytest.raises(ModelError, match=rf"^{url}: holds 2 generators: netG_A .*, netG_B "):
+        open_for_translation(url, options)
 
 
 @pytest.mark.behaviour(44)

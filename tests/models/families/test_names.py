@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import get_args
+
+import pytest
 
 from cyclegan_batch.options import FamilyName
 from tests.needs import package
 
 package("torch")
 
-from cyclegan_batch.models.families import FAMILIES  # noqa: E402
+from cyclegan_batch.models.families import FAMILIES, Family  # noqa: E402
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_family_goes_to_another_process(family: Family) -> None:
+    """A plan that runs a checkpoint in torch holds it."""
+    assert pickle.loads(pickle.dumps(family)) == family
 
 
 def test_the_option_offers_every_family() -> None:

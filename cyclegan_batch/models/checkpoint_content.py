@@ -30,7 +30,7 @@ SAVE_AGAIN = "save the weights again: torch.save(netG.state_dict(), path)"
 """What to do about a file whose weights cannot be read."""
 
 
-_MOST_PICKLED = 2**25
+_MOST_PICKLED = 2**23
 """Bytes of the pickle in a checkpoint, or of the header of safetensors.
 
 10,000 tensors take about a megabyte."""
@@ -104,6 +104,8 @@ def _read_pickle(path: Path, start: bytes) -> object:
     try:
         if zipped:
             _check_archive(path)
+        else:
+            _check_length(path)
         # torch warns of pickles that it did not write.
         with warnings.catch_warnings(action="ignore"):
             return _load(path, mapped=zipped)
@@ -163,6 +165,26 @@ def _check_archive(path: Path) -> None:
     if max(entry.file_size for entry in pickled) > _MOST_PICKLED:
         finding = f"holds more than {_MOST_PICKLED >> 20} MiB besides its tensors"
         refuse(path, finding, SAVE_AGAIN)
+
+
+def _check_length(path: Path) -> None:
+    """Raise ModelError where the pickles before the tensors of an old file are too long.
+
+    A few bytes of a pickle can take the memory of an object each.
+    """
+    with path.open("rb") as file:
+        try:
+            # Before the content stand a magic number, a version and a description of the machine.
+            for _ in range(4):
+                for _, _, position in pickletools.genops(file):
+                    if (position or 0) > _MOST_PICKLED:
+                        finding = f"holds more than {_MOST_PICKLED >> 20} MiB besides its tensors"
+                        refuse(path, finding, SAVE_AGAIN)
+        except ModelError:
+            raise
+        # What is no pickle is refused by torch's own reader.
+        except Exception:
+            return
 
 
 def _archive_in_words(names: Iterable[str]) -> str:

@@ -25,9 +25,9 @@ from ..wording import Note
 from .card import Recognition
 from .checkpoint_content import SAVE_AGAIN, read_content, refuse
 from .checkpoint_files import ANY_GENERATOR, FoundCheckpoint, Selection, find_checkpoint
-from .families import Family, NetworkConfig, closest, family_named, unlike
+from .families import Family, NetworkConfig, family_named, unlike
 from .families.others import known_as
-from .generator_choice import Candidate, choose, contents, find_generators, listed, weights_of
+from .generator_choice import Candidate, Misfit, choose, contents, find_generators, listed
 from .networks import GeneratorConfig
 from .state_dicts import Group, all_tensors
 
@@ -43,6 +43,9 @@ __all__ = [
 
 _SURE = 0.6
 """The likeness above which weights are said to look like a family's, whatever else they may be."""
+
+_ALMOST = 0.9
+"""The likeness above which weights may be a network's that were not saved whole."""
 
 _EXPORT_ELSEWHERE = "export it to ONNX where it was trained, and give that file"
 
@@ -118,9 +121,9 @@ def load_generator(path: Path, selection: Selection = ANY_GENERATOR) -> LoadedGe
         family_named(selection.family)
     content, metadata = read_content(path)
     root = all_tensors(path, content)
-    found, others = find_generators(root)
+    found, misfits = find_generators(root)
     if not found:
-        _refuse_all(path, root, others, selection)
+        _refuse_all(path, root, misfits, selection)
     chosen = choose(path, root, found, selection)
     reading = chosen.fit.reading
     weights = chosen.candidate.weights
@@ -216,33 +219,34 @@ def _copied(path: Path, name: str, value: Tensor) -> Tensor:
     return weight
 
 
-def _refuse_all(path: Path, root: Group, tried: Sequence[Group], selection: Selection) -> NoReturn:
+def _refuse_all(
+    path: Path, root: Group, misfits: Sequence[Misfit], selection: Selection
+) -> NoReturn:
     """Raise ModelError for a file of no known generator: what it is, or what it looks most like."""
-    shapes = {group.path: weights_of(group.without_wrappers() or group).shapes for group in tried}
+    shapes = misfits[0].weights.shapes
     if selection.family is not None:
         family = family_named(selection.family)
-        finding = unlike(shapes[()], family)
-        refuse(path, f"does not fit the family {family.name} ({family.title}): {finding}",
-               "leave --family out")  # fmt: skip
-    likenesses = [
-        (closest(each), group) for each, group in zip(shapes.values(), tried, strict=True)
-    ]
-    likeness, group = max(likenesses, key=lambda pair: pair[0].likeness if pair[0] else 0.0)
-    known = known_as(shapes[()])
+        refuse(path, f"does not fit the family {family.name} ({family.title}): "
+               f"{unlike(shapes, family)}", "leave --family out")  # fmt: skip
+    best = max(misfits, key=lambda each: each.closest.likeness if each.closest else 0.0)
+    likeness, known = best.closest, known_as(shapes)
     if likeness is not None and (known is None or likeness.likeness > _SURE):
-        name = f"its {group.label} is" if group.label else "is"
+        name = f"its {best.group.label[:80]} is" if best.group.label else "is"
+        remedy = f"{SAVE_AGAIN}, or {_EXPORT_ELSEWHERE}"
         refuse(path, f"{name} no network that is known; it looks most like "
                f"{likeness.family.title}, but {likeness.finding}",
-               f"{SAVE_AGAIN}, or {_EXPORT_ELSEWHERE}")  # fmt: skip
+               remedy if likeness.likeness > _ALMOST else _EXPORT_ELSEWHERE)  # fmt: skip
     rest = contents(root)
     if len(rest) > 1:
         finding = f"holds no generator of a CycleGAN, only {listed(rest)}"
     else:
-        finding = f"is no generator of a CycleGAN: it is {known or _network_in_words(shapes[()])}"
+        finding = f"is no generator of a CycleGAN: {_in_words(known, shapes)}"
     refuse(path, finding, "give the generator's weights, e.g. latest_net_G_A.pth")
 
 
-def _network_in_words(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return in words whose weights these are, where they are no network's that is known."""
+def _in_words(known: str | None, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Return in words whose weights these are, or how they begin."""
+    if known is not None:
+        return f"it is {known}"
     name, shape = next(iter(shapes.items()))
-    return f"its {len(shapes)} weights begin with {name!r} {shape}"
+    return f"its {len(shapes)} weights begin with {name[:80]!r} {shape}"

@@ -20,13 +20,14 @@ from ..options import Direction
 from ..wording import Note, counted
 from .checkpoint_content import refuse
 from .checkpoint_files import Selection
-from .families import Family, Fit, NetworkConfig, family_named, fits, unlike
+from .families import Closest, Family, Fit, NetworkConfig, family_named, recognise, unlike
 from .families.others import known_as
 from .state_dicts import WRAPPERS, Group
 
 __all__ = [
     "Candidate",
     "Chosen",
+    "Misfit",
     "choose",
     "contents",
     "find_generators",
@@ -36,6 +37,10 @@ __all__ = [
 
 _MOST_TRIES = 100
 """Groups of names that the families are tried on."""
+
+_MOST_BUILT = 40_000
+"""Tensors of the networks that are built to compare with. Most networks have 100, and a file names
+the number of blocks."""
 
 _FEWEST_WEIGHTS = 5
 """Tensors of a group that is tried below the whole file."""
@@ -125,29 +130,42 @@ class Chosen:
     notes: tuple[Note, ...]
 
 
-def find_generators(root: Group) -> tuple[list[Candidate], list[Group]]:
+@dataclass(frozen=True)
+class Misfit:
+    """A group of tensors that is no generator."""
+
+    group: Group
+    weights: Weights
+    closest: Closest | None
+    """The family that it looks most like."""
+
+
+def find_generators(root: Group) -> tuple[list[Candidate], list[Misfit]]:
     """Return the generators in a file, and the groups that were tried and are none."""
     found: list[Candidate] = []
-    others: list[Group] = []
-    queue = deque([root])
-    while queue and len(found) + len(others) < _MOST_TRIES:
+    misfits: list[Misfit] = []
+    queue, built = deque([root]), 0
+    while queue and len(found) + len(misfits) < _MOST_TRIES and built < _MOST_BUILT:
         group = queue.popleft()
-        candidate = next(_tried(group), None)
+        tries = [_tried(each) for each in (group, group.without_wrappers()) if each is not None]
+        built += sum(size for _, size in tries)
+        candidate = next((each for each, _ in tries if isinstance(each, Candidate)), None)
         if candidate is not None:
             found.append(candidate)
             continue
-        others.append(group)
+        misfits += [each for each, _ in tries[-1:] if isinstance(each, Misfit)]
         if len(group.path) < _DEEPEST:
             queue.extend(g for g in group.children() if len(g.saved) >= _FEWEST_WEIGHTS)
-    return found, others
+    return found, misfits
 
 
-def _tried(group: Group) -> Iterator[Candidate]:
-    for each in (group, group.without_wrappers()):
-        if each is not None:
-            weights = weights_of(each)
-            if found := fits(weights.shapes):
-                yield Candidate(each, weights, found)
+def _tried(group: Group) -> tuple[Candidate | Misfit, int]:
+    """Return what a group is, and how many tensors the networks have that were built for it."""
+    weights = weights_of(group)
+    recognised = recognise(weights.shapes)
+    if recognised.fits:
+        return Candidate(group, weights, recognised.fits), recognised.built
+    return Misfit(group, weights, recognised.closest), recognised.built
 
 
 # Names

@@ -11,7 +11,7 @@ This module imports torch.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +30,8 @@ LONGEST_NAME = 400
 _DEEPEST = 24
 """Containers inside each other. Training programs nest their settings about six deep."""
 
-_MOST_VALUES = 2_000_000
-"""Values in the containers of a checkpoint, most of them losses of every step."""
+_MOST_CONTAINERS = 200_000
+"""Containers in a checkpoint, one that lies in several counted as often."""
 
 WRAPPERS = frozenset({"module", "_orig_mod"})
 """What DataParallel, an AveragedModel and torch.compile put before the names of a network."""
@@ -105,20 +105,24 @@ def all_tensors(path: Path, content: object) -> Group:
     """
     saved: dict[str, Saved] = {}
     containers: deque[tuple[tuple[str, ...], object]] = deque([((), content)])
-    values, arrays = 0, False
+    seen, arrays = 0, False
+    # A pickle may hold one container in many places: what is in it is looked for once.
+    known: dict[int, list[tuple[str, object]]] = {}
     while containers:
         keys, container = containers.popleft()
-        for key, value in _items(container):
-            values += 1
-            if values > _MOST_VALUES:
-                refuse(path, f"holds more than {_MOST_VALUES:,} values, or containers that hold "
-                       "themselves", _ALONE)  # fmt: skip
-            arrays = arrays or isinstance(value, NumPy)
+        seen += 1
+        if seen > _MOST_CONTAINERS:
+            refuse(path, f"holds more than {_MOST_CONTAINERS:,} lists and dicts", _ALONE)
+        if id(container) not in known:
+            known[id(container)] = _items(container)
+        for key, value in known[id(container)]:
             if isinstance(value, Tensor):
                 _add(path, saved, (*keys, key), value)
-            elif isinstance(value, (Mapping, list, tuple)):
-                if len(keys) >= _DEEPEST:
-                    refuse(path, f"nests its content more than {_DEEPEST} deep", _ALONE)
+            elif isinstance(value, NumPy):
+                arrays = True
+            elif len(keys) >= _DEEPEST:
+                refuse(path, f"nests its content more than {_DEEPEST} deep", _ALONE)
+            else:
                 containers.append(((*keys, key), value))
     if not saved:
         _refuse_content(path, content, arrays=arrays)
@@ -129,12 +133,17 @@ _ALONE = "save the weights of one generator alone: torch.save(netG.state_dict(),
 
 
 def _items(container: object) -> list[tuple[str, object]]:
-    """Return the items of a container whose keys are text or, of a list, numbers."""
+    """Return the tensors and containers in a container whose keys are text or, of a list, numbers.
+
+    Arrays of NumPy are returned, too.
+    """
+    pairs: Iterable[tuple[object, object]] = ()
     if isinstance(container, Mapping):
-        return [(key, value) for key, value in container.items() if isinstance(key, str)]
-    if isinstance(container, (list, tuple)):
-        return [(str(index), value) for index, value in enumerate(container)]
-    return []
+        pairs = ((key, value) for key, value in container.items() if isinstance(key, str))
+    elif isinstance(container, (list, tuple)):
+        pairs = enumerate(container)
+    kinds = (Tensor, Mapping, list, tuple, NumPy)
+    return [(str(key), value) for key, value in pairs if isinstance(value, kinds)]
 
 
 def _add(path: Path, saved: dict[str, Saved], keys: tuple[str, ...], value: Tensor) -> None:
@@ -159,6 +168,6 @@ def _refuse_content(path: Path, content: object, *, arrays: bool) -> None:
         refuse(path, f"holds {kind} where named tensors are expected", _ALONE)
     if {"state", "param_groups"} <= set(content):
         refuse(path, "is the state of an optimizer, not of a network", _ALONE)
-    keys = [key for key, _ in _items(content)][:4]
+    keys = [key for key in content if isinstance(key, str)][:4]
     named = f", only {', '.join(repr(key[:40]) for key in keys)}" if keys else ""
     refuse(path, f"holds no named tensors{named}", _ALONE)

@@ -29,14 +29,17 @@ from .ugatit import UGATIT
 
 __all__ = [
     "FAMILIES",
+    "Closest",
     "Family",
     "Fit",
     "NetworkConfig",
     "Reading",
+    "Recognised",
     "Shapes",
     "closest",
     "family_named",
     "fits",
+    "recognise",
     "unlike",
 ]
 
@@ -92,15 +95,44 @@ def family_named(name: str) -> Family:
     raise ModelError(f"no family {name!r}: it is one of {names}")
 
 
-def fits(shapes: Shapes, among: Sequence[Family] = FAMILIES) -> tuple[Fit, ...]:
-    """Return every family whose network has exactly these weights, each network once."""
+@dataclass(frozen=True)
+class Recognised:
+    """What the families make of a set of weights."""
+
+    fits: tuple[Fit, ...]
+    """Every family whose network has exactly these weights, each network once."""
+    closest: Closest | None
+    """The family that they look most like, where they fit none and look like any."""
+    built: int
+    """The tensors of the networks that were built to compare with."""
+
+
+def recognise(shapes: Shapes) -> Recognised:
+    """Compare weights with the networks of all families.
+
+    The likeness to a network is the share of the names and shapes that are equal.
+    """
     found: list[Fit] = []
-    for family, reading, expected in _readings(shapes, among):
-        known = [(fit.reading.config, _own_names(shapes, fit.reading)) for fit in found]
-        own = reading.config, _own_names(shapes, reading)
-        if not _differences(shapes, reading, expected) and own not in known:
-            found.append(Fit(family, reading))
-    return tuple(found)
+    best, built = None, 0
+    for family, reading, expected in _readings(shapes, FAMILIES):
+        built += len(expected)
+        differences = _differences(shapes, reading, expected)
+        total = max(1, len(shapes) + sum(name not in shapes for name in expected))
+        share = 1 - len(differences) / total
+        if not differences:
+            known = [(fit.reading.config, _own_names(shapes, fit.reading)) for fit in found]
+            if (reading.config, _own_names(shapes, reading)) not in known:
+                found.append(Fit(family, reading))
+        elif share > (best.likeness if best else _LEAST_LIKENESS):
+            best = Closest(family, differences[0], share)
+    if found:
+        return Recognised(tuple(found), None, built)
+    return Recognised((), best or next(_unfit(shapes, FAMILIES), None), built)
+
+
+def fits(shapes: Shapes) -> tuple[Fit, ...]:
+    """Return every family whose network has exactly these weights, each network once."""
+    return recognise(shapes).fits
 
 
 def closest(shapes: Shapes) -> Closest | None:
@@ -108,14 +140,7 @@ def closest(shapes: Shapes) -> Closest | None:
 
     The likeness is the share of the names and shapes that are equal.
     """
-    best, likeness = None, _LEAST_LIKENESS
-    for family, reading, expected in _readings(shapes, FAMILIES):
-        differences = _differences(shapes, reading, expected)
-        total = max(1, len(shapes) + sum(name not in shapes for name in expected))
-        share = 1 - len(differences) / total
-        if differences and share > likeness:
-            best, likeness = Closest(family, differences[0], share), share
-    return best or next(_unfit(shapes, FAMILIES), None)
+    return recognise(shapes).closest
 
 
 def unlike(shapes: Shapes, family: Family) -> str:

@@ -28,6 +28,7 @@ FamilyName: TypeAlias = Literal[
     "copies",
     "pytorch_gan",
     "aladdinpersson",
+    "mmgeneration",
     "udacity",
     "toronto",
     "mnist_svhn",

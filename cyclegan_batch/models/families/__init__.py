@@ -22,6 +22,7 @@ from .course import MNIST_SVHN, TORONTO, UDACITY
 from .cut import CUT
 from .family import Family, NetworkConfig, Reading, Shapes, UnfitError
 from .fast_style import FAST_STYLE
+from .mmgeneration import MMGENERATION
 from .pix2pixhd import PIX2PIXHD
 from .pytorch_gan import PYTORCH_GAN
 from .reference import REFERENCE_RESNET, REFERENCE_UNET
@@ -54,6 +55,7 @@ FAMILIES: tuple[Family, ...] = (
     COPIES,
     PYTORCH_GAN,
     ALADDINPERSSON,
+    MMGENERATION,
     UDACITY,
     TORONTO,
     MNIST_SVHN,

@@ -208,10 +208,10 @@ def _config(course: Course, shapes: Shapes, blocks: int, between: str, last: str
     names = ("conv1.0.weight", between, last)
     first, _, head = weights = [shapes.get(name, ()) for name in names]
     for name, shape in zip(names, weights, strict=True):
+        if not shape:
+            raise UnfitError(f"lacks {name!r}")
         if len(shape) != 4 or min(shape) < 1 or shape[2] != shape[3]:
-            raise UnfitError(
-                f"has {name!r} of {shape or 'no shape'} where a square kernel is needed"
-            )
+            raise UnfitError(f"has {name!r} of {shape} where a square kernel is needed")
     nearest = last.startswith("upconv")
     kernels = (first[2], weights[1][2], head[2])
     odd = (False, True, nearest)

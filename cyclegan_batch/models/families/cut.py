@@ -11,19 +11,12 @@ network.
 
 from __future__ import annotations
 
-import re
-
-from .family import Family, Reading, Shapes, UnfitError
+from .family import Family, Reading, Shapes
 from .resnet import resnet_reading
 from .sequence import assumptions, config_in_sequence, names_in_sequence
 
 
 def _read(shapes: Shapes) -> Reading | None:
-    if any(re.fullmatch(r"mlp_\d+\.0\.weight", name) for name in shapes):
-        raise UnfitError(
-            "is CUT's netF, which samples features for the loss and draws nothing; the generator "
-            "is in the file of netG"
-        )
     if not any(name.endswith(".filt") for name in shapes):
         return None
     config = config_in_sequence("cut", shapes)

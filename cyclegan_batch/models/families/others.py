@@ -35,6 +35,8 @@ _OTHERS = (
     _other("StarGAN v2, which needs a style", r"decode\.\d+\.norm1\.fc\."),
     _other("MUNIT or UNIT, which have an encoder and a decoder", r"enc(_content)?\.model\.\d"),
     _other("AttentionGAN", r"deconv\d_attention\."),
+    _other("CUT's netF, which samples features for a loss", r"mlp_0\.0\.weight$", r"mlp_0\.2\."),
+    _other("a discriminator (PatchGANs of several scales)", r"scale0_layer0\.0\.weight$"),
     _other("StyleGAN, which draws from noise", r"mapping\.fc0\.", r"synthesis\.b4\."),
     _other("StyleGAN2, which draws from noise", r"style\.1\.weight$", r"to_rgb1\."),
     _other("the U-Net of PyTorch-GAN's pix2pix", r"down1\.model\.0\.weight$", r"up1\.model\.0\."),

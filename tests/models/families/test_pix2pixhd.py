@@ -276,6 +276,13 @@ def test_a_label_map_is_no_image_errors(tmp_path):
         open_model(path)
 
 
+def test_a_discriminator_is_named_errors(tmp_path):
+    weights = {f"scale{k}_layer{n}.0.weight": torch.rand(4, 4, 4, 4) for k in "01" for n in "01"}
+    torch.save(weights, tmp_path / "latest_net_D.pth")
+    with pytest.raises(ModelError, match=r": it is a discriminator \(PatchGANs of several scales"):
+        load_generator(tmp_path / "latest_net_D.pth")
+
+
 def test_what_is_beyond_the_bounds_errors(tmp_path):
     for changes, match in (
         ({"downs": 6, "ngf": 1, "blocks": 1}, "has 6 strides of 2 down where 1 to 5"),

@@ -3,7 +3,7 @@
 Its files are ``face_paint_512_v1``, ``face_paint_512_v2``, ``paprika``, ``celeba_distill`` and what
 people trained with the same network. They differ in their weights only.
 
-The generator (Chen, Liu and Chen 2020, "AnimeGAN"; the README of TachibanaYoshino/AnimeGANv2):
+The generator (Chen, Liu and Chen 2020, "AnimeGAN"; TachibanaYoshino/AnimeGANv2):
 a *unit* is a reflected border, a convolution, LayerNorm over the whole frame with a weight and a
 bias for each channel (`FrameLayerNorm`), and LeakyReLU of slope 0.2. Three units at full and half
 size, three at a quarter, inverted residual blocks there, one unit; then bilinear enlargement to the

@@ -31,10 +31,8 @@ from .contract import (
     GeneratorIO,
     Layout,
     Range,
-    Shapes,
     Values,
     channel_axis,
-    check_output_size,
     contract_from_generator,
     dimensions_of,
     fixed_size,
@@ -48,6 +46,7 @@ from .contract import (
 )
 from .model_io import ModelIO
 from .outputs import ADOPTABLE, keep_output, picture_of
+from .shapes import Shapes, check_output_size
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def adopt(path: Path, proto: onnx.ModelProto, model_io: ModelIO) -> Adoption:
         ("returns", model_io.returns, returned, returns, "takes"),
     ):
         if stated is None and shown is not None:
-            read.append(f"it {word} {_range_name(shown[0].range)}: {shown[1]}")
+            read.append(f"it {word} {_range_name(shown[0].range)}, as {shown[1]}")
         elif stated is None and used is not None:
             assumed.append(f"it {word} {_range_name(used.range)}, as it {other}")
     io = GeneratorIO(
@@ -285,15 +284,15 @@ def _shown_values(
 
     def shown(value: onnx.ValueInfoProto, values: Range | None, what: str) -> _Shown | None:
         if _is_uint8(value):
-            return BYTES, "it is uint8"
+            return BYTES, "uint8 does"
         return None if values is None else (Values(values), what)
 
     return (
-        shown(graph_input, flow.range_of_input(graph_input.name), "by its first arithmetic"),
+        shown(graph_input, flow.range_of_input(graph_input.name), "its first arithmetic shows"),
         shown(
             graph_output,
             flow.range_of_output(graph_output.name),
-            "by its last activation and the arithmetic behind it",
+            "its last activation and the arithmetic behind it show",
         ),
     )
 
@@ -528,8 +527,8 @@ def _size_requirements(
 def _sizes_in_words(sizes: SizeRequirements, *, inferred: bool) -> str:
     words = f"its sizes are multiples of {sizes.multiple_of} from {sizes.minimum} on"
     if inferred:
-        return f"{words}: by the shapes inside it"
-    return f"{words}, by its strides alone, since its shapes cannot be inferred"
+        return f"{words}, as the shapes inside it show"
+    return f"{words}, by its strides, as its shapes cannot be inferred"
 
 
 def _multiple_by_strides(contract: onnx.ModelProto) -> int:

@@ -25,14 +25,13 @@ from .adoption import Adoption
 from .card import ModelCard, Recognition, recognition_from_json
 from .contract import (
     CONTRACT_VERSION,
-    Shapes,
-    check_output_size,
     fixed_size,
     image_axes,
     input_and_output,
     pixel_type_of,
     value_in_words,
 )
+from .shapes import Shapes, check_output_size
 
 _PREFIX = "cyclegan_batch."
 """The beginning of the card's keys in ``metadata_props``."""

@@ -12,7 +12,7 @@ names the file in an error message.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias
@@ -122,7 +122,7 @@ def contract_from_generator(
     are converted there, and a generator inside the contract gets no nodes at all (two passes over a
     frame in float32 take 8 ms at 1280×720).
     """
-    if _opset(generator) < _OLDEST_OPSET:
+    if opset_of(generator) < _OLDEST_OPSET:
         generator = onnx.version_converter.convert_version(generator, CONVERTED_OPSET)
     whole = is_inside(generator, io) and pixel_type == "uint8"
     contract = onnx.ModelProto()
@@ -132,7 +132,7 @@ def contract_from_generator(
         _add_prefix(graph, "generator/")
     (graph_input,), (graph_output,) = inputs_of(contract), graph.output
     batch, height, width = image_axes(graph_input, io.layout)
-    nodes = _Nodes(_opset(contract))
+    nodes = _Nodes(opset_of(contract))
     before = [] if whole else _nodes_before(nodes, graph_input, io, pixel_type)
     after = [] if whole else _nodes_after(nodes, graph_output, io, pixel_type)
 
@@ -347,7 +347,8 @@ def fixed_size(path: Path, height: int | None, width: int | None) -> Size | None
     return None
 
 
-def _opset(proto: onnx.ModelProto) -> int:
+def opset_of(proto: onnx.ModelProto) -> int:
+    """Return the opset of ONNX's own operators, 0 where none is stated."""
     return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
@@ -417,125 +418,6 @@ class Constants:
             if attribute.name in ("value_float", "value_int"):
                 return np.asarray(helper.get_attribute_value(attribute))
         return None
-
-
-# Whether a graph keeps the size
-
-
-class Shapes:
-    """Shape inference on a graph, without its large weights."""
-
-    _LARGE = 256
-    """Weights of more elements cannot be shapes; inference is quick without their values."""
-
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        graph = onnx.GraphProto()
-        graph.name = proto.graph.name
-        graph.node.extend(proto.graph.node)
-        graph.input.extend(proto.graph.input)
-        graph.output.extend(proto.graph.output)
-        # The declared shapes of the outputs may be wrong, so they are inferred.
-        for value in graph.output:
-            if value.type.HasField("tensor_type"):
-                value.type.tensor_type.ClearField("shape")
-        inputs = {value.name for value in graph.input}
-        for weight in proto.graph.initializer:
-            if int(np.prod(weight.dims)) <= self._LARGE:
-                graph.initializer.append(weight)
-            elif weight.name not in inputs:
-                graph.input.append(
-                    helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
-                )
-        self._proto = onnx.ModelProto()
-        self._proto.ir_version = max(proto.ir_version, 4)
-        self._proto.opset_import.extend(proto.opset_import)
-        self._proto.functions.extend(proto.functions)
-        self._proto.graph.CopyFrom(graph)
-        constants = Constants(self._proto)
-        self._reflections = [
-            (node.input[0], pads)
-            for node in graph.node
-            if node.op_type == "Pad" and (pads := _reflection(node, constants)) is not None
-        ]
-
-    def output_size(self, size: Size) -> Size | Literal["unknown", "invalid"]:
-        """Return the inferred size of a contract graph's ``translated`` for ``frames`` of ``size``.
-
-        ``"unknown"`` where inference cannot follow the graph, ``"invalid"`` where ``size`` is too
-        small for it.
-        """
-        frames = next(value for value in self._proto.graph.input if value.name == INPUT)
-        batch = frames.type.tensor_type.shape.dim[0].dim_value or 1
-        outputs = self.of_outputs({INPUT: [batch, *size, 3]})
-        if outputs is None:
-            return "invalid"
-        out = outputs[OUTPUT]
-        if out is None or len(out) != 4 or out[1] is None or out[2] is None:
-            return "unknown"
-        return out[1], out[2]
-
-    def of_outputs(self, inputs: Mapping[str, Sequence[int]]) -> dict[str, Lengths | None] | None:
-        """Return the inferred lengths of every output's axes, for ``inputs`` of these lengths.
-
-        An output that inference cannot follow is None. The whole is None where the lengths are too
-        small for the graph, or do not fit it.
-        """
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self._proto)
-        for value in proto.graph.input:
-            if value.name in inputs:
-                axes = value.type.tensor_type.shape.dim
-                for axis, length in zip(axes, inputs[value.name], strict=True):
-                    axis.dim_value = length
-        try:
-            inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
-        except onnx.shape_inference.InferenceError:
-            return None
-        values = {value.name: dimensions_of(value) for value in inferred.graph.value_info}
-        values |= {name: [*lengths] for name, lengths in inputs.items()}
-        for dimensions in values.values():
-            if dimensions and any(length is not None and length < 1 for length in dimensions):
-                return None
-        for name, pads in self._reflections:
-            shape = values.get(name)
-            for side, pad in zip(shape or [], pads, strict=False):
-                if side is not None and pad >= side:
-                    return None
-        return {value.name: dimensions_of(value) for value in inferred.graph.output}
-
-
-def _reflection(node: onnx.NodeProto, constants: Constants) -> list[int] | None:
-    """Return the wider reflection of each axis of a Pad, None where it does not reflect."""
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if attributes.get("mode", b"constant") != b"reflect":
-        return None
-    pads = attributes.get("pads")
-    if pads is None:
-        constant = constants.value(node.input[1])
-        if constant is None:
-            return None
-        pads = constant.tolist()
-    half = len(pads) // 2
-    wider = [max(begin, end) for begin, end in zip(pads[:half], pads[half:], strict=True)]
-    if len(node.input) > 3 and node.input[3]:
-        # Since opset 18 the pads may be of some axes only.
-        axes = constants.value(node.input[3])
-        if axes is None or len(axes) != half:
-            return None
-        of_axis = dict(zip((int(axis) % 4 for axis in axes), wider, strict=True))
-        return [of_axis.get(axis, 0) for axis in range(4)]
-    return wider
-
-
-def check_output_size(path: Path, shapes: Shapes, size: Size) -> None:
-    """Refuse a graph whose inferred output size differs from ``size``. Raises ModelError."""
-    out = shapes.output_size(size)
-    if isinstance(out, tuple) and out != size:
-        refuse_generator(
-            path,
-            f"returns {out[0]}×{out[1]} for {size[0]}×{size[1]} (height × width) where a "
-            "generator keeps the size",
-        )
 
 
 def refuse_generator(path: Path, finding: str) -> NoReturn:

@@ -20,7 +20,6 @@ from ..wording import printable
 from .contract import (
     Layout,
     Lengths,
-    Shapes,
     channel_axis,
     dimensions_of,
     image_axes,
@@ -28,6 +27,7 @@ from .contract import (
     refuse_generator,
     values_in_words,
 )
+from .shapes import Shapes
 
 T = TypeVar("T")
 

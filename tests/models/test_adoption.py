@@ -13,6 +13,7 @@ from onnx import TensorProto
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.frames import Pixels, SizeRequirements
 from cyclegan_batch.models.model import open_model
+from cyclegan_batch.models.shapes import _fold_constants
 from cyclegan_batch.wording import grouped
 from tests.synthesis import generators
 from tests.synthesis.generators import Graph, natural, run
@@ -323,9 +324,12 @@ def test_a_u_net_needs_the_multiple_of_its_depth(tmp_path: Path, levels: int) ->
     assert found == SizeRequirements(multiple_of=multiple, minimum=multiple)
 
 
-def test_sizes_that_the_graph_computes_from_its_input_are_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("opset", [11, 12, 13, 16, 17, 18])
+def test_sizes_that_the_graph_computes_from_its_input_are_followed(
+    tmp_path: Path, opset: int
+) -> None:
     """The graph is the one that torch exports for ``interpolate(x, size=y.shape[2:])``."""
-    g = Graph()
+    g = Graph(opset)
     kernel = g.constant(np.full((3, 3, 4, 4), 0.1))
     x = "image"
     for _ in range(2):
@@ -334,14 +338,42 @@ def test_sizes_that_the_graph_computes_from_its_input_are_followed(tmp_path: Pat
     start, middle, end = (g.constant([n], np.int64) for n in (0, 2, 4))
     sides = g.op("Mul", g.op("Slice", shape_of_x, middle, end), g.constant([4, 4], np.int64))
     sizes = g.op("Concat", g.op("Slice", shape_of_x, start, middle), sides, axis=0)
-    g.op("Tanh", g.op("Resize", x, "", "", sizes), out="picture")
+    nothing = g.constant(np.zeros(0)) if opset < 13 else ""
+    g.op("Tanh", g.op("Resize", x, nothing, nothing, sizes), out="picture")
     shape = ("N", 3, "H", "W")
     g.save(
         tmp_path / "a.onnx",
         [("image", TensorProto.FLOAT, shape)], [("picture", TensorProto.FLOAT, shape)],
     )  # fmt: skip
-    found = open_model(tmp_path / "a.onnx").card.sizes
-    assert found == SizeRequirements(multiple_of=4, minimum=4)
+    model = open_model(tmp_path / "a.onnx")
+    assert model.card.sizes == SizeRequirements(multiple_of=4, minimum=4)
+    assert model.read[-1] == (
+        "its sizes are multiples of 4 from 4 on, as the shapes inside it show"
+    )
+
+
+@pytest.mark.parametrize("opset", [12, 13])
+def test_axes_that_moved_in_opset_13_are_read_where_they_are(tmp_path: Path, opset: int) -> None:
+    """A picture out of a Split by stated lengths, which by halves would have two channels."""
+    g = Graph(opset)
+    wide = g.op("Conv", "image", g.constant(np.full((4, 3, 1, 1), 0.1)))
+    if opset == 12:
+        split = onnx.helper.make_node("Split", [wide], ["x", "rest"], axis=1, split=[3, 1])
+    else:
+        lengths = g.constant([3, 1], np.int64)
+        split = onnx.helper.make_node("Split", [wide, lengths], ["x", "rest"], axis=1)
+    g.nodes.append(split)
+    g.op("Tanh", "x", out="picture")
+    g.op("Tanh", "rest", out="mask")
+    free = (None,) * 4
+    path = g.save(
+        tmp_path / "a.onnx", [("image", TensorProto.FLOAT, ("N", 3, "H", "W"))],
+        [("picture", TensorProto.FLOAT, free), ("mask", TensorProto.FLOAT, free)],
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="2 of them may be the picture"):
+        open_model(path)
+    card = open_model(path, model_io="out=picture").card
+    assert (card.sizes, card.adopted) == (SizeRequirements(), "nchw rgb -1..1 out=picture")
 
 
 def test_where_shapes_cannot_be_inferred_the_strides_say_the_multiple(tmp_path: Path) -> None:
@@ -409,3 +441,46 @@ def test_a_model_of_integers_errors(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(ModelError, match="int32 where float or uint8 is expected"):
         open_model(path)
+
+
+@pytest.mark.behaviour(35)
+@pytest.mark.parametrize("opset", [11, 13, 17])
+def test_borders_that_are_arithmetic_on_constants_are_followed(tmp_path: Path, opset: int) -> None:
+    """As torch's older exporter writes a reflection by 3 of height and width."""
+    g = Graph(opset)
+
+    def ints(*values: int) -> str:
+        tensor = onnx.numpy_helper.from_array(np.array(values, np.int64))
+        return g.op("Constant", value=tensor)
+
+    zero = onnx.numpy_helper.from_array(np.array([0], np.int64))
+    rest = g.op("ConstantOfShape", ints(4), value=zero)
+    pairs = g.op("Reshape", g.op("Concat", ints(3, 3, 3, 3), rest, axis=0), ints(-1, 2))
+    last_first = g.op("Slice", pairs, ints(-1), ints(-(2**63)), ints(0), ints(-1))
+    flat = g.op("Reshape", g.op("Transpose", last_first, perm=[1, 0]), ints(-1))
+    x = g.op("Pad", "image", g.op("Cast", flat, to=TensorProto.INT64), mode="reflect")
+    x = g.op("Conv", x, g.constant(np.full((3, 3, 7, 7), 0.01)))
+    region = g.op("Constant", value=onnx.numpy_helper.from_array(np.zeros(0, np.float32)))
+    x = g.op("Resize", x, region, g.constant([1.0, 1.0, 1.0, 1.0]), mode="nearest")
+    g.op("Tanh", x, out="picture")
+    shape = ("N", 3, "H", "W")
+    path = g.save(
+        tmp_path / "a.onnx",
+        [("image", TensorProto.FLOAT, shape)], [("picture", TensorProto.FLOAT, shape)],
+    )  # fmt: skip
+    model = open_model(path)
+    assert model.card.sizes == SizeRequirements(multiple_of=1, minimum=4)
+    assert not any("sizes" in each for each in model.assumed)
+
+
+def test_a_constant_that_would_be_large_is_not_computed() -> None:
+    """Eight terabytes of zeros stay a node, and the one that they come from does not."""
+    g = Graph()
+    huge = g.op("ConstantOfShape", g.op("Identity", g.constant([10**12], np.int64)))
+    g.op("Add", "image", huge, out="picture")
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(g.nodes, "g", [], [], initializer=g.weights),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+    )
+    _fold_constants(proto)
+    assert [node.op_type for node in proto.graph.node] == ["ConstantOfShape", "Add"]

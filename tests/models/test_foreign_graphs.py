@@ -66,6 +66,7 @@ def test_every_opset_draws_what_numpy_draws(
     model = open_model(path)
     assert model.card.adopted == "nchw rgb -1..1"
     assert (model.card.sizes.multiple_of, model.card.sizes.fixed) == (2, None)
+    assert not any("sizes" in each for each in model.assumed)
     assert off_by(model, runtime, translate, natural((26, 38), 2)) <= 1
 
 
@@ -96,7 +97,8 @@ def test_a_graph_of_tensorflow_draws_what_numpy_draws(
     translate = foreign.by_tf2onnx(path, opset=opset, how=how)
     model = open_model(path)
     assert model.card.adopted == "nhwc rgb -1..1"
-    assert model.card.sizes.multiple_of == 2
+    assert (model.card.sizes.multiple_of, model.card.sizes.fixed) == (2, None)
+    assert not any("sizes" in each for each in model.assumed)
     assert off_by(model, runtime, translate, natural((26, 38), 2)) <= 1
 
 

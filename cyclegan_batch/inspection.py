@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from stat import S_ISDIR
 from typing import TYPE_CHECKING, TypedDict
@@ -93,7 +94,12 @@ def _describe_model(path: Path, model_io: str | None, selection: Selection) -> d
     from .models.model import describe, open_model
 
     model = open_model(path, model_io=model_io, selection=selection)
-    description = describe(model.card)
+    card = model.card
+    if model.checkpoint:
+        # The card has what was assumed in a list of its own.
+        told = set(model.checkpoint.assumptions)
+        card = replace(card, notes=tuple(note for note in card.notes if note not in told))
+    description = describe(card)
     if model.io:
         in_part = "in part assumed (its graph does not show all)"
         description |= {

@@ -32,8 +32,8 @@ class Recognition:
         """How sure that is, in words."""
         if self.also_fits:
             in_part = ", and in part assumed" if self.assumed else ""
-            others = " and ".join(self.also_fits)
-            return f"named by --family{in_part} (these weights are as well those of {others})"
+            fit = f"{' and '.join(self.also_fits)} fit{'s' if len(self.also_fits) == 1 else ''}"
+            return f"named by --family{in_part} ({fit} these weights, too)"
         if self.assumed:
             return "in part assumed (names and shapes are this network's, and do not show all)"
         return "certain (names and shapes are this network's, and nothing was assumed)"

@@ -91,23 +91,29 @@ class LoadedGenerator:
         )
 
     @property
+    def assumptions(self) -> tuple[Note, ...]:
+        """Notes for the user on what was assumed."""
+        name = Path(self.path.name)
+        return tuple(Note(name, f"it is taken that {clause}") for clause in self.assumed)
+
+    @property
     def notes(self) -> tuple[Note, ...]:
         """Notes for the user on what was assumed, and where other programs compute otherwise."""
-        sentences = [f"it is taken that {clause}" for clause in self.assumed]
         differences = []
         if getattr(self.config, "norm", None) == "batch":
             differences.append("BatchNorm uses the statistics of its training")
         if getattr(self.config, "dropout", False):
             differences.append("dropout is off")
+        notes = [*self.how_chosen, *self.assumptions]
         if differences:
             others = (
                 "the reference implementation's test script does so only with --eval"
                 if isinstance(self.config, GeneratorConfig)
                 else "a script that leaves the network in training mode draws another picture"
             )
-            sentences.append(f"{' and '.join(differences)}; {others}")
-        own = tuple(Note(Path(self.path.name), text) for text in sentences)
-        return (*self.how_chosen, *own)
+            text = f"{' and '.join(differences)}; {others}"
+            notes.append(Note(Path(self.path.name), text))
+        return tuple(notes)
 
 
 def load_generator(path: Path, selection: Selection = ANY_GENERATOR) -> LoadedGenerator:

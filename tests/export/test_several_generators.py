@@ -1,10 +1,11 @@
-"""One file with two generators: each is translated with, exported, inspected and resumed."""
+"""One file with two generators, or for two families: each is drawn, exported and resumed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ package("onnxruntime")
 
 from cyclegan_export import export_bundle, export_onnx  # noqa: E402
 
+from cyclegan_batch.models import families  # noqa: E402
+from cyclegan_batch.models.families import Family, Reading, Shapes  # noqa: E402
+from cyclegan_batch.models.families.reference import REFERENCE_RESNET  # noqa: E402
 from cyclegan_batch.models.networks import (  # noqa: E402
     GeneratorConfig,
     generator_from_config,
@@ -183,3 +187,59 @@ def test_a_run_that_was_interrupted_goes_on_with_its_own_generator_only(
         assert path.read_bytes() == (out / path.name).read_bytes()
     assert translate(source, out, weights="netG_A", **options).frames == 0
     assert translate(source, out, weights="netG_B", overwrite=True, **options).frames == 12
+
+
+class OtherConfig(GeneratorConfig):
+    """A network with the weights of the reference's ResNet, and another end."""
+
+
+def read_as_another(shapes: Shapes) -> Reading | None:
+    """Stand for a family whose networks have the weights of the reference's."""
+    reading = REFERENCE_RESNET.read(shapes)
+    if reading is None:
+        return None
+
+    def build() -> torch.nn.Module:
+        network = reading.build()
+        network.model[-1] = torch.nn.Hardtanh()
+        return network
+
+    config = OtherConfig(**asdict(reading.config))
+    return Reading(config, build, assumed=("it ends in a hard tanh",))
+
+
+@pytest.mark.behaviour(21, 49)
+def test_of_two_families_that_fit_one_is_named(
+    tmp_path: Path, both: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Family("copies", "a stand-in", read_as_another)
+    monkeypatch.setattr(families, "FAMILIES", (REFERENCE_RESNET, other))
+    source, out = pictures(tmp_path / "in", 2), tmp_path / "out"
+    options: dict[str, Any] = {"model": both, "weights": "netG_A", "backend": "torch", "threads": 1}
+    listed = (
+        r"2 families have such weights: resnet \(the reference CycleGAN's ResNet\), copies \(a "
+        r"stand-in\); name one with --family"
+    )
+    with pytest.raises(ModelError, match=listed):
+        translate(source, out, **options)
+    translate(source, out, family="resnet", **options)
+    with pytest.raises(
+        OutputError, match=r"made with --family resnet \(now copies\); -y makes the"
+    ):
+        translate(source, out, family="copies", **options)
+    report = translate(source, tmp_path / "other", family="copies", **options)
+    assert [str(note) for note in report.notes].count(
+        "both.pth: it is taken that it ends in a hard tanh"
+    ) == 1
+    assert not np.array_equal(drawn(out / "00.png"), drawn(tmp_path / "other" / "00.png"))
+    assert translate(source, out, family="resnet", **options).frames == 0
+    described = inspect_file(both, selection=Selection("AtoB", family="copies"))
+    assert described["certainty"] == (
+        "named by --family, and in part assumed (resnet fits these weights, too)"
+    )
+    assert described["notes"] == []  # what was assumed is told once
+    asked = ["translate", source, tmp_path / "third", "-m", both, "--weights", "netG_A"]
+    code, out_text, _ = command(
+        capsys, *asked, "--family", "copies", "--backend", "torch", "--dry-run"
+    )
+    assert (code, "(resnet_1blocks, netG_A, copies, sha256" in out_text) == (0, True)

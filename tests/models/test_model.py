@@ -137,8 +137,8 @@ def test_what_the_weights_were_recognised_as_is_read_again_and_described(tmp_pat
     [
         ((), (), "certain (names and shapes are this network's, and nothing was assumed)"),
         (("a",), (), "in part assumed (names and shapes are this network's, and do not show all)"),
-        ((), ("b", "c"), "named by --family (these weights are as well those of b and c)"),
-        (("a",), ("b",), "named by --family, and in part assumed (these weights are as well th"),
+        ((), ("b", "c"), "named by --family (b and c fit these weights, too)"),
+        (("a",), ("b",), "named by --family, and in part assumed (b fits these weights, too)"),
     ],
 )
 def test_a_recognition_says_how_sure_it_is(

@@ -47,6 +47,9 @@ _SURE = 0.6
 _ALMOST = 0.9
 """The likeness above which weights may be a network's that were not saved whole."""
 
+_FEWEST_CONVOLUTIONS = 5
+"""The smallest generator that is known has five convolutions, and a block of one has two."""
+
 _EXPORT_ELSEWHERE = "export it to ONNX where it was trained, and give that file"
 
 
@@ -234,7 +237,13 @@ def _refuse_all(
         family = family_named(selection.family)
         refuse(path, f"does not fit the family {family.name} ({family.title}): "
                f"{unlike(shapes, family)}", "leave --family out")  # fmt: skip
-    best = max(misfits, key=lambda each: each.closest.likeness if each.closest else 0.0)
+    # A part of a network may have the names of another: a block of one is not told as the network.
+    told = [
+        each
+        for each in misfits
+        if each is misfits[0] or _convolutions(each.weights.shapes) >= _FEWEST_CONVOLUTIONS
+    ]
+    best = max(told, key=lambda each: each.closest.likeness if each.closest else 0.0)
     likeness, known = best.closest, known_as(shapes)
     if likeness is not None and (known is None or likeness.likeness > _SURE):
         name = f"its {best.group.label[:80]} is" if best.group.label else "is"
@@ -243,16 +252,16 @@ def _refuse_all(
                f"{likeness.family.title}, but {likeness.finding}",
                remedy if likeness.likeness > _ALMOST else _EXPORT_ELSEWHERE)  # fmt: skip
     rest = contents(root)
+    if len(rest) == 1 and known is None:
+        name, shape = next(iter(shapes.items()))
+        refuse(path, f"is no network that is known: its {len(shapes)} weights begin with "
+               f"{name[:80]!r} {shape}", f"if it is a generator, {_EXPORT_ELSEWHERE}")  # fmt: skip
+    finding = f"is no generator of a CycleGAN: it is {known}"
     if len(rest) > 1:
-        finding = f"holds no generator of a CycleGAN, only {listed(rest)}"
-    else:
-        finding = f"is no generator of a CycleGAN: {_in_words(known, shapes)}"
+        finding = f"holds no generator that is known, only {listed(rest)}"
     refuse(path, finding, "give the generator's weights, e.g. latest_net_G_A.pth")
 
 
-def _in_words(known: str | None, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Return in words whose weights these are, or how they begin."""
-    if known is not None:
-        return f"it is {known}"
-    name, shape = next(iter(shapes.items()))
-    return f"its {len(shapes)} weights begin with {name[:80]!r} {shape}"
+def _convolutions(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the number of convolutions."""
+    return sum(len(shape) == 4 for shape in shapes.values())

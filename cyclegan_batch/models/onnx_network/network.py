@@ -139,6 +139,18 @@ class _WithConstant(nn.Module):
         return self._compute(constant, x) if self._first else self._compute(x, constant)
 
 
+class _Linear(nn.Module):
+    """Gemm, in float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return without_halves(x) @ self.get_buffer("weight").T + self.get_buffer("bias")
+
+
 class _Gather(nn.Module):
     """Gather by constant places along one axis: another order of channels, or one length."""
 
@@ -229,21 +241,84 @@ def _average_pool(node: GraphNode) -> nn.Module:
     return Step(pool.forward)
 
 
-def _reduce_mean(node: GraphNode) -> nn.Module:
-    axes = node.integers("axes") or [int(value) for value in node.required(1)]
+_REDUCTIONS: dict[str, Callable[..., Tensor]] = {
+    "ReduceMax": torch.amax,
+    "ReduceMean": torch.mean,
+    "ReduceMin": torch.amin,
+    "ReduceSum": torch.sum,
+}
+
+
+def _reduction(node: GraphNode) -> nn.Module:
+    axes = node.integers("axes")
+    if len(node.inputs) > 1 and node.inputs[1]:
+        axes = [int(axis) for axis in node.required(1)]
+    if not axes and node.number("noop_with_empty_axes", 0):
+        return Step(lambda x: x)
+    keeps, compute = bool(node.number("keepdims", 1)), _REDUCTIONS[node.kind]
+    return Step(lambda x: compute(x, axes or tuple(range(x.ndim)), keepdim=keeps), wide=True)
+
+
+def _product_of_lengths(node: GraphNode) -> nn.Module:
+    """Return ReduceProd of a list, which is how many pixels there are."""
     keeps = bool(node.number("keepdims", 1))
-    return Step(lambda x: x.mean(axes, keepdim=keeps), wide=True)
+
+    def product(x: Tensor) -> Tensor:
+        if x.ndim != 1:
+            raise ValueError(f"ReduceProd of {x.ndim} dimensions where one is expected")
+        return x.prod(0, keepdim=keeps)
+
+    return Step(product)
+
+
+def _pool(node: GraphNode) -> nn.Module:
+    compute = torch.mean if node.kind == "GlobalAveragePool" else torch.amax
+    return Step(lambda x: compute(x, (2, 3), keepdim=True), wide=True)
+
+
+def _linear(node: GraphNode) -> nn.Module:
+    """Return Gemm of computed rows and constant weights, in float32."""
+    if node.constant(0) is not None or node.number("transA", 0):
+        raise UnknownNodeError(node, "Gemm of other than rows")
+    weight = without_halves(node.required(1)) * node.number("alpha", 1.0)
+    bias = node.required(2) if len(node.inputs) > 2 and node.inputs[2] else torch.zeros(1)
+    bias = without_halves(bias) * node.number("beta", 1.0)
+    return _Linear(weight if node.number("transB", 0) else weight.T, bias)
+
+
+def _flatten(node: GraphNode) -> nn.Module:
+    axis = int(node.number("axis", 1))
+    return Step(lambda x: x.reshape(math.prod(x.shape[:axis]), -1))
 
 
 def _reshape(node: GraphNode) -> nn.Module:
-    shape = [int(value) for value in node.required(1)]
-    if 0 in shape and int(node.number("allowzero", 0)):
+    zeros_are_lengths = bool(node.number("allowzero", 0))
+    constant = node.constant(1)
+    if constant is not None and zeros_are_lengths and 0 in constant:
         raise UnknownNodeError(node, "Reshape with allowzero")
 
-    def reshape(x: Tensor) -> Tensor:
-        return x.reshape([x.shape[i] if side == 0 else side for i, side in enumerate(shape)])
+    def reshape(x: Tensor, computed: Tensor | None = None) -> Tensor:
+        shape = constant if computed is None else computed
+        assert shape is not None
+        sides = [int(side) for side in shape]
+        return x.reshape([x.shape[i] if side == 0 else side for i, side in enumerate(sides)])
 
     return Step(reshape)
+
+
+def _expand(node: GraphNode) -> nn.Module:
+    constant = node.constant(1)
+
+    def expand(x: Tensor, computed: Tensor | None = None) -> Tensor:
+        shape = constant if computed is None else computed
+        assert shape is not None
+        # Either of two lengths may be the 1 that is repeated.
+        sides = [int(side) for side in shape]
+        sides = [1] * (x.ndim - len(sides)) + sides
+        own = [1] * (len(sides) - x.ndim) + list(x.shape)
+        return x.expand([a if b == 1 else b for a, b in zip(own, sides, strict=True)])
+
+    return Step(expand)
 
 
 def _slope(node: GraphNode) -> nn.Module:
@@ -251,9 +326,26 @@ def _slope(node: GraphNode) -> nn.Module:
     return Step(lambda x: F.leaky_relu(x, slope))
 
 
-def _concatenation(node: GraphNode) -> nn.Module:
-    axis = int(node.number("axis", 1))
-    return Step(lambda *values: torch.cat(values, axis))
+class _Concat(nn.Module):
+    """Concat of what is computed and of constants."""
+
+    def __init__(self, node: GraphNode) -> None:
+        super().__init__()
+        self._axis = int(node.number("axis", 1))
+        constants = [node.constant(place) for place in range(len(node.inputs))]
+        # Integers are sizes, which stay on the host (sizes.py).
+        self._sizes = {i: c for i, c in enumerate(constants) if c is not None
+                       and not c.is_floating_point()}  # fmt: skip
+        self._names = {i: f"constant_{i}" for i, c in enumerate(constants) if c is not None}
+        for place, name in self._names.items():
+            self.register_buffer(name, constants[place])
+
+    def forward(self, *computed: Tensor) -> Tensor:
+        values = list(computed)
+        for place, name in self._names.items():
+            constant = self._sizes.get(place)
+            values.insert(place, self.get_buffer(name) if constant is None else constant)
+        return torch.cat(values, self._axis)
 
 
 def _transposition(node: GraphNode) -> nn.Module:
@@ -283,23 +375,32 @@ def _simple(compute: Callable[[Tensor], Tensor], *, wide: bool = False) -> _Make
 _Maker: TypeAlias = Callable[[GraphNode], nn.Module]
 
 _MAKERS: dict[str, _Maker] = {
+    "Abs": _simple(torch.abs),
     "Add": _arithmetic(torch.add, keeps=True),
     "AveragePool": _average_pool,
     "BatchNormalization": _BatchNorm,
     "Cast": _cast,
     "Clip": _clip,
-    "Concat": _concatenation,
+    "Concat": _Concat,
     "Div": _arithmetic(_quotient, keeps=False),
     "Dropout": _simple(lambda x: x),
+    "Exp": _simple(torch.exp, wide=True),
+    "Expand": _expand,
+    "Flatten": _flatten,
     "Floor": _simple(torch.floor, wide=True),
     "Gather": _Gather,
+    "Gemm": _linear,
+    "GlobalAveragePool": _pool,
+    "GlobalMaxPool": _pool,
     "Identity": _simple(lambda x: x),
     "InstanceNormalization": _Norm,
     "LeakyRelu": _slope,
     "MatMul": _arithmetic(torch.matmul, keeps=False),
     "Mul": _arithmetic(torch.mul, keeps=False),
+    "Neg": _simple(torch.neg),
     "Pad": _pad,
-    "ReduceMean": _reduce_mean,
+    "Pow": _arithmetic(torch.pow, keeps=False),
+    "ReduceProd": _product_of_lengths,
     "Relu": _simple(torch.relu),
     "Reciprocal": _simple(torch.reciprocal, wide=True),
     "Reshape": _reshape,
@@ -316,6 +417,8 @@ _MAKERS: dict[str, _Maker] = {
     "Upsample": Resize,
 }
 """How each kind of node but a convolution is computed."""
+
+_MAKERS |= dict.fromkeys(_REDUCTIONS, _reduction)
 
 
 class OnnxNetwork(nn.Module):

@@ -212,8 +212,9 @@ def model_option() -> GroupedOption:
         group=MODEL,
         type=PLACE,
         required=True,
-        help="The generator: an ONNX file, a TensorRT engine, a checkpoint (.pth, .safetensors) or "
-        "the folder of a training run; an ONNX file or a checkpoint may be a URL.",
+        help="The generator: an ONNX file, a TensorRT engine, a checkpoint (.pth, .ckpt, "
+        ".safetensors and others) or the folder of a training run; an ONNX file or a checkpoint "
+        "may be a URL.",
     )
 
 

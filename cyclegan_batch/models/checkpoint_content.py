@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..wording import first_line, printable
+from .checkpoint_files import HDF5
 
 SAVE_AGAIN = "save the weights again: torch.save(netG.state_dict(), path)"
 """What to do about a file whose weights cannot be read."""
@@ -85,7 +86,8 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
             refuse(path, f"has a header of more than {_MOST_PICKLED >> 20} MiB", SAVE_AGAIN)
         return _read_safetensors(path)
     if not start.startswith(b"PK\x03\x04") and start[:1] != b"\x80":
-        refuse(path, _file_in_words(start), "give the .pth or .safetensors file of a generator")
+        refuse(path, _file_in_words(start),
+               "give the .pth or .safetensors file of a generator, or an ONNX")  # fmt: skip
     return _read_pickle(path, start), {}
 
 
@@ -262,6 +264,8 @@ def _file_in_words(start: bytes) -> str:
         return "is empty where a checkpoint is expected"
     if b"\x00" not in start and all(byte >= 32 or byte in b"\t\r\n" for byte in start):
         return "is text where a checkpoint is expected"
+    if start.startswith(HDF5):
+        return "is an HDF5 file, as Keras saves its models, where a PyTorch checkpoint is expected"
     return "is no PyTorch checkpoint and no safetensors file"
 
 

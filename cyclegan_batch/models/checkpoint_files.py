@@ -48,6 +48,12 @@ then its last weights), and the reference implementation's. The names of others 
 
 _DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
+HDF5 = b"\x89HDF"
+"""The first bytes of an HDF5 file, as which Keras saves models."""
+
+_SAVED_MODEL = "saved_model.pb"
+"""The graph of a model in a folder that TensorFlow saved."""
+
 _LONGEST_HEADER = 2**26
 """Bytes. Safetensors headers are a few kilobytes; the format's own limit is 100 MB."""
 
@@ -105,9 +111,10 @@ def is_checkpoint(path: Path) -> bool:
     except OSError:
         return False
     is_zip, is_pickle = start[:2] == b"PK", start[:1] == b"\x80"
+    is_hdf5 = start[:4] == HDF5  # which is refused as what it is
     # Safetensors begin with the length of a JSON header.
     is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size
-    return is_zip or is_pickle or is_safetensors
+    return is_zip or is_pickle or is_safetensors or is_hdf5
 
 
 def find_checkpoint(path: Path, direction: Direction | None = None) -> FoundCheckpoint:
@@ -205,6 +212,12 @@ def _refuse_folder(
         raise ModelError(
             f"{name}: holds no generator {direction} ({expected} is expected), only {other} "
             f"({file.name}); leave --direction out for that one"
+        )
+    if (path / _SAVED_MODEL).is_file():
+        raise ModelError(
+            f"{name}: is a SavedModel of TensorFlow where a generator of PyTorch is expected; "
+            f"convert it to ONNX (python -m tf2onnx.convert --saved-model {name} --output "
+            "generator.onnx), and give that file"
         )
     if (path / DESCRIPTION).is_file() and (path / CONFIG).is_file():
         raise ModelError(

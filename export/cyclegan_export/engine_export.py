@@ -89,12 +89,14 @@ def check_precision(model: Model, precision: str | None, *, half_norm: bool) -> 
 def contract_file(source: Path, selection: Selection) -> Model | None:
     """Return the model of an ONNX of the contract, None for any other file.
 
-    None also where the options contradict it.
+    Raises ModelError where ``selection`` contradicts it.
     """
     if source.suffix.lower() != ".onnx":
         return None
     try:
-        model = open_model(source, selection=selection)
+        model = open_model(source)
     except ModelError:
         return None  # the exporter opens it again and reports what is wrong
-    return model if model.io is None else None
+    if model.io is not None:
+        return None
+    return open_model(source, selection=selection)

@@ -327,13 +327,14 @@ def test_inspect_describes_a_checkpoint_and_a_folder_of_two(
     ("content", "words"),
     [
         (b"no checkpoint, a text", "is text where a checkpoint is expected"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "is an HDF5 file, as Keras saves its models"),
         ("discriminator", "it is a discriminator (PatchGAN); give the generator's weights"),
         ("cut", "is no whole PyTorch checkpoint"),
         (b"\x80\x04\x95\x1d\0\0\0\0\0\0\0\x8c\x05posix\x94\x8c\x05mkdir\x94\x93\x94\x8c\x01x\x94"
          b"\x85\x94R\x94.", "is a pickle that holds"),
         ("nowhere", "no such file or folder; check the path"),
     ],
-    ids=["text", "discriminator", "cut", "payload", "nowhere"],
+    ids=["text", "keras", "discriminator", "cut", "payload", "nowhere"],
 )  # fmt: skip
 def test_what_is_no_generator_is_one_clear_line_errors(
     tmp_path: Path, path: Path, picture: Path, content: bytes | str, words: str

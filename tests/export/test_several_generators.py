@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -101,6 +102,10 @@ def test_each_is_chosen_by_direction_and_by_weights(
         out = generator(drawn(source / "00.png")[np.newaxis])
     assert np.array_equal(out[0], found["netG_B"])
     assert not np.array_equal(found["netG_A"], found["netG_B"])
+    # A plan goes to another process with its generator.
+    plan = plan_translation(source, tmp_path / "plan", weights="netG_A", **options)
+    assert run_plan(pickle.loads(pickle.dumps(plan))).status == "whole"
+    assert np.array_equal(drawn(tmp_path / "plan" / "00.png"), found["netG_A"])
     with pytest.raises(ModelError, match=r"netG_A \(.*\), netG_B \(.*\); choose one with --direct"):
         translate(source, tmp_path / "none", **options)
     if backend == "auto":

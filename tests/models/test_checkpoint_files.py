@@ -207,6 +207,11 @@ def test_a_folder_without_a_generator_errors(tmp_path: Path) -> None:
     others = touched(tmp_path / "others", *(f"{n}_net_D_A.pth" for n in range(5, 35, 5)), "opt.txt")
     with pytest.raises(ModelError, match=r"it holds 10_net_D_A\.pth, .* …; give the file of a gen"):
         find_checkpoint(others)
+    saved_model = touched(tmp_path / "tf", "saved_model.pb", "keras_metadata.pb")
+    with pytest.raises(
+        ModelError, match=r"tf: is a SavedModel of TensorFlow.*tf2onnx\.convert --sa"
+    ):
+        find_checkpoint(saved_model)
     # A letter alone may be the domain that is read or the one that is made.
     letters = touched(tmp_path / "letters", "genh.pth.tar", "genz.pth.tar")
     with pytest.raises(ModelError, match=r"it holds genh\.pth\.tar, genz\.pth\.tar; give the file"):
@@ -219,7 +224,8 @@ def test_what_looks_like_a_checkpoint_is_told_from_an_onnx(tmp_path: Path) -> No
         assert is_checkpoint(tmp_path / name)
     (tmp_path / "images.tar").write_bytes(b"0.png" + bytes(507))
     assert not is_checkpoint(tmp_path / "images.tar")
-    looks = {"a.pth": b"text", "b": b"PK\3\4", "c": b"\x80\2}", "d": b"\x02\0\0\0\0\0\0\0{}"}
+    looks = {"a.pth": b"text", "b": b"PK\3\4", "c": b"\x80\2}", "d": b"\x02\0\0\0\0\0\0\0{}",
+             "e.h5": b"\x89HDF\r\n\x1a\n"}  # fmt: skip
     for name, content in looks.items():
         (tmp_path / name).write_bytes(content)
         assert is_checkpoint(tmp_path / name)

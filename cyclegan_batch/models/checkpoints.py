@@ -27,7 +27,15 @@ from .checkpoint_content import SAVE_AGAIN, read_content, refuse
 from .checkpoint_files import ANY_GENERATOR, FoundCheckpoint, Selection, find_checkpoint
 from .families import Family, NetworkConfig, family_named, unlike
 from .families.others import known_as
-from .generator_choice import Candidate, Misfit, choose, contents, find_generators, listed
+from .generator_choice import (
+    Candidate,
+    Misfit,
+    Weights,
+    choose,
+    contents,
+    find_generators,
+    listed,
+)
 from .networks import GeneratorConfig
 from .state_dicts import Group, all_tensors
 
@@ -153,7 +161,7 @@ def load_generator(path: Path, selection: Selection = ANY_GENERATOR) -> LoadedGe
         chosen.fit.family,
         network.eval(),
         reading.config,
-        reading.assumed,
+        (*reading.assumed, *_assumed_of_statistics(weights, chosen.fit.family)),
         metadata,
         chosen.name,
         chosen.candidate.direction,
@@ -172,6 +180,21 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     content, metadata = read_content(path)
     root = all_tensors(path, content)
     return (root.without_wrappers() or root).tensors, metadata
+
+
+def _assumed_of_statistics(weights: Weights, family: Family) -> tuple[str, ...]:
+    """Return what is assumed of the statistics of InstanceNorms in a file, as a clause or none.
+
+    The reference implementation does not use them, and neither did torch before 0.4.1, which
+    counted no batches.
+    """
+    counted = (weights.legacy_statistics or "").endswith("num_batches_tracked")
+    if not counted or family.name in ("resnet", "unet"):
+        return ()
+    return (
+        "its InstanceNorms use the statistics of each frame (with track_running_stats and in eval "
+        "mode they would use those in the file)",
+    )
 
 
 def _lacks_norms(config: NetworkConfig) -> bool:

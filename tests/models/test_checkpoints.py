@@ -224,7 +224,7 @@ def test_a_discriminator_is_named_errors(tmp_path):
 def test_another_network_is_named_errors(tmp_path):
     path = saved(tmp_path / "vgg.pth", {"features.0.weight": torch.rand(4, 3, 3, 3)})
     with pytest.raises(
-        ModelError, match=r"CycleGAN: its 1 weights begin with 'features\.0\.weight' \(4, 3"
+        ModelError, match=r"known: its 1 weights begin with 'features\.0\.weight' \(4, 3"
     ):
         load_generator(path)
 

@@ -1,11 +1,11 @@
 """Copies of the reference's networks that differ from it in the names of the weights alone.
 
 A file of such a project is read as the reference's after its names have been translated. Where the
-layers are numbered as in the reference, any words before and within the numbers are understood:
-``main.10.res.1.weight`` (Lornatang, CycleGAN-PyTorch), ``net.10.net.1.weight``,
-``model.10.block.1.weight``; and any word before a U-Net (``unet_model.model.0.weight``). `_LAYOUTS`
-lists projects with other names. Each was compared with the code of its project: the same layers, in
-the same order, with the same edges.
+layers are numbered as in the reference, the blocks may have any name: ``model.10.block.1.weight``,
+also with another word before all (``main.10.res.1.weight``, Lornatang/CycleGAN-PyTorch), since the
+caller takes such a file for a sequence and calls it ``model``. `_LAYOUTS` lists projects with other
+names. Each was compared with the code of its project: the same layers, in the same order, with the
+same edges.
 """
 
 from __future__ import annotations
@@ -107,36 +107,24 @@ def _read(shapes: Shapes) -> Reading | None:
 
 def _numbered(shapes: Shapes) -> _Words | None:
     """Return the words of a file whose layers are numbered as in the reference."""
-    blocks = (re.fullmatch(r"(\w+)\.10\.(\w+)\.1\.weight", name) for name in shapes)
-    match = next((match for match in blocks if match), None)
-    if match is None or match.groups() == ("model", "conv_block"):
+    blocks = (re.fullmatch(r"model\.10\.(\w+)\.1\.weight", name) for name in shapes)
+    block = next((match[1] for match in blocks if match), "conv_block")
+    if block == "conv_block" or shapes.get("model.1.weight", ())[2:] != (7, 7):
         return None
-    prefix, block = match.groups()
-    if shapes.get(f"{prefix}.1.weight", ())[2:] != (7, 7):
-        return None
+    inside = re.compile(rf"(model\.\d+)\.{block}\.")
     return _Words(
-        {
-            name: re.sub(rf"^{prefix}\.(\d+)\.{block}\.", r"model.\1.conv_block.", name)
-            if f".{block}." in name
-            else f"model.{name.removeprefix(f'{prefix}.')}"
-            for name in shapes
-            if name.startswith(f"{prefix}.")
-        },
-        lambda name: name.replace("model.", f"{prefix}.", 1).replace(".conv_block.", f".{block}."),
+        {name: inside.sub(r"\1.conv_block.", name) for name in shapes},
+        lambda name: name.replace(".conv_block.", f".{block}."),
     )
 
 
 def _unet(shapes: Shapes) -> _Words | None:
-    """Return the words of a U-Net that has another one than ``model`` before it."""
-    outermost = (re.fullmatch(r"(\w+)\.model\.0\.weight", name) for name in shapes)
-    match = next((match for match in outermost if match and match[1] != "model"), None)
-    if match is None or shapes[match[0]][2:] != (4, 4):
+    """Return the words of arnab39's U-Net, which is called ``unet_model``."""
+    if len(shapes.get("unet_model.model.0.weight", ())) != 4:
         return None
-    prefix = match[1]
-    inside = (name for name in shapes if name.startswith(f"{prefix}.model."))
     return _Words(
-        {name: name.replace(prefix, "model", 1) for name in inside},
-        lambda name: name.replace("model", prefix, 1),
+        {name: re.sub("^unet_model", "model", name) for name in shapes},
+        lambda name: f"unet_{name}",
     )
 
 

@@ -26,11 +26,6 @@ MOST_BLOCKS, LARGEST_KERNEL = 64, 9
 
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
-_STATISTICS = (
-    "its BatchNorm uses the statistics of its training, where the published code draws samples "
-    "with those of the batch"
-)
-
 
 @dataclass(frozen=True)
 class CourseConfig:
@@ -66,6 +61,11 @@ class CourseConfig:
         if self.course == "toronto":
             return "toronto_resnet_upsampled" if self.up == "nearest" else "toronto_resnet"
         return "mnist_svhn_transfer"
+
+    @property
+    def norm(self) -> Literal["batch"]:
+        """The kind of norm."""
+        return "batch"
 
     @property
     def downs(self) -> int:
@@ -242,7 +242,7 @@ def _reading(config: CourseConfig, *assumed: str) -> Reading:
             names |= {
                 f"{in_file}.{conv + 1}.{part}": f"{layer}.norm.{part}" for part in _BATCH_NORM
             }
-    return Reading(config, partial(CourseGenerator, config), names, assumed=(*assumed, _STATISTICS))
+    return Reading(config, partial(CourseGenerator, config), names, assumed=assumed)
 
 
 def _layers(config: CourseConfig) -> Iterator[tuple[str, str]]:

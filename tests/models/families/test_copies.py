@@ -202,6 +202,21 @@ def test_what_is_translated_is_the_same_picture(tmp_path):
     translates(path, module, tmp_path, (45, 71), (48, 72))
 
 
+@pytest.mark.parametrize(("counts", "told"), [(True, True), (False, False)])
+def test_what_is_taken_of_running_statistics_of_instance_norms_is_told(tmp_path, counts, told):
+    module = varied(Numbered("main", "res"))
+    state = dict(module.state_dict())
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.InstanceNorm2d):
+            state[f"{name}.running_mean"] = torch.rand(layer.num_features)
+            state[f"{name}.running_var"] = torch.rand(layer.num_features)
+            if counts:  # since torch 0.4.1
+                state[f"{name}.num_batches_tracked"] = torch.tensor(7)
+    torch.save(state, tmp_path / "net.pth")
+    generator = loads_and_draws(tmp_path / "net.pth", module, (32, 32))
+    assert told == any("statistics of each frame" in clause for clause in generator.assumed)
+
+
 @pytest.mark.parametrize(
     ("copy", "name"),
     [
@@ -215,5 +230,6 @@ def test_what_differs_is_told_by_the_names_of_the_file(tmp_path, copy, name):
     state = dict(varied(COPIES[copy]).state_dict())
     del state[name]
     torch.save(state, tmp_path / "net.pth")
-    with pytest.raises(ModelError, match=f"a copy of .* lacks {re.escape(repr(name))}"):
+    named = repr(name.removeprefix("net."))
+    with pytest.raises(ModelError, match=f"a copy of .* lacks {re.escape(named)}"):
         load_generator(tmp_path / "net.pth")

@@ -136,7 +136,7 @@ def test_a_file_draws_what_the_network_of_the_course_draws(tmp_path, network, ar
     assert generator.config.architecture == architecture
     assert generator.config.sizes == SizeRequirements(side, side)
     assert generator.family.name == architecture.removesuffix("_transfer").partition("_resnet")[0]
-    assert any("statistics of its training" in clause for clause in generator.assumed)
+    assert any("statistics of its training" in str(note) for note in generator.notes)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,11 @@ def adopt(path: Path, proto: onnx.ModelProto, model_io: ModelIO) -> Adoption:
         text += ", and run as it is"
     elif model_io.takes is None and not is_uint8:
         text += "; the range is read from its graph, and --model-io overrides it"
+    elif takes.normalised and taken is not None:
+        text += (
+            f"; its own first arithmetic is that of a generator that takes "
+            f"{_range_name(taken[0].range)}, so the mean and the std may be applied twice"
+        )
     return Adoption(
         contract, io, spec, sizes, batch, tuple(read), tuple(assumed), Note(None, text)
     )  # fmt: skip
@@ -149,6 +154,7 @@ def _take_picture(
     Raises ModelError.
     """
     several = len(proto.graph.output) > 1
+    name: str | None = None
     if several or model_io.output is not None:
         flow = _Flow(proto)
         layouts = {
@@ -165,7 +171,7 @@ def _take_picture(
             f"its picture is {name!r}, the only one of its {len(proto.graph.output)} outputs that "
             "is an image of the input's size"
         )
-    if several or len(inputs_of(proto)) > 1:
+    if name is not None and (several or len(inputs_of(proto)) > 1):
         keep_output(proto, name)
     inputs = inputs_of(proto)
     if len(inputs) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from cyclegan_batch.frames import Pixels
 from cyclegan_batch.models.contract import RANGES, Values
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.model_io import MODEL_IO_GRAMMAR, ModelIO, parse_model_io
+from cyclegan_batch.wording import grouped
 from tests.needs import need
 from tests.synthesis import generators
 from tests.synthesis.generators import Graph, natural, run
@@ -188,6 +190,32 @@ def test_three_means_are_in_the_order_of_the_channels_of_the_model(
         backend.close()
     assert np.abs(out - np.floor(expected + 0.5)).max() <= 1
     assert model.card.adopted == f"nchw {order} 0..1 {IMAGENET} -> 0..1"
+
+
+@pytest.mark.behaviour(35)
+@pytest.mark.parametrize(("white", "expected"), [(1.0, "0..1"), (255.0, "0..255")])
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_a_graph_that_normalises_itself_takes_plain_values(
+    tmp_path: Path, white: float, expected: str, layout: str
+) -> None:
+    """Its first Sub and Div are those of ImageNet; stating them as well is reported."""
+    shape = (1, 3, 1, 1) if layout == "nchw" else (3,)
+    g = Graph()
+    x = g.op("Sub", "image", g.constant(white * MEAN.reshape(shape)))
+    x = g.op("Div", x, g.constant(white * STD.reshape(shape)))
+    g.op("Tanh", g.op("Mul", g.op("Erf", x), g.constant(0.7)), out="picture")
+    sides = ("N", 3, "H", "W") if layout == "nchw" else ("N", "H", "W", 3)
+    ends = [[(name, TensorProto.FLOAT, sides)] for name in ("image", "picture")]
+    path = g.save(tmp_path / "a.onnx", *ends)
+    model = open_model(path)
+    assert model.card.adopted == f"{layout} rgb {expected} -> -1..1"
+    assert f"it takes {expected}, as its first arithmetic shows" in model.read
+    normal = (natural((12, 10)) / 255.0 - MEAN) / STD
+    erf = np.vectorize(math.erf)(normal)
+    out = np.floor((np.tanh(0.7 * erf) + 1) * 127.5 + 0.5)
+    assert np.abs(run(model.graph, natural((12, 10))) - out).max() <= 1
+    (note,) = grouped(open_model(path, model_io=IMAGENET).card.notes)
+    assert note.endswith(f"takes {expected}, so the mean and the std may be applied twice")
 
 
 def test_values_that_a_mean_leaves_open_are_asked_for_errors(tmp_path: Path) -> None:

@@ -155,6 +155,19 @@ def test_outputs_of_which_none_is_a_picture_errors(tmp_path: Path) -> None:
         open_model(path)
 
 
+def test_a_graph_without_an_output_errors(tmp_path: Path) -> None:
+    path = both_directions(tmp_path / "a.onnx")
+    proto = onnx.load(path)
+    del proto.graph.output[:]
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"takes 2 inputs|has 0 outputs|not valid ONNX"):
+        open_model(path)
+    del proto.graph.input[1], proto.graph.node[2]
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"has 0 outputs \(\) where a generator has one"):
+        open_model(path)
+
+
 def test_the_only_output_may_be_named(tmp_path: Path) -> None:
     path = generators.foreign(tmp_path / "a.onnx")
     assert open_model(path, model_io="out=picture").card.adopted == "nchw rgb -1..1"

@@ -37,4 +37,4 @@ def _is_the_references(config: ResnetConfig) -> bool:
     )
 
 
-PIX2PIXHD = Family("pix2pixhd", "pix2pixHD", _read)
+PIX2PIXHD = Family("pix2pixhd", "pix2pixHD and kindred ResNets", _read)

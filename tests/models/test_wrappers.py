@@ -127,13 +127,13 @@ ONE = {
 }
 
 
-@pytest.mark.behaviour(34)
+@pytest.mark.behaviour(34, 49)
 @pytest.mark.parametrize("kind", ONE)
 def test_one_generator_is_found_in_what_surrounds_it(tmp_path, kind):
     assert is_of(load(tmp_path, ONE[kind]), 0)
 
 
-@pytest.mark.behaviour(34)
+@pytest.mark.behaviour(34, 49)
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_a_bare_unet_is_found(tmp_path, norm):
     config = GeneratorConfig("unet_32", ngf=2, norm=norm)

@@ -41,7 +41,7 @@ from tests.models.families.layouts import (
     unet,
 )
 
-pytestmark = pytest.mark.behaviour(34)
+pytestmark = pytest.mark.behaviour(34, 49)
 
 REFERENCE = resnet(numbered("model", "conv_block"))
 PYTORCH_GAN = test_pytorch_gan.Published

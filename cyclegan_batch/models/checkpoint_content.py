@@ -75,7 +75,7 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
     """
     try:
         with path.open("rb") as file:
-            start, size = file.read(64), file.seek(0, os.SEEK_END)
+            start, size = file.read(512), file.seek(0, os.SEEK_END)
     except OSError as error:
         raise ModelError(
             f"cannot read {printable(path)}: {error.strerror or error}; check the name"
@@ -156,6 +156,9 @@ def _check_archive(path: Path) -> None:
         refuse(path, "is a TorchScript archive, which holds the network as code",
                "save its weights alone: torch.save(torch.jit.load(path).state_dict(), "
                "'weights.pth')")  # fmt: skip
+    if any(name.endswith(".weights.h5") for name in names):
+        refuse(path, "is a model of Keras, no PyTorch checkpoint",
+               "convert it to ONNX with tf2onnx, and give that file")  # fmt: skip
     if not pickled:
         refuse(path, f"is a zip archive of {_archive_in_words(names)}, no PyTorch checkpoint",
                "give the .pth or .safetensors file of a generator")  # fmt: skip
@@ -192,8 +195,6 @@ def _check_length(path: Path) -> None:
 def _archive_in_words(names: Iterable[str]) -> str:
     """Return in words what a zip holds that torch did not write."""
     names = list(names)
-    if any(name.endswith(".weights.h5") for name in names):
-        return "a Keras model"
     if any(name.endswith(".npy") for name in names):
         return "arrays of NumPy"
     return f"other files ({names[0][:60]!r})" if names else "nothing"
@@ -258,14 +259,28 @@ def _first_pickle(path: Path) -> bytes:
             return pickled.read(_MOST_SEARCHED)
 
 
+_SIGNS = (
+    (HDF5, "an HDF5 file, as Keras saves its models,"),
+    (b"\x93NUMPY", "an array of NumPy"),
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"GGUF", "a GGUF file, of a language model,"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+)
+"""The first bytes of files of other programs."""
+
+
 def _file_in_words(start: bytes) -> str:
     """Return in words what a file is that begins with ``start`` and is no checkpoint."""
     if not start:
         return "is empty where a checkpoint is expected"
     if b"\x00" not in start and all(byte >= 32 or byte in b"\t\r\n" for byte in start):
         return "is text where a checkpoint is expected"
-    if start.startswith(HDF5):
-        return "is an HDF5 file, as Keras saves its models, where a PyTorch checkpoint is expected"
+    for sign, words in _SIGNS:
+        if start.startswith(sign):
+            return f"is {words} where a PyTorch checkpoint is expected"
+    if start[257:262] == b"ustar":
+        return "is a tar archive where the checkpoint in it is expected"
     return "is no PyTorch checkpoint and no safetensors file"
 
 

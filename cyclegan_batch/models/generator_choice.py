@@ -38,7 +38,7 @@ __all__ = [
 _MOST_TRIES = 100
 """Groups of names that the families are tried on."""
 
-_MOST_BUILT = 40_000
+_MOST_BUILT = 12_000
 """Tensors of the networks that are built to compare with. Most networks have 100, and a file names
 the number of blocks."""
 

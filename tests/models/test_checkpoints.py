@@ -248,7 +248,7 @@ def test_a_truncated_file_errors(tmp_path, kept, kind):
     [
         (b"", "is empty where a checkpoint is expected"),
         (b"<!DOCTYPE html>\n<html>not found</html>", "is text where a checkpoint is expected"),
-        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is no PyTorch checkpoint and no safetensors file"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is a PNG image where a PyTorch checkpoint is expected"),
         (b"\x08\x08\x12\x07pytorch\x1a\x05", "is no PyTorch checkpoint and no safetensors file"),
         (b"PK\x03\x04 and no zip", "is no whole PyTorch checkpoint"),
         (b"\x80\x02 and no pickle", "g.pth: is "),

@@ -78,6 +78,8 @@ class Ugatit(nn.Module):
         self.attention = _Attention(trunk)
         seen = trunk if config.side is None else trunk * (config.side // 4) ** 2
         self.style = _Style(trunk, seen, pooled=config.side is None)
+        self.scale = _Wide(trunk, trunk)
+        self.offset = _Wide(trunk, trunk)
         self.adapted = nn.ModuleList(_AdaptedResidual(trunk) for _ in range(config.n_blocks))
         self.up = nn.Sequential(
             nn.Upsample(scale_factor=2, mode="nearest"),
@@ -95,7 +97,8 @@ class Ugatit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Translate ``(N, C, H, W)`` in [-1, 1]."""
         x = self.attention(self.down(x))
-        scale, offset = self.style(x).chunk(2, 1)
+        style = self.style(x)
+        scale, offset = (layer(style)[:, :, None, None] for layer in (self.scale, self.offset))
         for block in self.adapted:
             x = block(x, scale, offset)
         out: Tensor = self.up(x)
@@ -177,24 +180,18 @@ class _Attention(nn.Module):
 
 
 class _Style(nn.Module):
-    """Fully connected layers from ``(N, C, H, W)`` to a scale and an offset: ``(N, 2·C, 1, 1)``.
-
-    They compute in float32, whatever the type of the weights, and return it.
-    """
+    """Fully connected layers from ``(N, C, H, W)`` to ``(N, C)``, in float32 at least."""
 
     def __init__(self, channels: int, seen: int, *, pooled: bool) -> None:
         super().__init__()
         self.first = _Wide(seen, channels)
         self.second = _Wide(channels, channels)
-        self.scale = _Wide(channels, channels)
-        self.offset = _Wide(channels, channels)
         self._pooled = pooled
 
     def forward(self, x: Tensor) -> Tensor:
         x = without_halves(x)
         x = x.mean((2, 3)) if self._pooled else x.flatten(1)
-        x = F.relu(self.second(F.relu(self.first(x))))
-        return torch.cat((self.scale(x), self.offset(x)), 1)[:, :, None, None]
+        return F.relu(self.second(F.relu(self.first(x))))
 
 
 class _Wide(nn.Linear):
@@ -298,8 +295,8 @@ def _names(blocks: int) -> dict[str, str]:
         "conv1x1.bias": "attention.mix.bias",
         "FC.0.weight": "style.first.weight",
         "FC.2.weight": "style.second.weight",
-        "gamma.weight": "style.scale.weight",
-        "beta.weight": "style.offset.weight",
+        "gamma.weight": "scale.weight",
+        "beta.weight": "offset.weight",
     }
     names |= {f"DownBlock.{i}.weight": f"down.{i}.weight" for i in (1, 5, 9)}
     names |= {f"UpBlock2.{i}.weight": f"up.{i}.weight" for i in (2, 7, 11)}

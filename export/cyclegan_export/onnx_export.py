@@ -52,6 +52,9 @@ UNVERIFIED = "unverified"
 _FRAMES = 4
 """The number of frames to measure on: several, as one may be flat; few, as each takes seconds."""
 
+_LARGEST_FILE = 2**31 - 2**20
+"""The most bytes of weights in an ONNX: protobuf reads 2 GiB, of which some are for the nodes."""
+
 USUAL_SIZE = 256
 """The size that most generators are trained at, for checkpoints that do not state theirs."""
 
@@ -215,6 +218,7 @@ def _from_checkpoint(
     generator = load_generator(checkpoint.path, selection)
     config, half = generator.config, precision == "fp16"
     sizes = _sizes(generator, shape)
+    _check_room(generator, half=half)
     network = deployable(generator.network)
     graph = graph_from_network(
         network,
@@ -422,3 +426,19 @@ def _sizes(loaded: LoadedGenerator, shape: BatchShape | None) -> SizeRequirement
             f"{accepted}"
         )
     return dataclasses.replace(sizes, fixed=size)
+
+
+def _check_room(loaded: LoadedGenerator, *, half: bool) -> None:
+    """Refuse weights that no ONNX file holds. Raises ModelError.
+
+    They are found in U-GAT-IT for large images, whose first layer sees every value of them.
+    """
+    count = sum(weight.numel() for weight in loaded.network.state_dict().values())
+    size = count * (2 if half else 4)
+    if size > _LARGEST_FILE:
+        half_fits = not half and count * 2 <= _LARGEST_FILE
+        raise ModelError(
+            f"{printable(loaded.path)}: its weights take {size / 1e9:.1f} GB where an ONNX file "
+            f"holds {_LARGEST_FILE / 1e9:.1f}; translate with --backend torch"
+            f"{', or export it with --precision fp16' if half_fits else ''}"
+        )

@@ -137,7 +137,12 @@ def slice_of(node: GraphNode) -> nn.Module:
 
 
 def squeezed(node: GraphNode) -> nn.Module:
-    """Return the module of Squeeze or Unsqueeze by constant axes. Raises UnknownNodeError."""
+    """Return the module of Squeeze or Unsqueeze by constant axes. Raises UnknownNodeError.
+
+    Squeeze without axes removes each axis of length 1.
+    """
+    if node.kind == "Squeeze" and not node.has("axes") and len(node.inputs) == 1:
+        return Step(torch.squeeze)
     axes = node.integers("axes") or [int(value) for value in node.required(1)]
     if node.kind == "Squeeze":
         return Step(lambda x: x.squeeze(tuple(axes)))

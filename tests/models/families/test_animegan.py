@@ -109,7 +109,7 @@ def test_fewer_than_eight_pixels_are_too_few_for_the_published_network():
 
 def test_the_exported_file_draws_it_within_one_level(tmp_path):
     module = published(blocks=1)
-    exports_and_draws(tmp_path, module, module.state_dict(), (64, 64), (51, 38), (8, 11))
+    exports_and_draws(tmp_path, module, module.state_dict(), (64, 64), (51, 38))
     runs_in_torch(saved(tmp_path, module), module, (64, 48))
 
 

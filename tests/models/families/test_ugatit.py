@@ -17,6 +17,7 @@ from tests.models.families.checks import (
     translates,
     varied,
 )
+from tests.needs import package
 
 pytestmark = pytest.mark.behaviour(34, 49)
 
@@ -163,8 +164,30 @@ def test_the_exported_light_file_draws_it_within_one_level(tmp_path):
 
 def test_the_exported_full_file_draws_it_within_one_level(tmp_path):
     module = published(blocks=1, size=64)
-    exports_and_draws(tmp_path, module, module.state_dict(), (64, 64))
+    exports_and_draws(tmp_path, module, module.state_dict(), (64, 64), half=False)
     runs_in_torch(saved(tmp_path, module), module, (64, 64))
+
+
+def test_weights_that_no_onnx_holds_are_told(tmp_path, monkeypatch):
+    onnx_export = package("cyclegan_export.onnx_export")
+    path = saved(tmp_path, published(ngf=1, blocks=0, size=64))
+    for room, told in (
+        (
+            10000,
+            r"take 0\.0 GB where .* holds 0\.0; translate with --backend torch, or export it w",
+        ),
+        (100, r"translate with --backend torch$"),
+    ):
+        monkeypatch.setattr(onnx_export, "_LARGEST_FILE", room)
+        with pytest.raises(ModelError, match=told):
+            onnx_export.export_onnx(path, tmp_path / "net.onnx")
+
+
+def test_the_one_shape_of_a_full_network_is_told(tmp_path):
+    onnx_export = package("cyclegan_export.onnx_export")
+    path = saved(tmp_path, published(ngf=1, blocks=0, size=64))
+    with pytest.raises(ModelError, match="its H and W are 64 and 64 only; choose these"):
+        onnx_export.export_onnx(path, tmp_path / "net.onnx", shape=(1, 96, 96))
 
 
 def test_translate_pads_a_frame_of_odd_size(tmp_path):

@@ -216,8 +216,7 @@ def _refuse_folder(
     if (path / _SAVED_MODEL).is_file():
         raise ModelError(
             f"{name}: is a SavedModel of TensorFlow where a generator of PyTorch is expected; "
-            f"convert it to ONNX (python -m tf2onnx.convert --saved-model {name} --output "
-            "generator.onnx), and give that file"
+            "convert it to ONNX with tf2onnx, and give that file"
         )
     if (path / DESCRIPTION).is_file() and (path / CONFIG).is_file():
         raise ModelError(

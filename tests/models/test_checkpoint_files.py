@@ -209,7 +209,7 @@ def test_a_folder_without_a_generator_errors(tmp_path: Path) -> None:
         find_checkpoint(others)
     saved_model = touched(tmp_path / "tf", "saved_model.pb", "keras_metadata.pb")
     with pytest.raises(
-        ModelError, match=r"tf: is a SavedModel of TensorFlow.*tf2onnx\.convert --sa"
+        ModelError, match=r"tf: is a SavedModel of TensorFlow .*; convert it to ONNX with tf"
     ):
         find_checkpoint(saved_model)
     # A letter alone may be the domain that is read or the one that is made.

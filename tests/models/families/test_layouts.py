@@ -6,6 +6,7 @@ what was looked at.
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.models.checkpoint_files import Selection
 from cyclegan_batch.models.checkpoints import load_generator
+from cyclegan_batch.models.families import closest, fits
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from tests.models.families import (
     test_aladdinpersson,
@@ -262,3 +264,31 @@ def test_a_layout_is_refused_with_one_true_sentence(tmp_path, layout):
 def test_so_many_layouts_were_looked_at():
     assert len(LOADED) + len(REFUSED) >= 60
     assert len(LOADED) >= 38
+
+
+def changed(shapes: Shapes, chance: random.Random) -> Shapes:
+    """Return a layout with up to three weights absent, renumbered, or of another shape."""
+    shapes = dict(shapes)
+    for _ in range(chance.randint(1, 3)):
+        name = chance.choice(list(shapes))
+        shape = shapes.pop(name)
+        match chance.randrange(4):
+            case 0:
+                shapes[re.sub(r"\d+", "9999", name, count=1)] = shape
+            case 1:
+                sides = chance.randrange(6)
+                shapes[name] = tuple(chance.choice([0, 1, 2, 3, 7, 10**9]) for _ in range(sides))
+            case 2:
+                shapes[name] = tuple(10**6 if chance.random() < 0.5 else side for side in shape)
+    return shapes
+
+
+@pytest.mark.parametrize("layout", [*LOADED, *REFUSED])
+def test_a_changed_layout_is_read_or_told(layout):
+    _, shapes = {**LOADED, **REFUSED}[layout]
+    chance = random.Random(layout)
+    for _ in range(5):
+        strange = changed(shapes, chance)
+        found, likeness = fits(strange), closest(strange)
+        assert not found or all(strange.get(name) == shape for name, shape in shapes.items())
+        assert likeness is None or likeness.finding

@@ -259,13 +259,15 @@ def _read(shapes: Shapes) -> Reading | None:
         shape = shapes.get(name, ())
         return shape[axis] if len(shape) > axis and shape[axis] > 0 else default
 
-    ngf = length("DownBlock.1.weight", 0, 64)
+    trunk = length("conv1x1.weight", 0, 256)
+    # Where the widths disagree, the first weight of another shape is told, not a square.
+    agrees = length("FC.0.weight", 0, 0) == trunk
     config = UgatitConfig(
         input_nc=length("DownBlock.1.weight", 1, 3),
         output_nc=length("UpBlock2.11.weight", 0, 3),
-        ngf=ngf,
+        ngf=max(1, trunk // 4),
         n_blocks=blocks,
-        side=_side(length("FC.0.weight", 1, 4 * ngf), 4 * ngf),
+        side=_side(length("FC.0.weight", 1, trunk), trunk) if agrees else None,
     )
     return Reading(config, partial(Ugatit, config), _names(blocks), assumed=(_EDGES,))
 

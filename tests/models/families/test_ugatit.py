@@ -210,3 +210,11 @@ def test_a_first_layer_that_fits_no_square_is_told(tmp_path):
     told = r"'FC\.0\.weight' takes 1008 values, which are no square of 16 channels"
     with pytest.raises(ModelError, match=told):
         load_generator(tmp_path / "net.pth")
+
+
+def test_a_stem_of_another_width_is_told(tmp_path):
+    state = dict(published(size=32).state_dict())
+    state["DownBlock.1.weight"] = torch.ones(5, 3, 7, 7)
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(ModelError, match=r"its 'DownBlock\.1\.weight' is \(5, 3, 7, 7\) where"):
+        load_generator(tmp_path / "net.pth")

@@ -36,7 +36,7 @@ class Recognition:
             return f"named by --family{in_part} ({fit} these weights, too)"
         if self.assumed:
             return "in part assumed (names and shapes are this network's, and do not show all)"
-        return "certain (names and shapes are this network's, and nothing was assumed)"
+        return "certain (names and shapes are this network's, and show every option of its program)"
 
 
 @dataclass(frozen=True)

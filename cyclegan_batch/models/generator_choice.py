@@ -99,7 +99,12 @@ class Candidate:
     @property
     def direction(self) -> Direction | None:
         """How it translates, where its name tells."""
-        return _direction_of(self.group)
+        return _direction_of(self.group)[0]
+
+    @property
+    def has_direction_of_upit(self) -> bool:
+        """Whether its name is read as UPIT's, whose G_A makes A of B."""
+        return _direction_of(self.group)[1]
 
     @property
     def is_average(self) -> bool:
@@ -202,21 +207,24 @@ _STATE = re.compile(r"(?i)optim|sched|callback|loops|pool|buffer|rng|sampler")
 """Names of what is no network."""
 
 
-def _direction_of(group: Group) -> Direction | None:
-    """Return how the generator of a group translates, by the last part of its name that tells."""
+def _direction_of(group: Group) -> tuple[Direction | None, bool]:
+    """Return how the generator of a group translates, by the last part of its name that tells.
+
+    The second value is whether the name is read as UPIT's.
+    """
     for part in reversed(group.path):
         word = _AVERAGE.sub("", part)
         for direction, patterns in _BOTH.items():
             if any(pattern.search(word) for pattern in patterns):
                 # arnab39's CycleGAN calls Gab what makes A of B.
                 swapped = word in ("Gab", "Gba") and _begins(group, "res_model", "unet_model")
-                return _OTHER[direction] if swapped else direction
+                return (_OTHER[direction] if swapped else direction), False
         if one := _ONE.search(word):
             named: Direction = "AtoB" if one[1].upper() == "A" else "BtoA"
             # UPIT's networks are bare sequences of layers, and its G_A makes A of B.
             is_sequence = all(name[:1].isdigit() for name in group.saved)
-            return _OTHER[named] if is_sequence else named
-    return None
+            return (_OTHER[named] if is_sequence else named), is_sequence
+    return None, False
 
 
 def _begins(group: Group, *parts: str) -> bool:
@@ -305,6 +313,12 @@ def choose(path: Path, root: Group, found: Sequence[Candidate], selection: Selec
     notes = []
     if (other := replaced.get(one.group.path)) is not None:
         notes.append(Note(path.name, _which_copy(one, name, labels[other.group.path])))
+    if one.has_direction_of_upit:
+        text = (
+            f"{name} is taken to translate {one.direction}, as UPIT calls its networks, which are "
+            "bare sequences of layers, too; in other programs this name means the other direction"
+        )
+        notes.append(Note(path.name, text))
     others = {label: words for label, words in everything.items() if label != name}
     return Chosen(one, candidates[0], name, others, tuple(notes))
 

@@ -129,6 +129,16 @@ def test_the_statistics_that_old_instance_norms_kept_are_dropped(tmp_path, netG,
 
 
 @pytest.mark.behaviour(34)
+@pytest.mark.parametrize("netG", ["resnet_2blocks", "unet_32"])
+def test_a_network_without_a_trace_of_norms_is_told_to_have_none(tmp_path, netG):
+    """InstanceNorm behind convolutions without a bias leaves no trace either."""
+    for norm, told in (("none", True), ("instance", False), ("batch", False)):
+        state = network_of(GeneratorConfig(netG, ngf=4, norm=norm)).state_dict()
+        assumed = load_generator(saved(tmp_path / "g.pth", state)).assumed
+        assert any("it has no norms" in clause for clause in assumed) == told
+
+
+@pytest.mark.behaviour(34)
 def test_batch_norms_from_before_batches_were_counted_are_read(tmp_path):
     network = network_of(GeneratorConfig("resnet_2blocks", ngf=4, norm="batch"))
     state = {n: v for n, v in network.state_dict().items() if "num_batches" not in n}

@@ -135,7 +135,11 @@ def test_what_the_weights_were_recognised_as_is_read_again_and_described(tmp_pat
 @pytest.mark.parametrize(
     ("assumed", "also_fits", "words"),
     [
-        ((), (), "certain (names and shapes are this network's, and nothing was assumed)"),
+        (
+            (),
+            (),
+            "certain (names and shapes are this network's, and show every option of its program)",
+        ),
         (("a",), (), "in part assumed (names and shapes are this network's, and do not show all)"),
         ((), ("b", "c"), "named by --family (b and c fit these weights, too)"),
         (("a",), ("b",), "named by --family, and in part assumed (b fits these weights, too)"),

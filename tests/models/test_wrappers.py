@@ -208,6 +208,11 @@ def test_two_programs_name_their_generators_the_other_way_round(tmp_path):
     upit = under("G_A.", bare(generator(1))) | under("G_B.", bare(generator(2)))
     assert is_of(load(tmp_path, upit, direction="BtoA"), 1)
     assert is_of(load(tmp_path, upit, direction="AtoB"), 2)
+    (note,) = load(tmp_path, upit, weights="G_A").how_chosen
+    assert note.text == (
+        "G_A is taken to translate BtoA, as UPIT calls its networks, which are bare sequences of "
+        "layers, too; in other programs this name means the other direction"
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,12 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 """The shapes of one network's weights by their names, without the prefixes of wrappers."""
 
 
+NO_NORMS = (
+    "it has no norms (InstanceNorm behind convolutions without a bias would have the same names)"
+)
+"""What is assumed of a network without a trace of norms, as a clause for `Reading.assumed`."""
+
+
 class NetworkConfig(Protocol):
     """The settings of a network: a frozen dataclass, whose fields are written to the card."""
 

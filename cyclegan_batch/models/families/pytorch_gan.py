@@ -30,6 +30,9 @@ def _read(shapes: Shapes) -> Reading | None:
     config = config_in_sequence("pytorch_gan", shapes, block=word, up="nearest")
     if config is None or config.up != "nearest":
         return None
+    enlargement = (
+        "it enlarges by nearest neighbour, as published (bilinear would have the same names)"
+    )
     one_channel = (
         "its ends pad by 3 pixels (as published, they pad by the number of channels, and with one "
         "channel the network cannot be trained)"
@@ -38,6 +41,7 @@ def _read(shapes: Shapes) -> Reading | None:
         config,
         names_in_sequence(config, block=word),
         *assumptions(config),
+        enlargement,
         *([one_channel] if config.input_nc != 3 else []),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .family import Shapes, UnfitError
+from .family import NO_NORMS, Shapes, UnfitError
 from .resnet import (
     LARGEST_BLUR,
     MOST_BLOCKS,
@@ -103,10 +103,7 @@ def assumptions(config: ResnetConfig) -> tuple[str, ...]:
             "its norms are InstanceNorm with weights (GroupNorm would have the same names)"
         )
     if config.norm == "none":
-        clauses.append(
-            "it has no norms (InstanceNorm behind convolutions without a bias would have the same "
-            "names)"
-        )
+        clauses.append(NO_NORMS)
     return tuple(clauses)
 
 

@@ -194,6 +194,15 @@ def test_the_rooms_of_media_import_one_way():
     }
 
 
+def test_the_families_know_networks_and_one_another_only():
+    room = ("cyclegan_batch", "models", "families")
+    for module, path in modules().items():
+        if module[:3] == room:
+            for target, _ in imports(module):
+                known = target[:3] == room or target == (*room[:2], "networks")
+                assert known or target[1] in GROUND, f"{path} imports {'.'.join(target)}"
+
+
 def test_the_product_seldom_uses_any():
     counts = {}
     for path in modules().values():

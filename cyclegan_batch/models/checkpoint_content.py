@@ -112,23 +112,30 @@ def _read_pickle(path: Path, start: bytes) -> object:
         with warnings.catch_warnings(action="ignore"):
             return _load(path, mapped=zipped)
     except pickle.UnpicklingError as error:
-        refuse(
-            path,
-            f"is a pickle that holds {_foreign_name(path, error)} where only named tensors are "
-            "opened, since anything else could run code",
-            f"where it comes from, {SAVE_AGAIN}",
-            error,
-        )
+        name = _foreign_name(path, error)
+        if name is not None:
+            refuse(
+                path,
+                f"is a pickle that holds {name} where only named tensors are opened, since "
+                "anything else could run code",
+                f"where it comes from, {SAVE_AGAIN}",
+                error,
+            )
+        _refuse_damaged(path, start, "its pickle cannot be read", error)
     except ModelError:
         raise
     # torch raises many kinds of error for a damaged file: RuntimeError from its zip reader,
     # EOFError and struct.error from the old format, AttributeError from a foreign zip.
     except Exception as error:
-        if not zipped and _MAGIC not in start:
-            refuse(path, "is a pickle that torch.save did not write",
-                   f"where it comes from, {SAVE_AGAIN}", error)  # fmt: skip
-        refuse(path, f"is no whole PyTorch checkpoint ({first_line(error)})",
-                f"copy or download it again, or {SAVE_AGAIN}", error)  # fmt: skip
+        _refuse_damaged(path, start, first_line(error), error)
+
+
+def _refuse_damaged(path: Path, start: bytes, why: str, error: Exception) -> NoReturn:
+    if not start.startswith(b"PK") and _MAGIC not in start:
+        refuse(path, "is a pickle that torch.save did not write",
+               f"where it comes from, {SAVE_AGAIN}", error)  # fmt: skip
+    refuse(path, f"is no whole PyTorch checkpoint ({why})",
+           f"copy or download it again, or {SAVE_AGAIN}", error)  # fmt: skip
 
 
 def _load(path: Path, *, mapped: bool) -> object:
@@ -216,15 +223,15 @@ _OPENED = ("collections.", "numpy.", "torch.", "_codecs.", "builtins.")
 """The packages whose names the pickle of a checkpoint may hold."""
 
 
-def _foreign_name(path: Path, error: pickle.UnpicklingError) -> str:
-    """Return in words the first thing in a pickle that is not opened, without running anything."""
+def _foreign_name(path: Path, error: pickle.UnpicklingError) -> str | None:
+    """Return in words what in a pickle is not opened, None for nothing. None of it is run."""
     # torch names the class in its message only, and in a pickle of protocol 4 not at all.
     named = re.search(r"GLOBAL (\S+)", str(error))
     name = named[1] if named else next(
         (each for each in _names_in_pickle(path) if not each.startswith(_OPENED)), None
     )  # fmt: skip
     if name is None:
-        return "something else"
+        return None
     words = _PROGRAMS.get(name.partition(".")[0])
     return f"{name[:100]} ({words})" if words else name[:100]
 

@@ -325,9 +325,12 @@ def test_what_is_loaded_does_not_change_with_the_file(tmp_path):
     assert all(torch.equal(own[name], expected[name]) for name in own)
 
 
+_CHANGED = 4_000
+
+
 @pytest.mark.slow
 @pytest.mark.behaviour(43)
-def test_ten_thousand_changed_files_are_generators_or_clear_refusals(tmp_path):
+def test_thousands_of_changed_files_are_generators_or_clear_refusals(tmp_path):
     """Structure is changed, too: names, shapes, kinds, what lies in what."""
     draws = random.Random(0)
     path = tmp_path / "g.pth"
@@ -337,7 +340,7 @@ def test_ten_thousand_changed_files_are_generators_or_clear_refusals(tmp_path):
         "optimizer": optimizer(),
     }
     loaded = 0
-    for index in range(10_000):
+    for index in range(_CHANGED):
         torch.save(_changed(whole, draws), path)
         if index % 2:
             content = bytearray(path.read_bytes())
@@ -349,7 +352,7 @@ def test_ten_thousand_changed_files_are_generators_or_clear_refusals(tmp_path):
             loaded += 1
         except ModelError:
             pass
-    assert 0 < loaded < 10_000
+    assert 0 < loaded < _CHANGED
 
 
 def _changed(content: object, draws: random.Random) -> object:

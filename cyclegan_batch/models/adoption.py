@@ -3,11 +3,11 @@
 A generator made elsewhere does not state where its channels are, which values black and white have,
 or which sizes it accepts. This module derives the channels from the shapes, the values from the
 last activation and the first arithmetic, the picture from the outputs (outputs.py), and the sizes
-by inferring shapes at one size after the other. `adopt` returns a contract
-graph and a sentence on how the file was understood; where the graph leaves something open it raises
-ModelError with the ``--model-io`` to pass. Where shape inference cannot follow a graph, its sizes
-are estimated, and the backend reports a size that does not run. The module reads no file and no
-card.
+by inferring shapes at one size after the other (shapes.py). `adopt` returns a contract graph, what
+was read, what was assumed, and a sentence on how the file was understood; where the graph leaves
+something open it raises ModelError with the ``--model-io`` to pass. Where shape inference cannot
+follow a graph, its sizes are estimated, and the backend reports a size that does not run. The
+module reads no file and no card.
 """
 
 from __future__ import annotations

@@ -5,9 +5,8 @@ A graph of the contract has one input ``frames`` and one output ``translated``, 
 network's range, layout, channel order and number type are nodes of the graph, which
 `contract_from_generator` adds, for foreign files and for the exporter alike.
 
-To do so this module reads from any graph its input and output, its axes, its constants, and whether
-it keeps the size. It reads no file and no card; a ``path`` argument only
-names the file in an error message.
+To do so this module reads from any graph its input and output, its axes and its constants. It reads
+no file and no card; a ``path`` argument only names the file in an error message.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from cyclegan_batch.models.checkpoints import LoadedGenerator, load_generator
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.options import Direction
+from tests.models.families.test_copies import COPIES
 
 CONFIG = GeneratorConfig("resnet_1blocks", ngf=2)
 State = dict[str, Tensor]
@@ -158,8 +159,6 @@ def two(a: str, b: str) -> dict[str, State]:
     return {a: generator(1), b: generator(2)}
 
 
-RENAMED = {"res_model." + name.removeprefix("model."): value for name, value in generator().items()}
-
 DIRECTIONS: dict[str, tuple[str, Direction | None]] = {
     "netG_A": ("netG_A", "AtoB"),
     "netG_B": ("netG_B", "BtoA"),
@@ -208,6 +207,12 @@ def test_two_programs_name_their_generators_the_other_way_round(tmp_path):
     upit = under("G_A.", bare(generator(1))) | under("G_B.", bare(generator(2)))
     assert is_of(load(tmp_path, upit, direction="BtoA"), 1)
     assert is_of(load(tmp_path, upit, direction="AtoB"), 2)
+    # arnab39: Gab makes A of B.
+    copy = COPIES["arnab39"].state_dict()
+    arnab = {"epoch": 3, "Gab": under("module.", copy), "Gba": under("module.", copy),
+             "Da": under("module.", discriminator()), "d_optimizer": optimizer()}  # fmt: skip
+    assert load(tmp_path, arnab, direction="BtoA").prefix == "Gab"
+    assert load(tmp_path, arnab, direction="AtoB").prefix == "Gba"
     (note,) = load(tmp_path, upit, weights="G_A").how_chosen
     assert note.text == (
         "G_A is taken to translate BtoA, as UPIT calls its networks, which are bare sequences of "

@@ -134,7 +134,13 @@ def adopt(path: Path, proto: onnx.ModelProto, model_io: ModelIO) -> Adoption:
     if is_inside(proto, io):
         text += ", and run as it is"
     elif model_io.takes is None and not is_uint8:
-        text += "; the range is read from its graph, and --model-io overrides it"
+        if model_io.returns is None and (taken is None or returned is None):
+            one, other = ("input", "output") if returned is None else ("output", "input")
+            text += f"; its graph shows the range of its {one}, and its {other} is taken to have "
+            text += "the same"
+        else:
+            text += "; the range is read from its graph"
+        text += ", and --model-io overrides it"
     elif takes.normalised and taken is not None:
         text += (
             f"; its own first arithmetic is that of a generator that takes "

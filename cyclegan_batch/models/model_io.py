@@ -126,6 +126,11 @@ def parse_model_io(text: str | None) -> ModelIO:
                 refuse(f"{key} is {said[key]} where numbers up to {_LARGEST:.0f} are expected")
         if any(number < 1 / _LARGEST for number in parts.get("std", ())):
             refuse(f"std is {said['std']} where numbers above 0 are expected, from 0.000001 on")
+        if "range" not in said and any(abs(number) > 1 for number in parts.get("mean", ())):
+            refuse(
+                f"mean is {said['mean']} where the scale is 0..1, as it is unless given; state the "
+                "scale, e.g. 0..255"
+            )
         values = Values(RANGES[said.get("range", "0..1")])
         return Values(values.range, parts.get("mean", values.mean), parts.get("std", values.std))
 

@@ -101,7 +101,13 @@ def test_the_range_is_read_from_the_last_activation_and_what_follows(
         tmp_path / "a.onnx",
         [("image", TensorProto.FLOAT, shape)], [("picture", TensorProto.FLOAT, shape)],
     )  # fmt: skip
-    assert open_model(tmp_path / "a.onnx").card.adopted == f"nchw rgb {expected}"
+    card = open_model(tmp_path / "a.onnx").card
+    assert card.adopted == f"nchw rgb {expected}"
+    (note,) = grouped(card.notes)
+    assert note.endswith(
+        "; its graph shows the range of its output, and its input is taken to have the same, and "
+        "--model-io overrides it"
+    )
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,11 @@ def test_words_stand_in_any_order(said: str, expected: str) -> None:
         ("mean=0.5,0.5", "mean has 2 numbers where one or three are expected"),
         ("std=0", "std is 0 where numbers above 0 are expected"),
         ("std=0.2,-0.2,0.2", r"std is 0\.2,-0\.2,0\.2 where numbers above 0"),
+        (
+            "mean=123.675 std=58.395",
+            "mean is 123.675 where the scale is 0..1, as it is unless given",
+        ),
+        ("0..255 -> mean=124,117,104", "mean is 124,117,104 where the scale is 0..1"),
         ("mean=1e9", "mean is 1e9 where numbers up to 1000000 are expected"),
         ("std=1e999", "std is 1e999 where numbers up to 1000000"),
         ("mean=nan", "'mean=nan' is not known"),

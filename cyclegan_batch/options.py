@@ -29,6 +29,7 @@ FamilyName: TypeAlias = Literal[
     "pytorch_gan",
     "aladdinpersson",
     "mmgeneration",
+    "mmediting",
     "udacity",
     "toronto",
     "mnist_svhn",

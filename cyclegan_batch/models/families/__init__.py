@@ -22,7 +22,7 @@ from .course import MNIST_SVHN, TORONTO, UDACITY
 from .cut import CUT
 from .family import Family, NetworkConfig, Reading, Shapes, UnfitError
 from .fast_style import FAST_STYLE
-from .mmgeneration import MMGENERATION
+from .mmgeneration import MMEDITING, MMGENERATION
 from .pix2pixhd import PIX2PIXHD
 from .pytorch_gan import PYTORCH_GAN
 from .reference import REFERENCE_RESNET, REFERENCE_UNET
@@ -56,6 +56,7 @@ FAMILIES: tuple[Family, ...] = (
     PYTORCH_GAN,
     ALADDINPERSSON,
     MMGENERATION,
+    MMEDITING,
     UDACITY,
     TORONTO,
     MNIST_SVHN,

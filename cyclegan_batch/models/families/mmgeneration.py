@@ -1,9 +1,11 @@
-"""OpenMMLab's CycleGAN (MMGeneration, MMagic): the reference's ResNet for images in BGR.
+"""OpenMMLab's CycleGAN: the reference's ResNet, in RGB at first, in BGR later.
 
 Each convolution lies in a ConvModule, whose names are its own: ``model.0.conv.weight``,
-``model.3.block.0.conv.weight``. The configurations that were published load images in BGR and do
-not convert them. A file of OpenMMLab holds the generators as ``generators.DOMAIN``, after the
-domain of the images that they draw.
+``model.3.block.0.conv.weight``. The configurations of MMEditing, with which the files of 2020 were
+trained, convert images to RGB; ``generators.a`` of such a file draws images of B, ``generators.b``
+those of A. The configurations of MMGeneration (since September 2021, ``…convert-bgr…``) and of
+MMagic leave images in BGR; ``generators.zebra`` draws images of that domain. The names of one
+generator are the same in both, so the user names the family.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .family import Family, Reading, Shapes
-from .resnet import Resnet, ResnetConfig, ResnetNorm, names_in_file
+from .resnet import Resnet, ResnetConfig, ResnetNorm, names_in_file, resnet_reading
 
 
 class BgrResnet(nn.Module):
@@ -35,7 +37,36 @@ def _reversed(x: Tensor) -> Tensor:
     return torch.cat([x[:, k : k + 1] for k in reversed(range(x.shape[1]))], dim=1)
 
 
-def _read(shapes: Shapes) -> Reading | None:
+def _read_bgr(shapes: Shapes) -> Reading | None:
+    read = _config_and_places("mmgeneration", shapes)
+    if read is None:
+        return None
+    config, places = read
+    names = {key: f"network.{name}" for key, name in names_in_file(config, places).items()}
+    order = "its images are in BGR, as MMGeneration and MMagic load them"
+    assumed = (_EDGES, *([] if _is_grey(config) else [order]))
+    return Reading(config, partial(BgrResnet, config), names, assumed=assumed)
+
+
+def _read_rgb(shapes: Shapes) -> Reading | None:
+    read = _config_and_places("mmediting", shapes)
+    if read is None or _is_grey(read[0]):
+        return None
+    config, places = read
+    order = "its images are in RGB, as MMEditing loads them"
+    return resnet_reading(config, names_in_file(config, places), _EDGES, order)
+
+
+_EDGES = "its edges are reflected, as published (repeated or zero edges would have the same names)"
+
+
+def _is_grey(config: ResnetConfig) -> bool:
+    """Return whether its images have one channel, and so no order of channels."""
+    return config.input_nc == config.output_nc == 1
+
+
+def _config_and_places(family: str, shapes: Shapes) -> tuple[ResnetConfig, dict[str, str]] | None:
+    """Return the network, and the file's name of each module; None where they lack the sign."""
     found = [re.fullmatch(r"model\.(\d{1,4})\.block\.(\d)\.conv\.weight", name) for name in shapes]
     blocks = [match for match in found if match]
     if not blocks or shapes.get("model.0.conv.weight", ())[2:] != (7, 7):
@@ -47,7 +78,7 @@ def _read(shapes: Shapes) -> Reading | None:
     norm: ResnetNorm = "batch" if "model.0.bn.running_mean" in shapes else "instance"
     ngf, input_nc = shapes["model.0.conv.weight"][:2]
     config = ResnetConfig(
-        "mmgeneration",
+        family,
         blocks=n,
         input_nc=input_nc,
         output_nc=next(iter(shapes.get(f"{last}.weight", ())), input_nc),
@@ -68,13 +99,8 @@ def _read(shapes: Shapes) -> Reading | None:
             in_file = f"model.{block + 3}.block.{number}"
             places[f"blocks.{block}.body.conv{half}"] = f"{in_file}.conv"
             places[f"blocks.{block}.body.norm{half}"] = f"{in_file}.bn"
-    names = {key: f"network.{name}" for key, name in names_in_file(config, places).items()}
-    return Reading(
-        config,
-        partial(BgrResnet, config),
-        names,
-        assumed=("its images are in BGR, as the published configurations load them",),
-    )
+    return config, places
 
 
-MMGENERATION = Family("mmgeneration", "OpenMMLab's CycleGAN", _read)
+MMGENERATION = Family("mmgeneration", "OpenMMLab's CycleGAN since 2021, in BGR", _read_bgr)
+MMEDITING = Family("mmediting", "OpenMMLab's CycleGAN of 2020, in RGB", _read_rgb)

@@ -20,7 +20,7 @@ from cyclegan_batch import cli
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendUnavailableError
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.models.checkpoints import LoadedGenerator, load_generator
+from cyclegan_batch.models.checkpoints import LoadedGenerator, Selection, load_generator
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.parity import REQUIRED_CLASS, natural_frames, parity
 from tests.needs import has, need
@@ -56,12 +56,14 @@ def saved(folder: Path, module: nn.Module) -> Path:
     return path
 
 
-def loads_and_draws(path: Path, module: nn.Module, *sizes: tuple[int, int]) -> LoadedGenerator:
+def loads_and_draws(
+    path: Path, module: nn.Module, *sizes: tuple[int, int], family: str | None = None
+) -> LoadedGenerator:
     """Check that the file at ``path`` draws what ``module`` draws, in torch; return what was read.
 
-    ``sizes``: heights and widths.
+    ``sizes``: heights and widths. ``family``: the one that is named.
     """
-    generator = load_generator(path)
+    generator = load_generator(path, Selection(family=family))
     channels = generator.config.input_nc
     random = torch.Generator().manual_seed(1)
     for height, width in sizes:
@@ -90,6 +92,7 @@ def exports_and_draws(
     state: Mapping[str, Tensor],
     *sizes: tuple[int, int],
     half: bool = True,
+    family: str | None = None,
 ) -> None:
     """Check that ``state``, exported, draws what ``module`` draws, within one grey level in fp32.
 
@@ -107,7 +110,8 @@ def exports_and_draws(
         ("fp16", (1, *sizes[0]), ("onnxruntime",)),
     )[: 2 if half else 1]:
         output = folder / f"{precision}.onnx"
-        model = open_model(export_onnx(path, output, precision=precision, shape=shape).path)
+        exported = export_onnx(path, output, family=family, precision=precision, shape=shape)
+        model = open_model(exported.path)
         for name in filter(has, backends):
             backend = open_backend(model, backend=name, device="cpu")
             for size in sizes if shape is None else sizes[:1]:
@@ -117,9 +121,12 @@ def exports_and_draws(
             backend.close()
 
 
-def runs_in_torch(path: Path, module: nn.Module, size: tuple[int, int]) -> None:
+def runs_in_torch(
+    path: Path, module: nn.Module, size: tuple[int, int], *, family: str | None = None
+) -> None:
     """Check ``--backend torch`` in fp32, and in bf16 where the CPU has it."""
-    model, frames = open_model(path), natural_frames(size, 1)
+    model = open_model(path, selection=Selection(family=family))
+    frames = natural_frames(size, 1)
     for precision in ("fp32", "bf16"):
         try:
             backend = open_backend(model, backend="torch", device="cpu", precision=precision)
@@ -132,7 +139,13 @@ def runs_in_torch(path: Path, module: nn.Module, size: tuple[int, int]) -> None:
 
 
 def translates(
-    path: Path, module: nn.Module, folder: Path, source: tuple[int, int], network: tuple[int, int]
+    path: Path,
+    module: nn.Module,
+    folder: Path,
+    source: tuple[int, int],
+    network: tuple[int, int],
+    *,
+    family: str | None = None,
 ) -> None:
     """Check that the command ``translate`` draws an image of ``source`` size as ``module`` does.
 
@@ -142,7 +155,7 @@ def translates(
     Image.fromarray(frame[0]).save(folder / "in.png")
     out = folder / "out.png"
     words = ["translate", str(folder / "in.png"), str(out), "--model", str(path),
-             "--backend", "torch"]  # fmt: skip
+             "--backend", "torch", *(["--family", family] if family else [])]  # fmt: skip
     result = CliRunner().invoke(cli.main, words)
     assert result.exit_code == 0, result.output
     borders = [(0, there - here) for here, there in zip(source, network, strict=True)]

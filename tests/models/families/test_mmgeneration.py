@@ -1,4 +1,4 @@
-"""OpenMMLab's CycleGAN: its files draw what the published network draws, which takes BGR."""
+"""OpenMMLab's CycleGAN: its files draw what the network draws, in RGB or BGR, as is said."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.frames import SizeRequirements
-from cyclegan_batch.models.checkpoints import load_generator
+from cyclegan_batch.models.checkpoints import Selection, load_generator
 from tests.models.families.checks import (
     exports_and_draws,
     loads_and_draws,
@@ -63,12 +63,19 @@ class Block(nn.Module):
 
 
 class Published(nn.Module):
-    """Takes and returns RGB, where the published one takes and returns BGR."""
+    """Takes and returns RGB; the network of ``bgr`` gets and gives the other order."""
 
     def __init__(
-        self, dim: int = 4, blocks: int = 2, *, batch: bool = False, dropout: bool = False
+        self,
+        dim: int = 4,
+        blocks: int = 2,
+        *,
+        batch: bool = False,
+        dropout: bool = False,
+        bgr: bool = True,
     ) -> None:
         super().__init__()
+        self.bgr = bgr
         down = {"stride": 2, "padding": 1, "bias": not batch}
         up = {**down, "output_padding": 1}
 
@@ -89,7 +96,7 @@ class Published(nn.Module):
         head.forward = lambda x: torch.tanh(head.conv(x))
 
     def forward(self, x):
-        return self.model(x[:, [2, 1, 0]])[:, [2, 1, 0]]
+        return self.model(x[:, [2, 1, 0]])[:, [2, 1, 0]] if self.bgr else self.model(x)
 
 
 @pytest.mark.parametrize(
@@ -97,20 +104,28 @@ class Published(nn.Module):
     [{}, {"blocks": 9, "dim": 2}, {"batch": True}, {"dropout": True}],
     ids=["plain", "nine", "batch", "dropout"],
 )
-def test_a_file_draws_what_the_published_network_draws(tmp_path, settings):
-    module = varied(Published(**settings))
-    generator = loads_and_draws(saved(tmp_path, module), module, (8, 8), (12, 20), (64, 64))
-    assert generator.family.name == "mmgeneration"
+@pytest.mark.parametrize(("family", "order"), [("mmgeneration", "BGR"), ("mmediting", "RGB")])
+def test_a_file_draws_what_the_published_network_draws(tmp_path, settings, family, order):
+    module = varied(Published(**settings, bgr=order == "BGR"))
+    sizes = (8, 8), (12, 20), (64, 64)
+    generator = loads_and_draws(saved(tmp_path, module), module, *sizes, family=family)
     assert generator.config.sizes == SizeRequirements(4, 8)
-    assert any("in BGR" in clause for clause in generator.assumed)
+    assert any(f"in {order}" in clause for clause in generator.assumed)
 
 
-def test_what_is_exported_and_translated_is_the_same_picture(tmp_path):
-    module = varied(Published(blocks=1), gain=0.4)
-    path = saved(tmp_path, module)
-    exports_and_draws(tmp_path, module, module.state_dict(), (64, 64), (40, 24))
-    runs_in_torch(path, module, (64, 48))
-    translates(path, module, tmp_path, (45, 71), (48, 72))
+@pytest.mark.parametrize("family", ["mmgeneration", "mmediting"])
+def test_what_is_exported_and_translated_is_the_same_picture(tmp_path, family):
+    module = varied(Published(blocks=1, bgr=family == "mmgeneration"), gain=0.4)
+    path, sizes = saved(tmp_path, module), [(64, 64), (40, 24)]
+    exports_and_draws(tmp_path, module, module.state_dict(), *sizes, half=module.bgr, family=family)
+    runs_in_torch(path, module, (64, 48), family=family)
+    translates(path, module, tmp_path, (45, 71), (48, 72), family=family)
+
+
+def test_of_the_two_orders_of_channels_one_is_to_be_named(tmp_path):
+    path = saved(tmp_path, varied(Published()))
+    with pytest.raises(ModelError, match=r"mmgeneration \(.*BGR\), mmediting \(.*RGB\).*--family"):
+        load_generator(path)
 
 
 def test_a_generator_is_named_by_the_domain_that_it_draws(tmp_path):
@@ -120,6 +135,8 @@ def test_a_generator_is_named_by_the_domain_that_it_draws(tmp_path):
     torch.save({"meta": {"epoch": 1}, "state_dict": state}, tmp_path / "net.pth")
     with pytest.raises(ModelError, match=r"generators\.horse.*generators\.zebra"):
         load_generator(tmp_path / "net.pth")
+    zebra = Selection(weights="zebra", family="mmgeneration")
+    assert load_generator(tmp_path / "net.pth", zebra).prefix.endswith("generators.zebra")
 
 
 def test_what_differs_is_told(tmp_path):
@@ -128,3 +145,12 @@ def test_what_differs_is_told(tmp_path):
     torch.save(state, tmp_path / "net.pth")
     with pytest.raises(ModelError, match=r"OpenMMLab.* lacks 'model\.4\.block\.1\.conv\.bias'"):
         load_generator(tmp_path / "net.pth")
+
+
+def test_images_of_one_channel_have_no_order(tmp_path):
+    state = dict(varied(Published()).state_dict())
+    stem, head = "model.0.conv.weight", "model.7.conv"
+    state |= {stem: state[stem][:, :1]}
+    state |= {f"{head}.{each}": state[f"{head}.{each}"][:1] for each in ("weight", "bias")}
+    torch.save(state, tmp_path / "net.pth")
+    assert not any("BGR" in clause for clause in load_generator(tmp_path / "net.pth").assumed)

@@ -25,7 +25,7 @@ Size: TypeAlias = tuple[int, int]
 BatchShape: TypeAlias = tuple[int, int, int]
 """N, H, W: the shape of a batch of frames without its three channels."""
 
-_Sample = TypeVar("_Sample", np.uint8, np.uint16, np.float16)
+_Sample = TypeVar("_Sample", np.uint8, np.uint16, np.float16, np.float32)
 
 
 @dataclass(frozen=True)

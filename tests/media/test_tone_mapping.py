@@ -1,0 +1,153 @@
+"""Tone mapping against the formulas of BT.2100 and BT.2390, transcribed again in float64."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from cyclegan_batch.media.tone_mapping import ToneMapping
+
+pytestmark = pytest.mark.behaviour(8)
+
+BT2020_TO_BT709 = (
+    (1.660491, -0.587641, -0.072850),
+    (-0.124550, 1.132900, -0.008349),
+    (-0.018151, -0.100579, 1.118730),
+)
+"""BT.2087-0, the inverse of its equation for linear light, to six digits."""
+
+
+def pq_to_nits(signal: float) -> float:
+    power = signal ** (32 / 2523)
+    ratio = max(power - 0.8359375, 0.0) / (18.8515625 - 18.6875 * power)
+    return float(10000.0 * ratio ** (16384 / 2610))
+
+
+def nits_to_pq(nits: float) -> float:
+    power = (nits / 10000.0) ** 0.1593017578125
+    return float(((0.8359375 + 18.8515625 * power) / (1 + 18.6875 * power)) ** 78.84375)
+
+
+def hlg_to_scene(signal: float) -> float:
+    if signal <= 0.5:
+        return signal * signal / 3
+    return (math.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12
+
+
+def eetf(nits: float, peak: float, target: float) -> float:
+    """BT.2390-11, 5.4.1, with Lb = Lmin = 0."""
+    if peak <= target:
+        return nits
+    e1 = nits_to_pq(nits) / nits_to_pq(peak)
+    max_lum = nits_to_pq(target) / nits_to_pq(peak)
+    ks = 1.5 * max_lum - 0.5
+    if e1 < ks:
+        e2 = e1
+    else:
+        t = (e1 - ks) / (1 - ks)
+        e2 = (
+            (2 * t**3 - 3 * t**2 + 1) * ks
+            + (t**3 - 2 * t**2 + t) * (1 - ks)
+            + (-2 * t**3 + 3 * t**2) * max_lum
+        )
+    return pq_to_nits(e2 * nits_to_pq(peak))
+
+
+def expected(curve: str, rgb: tuple[float, float, float], peak: float) -> list[float]:
+    """Return the SDR samples in [0, 1] of one pixel."""
+    if curve == "PQ":
+        light = [min(pq_to_nits(value), peak) for value in rgb]
+    else:
+        peak = 1000.0
+        scene = [hlg_to_scene(value) for value in rgb]
+        luminance = 0.2627 * scene[0] + 0.6780 * scene[1] + 0.0593 * scene[2]
+        light = [peak * luminance**0.2 * value for value in scene]
+    top = max(light)
+    scale = eetf(top, peak, 203.0) / top / 203.0 if top else 0.0
+    out = [sum(row[i] * light[i] for i in range(3)) * scale for row in BT2020_TO_BT709]
+    least = min(out)
+    if least < 0:
+        grey = 0.2126 * out[0] + 0.7152 * out[1] + 0.0722 * out[2]
+        out = [grey + (value - grey) * grey / (grey - least) for value in out]
+    most = max(*out, 1.0)
+    return [max(value / most, 0.0) ** (1 / 2.4) for value in out]
+
+
+def cube(side: int = 12) -> np.ndarray:
+    """Return 16-bit RGB on a grid of colours, and a fine ramp of grey."""
+    axis = np.linspace(0, 65535, side)
+    colours = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(-1, 3)
+    grey = np.repeat(np.linspace(0, 65535, side * 24)[:, None], 3, 1)
+    return np.rint(np.concatenate([colours, grey])).astype(np.uint16).reshape(-1, side, 3)
+
+
+def mapped_of(mapping, samples, pixel_type="uint8", white=65535):
+    return mapping(list(np.moveaxis(samples, 2, 0).copy()), white, pixel_type)
+
+
+CASES = [("PQ", 1000.0), ("PQ", 4000.0), ("PQ", 10000.0), ("PQ", 150.0), ("HLG", 1000.0)]
+
+
+@pytest.mark.parametrize(("curve", "peak"), CASES)
+def test_pixels_equal_the_formulas_within_a_level(curve, peak):
+    samples = cube()
+    mapped = mapped_of(ToneMapping(curve, peak), samples)
+    want = [
+        expected(curve, (red / 65535, green / 65535, blue / 65535), max(peak, 203.0))
+        for red, green, blue in samples.reshape(-1, 3).tolist()
+    ]
+    difference = mapped.reshape(-1, 3).astype(float) - np.array(want) * 255
+    assert np.abs(difference).max() <= 1.0
+
+
+@pytest.mark.parametrize("curve", ["PQ", "HLG"])
+def test_float16_holds_more_levels_and_the_same_colours(curve):
+    samples = cube()
+    mapping = ToneMapping(curve)
+    fine = mapped_of(mapping, samples, "float16").astype(float)
+    assert np.abs(fine * 255 - mapped_of(mapping, samples)).max() <= 0.75
+    ramp = np.repeat(np.arange(0, 65536, 64, dtype=np.uint16)[None, :, None], 3, 2)
+    assert len(np.unique(mapped_of(mapping, ramp, "float16"))) > 500
+
+
+def test_what_sdr_shows_stays_and_the_peak_becomes_white():
+    mapping = ToneMapping("PQ", 1000.0)
+    nits = [0.0, 50.0, 1000.0, 4000.0]
+    samples = np.array([[[round(nits_to_pq(each) * 65535)] * 3 for each in nits]], np.uint16)
+    row = mapped_of(mapping, samples, "float16")[0, :, 1].astype(float)
+    assert row == pytest.approx([0.0, (50 / 203) ** (1 / 2.4), 1.0, 1.0], abs=1e-3)
+
+
+@pytest.mark.parametrize("curve", ["PQ", "HLG"])
+def test_grey_stays_grey_and_brighter_stays_brighter(curve):
+    ramp = np.repeat(np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)[..., None], 3, 2)
+    mapped = mapped_of(ToneMapping(curve), ramp, "float16").reshape(-1, 3).astype(float)
+    assert np.ptp(mapped, axis=1).max() <= 2**-10
+    assert np.diff(mapped[:, 1]).min() >= 0
+
+
+def test_samples_above_white_are_white():
+    samples = np.full((2, 2, 3), 65535, np.uint16)
+    assert (mapped_of(ToneMapping("HLG"), samples, white=60000) == 255).all()
+
+
+def test_threads_and_the_height_of_a_picture_change_nothing():
+    samples = np.random.default_rng(5).integers(0, 65536, (301, 640, 3)).astype(np.uint16)
+    mapping = ToneMapping("PQ", 2000.0)
+    whole = mapped_of(mapping, samples, "float16", 65283)
+    with ThreadPoolExecutor(4) as pool:
+        rows = [samples[row : row + 7] for row in range(0, 301, 7)]
+        parts = list(pool.map(lambda part: mapped_of(mapping, part, "float16", 65283), rows))
+    assert np.array_equal(whole, np.concatenate(parts))
+
+
+def test_primaries_of_bt709_are_kept_and_unknown_ones_are_those_of_bt2020():
+    red = np.array([[[40000, 0, 0]]], np.uint16)
+    kept = mapped_of(ToneMapping("PQ", primaries=1), red)[0, 0]
+    assert kept[0] > 100
+    assert list(kept[1:]) == [0, 0]
+    of_bt2020 = mapped_of(ToneMapping("PQ"), red)
+    assert np.array_equal(mapped_of(ToneMapping("PQ", primaries=2), red), of_bt2020)

@@ -25,7 +25,7 @@ from ..wording import Note
 from .card import Recognition
 from .checkpoint_content import SAVE_AGAIN, read_content, refuse
 from .checkpoint_files import ANY_GENERATOR, FoundCheckpoint, Selection, find_checkpoint
-from .families import Family, NetworkConfig, family_named, unlike
+from .families import Family, Fit, NetworkConfig, family_named, unlike
 from .families.others import known_as
 from .generator_choice import (
     Candidate,
@@ -161,7 +161,7 @@ def load_generator(path: Path, selection: Selection = ANY_GENERATOR) -> LoadedGe
         chosen.fit.family,
         network.eval(),
         reading.config,
-        (*reading.assumed, *_assumed_of_statistics(weights, chosen.fit.family)),
+        (*reading.assumed, *_assumed_of_statistics(weights, chosen.fit)),
         metadata,
         chosen.name,
         chosen.candidate.direction,
@@ -182,14 +182,15 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return (root.without_wrappers() or root).tensors, metadata
 
 
-def _assumed_of_statistics(weights: Weights, family: Family) -> tuple[str, ...]:
+def _assumed_of_statistics(weights: Weights, fit: Fit) -> tuple[str, ...]:
     """Return what is assumed of the statistics of InstanceNorms in a file, as a clause or none.
 
     The reference implementation does not use them, and neither did torch before 0.4.1, which
     counted no batches.
     """
-    counted = (weights.legacy_statistics or "").endswith("num_batches_tracked")
-    if not counted or family.name in ("resnet", "unet"):
+    dropped = {weights.legacy_statistics or "", *fit.reading.ignored} - weights.uncounted
+    counted = any(name.endswith("num_batches_tracked") for name in dropped)
+    if not counted or fit.family.name in ("resnet", "unet"):
         return ()
     return (
         "its InstanceNorms use the statistics of each frame (with track_running_stats and in eval "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from .family import Family, Reading, Shapes
+from .family import GROUPS, Family, Reading, Shapes
 from .resnet import ResnetConfig, ResnetNorm, names_in_file, resnet_reading
 
 
@@ -42,12 +42,14 @@ def _read(shapes: Shapes) -> Reading | None:
             inside = f"res_blocks.{block}.block.{half}.conv"
             places[f"blocks.{block}.body.conv{half}"] = f"{inside}.0"
             places[f"blocks.{block}.body.norm{half}"] = f"{inside}.1"
-    assumed = "there is an InstanceNorm behind its first convolution, as published"
-    return resnet_reading(
-        config,
-        names_in_file(config, places),
-        *([assumed] if config.norm == "instance" else []),
-    )
+    assumed = [
+        "its edges are reflected, as published (repeated or zero edges would have the same names)"
+    ]
+    if norm == "instance":
+        assumed.append("there is an InstanceNorm behind its first convolution, as published")
+    elif norm == "affine_instance":
+        assumed.append(GROUPS)
+    return resnet_reading(config, names_in_file(config, places), *assumed)
 
 
 ALADDINPERSSON = Family("aladdinpersson", "aladdinpersson's CycleGAN", _read)

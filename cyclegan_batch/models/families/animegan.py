@@ -32,6 +32,11 @@ _SLOPE = 0.2
 
 _EDGES = "its edges are reflected, as published (repeated or zero edges would have the same names)"
 
+_NORMS = (
+    "its norms are of the whole frame, as published (InstanceNorm with weights, or GroupNorm of "
+    "several groups, would have the same names)"
+)
+
 
 @dataclass(frozen=True)
 class AnimeganConfig:
@@ -208,7 +213,7 @@ def _read(shapes: Shapes) -> Reading | None:
             f"{unit}.2.weight": f"{ours}.norm.weight",
             f"{unit}.2.bias": f"{ours}.norm.bias",
         }
-    return Reading(config, partial(Animegan, config), names, assumed=(_EDGES,))
+    return Reading(config, partial(Animegan, config), names, assumed=(_EDGES, _NORMS))
 
 
 _DOWN = 6

@@ -23,6 +23,9 @@ NO_NORMS = (
 )
 """What is assumed of a network without a trace of norms, as a clause for `Reading.assumed`."""
 
+GROUPS = "its norms are InstanceNorm with weights (GroupNorm would have the same names)"
+"""What is assumed of norms with weights and without statistics."""
+
 
 class NetworkConfig(Protocol):
     """The settings of a network: a frozen dataclass, whose fields are written to the card."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .family import NO_NORMS, Shapes, UnfitError
+from .family import GROUPS, NO_NORMS, Shapes, UnfitError
 from .resnet import (
     LARGEST_BLUR,
     MOST_BLOCKS,
@@ -99,9 +99,7 @@ def assumptions(config: ResnetConfig) -> tuple[str, ...]:
             "names)"
         )
     if config.norm == "affine_instance":
-        clauses.append(
-            "its norms are InstanceNorm with weights (GroupNorm would have the same names)"
-        )
+        clauses.append(GROUPS)
     if config.norm == "none":
         clauses.append(NO_NORMS)
     return tuple(clauses)

@@ -85,6 +85,19 @@ def test_a_file_draws_what_the_published_network_draws(tmp_path, channels, dim, 
     assert generator.config.architecture == f"aladdinpersson_resnet_{blocks}blocks"
     assert generator.config.sizes == SizeRequirements(4, 8)
     assert any("behind its first convolution, as published" in each for each in generator.assumed)
+    assert any(each.startswith("its edges are reflected") for each in generator.assumed)
+
+
+def test_the_kind_of_a_norm_with_weights_is_assumed(tmp_path):
+    state = dict(varied(Published(residuals=1)).state_dict())
+    for convolution in [name for name in state if name.endswith("0.weight")]:
+        norm = convolution.replace("0.weight", "1")
+        channels = state[convolution.replace("weight", "bias")].shape
+        state |= {f"{norm}.weight": torch.ones(channels), f"{norm}.bias": torch.ones(channels)}
+    torch.save(state, tmp_path / "net.pth")
+    generator = load_generator(tmp_path / "net.pth")
+    assert generator.config.norm == "affine_instance"
+    assert any("GroupNorm would have the same names" in each for each in generator.assumed)
 
 
 def test_what_is_exported_and_translated_is_the_same_picture(tmp_path):

@@ -115,15 +115,20 @@ def test_fewer_than_eight_pixels_are_too_few_for_the_published_network():
         published()(torch.zeros(1, 3, 4, 8))
 
 
-def test_running_statistics_of_old_files_have_no_effect(tmp_path):
+@pytest.mark.parametrize("counted", [False, True])
+def test_running_statistics_of_old_files_have_no_effect(tmp_path, counted):
     module = published()
     state = dict(module.state_dict())
     for name in [name for name in state if name.split(".")[-2].startswith("in")]:
         norm, channels = name.rpartition(".")[0], len(state[name])
         state[f"{norm}.running_mean"] = torch.full((channels,), 3.0)
         state[f"{norm}.running_var"] = torch.full((channels,), 9.0)
+        if counted:
+            state[f"{norm}.num_batches_tracked"] = torch.tensor(7)
     torch.save(state, tmp_path / "mosaic.pth")
-    loads_and_draws(tmp_path / "mosaic.pth", Signed(module), (16, 24))
+    generator = loads_and_draws(tmp_path / "mosaic.pth", Signed(module), (16, 24))
+    # The published program drops the statistics of files from before torch counted batches.
+    assert any("statistics of each frame" in clause for clause in generator.assumed) == counted
 
 
 def test_the_exported_file_draws_it_within_one_level(tmp_path):

@@ -37,6 +37,7 @@ GROUND = {
 BELOW: dict[str, set[str]] = {
     "models": set(),
     "media": set(),
+    "temporal": set(),
     "backends": {"models"},
     "opening": {"models"},
     "generator": {"models", "backends", "opening"},

@@ -1,0 +1,1 @@
+"""Translated videos over time: the filter against flicker, and the optical flow that it follows."""

@@ -47,7 +47,7 @@ from cyclegan_train.run import Progress, train  # noqa: E402
 
 from cyclegan_batch.frames import SizeRequirements  # noqa: E402
 from cyclegan_batch.media.formats import natural_key  # noqa: E402
-from cyclegan_batch.models.checkpoints import load_generator  # noqa: E402
+from cyclegan_batch.models.checkpoints.loading import load_generator  # noqa: E402
 
 SETS = ("test", "held")
 WEIGHTS = {"raw": "netG_B.safetensors", "EMA": "netG_B_ema.safetensors"}

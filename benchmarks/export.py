@@ -30,7 +30,7 @@ from cyclegan_export.samples import frames_from_files  # noqa: E402
 from cyclegan_batch.backends import open_backend  # noqa: E402
 from cyclegan_batch.errors import CycleganBatchError  # noqa: E402
 from cyclegan_batch.frames import Pixels  # noqa: E402
-from cyclegan_batch.models.checkpoints import load_generator  # noqa: E402
+from cyclegan_batch.models.checkpoints.loading import load_generator  # noqa: E402
 from cyclegan_batch.models.model import open_model  # noqa: E402
 from cyclegan_batch.models.parity import parity  # noqa: E402
 

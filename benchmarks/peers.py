@@ -99,7 +99,7 @@ def export_plainly(checkpoint: Path, target: Path) -> None:
     """Write a generator as ``torch.onnx.export`` does: float32, NCHW, from -1 to 1, of any size."""
     import torch
 
-    from cyclegan_batch.models.checkpoints import load_generator
+    from cyclegan_batch.models.checkpoints.loading import load_generator
 
     network = load_generator(checkpoint).network.eval()
     sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}

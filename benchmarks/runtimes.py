@@ -37,7 +37,7 @@ from cyclegan_batch.bench.subject import instruction_sets  # noqa: E402
 from cyclegan_batch.errors import CycleganBatchError  # noqa: E402
 from cyclegan_batch.frames import Pixels, as_pixel_type  # noqa: E402
 from cyclegan_batch.machine import cpu_name, cpu_threads  # noqa: E402
-from cyclegan_batch.models.checkpoint_files import is_checkpoint  # noqa: E402
+from cyclegan_batch.models.checkpoints.files import is_checkpoint  # noqa: E402
 from cyclegan_batch.models.model import INPUT, OUTPUT, Model, open_model  # noqa: E402
 from cyclegan_batch.models.parity import Parity, natural_frames, parity  # noqa: E402
 

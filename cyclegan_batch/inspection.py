@@ -8,14 +8,14 @@ from stat import S_ISDIR
 from typing import TYPE_CHECKING, TypedDict
 
 from .errors import InputError
-from .models.checkpoint_files import ANY_GENERATOR, Selection, is_checkpoint
-from .models.file_names import has_checkpoint_name
+from .models.checkpoints.file_names import has_checkpoint_name
+from .models.checkpoints.files import ANY_GENERATOR, Selection, is_checkpoint
 from .options import MAX_PIXELS
 from .remote import RemotePath
 from .wording import printable, why_store_failed
 
 if TYPE_CHECKING:
-    from .models.checkpoints import LoadedGenerator
+    from .models.checkpoints.loading import LoadedGenerator
 
 
 class ImageDescription(TypedDict):

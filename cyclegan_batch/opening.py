@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ModelError
-from .models.checkpoint_files import Selection, is_checkpoint
+from .models.checkpoints.files import Selection, is_checkpoint
 from .options import TranslateOptions
 from .remote import RemotePath
 from .wording import Note, printable

@@ -74,7 +74,7 @@ def of_onnx(
     required("onnxscript")
     from cyclegan_export.graph import deployable, graph_from_network
 
-    from cyclegan_batch.models.contract import GeneratorIO, contract_from_generator
+    from cyclegan_batch.models.graphs.contract import GeneratorIO, contract_from_generator
     from cyclegan_batch.models.model import model_from_contract
 
     sizes = model.card.sizes

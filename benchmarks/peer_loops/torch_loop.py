@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cyclegan_batch.models.checkpoints import load_generator
+from cyclegan_batch.models.checkpoints.loading import load_generator
 
 
 def main(folder: str, checkpoint: str, output: str) -> None:

@@ -23,7 +23,7 @@ from ..errors import BackendError, InputError, ModelError, OutputError
 from ..job.calibration import Calibration, keep, kept
 from ..job.plan import JobPlan
 from ..machine import cpu_threads
-from ..models.checkpoint_files import Selection, is_checkpoint
+from ..models.checkpoints.files import Selection, is_checkpoint
 from ..models.model import Model, open_model
 from ..opening import open_for_translation
 from ..options import BackendName, TranslateOptions, TranslatePrecision

@@ -56,7 +56,7 @@ def inspect(
 ) -> None:
     """Describe FILE: a model, a checkpoint, a run folder, a media file, an image or a tar."""
     from ..inspection import inspect_file
-    from ..models.checkpoint_files import Selection
+    from ..models.checkpoints.files import Selection
 
     selection = Selection(direction, weights, family)
     description = inspect_file(file, count_frames=count, model_io=model_io, selection=selection)

@@ -21,9 +21,9 @@ from ..errors import ModelError
 from ..frames import SizeRequirements
 from ..options import Direction, FilePrecision
 from ..wording import printable
-from .adoption import Adoption
 from .card import ModelCard, Recognition, recognition_from_json
-from .contract import (
+from .graphs.adoption import Adoption
+from .graphs.contract import (
     CONTRACT_VERSION,
     fixed_size,
     image_axes,
@@ -31,7 +31,7 @@ from .contract import (
     pixel_type_of,
     value_in_words,
 )
-from .shapes import Shapes, check_output_size
+from .graphs.shapes import Shapes, check_output_size
 
 _PREFIX = "cyclegan_batch."
 """The beginning of the card's keys in ``metadata_props``."""

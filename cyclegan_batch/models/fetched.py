@@ -22,7 +22,7 @@ from ..files import output_error, publish
 from ..machine import default_cache_dir
 from ..remote import RemotePath, copy_in
 from ..wording import byte_size, printable, why_store_failed
-from .file_names import has_checkpoint_name
+from .checkpoints.file_names import has_checkpoint_name
 
 
 def fetched_model(
@@ -94,7 +94,7 @@ def _refuse_other_files(url: RemotePath, partial: Path) -> None:
     """Raise ModelError for an ONNX whose weights lie in files beside it."""
     if has_checkpoint_name(url.name):
         return
-    from .onnx_file import names_other_files
+    from .graphs.onnx_file import names_other_files
 
     if names_other_files(partial):
         raise ModelError(

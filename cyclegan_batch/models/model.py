@@ -1,9 +1,9 @@
 """Open a model file: `open_model` returns its card and a graph inside the contract.
 
-It accepts an ONNX of the contract (contract.py), a foreign ONNX, which is adopted (adoption.py), an
-engine (engine_card.py), and a checkpoint (checkpoints.py). An ONNX is read whole (onnx_file.py) and
-its card is checked against its graph (card_metadata.py). This module also computes what the
-runtimes need to know of a graph.
+It accepts an ONNX of the contract, a foreign ONNX, which is adopted (both in graphs/), an engine
+(engine_card.py), and a checkpoint (checkpoints/). An ONNX is read whole and its card is checked
+against its graph (card_metadata.py). This module also computes what the runtimes need to know of a
+graph.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from ..errors import ModelError, missing_extra
 from ..files import writing
 from ..frames import Pixels, as_pixel_type
 from ..wording import first_line, printable
-from . import winograd
-from .adoption import adopt
 from .card import ModelCard, describe
 from .card_metadata import (
     CardFields,
@@ -33,8 +31,10 @@ from .card_metadata import (
     card_properties,
     set_card_properties,
 )
-from .checkpoint_files import ANY_GENERATOR, Selection, find_checkpoint, is_checkpoint
-from .contract import (
+from .checkpoints.files import ANY_GENERATOR, Selection, find_checkpoint, is_checkpoint
+from .graphs import winograd
+from .graphs.adoption import adopt
+from .graphs.contract import (
     CONTRACT_VERSION,
     INPUT,
     OUTPUT,
@@ -42,13 +42,13 @@ from .contract import (
     GeneratorIO,
     contract_from_generator,
 )
-from .cpu_graph import cpu_graph
-from .model_io import MODEL_IO_GRAMMAR, parse_model_io
-from .onnx_file import check_weights, read_onnx
-from .rewriting import Graph
+from .graphs.cpu_graph import cpu_graph
+from .graphs.model_io import MODEL_IO_GRAMMAR, parse_model_io
+from .graphs.onnx_file import check_weights, read_onnx
+from .graphs.rewriting import Graph
 
 if TYPE_CHECKING:
-    from .checkpoints import LoadedGenerator
+    from .checkpoints.loading import LoadedGenerator
     from .engine_card import EngineCard
 
 __all__ = [
@@ -202,7 +202,7 @@ def _model_of_checkpoint(path: Path, selection: Selection) -> Model:
     """Open a checkpoint, or that of a run. Raises ModelError, BackendUnavailableError."""
     checkpoint = find_checkpoint(path, selection.direction)
     try:
-        from .checkpoints import load_generator
+        from .checkpoints.loading import load_generator
     except ImportError as error:
         doing = f"read the checkpoint {printable(checkpoint.path)}"
         raise missing_extra("export", error, doing=doing) from error

@@ -25,8 +25,8 @@ from cyclegan_batch.files import output_error, temporary_path
 from cyclegan_batch.frames import BatchShape, Pixels
 from cyclegan_batch.machine import cpu_threads
 from cyclegan_batch.models.card import ModelCard, describe
-from cyclegan_batch.models.checkpoint_files import Selection, find_checkpoint, is_checkpoint
-from cyclegan_batch.models.checkpoints import load_generator
+from cyclegan_batch.models.checkpoints.files import Selection, find_checkpoint, is_checkpoint
+from cyclegan_batch.models.checkpoints.loading import load_generator
 from cyclegan_batch.models.engine_card import Profile, profile_for
 from cyclegan_batch.models.model import Model
 from cyclegan_batch.models.parity import LIMITS, parity

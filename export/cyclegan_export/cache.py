@@ -28,7 +28,7 @@ from cyclegan_batch.errors import (
 )
 from cyclegan_batch.files import output_error, publish
 from cyclegan_batch.machine import default_cache_dir, nvidia_gpus
-from cyclegan_batch.models.checkpoint_files import (
+from cyclegan_batch.models.checkpoints.files import (
     ANY_GENERATOR,
     FoundCheckpoint,
     Selection,

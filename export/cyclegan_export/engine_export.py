@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cyclegan_batch.backends.tensorrt import check_tensorrt, write_engine
 from cyclegan_batch.errors import ModelError, OutputError
-from cyclegan_batch.models.checkpoint_files import Selection
+from cyclegan_batch.models.checkpoints.files import Selection
 from cyclegan_batch.models.engine_card import Build, EngineCard, card_path, profile_for
 from cyclegan_batch.models.model import Model, open_model
 from cyclegan_batch.wording import grouped, printable

@@ -7,7 +7,7 @@ therefore computed in torch, with every layer's output rounded to half: where an
 range of half precision, the file is refused whatever the comparison on the CPU showed.
 
 The references here repeat the contract's arithmetic in torch and numpy on purpose (all but the
-weights of BT.601): a reference that used `cyclegan_batch.models.contract` would repeat its errors.
+weights of BT.601): a reference that used `models.graphs.contract` would repeat its errors.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendError, ModelError, missing_extra
 from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
-from cyclegan_batch.models.contract import BT601, GeneratorIO
+from cyclegan_batch.models.graphs.contract import BT601, GeneratorIO
+from cyclegan_batch.models.graphs.onnx_file import read_onnx
 from cyclegan_batch.models.model import Model
 from cyclegan_batch.models.networks import InstanceNorm
-from cyclegan_batch.models.onnx_file import read_onnx
 from cyclegan_batch.models.parity import LIMITS, REQUIRED_CLASS, Parity, parity
 from cyclegan_batch.wording import printable
 

@@ -21,14 +21,14 @@ from cyclegan_batch.files import writing
 from cyclegan_batch.frames import BatchShape, Pixels, PixelType, Size, SizeRequirements
 from cyclegan_batch.models.card import ModelCard
 from cyclegan_batch.models.card_metadata import CardFields
-from cyclegan_batch.models.checkpoint_files import (
+from cyclegan_batch.models.checkpoints.files import (
     ANY_GENERATOR,
     Selection,
     find_checkpoint,
     is_checkpoint,
 )
-from cyclegan_batch.models.checkpoints import LoadedGenerator, load_generator
-from cyclegan_batch.models.contract import GeneratorIO, contract_from_generator
+from cyclegan_batch.models.checkpoints.loading import LoadedGenerator, load_generator
+from cyclegan_batch.models.graphs.contract import GeneratorIO, contract_from_generator
 from cyclegan_batch.models.model import Model, model_from_contract, open_model
 from cyclegan_batch.models.parity import Parity
 from cyclegan_batch.options import Direction, FilePrecision

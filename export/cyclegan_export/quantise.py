@@ -30,7 +30,7 @@ from cyclegan_batch.backends import Backend, open_backend
 from cyclegan_batch.errors import BackendError, CycleganBatchError, ModelError, missing_extra
 from cyclegan_batch.frames import Pixels, as_pixel_type
 from cyclegan_batch.models.card_metadata import CardFields
-from cyclegan_batch.models.contract import INPUT, image_axes
+from cyclegan_batch.models.graphs.contract import INPUT, image_axes
 from cyclegan_batch.models.model import Model, model_from_contract
 from cyclegan_batch.models.parity import CLASSES, LIMITS, REQUIRED_CLASS, Parity, parity
 from cyclegan_batch.wording import first_line, printable

@@ -15,8 +15,8 @@ from cyclegan_batch.frames import Geometry, Pixels, Size
 from cyclegan_batch.media import first_frame
 from cyclegan_batch.media.formats import IMAGE_FORMATS, PIPE, VIDEO_SUFFIXES, natural_key
 from cyclegan_batch.media.images.codec import decode_picture
+from cyclegan_batch.models.checkpoints.run_folder import DESCRIPTION
 from cyclegan_batch.models.parity import natural_frames
-from cyclegan_batch.models.run_folder import DESCRIPTION
 from cyclegan_batch.options import Direction, TranslateOptions
 from cyclegan_batch.wording import printable
 

@@ -25,7 +25,7 @@ from cyclegan_batch.errors import (
     OutOfMemoryError,
 )
 from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
-from cyclegan_batch.models.checkpoint_files import Selection
+from cyclegan_batch.models.checkpoints.files import Selection
 from cyclegan_batch.models.model import Model, describe, open_model
 from cyclegan_batch.models.parity import parity
 from cyclegan_batch.wording import grouped

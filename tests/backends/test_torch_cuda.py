@@ -376,7 +376,7 @@ def test_half_precision_runs_the_fused_body_where_it_can(
 
 def exported(model: Model) -> Model:
     """Return the contract ONNX of a checkpoint."""
-    from cyclegan_batch.models.contract import GeneratorIO, contract_from_generator
+    from cyclegan_batch.models.graphs.contract import GeneratorIO, contract_from_generator
     from cyclegan_batch.models.model import model_from_contract
 
     package("onnxscript")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cyclegan_batch.models.checkpoints import load_generator
+from cyclegan_batch.models.checkpoints.loading import load_generator
 from cyclegan_batch.models.networks import GeneratorConfig
 
 pytestmark = pytest.mark.corpus

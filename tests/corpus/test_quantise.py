@@ -16,7 +16,7 @@ from cyclegan_export.quantise import Calibrated
 from cyclegan_export.samples import frames_from_files
 
 from cyclegan_batch.backends import open_backend
-from cyclegan_batch.models.checkpoints import load_generator
+from cyclegan_batch.models.checkpoints.loading import load_generator
 from cyclegan_batch.models.model import model_from_contract, open_model
 from cyclegan_batch.models.parity import Parity, parity
 

@@ -18,7 +18,7 @@ from PIL import Image
 from cyclegan_batch import cli, open_generator, translate
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
-from cyclegan_batch.models.checkpoint_files import Selection
+from cyclegan_batch.models.checkpoints.files import Selection
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.parity import parity
 from cyclegan_batch.options import TranslateOptions

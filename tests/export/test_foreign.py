@@ -19,7 +19,7 @@ from cyclegan_export.gate import translated_by_file
 
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import ModelError
-from cyclegan_batch.models import contract
+from cyclegan_batch.models.graphs import contract
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.parity import natural_frames
 from tests.needs import need

@@ -20,7 +20,7 @@ from cyclegan_batch.errors import ModelError, OutputError
 from cyclegan_batch.frames import Pixels
 from cyclegan_batch.inspection import inspect_file
 from cyclegan_batch.job.units import Counters
-from cyclegan_batch.models.checkpoint_files import Selection
+from cyclegan_batch.models.checkpoints.files import Selection
 from cyclegan_batch.models.model import open_model
 from tests.needs import package
 from tests.synthesis.generators import natural
@@ -31,9 +31,9 @@ package("onnxruntime")
 
 from cyclegan_export import export_bundle, export_onnx  # noqa: E402
 
-from cyclegan_batch.models import families  # noqa: E402
-from cyclegan_batch.models.families import Family, Reading, Shapes  # noqa: E402
-from cyclegan_batch.models.families.reference import REFERENCE_RESNET  # noqa: E402
+from cyclegan_batch.models.checkpoints import families  # noqa: E402
+from cyclegan_batch.models.checkpoints.families import Family, Reading, Shapes  # noqa: E402
+from cyclegan_batch.models.checkpoints.families.reference import REFERENCE_RESNET  # noqa: E402
 from cyclegan_batch.models.networks import (  # noqa: E402
     GeneratorConfig,
     generator_from_config,

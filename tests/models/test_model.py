@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.frames import SizeRequirements
 from cyclegan_batch.models.card import Recognition
-from cyclegan_batch.models.checkpoint_files import Selection
+from cyclegan_batch.models.checkpoints.files import Selection
 from cyclegan_batch.models.model import (
     GeneratorIO,
     contract_from_generator,

@@ -14,7 +14,7 @@ from onnx import TensorProto
 
 from cyclegan_batch.errors import ModelError
 from cyclegan_batch.frames import Pixels, PixelType, as_pixel_type
-from cyclegan_batch.models.contract import GeneratorIO, contract_from_generator
+from cyclegan_batch.models.graphs.contract import GeneratorIO, contract_from_generator
 from cyclegan_batch.models.model import graph_with_values, open_model
 from cyclegan_batch.models.parity import parity
 from tests.needs import DATA, package

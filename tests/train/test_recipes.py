@@ -11,8 +11,8 @@ import torch
 from cyclegan_train import run, settings
 
 from cyclegan_batch.demo.landscapes import DAY, NIGHT, window, write_domains
-from cyclegan_batch.models.checkpoint_files import find_checkpoint
-from cyclegan_batch.models.checkpoints import load_generator
+from cyclegan_batch.models.checkpoints.files import find_checkpoint
+from cyclegan_batch.models.checkpoints.loading import load_generator
 
 
 def _psnr(found: np.ndarray, truth: np.ndarray) -> float:

@@ -25,7 +25,7 @@ from cyclegan_train.settings import settings_for, settings_from, values_from_tom
 
 from cyclegan_batch import files  # noqa: E402
 from cyclegan_batch.errors import BackendError, InputError, ModelError, OutputError  # noqa: E402
-from cyclegan_batch.models.checkpoints import load_generator  # noqa: E402
+from cyclegan_batch.models.checkpoints.loading import load_generator  # noqa: E402
 
 TINY: dict[str, Any] = {
     "netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "n_layers_D": 1, "netD": "n_layers",

@@ -38,7 +38,7 @@ from cyclegan_batch.errors import (
 )
 from cyclegan_batch.frames import SizeRequirements
 from cyclegan_batch.machine import cpu_threads
-from cyclegan_batch.models import run_folder as names
+from cyclegan_batch.models.checkpoints import run_folder as names
 from cyclegan_batch.wording import counted, first_line, printable
 
 from .batches import Feed, Sampler

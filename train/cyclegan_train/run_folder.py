@@ -1,8 +1,9 @@
 """The folder of a run: log, state, checkpoints, run.json, and the sheets of samples.
 
-`cyclegan_batch.models.run_folder` draws the folder and names its files. ``state.pt`` decides where
-a run is: it holds the keys of the run and the length of the log as well, and a resumed run cuts the
-log back to that length. Every other file is written before it, and each is complete or absent.
+The core's `models.checkpoints.run_folder` draws the folder and names its files. ``state.pt``
+decides where a run is: it holds the keys of the run and the length of the log as well, and a
+resumed run cuts the log back to that length. Every other file is written before it, and each is
+complete or absent.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from cyclegan_batch._version import __version__
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.files import output_error, writing
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.models import run_folder as names
+from cyclegan_batch.models.checkpoints import run_folder as names
 from cyclegan_batch.wording import printable
 
 from .charts import losses_png, sheet_png

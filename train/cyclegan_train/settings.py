@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from cyclegan_batch.errors import InputError, OutputError
-from cyclegan_batch.models import run_folder as names
+from cyclegan_batch.models.checkpoints import run_folder as names
 from cyclegan_batch.option_table import Option, options_of
 from cyclegan_batch.wording import printable
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from ...models.checkpoints import LoadedGenerator
-from ...models.contract import BT601
+from ...models.checkpoints.loading import LoadedGenerator
+from ...models.graphs.contract import BT601
 from ...models.model import Model
 from ...models.networks import GeneratorConfig, InstanceNorm
 from ...models.onnx_network import OnnxNetwork, as_resnet

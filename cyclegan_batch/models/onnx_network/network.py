@@ -23,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from ...errors import ModelError
 from ...wording import printable
-from ..contract import INPUT, OUTPUT
+from ..graphs.contract import INPUT, OUTPUT
 from ..networks import InstanceNorm, without_halves
 from .nodes import FLOATS, GraphNode, Step, UnknownNodeError, nodes_of
 from .sizes import Resize, shape_of, slice_of, squeezed

@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from ..contract import INPUT, OUTPUT
+from ..graphs.contract import INPUT, OUTPUT
 from ..networks import GeneratorConfig, ResnetGenerator
 from .nodes import FLOATS, GraphNode, UnknownNodeError, nodes_of
 

@@ -19,7 +19,7 @@ from cyclegan_batch.errors import BackendError, ModelError
 from cyclegan_batch.inspection import inspect_file
 from cyclegan_batch.models import engine_card
 from cyclegan_batch.models.card import Recognition
-from cyclegan_batch.models.checkpoint_files import Selection
+from cyclegan_batch.models.checkpoints.files import Selection
 from cyclegan_batch.models.engine_card import (
     Build,
     Machine,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cyclegan_batch.errors import InputError, ModelError, missing_extra
-from cyclegan_batch.models.checkpoints import load_state
+from cyclegan_batch.models.checkpoints.loading import load_state
 from cyclegan_batch.wording import printable
 
 from .pairs import Watch, images_in, read_pixels

@@ -1,1 +1,1 @@
-"""Translated videos over time: the filter against flicker, and the optical flow that it follows."""
+"""Translated videos over time: flicker measured, and the filter against it."""

@@ -109,7 +109,7 @@ class _State:
         self.size = height, width = size
         times = -(-min(size) // _WORKING_SIDE)
         self.working = -(-height // times), -(-width // times)
-        self.motion = Motion(fast=times > 1)
+        self.motion = Motion("usual" if times == 1 else "low")
         self.result, self._levels, self._difference, self._coarse = (
             np.empty((height, width, 3), np.float32) for _ in range(4)
         )

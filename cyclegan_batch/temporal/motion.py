@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -19,6 +19,11 @@ LIGHT_TOLERANCE = 0.03
 """What a difference of two frames may be, of 1, until it is rejected (at 1/e): of single pixels,
 and of the mean of some."""
 _CELL = 4
+_PRESETS = {
+    "low": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
+    "usual": cv2.DISOPTICAL_FLOW_PRESET_FAST,
+    "best": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+}
 _LEAST_SIDE = 64
 """OpenCV's DIS reads beyond its buffers (OpenCV 5.0: a segmentation fault) where the shorter side
 is below 32 and the other one is much longer."""
@@ -38,10 +43,14 @@ class Motion:
     result does not depend on the machine's number of cores.
     """
 
-    def __init__(self, *, fast: bool = False) -> None:
-        """``fast``: half the time, less exact: OpenCV's preset ULTRAFAST instead of FAST."""
-        fastest, usual = cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST, cv2.DISOPTICAL_FLOW_PRESET_FAST
-        self._dis = cv2.DISOpticalFlow.create(fastest if fast else usual)
+    def __init__(self, effort: Literal["low", "usual", "best"] = "usual") -> None:
+        """``effort``: OpenCV's presets ULTRAFAST, FAST, and MEDIUM down to single pixels.
+
+        At 256p they take about 2, 3 and 50 ms.
+        """
+        self._dis = cv2.DISOpticalFlow.create(_PRESETS[effort])
+        if effort == "best":
+            self._dis.setFinestScale(0)
 
     def between(self, now: Grey, before: Grey) -> Floats:
         """Return ``f``, ``(H, W, 2)`` in pixels (x, y): ``now[p]`` was at ``before[p + f[p]]``."""

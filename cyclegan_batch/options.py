@@ -138,6 +138,9 @@ class TranslateOptions:
         default=None, metadata=option(FRAMES, metavar="MATRIX[:RANGE]", applies_to=("video",))
     )
     """Colour matrix and range of an untagged video, e.g. ``bt601:full``."""
+    hdr: Literal["tonemap", "refuse"] = field(default="tonemap", metadata=option(FRAMES))
+    """What becomes of an HDR video or image (PQ, HLG): tonemap makes it SDR (BT.709) before the
+    network, refuse is an error."""
     deinterlace: bool = field(default=False, metadata=option(FRAMES, applies_to=("video",)))
     """Deinterlace (bwdif) before the network, into one frame for two fields."""
     deinterlace_rate: Literal["frame", "field"] | None = field(

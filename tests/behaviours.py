@@ -26,7 +26,7 @@ BEHAVIOURS = {
     5: "what the container cannot hold is named before the first frame; --strict refuses",
     6: "colours: patches within two levels, natural clips unmoved, tags kept, guesses said",
     7: "rotated clips play upright; pixel shape, fields and alpha are kept or the loss reported",
-    8: "more than 8 bits stay more than 8 bits; HDR is refused",
+    8: "more than 8 bits stay more than 8 bits; HDR becomes SDR, or is refused",
     9: "any size comes out as it went in, odd and prime included",
     10: "--ss, --to, --frames and --preview do exactly that stretch",
     11: "- reads and writes y4m and nothing else; a closed pipe ends the run",

@@ -43,6 +43,7 @@ NOT_PIXELS = frozenset(
         "ray_address",
         "ray_gpus",
         "hash_inputs",
+        "hdr",
         "shard",
         "copy_others",
         "cache_dir",

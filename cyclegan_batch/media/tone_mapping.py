@@ -70,6 +70,11 @@ class ToneMapping:
     primaries: int = 9
     """As of ITU-T H.273; any that is not known here is taken as BT.2020."""
 
+    @property
+    def name(self) -> str:
+        """The curve, and the peak where it counts, for a note."""
+        return self.curve if self.curve == "HLG" else f"PQ, peak {self.peak:,.0f} cd/m²"
+
     def __call__(self, planes: Sequence[_Samples], white: int, pixel_type: PixelType) -> Pixels:
         """Return SDR, ``(H, W, 3)`` RGB: uint8, or float16 in [0, 1].
 

@@ -115,10 +115,9 @@ def test_a_clip_comes_out_with_its_frames_times_sound_and_size(
     webm = {"codec": "libvpx-vp9", "encoder_opt": {"deadline": "realtime", "cpu-used": "8"}}
     quick = webm if source.suffix == ".webm" else {"preset": "ultrafast"}
     if source.name in HDR:
-        with pytest.raises(InputError, match=r"HDR \(PQ\).*tone-map it first"):
-            translate(source, out, model=model, **quick)
+        with pytest.raises(InputError, match=r"HDR \(PQ.*\), which --hdr refuse refuses"):
+            translate(source, out, model=model, hdr="refuse", **quick)
         assert not list(tmp_path.iterdir())
-        return
     report = translate(source, out, model=model, **quick)
     assert report.status == "whole"
     assert [path.name for path in tmp_path.glob("[!.]*")] == [out.name]
@@ -128,6 +127,9 @@ def test_a_clip_comes_out_with_its_frames_times_sound_and_size(
     assert len(after) == len(before)
     assert report.frames == len(before)
     stream = probed(out, "-select_streams", str(given), "-show_streams")["streams"][0]
+    if source.name in HDR:
+        assert sum("is HDR (PQ" in note for note in grouped(report.notes)) == 1
+        assert stream["color_transfer"] == stream["color_primaries"] == "bt709"
     tick = float(Fraction(stream["time_base"]))
     source_stream = probed(source, "-select_streams", str(taken), "-show_streams")["streams"][0]
     # ffprobe prints microseconds.

@@ -47,6 +47,8 @@ class VideoDescription(TypedDict, total=False):
     first_field: Literal["top", "bottom"] | None
     alpha: bool
     hdr: str | None
+    peak: float | None
+    dolby_vision: bool
     attached_picture: bool
     closed_captions: bool
 
@@ -159,6 +161,8 @@ def _describe_video(stream: StreamInfo) -> VideoDescription:
         "first_field": first_field,
         "alpha": stream.alpha,
         "hdr": stream.hdr,
+        "peak": stream.peak,
+        "dolby_vision": stream.dolby_vision,
         "attached_picture": stream.attached_picture,
         "closed_captions": stream.closed_captions,
     }

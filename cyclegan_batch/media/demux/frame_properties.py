@@ -58,6 +58,33 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
     return round(math.degrees(math.atan2(-b, a)) / 90) * 90 % 360, mirrored
 
 
+def stated_peak(frame: VideoFrame) -> float | None:
+    """Return the peak of an HDR frame in cd/m², None where it states none.
+
+    That of the mastering display (SMPTE ST 2086) precedes the content light level (CTA-861,
+    MaxCLL). 0 means unknown in both.
+    """
+    display = _side_data(frame, "MASTERING_DISPLAY_METADATA")
+    if display is not None and len(display) >= _MASTERING_DISPLAY.size:
+        numerator, denominator, is_known = _MASTERING_DISPLAY.unpack_from(display)
+        if is_known and numerator > 0 and denominator > 0:
+            return float(numerator / denominator)
+    light = _side_data(frame, "CONTENT_LIGHT_LEVEL")
+    if light is not None and len(light) >= 4:
+        return float(struct.unpack_from("=I", light)[0]) or None
+    return None
+
+
+_MASTERING_DISPLAY = struct.Struct("=72xii4xi")
+"""The largest luminance in FFmpeg's AVMasteringDisplayMetadata, and whether it is set."""
+
+
+def has_dolby_vision(frame: VideoFrame) -> bool:
+    """Return whether a frame carries metadata of Dolby Vision (its RPU)."""
+    kinds = ("DOVI_METADATA", "DOVI_RPU_BUFFER")
+    return any(_side_data(frame, kind) is not None for kind in kinds)
+
+
 def _side_data(frame: VideoFrame, kind: str) -> bytes | None:
     """Return one kind of a frame's side data, by PyAV's name of it.
 

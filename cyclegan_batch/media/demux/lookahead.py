@@ -18,7 +18,13 @@ from av.video.stream import VideoStream
 
 from ..alpha import alpha_of
 from .demuxing import Packet, demux
-from .frame_properties import bits_per_sample, field_order, orientation
+from .frame_properties import (
+    bits_per_sample,
+    field_order,
+    has_dolby_vision,
+    orientation,
+    stated_peak,
+)
 from .stream_info import ColourTags, MediaInfo, StreamInfo
 from .timestamps import BROADCAST_FORMATS, Timeline
 
@@ -157,6 +163,8 @@ def _with_frame_properties(info: StreamInfo, frame: VideoFrame) -> StreamInfo:
         pix_fmt=info.pix_fmt or frame.format.name,
         bits=bits_per_sample(frame.format),
         colour=colour,
+        peak=stated_peak(frame),
+        dolby_vision=info.dolby_vision or has_dolby_vision(frame),
         interlaced=interlaced,
         fields=(fields or "tff") if interlaced else None,
         alpha=info.alpha or (alpha is not None and bool((alpha.values < 255).any())),

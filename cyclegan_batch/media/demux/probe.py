@@ -171,6 +171,7 @@ def _video_info(info: StreamInfo, stream: VideoStream) -> StreamInfo:
             transfer=context.color_trc,
             range=context.color_range,
         ),
+        dolby_vision=context.codec_tag in _DOLBY_VISION_TAGS,
         interlaced={0: None, 1: False}.get(context.field_order, True),
         fields=FIELDS_BY_ORDER.get(context.field_order),
         alpha=info.codec != "gif"
@@ -179,6 +180,11 @@ def _video_info(info: StreamInfo, stream: VideoStream) -> StreamInfo:
         ),
         attached_picture=_is_attached(stream),
     )
+
+
+_DOLBY_VISION_TAGS = frozenset({"dvh1", "dvhe", "dva1", "dvav", "dav1"})
+"""Sample entries of MP4 for streams that are Dolby Vision only (Dolby Vision Streams Within the ISO
+Base Media File Format, 3.1). A base layer that others can show has the tag of its codec."""
 
 
 def _rate(stream: VideoStream) -> Fraction | None:

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias, TypedDict
 from ...errors import InputError
 from ...frames import Size
 from ...wording import printable
+from ..tone_mapping import CURVES
 from .timestamps import Discontinuity
 
 Fields: TypeAlias = Literal["tff", "bff"]
@@ -65,6 +66,10 @@ class StreamInfo:
     pix_fmt: str | None = None
     bits: int = 8
     colour: ColourTags = ColourTags()
+    peak: float | None = None
+    """cd/m² of the brightest pixel, where mastering display or content light level states it."""
+    dolby_vision: bool = False
+    """The stream is marked as Dolby Vision, or its first frame has metadata of it."""
     paused: int = 0
     """Ticks at the discontinuities of the file during which the stream shows no frame, in all."""
     interlaced: bool | None = None
@@ -88,7 +93,7 @@ class StreamInfo:
     @property
     def hdr(self) -> str | None:
         """``PQ``, ``HLG`` or None."""
-        return _HDR.get(self.colour.transfer)
+        return CURVES.get(self.colour.transfer)
 
     @property
     def label(self) -> str:
@@ -190,9 +195,6 @@ FIELDS_BY_ORDER: dict[int, Fields] = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 
 FIELD_ORDER: dict[Fields, int] = {"tff": 2, "bff": 3}
 """AVFieldOrder by the field that is shown first; fields are coded in the order of showing."""
-
-_HDR = {16: "PQ", 18: "HLG"}
-"""Transfer characteristics (ITU-T H.273) of high dynamic range."""
 
 
 def colour_names(colour: ColourTags) -> dict[str, str]:

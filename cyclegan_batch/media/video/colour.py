@@ -1,5 +1,7 @@
 """Convert decoded frames to RGB, and translated RGB back, so that an identity keeps all colours.
 
+HDR is the exception: it becomes SDR on its way to RGB, and the output is tagged as that.
+
 Both directions use the same matrix, range and chroma location, decided once (`resolve`) from the
 stream's tags, or guessed where it is untagged. The output carries exactly the tags of its source: a
 guess is used in the arithmetic, but never written as a tag.
@@ -32,6 +34,7 @@ from ...frames import Pixels, PixelType, look_up
 from ...wording import Note
 from ..alpha import Alpha, put_alpha
 from ..demux.stream_info import ColourTags, Fields, StreamInfo
+from ..tone_mapping import ASSUMED_PEAK, CURVES, ToneMapping
 from .pixel_formats import bits_of
 
 Matrix = Literal["bt601", "bt709", "bt2020", "fcc", "smpte240m", "rgb"]
@@ -87,37 +90,53 @@ class ColourPlan:
     matrix: Matrix
     """For the conversion of the source's frames to RGB."""
     output_matrix: Matrix
-    """The same as ``matrix``, except for an RGB source, whose YUV output needs a matrix."""
+    """The same as ``matrix``, except for an RGB source, whose YUV output needs a matrix, and for an
+    HDR source, whose output is BT.709."""
     full_range: bool
     output_full_range: bool
     chroma_location: str
     """Where chroma samples sit, as FFmpeg's filter ``setparams`` names it."""
     tags: ColourTags
-    """The tags of the output: those of the source, except for RGB and ``yuvj`` sources."""
+    """The tags of the output: those of the source, except for RGB, ``yuvj`` and HDR sources."""
     guessed: bool
     """The source has no tag of its matrix."""
+    tone_mapping: ToneMapping | None = None
+    """For an HDR source: how it becomes SDR."""
     notes: tuple[Note, ...] = ()
 
 
-def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") -> ColourPlan:
+def resolve(
+    stream: StreamInfo,
+    override: str | None = None,
+    *,
+    hdr: Literal["tonemap", "refuse"] = "tonemap",
+    name: str = "",
+) -> ColourPlan:
     """Decide how the frames of ``stream`` become RGB.
 
     ``override`` is ``MATRIX[:RANGE]``, the value of ``--color``. It takes precedence over guesses
-    and over tags; the tags are passed on unchanged. ``name`` is the file, for messages.
+    and over tags; the tags are passed on unchanged. ``hdr``: what becomes of an HDR source, whose
+    output is SDR and tagged BT.709. ``name`` is the file, for messages.
 
     For an untagged stream the guess is: the matrix that belongs to the primaries, where those are
-    tagged, else BT.709 from 720 lines on and BT.601 below; limited range, except for the ``yuvj``
-    formats; chroma to the left as in MPEG-2 and later, in the middle for full range (JPEG).
+    tagged, else BT.2020 for HDR, BT.709 from 720 lines on and BT.601 below; limited range, except
+    for the ``yuvj`` formats; chroma to the left as in MPEG-2 and later, in the middle for full
+    range (JPEG).
 
-    Raises InputError for HDR, for a matrix that cannot be computed, and for a wrong ``override``.
+    Raises InputError for HDR that is refused, for Dolby Vision without a base layer that others can
+    show, for a matrix that cannot be computed, and for a wrong ``override``.
     """
     named = f"{name}: " if name else ""
     tags = stream.colour
-    if stream.hdr:
+    if stream.hdr and hdr == "refuse":
         raise InputError(
-            f"{named}the video is HDR ({stream.hdr}), and generators are trained on SDR images; "
-            "tone-map it first, e.g. with FFmpeg: -vf zscale=t=linear:npl=100,tonemap=hable,"
-            "zscale=p=bt709:t=bt709:m=bt709,format=yuv420p"
+            f"{named}the video is HDR ({stream.hdr}), which --hdr refuse refuses; "
+            "leave that out to have it mapped to SDR"
+        )
+    if stream.dolby_vision and tags.transfer == _UNSPECIFIED:
+        raise InputError(
+            f"{named}the video is Dolby Vision whose base layer is neither HLG nor PQ nor SDR "
+            "(profile 5), and only its own decoders show it; convert it first"
         )
     rgb = stream.pix_fmt is not None and _is_rgb(stream.pix_fmt)
     guess = _guess(stream)
@@ -150,6 +169,11 @@ def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") 
         )
     guessed = tag_matrix is None and override_matrix is None and not rgb
     notes: tuple[Note, ...] = ()
+    tone_mapping = _tone_mapping(stream)
+    output_matrix = (override_matrix or guess) if rgb else matrix
+    if tone_mapping is not None:
+        output_matrix = "bt709"
+        output_tags = ColourTags(1, 1, 1, output_tags.range, output_tags.chroma_location)
     if guessed and not _is_grey(stream.pix_fmt):
         text = (
             f"the video has no tag of its colour matrix: taken as {guess} "
@@ -159,17 +183,32 @@ def resolve(stream: StreamInfo, override: str | None = None, *, name: str = "") 
     if override_matrix and tag_matrix not in (None, override_matrix, "rgb"):
         text = f"--color {override} is used although the video is tagged {tag_matrix}"
         notes = (Note(name or None, text),)
+    if tone_mapping is not None:
+        text = f"the video is HDR ({tone_mapping.name}): it is mapped to SDR (BT.709)"
+        notes += (Note(name or None, f"{text}; --hdr refuse makes that an error"),)
     location = _LOCATIONS.get(tags.chroma_location) or ("center" if full and not rgb else "left")
     return ColourPlan(
         matrix=matrix,
-        output_matrix=(override_matrix or guess) if rgb else matrix,
+        output_matrix=output_matrix,
         full_range=full,
         output_full_range=output_full,
         chroma_location=location,
         tags=output_tags,
         guessed=guessed,
+        tone_mapping=tone_mapping,
         notes=notes,
     )
+
+
+_UNSPECIFIED = 2
+"""A tag of ITU-T H.273 that states nothing."""
+
+
+def _tone_mapping(stream: StreamInfo) -> ToneMapping | None:
+    curve = CURVES.get(stream.colour.transfer)
+    if curve is None:
+        return None
+    return ToneMapping(curve, stream.peak or ASSUMED_PEAK, stream.colour.primaries)
 
 
 class ToRGB:
@@ -184,7 +223,7 @@ class ToRGB:
         """Return ``(H, W, 3)`` RGB, uint8 or float16 in [0, 1]; the caller owns the array."""
         plan = self._plan
         bits = bits_of(frame.format.name)
-        deep = bits > 8 or self._pixel_type == "float16"
+        deep = bits > 8 or self._pixel_type == "float16" or plan.tone_mapping is not None
         planar = self._reformatter.reformat(
             self._properties(frame),
             format="gbrp16le" if deep else "gbrp",
@@ -194,13 +233,17 @@ class ToRGB:
             interpolation=_FLAGS,
             threads=1,
         )
-        green, blue, red = _planes(planar, np.uint16 if deep else np.uint8)
-        merged = cv2.merge((red, green, blue))
         if not deep:
-            return np.asarray(merged)
+            green, blue, red = _planes(planar, np.uint8)
+            return np.asarray(cv2.merge((red, green, blue)))
+        planes = _planes(planar, np.uint16)
+        ordered = planes[2], planes[0], planes[1]
         white = (
             (2**bits - 1) << (16 - bits) if plan.full_range or plan.matrix == "rgb" else _WHITE_IN
         )
+        if plan.tone_mapping is not None:
+            return plan.tone_mapping(ordered, white, self._pixel_type)
+        merged = np.asarray(cv2.merge(ordered))
         return look_up(merged, _table_from_uint16(self._pixel_type, white))
 
 
@@ -398,6 +441,8 @@ def _guess(stream: StreamInfo) -> Matrix:
     from_primaries = _MATRIX_FROM_PRIMARIES.get(stream.colour.primaries)
     if from_primaries:
         return from_primaries
+    if stream.hdr:
+        return "bt2020"
     return "bt709" if stream.size and stream.size[0] >= 720 else "bt601"
 
 

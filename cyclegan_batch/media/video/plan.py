@@ -165,8 +165,8 @@ def plan_video(
     ``output_size`` maps the upright size (height, width) of the source to that of the frames which
     the sink will get. ``-`` is standard input or output as y4m; a pattern of images needs ``fps``.
 
-    Raises InputError where ``path`` is no video or is HDR, OutputError where it cannot be encoded
-    as the options ask.
+    Raises InputError where ``path`` is no video or is not to be translated, OutputError where it
+    cannot be encoded as the options ask.
     """
     if parse_pattern(output.name):
         raise OutputError(
@@ -186,7 +186,7 @@ def plan_video(
             f"{name}: stream {stream.index} ({stream.label}) cannot be decoded; "
             "convert it to a common format first"
         )
-    colour = resolve(stream, options.color, name=name)
+    colour = resolve(stream, options.color, hdr=options.hdr, name=name)
     size = stream.displayed_size or stream.size
     target = output_size(size)
     aspect = _output_aspect(stream, size, target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -14,7 +15,7 @@ from cyclegan_batch.media.demux.stream_info import ColourTags, StreamInfo
 from cyclegan_batch.media.video.colour import FromRGB, ToRGB, resolve
 from cyclegan_batch.media.video.pixel_formats import bits_of
 from cyclegan_batch.wording import grouped
-from tests.synthesis import colours
+from tests.synthesis import colours, hdr
 
 FORMATS = ("yuv420p", "yuv444p", "yuv420p10le", "yuv444p10le")
 
@@ -249,11 +250,53 @@ def test_an_rgb_source_gets_a_matrix_that_its_output_names():
 
 @pytest.mark.behaviour(8)
 @pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
-def test_hdr_errors(transfer, name):
+def test_hdr_errors_where_it_is_refused(transfer, name):
     with pytest.raises(
-        InputError, match=rf"film.mkv: the video is HDR \({name}\).*tone-map it first"
+        InputError, match=rf"film.mkv: the video is HDR \({name}\), which --hdr refuse refuses"
     ):
-        resolve(stream(tags=ColourTags(9, 9, transfer, 1)), name="film.mkv")
+        resolve(stream(tags=ColourTags(9, 9, transfer, 1)), hdr="refuse", name="film.mkv")
+
+
+@pytest.mark.behaviour(8)
+@pytest.mark.parametrize(("transfer", "name"), [(16, "PQ, peak 4,000 cd/m²"), (18, "HLG")])
+def test_hdr_becomes_sdr_and_that_is_said(transfer, name):
+    plan = resolve(replace(stream(tags=ColourTags(9, 9, transfer, 1, 3)), peak=4000.0))
+    assert (plan.matrix, plan.output_matrix) == ("bt2020", "bt709")
+    assert plan.tags == ColourTags(1, 1, 1, 1, 3)
+    assert [str(note) for note in plan.notes] == [
+        f"the video is HDR ({name}): it is mapped to SDR (BT.709); --hdr refuse makes that an error"
+    ]
+    of_rgb = resolve(stream("gbrp10le", ColourTags(0, 9, transfer, 2)))
+    assert (of_rgb.matrix, of_rgb.output_matrix, of_rgb.tags.matrix) == ("rgb", "bt709", 1)
+    assert resolve(stream(tags=ColourTags(2, 2, transfer))).matrix == "bt2020"
+
+
+@pytest.mark.behaviour(8)
+def test_dolby_vision_without_a_base_layer_for_others_errors():
+    with pytest.raises(InputError, match=r"a: the video is Dolby Vision .*profile 5"):
+        resolve(replace(stream(), dolby_vision=True), name="a")
+    for transfer in (1, 16, 18):
+        tags = ColourTags(9, 9, transfer, 1)
+        plain = resolve(stream(tags=tags))
+        assert resolve(replace(stream(tags=tags), dolby_vision=True)) == plain
+        assert (plain.tone_mapping is None) == (transfer == 1)
+
+
+@pytest.mark.behaviour(8)
+@pytest.mark.parametrize("pixel_type", ["uint8", "float16"])
+@pytest.mark.parametrize(("curve", "transfer"), [("PQ", 16), ("HLG", 18)])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv444p12le"])
+def test_patches_of_hdr_are_seen_by_the_formulas(curve, transfer, full, pix_fmt, pixel_type):
+    codes = colours.codes_from_rgb(colours.patches(), "bt2020", full=full, bits=bits_of(pix_fmt))
+    frame = colours.frame_from_codes(codes, pix_fmt)
+    plan = resolve(stream(pix_fmt, ColourTags(9, 9, transfer, 2 if full else 1)))
+    seen = ToRGB(plan, pixel_type)(frame)
+    assert seen.dtype == np.dtype(pixel_type)
+    levels = colours.centres(seen.astype(np.float64) * (1 if pixel_type == "uint8" else 255))
+    sent = colours.centres(colours.patches()).reshape(-1, 3).tolist()
+    want = np.array([hdr.expected(curve, tuple(rgb), 1000.0) for rgb in sent]) * 255
+    assert np.abs(levels.reshape(-1, 3) - want).max() <= 3
 
 
 def test_a_matrix_that_cannot_be_computed_errors():

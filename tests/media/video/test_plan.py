@@ -20,7 +20,7 @@ from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.identity import FAST, LOSSLESS, leftovers, plan, run, seen
 from tests.media.witness import ALIKE, needs_ffprobe, pictures, probe, tags_of, tick, times
-from tests.synthesis import colours, streams
+from tests.synthesis import colours, hdr, streams
 from tests.synthesis import pictures as photos
 from tests.synthesis.videos import gradient, patches
 
@@ -306,10 +306,63 @@ def test_a_uint8_network_says_once_that_8_bits_pass(tmp_path):
 
 
 @pytest.mark.behaviour(8)
-def test_hdr_errors(tmp_path):
+def test_hdr_errors_where_it_is_refused(tmp_path):
     source, _ = patches(tmp_path / "in.mkv", "bt2020", full=False, transfer=16)
-    with pytest.raises(InputError, match=r"in.mkv: the video is HDR \(PQ\).*tone-map it first"):
-        plan(source, tmp_path / "out.mkv")
+    with pytest.raises(InputError, match=r"in.mkv: the video is HDR \(PQ\), which --hdr refuse"):
+        plan(source, tmp_path / "out.mkv", replace(FAST, hdr="refuse"))
+
+
+@needs_ffprobe
+@pytest.mark.behaviour(8)
+@pytest.mark.parametrize("pixel_type", ["uint8", "float16"])
+@pytest.mark.parametrize(("curve", "transfer"), [("PQ", 16), ("HLG", 18)])
+def test_an_hdr_video_comes_out_as_sdr(tmp_path, curve, transfer, pixel_type):
+    source = hdr.video(tmp_path / "in.mp4", transfer)
+    planned = plan(source, tmp_path / "out.mkv", LOSSLESS, pixel_type=pixel_type)
+    assert planned.stream.peak == 600.0
+    said = [note for note in grouped(planned.notes) if "is HDR" in note]
+    assert len(said) == 1
+    run(planned)
+    entries = "stream:frame:frame_side_data:stream_side_data"
+    assert "Mastering" in str(probe(source, entries))
+    written = probe(tmp_path / "out.mkv", entries)
+    (stream,) = written["streams"]
+    assert stream["pix_fmt"] == "yuv420p10le"
+    for tag in ("color_space", "color_primaries", "color_transfer"):
+        assert stream[tag] == "bt709"
+    assert "Mastering" not in str(written)
+    assert "light level" not in str(written)
+    assert tags_of(source)["color_transfer"] in ("smpte2084", "arib-std-b67")
+
+    shown = colours.centres(pictures(tmp_path / "out.mkv")[0]).reshape(-1, 3)
+    sent = colours.centres(colours.patches()).reshape(-1, 3).tolist()
+    want = np.array([hdr.expected(curve, tuple(rgb), 600.0) for rgb in sent]) * 255
+    # x265, the encoder of the source, is without loss here, and chroma of 4:2:0 is rounded twice.
+    assert np.abs(shown - want).max() <= 3
+
+
+@pytest.mark.behaviour(8)
+def test_content_light_level_is_the_peak_without_a_mastering_display(tmp_path):
+    source = hdr.video(tmp_path / "in.mp4", 16, display=None)
+    assert plan(source, tmp_path / "out.mkv").stream.peak == 400.0
+    source = hdr.video(tmp_path / "in.mp4", 16, display=None, max_cll=0)
+    planned = plan(source, tmp_path / "out.mkv")
+    assert planned.stream.peak is None
+    assert any("PQ, peak 1,000 cd/m²" in note for note in grouped(planned.notes))
+
+
+@pytest.mark.behaviour(8)
+@pytest.mark.parametrize("transfer", [2, 16])
+def test_dolby_vision_is_taken_by_a_base_layer_that_others_show(tmp_path, transfer):
+    source = hdr.video(tmp_path / "in.mp4", transfer)
+    content = source.read_bytes()
+    assert b"hev1" in content
+    source.write_bytes(content.replace(b"hev1", b"dvhe"))
+    if transfer == 2:
+        with pytest.raises(InputError, match=r"in.mp4: the video is Dolby Vision"):
+            plan(source, tmp_path / "out.mkv")
+    else:
+        assert plan(source, tmp_path / "out.mkv").stream.dolby_vision
 
 
 # The plan as a value

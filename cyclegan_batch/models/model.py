@@ -208,6 +208,7 @@ def _model_of_checkpoint(path: Path, selection: Selection) -> Model:
         raise missing_extra("export", error, doing=doing) from error
     generator = load_generator(checkpoint.path, selection)
     config = generator.config
+    direction, notes = generator.directed(checkpoint)
     for word, channels in (("input", config.input_nc), ("output", config.output_nc)):
         if channels not in (1, 3):
             raise ModelError(
@@ -223,14 +224,14 @@ def _model_of_checkpoint(path: Path, selection: Selection) -> Model:
         sizes=config.sizes,
         batch=None,
         trained_size=generator.trained_size,
-        direction=checkpoint.direction or generator.direction,
+        direction=direction,
         precision="fp32",
         source_digest=generator.digest,
         tool_version=generator.metadata.get("tool_version"),
         parity=None,
         generator=asdict(config),
         recognised=generator.recognised,
-        notes=(*checkpoint.notes, *generator.notes),
+        notes=(*notes, *generator.notes),
     )
     return Model(card, b"", checkpoint=generator)
 

@@ -217,6 +217,7 @@ def _from_checkpoint(
     checkpoint = find_checkpoint(source, selection.direction)
     generator = load_generator(checkpoint.path, selection)
     config, half = generator.config, precision == "fp16"
+    direction, notes = generator.directed(checkpoint)
     sizes = _sizes(generator, shape)
     _check_room(generator, half=half)
     network = deployable(generator.network)
@@ -235,7 +236,7 @@ def _from_checkpoint(
             "sizes": sizes,
             "precision": "fp16" if half else "fp32",
             "trained_size": generator.trained_size,
-            "direction": checkpoint.direction or generator.direction,
+            "direction": direction,
             "source_digest": generator.digest,
             "generator": dataclasses.asdict(config),
             "recognised": generator.recognised,
@@ -243,7 +244,7 @@ def _from_checkpoint(
         checkpoint.path,
         partial(translated_by_torch, generator.network, pixel_type=io, channels=config.input_nc),
         "torch in fp32",
-        (*checkpoint.notes, *generator.notes),
+        (*notes, *generator.notes),
         partial(
             checked_half_arithmetic,
             network=network,

@@ -293,4 +293,4 @@ def _file_in_words(start: bytes) -> str:
 
 def refuse(path: Path, finding: str, remedy: str, cause: Exception | None = None) -> NoReturn:
     """Raise ModelError for the checkpoint at ``path``: what is found, and what to do."""
-    raise ModelError(f"{printable(path)}: {finding}; {remedy}") from cause
+    raise ModelError(f"{printable(path)}: {printable(finding)}; {printable(remedy)}") from cause

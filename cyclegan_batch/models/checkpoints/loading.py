@@ -101,6 +101,19 @@ class LoadedGenerator:
             self.family.name, self.family.title, self.assumed, self.prefix or None, self.also_fits
         )
 
+    def directed(self, found: FoundCheckpoint) -> tuple[Direction | None, tuple[Note, ...]]:
+        """Return how it translates, and notes: those of its file, and one where names disagree.
+
+        ``found``: its file. The name in a file is nearer to the weights than that of the file.
+        """
+        if self.direction is None or found.direction in (None, self.direction):
+            return self.direction or found.direction, found.notes
+        text = (
+            f"translates {self.direction}, as the name {self.prefix!r} in it says; its own name "
+            f"says {found.direction}"
+        )
+        return self.direction, (*found.notes, Note(Path(self.path.name), text))
+
     @property
     def assumptions(self) -> tuple[Note, ...]:
         """Notes for the user on what was assumed."""

@@ -345,6 +345,23 @@ def test_what_else_there_is_is_told(tmp_path):
     }
 
 
+def test_a_name_in_the_file_tells_the_direction_before_that_of_the_file(tmp_path):
+    path = tmp_path / "latest_net_G_A.pth"
+    torch.save(two("netG_A", "netG_B"), path)
+    for weights, direction, said in (("netG_A", "AtoB", 0), ("netG_B", "BtoA", 1)):
+        card = open_model(path, selection=Selection(weights=weights)).card
+        assert card.direction == direction
+        assert [note.text for note in card.notes] == [
+            "translates BtoA, as the name 'netG_B' in it says; its own name says AtoB"
+        ] * said
+
+
+def test_a_name_in_the_file_that_does_not_print_is_escaped(tmp_path):
+    with pytest.raises(ModelError, match=r"2 generators: ü\\n\\x1b\[31mG \(") as caught:
+        load(tmp_path, two("ü\n\x1b[31mG", "b"))
+    assert str(caught.value).isprintable()
+
+
 def test_the_direction_that_a_name_in_the_file_tells_is_on_the_card(tmp_path):
     torch.save(two("netG_A", "netG_B"), tmp_path / "g.pth")
     for selection, direction in (

@@ -1,6 +1,7 @@
 """Measure how much a translated film flickers, and what the filter against it changes.
 
     python benchmarks/film.py MODEL CLIP... [--strips FOLDER]   the table of film.md
+    python benchmarks/film.py drive                             the same of a drawn drive, by night
     python benchmarks/film.py speed                             CPU time of the filter, a frame
 
 The first frames of each clip are scaled to 256 lines and translated one by one; ``filtered`` is
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -22,6 +25,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY)]
 
+from cyclegan_batch.demo.landscapes import Landscape  # noqa: E402
 from cyclegan_batch.frames import Pixels  # noqa: E402
 from cyclegan_batch.generator import Generator, open_generator  # noqa: E402
 from cyclegan_batch.temporal.consistency import (  # noqa: E402
@@ -34,6 +38,7 @@ from cyclegan_batch.temporal.consistency import (  # noqa: E402
 from cyclegan_batch.temporal.flow_filter import DEFAULT_STRENGTH, FlowFilter  # noqa: E402
 
 HEIGHT = 256
+DEMO = REPOSITORY / "cyclegan_batch" / "demo"
 
 
 def read(clip: Path, count: int) -> list[Pixels]:
@@ -51,6 +56,12 @@ def read(clip: Path, count: int) -> list[Pixels]:
             if len(frames) == count:
                 break
     return frames
+
+
+def drive(count: int) -> list[Pixels]:
+    """Return frames of the landscape that the demo draws, in which the camera drifts."""
+    valley = Landscape((HEIGHT, 456), seed=7)
+    return [valley.at(frame / 25) for frame in range(count)]
 
 
 def measure(
@@ -83,20 +94,18 @@ def row(name: str, one: Flicker, plain: Flicker) -> str:
 
 
 def film(
-    clips: list[Path], generator: Generator, count: int, strength: float, strips: Path | None
+    name: str, sources: list[Pixels], generator: Generator, strength: float, strips: Path | None
 ) -> None:
-    """Print the table of the clips."""
-    for clip in clips:
-        sources = read(clip, count)
-        translated = [generator(frame[np.newaxis])[0] for frame in sources]
-        measures, filtered, similarity = measure(sources, translated, strength)
-        height, width = sources[0].shape[:2]
-        print(f"{clip.name}: {len(sources)} frames of {width}×{height}, λ = {strength}")
-        for name, one in measures.items():
-            print(row(name, one, measures["per-frame"]))
-        print(f"  PSNR of filtered to per-frame {similarity:.1f} dB", flush=True)
-        if strips is not None:
-            draw(strips, clip.stem, sources, translated, filtered)
+    """Print the table of a clip."""
+    translated = [generator(frame[np.newaxis])[0] for frame in sources]
+    measures, filtered, similarity = measure(sources, translated, strength)
+    height, width = sources[0].shape[:2]
+    print(f"{name}: {len(sources)} frames of {width}×{height}, λ = {strength}")
+    for kind, one in measures.items():
+        print(row(kind, one, measures["per-frame"]))
+    print(f"  PSNR of filtered to per-frame {similarity:.1f} dB", flush=True)
+    if strips is not None:
+        draw(strips, name, sources, translated, filtered)
 
 
 def draw(
@@ -148,7 +157,7 @@ def speed(rounds: int = 5) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="the generator, or 'speed'")
+    parser.add_argument("model", help="the generator; or 'drive', or 'speed'")
     parser.add_argument("clips", nargs="*", type=Path)
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--strength", type=float, default=DEFAULT_STRENGTH)
@@ -158,8 +167,15 @@ def main() -> None:
     if arguments.model == "speed":
         speed()
         return
-    with open_generator(arguments.model) as generator:
-        film(arguments.clips, generator, arguments.frames, arguments.strength, arguments.strips)
+    clips: dict[str, Callable[[int], list[Pixels]]]
+    clips = {clip.stem: partial(read, clip) for clip in arguments.clips}
+    model = Path(arguments.model)
+    if arguments.model == "drive":
+        clips, model = {"drive": drive}, DEMO / "day2night.onnx"
+    with open_generator(model) as generator:
+        for name, frames in clips.items():
+            sources = frames(arguments.frames)
+            film(name, sources, generator, arguments.strength, arguments.strips)
 
 
 if __name__ == "__main__":

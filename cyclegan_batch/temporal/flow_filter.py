@@ -5,7 +5,7 @@ With the source frame I_t, the translated frame Y_t and the result O_t, all RGB 
     f     = optical flow from I_t to I_{t−1}; W X(p) = X(p + f(p)), bicubic
     d     = I_t − W I_{t−1}, bilinear, in 8 bits
     D     = W O_{t−1} − Y_t
-    m     = exp(−C(|d|²)/0.05² − |B C(d)|²/0.03² − |C(D)|²/0.2²)
+    m     = exp(−C(|d|²)/0.06² − |B C(d)|²/0.03² − |C(D)|²/0.2²)
     O_t   = Y_t + 0.8·λ·U(m)·D + 0.2·λ·U(m·C(D))
 
 C are the means of cells of 4×4 pixels, and U interpolates between the middles of the cells, so U C

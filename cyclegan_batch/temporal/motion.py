@@ -14,16 +14,17 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Grey: TypeAlias = npt.NDArray[np.uint8]
 """``(H, W)``, the luma of a frame, 0..255."""
 
-SOURCE_TOLERANCE = 0.05
+SOURCE_TOLERANCE = 0.06
 LIGHT_TOLERANCE = 0.03
 """What a difference of two frames may be, of 1, until it is rejected (at 1/e): of single pixels,
 and of the mean of some."""
 _CELL = 4
-_PRESETS = {
-    "low": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
-    "usual": cv2.DISOPTICAL_FLOW_PRESET_FAST,
-    "best": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
+_EFFORTS = {
+    "low": (cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST, 2),
+    "usual": (cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST, 1),
+    "best": (cv2.DISOPTICAL_FLOW_PRESET_MEDIUM, 0),
 }
+"""Of each effort, OpenCV's preset and the last level of its pyramid: 0 has the frame's size."""
 _LEAST_SIDE = 64
 """OpenCV's DIS reads beyond its buffers (OpenCV 5.0: a segmentation fault) where the shorter side
 is below 32 and the other one is much longer."""
@@ -44,13 +45,15 @@ class Motion:
     """
 
     def __init__(self, effort: Literal["low", "usual", "best"] = "usual") -> None:
-        """``effort``: OpenCV's presets ULTRAFAST, FAST, and MEDIUM down to single pixels.
+        """``effort``: how much time a flow may take; at 256p about 2, 3 and 50 ms.
 
-        At 256p they take about 2, 3 and 50 ms.
+        OpenCV's preset ULTRAFAST; the same, but refined to half the size where it stops at a
+        quarter; its preset MEDIUM refined to whole pixels. In the filter the second one left less
+        flicker than the preset FAST in the same time (benchmarks/film.md).
         """
-        self._dis = cv2.DISOpticalFlow.create(_PRESETS[effort])
-        if effort == "best":
-            self._dis.setFinestScale(0)
+        preset, finest_scale = _EFFORTS[effort]
+        self._dis = cv2.DISOpticalFlow.create(preset)
+        self._dis.setFinestScale(finest_scale)
 
     def between(self, now: Grey, before: Grey) -> Floats:
         """Return ``f``, ``(H, W, 2)`` in pixels (x, y): ``now[p]`` was at ``before[p + f[p]]``."""
@@ -131,7 +134,7 @@ def likeness(now: Pixels, before: Pixels, flow: Floats) -> Floats:
 
     ``now`` and ``before``: ``(H, W, 3)``, uint8, and ``flow`` from one to the other. With the
     difference d of the two along the flow, the mean C over a cell and B over 3×3 cells:
-    exp(−C(|d|²)/0.05² − |B C(d)|²/0.03²), levels in 0..1 and |·|² the mean over the channels.
+    exp(−C(|d|²)/0.06² − |B C(d)|²/0.03²), levels in 0..1 and |·|² the mean over the channels.
     """
     moved = cv2.subtract(now, Warp(flow).linear(before), dtype=cv2.CV_32F)
     exponent = cells(power(moved)) / np.float32((255 * SOURCE_TOLERANCE) ** 2)
@@ -143,7 +146,7 @@ def likeness(now: Pixels, before: Pixels, flow: Floats) -> Floats:
 def is_cut(likeness: Floats) -> bool:
     """Return whether another scene begins: little of the frame before is seen in this one.
 
-    At the five cuts of the clip "bikes" the mean is at most 0.05, between them at least 0.49. A
-    distance of histograms above 0.35 finds two of the five.
+    At the five cuts of the clip "bikes" at 256 lines the mean is at most 0.1, between them at least
+    0.57. A distance of histograms above 0.35 finds two of the five.
     """
     return float(likeness.mean()) < 0.2

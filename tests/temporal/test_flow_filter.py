@@ -46,7 +46,7 @@ def transcribed(
     d = now - np.rint(drawn(before.astype(np.float64), flow, linear_weights))
     difference = drawn(past, flow, cubic_weights) - translated
     coarse = cells(difference)
-    exponent = cells((d**2).mean(axis=2, keepdims=True)) / (0.05 * 255) ** 2
+    exponent = cells((d**2).mean(axis=2, keepdims=True)) / (0.06 * 255) ** 2
     exponent += (around(cells(d)) ** 2).mean(axis=2, keepdims=True) / (0.03 * 255) ** 2
     exponent += (coarse**2).mean(axis=2, keepdims=True) / (0.2 * 255) ** 2
     mask = np.exp(-exponent)
@@ -261,6 +261,15 @@ def test_frames_of_any_size_are_filtered(size):
         result = filtered(source, noisy(source, seed))
         assert result.shape == source.shape
         assert np.abs(result.astype(int) - source).max() <= 3
+
+
+@pytest.mark.parametrize("effort", ["low", "usual", "best"])
+@pytest.mark.parametrize("size", [(1, 1), (20, 300), (31, 600), (33, 1000), (65, 63)])
+def test_a_flow_has_the_size_of_its_frames(effort, size):
+    grey = grey_of(texture(*size))
+    flow = Motion(effort).between(grey, grey)
+    assert flow.shape == (*size, 2)
+    assert np.abs(flow).max() < 0.01
 
 
 def test_large_frames_follow_their_motion_too():

@@ -47,6 +47,9 @@ FilePrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
 FrameSize: TypeAlias = Literal["native"] | int | tuple[int, int]
 """The source's own size, the length of the shorter side, or (height, width)."""
 
+HdrChoice: TypeAlias = Literal["tonemap", "refuse"]
+"""What becomes of an HDR source."""
+
 MAX_PIXELS = 2**28
 """An image of more pixels is refused by its header, unless ``--max-pixels`` is another limit."""
 
@@ -138,7 +141,7 @@ class TranslateOptions:
         default=None, metadata=option(FRAMES, metavar="MATRIX[:RANGE]", applies_to=("video",))
     )
     """Colour matrix and range of an untagged video, e.g. ``bt601:full``."""
-    hdr: Literal["tonemap", "refuse"] = field(default="tonemap", metadata=option(FRAMES))
+    hdr: HdrChoice = field(default="tonemap", metadata=option(FRAMES))
     """What becomes of an HDR video or image (PQ, HLG): tonemap makes it SDR (BT.709) before the
     network, refuse is an error."""
     deinterlace: bool = field(default=False, metadata=option(FRAMES, applies_to=("video",)))

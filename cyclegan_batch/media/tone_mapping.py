@@ -7,9 +7,10 @@ The steps, for each pixel:
 - the largest of R, G and B is compressed from the peak of the source to 203 cd/m², reference white
   (BT.2408-7), by the EETF of BT.2390-11 (5.4.1, black at 0), and the others in proportion, so that
   the hue stays;
-- the primaries become those of BT.709. A colour outside of them is mixed with grey of its luminance
-  until no component is negative, then darkened until none is above 1;
-- the inverse of BT.1886 with black at 0 (gamma 2.4) gives the samples.
+- the primaries become those of BT.709. In a colour outside of them negative components become 0;
+  then it is darkened until none is above 1, so that bright saturated areas keep their detail;
+- the inverse of what shows the result gives the samples: for videos BT.1886 with black at 0 (gamma
+  2.4), for images sRGB.
 
 All of it is arithmetic on single pixels, in float32 and by tables of 65,536 values. It is done in
 strips of rows that stay in the cache of a core.
@@ -55,9 +56,6 @@ _D65 = (0.3127, 0.3290)
 _STRIP = 1 << 15
 """Pixels of a strip: 128 KiB a plane in float32."""
 
-_IN_GAMUT = -1e-6
-"""A component above it is not negative but for its rounding."""
-
 
 @dataclass(frozen=True)
 class ToneMapping:
@@ -69,6 +67,8 @@ class ToneMapping:
     compressed. Not used for HLG."""
     primaries: int = 9
     """As of ITU-T H.273; any that is not known here is taken as BT.2020."""
+    display: Literal["bt1886", "srgb"] = "bt1886"
+    """What shows the result: BT.1886 with black at 0 (gamma 2.4), or sRGB (IEC 61966-2-1)."""
 
     @property
     def name(self) -> str:
@@ -104,7 +104,7 @@ class ToneMapping:
             plane *= gain
         light = [_weighted(light, weights) for weights in _matrix_to_bt709(self.primaries)]
         _into_gamut(light)
-        table = _samples_of_root(pixel_type)
+        table = _samples_of_root(pixel_type, self.display)
         return (look_up(_index_of_root(plane), table) for plane in light)
 
     @property
@@ -134,14 +134,8 @@ def _index_of_root(light: _Plane) -> _Samples:
 
 def _into_gamut(planes: Sequence[_Plane]) -> None:
     """Bring linear BT.709 ``planes`` into [0, 1] in place."""
-    least = np.minimum(np.minimum(planes[0], planes[1]), planes[2])
-    outside = np.flatnonzero(least < _IN_GAMUT)
-    if outside.size:
-        colours = [plane.ravel()[outside] for plane in planes]
-        grey = _weighted(colours, _luminance(1))
-        share = grey / (grey - least.ravel()[outside])
-        for plane, colour in zip(planes, colours, strict=True):
-            plane.ravel()[outside] = grey + (colour - grey) * share
+    for plane in planes:
+        np.maximum(plane, 0, out=plane)
     largest = np.maximum(np.maximum(planes[0], planes[1]), planes[2])
     above = np.flatnonzero(largest > 1)
     if above.size:
@@ -223,9 +217,12 @@ def _ootf_of_root() -> _Plane:
 
 
 @cache
-def _samples_of_root(pixel_type: PixelType) -> Pixels:
+def _samples_of_root(pixel_type: PixelType, display: str) -> Pixels:
     """Return the sample of the output for the square root of its light, of which 65535 is 1."""
     value = _ROOTS ** (2 / 2.4)
+    if display == "srgb":
+        light = _ROOTS**2
+        value = np.where(light <= 0.0031308, 12.92 * light, 1.055 * value - 0.055)
     if pixel_type == "float16":
         return value.astype(np.float16)
     return np.floor(value * 255 + 0.5).astype(np.uint8)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from cyclegan_batch.media.tone_mapping import ToneMapping
-from tests.synthesis.hdr import expected, nits_to_pq
+from tests.synthesis.hdr import expected, in_bt709, nits_to_pq
 
 pytestmark = pytest.mark.behaviour(8)
 
@@ -88,3 +89,46 @@ def test_primaries_of_bt709_are_kept_and_unknown_ones_are_those_of_bt2020():
     assert list(kept[1:]) == [0, 0]
     of_bt2020 = mapped_of(ToneMapping("PQ"), red)
     assert np.array_equal(mapped_of(ToneMapping("PQ", primaries=2), red), of_bt2020)
+
+
+@pytest.mark.needs("ffmpeg")
+@pytest.mark.parametrize(
+    ("curve", "transfer", "peak"), [("PQ", "smpte2084", 10000.0), ("HLG", "arib-std-b67", 1000.0)]
+)
+def test_the_formulas_are_those_of_libplacebo_for_its_displays(curve, transfer, peak):
+    """libplacebo assumes a black of 0.005 cd/m² for HDR, and of a thousandth of white for SDR.
+
+    What PQ shows darker than that, below 0.085, it makes darker than the formulas do.
+    """
+    samples = cube()
+    height, width = samples.shape[:2]
+    opaque = np.full((height, width, 1), 65535, np.uint16)
+    chain = (
+        f"setparams=color_primaries=bt2020:color_trc={transfer}:colorspace=gbr:range=pc,hwupload,"
+        "libplacebo=color_primaries=bt709:color_trc=bt709:colorspace=gbr:range=pc:peak_detect=0:"
+        "tonemapping=bt.2390:tonemapping_param=0.5:tonemapping_mode=max:tonemapping_crosstalk=0:"
+        "tonemapping_lut_size=1024:gamut_mode=clip:dithering=none:format=rgba64le,"
+        "hwdownload,format=rgba64le"
+    )
+    raw = "-f rawvideo -pix_fmt rgba64le"
+    done = subprocess.run(
+        f"ffmpeg -v error -init_hw_device vulkan {raw} -s {width}x{height} -i - "
+        f"-vf {chain} {raw} -".split(),
+        input=np.concatenate([samples, opaque], 2).tobytes(),
+        capture_output=True,
+        timeout=60,
+    )
+    if done.returncode:
+        pytest.skip("this ffmpeg has no libplacebo of this age, or no Vulkan driver")
+    shown = np.frombuffer(done.stdout, "<u2").reshape(-1, 4)[:, :3] / 257
+    white, black = 203.0 ** (1 / 2.4), 0.203 ** (1 / 2.4)
+    compared = 0
+    for seen, (red, green, blue) in zip(shown, samples.reshape(-1, 3) / 65535, strict=True):
+        light = in_bt709(curve, (red, green, blue), peak, 0.005, 0.203)
+        want = [
+            (max(value * 203, 0.0) ** (1 / 2.4) - black) / (white - black) * 255 for value in light
+        ]
+        if min(want) >= 0 and max(want) <= 255 and max(red, green, blue) > 0.085:
+            assert np.abs(seen - want).max() <= 0.5
+            compared += 1
+    assert compared > 200

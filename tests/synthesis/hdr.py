@@ -34,12 +34,14 @@ def hlg_to_scene(signal: float) -> float:
     return (math.exp((signal - 0.55991073) / 0.17883277) + 0.28466892) / 12
 
 
-def eetf(nits: float, peak: float, target: float) -> float:
-    """BT.2390-11, 5.4.1, with Lb = Lmin = 0."""
+def eetf(nits: float, peak: float, target: float, black: float = 0.0, lift: float = 0.0) -> float:
+    """BT.2390-11, 5.4.1: from [``black``, ``peak``] to [``lift``, ``target``], all cd/m²."""
     if peak <= target:
         return nits
-    e1 = nits_to_pq(nits) / nits_to_pq(peak)
-    max_lum = nits_to_pq(target) / nits_to_pq(peak)
+    low, high = nits_to_pq(black), nits_to_pq(peak)
+    e1, min_lum, max_lum = (
+        (nits_to_pq(value) - low) / (high - low) for value in (nits, lift or black, target)
+    )
     ks = 1.5 * max_lum - 0.5
     if e1 < ks:
         e2 = e1
@@ -50,27 +52,41 @@ def eetf(nits: float, peak: float, target: float) -> float:
             + (t**3 - 2 * t**2 + t) * (1 - ks)
             + (-2 * t**3 + 3 * t**2) * max_lum
         )
-    return pq_to_nits(e2 * nits_to_pq(peak))
+    if lift:
+        # BT.2390 adds the lift at every height; libplacebo scales the result to end at the target.
+        power = min(1 / min_lum, 4)
+        scale = 1 / (1 + min_lum / max_lum * (1 - max_lum) ** power)
+        e2 = scale * (e2 + min_lum * (1 - e2) ** power - min_lum) + min_lum
+    return pq_to_nits(e2 * (high - low) + low)
 
 
-def expected(curve: str, rgb: tuple[float, float, float], peak: float) -> list[float]:
-    """Return the SDR samples in [0, 1] of one pixel."""
+def in_bt709(
+    curve: str, rgb: tuple[float, float, float], peak: float, black: float = 0.0, lift: float = 0.0
+) -> list[float]:
+    """Return the mapped light of one pixel, of which 1 is 203 cd/m²; the gamut is not mapped."""
     if curve == "PQ":
         light = [min(pq_to_nits(value), peak) for value in rgb]
     else:
         peak = 1000.0
-        scene = [hlg_to_scene(value) for value in rgb]
+        beta = math.sqrt(3 * (black / peak) ** (1 / 1.2))
+        scene = [hlg_to_scene((1 - beta) * value + beta) for value in rgb]
         luminance = 0.2627 * scene[0] + 0.6780 * scene[1] + 0.0593 * scene[2]
         light = [peak * luminance**0.2 * value for value in scene]
     top = max(light)
-    scale = eetf(top, peak, 203.0) / top / 203.0 if top else 0.0
-    out = [sum(row[i] * light[i] for i in range(3)) * scale for row in BT2020_TO_BT709]
-    least = min(out)
-    if least < 0:
-        grey = 0.2126 * out[0] + 0.7152 * out[1] + 0.0722 * out[2]
-        out = [grey + (value - grey) * grey / (grey - least) for value in out]
+    scale = eetf(top, peak, 203.0, black, lift) / top / 203.0 if top else 0.0
+    return [sum(row[i] * light[i] for i in range(3)) * scale for row in BT2020_TO_BT709]
+
+
+def expected(
+    curve: str, rgb: tuple[float, float, float], peak: float, display: str = "bt1886"
+) -> list[float]:
+    """Return the SDR samples in [0, 1] of one pixel."""
+    out = [max(value, 0.0) for value in in_bt709(curve, rgb, peak)]
     most = max(*out, 1.0)
-    return [max(value / most, 0.0) ** (1 / 2.4) for value in out]
+    shown = [value / most for value in out]
+    if display == "srgb":
+        return [v * 12.92 if v <= 0.0031308 else 1.055 * v ** (1 / 2.4) - 0.055 for v in shown]
+    return [value ** (1 / 2.4) for value in shown]
 
 
 def video(

@@ -8,6 +8,8 @@ given.
 
 The rules:
 
+- HDR (PQ, HLG) becomes SDR, by `tone_mapping`, without the profile and the colour chunks of the
+  source.
 - EXIF orientation is applied once; the output is upright and has no orientation. Title, camera,
   dates, GPS and other descriptive EXIF are carried into JPEG, PNG, WebP, AVIF and TIFF. The
   thumbnail (it shows the source), maker notes, XMP and IPTC are not.
@@ -45,8 +47,9 @@ from PIL import BmpImagePlugin, Image, ImageCms, JpegImagePlugin, TiffImagePlugi
 
 from ...errors import InputError, OutputError
 from ...frames import PixelType, Size, as_pixel_type, to_uint8
-from ...options import MAX_PIXELS
+from ...options import MAX_PIXELS, HdrChoice
 from ..formats import ImageFormat
+from ..tone_mapping import ASSUMED_PEAK, CURVES, ToneMapping
 from .headers import read_header
 from .image_header import FORMAT_NAMES, Header, damaged, portable_exif
 from .png import quiet_png
@@ -130,26 +133,26 @@ def decode_picture(
     pixel_type: PixelType = "uint8",
     max_pixels: int = MAX_PIXELS,
     white: int | None = None,
+    hdr: HdrChoice = "tonemap",
 ) -> Picture:
     """Return the image in ``data``, upright, as RGB of ``pixel_type``; ``name`` is for messages.
 
     ``header`` is that of ``data``, if `read_header` has returned it already. ``white`` is the level
-    of an image of more than 8 bits that becomes white, None its largest.
+    of an image of more than 8 bits that becomes white, None its largest. ``hdr``: what becomes of
+    PQ and HLG; what is mapped to SDR is sRGB, without a profile.
 
     Safe to call from several threads. Raises InputError where ``data`` is no whole image of a known
-    format, or has more than ``max_pixels``.
+    format, has more than ``max_pixels``, or is HDR that is refused.
     """
     if header is None:
         header = read_header(io.BytesIO(data), name, max_pixels=max_pixels)
     if header.pages > 1:
         raise InputError(f"{name}: {_SEVERAL.get(header.format, _ANIMATION)}")
-    if header.transfer in _HDR:
-        word, curve = _HDR[header.transfer]
+    mapping = _tone_mapping(header)
+    if mapping is not None and hdr == "refuse":
         raise InputError(
-            f"{name}: the image is HDR ({word}), and generators are trained on SDR images; "
-            "tone-map it first, e.g. with FFmpeg: -vf format=gbrp16le,setparams=color_primaries="
-            f"bt2020:color_trc={curve}:colorspace=gbr,zscale=t=linear:npl=100,format=gbrpf32le,"
-            "tonemap=hable,zscale=p=bt709:t=iec61966-2-1,format=gbrp"
+            f"{name}: the image is HDR ({mapping.curve}), which --hdr refuse refuses; "
+            "leave that out to have it mapped to SDR"
         )
     notes: list[str] = []
     try:
@@ -177,14 +180,15 @@ def decode_picture(
     deep = samples.dtype == np.uint16
     if deep and pixel_type == "uint8":
         notes.append("16 bits become 8 by rounding: the model takes 8")
-        samples = _EIGHT_BITS[samples]
         alpha = None if alpha is None else _as_eight_bits(alpha)
         deep = False
-    pixels = np.ascontiguousarray(samples)
+    if mapping is not None:
+        notes.append(
+            f"is HDR ({mapping.name}): it is mapped to SDR; --hdr refuse makes that an error"
+        )
+        icc = None
     return Picture(
-        pixels=(pixels / np.float32(65535)).astype(np.float16)
-        if deep
-        else as_pixel_type(pixels, pixel_type),
+        pixels=_pixels(samples, mapping, pixel_type),
         extras=Extras(
             alpha=alpha,
             undeclared=undeclared,
@@ -195,15 +199,32 @@ def decode_picture(
             # The tags hold the place of each pixel of the stored, unturned image.
             geo=header.geo if header.orientation == 1 else (),
             geo_size=header.size if header.geo else None,
-            colour_chunks=header.png.colour_chunks if header.png and not header.icc else (),
+            colour_chunks=header.png.colour_chunks
+            if header.png and not header.icc and mapping is None
+            else (),
         ),
         notes=tuple(notes),
     )
 
 
-_HDR = {16: ("PQ", "smpte2084"), 18: ("HLG", "arib-std-b67")}
-"""The transfer characteristics of ITU-T H.273 that mean high dynamic range: the common name of
-each, and FFmpeg's."""
+def _tone_mapping(header: Header) -> ToneMapping | None:
+    """Return how an HDR image becomes SDR. sRGB is how an image without tags is shown."""
+    curve = CURVES.get(header.transfer)
+    if curve is None:
+        return None
+    return ToneMapping(curve, header.peak or ASSUMED_PEAK, header.primaries, "srgb")
+
+
+def _pixels(samples: Samples, mapping: ToneMapping | None, pixel_type: PixelType) -> Samples:
+    """Return uint8 or uint16 ``samples`` as the model takes them."""
+    if mapping is not None:
+        deep = samples if samples.dtype == np.uint16 else samples.astype(np.uint16) * 257
+        return mapping([np.ascontiguousarray(deep[..., i]) for i in range(3)], 65535, pixel_type)
+    pixels = np.ascontiguousarray(samples)
+    if pixels.dtype == np.uint16 and pixel_type == "float16":
+        return (pixels / np.float32(65535)).astype(np.float16)
+    return as_pixel_type(_as_eight_bits(pixels), pixel_type)
+
 
 _ANIMATION = "is an animation; make a video of it and translate that"
 _SEVERAL: dict[ImageFormat, str] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...frames import PixelType
+from ...options import HdrChoice
 from ..formats import ImageFormat
 from .codec import Picture, decode_picture, refuse_lost_alpha
 from .image_header import Header
@@ -19,6 +20,7 @@ def decode_for(
     pixel_type: PixelType,
     max_pixels: int,
     white: int | None,
+    hdr: HdrChoice,
 ) -> Picture:
     """Return the image in ``data`` as `codec.decode_picture` does, with notes on ``target``.
 
@@ -26,7 +28,13 @@ def decode_for(
     network shall spend no time on it.
     """
     picture = decode_picture(
-        data, name, header=header, pixel_type=pixel_type, max_pixels=max_pixels, white=white
+        data,
+        name,
+        header=header,
+        pixel_type=pixel_type,
+        max_pixels=max_pixels,
+        white=white,
+        hdr=hdr,
     )
     refuse_lost_alpha(picture.extras, name, target)
     notes = list(picture.notes)

@@ -52,6 +52,10 @@ class Header:
     """GeoTIFF tags and their values."""
     transfer: int = 2
     """Transfer characteristic as of ITU-T H.273: 2 unspecified, 16 PQ, 18 HLG."""
+    primaries: int = 2
+    """As of ITU-T H.273: 2 unspecified, 9 BT.2020."""
+    peak: float | None = None
+    """cd/m² of the brightest pixel, where mastering display or content light level states it."""
 
     @property
     def displayed_size(self) -> Size:

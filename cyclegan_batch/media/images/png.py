@@ -29,7 +29,10 @@ _MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 """Bits per sample that each colour type allows."""
 _COLOUR_CHUNKS = (b"cICP", b"sRGB", b"gAMA", b"cHRM")
-_HEADER_CHUNKS = frozenset({b"IHDR", b"tRNS", b"iCCP", b"eXIf", b"acTL", b"pHYs", *_COLOUR_CHUNKS})
+_LIGHT_CHUNKS = (b"mDCV", b"cLLI")
+_HEADER_CHUNKS = frozenset(
+    {b"IHDR", b"tRNS", b"iCCP", b"eXIf", b"acTL", b"pHYs", *_COLOUR_CHUNKS, *_LIGHT_CHUNKS}
+)
 _IMAGE_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 
@@ -62,8 +65,17 @@ def read_png(file: BinaryIO) -> Header:
         dpi=_resolution(chunks.get(b"pHYs", b"")),
         # cICP: primaries, transfer, matrix, range (PNG, third edition, 11.3.2.6).
         transfer=chunks.get(b"cICP", b"\2\2\0\1")[1],
+        primaries=chunks.get(b"cICP", b"\2\2\0\1")[0],
+        peak=_peak(chunks.get(b"mDCV", b""), chunks.get(b"cLLI", b"")),
         png=PngExtras(grey, tuple((k, chunks[k]) for k in _COLOUR_CHUNKS if k in chunks)),
     )
+
+
+def _peak(display: bytes, light: bytes) -> float | None:
+    """Return cd/m² by mDCV, else cLLI, both in 0.0001 cd/m² (PNG, third edition, 11.3.2.7, 8)."""
+    if len(display) == 24 and (stated := int.from_bytes(display[16:20])):
+        return stated / 10000
+    return int.from_bytes(light[:4]) / 10000 or None if len(light) == 8 else None
 
 
 def quiet_png(data: bytes) -> bytes:

@@ -16,7 +16,7 @@ from ...errors import InputError, OutputError
 from ...file_identity import FileIdentity, identity_of_data, identity_of_status
 from ...files import refuse_existing
 from ...frames import Frame, PixelType, Size
-from ...options import TranslateOptions
+from ...options import HdrChoice, TranslateOptions
 from ...remote import RemotePath, is_remote
 from ...wording import Note, printable
 from .. import Dropped
@@ -70,6 +70,7 @@ class ImageShard:
     overwrite: bool
     hash_inputs: bool = False
     white: int | None = None
+    hdr: HdrChoice = "tonemap"
     notes: tuple[Note, ...] = ()
     key: str = ""
     """The same for two runs that form the shard of the same outputs, whatever each has left to do:
@@ -125,6 +126,7 @@ def plan_images(
                 overwrite=options.overwrite,
                 hash_inputs=options.hash_inputs,
                 white=options.white,
+                hdr=options.hdr,
                 notes=notes if not shards else (),
                 key=_key(whole, root),
                 replaced=replaced.intersection(entry.output for entry in part),
@@ -313,6 +315,7 @@ class ImageSource:
                 pixel_type=self.shard.pixel_type,
                 max_pixels=self.shard.max_pixels,
                 white=self.shard.white,
+                hdr=self.shard.hdr,
             )
         except InputError as error:
             return Dropped(name, error)

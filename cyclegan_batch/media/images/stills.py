@@ -12,6 +12,7 @@ import io
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -150,7 +151,8 @@ def _jp2_colour(file: BinaryIO, begin: int, end: int) -> tuple[bytes | None, int
 
 def read_avif(file: BinaryIO) -> Header:
     """Describe an AVIF."""
-    transfer, bits = _primary_item(file)
+    primary = _primary_item(file)
+    bits = primary.bits
     file.seek(0)
     image = AvifImagePlugin.AvifImageFile(file)
     exif = image.info.get("exif")
@@ -165,12 +167,16 @@ def read_avif(file: BinaryIO) -> Header:
         pages=image.n_frames,
         icc=image.info.get("icc_profile"),
         exif=exif and exif.removeprefix(b"Exif\0\0"),
-        transfer=transfer,
+        transfer=primary.transfer,
+        primaries=primary.primaries,
+        peak=primary.peak,
     )
 
 
 def read_heic(file: BinaryIO) -> Header:
     """Describe a HEIC; libheif turns it upright by its boxes and not by EXIF (ISO/IEC 23008-12)."""
+    peak = _primary_item(file).peak
+    file.seek(0)
     images = _heif(file)
     primary = images[images.primary_index]
     info: dict[str, Any] = dict(primary.info)
@@ -185,6 +191,8 @@ def read_heic(file: BinaryIO) -> Header:
         icc=info.get("icc_profile") or None,
         exif=exif and exif.removeprefix(b"Exif\0\0"),
         transfer=nclx.get("transfer_characteristics", 2),
+        primaries=nclx.get("color_primaries", 2),
+        peak=peak,
     )
 
 
@@ -197,8 +205,24 @@ def _heif(file: BinaryIO) -> HeifFile:
     return pillow_heif.open_heif(file, convert_hdr_to_8bit=False, hdr_to_16bit=False)
 
 
-def _primary_item(file: BinaryIO) -> tuple[int, int]:
-    """Return the transfer characteristic (ITU-T H.273) and the bits of the primary image.
+@dataclass
+class _PrimaryItem:
+    """The properties of the image that a file shows."""
+
+    primaries: int = 2
+    transfer: int = 2
+    bits: int = 8
+    display_peak: float = 0
+    content_peak: float = 0
+
+    @property
+    def peak(self) -> float | None:
+        """cd/m²; that of the mastering display precedes the content light level."""
+        return self.display_peak or self.content_peak or None
+
+
+def _primary_item(file: BinaryIO) -> _PrimaryItem:
+    """Return what the properties of the primary image state.
 
     A file may hold further images, such as an HDR rendering by a gain map, or depth.
     """
@@ -222,16 +246,21 @@ def _primary_item(file: BinaryIO) -> tuple[int, int]:
                         ]
                     elif part == b"ipma":
                         lists |= _property_lists(_content(file, first, last))
-    transfer, bits = 2, 8
+    primary = _PrimaryItem()
     for number in lists.get(item, ()):
         name, content = shared[number - 1] if 0 < number <= len(shared) else (b"", b"")
         if name == b"colr" and content[:4] == b"nclx":
-            (transfer,) = struct.unpack_from(">H", content, 6)
+            primary.primaries, primary.transfer = struct.unpack_from(">HH", content, 4)
         elif name == b"pixi":
-            bits = max(content[5 : 5 + content[4]], default=8)
+            primary.bits = max(content[5 : 5 + content[4]], default=8)
         elif name == b"av1C":
-            bits = max(bits, 12 if content[2] & 0x20 else 10 if content[2] & 0x40 else 8)
-    return transfer, bits
+            coded = 12 if content[2] & 0x20 else 10 if content[2] & 0x40 else 8
+            primary.bits = max(primary.bits, coded)
+        elif name == b"mdcv" and len(content) >= 20:
+            primary.display_peak = struct.unpack_from(">I", content, 16)[0] / 10000
+        elif name == b"clli" and len(content) >= 2:
+            primary.content_peak = float(struct.unpack_from(">H", content)[0])
+    return primary
 
 
 def _property_lists(content: bytes) -> dict[int, list[int]]:

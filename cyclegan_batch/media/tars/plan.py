@@ -11,7 +11,7 @@ from pathlib import Path
 from ...errors import InputError
 from ...file_identity import FileIdentity
 from ...frames import PixelType, Size
-from ...options import TranslateOptions
+from ...options import HdrChoice, TranslateOptions
 from ...remote import RemotePath
 from ...wording import Note, byte_size, printable
 from ..formats import Entry, ImageFormat
@@ -39,6 +39,7 @@ class TarPlan:
     quality: int | None
     png_level: int | None
     white: int | None
+    hdr: HdrChoice
     max_pixels: int
     hash_inputs: bool
     overwrite: bool
@@ -88,6 +89,7 @@ def plan_tar(
         quality=options.quality,
         png_level=options.png_level,
         white=options.white,
+        hdr=options.hdr,
         max_pixels=options.max_pixels,
         hash_inputs=options.hash_inputs,
         overwrite=options.overwrite or replaces,

@@ -203,6 +203,7 @@ class TarSource:
                 pixel_type=self.plan.pixel_type,
                 max_pixels=self.plan.max_pixels,
                 white=self.plan.white,
+                hdr=self.plan.hdr,
             )
         except InputError as error:
             return self._lost(image.slot, error)

@@ -31,6 +31,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from ...errors import InputError
 from ...frames import Pixels, PixelType, look_up
+from ...options import HdrChoice
 from ...wording import Note
 from ..alpha import Alpha, put_alpha
 from ..demux.stream_info import ColourTags, Fields, StreamInfo
@@ -109,7 +110,7 @@ def resolve(
     stream: StreamInfo,
     override: str | None = None,
     *,
-    hdr: Literal["tonemap", "refuse"] = "tonemap",
+    hdr: HdrChoice = "tonemap",
     name: str = "",
 ) -> ColourPlan:
     """Decide how the frames of ``stream`` become RGB.

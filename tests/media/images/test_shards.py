@@ -421,3 +421,17 @@ def test_white_reaches_pictures_and_leaves_those_of_eight_bits(tmp_path: Path) -
         np.testing.assert_array_equal(result, pictures.photo())
     with pytest.raises(ValueError, match="white must be a number from 1 to 65535, got 0"):
         plan_images(entries, TranslateOptions(white=0), pixel_type="uint8")
+
+
+@pytest.mark.behaviour(8)
+def test_hdr_becomes_sdr_or_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    chunk = (b"cICP", bytes([9, 18, 0, 1]))
+    (tmp_path / "in" / "hlg.png").write_bytes(pictures.png(pictures.photo(), chunk))
+    entries = entries_in(tmp_path / "in", tmp_path / "out")
+    _, dropped, _ = translate(entries, hdr="refuse")
+    assert ["which --hdr refuse refuses" in str(each.error) for each in dropped] == [True]
+    (path,), dropped, notes = translate(entries)
+    assert dropped == []
+    assert ["hlg.png: is HDR (HLG): it is mapped to SDR" in each for each in notes] == [True]
+    assert b"cICP" not in path.read_bytes()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import struct
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from cyclegan_batch.media.formats import Entry, sniff_format
 from cyclegan_batch.media.images.codec import decode_picture
 from cyclegan_batch.media.images.headers import read_header
 from cyclegan_batch.media.images.image_header import exif_orientation
+from cyclegan_batch.media.images.stills import _primary_item
 from cyclegan_batch.wording import grouped
 from tests.media.images.test_shards import one, translate
-from tests.synthesis import pictures
+from tests.synthesis import hdr, pictures
 
 
 def heic(samples: Any, *more: Any, bits: int = 8, **options: Any) -> bytes:
@@ -244,32 +244,56 @@ def test_a_bomb_is_refused_by_its_header_errors(name: str, monkeypatch: pytest.M
 @pytest.mark.behaviour(8)
 @pytest.mark.parametrize(("transfer", "word"), [(16, "PQ"), (18, "HLG")])
 @pytest.mark.parametrize("name", ["png", "avif", "heic"])
-def test_hdr_is_refused_with_what_to_do_errors(name: str, transfer: int, word: str) -> None:
+def test_hdr_becomes_sdr_and_that_is_said_or_is_refused(
+    name: str, transfer: int, word: str
+) -> None:
     data = _tagged(name, transfer)
-    with pytest.raises(InputError, match=rf"a: the image is HDR \({word}\), .* tone-map it first"):
-        decode_picture(data, "a")
-    assert read_header(io.BytesIO(data), "a", max_pixels=10**6).transfer == transfer
-    assert decode_picture(_tagged(name, 13), "a").pixels.shape == PHOTO.shape
+    with pytest.raises(InputError, match=rf"a: the image is HDR \({word}\), which --hdr refuse"):
+        decode_picture(data, "a", hdr="refuse")
+    header = read_header(io.BytesIO(data), "a", max_pixels=10**6)
+    assert (header.transfer, header.primaries) == (transfer, 9)
+    said = word if word == "HLG" else "PQ, peak 1,000 cd/m²"
+    for pixel_type in ("uint8", "float16"):
+        mapped = decode_picture(data, "a", pixel_type=pixel_type)
+        plain = decode_picture(_tagged(name, 13), "a")
+        assert mapped.notes == (
+            f"is HDR ({said}): it is mapped to SDR; --hdr refuse makes that an error",
+        )
+        assert plain.notes == ()
+        scale = 1 if pixel_type == "uint8" else 255
+        seen = mapped.pixels[::9, ::9].reshape(-1, 3).astype(float) * scale
+        stored = plain.pixels[::9, ::9].reshape(-1, 3).tolist()
+        want = [
+            hdr.expected(word, (r / 255, g / 255, b / 255), 1000.0, "srgb") for r, g, b in stored
+        ]
+        assert np.abs(seen - np.array(want) * 255).max() <= 1
+        assert mapped.extras.colour_chunks == ()
 
 
 @pytest.mark.behaviour(8)
-@pytest.mark.needs("ffmpeg")
-@pytest.mark.parametrize("transfer", [16, 18])
-def test_what_is_advised_for_hdr_works(tmp_path: Path, transfer: int) -> None:
-    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (16, 1))
-    chunk = (b"cICP", bytes([9, transfer, 0, 1]))
-    (tmp_path / "a.png").write_bytes(pictures.png(np.dstack([ramp] * 3), chunk))
-    with pytest.raises(InputError) as caught:
-        decode_picture((tmp_path / "a.png").read_bytes(), "a")
-    chain = str(caught.value).rpartition("-vf ")[2]
-    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "a.png", "-vf", chain, tmp_path / "b.png"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if "No such filter" in done.stderr:
-        pytest.skip("this ffmpeg has no zscale")
-    assert done.returncode == 0, done.stderr
-    seen = decode_picture((tmp_path / "b.png").read_bytes(), "b").pixels[0, :, 1].astype(int)
-    assert (np.diff(seen) >= 0).all()
-    assert (seen[0], seen[-1]) == (0, 255)
+@pytest.mark.parametrize("pixel_type", ["uint8", "float16"])
+def test_hdr_of_16_bits_keeps_its_alpha_and_its_depth(pixel_type: Any) -> None:
+    ramp = np.tile(np.linspace(0, 65535, 640).astype(np.uint16), (4, 1))
+    chunk = (b"cICP", bytes([9, 16, 0, 1]))
+    picture = decode_picture(pictures.png(np.dstack([ramp] * 4), chunk), "a", pixel_type=pixel_type)
+    alpha = picture.extras.alpha
+    assert alpha is not None
+    assert alpha.dtype == (np.uint8 if pixel_type == "uint8" else np.uint16)
+    assert picture.extras.bits == (8 if pixel_type == "uint8" else 16)
+    values = np.unique(picture.pixels[..., 1])
+    assert values.min() == 0
+    assert values.max() == (255 if pixel_type == "uint8" else 1)
+    assert (len(values) > 256) == (pixel_type == "float16")
+
+
+@pytest.mark.behaviour(8)
+def test_the_peak_of_a_png_is_that_of_its_display_else_of_its_content() -> None:
+    tags = (b"cICP", bytes([9, 16, 0, 1]))
+    display = (b"mDCV", bytes(16) + struct.pack(">II", 600 * 10000, 50))
+    light = (b"cLLI", struct.pack(">II", 400 * 10000, 100 * 10000))
+    for chunks, peak in (((display, light), 600), ((light,), 400), ((), None)):
+        data = pictures.png(PHOTO, tags, *chunks)
+        assert read_header(io.BytesIO(data), "a", max_pixels=10**6).peak == peak
 
 
 def _tagged(name: str, transfer: int) -> bytes:
@@ -312,3 +336,22 @@ def test_a_colour_space_of_jpeg_2000_that_is_not_read_is_named_errors(
         InputError, match=rf"a: colour space {name} is not supported; convert it to"
     ):
         decode_picture(data, "a")
+
+
+@pytest.mark.behaviour(8)
+@pytest.mark.parametrize(("listed", "peak"), [((1, 2), 600), ((2,), 400), ((), None)])
+def test_the_peak_of_an_avif_is_that_of_its_display_else_of_its_content(
+    listed: tuple[int, ...], peak: float | None
+) -> None:
+    def box(kind: bytes, *content: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(b"".join(content))) + kind + b"".join(content)
+
+    display = box(b"mdcv", bytes(16) + struct.pack(">II", 600 * 10000, 50))
+    light = box(b"clli", struct.pack(">HH", 400, 100))
+    colours = box(b"colr", b"nclx", struct.pack(">HHHB", 9, 16, 0, 128))
+    numbers = bytes([3, *listed])
+    lists = struct.pack(">IIHB", 0, 1, 1, len(numbers)) + numbers
+    properties = box(b"iprp", box(b"ipco", display, light, colours), box(b"ipma", lists))
+    meta = box(b"meta", bytes(4), box(b"pitm", struct.pack(">IH", 0, 1)), properties)
+    primary = _primary_item(io.BytesIO(meta))
+    assert (primary.primaries, primary.transfer, primary.peak) == (9, 16, peak)

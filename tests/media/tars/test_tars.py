@@ -176,6 +176,18 @@ def test_transparency_that_the_format_cannot_hold_costs_the_sample(tmp_path: Pat
     assert [name for name, _ in members(tmp_path / "out.tar")] == ["2.jpg"]
 
 
+@pytest.mark.behaviour(8)
+def test_hdr_becomes_sdr_or_costs_the_sample(tmp_path: Path) -> None:
+    hlg = pictures.png(pictures.photo(), (b"cICP", bytes([9, 18, 0, 1])))
+    source = write_tar(tmp_path / "x.tar", [("1.png", hlg), ("2.png", png(2))])
+    (dropped,), _ = translate(plan(source, tmp_path / "out.tar", hdr="refuse"))
+    assert "which --hdr refuse refuses" in str(dropped.error)
+    assert [name for name, _ in members(tmp_path / "out.tar")] == ["2.png"]
+    dropped, _ = translate(plan(source, tmp_path / "mapped.tar"))
+    assert dropped == []
+    assert [name for name, _ in members(tmp_path / "mapped.tar")] == ["1.png", "2.png"]
+
+
 @pytest.mark.behaviour(22)
 def test_a_tar_of_which_nothing_is_left_fails(tmp_path: Path) -> None:
     source = write_tar(tmp_path / "x.tar", [("1.jpg", b"x"), ("1.txt", b""), ("2.jpg", b"y")])

@@ -20,7 +20,9 @@ class Recognition:
     title: str
     """The family in words."""
     assumed: tuple[str, ...] = ()
-    """What the weights do not show, as clauses."""
+    """What the weights do not show and published networks differ in, as clauses."""
+    published: tuple[str, ...] = ()
+    """What the weights do not show and the family's own program always does alike, as clauses."""
     weights: str | None = None
     """What stands before the names of this generator's weights, the value of ``--weights``; None
     where nothing does."""
@@ -36,6 +38,10 @@ class Recognition:
             return f"named by --family{in_part} ({fit} these weights, too)"
         if self.assumed:
             return "in part assumed (names and shapes are this network's, and do not show all)"
+        if self.published:
+            return (
+                "certain but for what is taken as published (names and shapes are this network's)"
+            )
         return "certain (names and shapes are this network's, and show every option of its program)"
 
 
@@ -92,8 +98,10 @@ def recognition_from_json(fields: Mapping[str, object]) -> Recognition:
         raise ValueError("a family and its title")
     if weights is not None and not isinstance(weights, str):
         raise ValueError("weights as text")
-    return Recognition(family, title, _texts(fields, "assumed"), weights,
-                       _texts(fields, "also_fits"))  # fmt: skip
+    assumed, published, also_fits = (
+        _texts(fields, key) for key in ("assumed", "published", "also_fits")
+    )
+    return Recognition(family, title, assumed, published, weights, also_fits)
 
 
 def _texts(fields: Mapping[str, object], key: str) -> tuple[str, ...]:
@@ -121,6 +129,7 @@ def describe(card: ModelCard) -> dict[str, object]:
             "family_title": card.recognised.title,
             "certainty": card.recognised.certainty,
             "assumed": list(card.recognised.assumed),
+            "as_published": list(card.recognised.published),
             "also_fits": list(card.recognised.also_fits),
             "weights": card.recognised.weights,
         }

@@ -115,7 +115,9 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 def test_what_the_weights_were_recognised_as_is_read_again_and_described(tmp_path: Path) -> None:
     generator = onnx.load(generators.foreign_resnet(tmp_path / "g.onnx"))
     contract = contract_from_generator(generator, GeneratorIO(), pixel_type="uint8")
-    recognised = Recognition("cut", "CUT", ("it reflects", "it is \u201cours\u201d"), "netG_A")
+    recognised = Recognition(
+        "cut", "CUT", ("it reflects", "it is \u201cours\u201d"), ("it pads",), weights="netG_A"
+    )
     write_model(
         tmp_path / "c.onnx", contract, architecture="cut_resnet_9blocks",
         sizes=SizeRequirements(multiple_of=2, minimum=4), recognised=recognised,
@@ -126,6 +128,7 @@ def test_what_the_weights_were_recognised_as_is_read_again_and_described(tmp_pat
     described = describe(card)
     assert (described["family"], described["family_title"]) == ("cut", "CUT")
     assert described["assumed"] == ["it reflects", "it is \u201cours\u201d"]
+    assert described["as_published"] == ["it pads"]
     assert described["weights"] == "netG_A"
     assert str(described["certainty"]).startswith("in part assumed")
     without = describe(open_model(generators.identity(tmp_path / "old.onnx")).card)
@@ -150,6 +153,12 @@ def test_a_recognition_says_how_sure_it_is(
 ) -> None:
     recognised = Recognition("x", "X", assumed, also_fits=also_fits)
     assert recognised.certainty.startswith(words)
+
+
+def test_what_is_taken_as_published_is_no_doubt() -> None:
+    recognised = Recognition("x", "X", published=("it reflects",))
+    assert recognised.certainty.startswith("certain but for what is taken as published")
+    assert replace(recognised, assumed=("a",)).certainty.startswith("in part assumed")
 
 
 def test_a_checkpoint_of_several_generators_is_told_from_the_others(tmp_path: Path) -> None:

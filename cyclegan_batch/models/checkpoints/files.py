@@ -135,7 +135,8 @@ def find_checkpoint(path: Path, direction: Direction | None = None) -> FoundChec
     if direction is not None and own_direction not in (None, direction):
         raise ModelError(
             f"{printable(path)}: translates {own_direction}, as {source} says, and {direction} was "
-            "asked for; give the file of the other generator, or leave --direction out"
+            "asked for; give the file of the other generator or leave --direction out; of a file "
+            "that holds both, --weights names one"
         )
     return FoundCheckpoint(path, direction or own_direction)
 

@@ -36,6 +36,7 @@ from .choice import (
 from .content import SAVE_AGAIN, read_content, refuse
 from .families import Family, Fit, NetworkConfig, family_named, unlike
 from .families.others import known_as
+from .families.reference import REFERENCE_RESNET, REFERENCE_UNET
 from .files import ANY_GENERATOR, FoundCheckpoint, Selection, find_checkpoint
 from .state_dicts import Group, all_tensors
 
@@ -74,7 +75,9 @@ class LoadedGenerator:
     """In float32 on the CPU, in eval mode: ``(N, C, H, W)`` in [-1, 1], both ways."""
     config: NetworkConfig
     assumed: tuple[str, ...] = ()
-    """What the weights do not show, as clauses."""
+    """What the weights do not show and published networks differ in, as clauses."""
+    published: tuple[str, ...] = ()
+    """What the weights do not show and the family's own program always does alike, as clauses."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """The metadata of a safetensors file."""
     prefix: str = ""
@@ -98,7 +101,12 @@ class LoadedGenerator:
     def recognised(self) -> Recognition:
         """What its weights were recognised as, for the card."""
         return Recognition(
-            self.family.name, self.family.title, self.assumed, self.prefix or None, self.also_fits
+            self.family.name,
+            self.family.title,
+            self.assumed,
+            self.published,
+            self.prefix or None,
+            self.also_fits,
         )
 
     def directed(self, found: FoundCheckpoint) -> tuple[Direction | None, tuple[Note, ...]]:
@@ -168,13 +176,20 @@ def load_generator(path: Path, selection: Selection = ANY_GENERATOR) -> LoadedGe
     network.load_state_dict(own, strict=True, assign=True)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    assumed, published = reading.assumed, reading.published
+    if _has_unused_statistics(weights, chosen.fit):
+        if chosen.fit.family in (REFERENCE_RESNET, REFERENCE_UNET):
+            published += (_STATISTICS,)
+        else:
+            assumed += (_STATISTICS,)
     return LoadedGenerator(
         path,
         digest,
         chosen.fit.family,
         network.eval(),
         reading.config,
-        (*reading.assumed, *_assumed_of_statistics(weights, chosen.fit)),
+        assumed,
+        published,
         metadata,
         chosen.name,
         chosen.candidate.direction,
@@ -195,20 +210,22 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return (root.without_wrappers() or root).tensors, metadata
 
 
-def _assumed_of_statistics(weights: Weights, fit: Fit) -> tuple[str, ...]:
-    """Return what is assumed of the statistics of InstanceNorms in a file, as a clause or none.
+_STATISTICS = (
+    "its InstanceNorms use the statistics of each frame (with track_running_stats and in eval mode "
+    "they would use those in the file)"
+)
+"""What is assumed of a file that holds statistics of InstanceNorms.
 
-    The reference implementation does not use them, and neither did torch before 0.4.1, which
-    counted no batches.
+The reference implementation, which never uses such statistics, makes it a published one."""
+
+
+def _has_unused_statistics(weights: Weights, fit: Fit) -> bool:
+    """Return whether a file has statistics of InstanceNorms that torch 0.4.1 or later has kept.
+
+    Earlier versions, which counted no batches, did not use them either.
     """
     dropped = {weights.legacy_statistics or "", *fit.reading.ignored} - weights.uncounted
-    counted = any(name.endswith("num_batches_tracked") for name in dropped)
-    if not counted or fit.family.name in ("resnet", "unet"):
-        return ()
-    return (
-        "its InstanceNorms use the statistics of each frame (with track_running_stats and in eval "
-        "mode they would use those in the file)",
-    )
+    return any(name.endswith("num_batches_tracked") for name in dropped)
 
 
 def _lacks_norms(config: NetworkConfig) -> bool:

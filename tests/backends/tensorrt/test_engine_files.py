@@ -320,7 +320,9 @@ def _card_of(engine: Path, build: Build) -> engine_card.EngineCard:
 def test_the_card_of_an_engine_says_what_the_weights_were_recognised_as(
     engine: Path, key: Path
 ) -> None:
-    recognised = Recognition("cut", "CUT", ("it reflects",), "netG_A", ("resnet",))
+    recognised = Recognition(
+        "cut", "CUT", ("it reflects",), weights="netG_A", also_fits=("resnet",)
+    )
     card = _card_of(engine, Build(SMALL))
     model = replace(card.model, recognised=recognised)
     digest = hashlib.sha256(b"engine").hexdigest()

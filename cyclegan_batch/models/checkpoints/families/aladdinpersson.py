@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from .family import GROUPS, Family, Reading, Shapes
+from .family import EDGES, GROUPS, Family, Reading, Shapes
 from .resnet import ResnetConfig, ResnetNorm, names_in_file, resnet_reading
 
 
@@ -42,14 +42,15 @@ def _read(shapes: Shapes) -> Reading | None:
             inside = f"res_blocks.{block}.block.{half}.conv"
             places[f"blocks.{block}.body.conv{half}"] = f"{inside}.0"
             places[f"blocks.{block}.body.norm{half}"] = f"{inside}.1"
-    assumed = [
-        "its edges are reflected, as published (repeated or zero edges would have the same names)"
-    ]
+    published = [EDGES]
     if norm == "instance":
-        assumed.append("there is an InstanceNorm behind its first convolution, as published")
-    elif norm == "affine_instance":
-        assumed.append(GROUPS)
-    return resnet_reading(config, names_in_file(config, places), *assumed)
+        published.append("there is an InstanceNorm behind its first convolution, as published")
+    return resnet_reading(
+        config,
+        names_in_file(config, places),
+        assumed=(GROUPS,) if norm == "affine_instance" else (),
+        published=tuple(published),
+    )
 
 
 ALADDINPERSSON = Family("aladdinpersson", "aladdinpersson's CycleGAN", _read)

@@ -23,14 +23,13 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from ....frames import SizeRequirements
 from ...networks import without_halves
-from .family import Family, Reading, Shapes, UnfitError
+from .family import EDGES, Family, Reading, Shapes, UnfitError
 
 _MOST_BLOCKS = 99
 """More inverted residual blocks than any network has; a file may claim any number."""
 
 _SLOPE = 0.2
 
-_EDGES = "its edges are reflected, as published (repeated or zero edges would have the same names)"
 
 _NORMS = (
     "its norms are of the whole frame, as published (InstanceNorm with weights, or GroupNorm of "
@@ -213,7 +212,7 @@ def _read(shapes: Shapes) -> Reading | None:
             f"{unit}.2.weight": f"{ours}.norm.weight",
             f"{unit}.2.bias": f"{ours}.norm.bias",
         }
-    return Reading(config, partial(Animegan, config), names, assumed=(_EDGES, _NORMS))
+    return Reading(config, partial(Animegan, config), names, published=(EDGES, _NORMS))
 
 
 _DOWN = 6

@@ -233,7 +233,7 @@ def _config(course: Course, shapes: Shapes, blocks: int, between: str, last: str
     )
 
 
-def _reading(config: CourseConfig, *assumed: str) -> Reading:
+def _reading(config: CourseConfig, *published: str) -> Reading:
     names = {}
     for in_file, layer in _layers(config):
         conv = int(config.up == "nearest" and layer.startswith(("ups", "head")))
@@ -242,7 +242,7 @@ def _reading(config: CourseConfig, *assumed: str) -> Reading:
             names |= {
                 f"{in_file}.{conv + 1}.{part}": f"{layer}.norm.{part}" for part in _BATCH_NORM
             }
-    return Reading(config, partial(CourseGenerator, config), names, assumed=assumed)
+    return Reading(config, partial(CourseGenerator, config), names, published=published)
 
 
 def _layers(config: CourseConfig) -> Iterator[tuple[str, str]]:

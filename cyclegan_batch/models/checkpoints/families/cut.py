@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from .family import Family, Reading, Shapes
 from .resnet import resnet_reading
-from .sequence import assumptions, config_in_sequence, names_in_sequence
+from .sequence import assumed, config_in_sequence, names_in_sequence, published
 
 
 def _read(shapes: Shapes) -> Reading | None:
@@ -22,7 +22,12 @@ def _read(shapes: Shapes) -> Reading | None:
     config = config_in_sequence("cut", shapes)
     if config is None:
         return None
-    return resnet_reading(config, names_in_sequence(config), *assumptions(config))
+    return resnet_reading(
+        config,
+        names_in_sequence(config),
+        assumed=assumed(config),
+        published=published(config),
+    )
 
 
 CUT = Family("cut", "CUT, FastCUT, DCLGAN", _read)

@@ -23,6 +23,14 @@ NO_NORMS = (
 )
 """What is assumed of a network without a trace of norms, as a clause for `Reading.assumed`."""
 
+EDGES = "its edges are reflected, as published (repeated or zero edges would have the same names)"
+"""What is published of most networks, as a clause for `Reading.published`."""
+
+BLOCK_EDGES = (
+    "its blocks reflect at their edges, as published (replication would have the same names)"
+)
+"""What is published of the ResNets whose layers are numbered."""
+
 GROUPS = "its norms are InstanceNorm with weights (GroupNorm would have the same names)"
 """What is assumed of norms with weights and without statistics."""
 
@@ -61,7 +69,9 @@ class Reading:
     ignored: frozenset[str] = frozenset()
     """The names in the file that the network does not need."""
     assumed: tuple[str, ...] = ()
-    """What the weights do not show, as clauses for the user."""
+    """What the weights do not show and published networks differ in, as clauses for the user."""
+    published: tuple[str, ...] = ()
+    """What the weights do not show and the family's own program always does alike, as clauses."""
 
 
 class UnfitError(Exception):

@@ -147,7 +147,9 @@ def _read(shapes: Shapes) -> Reading | None:
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     ignored = {f"{norm}.{word}" for norm in norms for word in statistics}
     ignored &= shapes.keys()
-    return Reading(config, partial(FastStyle, config), names, frozenset(ignored), (_RANGE,))
+    return Reading(
+        config, partial(FastStyle, config), names, frozenset(ignored), published=(_RANGE,)
+    )
 
 
 def _layers(blocks: int) -> dict[str, str]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ....frames import SizeRequirements
 from .family import Reading, Shapes, UnfitError
 from .resnet import MOST_BLOCKS, Resnet, ResnetConfig, names_in_file
-from .sequence import assumptions, config_in_sequence, places_in_sequence
+from .sequence import assumed, config_in_sequence, places_in_sequence, published
 
 _MOST_ENHANCERS = 3
 
@@ -124,7 +124,11 @@ def read_local_enhancer(shapes: Shapes) -> Reading | None:
     coarse = replace(coarse, output_nc=head[0] if head else coarse.input_nc)
     config = LocalEnhancerConfig(coarse, len(enhancers), len(inner))
     return Reading(
-        config, partial(LocalEnhancer, config), _names(config), assumed=assumptions(coarse)
+        config,
+        partial(LocalEnhancer, config),
+        _names(config),
+        assumed=assumed(coarse),
+        published=published(coarse),
     )
 
 

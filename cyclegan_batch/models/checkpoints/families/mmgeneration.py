@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .family import Family, Reading, Shapes
+from .family import EDGES, Family, Reading, Shapes
 from .resnet import Resnet, ResnetConfig, ResnetNorm, names_in_file, resnet_reading
 
 
@@ -44,8 +44,9 @@ def _read_bgr(shapes: Shapes) -> Reading | None:
     config, places = read
     names = {key: f"network.{name}" for key, name in names_in_file(config, places).items()}
     order = "its images are in BGR, as MMGeneration and MMagic load them"
-    assumed = (_EDGES, *([] if _is_grey(config) else [order]))
-    return Reading(config, partial(BgrResnet, config), names, assumed=assumed)
+    assumed = () if _is_grey(config) else (order,)
+    build = partial(BgrResnet, config)
+    return Reading(config, build, names, assumed=assumed, published=(EDGES,))
 
 
 def _read_rgb(shapes: Shapes) -> Reading | None:
@@ -54,10 +55,9 @@ def _read_rgb(shapes: Shapes) -> Reading | None:
         return None
     config, places = read
     order = "its images are in RGB, as MMEditing loads them"
-    return resnet_reading(config, names_in_file(config, places), _EDGES, order)
-
-
-_EDGES = "its edges are reflected, as published (repeated or zero edges would have the same names)"
+    return resnet_reading(
+        config, names_in_file(config, places), assumed=(order,), published=(EDGES,)
+    )
 
 
 def _is_grey(config: ResnetConfig) -> bool:

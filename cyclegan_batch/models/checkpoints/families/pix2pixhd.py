@@ -13,7 +13,7 @@ from __future__ import annotations
 from .family import Family, Reading, Shapes
 from .local_enhancer import read_local_enhancer
 from .resnet import ResnetConfig, resnet_reading
-from .sequence import assumptions, config_in_sequence, names_in_sequence
+from .sequence import assumed, config_in_sequence, names_in_sequence, published
 
 
 def _read(shapes: Shapes) -> Reading | None:
@@ -24,7 +24,12 @@ def _read(shapes: Shapes) -> Reading | None:
     config = config_in_sequence("pix2pixhd", shapes)
     if config is None or _is_the_references(config):
         return None
-    return resnet_reading(config, names_in_sequence(config), *assumptions(config))
+    return resnet_reading(
+        config,
+        names_in_sequence(config),
+        assumed=assumed(config),
+        published=published(config),
+    )
 
 
 def _is_the_references(config: ResnetConfig) -> bool:

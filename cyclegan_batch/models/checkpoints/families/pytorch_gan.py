@@ -15,7 +15,7 @@ import re
 
 from .family import Family, Reading, Shapes
 from .resnet import resnet_reading
-from .sequence import assumptions, config_in_sequence, names_in_sequence
+from .sequence import assumed, config_in_sequence, names_in_sequence, published
 
 
 def _read(shapes: Shapes) -> Reading | None:
@@ -40,9 +40,8 @@ def _read(shapes: Shapes) -> Reading | None:
     return resnet_reading(
         config,
         names_in_sequence(config, block=word),
-        *assumptions(config),
-        enlargement,
-        *([one_channel] if config.input_nc != 3 else []),
+        assumed=(*assumed(config), *([one_channel] if config.input_nc != 3 else [])),
+        published=(*published(config), enlargement),
     )
 
 

@@ -9,7 +9,7 @@ import re
 from functools import partial
 
 from ...networks import GeneratorConfig, Norm, generator_from_config
-from .family import NO_NORMS, Family, Reading, Shapes, UnfitError
+from .family import BLOCK_EDGES, NO_NORMS, Family, Reading, Shapes, UnfitError
 
 MOST_BLOCKS = 999
 """`GeneratorConfig.netG` has three digits for them."""
@@ -91,8 +91,12 @@ def _read_unet(shapes: Shapes) -> Reading | None:
 
 
 def _reading(config: GeneratorConfig) -> Reading:
-    assumed = (NO_NORMS,) if config.norm == "none" else ()
-    return Reading(config, partial(generator_from_config, config), assumed=assumed)
+    return Reading(
+        config,
+        partial(generator_from_config, config),
+        assumed=(NO_NORMS,) if config.norm == "none" else (),
+        published=() if config.family == "unet" else (BLOCK_EDGES,),
+    )
 
 
 def _norm(shapes: Shapes, convolution: str, norm: str) -> Norm | None:

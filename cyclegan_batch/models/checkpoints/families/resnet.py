@@ -321,6 +321,12 @@ def names_in_file(config: ResnetConfig, places: Mapping[str, str]) -> dict[str, 
     return names
 
 
-def resnet_reading(config: ResnetConfig, names: Mapping[str, str], *assumed: str) -> Reading:
-    """Return how a family reads a ResNet; ``assumed`` as in `Reading`."""
-    return Reading(config, partial(Resnet, config), names, assumed=assumed)
+def resnet_reading(
+    config: ResnetConfig,
+    names: Mapping[str, str],
+    *,
+    assumed: tuple[str, ...] = (),
+    published: tuple[str, ...] = (),
+) -> Reading:
+    """Return how a family reads a ResNet; ``assumed`` and ``published`` as in `Reading`."""
+    return Reading(config, partial(Resnet, config), names, assumed=assumed, published=published)

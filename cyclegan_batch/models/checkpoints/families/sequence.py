@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from .family import GROUPS, NO_NORMS, Shapes, UnfitError
+from .family import BLOCK_EDGES, GROUPS, NO_NORMS, Shapes, UnfitError
 from .resnet import (
     LARGEST_BLUR,
     MOST_BLOCKS,
@@ -90,19 +90,16 @@ def _norm(shapes: Shapes, convolution: str, norm: str) -> ResnetNorm:
     return "instance" if f"{convolution}.bias" in shapes else "none"
 
 
-def assumptions(config: ResnetConfig) -> tuple[str, ...]:
-    """Return what the names of a numbered file do not show, as clauses for `Reading.assumed`."""
-    clauses = []
-    if config.block_edge == "reflect":
-        clauses.append(
-            "its blocks reflect at their edges, as published (replication would have the same "
-            "names)"
-        )
+def assumed(config: ResnetConfig) -> tuple[str, ...]:
+    """Return `Reading.assumed` of a file whose layers are numbered: which norms it has."""
     if config.norm == "affine_instance":
-        clauses.append(GROUPS)
-    if config.norm == "none":
-        clauses.append(NO_NORMS)
-    return tuple(clauses)
+        return (GROUPS,)
+    return (NO_NORMS,) if config.norm == "none" else ()
+
+
+def published(config: ResnetConfig) -> tuple[str, ...]:
+    """Return `Reading.published` of a file whose layers are numbered: how its blocks pad."""
+    return (BLOCK_EDGES,) if config.block_edge == "reflect" else ()
 
 
 def names_in_sequence(

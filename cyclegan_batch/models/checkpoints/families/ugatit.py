@@ -23,12 +23,10 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from ....frames import SizeRequirements
 from ...networks import InstanceNorm, without_halves
-from .family import Family, Reading, Shapes, UnfitError
+from .family import EDGES, Family, Reading, Shapes, UnfitError
 
 _MOST_BLOCKS = 99
 """More blocks than any network has; a file may claim any number."""
-
-_EDGES = "its edges are reflected, as published (repeated or zero edges would have the same names)"
 
 
 @dataclass(frozen=True)
@@ -269,7 +267,7 @@ def _read(shapes: Shapes) -> Reading | None:
         n_blocks=blocks,
         side=_side(length("FC.0.weight", 1, trunk), trunk) if agrees else None,
     )
-    return Reading(config, partial(Ugatit, config), _names(blocks), assumed=(_EDGES,))
+    return Reading(config, partial(Ugatit, config), _names(blocks), published=(EDGES,))
 
 
 def _side(seen: int, channels: int) -> int | None:

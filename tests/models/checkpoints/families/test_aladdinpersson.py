@@ -84,8 +84,8 @@ def test_a_file_draws_what_the_published_network_draws(tmp_path, channels, dim, 
     assert generator.family.name == "aladdinpersson"
     assert generator.config.architecture == f"aladdinpersson_resnet_{blocks}blocks"
     assert generator.config.sizes == SizeRequirements(4, 8)
-    assert any("behind its first convolution, as published" in each for each in generator.assumed)
-    assert any(each.startswith("its edges are reflected") for each in generator.assumed)
+    assert any("behind its first convolution, as published" in each for each in generator.published)
+    assert any(each.startswith("its edges are reflected") for each in generator.published)
 
 
 def test_the_kind_of_a_norm_with_weights_is_assumed(tmp_path):

@@ -100,7 +100,7 @@ def test_a_file_draws_what_the_published_network_draws(tmp_path, settings):
     generator = loads_and_draws(path, module, (8, 8), (9, 14), (33, 47), (64, 64))
     assert generator.config.architecture == "animegan_v2"
     assert generator.config.sizes == SizeRequirements(1, 8)
-    told = " ".join(generator.assumed)
+    told = " ".join(generator.published)
     assert "its edges are reflected" in told
     assert "InstanceNorm with weights" in told
 

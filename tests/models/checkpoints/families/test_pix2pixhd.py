@@ -176,7 +176,7 @@ def test_it_draws_what_the_published_network_draws(tmp_path, changes):
     assert generator.config.downs == changes.get("downs", 3)
     assert generator.config.blocks == changes.get("blocks", 2)
     reflects = "its blocks reflect at their edges, as published"
-    assert any(c.startswith(reflects) for c in generator.assumed) == ("padding" not in changes)
+    assert any(c.startswith(reflects) for c in generator.published) == ("padding" not in changes)
     weights = any("GroupNorm would have the same names" in c for c in generator.assumed)
     assert weights == (changes.get("norm") == "affine")
 

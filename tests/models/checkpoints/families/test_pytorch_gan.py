@@ -84,7 +84,7 @@ def test_a_file_draws_what_the_published_network_draws(tmp_path, features, block
     assert generator.config.architecture == f"pytorch_gan_resnet_{blocks}blocks"
     assert generator.config.sizes == SizeRequirements(4, 8)
     assert not any("3 pixels" in clause for clause in generator.assumed)
-    assert any("bilinear would have the same names" in clause for clause in generator.assumed)
+    assert any("bilinear would have the same names" in clause for clause in generator.published)
 
 
 def test_what_is_exported_and_translated_is_the_same_picture(tmp_path):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -52,6 +52,9 @@ _CHROMATICITIES = {
 """Of R, G and B, by the number of the primaries (ITU-T H.273, table 2): BT.709, BT.2020, P3-D65."""
 
 _D65 = (0.3127, 0.3290)
+
+_PEAKS = 16
+"""Tables that are kept, 256 KiB each: those of a folder of images may all have another peak."""
 
 _STRIP = 1 << 15
 """Pixels of a strip: 128 KiB a plane in float32."""
@@ -193,7 +196,7 @@ _ROOTS = np.arange(65536) / 65535
 """What the indices of `_index_of_root` mean."""
 
 
-@cache
+@lru_cache(_PEAKS)
 def _light_table(curve: Curve, top: float, white: int) -> _Plane:
     """Return the light of each 16-bit sample, as a part of ``top``; of the scene for HLG."""
     signal = np.minimum(np.arange(65536) / white, 1.0)
@@ -201,7 +204,7 @@ def _light_table(curve: Curve, top: float, white: int) -> _Plane:
     return light.astype(np.float32)
 
 
-@cache
+@lru_cache(_PEAKS)
 def _gain_of_root(top: float) -> _Plane:
     """Return what brings light, a part of ``top``, to that of the output, by its root."""
     light = np.maximum(_ROOTS**2, 1e-12)

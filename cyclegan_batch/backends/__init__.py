@@ -349,6 +349,11 @@ def _check_precision(model: Model, precision: str, backend: str, device: str) ->
                 "--precision out"
             )
         return
+    if card.adopted and card.precision == "fp32" and precision == "fp16":
+        raise BackendError(
+            f"{name}: is a foreign ONNX in fp32, and fp16 was asked for, which is not made of one: "
+            "export it in fp16 where it was trained, or leave --precision out"
+        )
     if precision not in ("bf16", "tf32"):
         raise BackendError(
             f"{name}: is {card.precision} and {precision} was asked for; the precision is the "

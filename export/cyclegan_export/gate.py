@@ -71,7 +71,7 @@ def checked_parity(
         raise ModelError(
             f"{printable(path)}: not written: against {against} it is {measured}, where "
             f"{required} is expected ({LIMITS[required]}); {_remedy(model.card.precision)}, or "
-            "pass --no-verify"
+            "pass --no-verify to cyclegan-batch export"
         )
     return measured
 
@@ -94,7 +94,7 @@ def checked_half_arithmetic(
         raise ModelError(
             f"{printable(path)}: not written: its {beyond[0]!r} reaches {beyond[1]:.3g} "
             f"where half precision ends at {LARGEST_HALF:.0f}; {_remedy('fp16')}, or pass "
-            "--no-verify"
+            "--no-verify to cyclegan-batch export"
         )
     measured = parity(translated, reference)
     required = REQUIRED_CLASS["fp16"]
@@ -102,7 +102,7 @@ def checked_half_arithmetic(
         raise ModelError(
             f"{printable(path)}: not written: with every layer rounded to half precision it is "
             f"{measured}, where {required} is expected ({LIMITS[required]}); "
-            f"{_remedy('fp16')}, or pass --no-verify"
+            f"{_remedy('fp16')}, or pass --no-verify to cyclegan-batch export"
         )
     norms = ", and each step within the norms" if half_norm else ""
     return HalfArithmetic(measured, value, layer, norms)

@@ -198,6 +198,16 @@ def test_what_no_backend_can_do_errors(resnet: Model, options: dict[str, str], m
         open_backend(resnet, **options)  # type: ignore[arg-type]
 
 
+def test_fp16_of_a_foreign_fp32_file_is_not_sent_to_export_errors(tmp_path: Path) -> None:
+    """`export` makes no half precision of a foreign ONNX either."""
+    foreign = open_model(generators.foreign_resnet(tmp_path / "a.onnx"))
+    with pytest.raises(
+        BackendError, match=r"foreign ONNX in fp32.*fp16 where it was trained"
+    ) as it:
+        open_backend(foreign, precision="fp16")
+    assert "cyclegan-batch export" not in str(it.value)
+
+
 def test_tf32_without_a_gpu_errors(resnet: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cyclegan_batch.backends.nvidia_gpus", lambda: ())
     with pytest.raises(BackendError, match=r"tf32 .* and this machine has none; leave --precision"):

@@ -296,9 +296,9 @@ def choose(path: Path, root: Group, found: Sequence[Candidate], selection: Selec
     if len(among) > 1:
         among, replaced = _without_copies(among, labels)
     if selection.direction is not None:
-        among = _of_direction(path, among, selection.direction, labels)
+        among = _of_direction(path, among, selection.direction, selection.family, labels)
     if len(among) > 1:
-        _refuse_several(path, among, labels)
+        _refuse_several(path, among, selection.family, labels)
     (one,) = among
     name = labels[one.group.path]
     if selection.weights is None:
@@ -434,13 +434,14 @@ def _of_direction(
     path: Path,
     found: Sequence[Candidate],
     direction: Direction,
+    family: str | None,
     labels: Mapping[tuple[str, ...], str],
 ) -> list[Candidate]:
     fitting = [each for each in found if each.direction == direction]
     if not fitting and len(found) > 1:
         names = listed({labels[each.group.path]: each.in_words() for each in found})
         refuse(path, f"holds {len(found)} generators, and none is named as one that translates "
-               f"{direction}: {names}", "choose one with --weights")  # fmt: skip
+               f"{direction}: {names}", _by_name(found[0], family, labels))  # fmt: skip
     own = found[0].direction
     if not fitting and own is not None:
         refuse(path, f"translates {own}, as the name {labels[found[0].group.path]!r} in it says, "
@@ -450,13 +451,27 @@ def _of_direction(
 
 
 def _refuse_several(
-    path: Path, found: Sequence[Candidate], labels: Mapping[tuple[str, ...], str]
+    path: Path,
+    found: Sequence[Candidate],
+    family: str | None,
+    labels: Mapping[tuple[str, ...], str],
 ) -> NoReturn:
     directions = [each.direction for each in found]
     told = sorted(map(str, directions)) == ["AtoB", "BtoA"]
-    option = "--direction or --weights" if told else "--weights"
     names = listed({labels[each.group.path]: each.in_words() for each in found})
-    refuse(path, f"holds {len(found)} generators: {names}", f"choose one with {option}")
+    remedy = (
+        "choose one with --direction or --weights" if told else _by_name(found[0], family, labels)
+    )
+    refuse(path, f"holds {len(found)} generators: {names}", remedy)
+
+
+def _by_name(example: Candidate, family: str | None, labels: Mapping[tuple[str, ...], str]) -> str:
+    """Return what to pass to choose a generator by its name; ``family`` is what was passed."""
+    families = list(dict.fromkeys(fit.family.name for fit in example.fits))
+    remedy = f"choose one with --weights and its name, as in --weights {labels[example.group.path]}"
+    if family is None and len(families) > 1:
+        remedy += f", and its family with --family {' or '.join(families)}"
+    return remedy
 
 
 def _check_alone(path: Path, root: Group, one: Candidate, rest: Sequence[Group], name: str) -> None:

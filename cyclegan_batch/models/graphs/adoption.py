@@ -124,7 +124,7 @@ def adopt(path: Path, proto: onnx.ModelProto, model_io: ModelIO) -> Adoption:
         sizes = SizeRequirements(fixed=fixed)
         check_output_size(path, shapes, fixed)
     if takes is None or returns is None:
-        raise _no_values(path, flow, graph_output, takes, returns)
+        raise _no_values(path, flow, graph_output, model_io, takes, returns)
     # Values that are returned as they are taken need no word where they are found again.
     found_again = _values(ModelIO(takes=takes), taken, returned)[1]
     no_word = takes == returns == found_again
@@ -347,10 +347,11 @@ def _no_values(
     path: Path,
     flow: _Flow,
     graph_output: onnx.ValueInfoProto,
+    given: ModelIO,
     takes: Values | None,
     returns: Values | None,
 ) -> ModelError:
-    """Return the error for a graph that does not show its values."""
+    """Return the error for a graph that does not show its values, nor does ``given``."""
     last = flow.producers.get(graph_output.name)
     ending = (
         f"it ends in {last.op_type if last else 'its input'} where Tanh, Sigmoid or Clip would "
@@ -365,6 +366,10 @@ def _no_values(
     else:
         found = f"nothing in it shows which values black and white have ({ending})"
         remedy = "pass --model-io 0..255, --model-io 0..1 or --model-io=-1..1"
+        if given != ModelIO():
+            remedy = (
+                f"add 0..255, 0..1 or -1..1 to what was given, as in --model-io '{given} -1..1'"
+            )
     return ModelError(f"{printable(path)}: {found}; {remedy}")
 
 

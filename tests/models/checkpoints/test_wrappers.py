@@ -254,6 +254,8 @@ def test_weights_are_named_by_the_end_or_the_start_of_their_names(tmp_path):
         load(tmp_path, content, weights="gen_X")
     with pytest.raises(ModelError, match=r"holds 2 generators: .*; choose one with --weights"):
         load(tmp_path, content, weights="state_dict")
+    with pytest.raises(ModelError, match=r"its name, as in --weights state_dict\.gen_Z$"):
+        load(tmp_path, content)
     message = r"holds 2 generators, and none is named as one that translates AtoB: state_dict\.gen"
     with pytest.raises(ModelError, match=message):
         load(tmp_path, content, direction="AtoB")

@@ -121,6 +121,8 @@ def test_where_two_outputs_may_be_the_picture_one_is_to_be_named_errors(tmp_path
         r"'mask' \(N, 1, H, W\) float32; name the one to take: --model-io out=NAME",
     ):
         open_model(path)
+    with pytest.raises(ModelError, match=r"as in --model-io 'rgb out=mask -1\.\.1'$"):
+        open_model(path, model_io="rgb out=mask")
     named = open_model(path, model_io="out=mask -1..1")
     assert named.card.adopted == "nchw rgb -1..1 out=mask"
     assert kinds(named.graph) == ["ReduceMean"]

@@ -133,8 +133,14 @@ def test_a_generator_is_named_by_the_domain_that_it_draws(tmp_path):
     both = {f"generators.{domain}": module.state_dict() for domain in ("horse", "zebra")}
     state = {f"{name}.{key}": value for name, own in both.items() for key, value in own.items()}
     torch.save({"meta": {"epoch": 1}, "state_dict": state}, tmp_path / "net.pth")
-    with pytest.raises(ModelError, match=r"generators\.horse.*generators\.zebra"):
+    with pytest.raises(ModelError, match=r"generators\.horse.*generators\.zebra") as told:
         load_generator(tmp_path / "net.pth")
+    assert str(told.value).endswith(
+        "choose one with --weights and its name, as in --weights state_dict.generators.horse, and "
+        "its family with --family mmgeneration or mmediting"
+    )
+    with pytest.raises(ModelError, match=r"--weights state_dict\.generators\.horse$"):
+        load_generator(tmp_path / "net.pth", Selection(family="mmediting"))
     zebra = Selection(weights="zebra", family="mmgeneration")
     assert load_generator(tmp_path / "net.pth", zebra).prefix.endswith("generators.zebra")
 

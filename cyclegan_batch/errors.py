@@ -11,6 +11,7 @@ A message has three parts: what failed, what was found instead of what was expec
     CycleganBatchError
     ├─ InputError
     ├─ ModelError
+    │  └─ SeveralGeneratorsError
     ├─ BackendError
     │  ├─ BackendUnavailableError
     │  └─ OutOfMemoryError
@@ -22,7 +23,9 @@ A message has three parts: what failed, what was found instead of what was expec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 
@@ -63,6 +66,15 @@ class InputError(CycleganBatchError):
 
 class ModelError(CycleganBatchError):
     """A file that is no known generator, breaks the contract, or misses its parity class."""
+
+
+class SeveralGeneratorsError(ModelError):
+    """A file of several generators where one is expected, and none was chosen."""
+
+    generators: Mapping[str, str] = MappingProxyType({})
+    """Their names in the file, and what each is in words."""
+    remedy = ""
+    """How to choose one."""
 
 
 class BackendError(CycleganBatchError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import TYPE_CHECKING, TypedDict
 
-from .errors import InputError
+from .errors import InputError, SeveralGeneratorsError
 from .models.checkpoints.file_names import has_checkpoint_name
 from .models.checkpoints.files import ANY_GENERATOR, Selection, is_checkpoint
 from .options import MAX_PIXELS
@@ -93,7 +93,15 @@ def _describe_model(path: Path, model_io: str | None, selection: Selection) -> d
     from .models.engine_card import describe_engine
     from .models.model import describe, open_model
 
-    model = open_model(path, model_io=model_io, selection=selection)
+    try:
+        model = open_model(path, model_io=model_io, selection=selection)
+    except SeveralGeneratorsError as error:
+        return {
+            "path": printable(path),
+            "kind": "checkpoint of several generators",
+            "generators": dict(error.generators),
+            "remedy": error.remedy,
+        }
     card = model.card
     if model.checkpoint:
         # The card has what was assumed in a list of its own.

@@ -111,7 +111,7 @@ def cached_export(
     final, entry_path = folder / f"{checkpoint.path.stem}.onnx", folder / "entry.json"
     entry = _read(entry_path)
     if entry is not None and _digest(final) == entry.sha256:
-        return final, entry.notes
+        return final, (*checkpoint.notes, *entry.notes)
     try:
         from .onnx_export import build_onnx, check_exporter
     except ImportError as error:
@@ -121,7 +121,9 @@ def cached_export(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         built = build_onnx(source, final, selection=selection, precision=precision)
-        notes = [(note.subject and str(note.subject), note.text) for note in built.notes]
+        # How the file was found is of this run alone: a folder may lead to it, or its own name.
+        kept = [note for note in built.notes if note not in checkpoint.notes]
+        notes = [(note.subject and str(note.subject), note.text) for note in kept]
         line = json.dumps({"sha256": built.model.graph_sha256, "notes": notes})
         # Not files.writing, whose temporary name is the same for all threads of a process: two
         # threads may export the same checkpoint at once.

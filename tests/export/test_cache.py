@@ -18,7 +18,7 @@ from PIL import Image
 from cyclegan_batch import cli, open_generator, translate
 from cyclegan_batch.backends import open_backend
 from cyclegan_batch.errors import BackendUnavailableError, ModelError, OutputError
-from cyclegan_batch.models.checkpoints.files import Selection
+from cyclegan_batch.models.checkpoints.files import Selection, find_checkpoint
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.parity import parity
 from cyclegan_batch.options import TranslateOptions
@@ -46,7 +46,9 @@ class Exporter:
             raise self.fails
         with tempfile.TemporaryDirectory() as folder:
             model = open_model(generators.identity(Path(folder) / output.name))
-        return SimpleNamespace(model=model, notes=(Note("g.pth", "a note"),))
+        direction = asked["selection"].direction
+        found = find_checkpoint(source, direction).notes if source.is_dir() else ()
+        return SimpleNamespace(model=model, notes=(*found, Note("g.pth", "a note")))
 
 
 @pytest.fixture
@@ -139,6 +141,21 @@ def test_the_usual_place_is_the_users_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     onnx, _ = cached_export(path)
     assert onnx.is_relative_to(tmp_path / "xdg" / "cyclegan-batch" / "onnx")
+
+
+@pytest.mark.parametrize("folder_first", [True, False])
+def test_how_the_file_was_found_is_told_of_this_run_alone(
+    tmp_path: Path, exporter: Exporter, folder_first: bool
+) -> None:
+    for name, content in (("netG_A2B.pth", b"PK a"), ("netG_B2A.pth", b"PK b")):
+        (tmp_path / name).write_bytes(content)
+    of_the_folder = "holds two generators: AtoB is used"
+    for source in (tmp_path, tmp_path / "netG_A2B.pth")[:: 1 if folder_first else -1]:
+        _, notes = cached_export(source, cache_dir=tmp_path / "cache")
+        told = list(map(str, notes))
+        assert any(of_the_folder in each for each in told) == source.is_dir()
+        assert sum("a note" in each for each in told) == 1
+    assert len(exporter.asked) == 1
 
 
 def test_a_checkpoint_is_opened_by_way_of_its_export(

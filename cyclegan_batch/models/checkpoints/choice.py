@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from ...errors import SeveralGeneratorsError
 from ...options import Direction
-from ...wording import Note, counted
+from ...wording import Note, counted, printable
 from .content import refuse
 from .families import Closest, Family, Fit, NetworkConfig, family_named, recognise, unlike
 from .families.others import known_as
@@ -458,11 +459,14 @@ def _refuse_several(
 ) -> NoReturn:
     directions = [each.direction for each in found]
     told = sorted(map(str, directions)) == ["AtoB", "BtoA"]
-    names = listed({labels[each.group.path]: each.in_words() for each in found})
+    generators = {labels[each.group.path]: each.in_words() for each in found}
     remedy = (
         "choose one with --direction or --weights" if told else _by_name(found[0], family, labels)
     )
-    refuse(path, f"holds {len(found)} generators: {names}", remedy)
+    finding = printable(f"holds {len(found)} generators: {listed(generators)}; {remedy}")
+    error = SeveralGeneratorsError(f"{printable(path)}: {finding}")
+    error.generators, error.remedy = generators, remedy
+    raise error
 
 
 def _by_name(example: Candidate, family: str | None, labels: Mapping[tuple[str, ...], str]) -> str:

@@ -59,5 +59,23 @@ def test_the_page_shows_the_error_of_a_file_with_two_generators(tmp_path, monkey
         shapes = generator_from_config(GeneratorConfig("resnet_9blocks", ngf=2)).state_dict()
     state = {name: torch.ones(value.shape) for name, value in shapes.items()}
     torch.save({"netG_A": state, "netG_B": state}, "both.pth")
-    printed = CliRunner().invoke(cli.main, ["inspect", "both.pth"]).output
-    assert printed.removeprefix("Error: ").strip() in PAGE
+    command = ["export", "both.pth", "night.onnx"]
+    assert (
+        CliRunner()
+        .invoke(cli.main, command)
+        .output.strip()
+        .splitlines()[-1]
+        .removeprefix("Error: ")
+        in PAGE
+    )
+    listed = CliRunner().invoke(cli.main, ["inspect", "both.pth"])
+    assert (listed.exit_code, listed.output.splitlines()[1:]) == (
+        0,
+        [
+            "path: both.pth",
+            "generators:",
+            "  netG_A: resnet_9blocks, AtoB",
+            "  netG_B: resnet_9blocks, BtoA",
+            "remedy: choose one with --direction or --weights",
+        ],
+    )

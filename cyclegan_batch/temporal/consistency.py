@@ -126,9 +126,9 @@ def shown_before(flow: Floats, back: Floats) -> npt.NDArray[np.bool_]:
     """Return M, ``(H, W)``: which pixels the frame before shows as well.
 
     ``flow`` leads to the frame before, ``back`` from it. What came in over the border is not shown.
-    The two contradict each other where something
-    was hidden, and are wrong where they change abruptly. Both tests are those of Sundaram et al.,
-    Dense Point Trajectories by GPU-accelerated Large Displacement Optical Flow, ECCV 2010:
+    The two contradict each other where something was hidden, and are wrong where they change
+    abruptly. Both tests are those of Sundaram et al., Dense Point Trajectories by GPU-accelerated
+    Large Displacement Optical Flow, ECCV 2010:
     |f + W b|² ≤ 0.01·(|f|² + |W b|²) + 0.5, and |∇f_x|² + |∇f_y|² ≤ 0.01·|f|² + 0.002.
     """
     returned = Warp(flow).linear(back)

@@ -31,9 +31,7 @@ is below 32 and the other one is much longer."""
 
 
 def grey_of(pixels: Pixels) -> Grey:
-    """Return the luma of RGB ``pixels``, ``(H, W, 3)``, uint8 or float16 in [0, 1]."""
-    if pixels.dtype != np.uint8:
-        pixels = np.rint(np.clip(pixels.astype(np.float32), 0, 1) * 255).astype(np.uint8)
+    """Return the luma of RGB ``pixels``, ``(H, W, 3)``, uint8."""
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
 
 

@@ -26,6 +26,7 @@ from cyclegan_batch.errors import (
     OutputError,
     missing_extra,
 )
+from cyclegan_batch.file_identity import sha256_of
 from cyclegan_batch.files import output_error, publish
 from cyclegan_batch.machine import default_cache_dir, nvidia_gpus
 from cyclegan_batch.models.checkpoints.files import (
@@ -194,7 +195,6 @@ def _only_torch_sees_the_gpu() -> bool:
 
 def _digest(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError:
         return None

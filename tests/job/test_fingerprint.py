@@ -30,31 +30,17 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
     return open_model(generators.identity(tmp_path_factory.mktemp("m") / "identity.onnx")).card
 
 
+OF_THE_NETWORK = {
+    *("direction", "weights", "family", "model_io"),
+    *("backend", "device", "precision", "batch_size"),
+}
 COUNTED = {
     "image": {
-        *(
-            "direction",
-            "weights",
-            "family",
-            "model_io",
-            "backend",
-            "device",
-            "precision",
-            "batch_size",
-        ),
+        *OF_THE_NETWORK,
         *("size", "fit", "keep_size", "white", "quality", "png_level"),
     },
     "video": {
-        *(
-            "direction",
-            "weights",
-            "family",
-            "model_io",
-            "backend",
-            "device",
-            "precision",
-            "batch_size",
-        ),
+        *OF_THE_NETWORK,
         *("size", "fit", "keep_size", "ss", "to", "frames", "stream", "color"),
         *("deinterlace", "deinterlace_rate", "codec", "crf", "preset", "pix_fmt"),
         *("encoder_opt", "audio"),

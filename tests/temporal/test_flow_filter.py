@@ -225,7 +225,7 @@ def test_a_flash_leaves_no_trace():
 
 
 def test_a_translation_that_leaves_its_source_is_not_blended_with_what_it_was():
-    """The source is flat, so that the flow knows nothing; the translation jumps."""
+    """The source is flat, so it shows no flow; the translation jumps."""
     source = np.full((96, 128, 3), 90, np.uint8)
     drawings = [texture(96, 128, seed, 6.0) for seed in (1, 2)]
     filtered = FlowFilter(0.5)

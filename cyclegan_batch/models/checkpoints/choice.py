@@ -286,7 +286,7 @@ def choose(path: Path, root: Group, found: Sequence[Candidate], selection: Selec
     labels = _labels([each.group for each in found])
     rest = [group for group in _networks(root, taken) if group.path]
     asides = {group.label or group.name: what_it_is(group) for group in rest}
-    everything = {labels[each.group.path]: each.in_words() for each in found} | asides
+    everything = _in_words(found, labels) | asides
 
     among = list(found)
     if selection.family is not None:
@@ -308,9 +308,8 @@ def choose(path: Path, root: Group, found: Sequence[Candidate], selection: Selec
     if selection.family is not None:
         candidates = tuple(fit for fit in one.fits if fit.family.name == selection.family)
     if len(candidates) > 1:
-        families = ", ".join(f"{fit.family.name} ({fit.family.title})" for fit in candidates)
-        refuse(path, f"{len(candidates)} families have such weights: {families}",
-               "name one with --family")  # fmt: skip
+        finding = f"{len(candidates)} families have such weights: {_families(candidates)}"
+        refuse(path, finding, "name one with --family")
     notes = []
     if (other := replaced.get(one.group.path)) is not None:
         notes.append(Note(path.name, _which_copy(one, name, labels[other.group.path])))
@@ -330,18 +329,26 @@ def _labels(groups: Sequence[Group]) -> dict[tuple[str, ...], str]:
     return {g.path: g.label if short.count(g.label) == 1 else g.name for g in groups}
 
 
+def _in_words(found: Sequence[Candidate], labels: Mapping[tuple[str, ...], str]) -> dict[str, str]:
+    """Return generators for a message: their names, and what they are."""
+    return {labels[each.group.path]: each.in_words() for each in found}
+
+
+def _families(fits: Sequence[Fit]) -> str:
+    return ", ".join(f"{fit.family.name} ({fit.family.title})" for fit in fits)
+
+
 def _of_family(
     path: Path, found: Sequence[Candidate], family: Family, labels: Mapping[tuple[str, ...], str]
 ) -> list[Candidate]:
     fitting = [each for each in found if any(fit.family == family for fit in each.fits)]
     if not fitting:
         first = found[0]
-        own = ", ".join(f"{fit.family.name} ({fit.family.title})" for fit in first.fits)
         name = labels[first.group.path]
         whose = f"its {name} does" if name else "does"
         finding = unlike(first.weights.shapes, family)
         refuse(path, f"{whose} not fit the family {family.name} ({family.title}): {finding}; it "
-               f"fits {own}", "leave --family out")  # fmt: skip
+               f"fits {_families(first.fits)}", "leave --family out")  # fmt: skip
     return fitting
 
 
@@ -368,10 +375,9 @@ def _named(
         ]
     if not among:
         own = [label for label in everything if name and any(way(label) for way in ways)]
-        generators = {labels[each.group.path]: each.in_words() for each in found}
         if own:
             finding = f"its {own[0][:80]} is {everything[own[0]]} where a generator is asked for"
-            refuse(path, finding, f"it holds {listed(generators)}")
+            refuse(path, finding, f"it holds {listed(_in_words(found, labels))}")
         finding = f"has no weights of the name {name[:80]!r}"
         if list(everything) == [""]:
             refuse(path, f"{finding}: it holds one generator alone", "leave --weights out")
@@ -440,7 +446,7 @@ def _of_direction(
 ) -> list[Candidate]:
     fitting = [each for each in found if each.direction == direction]
     if not fitting and len(found) > 1:
-        names = listed({labels[each.group.path]: each.in_words() for each in found})
+        names = listed(_in_words(found, labels))
         refuse(path, f"holds {len(found)} generators, and none is named as one that translates "
                f"{direction}: {names}", _by_name(found[0], family, labels))  # fmt: skip
     own = found[0].direction
@@ -459,7 +465,7 @@ def _refuse_several(
 ) -> NoReturn:
     directions = [each.direction for each in found]
     told = sorted(map(str, directions)) == ["AtoB", "BtoA"]
-    generators = {labels[each.group.path]: each.in_words() for each in found}
+    generators = _in_words(found, labels)
     remedy = (
         "choose one with --direction or --weights" if told else _by_name(found[0], family, labels)
     )
@@ -484,14 +490,14 @@ def _check_alone(path: Path, root: Group, one: Candidate, rest: Sequence[Group],
     if not group.path or group.is_saved_by_itself or _GENERATOR.search(group.path[-1]):
         return
     parent = group.path[:-1]
-    beside = {
-        other.label: what_it_is(other)
+    near = [
+        (other.label, what_it_is(other))
         for other in rest
         if other.path[: len(parent)] == parent
         and not other.is_saved_by_itself
         and not any(_NO_GENERATOR.search(part) for part in other.path)
-        and "discriminator" not in what_it_is(other)
-    }
+    ]
+    beside = {label: words for label, words in near if "discriminator" not in words}
     own = [name for name, value in _parent(root, parent).own().items() if value.is_floating_point()]
     beside |= dict.fromkeys((".".join((*parent, name)) for name in own), "1 tensor")
     if beside:

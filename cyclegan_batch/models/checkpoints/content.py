@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...errors import ModelError
 from ...wording import first_line, printable
-from .files import HDF5
+from .files import HDF5, begins_safetensors
 
 SAVE_AGAIN = "save the weights again: torch.save(netG.state_dict(), path)"
 """What to do about a file whose weights cannot be read."""
@@ -80,8 +80,7 @@ def read_content(path: Path) -> tuple[object, dict[str, str]]:
         raise ModelError(
             f"cannot read {printable(path)}: {error.strerror or error}; check the name"
         ) from error
-    # Safetensors begin with the length of a JSON header.
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
+    if begins_safetensors(start, size):
         if int.from_bytes(start[:8], "little") > _MOST_PICKLED:
             refuse(path, f"has a header of more than {_MOST_PICKLED >> 20} MiB", SAVE_AGAIN)
         return _read_safetensors(path)

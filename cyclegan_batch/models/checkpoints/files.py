@@ -112,9 +112,15 @@ def is_checkpoint(path: Path) -> bool:
         return False
     is_zip, is_pickle = start[:2] == b"PK", start[:1] == b"\x80"
     is_hdf5 = start[:4] == HDF5  # which is refused as what it is
-    # Safetensors begin with the length of a JSON header.
-    is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size
-    return is_zip or is_pickle or is_safetensors or is_hdf5
+    return is_zip or is_pickle or begins_safetensors(start, size) or is_hdf5
+
+
+def begins_safetensors(start: bytes, size: int) -> bool:
+    """Return whether a file of ``size`` bytes that begins with ``start`` is one of safetensors.
+
+    Such a file begins with the length of its header, which is JSON.
+    """
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size
 
 
 def find_checkpoint(path: Path, direction: Direction | None = None) -> FoundCheckpoint:

@@ -10,7 +10,6 @@ This module imports torch; a translation by another runtime does not import it.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
+from ...file_identity import sha256_of
 from ...options import Direction
 from ...wording import Note
 from ..card import Recognition
@@ -174,8 +174,6 @@ def load_generator(path: Path, selection: Selection = ANY_GENERATOR) -> LoadedGe
     names = reading.names or {}
     own = {names.get(n, n): value for n, value in state.items() if n not in reading.ignored}
     network.load_state_dict(own, strict=True, assign=True)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     assumed, published = reading.assumed, reading.published
     if _has_unused_statistics(weights, chosen.fit):
         if chosen.fit.family in (REFERENCE_RESNET, REFERENCE_UNET):
@@ -184,7 +182,7 @@ def load_generator(path: Path, selection: Selection = ANY_GENERATOR) -> LoadedGe
             assumed += (_STATISTICS,)
     return LoadedGenerator(
         path,
-        digest,
+        sha256_of(path),
         chosen.fit.family,
         network.eval(),
         reading.config,

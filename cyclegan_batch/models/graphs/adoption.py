@@ -98,9 +98,9 @@ def adopt(path: Path, proto: onnx.ModelProto, model_io: ModelIO) -> Adoption:
         ("returns", model_io.returns, returned, returns, "takes"),
     ):
         if stated is None and shown is not None:
-            read.append(f"it {word} {_range_name(shown[0].range)}, as {shown[1]}")
+            read.append(f"it {word} {shown[0].range_name}, as {shown[1]}")
         elif stated is None and used is not None:
-            assumed.append(f"it {word} {_range_name(used.range)}, as it {other}")
+            assumed.append(f"it {word} {used.range_name}, as it {other}")
     io = GeneratorIO(
         layout,
         model_io.order or "rgb",
@@ -144,7 +144,7 @@ def adopt(path: Path, proto: onnx.ModelProto, model_io: ModelIO) -> Adoption:
     elif takes.normalised and taken is not None:
         text += (
             f"; its own first arithmetic is that of a generator that takes "
-            f"{_range_name(taken[0].range)}, so the mean and the std may be applied twice"
+            f"{taken[0].range_name}, so the mean and the std may be applied twice"
         )
     return Adoption(
         contract, io, spec, sizes, batch, tuple(read), tuple(assumed), Note(None, text)
@@ -283,10 +283,6 @@ _Shown = tuple[Values, str]
 
 def _is_uint8(value: onnx.ValueInfoProto) -> bool:
     return bool(value.type.tensor_type.elem_type == TensorProto.UINT8)
-
-
-def _range_name(values: Range) -> str:
-    return next(name for name, named in RANGES.items() if named == values)
 
 
 def _shown_values(

@@ -68,6 +68,11 @@ class Values:
         """Whether there is a mean or a deviation, so that black and white have other values."""
         return any(self.mean) or any(each != 1.0 for each in self.std)
 
+    @property
+    def range_name(self) -> str:
+        """The name of its range in ``--model-io``: ``-1..1``."""
+        return next(name for name, named in RANGES.items() if named == self.range)
+
     def line(self, order: Order) -> tuple[Numbers, Numbers]:
         """Return (gain, offset) of the number ``gain * p + offset`` for a channel p in 0..1.
 

@@ -74,7 +74,7 @@ class ModelIO:
 def _values_in_words(values: Values | None) -> list[str]:
     if values is None:
         return []
-    words = [next(name for name, named in RANGES.items() if named == values.range)]
+    words = [values.range_name]
     for key, numbers, neutral in (("mean", values.mean, 0.0), ("std", values.std, 1.0)):
         if numbers != (neutral,):
             words.append(f"{key}=" + ",".join(repr(each).removesuffix(".0") for each in numbers))

@@ -1,8 +1,8 @@
 """The families of generators that a checkpoint is recognised as, by names and shapes alone.
 
-`fits` returns every family whose network has exactly the weights of a file. Where none has,
-`closest` tells what the file looks most like and what differs. Each module of this package holds
-one family or several kindred ones; `FAMILIES` lists them.
+`recognise` returns every family whose network has exactly the weights of a file, and where none
+has, what the file looks most like and what differs. Each module of this package holds one family or
+several kindred ones; `FAMILIES` lists them.
 
 This package imports torch; a translation by another runtime does not import it.
 """
@@ -37,9 +37,7 @@ __all__ = [
     "Reading",
     "Recognised",
     "Shapes",
-    "closest",
     "family_named",
-    "fits",
     "recognise",
     "unlike",
 ]
@@ -131,19 +129,6 @@ def recognise(shapes: Shapes) -> Recognised:
     if found:
         return Recognised(tuple(found), None, built)
     return Recognised((), best or next(_unfit(shapes, FAMILIES), None), built)
-
-
-def fits(shapes: Shapes) -> tuple[Fit, ...]:
-    """Return every family whose network has exactly these weights, each network once."""
-    return recognise(shapes).fits
-
-
-def closest(shapes: Shapes) -> Closest | None:
-    """Return the family that weights which fit none look most like, None where they look like none.
-
-    The likeness is the share of the names and shapes that are equal.
-    """
-    return recognise(shapes).closest
 
 
 def unlike(shapes: Shapes, family: Family) -> str:

@@ -12,22 +12,14 @@ network.
 from __future__ import annotations
 
 from .family import Family, Reading, Shapes
-from .resnet import resnet_reading
-from .sequence import assumed, config_in_sequence, names_in_sequence, published
+from .sequence import config_in_sequence, reading_in_sequence
 
 
 def _read(shapes: Shapes) -> Reading | None:
     if not any(name.endswith(".filt") for name in shapes):
         return None
     config = config_in_sequence("cut", shapes)
-    if config is None:
-        return None
-    return resnet_reading(
-        config,
-        names_in_sequence(config),
-        assumed=assumed(config),
-        published=published(config),
-    )
+    return None if config is None else reading_in_sequence(config)
 
 
 CUT = Family("cut", "CUT, FastCUT, DCLGAN", _read)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from .family import Family, Reading, Shapes
 from .local_enhancer import read_local_enhancer
-from .resnet import ResnetConfig, resnet_reading
-from .sequence import assumed, config_in_sequence, names_in_sequence, published
+from .resnet import ResnetConfig
+from .sequence import config_in_sequence, reading_in_sequence
 
 
 def _read(shapes: Shapes) -> Reading | None:
@@ -24,12 +24,7 @@ def _read(shapes: Shapes) -> Reading | None:
     config = config_in_sequence("pix2pixhd", shapes)
     if config is None or _is_the_references(config):
         return None
-    return resnet_reading(
-        config,
-        names_in_sequence(config),
-        assumed=assumed(config),
-        published=published(config),
-    )
+    return reading_in_sequence(config)
 
 
 def _is_the_references(config: ResnetConfig) -> bool:

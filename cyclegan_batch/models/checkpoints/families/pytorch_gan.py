@@ -12,10 +12,10 @@ train it; what exists of one channel was trained by a copy that pads by 3.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from .family import Family, Reading, Shapes
-from .resnet import resnet_reading
-from .sequence import assumed, config_in_sequence, names_in_sequence, published
+from .sequence import config_in_sequence, reading_in_sequence
 
 
 def _read(shapes: Shapes) -> Reading | None:
@@ -37,11 +37,11 @@ def _read(shapes: Shapes) -> Reading | None:
         "its ends pad by 3 pixels (as published, they pad by the number of channels, and with one "
         "channel the network cannot be trained)"
     )
-    return resnet_reading(
-        config,
-        names_in_sequence(config, block=word),
-        assumed=(*assumed(config), *([one_channel] if config.input_nc != 3 else [])),
-        published=(*published(config), enlargement),
+    reading = reading_in_sequence(config, block=word)
+    return replace(
+        reading,
+        assumed=(*reading.assumed, *([one_channel] if config.input_nc != 3 else [])),
+        published=(*reading.published, enlargement),
     )
 
 

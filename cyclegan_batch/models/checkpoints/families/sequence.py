@@ -1,14 +1,15 @@
 """ResNets whose layers are numbered in one Sequential, as in the reference's files.
 
-`config_in_sequence` derives the `ResnetConfig` from names and shapes, `names_in_sequence` maps the
-names: ``model.1.weight`` is the first convolution, ``model.10.conv_block.1.weight`` one of a block.
+`config_in_sequence` derives the `ResnetConfig` from names and shapes, and `reading_in_sequence`
+maps the names: ``model.1.weight`` is the first convolution, ``model.10.conv_block.1.weight`` one of
+a block.
 """
 
 from __future__ import annotations
 
 import re
 
-from .family import BLOCK_EDGES, GROUPS, NO_NORMS, Shapes, UnfitError
+from .family import BLOCK_EDGES, GROUPS, NO_NORMS, Reading, Shapes, UnfitError
 from .resnet import (
     LARGEST_BLUR,
     MOST_BLOCKS,
@@ -18,6 +19,7 @@ from .resnet import (
     ResnetNorm,
     ResnetUp,
     names_in_file,
+    resnet_reading,
 )
 
 
@@ -31,7 +33,7 @@ def config_in_sequence(
 ) -> ResnetConfig | None:
     """Return the config of a ResNet of ``family``, derived from what is there of its weights.
 
-    ``prefix`` and ``block`` as for `names_in_sequence`; ``up`` where no filter shows. Blocks whose
+    ``prefix`` and ``block`` as for `places_in_sequence`; ``up`` where no filter shows. Blocks whose
     edges are not zeros are taken to reflect. Returns None where there is no 7×7 convolution at
     number 1, or no block; raises UnfitError for more downs, blocks or taps than `Resnet` has.
     """
@@ -102,11 +104,14 @@ def published(config: ResnetConfig) -> tuple[str, ...]:
     return (BLOCK_EDGES,) if config.block_edge == "reflect" else ()
 
 
-def names_in_sequence(
-    config: ResnetConfig, *, prefix: str = "model.", block: str = "conv_block"
-) -> dict[str, str]:
-    """Return `names_in_file` where the layers are numbered as `places_in_sequence` tells."""
-    return names_in_file(config, places_in_sequence(config, prefix=prefix, block=block))
+def reading_in_sequence(config: ResnetConfig, *, block: str = "conv_block") -> Reading:
+    """Return how a file is read whose layers are numbered as `places_in_sequence` tells."""
+    return resnet_reading(
+        config,
+        names_in_file(config, places_in_sequence(config, block=block)),
+        assumed=assumed(config),
+        published=published(config),
+    )
 
 
 def places_in_sequence(

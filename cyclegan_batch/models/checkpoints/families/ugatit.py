@@ -160,7 +160,7 @@ class AdaptiveNorm(InstanceLayerNorm):
 class _Attention(nn.Module):
     """The class activation map: the channels weighed by two classifiers, mixed by a convolution.
 
-    What the classifiers say of the whole image is used in training only.
+    The verdict of the classifiers on the whole image is used in training only.
     """
 
     def __init__(self, channels: int) -> None:

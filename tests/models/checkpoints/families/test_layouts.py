@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cyclegan_batch.errors import ModelError
-from cyclegan_batch.models.checkpoints.families import closest, fits
+from cyclegan_batch.models.checkpoints.families import recognise
 from cyclegan_batch.models.checkpoints.files import Selection
 from cyclegan_batch.models.checkpoints.loading import load_generator
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
@@ -294,6 +294,6 @@ def test_a_changed_layout_is_read_or_told(layout):
     chance = random.Random(layout)
     for _ in range(5):
         strange = changed(shapes, chance)
-        found, likeness = fits(strange), closest(strange)
+        found, likeness = recognise(strange).fits, recognise(strange).closest
         assert not found or all(strange.get(name) == shape for name, shape in shapes.items())
         assert likeness is None or likeness.finding

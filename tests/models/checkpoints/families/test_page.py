@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from cyclegan_batch import cli
 from cyclegan_batch.frames import SizeRequirements
-from cyclegan_batch.models.checkpoints.families import FAMILIES, fits
+from cyclegan_batch.models.checkpoints.families import FAMILIES, recognise
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from tests.models.checkpoints.families import test_cut, test_pix2pixhd
 from tests.models.checkpoints.families.checks import saved
@@ -41,7 +41,7 @@ def test_the_names_and_sizes_of_a_row_are_those_of_the_family(row):
     if stated:
         multiple = int(stated[1])
         expected = SizeRequirements(multiple, int(stated[2] or multiple))
-        found = {fit.reading.config.sizes for shapes in layouts for fit in fits(shapes)}
+        found = {fit.reading.config.sizes for shapes in layouts for fit in recognise(shapes).fits}
         assert expected in found
 
 

@@ -119,12 +119,14 @@ def _add_unlisted_stream(
 
 
 def _copy_codec_tag(stream: Stream, template: Stream) -> None:
-    if stream.codec_context is not None and stream.codec_context.name in TAGGED:
+    if stream.codec_context is not None and stream.codec_context.name in (*TAGGED, "prores"):
         stream.codec_context.codec_tag = template.codec_context.codec_tag
 
 
 TAGGED = ("rawvideo", "utvideo")
-"""Codecs whose pixel format is stated by the stream's tag alone, which AVI, MKV and NUT keep."""
+"""Codecs whose pixel format is stated by the stream's tag alone, which AVI, MKV and NUT keep.
+
+The tag of ProRes states its profile, and MOV, MKV and NUT keep it."""
 
 
 def set_frame_rate(stream: Stream, rate: Fraction | None) -> None:

@@ -32,6 +32,12 @@ from ..demux.standard_input import Y4M_MUXER
 from ..demux.stream_info import FIELD_ORDER, Fields, StreamInfo
 from ..mux.muxing import TAGGED
 from .colour import ColourPlan, FromRGB, output_tags
+from .editing import (
+    fitting_formats,
+    is_for_editing,
+    profile_options,
+    source_format,
+)
 from .pixel_formats import Y4M_FORMATS, bits_of, choose_pix_fmt, is_odd_for
 
 _HARDWARE_SUFFIXES = (
@@ -227,6 +233,8 @@ def plan_with_extras(
         why = f"{plan.name} in {output.suffix} cannot hold it"
         if options.pix_fmt is not None and not has_alpha(options.pix_fmt):
             why = f"--pix-fmt {options.pix_fmt} has none"
+        elif is_for_editing(plan.name) and "profile" in options.encoder_opt:
+            why = f"{plan.name}'s profile {options.encoder_opt['profile']} has none"
         losses.append(
             f"the alpha of {subject}: {why}; -c prores_ks in .mov, -c ffv1 in .mkv and "
             "libvpx-vp9 in .webm keep it"
@@ -312,15 +320,15 @@ def _first_that_opens(name: str, request: EncoderRequest, extras: Extras) -> Enc
     """Return the first settings with which the encoder opens. Raises OutputError."""
     options, size = request.options, request.size
     codec, formats = _codec(name, options)
-    usable = formats
+    usable = fitting_formats(codec.name, formats, size, options)
     if extras.alpha and codec.name in ALPHA_DECODERS.values():
         # In other formats with alpha FFmpeg's support for these encoders is experimental.
         usable = [each for each in formats if each == "yuva420p"]
-    pix_fmt = options.pix_fmt or choose_pix_fmt(
-        request.stream.pix_fmt or "yuv420p", usable, alpha=extras.alpha
-    )
+    source = source_format(codec.name, request.stream.pix_fmt or "yuv420p")
+    pix_fmt = options.pix_fmt or choose_pix_fmt(source, usable, alpha=extras.alpha)
     alpha = extras.alpha and has_alpha(pix_fmt)
     encoder_options = _encoder_options(codec.name, options)
+    encoder_options |= profile_options(codec.name, pix_fmt, options.encoder_opt)
     if alpha and codec.name == "libvpx":
         # libvpx does not combine alpha with alternate references, frames that are never shown.
         encoder_options.setdefault("auto-alt-ref", "0")

@@ -33,6 +33,7 @@ from ..mux.streams import StreamPlan, left_out_of_y4m, plan_streams
 from ..mux.trial import TranslatedVideo
 from ..pattern import parse_pattern, pattern_files
 from .colour import ColourPlan, resolve
+from .editing import encoder_name, held_colours
 from .encoder import (
     EncoderPlan,
     EncoderRequest,
@@ -198,8 +199,9 @@ def plan_video(
         left_out = left_out_of_y4m(info, stream, options)
         stream_notes = _y4m_notes(name, output, stream, losses, left_out, options)
     else:
-        codec = options.codec or default_codec(output)
-        encoder, losses = plan_with_extras(codec, output, request, extras)
+        codec = encoder_name(options.codec or default_codec(output))
+        colour = held_colours(codec, colour, name)
+        encoder, losses = plan_with_extras(codec, output, replace(request, colour=colour), extras)
         translated = TranslatedVideo(
             encoder=encoder.name,
             encoder_options=encoder.options,

@@ -49,7 +49,7 @@ def _table() -> tuple[click.Option, ...]:
                 [key.name, *names],
                 group=key.group,
                 type=click.Choice(key.choices) if key.choices else key.kind,
-                metavar=None if key.choices else _METAVARS.get(key.kind),
+                metavar=None if key.choices else key.metavar or _METAVARS.get(key.kind),
                 default=None,
                 shown_default=default,
                 help=key.help,
@@ -109,7 +109,8 @@ def command(
 ) -> None:
     """Train a CycleGAN on the images in DATA/trainA and DATA/trainB, in the folder RUN.
 
-    An option below for a single key overrides --set, and --set overrides the recipe. Options are
+    An option below for a single key overrides --set, and --set overrides the recipe; before the
+    recipe come the keys of the networks that --init-from names. Options are
     also accepted with _ for -, as the reference implementation spells them.
     """
     if len(places) not in (1, 2):
@@ -120,14 +121,16 @@ def command(
     from .progress import Reporter
 
     try:
-        values: dict[str, object] = {}
+        of_recipe: dict[str, object] = {}
         if recipe is not None:
-            values |= keys_of_training.values_from_toml(keys_of_training.recipe(recipe))
-        values |= {
+            of_recipe |= keys_of_training.values_from_toml(keys_of_training.recipe(recipe))
+        values: dict[str, object] = {
             name: keys_of_training.value_from_text(name, text) for name, text in pairs.items()
         }
         values |= {name: value for name, value in keys.items() if value is not None}
-        settings = keys_of_training.settings_for(run, values, resume=resume)
+        settings = keys_of_training.settings_for(run, values, resume=resume, recipe=of_recipe)
+    except ImportError as error:  # torch, which reads what the run begins from
+        raise missing_extra("train", error, doing="train") from error
     except ValueError as error:
         end = "" if str(error).endswith("?") else "."
         raise click.UsageError(f"{error}{end}") from error

@@ -66,6 +66,15 @@ class Sampler:
         """Go to the next batch, after the last one to the next epoch."""
         self.epoch, self.position = self.after(1)
 
+    def begin_before(self, steps: int) -> None:
+        """Go back by ``steps`` batches, from the first one into epochs before number 1."""
+        self.epoch, self.position = self.after(-steps)
+
+    @property
+    def before_first(self) -> int:
+        """The batches left before the first one of epoch 1."""
+        return max(0, (1 - self.epoch) * self.batches - self.position)
+
     def after(self, steps: int) -> tuple[int, int]:
         """Return the epoch and the position in it, ``steps`` batches from here."""
         place = (self.epoch - 1) * self.batches + self.position + steps

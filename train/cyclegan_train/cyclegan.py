@@ -15,7 +15,7 @@ import copy
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -43,6 +43,9 @@ State: TypeAlias = dict[str, Any]
 
 NETWORKS = ("netG_A", "netG_B", "netD_A", "netD_B")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_DOMAINS = {"A": ("A", "B"), "B": ("B", "A")}
+"""The domain that a generator reads, and the one that its discriminator judges."""
 
 LOSSES = ("D_A", "G_A", "cycle_A", "idt_A", "D_B", "G_B", "cycle_B", "idt_B")
 """The losses that a step reports, each multiplied by its weight."""
@@ -145,6 +148,44 @@ class CycleGAN:
             losses = compute(real_A, real_B)
             self.steps += 1
             self._update_averages()
+        return losses
+
+    def begin_with(self, name: str, weights: State) -> None:
+        """Put weights into a new model's network of that name, and into its average."""
+        getattr(self, name).load_state_dict(weights)
+        average: nn.Module | None = getattr(self, name.replace("netG", "ema"), None)
+        if name.startswith("netG") and average is not None:
+            average.load_state_dict(weights)
+
+    def warm_up(self, names: Sequence[str], real_A: Tensor, real_B: Tensor) -> dict[str, Tensor]:
+        """Do a step in which only the networks ``names`` learn; return their losses.
+
+        Discriminators learn to tell real images from those of the generators as they are (no pool:
+        the fakes of one generator), or generators to return their input (``cycle_A``, ``cycle_B``).
+        ``steps`` does not count it.
+        """
+        losses: dict[str, Tensor] = {}
+        reals = {"A": real_A, "B": real_B}
+        with self.computing():
+            reals = {letter: self._to_device(images) for letter, images in reals.items()}
+            optimizer = self.optimizer_D if names[0].startswith("netD") else self.optimizer_G
+            optimizer.zero_grad()
+            for name in names:
+                network, (own, other) = getattr(self, name), _DOMAINS[name[-1]]
+                if optimizer is self.optimizer_D:
+                    with torch.no_grad(), self._autocast():
+                        fake = getattr(self, f"netG_{own}")(reals[own])
+                    loss = self._backward_discriminator(network, reals[other], fake)
+                    losses[f"D_{own}"] = loss.detach()
+                    continue
+                with self._autocast():
+                    output = network(reals[own])
+                loss = _l1(output, reals[own])
+                torch.autograd.backward(self._scaler.scale(loss))
+                losses[f"cycle_{own}"] = loss.detach()
+            self._ranks.average_gradients(optimizer)
+            self._scaler.step(optimizer)
+            self._scaler.update()
         return losses
 
     @contextlib.contextmanager

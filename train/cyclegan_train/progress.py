@@ -27,6 +27,8 @@ def sentence(progress: Progress | Reading) -> str:
     """Return how far a training is, as text."""
     if isinstance(progress, Reading):
         return f"{progress.domain}: read {progress.read:,} of {progress.count:,} images"
+    if progress.before_first:
+        return f"warm-up: {progress.before_first} steps before the first epoch"
     parts = [
         f"epoch {progress.epoch}/{progress.epochs}",
         f"step {progress.step}/{progress.steps}",
@@ -52,6 +54,7 @@ def state(progress: Progress | Reading) -> dict[str, object]:
         "step": progress.step,
         "steps": progress.steps,
         "rate": round(progress.rate, 3),
+        "warm_up_left": progress.before_first,
         "seconds_left": None if left is None else round(left, 1),
         "losses": dict(progress.losses),
     }

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import random
 import time
@@ -49,6 +50,7 @@ from .health import signs_in_losses
 from .networks import least_side
 from .run_folder import STATE_VERSION, Log, RunFolder, describe_run, generator_files
 from .settings import Settings
+from .start import Beginning, begin_from
 
 _POLL_STEPS = 20
 """The most steps after which several processes ask each other whether to stop or to save."""
@@ -75,6 +77,8 @@ class Progress:
     """Steps per second over the last fifty; 0 before the second step."""
     losses: Mapping[str, float]
     """The means of the last line of the log; empty before the first line."""
+    before_first: int = 0
+    """The steps of a warm-up that are left before the first epoch."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -214,6 +218,9 @@ class _Run:
         """The step before which several processes ask each other next."""
         self._since = self._saved = time.monotonic()
         self._ticks: deque[float] = deque(maxlen=50)
+        self._asked = 0
+        """The steps of this process, those of a warm-up too."""
+        self.beginning = Beginning()
         self.log: Log | None = None
         """None in all processes but the first, as the board."""
         self.board: Any = None
@@ -242,11 +249,17 @@ class _Run:
             self.folder.create()
         if state is not None:
             self._restore(state)
+        else:
+            self.beginning = begin_from(self.model, self.settings, self.say)
+            if self.beginning.warm_up:
+                self.sampler.begin_before(self.settings.run.warm_up)
         if self.ranks.first:
             self.log = self.folder.open_log(state["log_bytes"] if state else 0)
             description = describe_run(
                 self.model, self.settings, (self.a, self.b), self.ranks, self.sampler.batches
             )
+            if self.beginning.described:
+                description["start"] = self.beginning.described
             self.folder.describe(description, resumes=state is not None)
         if state is None:
             self._save()
@@ -266,7 +279,11 @@ class _Run:
                 self._save()
             if stops:
                 return Outcome(False, model.epoch, model.steps, self.ranks.first)
-            losses = self._step()
+            if self.sampler.before_first:
+                self._warm_up()
+                watch(self._progress())
+                continue
+            losses = self._step(model.step)
             values = torch.stack([losses[name] for name in LOSSES]).double()
             self.window.add(values)
             self.whole_epoch.add(values)
@@ -293,16 +310,33 @@ class _Run:
         if self.ranks.size == 1:
             return stop, due
         self._stop_wanted |= stop
-        if self.model.steps < self._next_poll:
+        self._asked += 1
+        if self._asked < self._next_poll:
             return False, False
         wait = min(_POLL_STEPS, max(1, int(self._rate() * _POLL_SECONDS)))
         # The greatest of -wait is the shortest wait.
         votes = [int(self._stop_wanted), int(due), -wait]
         stops, due_somewhere, negative_wait = self.ranks.greatest(votes)
-        self._next_poll = self.model.steps - negative_wait
+        self._next_poll = self._asked - negative_wait
         return bool(stops), bool(due_somewhere)
 
-    def _step(self) -> dict[str, Tensor]:
+    def _warm_up(self) -> None:
+        """Do a step before the first epoch, in which only some networks learn, and log it."""
+        names = self.beginning.warm_up
+        losses = self._step(functools.partial(self.model.warm_up, names))
+        nothing = torch.zeros((), device=self.model.device)
+        self.window.add(torch.stack([losses.get(name, nothing) for name in LOSSES]).double())
+        left = self.sampler.before_first
+        if left and self.window.count < self.settings.run.log_every:
+            return
+        mean = self.window.take(self.ranks)
+        if self.log is not None:
+            means = {name: mean[name] for name in losses}
+            self.log.write({"event": "warm_up", "left": left, **means})
+        self._refuse_infinite(mean)
+
+    def _step(self, compute: Callable[[Tensor, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Call ``compute`` with the next batch; raise what goes wrong as an error of this run."""
         try:
             images = self.feed.next()
         except InputError:
@@ -311,7 +345,7 @@ class _Run:
                 self._save()
             raise
         try:
-            return self.model.step(*images)
+            return compute(*images)
         except ValueError as error:
             sizes = [f"{image.shape[3]}×{image.shape[2]}" for image in images]
             raise ModelError(
@@ -329,9 +363,7 @@ class _Run:
 
     def _log_losses(self) -> None:
         mean = self.window.take(self.ranks)
-        for name, value in mean.items():
-            if not math.isfinite(value):
-                self._raise_diverged(f"{name} is {value}")
+        self._refuse_infinite(mean)
         self.last_losses = mean
         if self.log is None:
             return
@@ -393,6 +425,7 @@ class _Run:
             self.settings.epochs * self.sampler.batches,
             self._rate(),
             self.last_losses,
+            self.sampler.before_first,
         )
 
     def _rate(self) -> float:
@@ -424,6 +457,10 @@ class _Run:
             "sampler": self.sampler.state_dict(),
             **everyone[0][0],
             "others": everyone[1:],
+            "start": {
+                "warm_up": list(self.beginning.warm_up),
+                "described": self.beginning.described,
+            },
             "best": self.best,
             "last": self.last_losses,
             "log_bytes": self.log.size,
@@ -474,6 +511,8 @@ class _Run:
         self.window.load_state_dict(own_state["window"])
         self.whole_epoch.load_state_dict(own_state["epoch"])
         self.best, self.last_losses = state["best"], state["last"]
+        if start := state.get("start"):
+            self.beginning = Beginning(tuple(start["warm_up"]), start["described"])
         self._seconds_before = state["seconds"]
         random.setstate(own_state["random"])
         torch.set_rng_state(own_state["torch_random"])
@@ -493,6 +532,11 @@ class _Run:
 
     def _data_digest(self) -> list[str]:
         return [self.a.digest, self.b.digest]
+
+    def _refuse_infinite(self, mean: Mapping[str, float]) -> None:
+        for name, value in mean.items():
+            if not math.isfinite(value):
+                self._raise_diverged(f"{name} is {value}")
 
     def _check_weights(self) -> None:
         weights = {

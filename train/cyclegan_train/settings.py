@@ -13,11 +13,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.models.checkpoints import run_folder as names
-from cyclegan_batch.option_table import Option, options_of
+from cyclegan_batch.option_table import Option, option, options_of
 from cyclegan_batch.wording import printable
 
 from .config import TrainConfig
@@ -61,10 +62,25 @@ class DataConfig:
             )
 
 
+IDENTITY = "identity"
+"""The ``init_from`` that needs no file."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Which files a run writes, and when. Raises ValueError."""
 
+    init_from: str = field(default="", metadata=option("The run", metavar="RUN|FILE|identity"))
+    """What the networks begin from, instead of random weights: a run, a folder of the reference
+    implementation's, or the checkpoint of a ResNet, a U-Net or a mobile ResNet; with both
+    directions and the discriminators where they are there. The keys of the networks are then those
+    of the file. ``identity``: the generators first learn to return their input."""
+    init_direction: Literal["both", "AtoB", "BtoA"] = "both"
+    """The direction that ``init_from`` is for; the other generator begins with random weights.
+    ``both``: both where there are two generators, and AtoB for one that does not tell."""
+    warm_up: int = 500
+    """Steps before the first epoch: after ``init_from`` only the discriminators without weights
+    learn in them, with ``identity`` only the generators. 0: none."""
     seed: int = 0
     """Random seed of the weights, the order of the images, their crops and flips, and the pools."""
     log_every: int = 50
@@ -91,6 +107,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _at_least(
             self,
+            warm_up=0,
             log_every=1,
             save_latest_every=0,
             save_every_steps=0,
@@ -114,6 +131,11 @@ class Settings:
             raise ValueError(
                 f"cuda_graphs replays one shape, and preprocess = {self.data.preprocess!r} leaves "
                 "images of many; use one that crops"
+            )
+        if self.run.init_from == IDENTITY and self.train.input_nc != self.train.output_nc:
+            raise ValueError(
+                f"init_from = 'identity': A has {self.train.input_nc} channels and B "
+                f"{self.train.output_nc}, so no generator can return its input; leave it out"
             )
 
     def flat(self) -> dict[str, Value]:
@@ -163,17 +185,25 @@ def settings_from(values: Mapping[str, object]) -> Settings:
     return Settings(TrainConfig(**train), DataConfig(**data), RunConfig(**run))  # type: ignore[arg-type]
 
 
-def settings_for(run: Path, values: Mapping[str, object], *, resume: bool) -> Settings:
+def settings_for(
+    run: Path,
+    values: Mapping[str, object],
+    *,
+    resume: bool,
+    recipe: Mapping[str, object] = MappingProxyType({}),
+) -> Settings:
     """Return the settings of a run: ``values`` over the defaults, or over those it began with.
 
-    Raises ValueError for a key that is wrong or that a resumed run cannot change; OutputError where
-    ``run`` holds a run and ``resume`` is false; InputError where neither config.toml nor the state
-    has the keys that the run began with.
+    Those of ``recipe`` come before ``values``, and before both the keys of the networks that
+    ``init_from`` names. Raises ValueError for a key that is wrong, that contradicts ``init_from``,
+    or that a resumed run cannot change; OutputError where ``run`` holds a run and ``resume`` is
+    false; InputError where neither config.toml nor the state has the keys that the run began with;
+    ModelError for an ``init_from`` that cannot be trained.
     """
     state = run / names.CHECKPOINTS / names.STATE
     if not state.exists():
         _refuse_foreign(run)
-        return settings_from(values)
+        return _settings_of_start({**recipe, **values}, given=values)
     if not resume:
         raise OutputError(
             f"{printable(run)}: holds a run already; --resume goes on with it, and another folder "
@@ -181,6 +211,10 @@ def settings_for(run: Path, values: Mapping[str, object], *, resume: bool) -> Se
         )
     config = run / names.CONFIG
     before = values_from_toml(config) if config.exists() else _values_from_state(state)
+    if before.get("init_from"):
+        # The file's keys have replaced the recipe's.
+        recipe = {name: value for name, value in recipe.items() if name not in _OF_NETWORKS}
+    values = {**recipe, **values}
     new = settings_from(values).flat()
     changed = {name for name in values if new[name] != before.get(name, new[name])}
     for name in sorted(changed - FREE_ON_RESUME):
@@ -189,6 +223,24 @@ def settings_for(run: Path, values: Mapping[str, object], *, resume: bool) -> Se
             "keeps it; leave it out, or begin another run"
         )
     return settings_from(before | {name: new[name] for name in changed})
+
+
+_OF_NETWORKS = frozenset(
+    {"netG", "ngf", "norm", "upsample", "dropout", "netD", "ndf", "n_layers_D"}
+)
+"""The keys that a run takes from the networks that it begins from."""
+
+
+def _settings_of_start(values: Mapping[str, object], given: Mapping[str, object]) -> Settings:
+    """Return the settings of a new run, with the keys of the networks that it begins from."""
+    settings = settings_from(values)
+    if settings.run.init_from in ("", IDENTITY):
+        return settings
+    from .start import keys_of, read_start  # which loads torch
+
+    start = read_start(Path(settings.run.init_from), settings.run.init_direction)
+    checked = {name: _checked(name, value) for name, value in given.items()}
+    return settings_from({**values, **keys_of(start, checked)})
 
 
 def changed_keys(before: Mapping[str, Value], settings: Settings) -> dict[str, tuple[Value, Value]]:

@@ -40,6 +40,24 @@ def installed_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
+def opencv_without_threads() -> Iterator[None]:
+    """Keep OpenCV from starting threads of its own; restore its number of threads at the end.
+
+    Its callers have a thread for each core already. Threads of OpenCV would begin with the priority
+    of the thread that calls it first, which a pipeline lowers, and outlive it; and what some of its
+    functions return would depend on the number of cores.
+    """
+    import cv2
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+@contextlib.contextmanager
 def own_scheduling() -> Iterator[None]:
     """At the end, restore this thread's scheduling, and set it for the threads started meanwhile.
 

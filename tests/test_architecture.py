@@ -43,11 +43,13 @@ BELOW: dict[str, set[str]] = {
     "generator": {"models", "backends", "opening"},
     "job": {"models", "media", "backends", "generator", "opening"},
     "inspection": {"models", "media"},
+    "flicker": {"media", "temporal"},
     "doctor": {"backends"},
     "api": {"models", "media", "backends", "job"},
     "demo": {"models", "media", "api"},
     "bench": {"models", "media", "backends", "opening", "job", "api"},
-    "cli": {"api", "backends", "bench", "demo", "doctor", "inspection", "job", "media", "models"},
+    "cli": {"api", "backends", "bench", "demo", "doctor", "flicker", "inspection", "job"}
+    | {"media", "models"},
     "cyclegan_export": {"models", "media", "backends"},
     "cyclegan_train": {"models", "media"},
 }

@@ -17,9 +17,9 @@ from typing import TypeAlias, TypeVar
 
 from ..backends import Backend
 from ..frames import Frame, Geometry, Pixels, stack
-from ..job.pipeline import opencv_without_threads
 from ..job.plan import JobPlan
 from ..job.units import STAGES, Schedule
+from ..machine import opencv_without_threads
 from ..media import Dropped, Encoded, Raw, Sink, Source
 
 _CHUNK_BYTES = 32 << 20

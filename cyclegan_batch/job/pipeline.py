@@ -34,6 +34,7 @@ from ..errors import (
     OutputError,
 )
 from ..frames import Frame, Geometry, Pixels, Size, stack
+from ..machine import opencv_without_threads
 from ..media import Dropped, Source, Written
 from ..wording import Note
 from .flow import (
@@ -516,23 +517,6 @@ class _Run:
 def _named(origin: Origin, error: CycleganBatchError) -> CycleganBatchError:
     """Return ``error`` with the file and the frame at which it occurred in the network."""
     return type(error)(f"{origin.unit.name}, frame {origin.index}: {error}")
-
-
-@contextlib.contextmanager
-def opencv_without_threads() -> Iterator[None]:
-    """Keep OpenCV from starting threads of its own; restore its number of threads at the end.
-
-    There is a converter for each core already. Threads of OpenCV would begin with the lowered
-    priority of a converter, and outlive it.
-    """
-    import cv2
-
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before)
 
 
 def _lower_priority() -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..frames import Pixels, to_uint8
-from .motion import Floats, Grey, Motion, Warp, grey_of, is_cut, likeness, power
+from .motion import Floats, Motion, Warp, at_size, grey_of, is_cut, likeness, power, working_size
 
 COARSE_SIGMA = 2.0
 """Pixels."""
@@ -45,6 +45,34 @@ class Flicker:
     """Mean over pixels and channels of |∂x| + |∂y|, in levels of 0..255 a pixel."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Where the pixels of a frame were in the frame before it, and which of them it shows."""
+
+    warp: Warp
+    mask: npt.NDArray[np.bool_]
+    """M, ``(H, W)``."""
+
+    @classmethod
+    def between(cls, now: Pixels, before: Pixels) -> Seen | None:
+        """Compare two consecutive frames of the source, uint8 ``(H, W, 3)``; None at a scene cut.
+
+        Of frames whose shorter side is above 540 pixels, flow and mask are computed at a whole
+        fraction of the size, as in the filter.
+        """
+        size = now.shape[0], now.shape[1]
+        working = working_size(size)
+        now, before = (at_size(frame, working, cv2.INTER_AREA) for frame in (now, before))
+        greys, motion = (grey_of(now), grey_of(before)), Motion("best")
+        flow = motion.between(*greys)
+        if is_cut(likeness(now, before, flow)):
+            return None
+        mask = shown_before(flow, motion.between(*greys[::-1]))
+        mask = at_size(mask.view(np.uint8), size, cv2.INTER_NEAREST).view(np.bool_)
+        scale = np.array([size[axis] / working[axis] for axis in (1, 0)], np.float32)
+        return cls(Warp(at_size(flow * scale, size, cv2.INTER_LINEAR)), mask)
+
+
 class FlickerMeter:
     """Measures translations of one video side by side, frame by frame.
 
@@ -53,72 +81,68 @@ class FlickerMeter:
 
     def __init__(self, count: int) -> None:
         """``count``: how many translations there are."""
-        self._motion = Motion("best")
-        self._tallies = [_Tally() for _ in range(count)]
-        self._before: tuple[Pixels, Grey] | None = None
+        self._tallies = [Tally() for _ in range(count)]
+        self._before: Pixels | None = None
 
     def add(self, source: Pixels, translations: Sequence[Pixels]) -> None:
         """Take the next frame of the source and of each translation.
 
         All are RGB of one size, ``(H, W, 3)``, uint8 or float16 in [0, 1].
         """
-        source = to_uint8(source)
-        grey, before = grey_of(source), self._before
-        self._before = source, grey
-        seen = None
-        if before is not None:
-            flow = self._motion.between(grey, before[1])
-            if not is_cut(likeness(source, before[0], flow)):
-                mask = shown_before(flow, self._motion.between(before[1], grey))
-                seen = Warp(flow), mask
+        source, before = to_uint8(source), self._before
+        seen = None if before is None else Seen.between(source, before)
+        self._before = source
         for tally, translated in zip(self._tallies, translations, strict=True):
-            tally.add(to_uint8(translated), seen)
+            tally.add(translated, seen)
 
     def results(self) -> list[Flicker]:
         """Return the measures of each translation. Raises ValueError before the first frame."""
         return [tally.result() for tally in self._tallies]
 
 
-class _Tally:
-    """The sums of one translation."""
+class Tally:
+    """The sums of one translation, whose frames it takes in order. Not thread-safe."""
 
     def __init__(self) -> None:
         self._errors, self._weights = np.zeros(2), 0
-        self._pumps: list[float] = []
-        self._sharpness: list[float] = []
+        self._pump, self._pumps = 0.0, 0
+        self._sharpness, self._frames = 0.0, 0
         self._scene: list[npt.NDArray[np.float64]] = []
         """The means of the channels of the last two frames, of one scene."""
         self._before: tuple[Floats, Floats] | None = None
 
-    def add(self, pixels: Pixels, seen: tuple[Warp, npt.NDArray[np.bool_]] | None) -> None:
+    def add(self, translated: Pixels, seen: Seen | None) -> None:
         """Take the next frame; ``seen`` is None where a scene begins."""
+        pixels = to_uint8(translated)
         plain = pixels.astype(np.float32)
         now = plain, cv2.GaussianBlur(plain, (0, 0), COARSE_SIGMA)
-        self._sharpness.append(sharpness(pixels))
+        self._sharpness += sharpness(pixels)
+        self._frames += 1
         means = pixels.mean(axis=(0, 1), dtype=np.float64)
         if seen is None or self._before is None:
             self._scene = [means]
         else:
-            warp, mask = seen
-            self._weights += int(mask.sum())
+            self._weights += int(seen.mask.sum())
             for index, (frame, past) in enumerate(zip(now, self._before, strict=True)):
-                squares = power(cv2.subtract(frame, warp.linear(past)))
-                self._errors[index] += float(squares[mask].sum(dtype=np.float64)) / 255**2
+                squares = power(cv2.subtract(frame, seen.warp.linear(past)))
+                self._errors[index] += float(squares[seen.mask].sum(dtype=np.float64)) / 255**2
             if len(self._scene) == 2:
-                second, first = self._scene[1], self._scene[0]
-                self._pumps.append(float(np.abs(means - 2 * second + first).mean()))
+                first, second = self._scene
+                self._pump += float(np.abs(means - 2 * second + first).mean())
+                self._pumps += 1
             self._scene = [*self._scene[-1:], means]
         self._before = np.asarray(now[0], np.float32), np.asarray(now[1], np.float32)
 
     def result(self) -> Flicker:
-        if not self._sharpness:
+        """Return the measures. Raises ValueError before the first frame."""
+        if not self._frames:
             raise ValueError("no frame was measured")
         errors = self._errors / self._weights if self._weights else np.full(2, np.nan)
         return Flicker(
             error=float(errors[0]),
             coarse_error=float(errors[1]),
-            pump=float(np.mean(self._pumps)) if self._pumps else float("nan"),
-            sharpness=float(np.mean(self._sharpness)),
+            pump=self._pump / self._pumps if self._pumps else float("nan"),
+            sharpness=self._sharpness / self._frames,
         )
 
 
@@ -162,14 +186,21 @@ def psnr(frames: Iterable[Pixels], others: Iterable[Pixels]) -> float:
 
     Infinite where they are equal. Raises ValueError for different numbers of frames, or none.
     """
-    squares = [
-        float(np.square(cv2.subtract(one, other, dtype=cv2.CV_32F)).mean(dtype=np.float64))
-        for one, other in zip(frames, others, strict=True)
-    ]
+    squares = [square_error(*pair) for pair in zip(frames, others, strict=True)]
     if not squares:
         raise ValueError("no frame was measured")
-    mean = float(np.mean(squares))
-    return float("inf") if mean == 0 else 10 * float(np.log10(255**2 / mean))
+    return decibels(float(np.mean(squares)))
+
+
+def square_error(one: Pixels, other: Pixels) -> float:
+    """Return the mean square difference of two uint8 frames of one shape, in levels²."""
+    difference = cv2.subtract(one, other, dtype=cv2.CV_32F)
+    return float(np.square(difference).mean(dtype=np.float64))
+
+
+def decibels(square_error: float) -> float:
+    """Return 10·log₁₀(255²/``square_error``); infinite for 0."""
+    return float("inf") if square_error == 0 else 10 * float(np.log10(255**2 / square_error))
 
 
 def blurred(pixels: Pixels, sigma: float) -> Pixels:

@@ -31,7 +31,19 @@ import numpy as np
 import numpy.typing as npt
 
 from ..frames import Pixels, Size, to_uint8
-from .motion import Floats, Grey, Motion, Warp, cells, grey_of, is_cut, likeness, power
+from .motion import (
+    Floats,
+    Grey,
+    Motion,
+    Warp,
+    at_size,
+    cells,
+    grey_of,
+    is_cut,
+    likeness,
+    power,
+    working_size,
+)
 
 DEFAULT_STRENGTH = 0.5
 MOST_STRENGTH = 0.9
@@ -42,9 +54,6 @@ FINE = 0.8
 RESULT_TOLERANCE = 0.2
 """What the coarse part of the difference may be, of 1, until it is rejected (at 1/e)."""
 
-_WORKING_SIDE = 540
-"""Of larger frames, flow and mask are computed at the whole fraction of the size whose shorter side
-is at most this: at 1/2 for 720p and 1080p, at 1/4 for 2160p."""
 _STRIP = 32
 """Rows that are computed at a time, so that they stay in the cache from one step to the next."""
 
@@ -85,7 +94,7 @@ class FlowFilter:
         if self._state is None or self._state.size != size:
             self._state, self._before = _State(size), None
         before = self._before
-        small = _at(to_uint8(source), self._state.working, cv2.INTER_AREA)
+        small = at_size(to_uint8(source), self._state.working, cv2.INTER_AREA)
         grey = grey_of(small)
         self._before = small, grey
         if before is not None:
@@ -107,9 +116,8 @@ class _State:
     def __init__(self, size: Size) -> None:
         """``size``: height and width of the frames."""
         self.size = height, width = size
-        times = -(-min(size) // _WORKING_SIDE)
-        self.working = -(-height // times), -(-width // times)
-        self.motion = Motion("usual" if times == 1 else "low")
+        self.working = working_size(size)
+        self.motion = Motion("usual" if self.working == size else "low")
         self.result, self._levels, self._difference, self._coarse = (
             np.empty((height, width, 3), np.float32) for _ in range(4)
         )
@@ -130,7 +138,7 @@ class _State:
         """
         scale = [self.size[axis] / self.working[axis] for axis in (1, 0)]
         flow = flow * np.array(scale, np.float32)
-        self._warp.point(_at(flow, self.size, cv2.INTER_LINEAR, self._flow))
+        self._warp.point(at_size(flow, self.size, cv2.INTER_LINEAR, self._flow))
         difference = self._difference
         for rows in self._strips:
             self._warp.cubic(self.result, difference[rows], rows)
@@ -139,21 +147,16 @@ class _State:
         coarse = cells(difference, (seen.shape[0], seen.shape[1]))
         mask = seen * np.exp(-power(coarse) / np.float32((255 * RESULT_TOLERANCE) ** 2))
         coarse = coarse * (mask * np.float32(strength * (1 - FINE)))[:, :, np.newaxis]
-        coarse = _at(coarse, self.size, cv2.INTER_LINEAR, self._coarse)
-        mask = _at(mask * np.float32(strength * FINE), self.size, cv2.INTER_LINEAR, self._weights)
+        coarse = at_size(coarse, self.size, cv2.INTER_LINEAR, self._coarse)
+        mask = at_size(
+            mask * np.float32(strength * FINE), self.size, cv2.INTER_LINEAR, self._weights
+        )
         for rows in self._strips:
             result, weights = self.result[rows], mask[rows]
             cv2.multiply(difference[rows], cv2.merge([weights, weights, weights]), result)
             cv2.add(result, coarse[rows], result)
             cv2.add(result, self._levels[rows], result)
             np.clip(result, 0.0, 255.0, out=result)
-
-
-def _at(pixels: Pixels, size: Size, interpolation: int, into: Pixels | None = None) -> Pixels:
-    """Return ``pixels`` at ``size`` (height, width); where they are resized, in ``into``."""
-    if pixels.shape[:2] == size:
-        return pixels
-    return cv2.resize(pixels, size[::-1], into, interpolation=interpolation)
 
 
 def _levels(pixels: Pixels, into: Floats) -> None:

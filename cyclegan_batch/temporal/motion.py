@@ -30,6 +30,24 @@ _LEAST_SIDE = 64
 is below 32 and the other one is much longer."""
 
 
+_WORKING_SIDE = 540
+"""Of larger frames, flow and mask are computed at the whole fraction of the size whose shorter side
+is at most this: at 1/2 for 720p and 1080p, at 1/4 for 2160p."""
+
+
+def working_size(size: Size) -> Size:
+    """Return the height and width at which the flow of frames of ``size`` is computed."""
+    times = -(-min(size) // _WORKING_SIDE)
+    return -(-size[0] // times), -(-size[1] // times)
+
+
+def at_size(pixels: Pixels, size: Size, interpolation: int, into: Pixels | None = None) -> Pixels:
+    """Return ``pixels`` at ``size`` (height, width); where they are resized, in ``into``."""
+    if pixels.shape[:2] == size:
+        return pixels
+    return cv2.resize(pixels, size[::-1], into, interpolation=interpolation)
+
+
 def grey_of(pixels: Pixels) -> Grey:
     """Return the luma of RGB ``pixels``, ``(H, W, 3)``, uint8."""
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)

@@ -1,8 +1,9 @@
 """Read the file of a checkpoint into what was saved in it: nested containers of tensors.
 
 Nothing but tensors, numbers, text and plain containers is ever unpickled: ``weights_only=True``,
-without exception. Numbers and arrays of NumPy, which training programs save as losses, become
-`NumPy`, which holds none of their content: no code of NumPy runs. This module imports torch.
+without exception. What training programs save beside the weights, numbers and arrays of NumPy as
+losses, options, paths and times, becomes `Inert`, which holds none of its content: no code of those
+classes runs. This module imports torch.
 """
 
 from __future__ import annotations
@@ -44,26 +45,40 @@ _MOST_SEARCHED = 2**22
 """Bytes of a pickle that are searched for the name of what is not opened."""
 
 
-class NumPy:
-    """What takes the place of a number, an array or a type of NumPy in a pickle."""
+class Inert:
+    """What takes the place of an object in a pickle that is no tensor and no plain container."""
 
     def __init__(self, *values: object) -> None:
-        """Take what NumPy's own function takes, and keep nothing of it."""
+        """Take what the class or function of the object takes, and keep nothing of it."""
 
     def __setstate__(self, state: object) -> None:
         """Keep nothing."""
 
 
-_NUMPY_NAMES = [
+class NumPy(Inert):
+    """What takes the place of a number, an array or a type of NumPy."""
+
+
+_INERT: list[tuple[type[Inert], str]] = [
+    # By versions 1 and 2.
     *(
-        f"numpy.{core}.multiarray.{name}"
+        (NumPy, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
         for name in ("scalar", "_reconstruct")
     ),
-    "numpy.dtype",
-    "numpy.ndarray",
+    (NumPy, "numpy.dtype"),
+    (NumPy, "numpy.ndarray"),
+    (Inert, "argparse.Namespace"),
+    (Inert, "types.SimpleNamespace"),
+    # By Python 3.12 and before, and by Python 3.13.
+    *(
+        (Inert, f"{module}.{kind}Path")
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("Posix", "PurePosix", "Windows", "PureWindows")
+    ),
+    *((Inert, f"datetime.{name}") for name in ("datetime", "date", "timedelta", "timezone")),
 ]
-"""What pickles of NumPy's numbers and arrays name, by versions 1 and 2."""
+"""What a pickle may name, and what takes its place."""
 
 
 def read_content(path: Path) -> tuple[object, dict[str, str]]:
@@ -138,7 +153,7 @@ def _refuse_damaged(path: Path, start: bytes, why: str, error: Exception) -> NoR
 
 
 def _load(path: Path, *, mapped: bool) -> object:
-    with torch.serialization.safe_globals([(NumPy, name) for name in _NUMPY_NAMES]):
+    with torch.serialization.safe_globals(list(_INERT)):
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except RuntimeError:

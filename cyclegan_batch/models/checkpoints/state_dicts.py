@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .content import NumPy, refuse
+from .content import Inert, NumPy, refuse
 
 MOST_TENSORS = 50_000
 """Tensors in a checkpoint. Four networks with BatchNorm and all their averages have some 2,000."""
@@ -165,6 +165,8 @@ def _refuse_content(path: Path, content: object, *, arrays: bool) -> None:
                "give a PyTorch checkpoint of the generator, or an ONNX")  # fmt: skip
     if not isinstance(content, Mapping) or not content:
         kind = type(content).__name__
+        if isinstance(content, Inert):
+            kind = "options, a path or a time"
         refuse(path, f"holds {kind} where named tensors are expected", _ALONE)
     if {"state", "param_groups"} <= set(content):
         refuse(path, "is the state of an optimizer, not of a network", _ALONE)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,6 +127,13 @@ ONE = {
         "best": np.float64(3.5),
         "step": np.int64(7),
         "history": np.arange(5.0),
+    },
+    "options, paths and times": {
+        "opt": Namespace(ngf=2, results=Path("runs", "zebra"), more=SimpleNamespace(lr=2e-4)),
+        "opened": PureWindowsPath("C:/runs"),
+        "saved": datetime(2024, 5, 1, tzinfo=UTC),
+        "took": timedelta(hours=3),
+        "state_dict": generator(),
     },
 }
 

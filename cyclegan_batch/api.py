@@ -20,6 +20,7 @@ from .backends import Backend
 from .errors import CycleganBatchError, InputError, OutputError, OutputExistsError
 from .file_identity import FileIdentity, identity_of
 from .files import PathLike
+from .job.comparison import make_comparisons
 from .job.dispatch import Dispatcher
 from .job.journal import Journal, is_unrecorded_part, remove_joined_stretches
 from .job.plan import JobPlan, plan_job
@@ -127,7 +128,7 @@ def run_plan(
             if backend is not None:
                 stack.callback(backend.close)
             journal = None
-            has_work = plan.units or plan.others
+            has_work = plan.units or plan.others or plan.comparisons
             if plan.folder is not None and (has_work or is_unrecorded_part(plan)):
                 journal = stack.enter_context(Journal(plan))
             else:
@@ -136,6 +137,9 @@ def run_plan(
                 _do_units(plan, backend, journal, counters, watch)
             if not counters.interrupted:
                 _copy_others(plan, journal, counters)
+            if plan.comparisons and not counters.interrupted:
+                counters.ended = time.monotonic()
+                make_comparisons(plan, journal, counters, watch)
     except KeyboardInterrupt:  # outside of the work on units, which handles its own
         counters.interrupted = True
     return report_run(plan, counters)
@@ -183,9 +187,7 @@ def report_run(
     card = asdict(plan.model.card) | {"notes": grouped(plan.model.card.notes)}
     return report_from_counters(
         counters,
-        planned=sum(entry.output != PIPE for entry in plan.entries)
-        + len(plan.others)
-        - counters.left,
+        planned=plan.files - sum(entry.output == PIPE for entry in plan.entries) - counters.left,
         expected_frames=plan.frames,
         skipped=plan.skipped + counters.left,
         up_to_date=plan.finished,
@@ -199,6 +201,11 @@ def report_run(
         notes=tuple(dict.fromkeys([*plan.notes, *counters.notes])),
         error=error,
         record=plan_description(plan) | {"card": card, "versions": versions()},
+        comparisons=tuple(
+            path
+            for path in (unit.plan.output for unit in plan.comparisons)
+            if path in counters.written
+        ),
     )
 
 

@@ -50,6 +50,9 @@ FrameSize: TypeAlias = Literal["native"] | int | tuple[int, int]
 HdrChoice: TypeAlias = Literal["tonemap", "refuse"]
 """What becomes of an HDR source."""
 
+ComparisonLayout: TypeAlias = Literal["split", "side", "stack"]
+"""How a comparison shows a source and its result (media/compared_frames.py)."""
+
 MAX_PIXELS = 2**28
 """An image of more pixels is refused by its header, unless ``--max-pixels`` is another limit."""
 
@@ -188,6 +191,11 @@ class TranslateOptions:
     )
     """What becomes of the sound: copied as it is, encoded anew by an FFmpeg encoder such as aac,
     or left out."""
+    compare: ComparisonLayout | None = field(
+        default=None, metadata=option(VIDEO, applies_to=("video",))
+    )
+    """Also write source and result of each video as one video, OUTPUT.compare.EXT: in one frame
+    with a divider that moves (split), next to each other (side), or one above the other (stack)."""
 
     format: Literal["same", "png", "jpg", "webp", "avif"] = field(
         default="same", metadata=option(IMAGES, applies_to=("image",))

@@ -87,11 +87,14 @@ class Reporter:
         self._notes_shown += len(notes)
         for sentence in grouped(notes):
             self.say(sentence)
-        total = self.total
+        total, shown = self.total, counters
+        if counters.comparing is not None:
+            shown = counters.comparing
+            total = shown.expected
         self.show(
-            lambda columns: live_line(counters, total, columns),
-            lambda: _sentence(counters, total),
-            lambda: _state(counters, total),
+            lambda columns: live_line(shown, total, columns),
+            lambda: f"{'comparing: ' if shown is not counters else ''}{_sentence(shown, total)}",
+            lambda: _state(shown, total),
         )
 
     def show(

@@ -66,6 +66,8 @@ class Demo:
     model: Path
     clip: Path
     translated_clip: Path
+    comparison: Path
+    """The clip and its translation in one frame (``--compare split``)."""
     pictures: Path
     translated_pictures: Path
     sheet: Path
@@ -84,6 +86,7 @@ def run_demo(folder: Path, *, say: Callable[[str], None] = lambda sentence: None
         model=folder / MODEL.name,
         clip=folder / "clip.mp4",
         translated_clip=folder / "clip-night.mp4",
+        comparison=folder / "clip-night.compare.mp4",
         pictures=folder / "pictures",
         translated_pictures=folder / "pictures-night",
         sheet=folder / "sheet.png",
@@ -97,12 +100,11 @@ def run_demo(folder: Path, *, say: Callable[[str], None] = lambda sentence: None
         raise output_error(folder, error) from error
     write_clip(demo.clip)
     write_pictures(demo.pictures)
-    for source, result in (
-        (demo.clip, demo.translated_clip),
-        (demo.pictures, demo.translated_pictures),
-    ):
-        say(f"cyclegan-batch translate {source} {result} -m {demo.model}")
-        translate(source, result, model=demo.model, overwrite=True)
+    words = f"{demo.clip} {demo.translated_clip} -m {demo.model} --compare split"
+    say(f"cyclegan-batch translate {words}")
+    translate(demo.clip, demo.translated_clip, model=demo.model, compare="split", overwrite=True)
+    say(f"cyclegan-batch translate {demo.pictures} {demo.translated_pictures} -m {demo.model}")
+    translate(demo.pictures, demo.translated_pictures, model=demo.model, overwrite=True)
     write_contact_sheet(demo)
     before, after = distances(demo)
     say(
@@ -110,6 +112,7 @@ def run_demo(folder: Path, *, say: Callable[[str], None] = lambda sentence: None
         "translation."
     )
     say(f"The clip: {demo.translated_clip}")
+    say(f"The clip beside its source: {demo.comparison}")
     say(f"The images: {demo.translated_pictures}")
     say(f"The contact sheet, with source, result and truth: {demo.sheet}")
     return demo

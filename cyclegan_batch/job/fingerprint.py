@@ -21,8 +21,9 @@ from ..options import TranslateOptions
 if TYPE_CHECKING:
     from ..models.model import ModelCard
 
-OutputKind: TypeAlias = Literal["image", "video", "tar", "pattern", "copy"]
-"""The kinds of output that differ in the options that apply to them; a copy depends on none."""
+OutputKind: TypeAlias = Literal["image", "video", "tar", "pattern", "copy", "comparison"]
+"""The kinds of output that differ in the options that apply to them; a copy depends on none, and of
+a comparison job/comparison.py tells."""
 
 IN_THE_NAME = frozenset({"format", "container"})
 """Options that the name of an output tells: an output of another name is another output. The name
@@ -48,6 +49,7 @@ NOT_PIXELS = frozenset(
         "copy_others",
         "cache_dir",
         "preview",
+        "compare",
     }
 )
 """Options that change what is done and reported, but not what an output holds.
@@ -96,7 +98,7 @@ COPY = Job(kind="copy", values={})
 def kind_of_output(kind: Kind) -> OutputKind:
     """Return the kind of output that an entry's kind of input becomes."""
     match kind:
-        case "image" | "tar" | "pattern":
+        case "image" | "tar" | "pattern" | "comparison":
             return kind
         case "other":
             return "copy"

@@ -30,6 +30,7 @@ from ..media import Dropped, Whole, Written
 from ..media.formats import PIPE, Entry
 from ..remote import RemotePath, is_remote
 from ..wording import printable
+from .comparison import ComparisonUnit
 from .fingerprint import COPY, Job, kind_of_output
 from .job_folder import FolderLock, digest_of, journal_name, name_of, stretch_folders
 from .journal_lines import (
@@ -97,7 +98,7 @@ class Journal:
             entry.output: self._jobs[kind_of_output(entry.kind)]
             for entry in plan.entries
             if entry.kind != "image"
-        }
+        } | {unit.plan.output: self._jobs["comparison"] for unit in plan.comparisons}
         try:
             self._open()
         except BaseException:
@@ -127,7 +128,7 @@ class Journal:
             "line": "run",
             "host": socket.gethostname(),
             "process": os.getpid(),
-            "outputs": len(plan.entries) + len(plan.others) + len(plan.finished),
+            "outputs": plan.files + len(plan.finished),
             "frames": plan.frames,
             "command": command_description(plan),
         }
@@ -257,12 +258,14 @@ class Journal:
             counters.record(dropped.name, dropped.error, dropped.place)
         # Those of this unit, which a status adds up, and those of the output.
         translated = _translated(outcome) if named.images is None else named.images
-        facts: dict[str, object] = {"frames": outcome.frames, "translated": translated}
+        # The frames of a comparison are none that were translated.
+        frames = 0 if isinstance(outcome.unit, ComparisonUnit) else outcome.frames
+        facts: dict[str, object] = {"frames": frames, "translated": translated}
         if counters.failures:
             facts["failures"] = written_failures(counters.failures)
         # On the disk before the stretches are removed, without which a begun video is made anew.
         job, unit = self._job_of[output], outcome.unit
-        self._write_whole(unit, job, [named], facts, frames=outcome.frames, flush=True)
+        self._write_whole(unit, job, [named], facts, frames=frames, flush=True)
         if not isinstance(unit, TarUnit):
             self._remove_stretches(output)
 
@@ -294,8 +297,7 @@ class Journal:
         with self._lock:
             if self._storage is None:
                 return
-            planned = len(self._plan.entries) + len(self._plan.others)
-            whole = len(self._whole | self._left) == planned
+            whole = len(self._whole | self._left) == self._plan.files
             end: dict[str, object] = {
                 "line": "end",
                 "status": "whole" if whole else "partial",
@@ -479,8 +481,9 @@ def remove_joined_stretches(plan: JobPlan) -> None:
 
 
 def _output(unit: Unit) -> Path | None:
-    """Return the file that a unit writes, or is a part of: a video or a tar, but no pipe."""
-    if isinstance(unit, VideoUnit | StretchUnit | JoinUnit | TarUnit) and unit.plan.output != PIPE:
+    """Return the file that a unit writes, or is a part of; no image, and no pipe."""
+    kinds = VideoUnit | StretchUnit | JoinUnit | TarUnit | ComparisonUnit
+    if isinstance(unit, kinds) and unit.plan.output != PIPE:
         return unit.plan.output
     return None
 

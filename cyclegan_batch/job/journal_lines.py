@@ -105,7 +105,7 @@ def as_job(line: dict[str, Json]) -> Job | None:
     kind, values = line.get("kind"), line.get("values")
     if kind not in get_args(OutputKind) or not isinstance(values, dict):
         return None
-    if kind != "copy" and not _is_resolved(values):
+    if kind not in ("copy", "comparison") and not _is_resolved(values):
         return None
     return Job(kind=kind, values=values, contexts=as_count(line.get("contexts")) or 0)  # type: ignore[arg-type]
 

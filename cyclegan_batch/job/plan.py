@@ -28,6 +28,7 @@ from .backend_choice import (
     frame_bytes,
     geometry_from_options,
 )
+from .comparison import ComparisonUnit, plan_comparisons
 from .fingerprint import Choices, Job, job_of, kind_of_output
 from .job_folder import FOLDER, digest_of, name_of
 from .journal_lines import RecordedStretch
@@ -116,6 +117,8 @@ class JobPlan:
     """About how many bytes of videos that go to a store are in local scratch at once."""
     done: Mapping[Path, tuple[DoneStretch, ...]] = field(default_factory=dict)
     """Stretches that an earlier run has made, by the output that they belong to, ascending."""
+    comparisons: tuple[ComparisonUnit, ...] = ()
+    """What is made of source and output when the outputs are whole (``--compare``)."""
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -136,6 +139,11 @@ class JobPlan:
     def geometry(self, size: Size) -> Geometry:
         """Return how a frame of ``size`` (height, width) goes through the network."""
         return geometry_from_options(self.model.card, self.options)(size)
+
+    @property
+    def files(self) -> int:
+        """How many files are to be written, a pipe included."""
+        return len(self.entries) + len(self.others) + len(self.comparisons)
 
     @property
     def skipped(self) -> int:
@@ -244,9 +252,22 @@ def plan_job(
         causes += f"\n  and {more} more" if more > 0 else ""
         raise InputError(f"none of the {len(failures)} inputs can be translated:\n{causes}")
     others = tuple(entry for entry in state.rest if entry.kind == "other")
-    if not options.preview and state.rest:
+    compared = plan_comparisons(
+        tree.entries,
+        state,
+        {failure.name for failure in failures},
+        root=root,
+        record=record,
+        model=model,
+        options=options,
+        output_size=_output_size(generator.card, options),
+    )
+    if compared.state.damage and options.on_error == "fail":
+        raise compared.state.damage[0].error
+    encoded = [*videos, *(unit.plan for unit in compared.units)]
+    if not options.preview and (state.rest or compared.units):
         in_tars = [entry for entry in work if entry.kind == "tar"]
-        notes += check_space(videos, images, [*in_tars, *others])
+        notes += check_space(encoded, images, [*in_tars, *others])
     recorded = next((same[kind][-1] for kind in kinds if kind != "copy" and same[kind]), None)
     ids = {job.id for recorded_jobs in same.values() for job in recorded_jobs}
     done = {} if folder is None or root is None else _done(videos, root, folder, record, ids)
@@ -276,8 +297,8 @@ def plan_job(
         videos=tuple(videos),
         tars=tuple(tars),
         shards=tuple(shards),
-        left=tuple(state.left),
-        failures=tuple(failures),
+        left=(*state.left, *compared.state.left),
+        failures=(*failures, *compared.failures),
         notes=(
             *_size_notes(generator.card, options, sizes),
             *(backend.notes if backend is not None else ()),
@@ -286,14 +307,18 @@ def plan_job(
         sizes=tuple(dict.fromkeys(sizes)),
         root=root,
         folder=folder,
-        jobs=tuple(job_of(kind, generator.card, options, choices) for kind in kinds),
+        jobs=(
+            *(job_of(kind, generator.card, options, choices) for kind in kinds),
+            *compared.jobs,
+        ),
         everything=tree.entries,
-        finished=tuple(state.finished),
-        damage=tuple(state.damage),
-        outdated=state.outdated,
-        redone=frozenset(state.redone),
-        scratch=scratch_bytes(videos, schedule.workers),
+        finished=(*state.finished, *compared.state.finished),
+        damage=(*state.damage, *compared.state.damage),
+        outdated=state.outdated | compared.state.outdated,
+        redone=frozenset(state.redone | compared.state.redone),
+        scratch=scratch_bytes(encoded, schedule.workers),
         done=done,
+        comparisons=compared.units,
     )
     return plan, backend
 
@@ -423,14 +448,19 @@ def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> Vid
     """Plan one video. Raises InputError, OutputError."""
     from ..media.video.plan import plan_video
 
-    shape = geometry_from_options(card, options)
-
-    def output_size(size: Size) -> Size:
-        return shape(size).content if options.keep_size else size
-
     return plan_video(
-        entry.source, entry.output, options, pixel_type=card.pixel_type, output_size=output_size
+        entry.source,
+        entry.output,
+        options,
+        pixel_type=card.pixel_type,
+        output_size=_output_size(card, options),
     )
+
+
+def _output_size(card: ModelCard, options: TranslateOptions) -> Callable[[Size], Size]:
+    """Return the function from the size of a source to that of its output: (height, width)."""
+    shape = geometry_from_options(card, options)
+    return lambda size: shape(size).content if options.keep_size else size
 
 
 def _plan_shards(

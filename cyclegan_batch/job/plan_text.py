@@ -48,6 +48,10 @@ def plan_description(plan: JobPlan) -> dict[str, object]:
         "memory_bytes": plan.memory,
         "scratch_bytes": plan.scratch,
         "videos": [_video_description(video) for video in plan.videos],
+        "comparisons": [
+            _video_description(unit.plan) | {"translation": str(unit.result)}
+            for unit in plan.comparisons
+        ],
         "failures": [failure.description() for failure in plan.failures],
         "options": _given(plan.options),
     }
@@ -120,6 +124,12 @@ def plan_lines(plan: JobPlan) -> list[str]:
     lines += [
         f"{printable(each.source)} → {printable(each.output)} (copied)" for each in plan.others
     ]
+    for unit in plan.comparisons:
+        encoder, (height, width) = unit.plan.encoder, unit.plan.output_size
+        lines.append(
+            f"{unit.plan.name}, {printable(unit.result)} → {unit.name} (compared, "
+            f"{plan.options.compare}: {encoder.name} {encoder.pix_fmt} {width}×{height})"
+        )
     outdated = [
         f"{printable(output)}: outdated, made {why}" for output, why in plan.outdated.items()
     ]
@@ -129,7 +139,8 @@ def plan_lines(plan: JobPlan) -> list[str]:
     lines += [f"FAILS    {failure.cause}" for failure in plan.failures]
     lines += [f"DAMAGED  {failure.cause}" for failure in plan.damage]
     frames = "an unknown number of frames" if plan.frames is None else counted(plan.frames, "frame")
-    files = len(plan.entries) - len(plan.failures) + len(plan.others)
+    sources = {printable(entry.source) for entry in plan.entries} if plan.failures else set()
+    files = plan.files - sum(failure.name in sources for failure in plan.failures)
     summary = f"would write {counted(files, 'file')}, {frames}"
     if plan.finished:
         be = "is" if len(plan.finished) == 1 else "are"

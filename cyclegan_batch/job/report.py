@@ -98,6 +98,8 @@ class Report:
     """The notes that were reported to the user."""
     record: dict[str, object]
     """The plan, and every version and digest that the pixels depend on."""
+    comparisons: tuple[Path, ...] = ()
+    """Those of ``outputs`` that show a source beside its output (``--compare``)."""
 
     @property
     def exit_code(self) -> int:
@@ -120,12 +122,17 @@ class Report:
             return f"Error: {self.failures[0].cause}"
         if self.up_to_date and not self.planned and not self.skipped:
             return f"{_STATUS_WORDS[self.status]}: {'; '.join(self._nothing_to_do)}"
-        parts = [self._frames]
-        if self.reused:
-            parts.append(f"{self.reused:,} repeated")
-        if self.frames and self.limiting_stage:
-            parts.append(f"{self.rate:.1f} frames/s, limited by {self.limiting_stage}")
-        clauses = [", ".join(parts)]
+        clauses = []
+        # The frames of comparisons are none that were translated.
+        if self.frames or self.expected_frames or not self.comparisons:
+            parts = [self._frames]
+            if self.reused:
+                parts.append(f"{self.reused:,} repeated")
+            if self.frames and self.limiting_stage:
+                parts.append(f"{self.rate:.1f} frames/s, limited by {self.limiting_stage}")
+            clauses.append(", ".join(parts))
+        if self.comparisons:
+            clauses.append(counted(len(self.comparisons), "comparison"))
         if self.resumed:
             more = len(self.resumed) - 1
             many = f" and of {counted(more, 'more video')}" if more else ""
@@ -171,8 +178,10 @@ class Report:
     @property
     def _files(self) -> str:
         if self.status == "whole" or (len(self.outputs) == self.planned and not self.error):
-            one = len(self.outputs) == 1
-            return printable(self.outputs[0]) if one else f"{len(self.outputs)} files"
+            # A video and its comparison are named both.
+            few = len(self.outputs) <= 1 + (len(self.comparisons) == 1)
+            names = " and ".join(map(printable, self.outputs))
+            return names if few else f"{len(self.outputs)} files"
         return f"{len(self.outputs) or 'none'} of {counted(self.planned, 'file')} written"
 
     @property
@@ -212,6 +221,7 @@ def report_from_counters(
     notes: tuple[Note, ...],
     error: CycleganBatchError | None,
     record: dict[str, object],
+    comparisons: tuple[Path, ...] = (),
 ) -> Report:
     """Return the report of a run; ``damage`` is in the files that were ``up_to_date``."""
     failures = [*damage, *counters.failures]
@@ -251,6 +261,7 @@ def report_from_counters(
         resumable=resumable,
         notes=notes,
         record=record,
+        comparisons=comparisons,
     )
 
 
@@ -287,6 +298,7 @@ def check_result_path(path: Path, plan: JobPlan, model: Path, *, what: str) -> N
     lists = (Path(str(each)[1:]) for each in plan.inputs if is_list(each))
     files = [model, plan.model.card.path, *lists]
     files += [file for each in plan.everything for file in (each.source, each.output)]
+    files += [unit.plan.output for unit in plan.comparisons]
     if any(places.of(file) == place or _is_same(file, path) for file in files):
         raise OutputError(
             f"cannot write the {what} {name}: it is a file of the job itself; choose another name"

@@ -11,7 +11,7 @@ in any case.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,11 +97,14 @@ def standing(
     record: Record,
     jobs: Sequence[Job],
     options: TranslateOptions,
+    *,
+    renewed: Collection[Path] = (),
 ) -> Standing:
     """Return where a job stands. Raises OutputError for what exists and may not be touched.
 
-    ``jobs`` are what is asked for, one for each kind of output, perhaps with ``auto``. A preview
-    writes none of the outputs: all of them are to be done.
+    ``jobs`` are what is asked for, one for each kind of output, perhaps with ``auto``. ``renewed``
+    are sources that this very job makes anew: what an earlier run has made of them is replaced. A
+    preview writes none of the outputs: all of them are to be done.
     """
     result = Standing()
     if options.preview:
@@ -120,7 +123,9 @@ def standing(
             result.rest.append(entry)
             if others and root is not None and (found := others.get(name_of(entry.output, root))):
                 begun_by_others[entry.output] = found
-        elif state.begun is not None and state.begun in ids:
+        elif (state.begun is not None and state.begun in ids) or (
+            entry.source in renewed and state.whole is not None
+        ):
             result.rest.append(entry)
             result.redone.add(entry.output)
             result.resumed.add(entry.output)

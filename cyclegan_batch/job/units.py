@@ -412,6 +412,12 @@ class Counters:
     """The user stopped the run."""
     pipe_closed: bool = False
     """The process that reads standard output closed it before the end."""
+    ended: float | None = None
+    """When the translation ended, by `time.monotonic`, where something follows it."""
+    comparing: Counters | None = None
+    """The state of the comparisons that are being made behind the translation."""
+    expected: int | None = None
+    """Frames of these, in their own counters, where that is known."""
     _index_of_kind: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
     """The index in ``failures`` of each kind of damage to a file: file, kind of place, trouble."""
 
@@ -463,8 +469,8 @@ class Counters:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the run began."""
-        return time.monotonic() - self.started
+        """Seconds since the run began, until the translation ended."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.started
 
     def limiting_stage(self) -> str | None:
         """Return the stage with the largest busy share, or None before the first frame."""

@@ -12,7 +12,9 @@ from typing import Literal, TypeAlias
 from ..file_identity import FileIdentity
 from ..wording import printable
 
-Kind: TypeAlias = Literal["image", "video", "tar", "pattern", "pipe", "unread", "other"]
+Kind: TypeAlias = Literal[
+    "image", "video", "tar", "pattern", "pipe", "unread", "other", "comparison"
+]
 ImageFormat: TypeAlias = Literal["jpg", "png", "webp", "avif", "bmp", "tiff", "gif", "jp2", "heic"]
 
 IMAGE_FORMATS: dict[str, ImageFormat] = {
@@ -101,7 +103,7 @@ class Entry:
 
     kind: Kind
     """``unread`` is an image of a kind that is not read, or a file of a list that is missing: a
-    failure, whose reason `why_unread` gives."""
+    failure, whose reason `why_unread` gives. The source of a ``comparison`` is an output."""
     source: Path
     """The file. For ``pattern`` it is the pattern (``f_%06d.png``), for ``pipe`` `PIPE`."""
     output: Path

@@ -117,9 +117,15 @@ def test_the_demo_model_is_a_small_trained_generator_inside_the_contract(made, t
 
 
 def test_the_demo_names_its_results_at_the_end(made, told):
-    assert [line.rpartition(": ")[2] for line in told[-3:]] == [
-        str(path) for path in (made.translated_clip, made.translated_pictures, made.sheet)
-    ]
+    results = made.translated_clip, made.comparison, made.translated_pictures, made.sheet
+    assert [line.rpartition(": ")[2] for line in told[-4:]] == list(map(str, results))
+
+
+def test_the_demo_shows_its_clip_by_day_left_of_a_line_and_by_night_right_of_it(made):
+    frames = _frames(made.comparison)
+    assert len(frames) == 25
+    first = frames[0][40:].astype(int)
+    assert first[:, :300].mean() > 2 * first[:, 340:].mean()
 
 
 def test_the_demo_sheet_shows_the_result_and_the_truth_below_their_source(made):

@@ -334,6 +334,20 @@ class FromRGB:
         return template
 
 
+def of_output(plan: ColourPlan, pix_fmt: str) -> ColourPlan:
+    """Return how frames in ``pix_fmt`` that `FromRGB` made with ``plan`` become RGB again.
+
+    The output of an untagged source is untagged, so that its matrix cannot be read from it.
+    """
+    rgb = _is_rgb(pix_fmt)
+    return replace(
+        plan,
+        matrix="rgb" if rgb else plan.output_matrix,
+        full_range=rgb or plan.output_full_range,
+        tone_mapping=None,
+    )
+
+
 def output_tags(plan: ColourPlan, pix_fmt: str) -> ColourTags:
     """Return the tags of an output in ``pix_fmt``: the plan's, except that RGB has no matrix."""
     return replace(plan.tags, matrix=0, range=2) if _is_rgb(pix_fmt) else plan.tags

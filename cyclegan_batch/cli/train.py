@@ -80,6 +80,20 @@ def _table() -> tuple[click.Option, ...]:
     help="Images of domain B, in place of DATA/trainB.",
 )
 @option(
+    "--test-a",
+    group=_GROUP,
+    type=PATH,
+    metavar="FOLDER",
+    help="Images of domain A for the sheets of samples, in place of DATA/testA.",
+)
+@option(
+    "--test-b",
+    group=_GROUP,
+    type=PATH,
+    metavar="FOLDER",
+    help="Images of domain B for the sheets of samples, in place of DATA/testB.",
+)
+@option(
     "--recipe",
     group=_GROUP,
     metavar="NAME|FILE",
@@ -100,6 +114,8 @@ def command(
     places: tuple[Path, ...],
     data_a: Path | None,
     data_b: Path | None,
+    test_a: Path | None,
+    test_b: Path | None,
     recipe: str | None,
     pairs: dict[str, str],
     resume: bool,
@@ -136,7 +152,7 @@ def command(
         raise click.UsageError(f"{error}{end}") from error
     reporter = Reporter(progress, quiet=quiet)
     try:
-        outcome = _train(data, data_a, data_b, run, settings, reporter)
+        outcome = _train((data, data_a, data_b, test_a, test_b), run, settings, reporter)
     except CycleganBatchError as error:
         if progress != "json":
             raise
@@ -161,9 +177,7 @@ def command(
 
 
 def _train(
-    data: Path | None,
-    data_a: Path | None,
-    data_b: Path | None,
+    folders: tuple[Path | None, ...],
     run: Path,
     settings: Settings,
     reporter: Reporter,
@@ -181,6 +195,7 @@ def _train(
             lambda: state(progress),
         )
 
+    data, data_a, data_b, test_a, test_b = folders
     # A signal does not interrupt a step, which could not be repeated; the loop stops after it.
     with STOPS.deferred():
         return train(
@@ -189,6 +204,8 @@ def _train(
             settings,
             data_a=data_a,
             data_b=data_b,
+            test_a=test_a,
+            test_b=test_b,
             stop=lambda: STOPS.requested,
             say=reporter.say,
             watch=watch,

@@ -237,6 +237,82 @@ def test_what_makes_it_faster_changes_nothing_but_rounding(changes, batch):
     assert_same_weights(fast, weights_of(plain), atol=5e-6)
 
 
+@pytest.mark.behaviour(41)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"joint_identity": True}, {"cuda_graphs": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_computed_in_parts_changes_nothing_but_rounding(changes, parts):
+    small = {"pool_size": 6, **changes}
+    whole, accumulating = CycleGAN(tiny(**small)), CycleGAN(tiny(accumulate=parts, **small))
+    for net in NETS:
+        # In float64, where a wrong gradient stands out from the rounding.
+        getattr(whole, net).double()
+        getattr(accumulating, net).double()
+    accumulating.load_state_dict(whole.state_dict())
+    sizes: list[int] = []
+    accumulating.netG_A.register_forward_hook(lambda net, inputs, out: sizes.append(len(out)))
+    found = []
+    for model in (whole, accumulating):
+        random.seed(1)
+        found.append([model.optimize_parameters(*pictures(n, 4)) for n in range(3)])
+    for ours, wanted in zip(*found, strict=True):
+        assert ours == pytest.approx(wanted, rel=1e-9)
+    assert_same_weights(accumulating, weights_of(whole), atol=1e-9)
+    # The pools have drawn the same images in the same order.
+    for one, other in zip(
+        whole.state_dict()["fake_A_pool"], accumulating.state_dict()["fake_A_pool"], strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+    assert max(sizes) == 4 // parts * (2 if changes.get("joint_identity") else 1)
+
+
+def test_a_batch_without_equal_parts_errors():
+    model = CycleGAN(tiny(accumulate=2))
+    with pytest.raises(ValueError, match="a batch of 3 images has no 2 equal parts"):
+        model.optimize_parameters(*pictures(0, 3))
+
+
+@pytest.mark.behaviour(41)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dropout": True},
+        {"netG": "unet_32", "dropout": True},
+        {"netG": "mobile_resnet_1blocks", "joint_identity": True},
+        {"precision": "bf16", "gan_mode": "wgangp", "accumulate": 2},
+    ],
+    ids=str,
+)
+def test_a_second_forward_pass_in_place_of_memory_changes_no_bit(changes):
+    plain, thrifty = (
+        CycleGAN(tiny(**changes)),
+        CycleGAN(tiny(checkpoint_activations=True, **changes)),
+    )
+    thrifty.load_state_dict(plain.state_dict())
+    calls: Counter[bool] = Counter()
+    # Not after a pass: the second one ends where the last tensor that is needed has been computed.
+    thrifty.netG_A.register_forward_pre_hook(lambda *_: calls.update([torch.is_grad_enabled()]))
+    found = []
+    for model in (plain, thrifty):
+        random.seed(1)
+        torch.manual_seed(1)
+        found.append([model.optimize_parameters(*pictures(n, 2)) for n in range(3)])
+    assert found[0] == found[1]
+    assert_same_bits(plain.state_dict(), thrifty.state_dict())
+    passes = 2 if changes.get("joint_identity") else 3
+    assert calls[True] == 2 * passes * 3 * changes.get("accumulate", 1)
+
+
+def test_the_second_moment_follows_its_key():
+    model = CycleGAN(tiny(beta2=0.9))
+    assert model.optimizer_G.defaults["betas"] == model.optimizer_D.defaults["betas"] == (0.5, 0.9)
+    assert CycleGAN(tiny()).optimizer_G.defaults["betas"] == (0.5, 0.999)
+
+
 def test_the_joint_forward_is_one_call():
     model = CycleGAN(tiny(joint_identity=True))
     calls = []
@@ -1024,6 +1100,16 @@ def test_the_networks_have_the_channels_of_their_domains():
         (
             {"input_nc": 1},
             "^lambda_identity = 0.5 compares .* has 1 channels where B has 3; set it to 0",
+        ),
+        ({"beta2": 1.0}, "beta2 = 1.0 must be from 0 to below 1"),
+        ({"accumulate": 0}, "accumulate = 0 must be 1 or more"),
+        (
+            {"checkpoint_activations": True, "norm": "batch"},
+            "norm = 'batch' would count the statistics of every image twice; use instance",
+        ),
+        (
+            {"checkpoint_activations": True, "cuda_graphs": True},
+            "cuda_graphs cannot record the second forward pass",
         ),
         ({"cuda_graphs": True, "precision": "fp16"}, "cuda_graphs cannot record fp16"),
         ({"fused_norm": True, "compile": True}, "fused_norm and compile are two ways to the same"),

@@ -104,6 +104,52 @@ def test_folders_are_found_by_name_with_those_for_testing(data):
     assert find_folders(None, a, b) == (a, b, None, None)
 
 
+def test_folders_for_testing_can_be_named(data):
+    a, b, c = data / "trainA", data / "trainB", folder_of(data / "more", range(20, 22))
+    folder_of(data / "testB", range(1))
+    assert find_folders(None, a, b, c, None) == (a, b, c, None)
+    assert find_folders(data, None, None, c, None) == (a, b, c, data / "testB")
+    assert find_folders(data, None, None, None, c) == (a, b, None, c)
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        find_folders(data, None, None, None, data / "nowhere")
+
+
+def test_the_shorter_side_is_scaled_and_the_shape_kept(tmp_path):
+    folder_of(tmp_path, range(1), size=(100, 50))
+    found = domain(tmp_path, preprocess="scale_shortside_and_crop")
+    assert tuple(found.prepared(0).shape[1:]) == (72, 36)
+
+
+def test_the_first_images_by_name_can_be_all(data):
+    a, b = domains(data, max_dataset_size=4)
+    assert [path.name for path in a.paths] == ["0.png", "1.png", "2.png", "3.png"]
+    assert len(b) == 3
+    assert f"{data / 'trainA'}: the first 4 of its 5 images are used (max_dataset_size)" in a.notes
+    assert not b.notes
+    assert a.digest != domains(data)[0].digest
+
+
+def test_images_in_the_order_of_their_names():
+    sampler = Sampler(5, 3, seed=1, serial=True)
+    for epoch in (1, 2):
+        draws = [sampler.batch(epoch, place)[0] for place in range(5)]
+        assert [(draw.a, draw.b) for draw in draws] == [(0, 0), (1, 1), (2, 2), (3, 0), (4, 1)]
+    # Their cuts are drawn all the same.
+    assert sampler.batch(1, 0)[0].seed != sampler.batch(2, 0)[0].seed
+
+
+def test_batches_before_the_first_epoch():
+    sampler = Sampler(5, 3, seed=1)
+    assert sampler.before_first == 0
+    sampler.begin_before(12)
+    left = []
+    while sampler.before_first:
+        left.append(sampler.before_first)
+        sampler.advance()
+    assert left == list(range(12, 0, -1))
+    assert (sampler.epoch, sampler.position) == (1, 0)
+
+
 def test_a_folder_without_the_two_errors(tmp_path):
     folder_of(tmp_path / "horses", range(1))
     with pytest.raises(InputError, match=r"holds no trainA \(it holds horses\); name its folders"):
@@ -275,6 +321,9 @@ def test_the_resize_is_the_reference_implementations(tmp_path):
         ("crop", (16, 48), (32, 32)),
         ("scale_width", (50, 100), (16, 36)),
         ("scale_width_and_crop", (50, 100), (32, 32)),
+        ("scale_shortside", (50, 100), (36, 72)),
+        ("scale_shortside", (100, 50), (72, 36)),
+        ("scale_shortside_and_crop", (200, 100), (32, 32)),
         ("none", (41, 47), (40, 48)),
         ("none", (3, 9), (8, 8)),
     ],

@@ -612,6 +612,16 @@ def test_kernels_are_searched_where_every_picture_has_one_size(
     assert torch.backends.cudnn.benchmark == before
 
 
+def test_the_other_direction_exchanges_the_folders(data, tmp_path):
+    values = {"n_epochs": 0, "n_epochs_decay": 0, "direction": "BtoA", "serial_batches": True}
+    train(data, tmp_path / "run", **values)
+    described = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
+    assert [described[letter]["folder"] for letter in "AB"] == [
+        str(data / "trainB"), str(data / "trainA")
+    ]  # fmt: skip
+    assert [described[letter]["pictures"] for letter in "AB"] == [3, STEPS]
+
+
 def test_a_batch_of_more_pictures_than_there_are_is_said(data, tmp_path):
     said: list[str] = []
     train(data, tmp_path / "run", steps=0, say=said.append, batch_size=6)

@@ -78,6 +78,11 @@ def test_text_becomes_the_kind_of_its_key(name, text, value):
             {"cuda_graphs": True, "preprocess": "none"},
             "cuda_graphs replays one shape, and preprocess = 'none' leaves images of many",
         ),
+        ({"max_dataset_size": -1}, "max_dataset_size = -1 must be 0 or more"),
+        (
+            {"accumulate": 2, "batch_size": 3},
+            "accumulate = 2: batch_size = 3 has no such number of equal parts; use a batch_size",
+        ),
         ({"memory_gb": float("nan")}, "memory_gb = nan must be 0 or more"),
         ({"save_latest_every": -1}, "save_latest_every = -1.0 must be 0 or more"),
     ],

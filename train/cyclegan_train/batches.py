@@ -38,6 +38,7 @@ class Sampler:
 
     This process is number ``rank`` of ``size`` that share the images of an epoch: in each step all
     together have the samples that one process would have with ``size`` times the batch size.
+    ``serial`` takes the images of both in their order.
     """
 
     def __init__(
@@ -47,11 +48,12 @@ class Sampler:
         *,
         batch_size: int = 1,
         seed: int = 0,
+        serial: bool = False,
         rank: int = 0,
         size: int = 1,
     ) -> None:
         self._n_a, self._n_b, self._batch_size, self._seed = n_a, n_b, batch_size, seed
-        self._rank, self._size = rank, size
+        self._serial, self._rank, self._size = serial, rank, size
         self.epoch = 1
         """The epoch of the next batch, counted from 1."""
         self.position = 0
@@ -82,13 +84,15 @@ class Sampler:
 
     def batch(self, epoch: int, position: int) -> list[Draw]:
         """Return the samples of any batch; the state does not change."""
-        order = _order(max(self._n_a, self._n_b), f"{self._seed} {epoch}")
+        length = max(self._n_a, self._n_b)
+        order = range(length) if self._serial else _order(length, f"{self._seed} {epoch}")
         draws = []
         begin = (position * self._size + self._rank) * self._batch_size
         for place in range(begin, begin + self._batch_size):
             number = order[place % len(order)]
             seed = f"{self._seed} {epoch} {place}"
-            draws.append(Draw(number % self._n_a, random.Random(seed).randrange(self._n_b), seed))
+            partner = number if self._serial else random.Random(seed).randrange(self._n_b)
+            draws.append(Draw(number % self._n_a, partner % self._n_b, seed))
         return draws
 
     def state_dict(self) -> dict[str, int]:

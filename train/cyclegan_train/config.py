@@ -68,6 +68,11 @@ class TrainConfig:
     """Initial learning rate of Adam, for generators and discriminators."""
     beta1: float = 0.5
     """Adam's decay rate of the mean gradient (β1)."""
+    beta2: float = 0.999
+    """Adam's decay rate of the mean square of the gradient (β2)."""
+    accumulate: int = 1
+    """Parts of a batch that are computed one after the other; their gradients add up to those of
+    the whole batch, in the memory that a part needs. ``batch_size`` must be a multiple of it."""
     lr_policy: LrPolicy = "linear"
     """Schedule by which the learning rate goes down from epoch to epoch. The next three keys name
     in parentheses the schedule that they shape; with any, ``n_epochs`` + ``n_epochs_decay`` is the
@@ -97,6 +102,10 @@ class TrainConfig:
     joint_identity: bool = False
     """Compute a generator's fake and identity as one batch, which saves a forward pass. Has an
     effect only where the norm treats every image by itself (instance, none), without dropout."""
+    checkpoint_activations: bool = False
+    """Compute a generator's forward pass again when its gradient is computed, instead of keeping
+    all that the pass has computed: slower, and in much less memory. The gradients are the same. Not
+    with BatchNorm, which would count every image twice."""
     compile: bool = False
     """Compile the networks with torch.compile, which takes minutes before the first step and
     requires a C++ compiler."""
@@ -117,18 +126,29 @@ class TrainConfig:
             "ngf": 1, "ndf": 1, "input_nc": 1, "output_nc": 1, "n_layers_D": 1, "lambda_A": 0,
             "lambda_B": 0, "lambda_identity": 0, "lambda_gp": 0, "pool_size": 0, "lr": 0,
             "n_epochs": 0, "n_epochs_decay": 0, "lr_decay_iters": 1, "init_gain": 0,
+            "accumulate": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             # Not ``value < least``, which is false for NaN.
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name} = {getattr(self, name)} must be {least} or more")
-        for name in ("beta1", "ema"):
+        for name in ("beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be from 0 to below 1")
         if self.cuda_graphs and self.precision == "fp16":
             raise ValueError(
                 "cuda_graphs cannot record fp16, which skips steps depending on the gradients; use "
                 "bf16"
+            )
+        if self.checkpoint_activations and self.norm in ("batch", "syncbatch"):
+            raise ValueError(
+                f"checkpoint_activations computes every forward pass twice, and norm = "
+                f"{self.norm!r} would count the statistics of every image twice; use instance"
+            )
+        if self.checkpoint_activations and self.cuda_graphs:
+            raise ValueError(
+                "cuda_graphs cannot record the second forward pass of checkpoint_activations; "
+                "leave one of them out"
             )
         if self.fused_norm and self.compile:
             raise ValueError(

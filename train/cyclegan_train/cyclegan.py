@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.checkpoint import checkpoint
 
 from cyclegan_batch.errors import BackendUnavailableError
 from cyclegan_batch.models.networks import (
@@ -179,7 +180,7 @@ class CycleGAN:
                     losses[f"D_{own}"] = loss.detach()
                     continue
                 with self._autocast():
-                    output = network(reals[own])
+                    output = self._generated(network, reals[own])
                 loss = _l1(output, reals[own])
                 torch.autograd.backward(self._scaler.scale(loss))
                 losses[f"cycle_{own}"] = loss.detach()
@@ -222,16 +223,39 @@ class CycleGAN:
         self, real_A: Tensor, real_B: Tensor
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Step both generators; return their losses, and the fakes from before the step."""
-        config = self.config
-        with self._autocast():
-            fake_B, idt_A = self._fake_and_identity(self.netG_A, real_A, real_B)
-            rec_A = self.netG_B(fake_B)
-            fake_A, idt_B = self._fake_and_identity(self.netG_B, real_B, real_A)
-            rec_B = self.netG_A(fake_A)
+        self.optimizer_G.zero_grad()
         # Gradients flow through the discriminators; those of their weights are not needed here.
         self.netD_A.requires_grad_(False)
         self.netD_B.requires_grad_(False)
+        pairs = zip(self._parts(real_A), self._parts(real_B), strict=True)
+        parts = [self._backward_generators(*pair) for pair in pairs]
+        self._ranks.average_gradients(self.optimizer_G)
+        self._scaler.step(self.optimizer_G)
+        self.netD_A.requires_grad_(True)
+        self.netD_B.requires_grad_(True)
+        losses, fakes_A, fakes_B = zip(*parts, strict=True)
+        if len(parts) == 1:
+            return losses[0], fakes_A[0], fakes_B[0]
+        means = {name: torch.stack([each[name] for each in losses]).mean() for name in losses[0]}
+        return means, torch.cat(fakes_A), torch.cat(fakes_B)
+
+    def _parts(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the parts of a batch that are computed one after the other."""
+        count = self.config.accumulate
+        if len(images) % count:
+            raise ValueError(f"a batch of {len(images)} images has no {count} equal parts")
+        return images.chunk(count)
+
+    def _backward_generators(
+        self, real_A: Tensor, real_B: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Add the generators' gradients of a part of a batch; return its losses and fakes."""
+        config = self.config
         with self._autocast():
+            fake_B, idt_A = self._fake_and_identity(self.netG_A, real_A, real_B)
+            rec_A = self._generated(self.netG_B, fake_B)
+            fake_A, idt_B = self._fake_and_identity(self.netG_B, real_B, real_A)
+            rec_B = self._generated(self.netG_A, fake_A)
             score_A, score_B = self.netD_A(fake_B), self.netD_B(fake_A)
         losses = {
             "G_A": self.criterion_gan(score_A, True),
@@ -242,33 +266,44 @@ class CycleGAN:
             "idt_A": _weighted_l1(config.lambda_B * config.lambda_identity, idt_A, real_B),
             "idt_B": _weighted_l1(config.lambda_A * config.lambda_identity, idt_B, real_A),
         }
-        self.optimizer_G.zero_grad()
         total = torch.stack(list(losses.values())).sum()
-        torch.autograd.backward(self._scaler.scale(total))
-        self._ranks.average_gradients(self.optimizer_G)
-        self._scaler.step(self.optimizer_G)
-        self.netD_A.requires_grad_(True)
-        self.netD_B.requires_grad_(True)
-        return losses, fake_A, fake_B
+        torch.autograd.backward(self._scaler.scale(total / config.accumulate))
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        return losses, fake_A.detach(), fake_B.detach()
+
+    def _generated(self, netG: nn.Module, source: Tensor) -> Tensor:
+        """Return netG(source), which ``checkpoint_activations`` computes again for its gradient."""
+        if self.config.checkpoint_activations:
+            # The second pass of a dropout must draw what the first one drew.
+            draws = self.config.dropout
+            out: Tensor = checkpoint(netG, source, use_reentrant=False, preserve_rng_state=draws)
+        else:
+            out = netG(source)
+        return out
 
     def _fake_and_identity(
         self, netG: nn.Module, source: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Return netG(source) and the identity netG(target); None where it has no weight."""
         if self._joint and source.shape[1:] == target.shape[1:]:
-            fake, idt = netG(torch.cat([source, target])).split([len(source), len(target)])
-            return fake, idt
-        return netG(source), netG(target) if self.config.lambda_identity > 0 else None
+            both = self._generated(netG, torch.cat([source, target]))
+            return both[: len(source)], both[len(source) :]
+        fake = self._generated(netG, source)
+        return fake, self._generated(netG, target) if self.config.lambda_identity > 0 else None
 
     def _backward_discriminator(self, netD: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Accumulate the gradients of one discriminator, and return its loss."""
-        with self._autocast():
-            score_real, score_fake = netD(real), netD(fake)
-        loss = (self.criterion_gan(score_real, True) + self.criterion_gan(score_fake, False)) * 0.5
-        if self.config.gan_mode == "wgangp":
-            loss = loss + gradient_penalty(netD, real, fake, self.config.lambda_gp)
-        torch.autograd.backward(self._scaler.scale(loss))
-        return loss
+        losses = []
+        for one_real, one_fake in zip(self._parts(real), self._parts(fake), strict=True):
+            with self._autocast():
+                score_real, score_fake = netD(one_real), netD(one_fake)
+            of_real = self.criterion_gan(score_real, True)
+            loss = (of_real + self.criterion_gan(score_fake, False)) * 0.5
+            if self.config.gan_mode == "wgangp":
+                loss = loss + gradient_penalty(netD, one_real, one_fake, self.config.lambda_gp)
+            torch.autograd.backward(self._scaler.scale(loss / self.config.accumulate))
+            losses.append(loss.detach())
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
     def _adam_steps(self) -> float:
         """Return how many steps Adam itself has counted, in the optimiser that steps last."""
@@ -395,7 +430,7 @@ class CycleGAN:
 
     def _adam(self, *networks: nn.Module) -> torch.optim.Adam:
         weights = itertools.chain.from_iterable(network.parameters() for network in networks)
-        betas = (self.config.beta1, 0.999)
+        betas = (self.config.beta1, self.config.beta2)
         fused = self.config.fused_adam or None
         recorded = self.config.cuda_graphs and self._on_cuda
         lr = torch.tensor(self.config.lr, device=self.device) if recorded else self.config.lr

@@ -57,15 +57,22 @@ class Skipped:
 
 
 def find_folders(
-    data: Path | None, data_a: Path | None, data_b: Path | None
+    data: Path | None,
+    data_a: Path | None,
+    data_b: Path | None,
+    test_a: Path | None = None,
+    test_b: Path | None = None,
 ) -> tuple[Path, Path, Path | None, Path | None]:
     """Return trainA, trainB, and testA, testB where there are such folders.
 
     Either ``data`` holds them by these names, or ``data_a`` and ``data_b`` are the first two.
-    Raises InputError.
+    ``test_a`` and ``test_b`` replace the other two. Raises InputError.
     """
+    for folder in (test_a, test_b):
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"{printable(folder)}: no such folder; check the name")
     if data_a is not None and data_b is not None and data is None:
-        return (*_checked_pair(data_a, data_b), None, None)
+        return (*_checked_pair(data_a, data_b), test_a, test_b)
     if data is None or data_a is not None or data_b is not None:
         raise InputError(
             "no images named: give one folder that holds trainA and trainB, or both --data-a "
@@ -82,7 +89,8 @@ def find_folders(
                 "and trainB, or give both with --data-a and --data-b"
             )
     tests = [path if (path := data / name).is_dir() else None for name in ("testA", "testB")]
-    return (*_checked_pair(data / "trainA", data / "trainB"), tests[0], tests[1])
+    pair = _checked_pair(data / "trainA", data / "trainB")
+    return (*pair, test_a or tests[0], test_b or tests[1])
 
 
 def _checked_pair(folder_a: Path, folder_b: Path) -> tuple[Path, Path]:
@@ -148,6 +156,12 @@ class Domain:
         self.left_out = dict(Counter(path.suffix.lower() for path in left_out).most_common())
         """Files that are not read, by their extensions."""
         self.notes += _left_out_notes(folder, left_out)
+        if 0 < config.max_dataset_size < len(paths):
+            self.notes.append(
+                f"{printable(folder)}: the first {config.max_dataset_size} of its {len(paths)} "
+                "images are used (max_dataset_size)"
+            )
+            paths = paths[: config.max_dataset_size]
         if most is not None and len(paths) > most:
             paths = [paths[number * len(paths) // most] for number in range(most)]
         workers = config.workers or cpu_threads()
@@ -253,6 +267,9 @@ class Domain:
             return config.load_size, config.load_size
         if config.preprocess.startswith("scale_width"):
             height, width = round(height * config.load_size / width), config.load_size
+        if config.preprocess.startswith("scale_shortside"):
+            scale = config.load_size / min(height, width)
+            height, width = round(height * scale), round(width * scale)
         if self._cuts:
             # An image smaller than the cut is enlarged until it holds one.
             scale = max(1.0, config.crop_size / min(height, width))

@@ -116,6 +116,8 @@ def train(
     *,
     data_a: Path | None = None,
     data_b: Path | None = None,
+    test_a: Path | None = None,
+    test_b: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = lambda sentence: None,
     watch: Callable[[Progress], None] = lambda progress: None,
@@ -124,7 +126,8 @@ def train(
     """Train in the folder ``run``, from its state if it has one, to the last epoch.
 
     ``data`` holds trainA and trainB (and testA, testB for the samples), or ``data_a`` and
-    ``data_b`` are these two folders. ``stop`` is called before every step; where it returns True,
+    ``data_b`` are these two folders; ``test_a`` and ``test_b`` are other folders for the samples.
+    ``stop`` is called before every step; where it returns True,
     the state is saved and the call returns. While the images are read nothing is written yet, and
     a stop raises KeyboardInterrupt. ``say`` is called with each sentence for the user,
     ``watch_reading`` after every image that is read, and ``watch`` after every step. Among several
@@ -140,7 +143,8 @@ def train(
         if not ranks.first:
             say, watch = (lambda sentence: None), (lambda progress: None)
             watch_reading = lambda reading: None  # noqa: E731 (as the two above)
-        this_run = _Run(data, data_a, data_b, run, settings, stop, say, watch_reading, ranks)
+        folders = find_folders(data, data_a, data_b, test_a, test_b)
+        this_run = _Run(folders, run, settings, stop, say, watch_reading, ranks)
         try:
             return this_run.go(stop, watch)
         except torch.OutOfMemoryError as error:
@@ -165,9 +169,7 @@ class _Run:
 
     def __init__(
         self,
-        data: Path | None,
-        data_a: Path | None,
-        data_b: Path | None,
+        folders: tuple[Path, Path, Path | None, Path | None],
         path: Path,
         settings: Settings,
         stop: Callable[[], bool],
@@ -179,7 +181,10 @@ class _Run:
         self.folder = RunFolder(path, settings, say)
         # The state and the folders first: reading the images may take minutes.
         state = self.folder.read_state(ranks)
-        folder_a, folder_b, *tests = find_folders(data, data_a, data_b)
+        folder_a, folder_b, *tests = folders
+        if settings.data.direction == "BtoA":
+            folder_a, folder_b = folder_b, folder_a
+            tests.reverse()
         self.model = self._build_model()
         sizes = self._sizes()
         if ranks.first:
@@ -199,6 +204,7 @@ class _Run:
             len(self.b),
             batch_size=settings.data.batch_size,
             seed=settings.run.seed,
+            serial=settings.data.serial_batches,
             rank=ranks.rank,
             size=ranks.size,
         )

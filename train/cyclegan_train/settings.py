@@ -31,17 +31,29 @@ class DataConfig:
     """How the images of both folders become batches. Raises ValueError."""
 
     preprocess: Literal[
-        "resize_and_crop", "crop", "scale_width", "scale_width_and_crop", "none"
+        "resize_and_crop",
+        "crop",
+        "scale_width",
+        "scale_width_and_crop",
+        "scale_shortside",
+        "scale_shortside_and_crop",
+        "none",
     ] = "resize_and_crop"
     """Resize to load_size × load_size and crop crop_size × crop_size (resize_and_crop); only crop
-    (crop); resize to the width load_size (scale_width), and crop (scale_width_and_crop); neither
-    (none)."""
+    (crop); resize to the width load_size (scale_width), and crop (scale_width_and_crop); the same
+    with the shorter side (scale_shortside, scale_shortside_and_crop); neither (none)."""
     load_size: int = 286
     """Side in pixels to which images are resized before the crop."""
     crop_size: int = 256
     """Side in pixels of the square that is cropped at a random place."""
     flip: bool = True
     """Mirror images left to right, each with probability ½."""
+    direction: Literal["AtoB", "BtoA"] = "AtoB"
+    """``BtoA`` exchanges the folders: A is trainB, and B is trainA."""
+    max_dataset_size: int = 0
+    """Images of each folder to use at most, the first ones by name; 0: all."""
+    serial_batches: bool = False
+    """Take the images in the order of their names, instead of at random."""
     batch_size: int = 1
     """Images of each domain in a step; 1 gives the best results."""
     memory_gb: float = 4.0
@@ -55,6 +67,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, load_size=1, crop_size=1, batch_size=1, memory_gb=0, workers=0, white=0)
+        _at_least(self, max_dataset_size=0)
         if self.preprocess.startswith("resize") and self.load_size < self.crop_size:
             raise ValueError(
                 f"load_size = {self.load_size} is less than crop_size = {self.crop_size}, which is "
@@ -132,6 +145,11 @@ class Settings:
                 f"cuda_graphs replays one shape, and preprocess = {self.data.preprocess!r} leaves "
                 "images of many; use one that crops"
             )
+        if self.data.batch_size % self.train.accumulate:
+            raise ValueError(
+                f"accumulate = {self.train.accumulate}: batch_size = {self.data.batch_size} has no "
+                "such number of equal parts; use a batch_size that is a multiple of it"
+            )
         if self.run.init_from == IDENTITY and self.train.input_nc != self.train.output_nc:
             raise ValueError(
                 f"init_from = 'identity': A has {self.train.input_nc} channels and B "
@@ -162,7 +180,7 @@ FREE_ON_RESUME = frozenset(
         "samples",
         "reference_names",
     }
-    | {"compile", "cuda_graphs", "fused_norm"}
+    | {"compile", "cuda_graphs", "fused_norm", "checkpoint_activations"}
 )
 """The keys that may be changed when a run is resumed."""
 

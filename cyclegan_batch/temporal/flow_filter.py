@@ -6,25 +6,32 @@ With the source frame I_t, the translated frame Y_t and the result O_t, all RGB 
     d     = I_t − W I_{t−1}, bilinear, in 8 bits
     D     = W O_{t−1} − Y_t
     m     = exp(−C(|d|²)/0.06² − |B C(d)|²/0.03² − |C(D)|²/0.2²)
-    O_t   = Y_t + 0.8·λ·U(m)·D + 0.2·λ·U(m·C(D))
+    s     = exp(−|A(I_t) − A(I_{t−1})|²/0.008²)
+    O_t   = Y_t + 0.8·λ·U(m)·D + 0.2·λ·U(m·C(D)) + s·(√λ − λ)·A(m·C(D))
 
 C are the means of cells of 4×4 pixels, and U interpolates between the middles of the cells, so U C
-is the coarse part of a picture (as by a Gaussian of σ = 2 pixels). B is the mean over 3×3 cells,
-|·|² the mean over the channels, λ the strength. At a scene cut O_t = Y_t.
+is the coarse part of a picture (as by a Gaussian of σ = 2 pixels). B is the mean over 3×3 cells, A
+that over the whole frame, |·|² the mean over the channels, λ the strength. At a scene cut
+O_t = Y_t.
 
 The recursion along the flow with a photometric mask is that of blind video consistency (Lai et al.,
 Learning Blind Video Temporal Consistency, ECCV 2018, whose mask is exp(−50·|d|²)) without its
 network. The other terms of m are ours. The second one rejects changes of light, such as fades, at
 a fraction of the contrast that grain may have, since the mean of grain vanishes. The third one
 rejects a picture that the flow has moved wrongly where the source is flat and shows no error: C(D)
-of flicker is small. It bounds what is left of another picture to 0.086·λ of 1. The coarse part is
-blended more than the fine one, since blending the fine part costs sharpness.
+of flicker is small. It bounds what is left of another picture to 0.086·√λ of 1. The coarse part is
+blended more than the fine one, since blending the fine part costs sharpness, and the mean colour
+more than both: a CycleGAN normalises by the statistics of the whole frame, so its colours pump all
+over it. s is for fades: where the mean of the source changes, that of the result must not lag.
 
 The strength bounds how long a frame is remembered: what two runs that began at different frames
-differ by shrinks by about λ with each frame, so after 9 frames at λ = 0.5 to 1/512.
+differ by shrinks by about λ with each frame, so after 9 frames at λ = 0.5 to 1/512. What their mean
+colours differ by, at most 0.086·√λ of 1, shrinks by about √λ with each frame, so to 1/22.
 """
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -53,9 +60,16 @@ FINE = 0.8
 """How much of the strength the fine part gets."""
 RESULT_TOLERANCE = 0.2
 """What the coarse part of the difference may be, of 1, until it is rejected (at 1/e)."""
+MEAN_TOLERANCE = 0.008
+"""By how much the mean colour of the source may change in a frame, of 1, until that of the result
+is no longer steadied (at 1/e): two levels. The fade of a second is faster."""
 
 _STRIP = 32
 """Rows that are computed at a time, so that they stay in the cache from one step to the next."""
+
+
+Means: TypeAlias = npt.NDArray[np.float64]
+"""``(3,)``, in levels of 0..255."""
 
 
 class FlowFilter:
@@ -69,8 +83,8 @@ class FlowFilter:
         if not 0.0 <= strength <= MOST_STRENGTH:
             raise ValueError(f"the strength must be in 0..{MOST_STRENGTH}, got {strength}")
         self._strength = strength
-        self._before: tuple[Pixels, Grey] | None = None
-        """The source of the frame before, at working size, and its luma."""
+        self._before: tuple[Pixels, Grey, Means] | None = None
+        """The source of the frame before, at working size, its luma and its mean colour."""
         self._state: _State | None = None
 
     def reset(self) -> None:
@@ -96,12 +110,14 @@ class FlowFilter:
         before = self._before
         small = at_size(to_uint8(source), self._state.working, cv2.INTER_AREA)
         grey = grey_of(small)
-        self._before = small, grey
+        means = np.array(cv2.mean(small)[:3])
+        self._before = small, grey, means
         if before is not None:
             flow = self._state.motion.between(grey, before[1])
             seen = likeness(small, before[0], flow)
             if not is_cut(seen):
-                self._state.advance(translated, flow, seen, self._strength)
+                change = np.square((means - before[2]) / 255).mean() / MEAN_TOLERANCE**2
+                self._state.advance(translated, flow, seen, self._strength, float(np.exp(-change)))
                 return _pixels(self._state.result, translated.dtype)
         self._state.begin(translated)
         return translated
@@ -131,10 +147,12 @@ class _State:
         """Take the first frame of a scene as it is."""
         _levels(translated, self.result)
 
-    def advance(self, translated: Pixels, flow: Floats, seen: Floats, strength: float) -> None:
+    def advance(
+        self, translated: Pixels, flow: Floats, seen: Floats, strength: float, steady: float
+    ) -> None:
         """Take Y_t, and make `result`, O_{t−1}, to O_t.
 
-        ``flow`` has working size, ``seen`` is the likeness of each cell of it.
+        ``flow`` has working size, ``seen`` is the likeness of each cell of it, ``steady`` is s.
         """
         scale = [self.size[axis] / self.working[axis] for axis in (1, 0)]
         flow = flow * np.array(scale, np.float32)
@@ -146,7 +164,9 @@ class _State:
             cv2.subtract(difference[rows], self._levels[rows], difference[rows])
         coarse = cells(difference, (seen.shape[0], seen.shape[1]))
         mask = seen * np.exp(-power(coarse) / np.float32((255 * RESULT_TOLERANCE) ** 2))
-        coarse = coarse * (mask * np.float32(strength * (1 - FINE)))[:, :, np.newaxis]
+        coarse = coarse * mask[:, :, np.newaxis]
+        means = coarse.mean(axis=(0, 1)) * np.float32(steady * (strength**0.5 - strength))
+        coarse = coarse * np.float32(strength * (1 - FINE)) + means
         coarse = at_size(coarse, self.size, cv2.INTER_LINEAR, self._coarse)
         mask = at_size(
             mask * np.float32(strength * FINE), self.size, cv2.INTER_LINEAR, self._weights

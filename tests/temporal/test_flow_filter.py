@@ -52,6 +52,9 @@ def transcribed(
     mask = np.exp(-exponent)
     change = 0.8 * strength * between_cells(mask) * difference
     change += 0.2 * strength * between_cells(mask * coarse)
+    shift = now.mean(axis=(0, 1)) - before.mean(axis=(0, 1))
+    steady = np.exp(-(shift**2).mean() / (0.008 * 255) ** 2)
+    change += steady * (np.sqrt(strength) - strength) * (mask * coarse).mean(axis=(0, 1))
     return np.clip(translated + change, 0, 255)
 
 
@@ -201,7 +204,26 @@ def test_the_pumping_of_a_still_clip_is_averaged():
     shifts = np.random.default_rng(5).integers(-6, 7, 40)
     results = [filtered(still, (drawing + shift).astype(np.uint8)) for shift in shifts]
     left = [float(np.mean(result.astype(np.float64) - drawing)) for result in results]
-    assert np.abs(np.diff(left[10:], 2)).mean() < 0.5 * np.abs(np.diff(shifts[10:], 2)).mean()
+    held = [float(shifts[0])]
+    for shift in shifts[1:]:
+        held.append(shift + np.sqrt(0.5) * (held[-1] - shift))
+    # The mask lets a little less through where the colours differ more.
+    assert np.abs(np.subtract(left, held)).max() < 0.75
+    assert np.abs(np.diff(left[10:], 2)).mean() < 0.35 * np.abs(np.diff(shifts[10:], 2)).mean()
+
+
+@pytest.mark.parametrize("rate", [0.5, 2, 5])
+def test_the_mean_colour_follows_that_of_the_source(rate):
+    """In a fade the mean colour lags by what the recursion makes up, and by no more."""
+    picture = texture(96, 128) / 2 + 120
+    filtered = FlowFilter(0.5)
+    for frame in range(24):
+        source = (picture - rate * frame).astype(np.uint8)
+        translated = 255 - source
+        lag = filtered(source, translated).astype(np.float64) - translated
+        # Of a steady change, a recursion with weight λ lags by λ/(1 − λ) frames.
+        assert np.abs(lag.mean()) <= rate + 0.6
+        assert np.abs(lag).max() <= 4
 
 
 def test_what_was_before_does_not_shine_through_a_fade():

@@ -51,7 +51,7 @@ def _table() -> tuple[click.Option, ...]:
                 type=click.Choice(key.choices) if key.choices else key.kind,
                 metavar=None if key.choices else key.metavar or _METAVARS.get(key.kind),
                 default=None,
-                shown_default=default,
+                shown_default=default or None,
                 help=key.help,
             )
         )

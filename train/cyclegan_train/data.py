@@ -13,12 +13,13 @@ batches.py decides which images come in which order.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,12 +230,31 @@ class Domain:
             image = tv.horizontal_flip(image)
         return image
 
+    def middle(self, number: int) -> Tensor:
+        """Return the middle of one image, as large as a cut: uint8 ``(C, H, W)``."""
+        image = self.prepared(number)
+        return tv.center_crop(image, [self._config.crop_size]) if self._cuts else image
+
     def centred(self, number: int) -> Tensor:
         """Return the middle of one image: float32 ``(C, H, W)`` in [-1, 1], for the samples."""
-        image = self.prepared(number)
-        if self._cuts:
-            image = tv.center_crop(image, [self._config.crop_size])
-        return normalized(image)
+        return normalized(self.middle(number))
+
+    def split_off(self, numbers: Collection[int]) -> Domain:
+        """Move the images of these numbers into a domain of their own, and return it.
+
+        Both keep the digest and the notes of the whole folder.
+        """
+        other = copy.copy(self)
+        paths, content, cached = self.paths, self.content, self.cached
+        moved = set(numbers)
+        left = [number for number in range(len(paths)) if number not in moved]
+        for domain, own in ((other, sorted(moved)), (self, left)):
+            domain.paths = [paths[number] for number in own]
+            domain.content = [content[number] for number in own]
+            if cached is not None:
+                domain.cached = [cached[number] for number in own]
+                domain.bytes = sum(image.nbytes for image in domain.cached)
+        return other
 
     def to(self, device: torch.device) -> None:
         """Move the cached images to ``device``, where they are cut and flipped from then on."""

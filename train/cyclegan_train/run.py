@@ -8,15 +8,12 @@ log differ. run_folder.py writes and reads the files.
 Of several processes (distributed.py) only the first writes files and reports; the state also holds
 the pools and random states of the others.
 
-*Best* is the epoch with the least sum of mean cycle and identity losses. These can be measured
-without a truth, but they do not measure how real the images look, and a generator that returns its
-input would have the least: look at the samples.
+*Best* keeps each generator from the epoch with its best score by validation (validation.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 import random
@@ -37,27 +34,32 @@ from cyclegan_batch.errors import (
     ModelError,
     OutOfMemoryError,
 )
-from cyclegan_batch.frames import SizeRequirements
 from cyclegan_batch.machine import cpu_threads
 from cyclegan_batch.models.checkpoints import run_folder as names
-from cyclegan_batch.wording import counted, first_line, printable
+from cyclegan_batch.wording import first_line, printable
 
 from .batches import Feed, Sampler
-from .cyclegan import LOSSES, NETWORKS, CycleGAN, State, generator_config
-from .data import Domain, find_folders, load_domains
+from .cyclegan import LOSSES, NETWORKS, CycleGAN, State
+from .data import find_folders
 from .distributed import Ranks, joined_ranks
 from .health import signs_in_losses
-from .networks import least_side
 from .run_folder import STATE_VERSION, Log, RunFolder, describe_run, generator_files
+from .run_images import RunImages, trainable_sizes
 from .settings import Settings
 from .start import Beginning, begin_from
+from .validation import Best, Scores, Validation
+from .validation_images import validation_folders
 
 _POLL_STEPS = 20
 """The most steps after which several processes ask each other whether to stop or to save."""
 _POLL_SECONDS = 1.0
 """The most seconds, about, after which they do; steps may take longer than this."""
 _SCORED = ("cycle_A", "cycle_B", "idt_A", "idt_B")
-"""The losses whose sum decides which epoch is best, and which ``plateau`` watches."""
+"""The losses whose sum ``plateau`` watches."""
+
+
+_OLD: Mapping[str, Any] = {"held_out": (0, 0), "best": {"kind": None}}
+"""What a state says of the validation that was written before there was one."""
 
 
 class DivergedError(CycleganBatchError):
@@ -125,11 +127,10 @@ def train(
 ) -> Outcome:
     """Train in the folder ``run``, from its state if it has one, to the last epoch.
 
-    ``data`` holds trainA and trainB (and testA, testB for the samples), or ``data_a`` and
+    ``data`` holds trainA and trainB (testA, testB for the samples, valA, valB to validate on), or ``data_a`` and
     ``data_b`` are these two folders; ``test_a`` and ``test_b`` are other folders for the samples.
-    ``stop`` is called before every step; where it returns True,
-    the state is saved and the call returns. While the images are read nothing is written yet, and
-    a stop raises KeyboardInterrupt. ``say`` is called with each sentence for the user,
+    ``stop`` is called before every step; where it returns True, the state is saved and the call
+    returns. While the images are read nothing is written yet, and a stop raises KeyboardInterrupt. ``say`` is called with each sentence for the user,
     ``watch_reading`` after every image that is read, and ``watch`` after every step. Among several
     processes of torchrun only the first calls these three.
 
@@ -144,7 +145,9 @@ def train(
             say, watch = (lambda sentence: None), (lambda progress: None)
             watch_reading = lambda reading: None  # noqa: E731 (as the two above)
         folders = find_folders(data, data_a, data_b, test_a, test_b)
-        this_run = _Run(folders, run, settings, stop, say, watch_reading, ranks)
+        this_run = _Run(
+            folders, validation_folders(data), run, settings, stop, say, watch_reading, ranks
+        )
         try:
             return this_run.go(stop, watch)
         except torch.OutOfMemoryError as error:
@@ -170,6 +173,7 @@ class _Run:
     def __init__(
         self,
         folders: tuple[Path, Path, Path | None, Path | None],
+        val_folders: tuple[Path | None, Path | None],
         path: Path,
         settings: Settings,
         stop: Callable[[], bool],
@@ -181,24 +185,38 @@ class _Run:
         self.folder = RunFolder(path, settings, say)
         # The state and the folders first: reading the images may take minutes.
         state = self.folder.read_state(ranks)
-        folder_a, folder_b, *tests = folders
         if settings.data.direction == "BtoA":
-            folder_a, folder_b = folder_b, folder_a
-            tests.reverse()
+            folder_a, folder_b, test_a, test_b = folders
+            folders, val_folders = (folder_b, folder_a, test_b, test_a), val_folders[::-1]
         self.model = self._build_model()
-        sizes = self._sizes()
+        sizes = trainable_sizes(self.model, settings)
         if ranks.first:
             self.folder.check_space(self.model, ranks.size)
         if settings.train.precision == "tf32" and self.model.float32 != "tf32":
             say("tf32 exists on CUDA only: the CPU computes in fp32")
         # The processes of one machine share its cores.
         workers = settings.data.workers or max(1, cpu_threads() // ranks.size)
-        self.data = dataclasses.replace(settings.data, workers=workers)
-        self.a, self.b = self._read_images((folder_a, folder_b), sizes, stop, watch_reading)
-        self._report_data()
-        self.samples = self._read_samples(tests, sizes)
+        held_out = None if state is None else state.get("validation", _OLD)["held_out"]
+
+        def watch(domain: str, read: int, count: int) -> None:
+            watch_reading(Reading(domain, read, count))
+            if stop():
+                raise KeyboardInterrupt
+
+        self.images = RunImages(
+            folders,
+            val_folders,
+            settings,
+            sizes,
+            workers=workers,
+            held_out=held_out,
+            watch=watch,
+        )
+        self.a, self.b = self.images.a, self.images.b
+        for sentence in self.images.sentences(ranks.size):
+            say(sentence)
         if self.model.device.type == "cuda":
-            self._to_device(self.model.device)
+            self.images.to_device(self.model.device)
         self.sampler = Sampler(
             len(self.a),
             len(self.b),
@@ -211,10 +229,15 @@ class _Run:
         self.feed = Feed(self.a, self.b, self.sampler, workers=workers)
         self.window = _Mean(self.model.device)
         self.whole_epoch = _Mean(self.model.device)
-        self.best = math.inf
-        """The score of the best epoch."""
-        self._best_files: dict[str, bytes] | None = None
-        """The files of the best epoch, where they are newer than those in ``best``."""
+        self.best: Best | None = None
+        """What validation keeps; None where nothing is validated, and in all but the first."""
+        if ranks.first and self.images.validated:
+            samples = self.sampler.batches * settings.data.batch_size * ranks.size
+            validation = Validation(self.images.validation, settings, self.model.device, samples)
+            for sentence in validation.sentences():
+                say(sentence)
+            self.best = Best(validation)
+        self._ends_early = False
         self.last_losses: dict[str, float] = {}
         """The means of the last line of the log."""
         self._seconds_before = 0.0
@@ -262,7 +285,12 @@ class _Run:
         if self.ranks.first:
             self.log = self.folder.open_log(state["log_bytes"] if state else 0)
             description = describe_run(
-                self.model, self.settings, (self.a, self.b), self.ranks, self.sampler.batches
+                self.model,
+                self.settings,
+                (self.a, self.b),
+                self.ranks,
+                self.sampler.batches,
+                self.best.validation if self.best else None,
             )
             if self.beginning.described:
                 description["start"] = self.beginning.described
@@ -273,13 +301,14 @@ class _Run:
             # Only now: a state that does not fit must leave the old config in place.
             self.folder.write_config()
             self.board = self.folder.open_board(self.model.steps)
+        self._ends_early = self._improves_no_more()
 
     # The loop
 
     def go(self, stop: Callable[[], bool], watch: Callable[[Progress], None]) -> Outcome:
         """Train until the last epoch ends or ``stop`` returns True."""
         model, settings = self.model, self.settings
-        while model.epoch <= settings.epochs:
+        while model.epoch <= settings.epochs and not self._ends_early:
             stops, due = self._stop_or_save(stop())
             if stops or due:
                 self._save()
@@ -303,7 +332,10 @@ class _Run:
                 self._save()
             self._ticks.append(time.monotonic())
             watch(self._progress())
-        return Outcome(True, settings.epochs, model.steps, self.ranks.first)
+        if self.best is not None and (sentence := self.best.sentence()):
+            best = printable(self.folder.checkpoints / names.BEST)
+            self.say(f"best by validation: {sentence}: {best}")
+        return Outcome(True, model.epoch - 1, model.steps, self.ranks.first)
 
     def _stop_or_save(self, stop: bool) -> tuple[bool, bool]:
         """Return whether to stop, and whether a save is due, the same in all processes.
@@ -392,35 +424,70 @@ class _Run:
         model, epoch = self.model, self.model.epoch
         mean = self.whole_epoch.take(self.ranks)
         score = sum(mean[name] for name in _SCORED)
-        improved = score < self.best
-        self.best = min(score, self.best)
+        self._check_weights()
+        scores: Scores = {}
         if self.log is not None:
+            scores = self._validate(self.log, epoch)
             self._report_epoch(self.log, epoch, score, mean)
         model.update_learning_rate(score)
-        self._check_weights()
-        if self.ranks.first:
-            if improved:
-                self._best_files = self._generator_files(epoch)
-            if epoch % self.settings.run.save_every_epochs == 0 or epoch == self.settings.epochs:
-                self.folder.write_generators(names.epoch_name(epoch), self._generator_files(epoch))
-                self.folder.remove_old_epochs()
+        self._ends_early = self._improves_no_more()
+        last = epoch == self.settings.epochs or self._ends_early
+        if self.ranks.first and (epoch % self.settings.run.save_every_epochs == 0 or last):
+            files = self._generator_files(epoch, scores)
+            self.folder.write_generators(names.epoch_name(epoch), *files)
+            self.folder.remove_old_epochs()
         every = self.settings.run.save_latest_every
         due = self.ranks.first and time.monotonic() - self._saved >= every
-        if epoch == self.settings.epochs or self.ranks.any(due):
+        if last or self.ranks.any(due):
             self._save()
+
+    def _validate(self, log: Log, epoch: int) -> Scores:
+        """Score the generators where that is due, and keep those that are better than before."""
+        if self.best is None or not self.best.validation.due(epoch, self.settings.epochs):
+            return {}
+        begin = time.monotonic()
+        scores = self.best.validation.scores(self.model)
+        better = self.best.better(scores, epoch)
+        if better:
+            self.best.keep(better, *self._generator_files(epoch, scores))
+        step, seconds = self.model.steps, round(time.monotonic() - begin, 3)
+        found = {"by": self.best.validation.kind, "scores": scores, "better": better}
+        log.write(
+            {"event": "validation", "epoch": epoch, "step": step, "seconds": seconds, **found}
+        )
+        if self.board is not None:
+            for generator, own in scores.items():
+                for name, value in own.items():
+                    self.board.add_scalar(f"validation/{name}/{generator}", value, step)
+        return scores
+
+    def _improves_no_more(self) -> bool:
+        """Return whether early_stop ends the run, the same in all processes."""
+        patience = self.settings.run.early_stop
+        if not patience:
+            return False
+        without = self.best.epochs_without_better if self.best else 0
+        ends = self.ranks.any(without >= patience)
+        if ends:
+            self.say(f"early_stop = {patience}: no better score by validation for {without} epochs")
+        return ends
 
     def _report_epoch(self, log: Log, epoch: int, score: float, mean: dict[str, float]) -> None:
         """Log an epoch and its health, draw its samples and the curves."""
         step = self.model.steps
         log.write({"event": "epoch", "epoch": epoch, "step": step, "score": score, **mean})
         signs = list(signs_in_losses(mean, self.settings.train.gan_mode))
-        if self.samples is not None:
-            signs += self.folder.draw_samples(epoch, self.model, self.samples)
+        if self.images.samples is not None:
+            signs += self.folder.draw_samples(epoch, self.model, self.images.samples)
         for sign in signs:
             log.write({"event": "health", "epoch": epoch, "step": step, "sign": sign})
             self.say(f"epoch {epoch}: {sign}")
-        self.folder.draw_losses(log)
+        self.folder.draw_curves(log)
+        self.folder.write_index(log, self.images.samples)
         if self.board is not None:
+            if self.images.samples is not None:
+                sheet = self.folder.sheet(epoch)
+                self.board.add_image("samples", sheet, step, dataformats="HWC")
             self.board.flush()
 
     def _progress(self) -> Progress:
@@ -467,19 +534,21 @@ class _Run:
                 "warm_up": list(self.beginning.warm_up),
                 "described": self.beginning.described,
             },
-            "best": self.best,
+            "validation": {
+                "held_out": [each.held_out for each in self.images.validation],
+                "best": self.best.state_dict() if self.best else None,
+            },
             "last": self.last_losses,
             "log_bytes": self.log.size,
             "seconds": self._seconds(),
             "data": self._data_digest(),
         }
-        if self._best_files is not None:
-            self.folder.write_generators(names.BEST, self._best_files)
-            self._best_files = None
+        if self.best is not None and (kept := self.best.taken()) is not None:
+            self.folder.write_generators(names.BEST, *kept)
         if self.model.steps:
             # Between two epochs the weights are of the one that has ended.
             epoch = self.model.epoch - (self.sampler.position == 0)
-            self.folder.write_generators(names.LATEST, self._generator_files(epoch))
+            self.folder.write_generators(names.LATEST, *self._generator_files(epoch))
             if self.settings.run.reference_names:
                 self.folder.write_reference_weights(self.model)
         self.folder.write_state(state)
@@ -516,9 +585,16 @@ class _Run:
         self.sampler.load_state_dict(state["sampler"])
         self.window.load_state_dict(own_state["window"])
         self.whole_epoch.load_state_dict(own_state["epoch"])
-        self.best, self.last_losses = state["best"], state["last"]
         if start := state.get("start"):
             self.beginning = Beginning(tuple(start["warm_up"]), start["described"])
+        self.last_losses = state["last"]
+        if self.best is not None:
+            before = state.get("validation", _OLD)["best"]
+            if before is not None and not self.best.load_state_dict(before):
+                self.say(
+                    "best was chosen by another score until now, or on other images: from here on "
+                    f"{self.best.validation.words()} decides, and replaces what is in best"
+                )
         self._seconds_before = state["seconds"]
         random.setstate(own_state["random"])
         torch.set_rng_state(own_state["torch_random"])
@@ -533,8 +609,11 @@ class _Run:
                 f"it is that of epoch {self.model.epoch}"
             )
 
-    def _generator_files(self, epoch: int) -> dict[str, bytes]:
-        return generator_files(self.model, self.settings, epoch, self._data_digest())
+    def _generator_files(
+        self, epoch: int, scores: Scores | None = None
+    ) -> tuple[dict[str, bytes], dict[str, object]]:
+        digest = self._data_digest()
+        return generator_files(self.model, self.settings, epoch, digest, scores or {})
 
     def _data_digest(self) -> list[str]:
         return [self.a.digest, self.b.digest]
@@ -566,101 +645,6 @@ class _Run:
             f"in {printable(self.folder.checkpoints)}, and a lower lr or precision = fp32 may go "
             "further"
         )
-
-    # The data
-
-    def _sizes(self) -> SizeRequirements:
-        """Return the sizes that all four networks can be trained on. Raises InputError."""
-        config, data = self.settings.train, self.settings.data
-        sizes = generator_config(config, "AtoB").sizes
-        least = least_side(self.model.netD_A, data.batch_size)
-        if "crop" in data.preprocess and data.crop_size < least:
-            raise InputError(
-                f"crop_size = {data.crop_size}: the discriminator (netD = {config.netD}, "
-                f"n_layers_D = {config.n_layers_D}) needs images of at least {least}×{least}; "
-                "choose a larger crop_size, or n_layers with a smaller n_layers_D"
-            )
-        return dataclasses.replace(sizes, minimum=max(sizes.minimum, least))
-
-    def _read_images(
-        self,
-        folders: tuple[Path, Path],
-        sizes: SizeRequirements,
-        stop: Callable[[], bool],
-        watch_reading: Callable[[Reading], None],
-    ) -> tuple[Domain, Domain]:
-        """Read both domains. Raises InputError; KeyboardInterrupt where ``stop`` returns True."""
-
-        def watch(domain: str, read: int, count: int) -> None:
-            watch_reading(Reading(domain, read, count))
-            if stop():
-                raise KeyboardInterrupt
-
-        a, b = load_domains(folders, self.data, channels=self._channels, sizes=sizes, watch=watch)
-        self._refuse_mixed_sizes(a, b)
-        return a, b
-
-    @property
-    def _channels(self) -> tuple[int, int]:
-        """The channels of the images of A and of B."""
-        return self.settings.train.input_nc, self.settings.train.output_nc
-
-    def _refuse_mixed_sizes(self, a: Domain, b: Domain) -> None:
-        """Refuse images of several sizes where a step needs one. Raises InputError."""
-        sizes = list(dict.fromkeys((*a.shapes, *b.shapes)))
-        if self.settings.train.gan_mode == "wgangp" and len(sizes) > 1:
-            (height, width), (other_height, other_width) = sizes[:2]
-            raise InputError(
-                f"gan_mode = wgangp mixes real and fake images of one size, and there are "
-                f"{width}×{height} and {other_width}×{other_height}; use a preprocess that crops, "
-                "or lsgan"
-            )
-
-    def _report_data(self) -> None:
-        for letter, domain in (("A", self.a), ("B", self.b)):
-            where = "in memory" if domain.cached is not None else "decoded as they are needed"
-            count = counted(len(domain), "image")
-            self.say(f"{letter}: {count} of {printable(domain.folder)}, {where}")
-            for note in domain.notes:
-                self.say(note)
-            for skipped in domain.skipped[:10]:
-                self.say(f"skipped: {skipped.reason}")
-            if domain.skipped:
-                self.say(f"{letter}: {counted(len(domain.skipped), 'image')} skipped")
-        together = self.data.batch_size * self.ranks.size
-        if together > max(len(self.a), len(self.b)):
-            self.say(
-                f"a step takes {together} images of each domain, which is more than either has: "
-                "every step repeats some of them, each time with its own cut and flip"
-            )
-
-    def _read_samples(
-        self, tests: list[Path | None], sizes: SizeRequirements
-    ) -> tuple[Domain, Domain] | None:
-        """Return the images of the sheets: those for testing, or some of the training."""
-        count = self.settings.run.samples
-        if not count:
-            return None
-        a, b = (
-            Domain(
-                test or train.folder,
-                self.data,
-                channels=nc,
-                sizes=sizes,
-                budget=2**30,
-                most=count,
-            )
-            for test, train, nc in zip(tests, (self.a, self.b), self._channels, strict=True)
-        )
-        return a, b
-
-    def _to_device(self, device: torch.device) -> None:
-        """Move the images to the device, where they take less than half of what is free."""
-        free, _ = torch.cuda.mem_get_info(device)
-        cached = self.a.cached is not None and self.b.cached is not None
-        if cached and self.a.bytes + self.b.bytes < free // 2:
-            self.a.to(device)
-            self.b.to(device)
 
 
 class _Mean:

@@ -14,13 +14,15 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 import torchvision  # type: ignore[import-untyped]
+from PIL import Image
 from torch import Tensor, nn
 
 from cyclegan_batch._version import __version__
@@ -30,12 +32,23 @@ from cyclegan_batch.frames import Pixels
 from cyclegan_batch.models.checkpoints import run_folder as names
 from cyclegan_batch.wording import printable
 
-from .charts import losses_png, sheet_png
+from .charts import Panels, curves_png, losses_png, sheet_png
 from .cyclegan import LOSSES, NETWORKS, CycleGAN, State, generator_config
 from .data import Domain
 from .distributed import Ranks
 from .health import signs_in_samples
+from .index_page import index_page
 from .settings import Settings, changed_keys, toml_from
+from .validation import (
+    EMA,
+    NAMES,
+    Validation,
+    as_array,
+    evaluating,
+    generator_key,
+    levels,
+    words_of,
+)
 
 STATE_VERSION = 1
 
@@ -184,12 +197,14 @@ class RunFolder:
 
     # The checkpoints
 
-    def write_generators(self, name: str, files: Mapping[str, bytes]) -> None:
-        """Write the files of `generator_files` into the checkpoint of that name."""
+    def write_generators(
+        self, name: str, files: Mapping[str, bytes], cards: Mapping[str, object]
+    ) -> None:
+        """Write the files and cards of `generator_files` into the checkpoint of that name."""
         place = self.checkpoints / name
         with _os_errors_about(place):
             place.mkdir(parents=True, exist_ok=True)
-        for file, data in files.items():
+        for file, data in {**files, names.CARDS: _json(cards)}.items():
             _write(place / file, data)
 
     def write_reference_weights(self, model: CycleGAN) -> None:
@@ -216,7 +231,7 @@ class RunFolder:
         nets = [
             getattr(model, f"ema_{letter}") or getattr(model, f"netG_{letter}") for letter in "AB"
         ]
-        with model.computing(), _evaluating(*nets):
+        with model.computing(), evaluating(*nets):
             for domain, forward, back, own, other in (
                 (samples[0], nets[0], nets[1], "A", "B"),
                 (samples[1], nets[1], nets[0], "B", "A"),
@@ -230,24 +245,43 @@ class RunFolder:
                     if self._settings.train.lambda_identity:
                         # As the reference does: idt = back(real), next to the reconstruction.
                         row.append((f"idt_{other}", back(real)))
-                    rows.append([(title, _pixels(image[0])) for title, image in row])
+                    rows.append([(title, as_array(levels(image[0]))) for title, image in row])
                     sources.append(real[0].float().cpu())
                     fakes.append(fake[0].float().cpu())
                 signs += signs_in_samples(f"G_{own}", sources, fakes)
         _write(self._samples / f"{names.epoch_name(epoch)}.png", sheet_png(rows))
         return signs
 
-    def draw_losses(self, log: Log) -> None:
-        """Write the curves of the losses in the log."""
+    def draw_curves(self, log: Log) -> None:
+        """Write the curves of the losses in the log, and those of the scores by validation."""
         steps: list[int] = []
         losses: dict[str, list[float]] = {name: [] for name in LOSSES}
+        validations: list[dict[str, Any]] = []
         log.flush()
         for event in log.read():
             if event["event"] == "losses":
                 steps.append(int(event["step"]))
                 for name in LOSSES:
                     losses[name].append(float(event[name]))
+            elif event["event"] == "validation":
+                validations.append(event)
         _write(self.path / names.CURVES, losses_png(steps, losses))
+        if validations:
+            _write(self.path / names.VALIDATION, curves_png(*_scores(validations)))
+
+    def write_index(self, log: Log, samples: tuple[Domain, Domain] | None) -> None:
+        """Write index.html, after the sheets and the curves."""
+        paths = [
+            Path(domain.folder.name) / path.relative_to(domain.folder)
+            for domain in samples or ()
+            for path in domain.paths
+        ]
+        _write(self.path / names.INDEX, index_page(self.path, list(log.read()), paths))
+
+    def sheet(self, epoch: int) -> Pixels:
+        """Return the sheet of an epoch as it was drawn."""
+        with Image.open(self._samples / f"{names.epoch_name(epoch)}.png") as image:
+            return np.asarray(image)
 
 
 class Log:
@@ -298,9 +332,17 @@ class Log:
 
 
 def generator_files(
-    model: CycleGAN, settings: Settings, epoch: int, data_digest: list[str]
-) -> dict[str, bytes]:
-    """Return the files that hold both generators as they are, and their moving averages."""
+    model: CycleGAN,
+    settings: Settings,
+    epoch: int,
+    data_digest: list[str],
+    scores: Mapping[str, Mapping[str, float]],
+) -> tuple[dict[str, bytes], dict[str, object]]:
+    """Return the files of both generators as they are and of their moving averages, and the cards.
+
+    The cards are those of the files, by the same names. ``scores`` are those of a validation of
+    these weights, by generator; empty where there was none.
+    """
     files: dict[str, bytes] = {}
     cards: dict[str, object] = {}
     data = settings.data
@@ -321,15 +363,22 @@ def generator_files(
                 "step": model.steps,
                 "data_digest": data_digest,
             }
+            if own := scores.get(generator_key(direction, ema=ema)):
+                card["validation"] = dict(own)
             file = names.generator_name(letter, ema=ema)
             metadata = {key: _text(value) for key, value in card.items()}
             files[file] = _safetensors(_cpu_weights(network), metadata)
             cards[file] = card
-    return files | {names.CARDS: _json(cards)}
+    return files, cards
 
 
 def describe_run(
-    model: CycleGAN, settings: Settings, domains: tuple[Domain, Domain], ranks: Ranks, steps: int
+    model: CycleGAN,
+    settings: Settings,
+    domains: tuple[Domain, Domain],
+    ranks: Ranks,
+    steps: int,
+    validation: Validation | None,
 ) -> dict[str, object]:
     """Return the content of run.json; ``steps`` is those of an epoch."""
 
@@ -366,34 +415,35 @@ def describe_run(
             "cudnn_benchmark": on_cuda and torch.backends.cudnn.benchmark,
         },
         "data": {"A": described(domains[0]), "B": described(domains[1])},
+        "validation": validation.described() if validation else None,
         "epochs": settings.epochs,
         "steps_per_epoch": steps,
     }
 
 
+def _scores(
+    validations: Sequence[Mapping[str, Any]],
+) -> tuple[list[int], dict[str, list[float]], Panels]:
+    """Return the steps, the curves and the panels of the scores by the last one's kind."""
+    by = validations[-1]["by"]
+    same = [event for event in validations if event["by"] == by]
+    generators = list(validations[-1]["scores"])
+    curves = {
+        words_of(each): [event["scores"][each][by[each.removesuffix(EMA)]] for event in same]
+        for each in generators
+    }
+    panels = [
+        (
+            f"{direction}: {NAMES[by[direction]]} by step",
+            [words_of(each) for each in generators if each.startswith(direction)],
+        )
+        for direction in dict.fromkeys(each.removesuffix(EMA) for each in generators)
+    ]
+    return [event["step"] for event in same], curves, panels
+
+
 def _cpu_weights(network: nn.Module) -> dict[str, Tensor]:
     return {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-
-
-def _pixels(image: Tensor) -> Pixels:
-    """Return an image in [-1, 1] as uint8 ``(H, W, C)``, rounded half up as in a translation."""
-    levels = ((image.float() + 1) * 127.5 + 0.5).floor().clamp(0, 255)
-    pixels: Pixels = levels.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return pixels
-
-
-@contextlib.contextmanager
-def _evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Put networks into eval mode, without gradients, and back."""
-    modes = [network.training for network in networks]
-    try:
-        for network in networks:
-            network.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for network, mode in zip(networks, modes, strict=True):
-            network.train(mode)
 
 
 def _json(content: object) -> bytes:

@@ -114,6 +114,19 @@ class RunConfig:
     (latest_net_G_A.pth, …)."""
     tensorboard: bool = True
     """Also write the losses for TensorBoard, where it is installed."""
+    val_fraction: float = 0.05
+    """Share of the images of a domain without a val folder (valA, valB) that is held out of the
+    training to validate on, where it is 16 images or more; otherwise training images are used."""
+    val_images: int = 100
+    """Images of each domain that a validation translates, at most; 0 validates nothing."""
+    val_truth: str = ""
+    """What the images of equal names in valA and valB are: ``pictures``, which are scored by PSNR
+    and SSIM, or a scene and its label map in the colours of the palette ``cityscapes`` or FILE,
+    scored by class IoU. Unset, they are no pairs."""
+    inception: str = ""
+    """File with the weights of InceptionV3, to validate by KID and FID."""
+    early_stop: int = 0
+    """Epochs without a better score after which the run ends; 0: never."""
     threads: int = 0
     """CPU threads of torch; 0 leaves the number to torch."""
 
@@ -128,7 +141,16 @@ class RunConfig:
             keep_last=0,
             samples=0,
             threads=0,
+            val_fraction=0,
+            val_images=0,
+            early_stop=0,
         )
+        if self.val_fraction > 0.5:
+            raise ValueError(f"val_fraction = {self.val_fraction} must be from 0 to 0.5")
+        if self.early_stop and not self.val_images:
+            raise ValueError(
+                "early_stop compares the scores of epochs, and val_images = 0 has none"
+            )
 
 
 @dataclass(frozen=True)
@@ -181,6 +203,7 @@ FREE_ON_RESUME = frozenset(
         "reference_names",
     }
     | {"compile", "cuda_graphs", "fused_norm", "checkpoint_activations"}
+    | {"val_images", "val_truth", "inception", "early_stop"}
 )
 """The keys that may be changed when a run is resumed."""
 

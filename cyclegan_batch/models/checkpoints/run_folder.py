@@ -5,6 +5,8 @@
       run.json                  versions, the machine, the data and their digest, what was skipped
       log.jsonl                 one JSON object per line: losses, epochs, health warnings
       losses.png                their curves
+      validation.png            the scores of both generators, by which best is chosen
+      index.html                all sheets and curves on one page, with file names and scores
       samples/epoch_0001.png    the generators' outputs for the same images after every epoch
       tensorboard/              where TensorBoard is installed
       checkpoints/
@@ -23,6 +25,8 @@ CONFIG = "config.toml"
 DESCRIPTION = "run.json"
 LOG = "log.jsonl"
 CURVES = "losses.png"
+VALIDATION = "validation.png"
+INDEX = "index.html"
 SAMPLES = "samples"
 TENSORBOARD = "tensorboard"
 

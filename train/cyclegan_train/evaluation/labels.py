@@ -212,9 +212,9 @@ def evaluate_labels(
             other = other_pair(pairs, number).truth
             rows[OTHER_LABELS] = nearest(palette.classes(read_pixels(other)), size)
         for name, classes in rows.items():
-            counts[name] = counts.get(name, 0) + _confusion(true, classes, len(palette.colours))
+            counts[name] = counts.get(name, 0) + confusion(true, classes, len(palette.colours))
         watch(len(training) + number + 1, total)
-    scores = {name: _label_score(each, tuple(palette.colours)) for name, each in counts.items()}
+    scores = {name: label_score(each, tuple(palette.colours)) for name, each in counts.items()}
     blind = _blindness(scores, palette.blind_iou)
     notes = (*matches.notes, *sizes.notes(), *blind)
     return LabelEvaluation(len(pairs), scores, bool(blind), notes)
@@ -244,14 +244,15 @@ def _mode(
     return mode
 
 
-def _confusion(true: Classes, predicted: Classes, classes: int) -> npt.NDArray[np.int64]:
+def confusion(true: Classes, predicted: Classes, classes: int) -> npt.NDArray[np.int64]:
     """Return the pixels of every true class (rows) by their predicted class, void last."""
     scored = true < classes
     both = true[scored].astype(np.int64) * (classes + 1) + predicted[scored]
     return np.bincount(both, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 
 
-def _label_score(counts: npt.NDArray[np.int64], names: Sequence[str]) -> LabelScore:
+def label_score(counts: npt.NDArray[np.int64], names: Sequence[str]) -> LabelScore:
+    """Return the scores of the counts of `confusion`, added up over all images."""
     right, true = np.diag(counts), counts.sum(1)
     either = true + counts.sum(0)[:-1] - right
     if not true.any():

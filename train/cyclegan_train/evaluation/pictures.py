@@ -81,11 +81,7 @@ def evaluate_pictures(
     With ``resize``, results of another size than their truth are resized to it (bicubic). Raises
     InputError, and BackendUnavailableError where torchmetrics is not installed.
     """
-    try:
-        functional = importlib.import_module("torchmetrics.functional.image")
-    except ImportError as error:
-        raise missing_extra("train", error, doing="evaluate") from error
-    ssim = functional.structural_similarity_index_measure
+    ssim = ssim_function()
     matches = match(results, truth, source)
     pairs, sizes = matches.pairs, Sizes(resize)
     total = 2 * len(pairs)
@@ -112,7 +108,7 @@ def evaluate_pictures(
             rows[OTHER_TRUTH] = resized(read_pixels(other_pair(pairs, number).truth), size)
         rows[MEAN_COLOUR] = np.broadcast_to(colour, true.shape)
         for name, pixels in rows.items():
-            scores.setdefault(name, []).append(_picture_score(pixels, true, ssim))
+            scores.setdefault(name, []).append(picture_score(pixels, true, ssim))
         watch(len(pairs) + number + 1, total)
     means = {name: PictureScore(*np.mean(each, 0).tolist()) for name, each in scores.items()}
     notes = [*matches.notes, *sizes.notes()]
@@ -122,9 +118,20 @@ def evaluate_pictures(
     return PictureEvaluation(len(pairs), means, tuple(notes))
 
 
-def _picture_score(
+def ssim_function() -> Callable[..., Tensor]:
+    """Return torchmetrics' SSIM. Raises BackendUnavailableError where that is not installed."""
+    try:
+        functional = importlib.import_module("torchmetrics.functional.image")
+    except ImportError as error:
+        raise missing_extra("train", error, doing="evaluate") from error
+    ssim: Callable[..., Tensor] = functional.structural_similarity_index_measure
+    return ssim
+
+
+def picture_score(
     pixels: Pixels, true: Pixels, ssim: Callable[..., Tensor]
 ) -> tuple[float, float, float]:
+    """Return PSNR in dB, SSIM and L1 of an image against its truth, both uint8 ``(H, W, C)``."""
     difference = pixels.astype(np.float64) - true
     mean_square = float(np.mean(np.square(difference)))
     psnr = 10 * math.log10(255.0**2 / mean_square) if mean_square else math.inf

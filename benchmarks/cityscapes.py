@@ -43,7 +43,8 @@ from cyclegan_train.evaluation import (  # noqa: E402
     LabelScore,
     evaluate_labels,
 )
-from cyclegan_train.run import Progress, train  # noqa: E402
+from cyclegan_train.progress import Progress  # noqa: E402
+from cyclegan_train.run import train  # noqa: E402
 
 from cyclegan_batch.frames import SizeRequirements  # noqa: E402
 from cyclegan_batch.media.formats import natural_key  # noqa: E402

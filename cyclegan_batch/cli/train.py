@@ -15,7 +15,8 @@ from .options import PATH, GroupedCommand, GroupedOption, key_values, option, pr
 from .process import STOPS
 
 if TYPE_CHECKING:
-    from cyclegan_train.run import Outcome, Progress, Reading
+    from cyclegan_train.progress import Progress, Reading
+    from cyclegan_train.run import Outcome
     from cyclegan_train.settings import Settings
 
     from .progress import Reporter

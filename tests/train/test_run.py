@@ -626,7 +626,7 @@ def test_a_batch_of_more_pictures_than_there_are_is_said(data, tmp_path):
 
 
 def test_how_far_the_pictures_are_read_is_told(data, tmp_path):
-    told: list[run.Reading] = []
+    told: list[progress.Reading] = []
     run.train(
         data, tmp_path / "run", settings_from(TINY | {"n_epochs": 0, "n_epochs_decay": 0}),
         watch_reading=told.append,
@@ -634,9 +634,11 @@ def test_how_far_the_pictures_are_read_is_told(data, tmp_path):
     assert [(r.domain, r.read, r.count) for r in told] == [
         *(("A", read, 5) for read in range(1, 6)), *(("B", read, 3) for read in range(1, 4)),
     ]  # fmt: skip
-    assert progress.sentence(run.Reading("A", 1200, 5000)) == "A: read 1,200 of 5,000 images"
-    assert progress.line(run.Reading("B", 1, 2), 80).startswith("━" * 12 + "─" * 12 + " B: read 1")
-    assert progress.state(run.Reading("B", 1, 2)) == {"domain": "B", "read": 1, "pictures": 2}
+    assert progress.sentence(progress.Reading("A", 1200, 5000)) == "A: read 1,200 of 5,000 images"
+    assert progress.line(progress.Reading("B", 1, 2), 80).startswith(
+        "━" * 12 + "─" * 12 + " B: read 1"
+    )
+    assert progress.state(progress.Reading("B", 1, 2)) == {"domain": "B", "read": 1, "pictures": 2}
 
 
 def test_pictures_are_decoded_on_every_core_but_for_those_of_other_processes(

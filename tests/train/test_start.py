@@ -342,7 +342,7 @@ def test_identity_teaches_the_generators_to_return_their_input(data, tmp_path):
     values = TINY | {"init_from": "identity", "warm_up": 40, "log_every": 10, "lr": 0.01}
     told: list[str] = []
     settings = settings_for(tmp_path / "run", values | {"n_epochs": 0}, resume=False)
-    watched: list[run.Progress] = []
+    watched: list[progress.Progress] = []
     run.train(data, tmp_path / "run", settings, say=told.append, watch=watched.append)
     assert [each.before_first for each in watched[:40]] == list(range(39, -1, -1))
     assert progress.sentence(watched[0]) == "warm-up: 39 steps before the first epoch"

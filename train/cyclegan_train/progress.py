@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
-from cyclegan_batch.wording import clock
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from .run import Progress, Reading
+from cyclegan_batch.wording import clock
 
 _BAR = 24
 """Columns of the bar."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    """Of the whole run."""
+    rate: float
+    """Steps per second over the last fifty; 0 before the second step."""
+    losses: Mapping[str, float]
+    """The means of the last line of the log; empty before the first line."""
+    before_first: int = 0
+    """The steps of a warm-up that are left before the first epoch."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time left at the present rate; None while there is no rate."""
+        return (self.steps - self.step) / self.rate if self.rate else None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How many images of a domain are read, before the first step."""
+
+    domain: str
+    """``A`` or ``B``."""
+    read: int
+    count: int
 
 
 def line(progress: Progress | Reading, columns: int) -> str:

@@ -43,6 +43,7 @@ from .cyclegan import LOSSES, NETWORKS, CycleGAN, State
 from .data import find_folders
 from .distributed import Ranks, joined_ranks
 from .health import signs_in_losses
+from .progress import Progress, Reading
 from .run_folder import STATE_VERSION, Log, RunFolder, describe_run, generator_files
 from .run_images import RunImages, trainable_sizes
 from .settings import Settings
@@ -64,38 +65,6 @@ _OLD: Mapping[str, Any] = {"held_out": (0, 0), "best": {"kind": None}}
 
 class DivergedError(CycleganBatchError):
     """A loss or a weight is NaN or infinite; the last good state is kept."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    """Of the whole run."""
-    rate: float
-    """Steps per second over the last fifty; 0 before the second step."""
-    losses: Mapping[str, float]
-    """The means of the last line of the log; empty before the first line."""
-    before_first: int = 0
-    """The steps of a warm-up that are left before the first epoch."""
-
-    @property
-    def seconds_left(self) -> float | None:
-        """The time left at the present rate; None while there is no rate."""
-        return (self.steps - self.step) / self.rate if self.rate else None
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How many images of a domain are read, before the first step."""
-
-    domain: str
-    """``A`` or ``B``."""
-    read: int
-    count: int
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ shows the same.
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from cyclegan_batch.media.formats import natural_key
@@ -26,7 +26,11 @@ _STYLE = (
 )
 
 
-def index_page(run: Path, events: Sequence[Mapping[str, Any]], rows: Sequence[Path]) -> bytes:
+Event: TypeAlias = dict[str, Any]
+"""A line of a run's log."""
+
+
+def index_page(run: Path, events: Sequence[Event], rows: Sequence[Path]) -> bytes:
     """Return the page of a run, UTF-8.
 
     ``events`` are those of the log, and ``rows`` the images that the rows of a sheet show.
@@ -57,7 +61,7 @@ def _image(place: str) -> str:
     )
 
 
-def _table(validations: Sequence[Mapping[str, Any]]) -> str:
+def _table(validations: Sequence[Event]) -> str:
     """Return the scores that decide, an epoch a row, the last one first; better ones are bold."""
     generators = list(validations[-1]["scores"])
     kinds = {each: validations[-1]["by"][each.removesuffix(EMA)] for each in generators}

@@ -59,7 +59,7 @@ _SCORED = ("cycle_A", "cycle_B", "idt_A", "idt_B")
 """The losses whose sum ``plateau`` watches."""
 
 
-_OLD: Mapping[str, Any] = {"held_out": (0, 0), "best": {"kind": None}}
+_OLD: State = {"held_out": (0, 0), "best": {"kind": None}}
 """What a state says of the validation that was written before there was one."""
 
 

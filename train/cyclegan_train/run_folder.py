@@ -37,7 +37,7 @@ from .cyclegan import LOSSES, NETWORKS, CycleGAN, State, generator_config
 from .data import Domain
 from .distributed import Ranks
 from .health import signs_in_samples
-from .index_page import index_page
+from .index_page import Event, index_page
 from .settings import Settings, changed_keys, toml_from
 from .validation import (
     EMA,
@@ -256,7 +256,7 @@ class RunFolder:
         """Write the curves of the losses in the log, and those of the scores by validation."""
         steps: list[int] = []
         losses: dict[str, list[float]] = {name: [] for name in LOSSES}
-        validations: list[dict[str, Any]] = []
+        validations: list[Event] = []
         log.flush()
         for event in log.read():
             if event["event"] == "losses":
@@ -311,7 +311,7 @@ class Log:
             self._file.write(json.dumps(event).encode() + b"\n")
             self._file.flush()
 
-    def read(self) -> Iterator[dict[str, Any]]:
+    def read(self) -> Iterator[Event]:
         """Yield every event; lines that are no event (a user may add some) are skipped."""
         with self.path.open("rb") as file:
             for line in file:
@@ -422,7 +422,7 @@ def describe_run(
 
 
 def _scores(
-    validations: Sequence[Mapping[str, Any]],
+    validations: Sequence[Event],
 ) -> tuple[list[int], dict[str, list[float]], Panels]:
     """Return the steps, the curves and the panels of the scores by the last one's kind."""
     by = validations[-1]["by"]

@@ -21,7 +21,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from cyclegan_batch.frames import Pixels
 from cyclegan_batch.models.checkpoints.run_folder import generator_name
 from cyclegan_batch.wording import counted
 
-from .cyclegan import CycleGAN
+from .cyclegan import CycleGAN, State
 from .data import normalized
 from .evaluation.features import RandomFeatures, frechet_distance, kernel_distance
 from .evaluation.labels import Palette, confusion, label_score, palette_from
@@ -281,7 +281,7 @@ class Best:
         ]
         return ", ".join(parts)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return the state: plain values only."""
         return {
             "kind": self.validation.kind,
@@ -291,7 +291,7 @@ class Best:
             "cards": self._cards,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+    def load_state_dict(self, state: State) -> bool:
         """Go back to where `state_dict` was called; return False where the kind is another one.
 
         Then no score is taken over, since scores of two kinds cannot be compared.

@@ -96,12 +96,13 @@ def train(
 ) -> Outcome:
     """Train in the folder ``run``, from its state if it has one, to the last epoch.
 
-    ``data`` holds trainA and trainB (testA, testB for the samples, valA, valB to validate on), or ``data_a`` and
-    ``data_b`` are these two folders; ``test_a`` and ``test_b`` are other folders for the samples.
-    ``stop`` is called before every step; where it returns True, the state is saved and the call
-    returns. While the images are read nothing is written yet, and a stop raises KeyboardInterrupt. ``say`` is called with each sentence for the user,
-    ``watch_reading`` after every image that is read, and ``watch`` after every step. Among several
-    processes of torchrun only the first calls these three.
+    ``data`` holds trainA and trainB (testA, testB for the samples; valA, valB to validate on), or
+    ``data_a`` and ``data_b`` are the first two; ``test_a`` and ``test_b`` are other folders for the
+    samples. ``stop`` is called before every step; where it returns True, the state is saved and the
+    call returns. While the images are read nothing is written yet, and a stop raises
+    KeyboardInterrupt. ``say`` is called with each sentence for the user, ``watch_reading`` after
+    every image that is read, and ``watch`` after every step. Among several processes of torchrun
+    only the first calls these three.
 
     Raises InputError, ModelError, OutputError, OutOfMemoryError, BackendError (also where another
     process has ended), BackendUnavailableError, and DivergedError.

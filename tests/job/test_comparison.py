@@ -258,6 +258,23 @@ def test_an_interrupted_comparison_leaves_nothing_and_is_made_by_the_same_comman
     assert (report.outputs, report.frames) == ((compared(out),), 0)
 
 
+@pytest.mark.behaviour(19)
+def test_a_run_that_is_killed_as_a_comparison_gets_its_name_is_finished_by_the_next(
+    model, tmp_path
+):
+    clip = streams.plain(tmp_path / "clip.mp4", frames=10)
+    out = tmp_path / "out" / "out.mp4"
+    words = clip, out, "-m", model, "--compare", "split"
+    fault = {"call": "link", "path": r"out\.compare\.mp4$", "kill": True}
+    assert jobs.translate(*words, faults=[fault]).code == -9
+    assert out.exists()
+    assert not compared(out).exists()
+    second = jobs.whole(*words)
+    assert second.frames == 0
+    assert second.report["outputs"] == second.report["comparisons"] == [str(compared(out))]
+    assert jobs.left_over(tmp_path / "out") == []
+
+
 @pytest.mark.behaviour(22)
 def test_a_comparison_that_fails_costs_itself_and_is_told_in_one_sentence(
     model, tmp_path, monkeypatch

@@ -417,7 +417,8 @@ class Counters:
     comparing: Counters | None = None
     """The state of the comparisons that are being made behind the translation."""
     expected: int | None = None
-    """Frames of these, in their own counters, where that is known."""
+    """In the counters of comparisons: how many frames they are going to have, where that is
+    known."""
     _index_of_kind: dict[tuple[str, str, str], int] = field(default_factory=dict, repr=False)
     """The index in ``failures`` of each kind of damage to a file: file, kind of place, trouble."""
 

@@ -51,6 +51,7 @@ def inspect_file(
     torch.
     """
     from .media.formats import IMAGE_FORMATS, TAR_SUFFIX
+    from .media.pattern import parse_pattern
 
     suffix = path.suffix.lower()
     by_name = suffix in {".onnx", ".engine", ".plan", ".trt"}
@@ -62,6 +63,8 @@ def inspect_file(
             local, _ = fetched_model(path)
             described = _describe_model(local, model_io, selection)
             return {"kind": "model", **described, "path": printable(path)}
+    elif not path.exists() and parse_pattern(path.name) and path.parent.is_dir():
+        return {"kind": "numbered images", **_describe_numbered(path)}
     elif not path.exists():
         raise InputError(
             f"{printable(path)}: no such file; inspect describes a model, a video or an image"
@@ -78,6 +81,34 @@ def inspect_file(
     from .media.demux.probe import probe
 
     return {"kind": "media", **describe(probe(path, count_frames=count_frames))}
+
+
+_LISTED = 20
+"""Rows of consecutive numbers that are listed."""
+
+
+def _describe_numbered(path: Path) -> dict[str, object]:
+    """Return which numbers there are of a pattern of images, and the header of the first one."""
+    from .media.pattern import as_spans, numbered_files
+
+    files = numbered_files(path)
+    if not files:
+        raise InputError(
+            f"{printable(path)}: no file of this name, and none that matches it as a pattern; "
+            "check the number of digits (%06d means six)"
+        )
+    spans = as_spans(files)
+    words = [f"{a}–{b}" if b > a else f"{a}" for a, b in spans[:_LISTED]]
+    words += [f"{len(spans) - _LISTED} more rows"] if len(spans) > _LISTED else []
+    first = next(iter(files.values()))
+    return {
+        "path": printable(path),
+        "images": len(files),
+        "numbers": ", ".join(words),
+        "missing": spans[-1][1] - spans[0][0] + 1 - len(files),
+        "bytes": sum(each.stat().st_size for each in files.values()),
+        "first": {**_describe_image(first)},
+    }
 
 
 def _refuse_no_object(url: RemotePath) -> None:

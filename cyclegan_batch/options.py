@@ -168,7 +168,8 @@ class TranslateOptions:
     codec: str | None = field(
         default=None, metadata=option(VIDEO, short="c", metavar="NAME", applies_to=("video",))
     )
-    """Video encoder, by FFmpeg's name; libx264 unless given, and libvpx-vp9 in WebM."""
+    """Video encoder, by FFmpeg's name, or prores or dnxhr for editing; libx264 unless given, and
+    libvpx-vp9 in WebM."""
     crf: float | None = field(
         default=None, metadata=option(VIDEO, metavar="N", applies_to=("video",))
     )

@@ -14,7 +14,7 @@ from tests.needs import REPOSITORY
 
 MEDIA = {
     "demux": set(),
-    "video": {"demux", "mux"},
+    "video": {"demux", "images", "mux"},
     "mux": {"demux"},
     "images": set(),
     "tars": {"images"},

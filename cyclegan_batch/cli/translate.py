@@ -91,9 +91,10 @@ def command(
 
     INPUT is a video, an image, a tar of images, a folder of these, numbered images (f_%06d.png), a
     quoted glob ('frames/*.png'), a list of files (@LIST, or @- on standard input), or - for a y4m
-    video on standard input; several may be given. OUTPUT is a file, a folder for what comes from a
-    folder, a glob, a list or several inputs, or - for y4m on standard output. Both may be URLs of a
-    store (s3://bucket/raw/, 's3://bucket/*.tar'): an object is a file, and a prefix is a folder.
+    video on standard input; several may be given. OUTPUT is a file, numbered images into which a
+    video is split (out_%06d.png), a folder for what comes from a folder, a glob, a list or several
+    inputs, or - for y4m on standard output. Both may be URLs of a store (s3://bucket/raw/,
+    's3://bucket/*.tar'): an object is a file, and a prefix is a folder.
     """
     if options["overwrite"] and options["skip_existing"]:
         raise click.UsageError("-y overwrites what exists, -n leaves it: choose one.")

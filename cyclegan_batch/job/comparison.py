@@ -19,7 +19,6 @@ from .._version import __version__
 from ..errors import InputError, OutputError, OutputInUseError
 from ..frames import Geometry, Pixels, Size
 from ..media.formats import PIPE, Entry
-from ..media.pattern import parse_pattern
 from ..options import TranslateOptions
 from ..wording import Note, printable
 from .fingerprint import Job
@@ -286,7 +285,7 @@ def _checked_path(entry: Entry) -> Path:
             "is gone by then; name files, or leave out --compare"
         )
     path, name = comparison_path(entry.output), printable(entry.output)
-    if parse_pattern(entry.output.name):
+    if entry.is_numbered:
         raise OutputError(
             f"{name}: numbered images have no comparison; name a video as OUTPUT, or leave out "
             "--compare"

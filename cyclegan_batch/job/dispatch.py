@@ -15,12 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import CycleganBatchError, InputError, OutputError, OutputInUseError
-from ..files import OutputLock, exists, output_error, refuse_existing, remove_leftovers
+from ..files import OutputLock, output_error, refuse_existing, remove_leftovers
 from ..media import Dropped, Whole, Written
 from ..wording import printable
 from .job_folder import digest_of, name_of
 from .journal import Journal
-from .units import ImageUnit, JoinUnit, Outcome, StretchUnit, TarUnit, Unit, VideoUnit
+from .units import (
+    ImageUnit,
+    JoinUnit,
+    Outcome,
+    StretchUnit,
+    TarUnit,
+    Unit,
+    VideoUnit,
+    output_exists,
+)
 
 if TYPE_CHECKING:
     from ..media.formats import Entry
@@ -278,7 +287,9 @@ class Dispatcher:
 
     def _hand_out(self, task: _Task, worker: int) -> None:
         if not task.deaths:
-            task.existed = frozenset(path for path in task.outputs if exists(path))
+            task.existed = frozenset(
+                path for path in task.outputs if output_exists(task.unit, path)
+            )
         self._out[worker].append(task)
         if self._journal is not None and not isinstance(task.unit, RefusedUnit):
             self._journal.began(task.unit)
@@ -364,8 +375,13 @@ class Dispatcher:
         with self._lock:
             tasks = self._out[worker]
             folders = {path.parent for task in tasks for path in task.outputs}
-            films = {task.film.folder for task in tasks if task.film is not None}
-            return folders | films
+            for task in tasks:
+                if task.film is not None:
+                    folders.add(task.film.folder)
+                    # A stretch of numbered images writes them beside each other at once.
+                    if task.film.plan.is_numbered:
+                        folders.add(task.film.plan.output.parent)
+            return folders
 
     def died(self, worker: int, how: str) -> list[Outcome]:
         """Take back what ``worker`` had when it died, ``how`` in words (``killed by SIGSEGV``).
@@ -458,7 +474,9 @@ def _locked(plan: VideoPlan) -> OutputLock:
     lock = OutputLock(plan.output)
     if not plan.options.overwrite:
         try:
-            refuse_existing(plan.output)
+            existing = plan.existing()
+            if existing is not None:
+                refuse_existing(existing)
         except OutputError:
             lock.release()
             raise

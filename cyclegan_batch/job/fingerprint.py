@@ -14,14 +14,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from .._version import __version__
-from ..media.formats import Kind
+from ..media.formats import Entry
 from ..option_table import Option, options_of
 from ..options import TranslateOptions
 
 if TYPE_CHECKING:
     from ..models.model import ModelCard
 
-OutputKind: TypeAlias = Literal["image", "video", "tar", "pattern", "copy", "comparison"]
+OutputKind: TypeAlias = Literal[
+    "image", "video", "tar", "pattern", "numbered", "copy", "comparison"
+]
 """The kinds of output that differ in the options that apply to them; a copy depends on none, and of
 a comparison job/comparison.py tells."""
 
@@ -95,10 +97,12 @@ COPY = Job(kind="copy", values={})
 """The job of files that are copied as they are."""
 
 
-def kind_of_output(kind: Kind) -> OutputKind:
-    """Return the kind of output that an entry's kind of input becomes."""
-    match kind:
-        case "image" | "tar" | "pattern" | "comparison":
+def kind_of_output(entry: Entry) -> OutputKind:
+    """Return the kind of output that an entry becomes."""
+    if entry.is_numbered:
+        return "numbered"
+    match entry.kind:
+        case "image" | "tar" | "pattern" | "comparison" as kind:
             return kind
         case "other":
             return "copy"
@@ -158,8 +162,10 @@ def resolved(job: Job, choices: Mapping[str, object]) -> Job:
 
 def pixel_options(kind: OutputKind) -> Iterable[Option]:
     """Yield the options that an output of this kind depends on."""
-    # A pattern of images becomes a video, and a tar has images in it, so that their options apply.
-    kinds = {kind, {"pattern": "video", "tar": "image"}.get(kind, kind)}
+    # A pattern of images becomes a video, a tar has images in it, and a video may become images or
+    # be made of them, so that their options apply.
+    others = {"pattern": {"video"}, "tar": {"image"}, "numbered": {"video", "image", "pattern"}}
+    kinds = {kind, *others.get(kind, ())}
     in_the_name = IN_THE_NAME - {"format"} if kind == "tar" else IN_THE_NAME
     for option in options_of(TranslateOptions):
         applies = not option.applies_to or kinds & set(option.applies_to)

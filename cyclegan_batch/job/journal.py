@@ -44,7 +44,17 @@ from .journal_lines import (
 from .journal_storage import Storage, open_storage
 from .plan_text import command_description
 from .record import Record
-from .units import Counters, ImageUnit, JoinUnit, Outcome, StretchUnit, TarUnit, Unit, VideoUnit
+from .units import (
+    Counters,
+    ImageUnit,
+    JoinUnit,
+    Outcome,
+    StretchUnit,
+    TarUnit,
+    Unit,
+    VideoUnit,
+    output_exists,
+)
 
 if TYPE_CHECKING:
     from ..media.mux.joined_video import Stretch
@@ -95,7 +105,7 @@ class Journal:
         self._frames = 0
         self._jobs = {job.kind: job for job in plan.jobs}
         self._job_of = {
-            entry.output: self._jobs[kind_of_output(entry.kind)]
+            entry.output: self._jobs[kind_of_output(entry)]
             for entry in plan.entries
             if entry.kind != "image"
         } | {unit.plan.output: self._jobs["comparison"] for unit in plan.comparisons}
@@ -156,7 +166,7 @@ class Journal:
             if not kept and isinstance(unit, StretchUnit):
                 # Nobody else is at work on them: whoever hands out a stretch has locked its video.
                 self._remove_stretches(output)
-            if self._new([output]):
+            if output in self._plan.redone or not output_exists(unit, output):
                 self._write_begun(unit, self._job_of[output], [output], kept)
 
     def _new(self, outputs: Iterable[Path]) -> list[Path]:
@@ -261,6 +271,8 @@ class Journal:
         # The frames of a comparison are none that were translated.
         frames = 0 if isinstance(outcome.unit, ComparisonUnit) else outcome.frames
         facts: dict[str, object] = {"frames": frames, "translated": translated}
+        if named.numbers:
+            facts["numbers"] = named.numbers
         if counters.failures:
             facts["failures"] = written_failures(counters.failures)
         # On the disk before the stretches are removed, without which a begun video is made anew.

@@ -27,7 +27,7 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 _KINDS = (("backend", BackendName), ("precision", TranslatePrecision))
 _LARGEST_BATCH = 4096
 
-FACTS = ("translated", "failures")
+FACTS = ("translated", "failures", "numbers")
 """What a line ``whole`` of one output tells of it besides its row."""
 
 _MOST_FRAMES = 1 << 20
@@ -50,6 +50,8 @@ class WholeOutput:
     """Frames of a video, or images, that were translated; None where the journal does not tell."""
     failures: tuple[Failure, ...]
     """What is missing from it or damaged in it."""
+    numbers: tuple[tuple[int, int], ...]
+    """Of numbered images: the first and the last number of each row of consecutive ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +152,9 @@ def as_whole_output(job: str, row: list[Json], facts: dict[str, Json]) -> WholeO
         sha256=digest,
         translated=as_count(facts.get("translated")),
         failures=tuple(_failures(facts.get("failures"))),
+        numbers=tuple(
+            span for each in _list(facts.get("numbers")) if (span := _size(each)) is not None
+        ),
     )
 
 

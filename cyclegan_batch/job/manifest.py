@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, TypeAlias
 from ..errors import missing_extra
 from ..files import exists, output_error, writing
 from ..media.formats import PIPE, Entry
+from ..media.pattern import numbered_files
 from ..wording import printable
 from .job_folder import name_of
 from .standing import read_record
@@ -91,7 +92,7 @@ def manifest(plan: JobPlan, report: Report) -> Iterator[Row]:
             status, reason, whole = "skipped", "exists already", None
         elif (cause := _failure(entry, failures)) is not None:
             status, reason, whole = "failed", cause, None
-        elif plan.options.skip_existing and _exists(entry.output):
+        elif plan.options.skip_existing and _exists(entry):
             status, reason, whole = "skipped", "was written by another process", None
         else:
             status, whole = "left", None
@@ -121,8 +122,10 @@ def _failure(entry: Entry, failures: dict[str, str]) -> str | None:
     return failures.get(printable(entry.source)) or failures.get(printable(entry.output))
 
 
-def _exists(output: Path) -> bool:
-    return output != PIPE and exists(output)
+def _exists(entry: Entry) -> bool:
+    if entry.is_numbered:
+        return bool(numbered_files(entry.output))
+    return entry.output != PIPE and exists(entry.output)
 
 
 # Lines of JSON

@@ -221,7 +221,7 @@ def plan_job(
     state = standing(tree.entries, root, record, (), options) if record.is_empty else None
     check_workers(tree.entries, options)
     generator = open_for_translation(model, options, say=say)
-    kinds = dict.fromkeys(kind_of_output(entry.kind) for entry in tree.entries)
+    kinds = dict.fromkeys(kind_of_output(entry) for entry in tree.entries)
     jobs = [job_of(kind, generator.card, options, None) for kind in kinds]
     same = same_jobs(record, jobs)
     if state is None:
@@ -236,9 +236,10 @@ def plan_job(
     notes = [*generator.card.notes, *tree.notes]
     notes += [note for video in videos for note in video.notes]
     notes += [note for shard in shards for note in shard.notes]
-    notes += _without_effect(
-        options, {entry.kind for entry in tree.entries if entry.kind != "other"}
-    )
+    present = {entry.kind for entry in tree.entries if entry.kind != "other"}
+    if any(entry.is_numbered for entry in tree.entries):
+        present.add("image")
+    notes += _without_effect(options, present)
     notes += _fixed_size_notes(generator.card, options)
     notes += _store_notes(root, folder, state)
     images = [entry for entry in work if entry.kind == "image"]
@@ -283,7 +284,8 @@ def plan_job(
             row=_longest_row(videos, shards, tars, [shape(size).network for size in image_sizes]),
         )
         backend, choice, schedule = choose_backend(generator, options, workload, recorded, say)
-        schedule = replace(schedule, encodes_video=bool(videos))
+        encodes = any(not video.is_numbered for video in videos)
+        schedule = replace(schedule, encodes_video=encodes)
     choices = _choices(choice, schedule)
     plan = JobPlan(
         inputs=tuple(inputs),
@@ -405,6 +407,7 @@ def _done(
 def _as_done(recorded: RecordedStretch, video: VideoPlan, folder: Path) -> DoneStretch | None:
     """Return a recorded stretch as done, None where it is not of this plan or has no file."""
     from ..media.mux.joined_video import Stretch
+    from ..media.video.numbered_sink import is_stretch_whole
     from ..media.video.sink import stretch_path
 
     if (
@@ -425,6 +428,8 @@ def _as_done(recorded: RecordedStretch, video: VideoPlan, folder: Path) -> DoneS
         except OSError:
             return None
         stretch = Stretch(path, recorded.time_base, recorded.times, recorded.last_duration)
+        if video.is_numbered and not is_stretch_whole(video, path):
+            return None
     return DoneStretch(
         number=recorded.number,
         stretch=stretch,

@@ -20,6 +20,7 @@ from ..errors import OutputError
 from ..file_identity import FileIdentity
 from ..files import scratch_folder, size_of
 from ..media.formats import IMAGE_FORMATS, PIPE, Entry
+from ..media.pattern import numbered_files
 from ..remote import is_remote
 from ..wording import Note, byte_size, printable
 
@@ -52,6 +53,9 @@ def check_space(
             sizes = known if video.is_count_stated else likely
             # What it replaces makes room for it.
             sizes[disks.of(video.output)] += video.y4m_bytes - _file_bytes(video.output)
+        if video.likely_bytes is not None:
+            existing = sum(map(_file_bytes, numbered_files(video.output).values()))
+            likely[disks.of(video.output)] += video.likely_bytes - existing
     for disk, pairs in _pairs_of_like_size(videos, images, others, disks).items():
         sample = pairs[:: -(-len(pairs) // _SAMPLED)]
         grown = sum(
@@ -120,7 +124,8 @@ def _pairs_of_like_size(
     for video in videos:
         options = video.options
         is_whole = options.ss is None and options.to is None and options.frames is None
-        if video.output != PIPE and video.y4m_bytes is None and is_whole:
+        is_encoded = video.y4m_bytes is None and not video.is_numbered
+        if video.output != PIPE and is_encoded and is_whole:
             status = video.identity if is_remote(video.path) else None
             pairs[disks.of(video.output)].append((video.path, status, video.output))
     for entry in images:

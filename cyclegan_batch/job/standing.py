@@ -19,7 +19,7 @@ from ..errors import InputError, OutputError
 from ..file_identity import FileIdentity, identity_of
 from ..files import exists, output_error, size_of
 from ..media.formats import PIPE, Entry
-from ..media.pattern import pattern_files
+from ..media.pattern import numbered_bytes, numbered_files, pattern_files
 from ..option_table import options_of
 from ..options import TranslateOptions
 from ..wording import printable
@@ -116,7 +116,7 @@ def standing(
     others = _stretches_of_others(root, record, asked, same)
     begun_by_others: dict[Path, str] = {}
     for entry in entries:
-        kind = kind_of_output(entry.kind)
+        kind = kind_of_output(entry)
         ids = {job.id for job in same.get(kind, ())}
         state = _State.of(entry, root, record)
         if not state.exists or entry.output == PIPE:
@@ -182,6 +182,8 @@ class _State:
 
     @classmethod
     def of(cls, entry: Entry, root: Path | None, record: Record) -> _State:
+        if entry.is_numbered:
+            return cls._of_numbered(entry, root, record)
         try:
             length = size_of(entry.output)
         except OSError as error:
@@ -193,6 +195,18 @@ class _State:
         name = name_of(entry.output, root)
         whole = record.whole(name)
         if whole is not None and whole.bytes != length:
+            whole = None
+        return cls(True, record.begun().get(name), whole)
+
+    @classmethod
+    def _of_numbered(cls, entry: Entry, root: Path | None, record: Record) -> _State:
+        """Return what is there of numbered images: all have their names, and the recorded sizes."""
+        is_there = bool(numbered_files(entry.output))
+        if not is_there or root is None:
+            return cls(is_there, None, None)
+        name = name_of(entry.output, root)
+        whole = record.whole(name)
+        if whole is not None and numbered_bytes(entry.output, whole.numbers) != whole.bytes:
             whole = None
         return cls(True, record.begun().get(name), whole)
 

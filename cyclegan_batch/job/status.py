@@ -12,12 +12,13 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import size_of
+from ..media.pattern import numbered_bytes
 from ..option_table import options_of
 from ..options import TranslateOptions
 from ..remote import RemotePath, is_remote
 from ..wording import clock, printable
 from .job_folder import FOLDER, digest_of, is_open, journal_name
-from .journal_lines import Json
+from .journal_lines import Json, WholeOutput
 from .journal_storage import journal_of
 from .record import Record, Run
 
@@ -184,7 +185,7 @@ def _job_status(output: Path) -> JobStatus | None:
     done = damaged = 0
     for name in record.names():
         whole = record.whole(name)
-        if whole is not None and whole.job in ids and _length(root, name) == whole.bytes:
+        if whole is not None and whole.job in ids and _length(root, name, whole) == whole.bytes:
             done += 1
             damaged += bool(whole.failures)
     outputs = sum(by_journal[path].outputs for path in family)
@@ -250,11 +251,13 @@ def _runs(run: Run) -> bool:
     return True
 
 
-def _length(root: Path, name: str) -> int | None:
+def _length(root: Path, name: str, whole: WholeOutput) -> int | None:
     """Return the size of an output; None where it is missing, or its name leads out of the root."""
     if name.startswith("/") or ".." in name.split("/"):
         return None
     try:
+        if whole.numbers:
+            return numbered_bytes(root / name, whole.numbers)
         return size_of(root / name)
     except ValueError:
         return None

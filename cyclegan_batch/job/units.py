@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from ..errors import CycleganBatchError, OutputError, OutputExistsError, OutputInUseError
 from ..files import exists
 from ..media import Dropped, Place, Sink, Source, Whole
+from ..media.pattern import numbered_files
 from ..remote import is_remote
 from ..wording import Note
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..media.tars.plan import TarPlan
     from ..media.tars.sink import TarSink
     from ..media.tars.source import TarSource
+    from ..media.video.numbered_sink import NumberedJoinSink, NumberedSink, NumberedStretchSink
     from ..media.video.plan import VideoPlan
     from ..media.video.sink import JoinSink, StretchSink, VideoSink
     from ..media.video.source import JoinSource, StretchSource, VideoSource
@@ -92,11 +94,12 @@ class VideoUnit:
 
         return VideoSource(self.plan)
 
-    def open_sink(self, source: AnySource) -> VideoSink:
+    def open_sink(self, source: AnySource) -> VideoSink | NumberedSink:
         """Open the encoder. Raises OutputError."""
+        from ..media.video.numbered_sink import NumberedSink
         from ..media.video.sink import VideoSink
 
-        return VideoSink(self.plan)
+        return NumberedSink(self.plan) if self.plan.is_numbered else VideoSink(self.plan)
 
 
 @dataclass(frozen=True)
@@ -137,11 +140,13 @@ class StretchUnit:
 
         return StretchSource(self.plan, self.number, previous, self.before)
 
-    def open_sink(self, source: AnySource) -> StretchSink:
+    def open_sink(self, source: AnySource) -> StretchSink | NumberedStretchSink:
         """Return the encoder. The output is not locked: whoever hands out the stretches does it."""
+        from ..media.video.numbered_sink import NumberedStretchSink
         from ..media.video.sink import StretchSink
 
-        return StretchSink(self.plan, self.number, self.folder)
+        sink = NumberedStretchSink if self.plan.is_numbered else StretchSink
+        return sink(self.plan, self.number, self.folder)
 
 
 @dataclass(frozen=True)
@@ -171,11 +176,13 @@ class JoinUnit:
 
         return JoinSource()
 
-    def open_sink(self, source: AnySource) -> JoinSink:
+    def open_sink(self, source: AnySource) -> JoinSink | NumberedJoinSink:
         """Return the join. The output is not locked."""
+        from ..media.video.numbered_sink import NumberedJoinSink
         from ..media.video.sink import JoinSink
 
-        return JoinSink(self.plan, self.stretches)
+        sink = NumberedJoinSink if self.plan.is_numbered else JoinSink
+        return sink(self.plan, self.stretches)
 
 
 @dataclass(frozen=True)
@@ -239,6 +246,13 @@ class TarUnit:
 
         assert isinstance(source, TarSource)
         return TarSink(self.plan, source)
+
+
+def output_exists(unit: Unit, output: Path) -> bool:
+    """Return whether there is anything of the ``output`` of a unit."""
+    if isinstance(unit, VideoUnit | StretchUnit | JoinUnit):
+        return unit.plan.existing() is not None
+    return exists(output)
 
 
 @dataclass(frozen=True)
@@ -464,7 +478,7 @@ class Counters:
         """
         for failure in list(self.failures):
             output = failure.error.output if isinstance(failure.error, OutputInUseError) else None
-            if output is not None and exists(output):
+            if output is not None and (exists(output) or numbered_files(output)):
                 self.failures.remove(failure)
                 self.left += 1
 

@@ -89,6 +89,10 @@ class Written:
     """Of the output's bytes."""
     images: int | None = None
     """How many translated images a tar holds; None for what is no tar."""
+    numbers: tuple[tuple[int, int], ...] = ()
+    """Of numbered images, of which ``path`` is the pattern: the first and the last number of each
+    row of consecutive ones. ``bytes`` is then their sum, and ``sha256`` that of their digests, a
+    line each."""
 
 
 Whole: TypeAlias = "Written | Stretch"

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 
 from ..file_identity import FileIdentity
 from ..wording import printable
+from .pattern import parse_pattern
 
 Kind: TypeAlias = Literal[
     "image", "video", "tar", "pattern", "pipe", "unread", "other", "comparison"
@@ -112,6 +113,16 @@ class Entry:
     """Why an ``unread`` file cannot be read, where that is known better than by its kind."""
     status: FileIdentity | None = None
     """Size and time of an object of a store, as it was listed; None for a file."""
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the output is a pattern of numbered images, into which a video is split."""
+        return self.kind in ("video", "pattern", "pipe") and is_numbered_output(self.output)
+
+
+def is_numbered_output(output: Path) -> bool:
+    """Return whether the name of a video's output is a pattern of images (``out_%06d.png``)."""
+    return output.suffix.lower() in IMAGE_FORMATS and parse_pattern(output.name) is not None
 
 
 def counted_suffixes(suffixes: Iterable[str], most: int = 6) -> str:

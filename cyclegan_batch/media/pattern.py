@@ -1,4 +1,4 @@
-"""Patterns of numbered images (``f_%06d.png``), in the grammar of FFmpeg's image2 demuxer.
+"""Patterns of numbered images (``f_%06d.png``), in the grammar of FFmpeg's image2 (de)muxer.
 
 The grammar was compared with FFmpeg 8 (``av_get_frame_filename2``). A pattern holds exactly one
 number: ``%d``, ``%6d`` or ``%06d``, where a width pads with zeros, with or without the leading 0.
@@ -9,7 +9,9 @@ here it applies to the file's name only, and `demux.demuxing` escapes the folder
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,14 +75,12 @@ def pattern_files(path: Path) -> dict[int, Path]:
             "%06d, and %% for a percent sign"
         )
     try:
-        names = [entry.name for entry in path.parent.iterdir()]
+        files = _matching(path, pattern)
     except OSError as error:
         raise InputError(
             f"cannot read {printable(path)}: {error.strerror or error}; check the name, the "
             "permissions and the disk"
         ) from error
-    numbers = sorted(n for name in names if (n := pattern.number(name)) is not None)
-    files = {n: path.with_name(pattern.name(n)) for n in numbers}
     first, last = min(files, default=0), max(files, default=-1)
     missing = next((number for number in range(first, last) if number not in files), None)
     if missing is not None:
@@ -92,3 +92,48 @@ def pattern_files(path: Path) -> dict[int, Path]:
             f"numbers {first} and {last}; number the images without gaps"
         )
     return files
+
+
+def numbered_files(path: Path) -> dict[int, Path]:
+    """Return what is there of the pattern ``path`` as an output, by its numbers, ascending.
+
+    There may be gaps. Nothing is there where the folder cannot be listed, nor of a name without a
+    number.
+    """
+    pattern = parse_pattern(path.name)
+    if pattern is None:
+        return {}
+    try:
+        return _matching(path, pattern)
+    except OSError:
+        return {}
+
+
+def _matching(path: Path, pattern: Pattern) -> dict[int, Path]:
+    """Return the files that match ``pattern``, by their numbers, ascending. Raises OSError."""
+    names = (entry.name for entry in path.parent.iterdir())
+    numbers = sorted(n for name in names if (n := pattern.number(name)) is not None)
+    return {n: path.with_name(pattern.name(n)) for n in numbers}
+
+
+def as_spans(numbers: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Return ascending numbers as the first and the last of each row of consecutive ones."""
+    rows = itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
+    spans = ([number for _, number in row] for _, row in rows)
+    return tuple((span[0], span[-1]) for span in spans)
+
+
+def numbered_bytes(path: Path, spans: Iterable[tuple[int, int]]) -> int | None:
+    """Return the bytes of those images of the pattern ``path`` that have the numbers of ``spans``.
+
+    None where one of them is missing.
+    """
+    files = numbered_files(path)
+    total = 0
+    for first, last in spans:
+        for number in range(first, last + 1):
+            try:
+                total += files[number].stat().st_size
+            except (KeyError, OSError):
+                return None
+    return total

@@ -542,6 +542,40 @@ def test_a_pattern_into_a_folder_or_over_its_own_files_errors(tmp_path: Path) ->
         find_inputs([tmp_path / "f_%d.png"], tmp_path / "f_1.png")
 
 
+@pytest.mark.parametrize("source", ["a.mp4", "a.gif", "f_%d.png", "-"])
+def test_a_video_is_split_into_numbered_images(tmp_path: Path, source: str) -> None:
+    for name in ("a.mp4", "a.gif", "f_1.png"):
+        touch(tmp_path / name)
+    given, output = Path(source) if source == "-" else tmp_path / source, tmp_path / "o" / "%d.png"
+    (entry,) = find_inputs([given], output).entries
+    assert (entry.is_numbered, entry.output) == (True, output)
+
+
+def test_an_image_or_a_video_may_have_a_number_sign_in_its_name(tmp_path: Path) -> None:
+    for source, output in (("a.png", "b_%d.png"), ("a.mp4", "b_%d.mp4")):
+        (entry,) = find_inputs([touch(tmp_path / source)], tmp_path / output).entries
+        assert (entry.is_numbered, entry.output) == (False, tmp_path / output)
+
+
+@pytest.mark.parametrize(
+    ("output", "how", "message"),
+    [
+        ("o_%d.jp2", {}, r"o_%d\.jp2: cannot write an image as \.jp2; choose one of jpg, "),
+        ("o_%d.png", {"format": "jpg"}, "--format jpg and the name ask for different formats"),
+        ("o_%d.png", {"container": "mkv"}, "--container mkv and the name ask for different cont"),
+        ("s3://bucket/o_%d.png", {}, "numbered images are written into a local folder only"),
+        ("f_%01d.png", {}, r"f_1\.png: is one of the inputs"),
+    ],
+)
+def test_numbered_images_that_cannot_be_written_error(
+    tmp_path: Path, output: str, how: dict[str, str], message: str
+) -> None:
+    touch(tmp_path / "f_1.png")
+    target = output if "://" in output else tmp_path / output
+    with pytest.raises(OutputError, match=message):
+        find_inputs([tmp_path / "f_%d.png"], target, **how)
+
+
 def test_a_percent_sign_without_a_number_is_no_pattern_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"100%\.png: no such file"):
         find_inputs([tmp_path / "100%.png"], tmp_path / "out.png")

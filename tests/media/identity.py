@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cyclegan_batch.media import Dropped
+from cyclegan_batch.media.video.numbered_sink import NumberedSink
 from cyclegan_batch.media.video.plan import VideoPlan, plan_video
 from cyclegan_batch.media.video.sink import VideoSink
 from cyclegan_batch.media.video.source import VideoSource
@@ -19,9 +20,10 @@ def plan(source: Path, output: Path, options: TranslateOptions = FAST, **how: An
     return plan_video(source, output, options, pixel_type=how.pop("pixel_type", "uint8"), **how)
 
 
-def run(plan: VideoPlan) -> tuple[list[Dropped], VideoSink]:
+def run(plan: VideoPlan) -> tuple[list[Dropped], VideoSink | NumberedSink]:
     """Send every frame through both converters, as the pipeline does."""
-    source, sink = VideoSource(plan), VideoSink(plan)
+    source = VideoSource(plan)
+    sink: Any = NumberedSink(plan) if plan.is_numbered else VideoSink(plan)
     from_raw, to_encoded = source.converter(), sink.converter()
     dropped = []
     for item in source.read():

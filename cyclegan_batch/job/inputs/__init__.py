@@ -35,7 +35,7 @@ from pathlib import Path
 from ...errors import InputError, OutputError
 from ...file_identity import FileIdentity, identity_of_status, sha256_of
 from ...files import writing
-from ...media.formats import PIPE, Entry, Kind
+from ...media.formats import PIPE, Entry, Kind, is_numbered_output
 from ...media.pattern import parse_pattern, pattern_files
 from ...remote import as_path, copy_in, is_bucket, is_remote
 from ...wording import Note, printable
@@ -251,8 +251,16 @@ def _pipe_or_pattern(source: Path, output: Path | str) -> Entry | None:
             "such as out.mp4 (or give the folder itself as INPUT to translate its images)"
         )
     places = Places()
-    if places.of(target) in {places.of(path) for path in files.values()}:
-        raise OutputError(f"{printable(target)}: is one of the inputs; choose another output name")
+    inputs = {places.of(path) for path in files.values()}
+    outputs = [target]
+    if is_numbered_output(target) and (pattern := parse_pattern(target.name)) is not None:
+        # The images keep their numbers. Names of other digits may be the same ones.
+        outputs = [target.with_name(pattern.name(number)) for number in files]
+    for each in outputs:
+        if places.of(each) in inputs:
+            raise OutputError(
+                f"{printable(each)}: is one of the inputs; choose another output name"
+            )
     return Entry("pattern", source, target)
 
 

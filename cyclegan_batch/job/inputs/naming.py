@@ -26,10 +26,11 @@ from ...media.formats import (
     ImageFormat,
     Kind,
     counted_suffixes,
+    is_numbered_output,
     output_format,
     sniff_format,
 )
-from ...remote import RemotePath
+from ...remote import RemotePath, is_remote
 from ...wording import Note, printable
 from .refusals import unreadable
 
@@ -70,9 +71,17 @@ class Naming:
 
         Raises OutputError, and ContradictionError where an option excludes the name.
         """
-        if kind == "image":
+        is_numbered = kind not in ("image", "tar") and is_numbered_output(target)
+        if kind == "image" or is_numbered:
             self._check_image(target)
-        elif kind == "tar":
+        if is_numbered and is_remote(target):
+            raise OutputError(
+                f"{printable(target)}: numbered images are written into a local folder only; "
+                "name one, and copy it into the store"
+            )
+        if kind == "image" or (is_numbered and self.container == "same"):
+            return
+        if kind == "tar":
             if target.suffix.lower() != TAR_SUFFIX:
                 raise OutputError(
                     f"{printable(target)}: a tar becomes a tar; name it .tar, or name a folder"
@@ -189,7 +198,7 @@ def kind_of_named_file(path: Path, output: Path) -> Kind:
             "first (JPEG and PNG get no smaller by it)"
         )
     if path.suffix.lower() == ".gif" and (
-        output == PIPE or output.suffix.lower() in VIDEO_SUFFIXES
+        output == PIPE or output.suffix.lower() in VIDEO_SUFFIXES or is_numbered_output(output)
     ):
         return "video"
     kind = kind_by_suffix(path.name)

@@ -5,18 +5,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
-import threading
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from ...errors import OutputError
-from ...files import output_error, publish_all, publishing_error, temporary_path
+from ...files import publishing_error
 from ...frames import Frame
 from ...remote import RemotePath
 from ...wording import Note, printable
@@ -24,6 +19,7 @@ from .. import Dropped, Written
 from ..behind import Behind
 from ..formats import IMAGE_FORMATS
 from .codec import encode_picture
+from .lots import Lot, Partial
 from .shards import ImageShard, PictureTag
 
 
@@ -78,118 +74,57 @@ class _Encoder:
 # Files
 
 
-@dataclass(frozen=True)
-class _Encoded:
-    """An image that is whole under its temporary name."""
-
-    partial: Path
-    result: Written
-    """What it is under its final name."""
-
-
-_PUBLISHED_AFTER = 1.0
-"""Seconds after which whole images get their final names before the shard ends: a process that is
-killed while a slow network is at work loses no more than that."""
-
-
 class ImageSink:
-    """The output files of a shard: its workers write them, and they are published together.
-
-    To flush a file and its folder takes several times as long as to encode a small image. Many
-    files are flushed in little more time than one.
-    """
+    """The output files of a shard: its workers write them, and they are published together."""
 
     def __init__(self, shard: ImageShard) -> None:
         self.shard = shard
         self._encoder = _Encoder(shard)
-        self._whole: list[_Encoded] = []
-        """Images that wait for their final names, in order."""
-        self._published = time.monotonic()
-        """When images got their final names for the last time."""
+        self._lot: Lot[Written] = Lot(shard.overwrites)
         self._lost: list[Dropped] = []
         """Images that could not be published and are not reported yet."""
         self._written: list[Written] = []
-        self._partials: set[Path] = set()
-        """The temporary files that exist."""
-        self._discarded = False
-        self._lock = threading.Lock()
-        """Guards the two above, which the workers change, too."""
 
     @property
     def notes(self) -> tuple[Note, ...]:
         """Notes on what the size of the output made impossible; `ImageSource` has the others."""
         return self._encoder.notes
 
-    def converter(self) -> Callable[[Frame], _Encoded | Dropped]:
+    def converter(self) -> Callable[[Frame], Partial[Written] | Dropped]:
         """Return the encoder, which writes each image under a temporary name."""
         return self._encode
 
-    def _encode(self, frame: Frame) -> _Encoded | Dropped:
+    def _encode(self, frame: Frame) -> Partial[Written] | Dropped:
         encoded = self._encoder.encode(frame)
-        return encoded if isinstance(encoded, Dropped) else self._write_partial(*encoded)
-
-    def _write_partial(self, result: Written, data: bytes) -> _Encoded | Dropped:
-        path = result.path
-        partial = temporary_path(path)
-        with self._lock:
-            self._partials.add(partial)
+        if isinstance(encoded, Dropped):
+            return encoded
+        result, data = encoded
         try:
-            try:
-                partial.write_bytes(data)
-            except FileNotFoundError:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                partial.write_bytes(data)
-        except OSError as error:
-            self._remove(partial)
-            problem = output_error(path, error)
-            problem.__cause__ = error
-            return Dropped(printable(path), problem)
-        with self._lock:
-            late = self._discarded
-        if late:
-            self._remove(partial)
-        return _Encoded(partial, result)
-
-    def _remove(self, partial: Path) -> None:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        with self._lock:
-            self._partials.discard(partial)
+            return self._lot.write(result.path, data, result)
+        except OutputError as error:
+            return Dropped(printable(result.path), error)
 
     @property
     def written(self) -> Sequence[Written]:
         """The files that are published so far."""
         return self._written
 
-    def write(self, item: _Encoded | Dropped) -> Dropped | None:
+    def write(self, item: Partial[Written] | Dropped) -> Dropped | None:
         """Take an image; return Dropped where this one, or one before it, is lost."""
         if isinstance(item, Dropped):
             return item
-        self._whole.append(item)
-        if time.monotonic() - self._published >= _PUBLISHED_AFTER:
+        self._lot.add(item)
+        if self._lot.is_due:
             self._publish()
         return self._lost.pop(0) if self._lost else None
 
     def _publish(self) -> None:
         """Give the images that are whole their final names."""
-        whole, self._whole = self._whole, []
-        errors: list[OutputError | None] = []
-        # Those that may replace a file come last.
-        whole.sort(key=lambda each: self.shard.overwrites(each.result.path))
-        for overwrite, images in itertools.groupby(
-            whole, key=lambda each: self.shard.overwrites(each.result.path)
-        ):
-            pairs = [(each.partial, each.result.path) for each in images]
-            errors += publish_all(pairs, overwrite=overwrite)
-        for image, error in zip(whole, errors, strict=True):
+        for result, error in self._lot.publish():
             if error is None:
-                self._written.append(image.result)
-                with self._lock:
-                    self._partials.discard(image.partial)
+                self._written.append(result)
             else:
-                self._lost.append(Dropped(printable(image.result.path), error))
-                self._remove(image.partial)
-        self._published = time.monotonic()
+                self._lost.append(Dropped(printable(result.path), error))
 
     def finish(self) -> Sequence[Dropped]:
         """Publish the rest; return the images that could not be published."""
@@ -200,11 +135,7 @@ class ImageSink:
     def discard(self) -> None:
         """Publish the images that `write` has taken, which are whole, and remove all others."""
         self._publish()
-        with self._lock:
-            self._discarded = True
-            partials = list(self._partials)
-        for partial in partials:
-            self._remove(partial)
+        self._lot.discard()
 
 
 # Objects

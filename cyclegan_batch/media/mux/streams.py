@@ -113,18 +113,21 @@ def plan_streams(
     )
 
 
-def left_out_of_y4m(info: MediaInfo, video: StreamInfo, options: TranslateOptions) -> list[str]:
-    """Return what y4m loses of ``info``, which is everything beside the frames of ``video``.
+def left_out_of_frames(
+    info: MediaInfo, video: StreamInfo, options: TranslateOptions, held_by: str
+) -> list[str]:
+    """Return what an output loses of ``info`` that holds the frames of ``video`` alone.
 
-    Each text completes ``goes without …``.
+    ``held_by`` is the output in messages, ``y4m`` or ``images``. Each text completes ``goes without
+    …``.
     """
     return [
         *(
-            f"stream {stream.index} ({stream.label}): y4m cannot hold it"
+            f"stream {stream.index} ({stream.label}): {held_by} cannot hold it"
             for stream in info.streams
             if stream.index != video.index and not _is_unwanted(info, stream, options)
         ),
-        *_captions_and_chapters(info, video, "y4m", chapters=False),
+        *_captions_and_chapters(info, video, held_by, chapters=False),
     ]
 
 

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from ...errors import InputError, OutputError
 from ...file_identity import FileIdentity, identity_of
+from ...files import exists
 from ...frames import PixelType, Size
 from ...option_table import options_given
 from ...options import TranslateOptions
@@ -28,10 +29,10 @@ from ..demux.probe import media_info, probe
 from ..demux.standard_input import Y4M_MUXER, standard_input
 from ..demux.stream_info import Fields, MediaInfo, StreamInfo
 from ..demux.timestamps import discontinuity_notes, start_note
-from ..formats import PIPE
-from ..mux.streams import StreamPlan, left_out_of_y4m, plan_streams
+from ..formats import PIPE, is_numbered_output
+from ..mux.streams import StreamPlan, left_out_of_frames, plan_streams
 from ..mux.trial import TranslatedVideo
-from ..pattern import parse_pattern, pattern_files
+from ..pattern import numbered_files, parse_pattern, pattern_files
 from .colour import ColourPlan, resolve
 from .editing import encoder_name, held_colours
 from .encoder import (
@@ -43,6 +44,7 @@ from .encoder import (
     plan_y4m,
     why_in_one_piece,
 )
+from .numbered import likely_bytes, plan_numbered
 from .pixel_formats import frame_bytes
 
 _Y4M = ".y4m"
@@ -77,6 +79,8 @@ class VideoPlan:
     """By the header, or by duration and frame rate; None where neither is known."""
     stretch_frames: int | None
     """Frames of each stretch but the last, of about ten seconds; None: the video is one piece."""
+    first_number: int | None
+    """The number of the first image, where the output is numbered images; else None."""
     notes: tuple[Note, ...]
     """Notes that are reported before the first frame."""
 
@@ -91,10 +95,36 @@ class VideoPlan:
 
         As sure as `frames_expected`, for which see `is_count_stated`.
         """
-        if self.streams is not None or self.frames_expected is None:
+        if self.encoder.format != Y4M_MUXER or self.frames_expected is None:
             return None
         frame = len(_FRAME_LINE) + frame_bytes(self.encoder.pix_fmt, self.output_size)
         return self.frames_expected * frame
+
+    @property
+    def likely_bytes(self) -> int | None:
+        """About the size of numbered images, None where their number is not known."""
+        if not self.is_numbered or self.frames_expected is None:
+            return None
+        return self.frames_expected * likely_bytes(self.encoder, self.output_size)
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the output is numbered images."""
+        return self.first_number is not None
+
+    def image_number(self, index: int, timing: Timing) -> int:
+        """Return the number of the image that the frame of this number becomes."""
+        assert self.first_number is not None
+        if self.picture_rate is None or self.options.deinterlace_rate == "field":
+            return self.first_number + index
+        # A source of numbered images has a tick for each number.
+        return self.first_number + timing.pts - (self.stream.start_pts or 0)
+
+    def existing(self) -> Path | None:
+        """Return what exists of the output: the file, or one of the numbered images."""
+        if self.is_numbered:
+            return next(iter(numbered_files(self.output).values()), None)
+        return self.output if exists(self.output) else None
 
     @property
     def is_count_stated(self) -> bool:
@@ -169,11 +199,10 @@ def plan_video(
     Raises InputError where ``path`` is no video or is not to be translated, OutputError where it
     cannot be encoded as the options ask.
     """
-    if parse_pattern(output.name):
-        raise OutputError(
-            f"cannot write {printable(output)}: numbered images are no output here; "
-            "name a video, and split it with FFmpeg: ffmpeg -i VIDEO out_%06d.png"
-        )
+    is_numbered = is_numbered_output(output)
+    if is_numbered and options.fps is None and parse_pattern(path.name):
+        # Nothing is played: each image becomes the image of its number.
+        options = replace(options, fps="25")
     if path == PIPE:
         info = media_info(standard_input().container, path)
     else:
@@ -194,10 +223,17 @@ def plan_video(
     request = EncoderRequest(stream, colour, target, aspect, options)
     extras = Extras(_output_fields(stream, size, target, options), stream.alpha)
     streams = None
-    if output == PIPE or output.suffix.lower() == _Y4M:
+    if is_numbered:
+        encoder, losses = plan_numbered(output, request, extras, pixel_type)
+        left_out = left_out_of_frames(info, stream, options, "images")
+        stream_notes = _frame_notes(name, output, losses, left_out, options)
+    elif output == PIPE or output.suffix.lower() == _Y4M:
         encoder, losses = plan_y4m(request, extras)
-        left_out = left_out_of_y4m(info, stream, options)
-        stream_notes = _y4m_notes(name, output, stream, losses, left_out, options)
+        left_out = left_out_of_frames(info, stream, options, "y4m")
+        stream_notes = _frame_notes(name, output, losses, left_out, options)
+        if stream.constant_rate is False:
+            text = "y4m has one frame rate, so the variable times of the source are lost"
+            stream_notes += (Note(name, text),)
     else:
         codec = encoder_name(options.codec or default_codec(output))
         colour = held_colours(codec, colour, name)
@@ -226,11 +262,15 @@ def plan_video(
     texts += _timestamp_notes(info, stream, streams)
     frames_expected = _frames_expected(info, stream, options)
     stretch_frames = None
-    if streams is not None and path != PIPE and _pattern_rate(path, options) is None:
+    pattern_rate = _pattern_rate(path, options)
+    if path != PIPE and (is_numbered or (streams is not None and pattern_rate is None)):
         stretch_frames = _stretch_frames(stream, frames_expected)
-        if stretch_frames is not None and (reason := why_in_one_piece(encoder)):
+        if stretch_frames and not is_numbered and (reason := why_in_one_piece(encoder)):
             stretch_frames = None
             texts.append(reason)
+    first_number = None
+    if is_numbered:
+        first_number = 1 if pattern_rate is None else min(pattern_files(path), default=1)
     notes = [*colour.notes, *(Note(name, text) for text in texts), *stream_notes]
     return VideoPlan(
         path=path,
@@ -248,6 +288,7 @@ def plan_video(
         options=options,
         frames_expected=frames_expected,
         stretch_frames=stretch_frames,
+        first_number=first_number,
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -272,17 +313,13 @@ def _twice(value: _Number | None) -> _Number | None:
     return None if value is None else 2 * value
 
 
-def _y4m_notes(
-    name: str,
-    output: Path,
-    stream: StreamInfo,
-    losses: list[str],
-    left_out: list[str],
-    options: TranslateOptions,
+def _frame_notes(
+    name: str, output: Path, losses: list[str], left_out: list[str], options: TranslateOptions
 ) -> tuple[Note, ...]:
-    """Return notes on what a y4m output loses; with ``--strict`` raise OutputError instead.
+    """Return notes on what y4m or numbered images lose, which hold frames alone.
 
-    ``losses`` are those of the frames themselves, ``left_out`` is what another container can hold.
+    ``losses`` are those of the frames themselves, ``left_out`` is what a container can hold. With
+    ``--strict`` raise OutputError instead.
     """
     output_name = "standard output" if output == PIPE else printable(output)
     notes = tuple(Note(None, f"{output_name} goes without {loss}") for loss in losses + left_out)
@@ -291,12 +328,12 @@ def _y4m_notes(
         raise OutputError(
             f"{'; '.join(map(str, notes))}; leave out --strict to accept that{remedy}"
         )
-    if stream.constant_rate is False:
-        text = "y4m has one frame rate, so the variable times of the source are lost"
-        notes += (Note(name, text),)
-    useless = [each.flag for each in options_given(options) if each.name in _ENCODER_OPTIONS]
+    why, names = "y4m holds frames that are not encoded", {*_ENCODER_OPTIONS}
+    if is_numbered_output(output):
+        why, names = "numbered images are no encoded video", {*_ENCODER_OPTIONS, "pix_fmt"}
+    useless = [each.flag for each in options_given(options) if each.name in names]
     if useless:
-        text = f"no effect of {', '.join(useless)}, as y4m holds frames that are not encoded"
+        text = f"no effect of {', '.join(useless)}, as {why}"
         notes += (Note(name, text),)
     return notes
 

@@ -29,6 +29,7 @@ from ..mux.joined_video import Stretch
 from ..mux.muxing import DISK_ERRNOS
 from .colour import FromRGB
 from .encoder import add_encoder
+from .numbered import NUMBERED_MUXER
 from .plan import Timing, VideoPlan
 
 
@@ -90,7 +91,7 @@ class _Encoding:
     def write(self, timing: Timing, frame: av.VideoFrame) -> None:
         """Encode the next frame. Raises OutputError, and BrokenPipeError for a closed pipe."""
         encoder = self.plan.encoder
-        with _as_output_error(self.plan):
+        with as_output_error(self.plan):
             if self._container is None:
                 self._open()
             self._times.append(timing.pts)
@@ -106,7 +107,7 @@ class _Encoding:
 
     def finish(self) -> None:
         """Flush the encoder and close the file. Raises OutputError, and BrokenPipeError."""
-        with _as_output_error(self.plan):
+        with as_output_error(self.plan):
             if self.plan.streams is not None:
                 self._mux(self._last_packets())
             container, self._container = self._container, None
@@ -188,7 +189,7 @@ class _Output:
         """Join the stretches with the other streams; return what is missing. Raises OutputError."""
         assert self._plan.streams is not None
         if not stretches:
-            raise _without_frames(self._plan)
+            raise without_frames(self._plan)
         assembled = assemble(stretches, self._plan.streams, self.partial)
         self.notes = assembled.notes
         return assembled.dropped
@@ -197,7 +198,7 @@ class _Output:
         """Give the file its final name; return it, and what a change of the input spoiled."""
         plan = self._plan
         error = plan.why_changed()
-        with _as_output_error(plan):
+        with as_output_error(plan):
             result = Written(
                 path=plan.output,
                 source=plan.path,
@@ -209,6 +210,47 @@ class _Output:
             )
         publish(self.partial, plan.output, overwrite=plan.options.overwrite)
         return result, () if error is None else (Dropped(plan.name, error),)
+
+
+class OutputHold:
+    """The right of this process to write the output of a video, until it is released."""
+
+    def __init__(self, plan: VideoPlan) -> None:
+        """Lock the output, unless its folder is missing: `begin` makes that.
+
+        Raises OutputInUseError, OutputExistsError.
+        """
+        self._plan = plan
+        self._lock: OutputLock | None = None
+        # A store needs no folder.
+        if plan.output != PIPE and (is_remote(plan.output) or plan.output.parent.is_dir()):
+            self._take()
+
+    def begin(self) -> None:
+        """Make the folder and lock the output, where that is not done. Raises OutputError."""
+        if self._plan.output != PIPE:
+            with as_output_error(self._plan):
+                self._plan.output.parent.mkdir(parents=True, exist_ok=True)
+            self._take()
+
+    def release(self) -> None:
+        """Release the lock. May be called again."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    def _take(self) -> None:
+        if self._lock is None:
+            self._lock = OutputLock(self._plan.output)
+            if not self._plan.options.overwrite:
+                try:
+                    with as_output_error(self._plan):
+                        existing = self._plan.existing()
+                        if existing is not None:
+                            refuse_existing(existing)
+                except OutputError:
+                    self.release()
+                    raise
 
 
 class VideoSink:
@@ -223,10 +265,7 @@ class VideoSink:
         encoded = partial.with_name(f"{partial.stem}-0.partial") if plan.streams else partial
         self._encoding = _Encoding(plan, encoded)
         self._written: list[Written] = []
-        self._lock: OutputLock | None = None
-        # Where the folder is missing, the first frame makes it; a store needs none.
-        if not self._piped and (is_remote(plan.output) or plan.output.parent.is_dir()):
-            self._lock_output()
+        self._hold = OutputHold(plan)
 
     @property
     def notes(self) -> Sequence[Note]:
@@ -244,17 +283,15 @@ class VideoSink:
 
     def write(self, item: tuple[Timing, av.VideoFrame]) -> None:
         """Encode the next frame. Raises OutputError, and BrokenPipeError for a closed pipe."""
-        if self._encoding.is_empty and not self._piped:
-            with _as_output_error(self._plan):
-                self._plan.output.parent.mkdir(parents=True, exist_ok=True)
-            self._lock_output()
+        if self._encoding.is_empty:
+            self._hold.begin()
         self._encoding.write(*item)
 
     def finish(self) -> Sequence[Dropped]:
         """Flush the encoder, join what it wrote with other streams, publish. Raises OutputError."""
         encoding = self._encoding
         if encoding.is_empty:
-            raise _without_frames(self._plan)
+            raise without_frames(self._plan)
         encoding.finish()
         if self._piped:
             return ()
@@ -271,21 +308,7 @@ class VideoSink:
         self._encoding.discard()
         if not self._piped:
             _remove(self._output.partial)
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-
-    def _lock_output(self) -> None:
-        """Lock the output for this process. Raises OutputInUseError, OutputExistsError."""
-        if self._lock is None:
-            self._lock = OutputLock(self._plan.output)
-            if not self._plan.options.overwrite:
-                try:
-                    with _as_output_error(self._plan):
-                        refuse_existing(self._plan.output)
-                except OutputError:
-                    self._lock.release()
-                    raise
+        self._hold.release()
 
 
 class StretchSink:
@@ -332,7 +355,9 @@ class StretchSink:
 
 def stretch_path(plan: VideoPlan, number: int, folder: Path) -> Path:
     """Return where the stretch of this ``number`` is kept until all are joined."""
-    suffix = {"matroska": "mkv"}.get(plan.encoder.format, plan.encoder.format)
+    suffix = {"matroska": "mkv", NUMBERED_MUXER: "json"}.get(
+        plan.encoder.format, plan.encoder.format
+    )
     return folder / f"{number}.{suffix}"
 
 
@@ -374,7 +399,7 @@ class JoinSink:
         _remove(self._output.partial)
 
 
-def _without_frames(plan: VideoPlan) -> OutputError:
+def without_frames(plan: VideoPlan) -> OutputError:
     """Return the error of an output for which there is no frame."""
     return OutputError(
         f"cannot write {printable(plan.output)}: no frame was read; see the failures above"
@@ -388,7 +413,7 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _as_output_error(plan: VideoPlan) -> Iterator[None]:
+def as_output_error(plan: VideoPlan) -> Iterator[None]:
     """Raise OutputError for the errors of FFmpeg and the system, except for a closed pipe."""
     try:
         yield

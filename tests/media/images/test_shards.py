@@ -24,7 +24,7 @@ from cyclegan_batch.job.pipeline import run
 from cyclegan_batch.job.units import ImageUnit, Schedule
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.formats import Entry
-from cyclegan_batch.media.images import shards, sinks
+from cyclegan_batch.media.images import lots, shards
 from cyclegan_batch.media.images.shards import (
     ImageShard,
     ImageSource,
@@ -359,7 +359,7 @@ def test_the_images_of_a_shard_get_their_names_together(tmp_path: Path) -> None:
 def test_an_image_that_took_long_gets_its_name_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sinks, "_PUBLISHED_AFTER", 0.0)
+    monkeypatch.setattr(lots, "_PUBLISHED_AFTER", 0.0)
     sink, items = encoded(tmp_path, 2)
     assert sink.write(items[0]) is None
     assert [each.path for each in sink.written] == [tmp_path / "out" / "0.png"]
@@ -376,7 +376,7 @@ def test_a_shard_that_stops_keeps_its_whole_images_and_no_temporary_file(tmp_pat
     assert len(sink.written) == 2
     late = tmp_path / "out" / "late.png"
     # A worker that was in the middle of an image when the run stopped.
-    assert not isinstance(sink._write_partial(replace(sink.written[0], path=late), b""), Dropped)
+    sink._lot.write(late, b"", sink.written[0])
     sink.discard()
     assert names(tmp_path / "out") == ["0.png", "1.png"]
 
@@ -386,7 +386,7 @@ def test_a_shard_that_stops_keeps_its_whole_images_and_no_temporary_file(tmp_pat
 def test_an_image_that_another_process_wrote_meanwhile_stays_and_the_others_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: float
 ) -> None:
-    monkeypatch.setattr(sinks, "_PUBLISHED_AFTER", after)
+    monkeypatch.setattr(lots, "_PUBLISHED_AFTER", after)
     sink, items = encoded(tmp_path, 3)
     (tmp_path / "out" / "1.png").write_bytes(b"of another process")
     lost = [item for item in map(sink.write, items) if item]

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cyclegan_batch.errors import InputError, OutputError
+from cyclegan_batch.errors import InputError
 from cyclegan_batch.media.video.sink import VideoSink
 from cyclegan_batch.media.video.source import VideoSource
 from cyclegan_batch.options import TranslateOptions
@@ -462,9 +462,3 @@ def test_a_missing_picture_in_a_pattern_errors(tmp_path):
         assert cv2.imwrite(str(tmp_path / f"f_{number:02d}.png"), streams.picture(number))
     with pytest.raises(InputError, match=r"f_03.png is missing, between the numbers 1 and 4"):
         plan(tmp_path / "f_%02d.png", tmp_path / "out.mp4", replace(FAST, fps="25"))
-
-
-def test_numbered_pictures_as_output_error(tmp_path):
-    source = streams.plain(tmp_path / "in.mp4", frames=3, audio=None)
-    with pytest.raises(OutputError, match="numbered images are no output here; name a video"):
-        plan(source, tmp_path / "out_%04d.png")

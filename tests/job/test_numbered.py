@@ -90,6 +90,10 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_as_one_that_was_not(
     assert status is not None
     assert (status.done, status.outputs) == (1, 1)
 
+    copy = tmp_path / "copy" / "g_%03d.png"
+    assert translate(output, copy, model=model).frames == FRAMES
+    assert list(images(copy.parent).values()) == list(images(whole.parent).values())
+
 
 @pytest.mark.behaviour(19)
 def test_a_stretch_of_which_an_image_was_removed_is_made_again(

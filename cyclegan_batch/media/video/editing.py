@@ -131,16 +131,18 @@ def _given_profile(name: str, given: Mapping[str, str]) -> str | None:
     return by_number[asked]
 
 
-def held_colours(name: str, colour: ColourPlan, subject: str) -> ColourPlan:
+def held_colours(
+    name: str, colour: ColourPlan, subject: str, pix_fmt: str | None = None
+) -> ColourPlan:
     """Return how the frames are encoded that an encoder can state; a note tells what changes.
 
-    ``subject`` is the input, for the note.
+    ``subject`` is the input, for the note, and ``pix_fmt`` what the user chose: RGB has no matrix.
     """
     text = None
     if name in _ALL_PRORES and colour.output_full_range:
         colour = replace(colour, output_full_range=False, tags=replace(colour.tags, range=1))
         text = "ProRes has limited range only, so the full range of the video becomes that"
-    if name == DNXHR and colour.output_matrix != "bt709":
+    if name == DNXHR and colour.output_matrix != "bt709" and pix_fmt != "gbrp10le":
         text = (
             f"FFmpeg's DNxHR has the colour matrix of BT.709 only, so the video's "
             f"({colour.output_matrix}) becomes that"

@@ -236,7 +236,7 @@ def plan_video(
             stream_notes += (Note(name, text),)
     else:
         codec = encoder_name(options.codec or default_codec(output))
-        colour = held_colours(codec, colour, name)
+        colour = held_colours(codec, colour, name, options.pix_fmt)
         encoder, losses = plan_with_extras(codec, output, replace(request, colour=colour), extras)
         translated = TranslatedVideo(
             encoder=encoder.name,

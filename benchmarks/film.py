@@ -6,8 +6,9 @@
 
 The first frames of each clip are scaled to 256 lines and translated one by one; ``filtered`` is
 what the filter makes of them, ``blurred`` the per-frame result blurred until it is as sharp as the
-filtered one. ``--strips`` writes pictures to look at: one row of pixels over time, and details of
-some frames, each of the source, the per-frame and the filtered result.
+filtered one, and ``drawn`` the drive as the demo draws it by night. ``--strips`` writes pictures to
+look at: one row of pixels over time, and details of some frames, each of the source, the per-frame
+and the filtered result.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY)]
 
-from cyclegan_batch.demo.landscapes import Landscape  # noqa: E402
+from cyclegan_batch.demo.landscapes import DAY, NIGHT, Landscape, Light  # noqa: E402
 from cyclegan_batch.frames import Pixels  # noqa: E402
 from cyclegan_batch.generator import Generator, open_generator  # noqa: E402
 from cyclegan_batch.temporal.consistency import (  # noqa: E402
@@ -58,10 +59,10 @@ def read(clip: Path, count: int) -> list[Pixels]:
     return frames
 
 
-def drive(count: int) -> list[Pixels]:
+def drive(count: int, light: Light = DAY) -> list[Pixels]:
     """Return frames of the landscape that the demo draws, in which the camera drifts."""
     valley = Landscape((HEIGHT, 456), seed=7)
-    return [valley.at(frame / 25) for frame in range(count)]
+    return [valley.at(frame / 25, light) for frame in range(count)]
 
 
 def measure(
@@ -101,6 +102,11 @@ def film(
     measures, filtered, similarity = measure(sources, translated, strength)
     height, width = sources[0].shape[:2]
     print(f"{name}: {len(sources)} frames of {width}×{height}, λ = {strength}")
+    if name == "drive":
+        meter = FlickerMeter(1)
+        for source, night in zip(sources, drive(len(sources), NIGHT), strict=True):
+            meter.add(source, [night])
+        measures["drawn"] = meter.results()[0]
     for kind, one in measures.items():
         print(row(kind, one, measures["per-frame"]))
     print(f"  PSNR of filtered to per-frame {similarity:.1f} dB", flush=True)

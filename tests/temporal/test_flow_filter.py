@@ -50,11 +50,12 @@ def transcribed(
     exponent += (around(cells(d)) ** 2).mean(axis=2, keepdims=True) / (0.03 * 255) ** 2
     exponent += (coarse**2).mean(axis=2, keepdims=True) / (0.2 * 255) ** 2
     mask = np.exp(-exponent)
-    change = 0.8 * strength * between_cells(mask) * difference
-    change += 0.2 * strength * between_cells(mask * coarse)
+    change = 0.75 * strength * between_cells(mask) * difference
+    change += (strength**0.75 - 0.75 * strength) * between_cells(mask * coarse)
     shift = now.mean(axis=(0, 1)) - before.mean(axis=(0, 1))
     steady = np.exp(-(shift**2).mean() / (0.008 * 255) ** 2)
-    change += steady * (np.sqrt(strength) - strength) * (mask * coarse).mean(axis=(0, 1))
+    means = (mask * coarse).mean(axis=(0, 1))
+    change += steady * (np.sqrt(strength) - strength**0.75) * means
     return np.clip(translated + change, 0, 255)
 
 
@@ -192,8 +193,8 @@ def test_the_noise_of_a_still_clip_is_averaged():
         if seed >= 10:
             before.append(translated.astype(np.float64) - drawing)
             after.append(result.astype(np.float64) - drawing)
-    # A recursion with weight λ keeps (1 − λ)/(1 + λ) of the variance: of the coarse part 0.33,
-    # of the fine part, where λ is 0.4, 0.43. Rounding to 8 bits adds 1/12.
+    # A recursion with weight w keeps (1 − w)/(1 + w) of the variance: of the coarse part, where it
+    # is 0.5^¾, 0.25, of the fine part, where it is 0.375, 0.45. Rounding to 8 bits adds 1/12.
     assert np.var(after) < 0.6 * np.var(before) + 1 / 12
     assert abs(np.mean(after)) < 0.05
 
@@ -221,8 +222,8 @@ def test_the_mean_colour_follows_that_of_the_source(rate):
         source = (picture - rate * frame).astype(np.uint8)
         translated = 255 - source
         lag = filtered(source, translated).astype(np.float64) - translated
-        # Of a steady change, a recursion with weight λ lags by λ/(1 − λ) frames.
-        assert np.abs(lag.mean()) <= rate + 0.6
+        # Of a steady change, a recursion with weight w lags by w/(1 − w) frames, with w = 0.5^¾.
+        assert np.abs(lag.mean()) <= 1.47 * rate + 0.6
         assert np.abs(lag).max() <= 4
 
 
@@ -255,7 +256,7 @@ def test_a_translation_that_leaves_its_source_is_not_blended_with_what_it_was():
         translated = drawings[frame // 4]
         result = filtered(source, translated)
         coarse = cells(result.astype(np.float64) - translated)
-        # λ·x·exp(−x²/0.2²) is at most λ·0.2·0.43, of 255: as the mean over the channels.
+        # w·x·exp(−x²/0.2²) is at most w·0.2·0.43, of 255, with w = √0.5: as the mean of channels.
         assert np.sqrt((coarse**2).mean(axis=2)).max() < 12.0
         jump = cv2.absdiff(drawings[0], drawings[1])
     assert jump.mean() > 50

@@ -184,6 +184,7 @@ def report_run(
     """Return the report of a run of ``plan``; ``error`` is what stopped it early, if anything."""
     from .media.formats import PIPE
 
+    written = set(counters.written)
     card = asdict(plan.model.card) | {"notes": grouped(plan.model.card.notes)}
     return report_from_counters(
         counters,
@@ -202,9 +203,7 @@ def report_run(
         error=error,
         record=plan_description(plan) | {"card": card, "versions": versions()},
         comparisons=tuple(
-            path
-            for path in (unit.plan.output for unit in plan.comparisons)
-            if path in counters.written
+            path for unit in plan.comparisons for path in unit.outputs if path in written
         ),
     )
 

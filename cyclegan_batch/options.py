@@ -192,11 +192,6 @@ class TranslateOptions:
     )
     """What becomes of the sound: copied as it is, encoded anew by an FFmpeg encoder such as aac,
     or left out."""
-    compare: ComparisonLayout | None = field(
-        default=None, metadata=option(VIDEO, applies_to=("video",))
-    )
-    """Also write source and result of each video as one video, OUTPUT.compare.EXT: in one frame
-    with a divider that moves (split), next to each other (side), or one above the other (stack)."""
 
     format: Literal["same", "png", "jpg", "webp", "avif"] = field(
         default="same", metadata=option(IMAGES, applies_to=("image",))
@@ -269,6 +264,12 @@ class TranslateOptions:
     cache_dir: Path | None = field(default=None, metadata=option(RUN, metavar="FOLDER"))
     """Where exported checkpoints, TensorRT engines and what ``bench`` measured are kept;
     ``cyclegan-batch doctor`` prints the usual place."""
+    compare: ComparisonLayout | None = field(
+        default=None, metadata=option(RUN, applies_to=("video", "image"))
+    )
+    """Also write source and result of each video or image as one, OUTPUT.compare.EXT: in one frame
+    with a divider, which moves in a video (split), next to each other (side), or one above the
+    other (stack)."""
     preview: int | None = field(default=None, metadata=option(RUN, metavar="N", least=1))
     """Only write a sheet of N frames, each source above its result, as OUTPUT.preview.png."""
 

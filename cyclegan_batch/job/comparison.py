@@ -1,4 +1,4 @@
-"""Comparisons: each video of a job once more, source and result in one picture (``--compare``).
+"""Comparisons: source and result of each video and image in one picture (``--compare``).
 
 They are made when the outputs are whole, from the files as they are. So they cost the translation
 nothing, and a job that was finished without them gets them without its network. Each is a file of
@@ -8,7 +8,6 @@ it shows, and it is replaced, left or refused by the same rules.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,14 +18,16 @@ from .._version import __version__
 from ..errors import InputError, OutputError, OutputInUseError
 from ..frames import Geometry, Pixels, Size
 from ..media.formats import PIPE, Entry
-from ..options import TranslateOptions
+from ..options import ComparisonLayout, TranslateOptions
+from ..remote import is_remote
 from ..wording import Note, printable
 from .fingerprint import Job
 from .standing import Standing, standing
-from .units import AnySource, Counters, Failure, Schedule, lot_of, without_frames
+from .units import AnySource, Counters, Failure, ImageUnit, Schedule, without_frames
 
 if TYPE_CHECKING:
     from ..backends import Backend
+    from ..media.images.shards import ImageSource
     from ..media.video.comparison import ComparisonSink, ComparisonSource
     from ..media.video.plan import VideoPlan
     from ..models.card import ModelCard
@@ -37,12 +38,15 @@ if TYPE_CHECKING:
 SOURCE_LABEL, RESULT_LABEL = "source", "translated"
 """What stands on the frames; on those of the result the name of the model, where that is short."""
 
-_ENCODING = ("codec", "crf", "preset", "pix_fmt", "encoder_opt", "audio")
+_ENCODING = (
+    *("codec", "crf", "preset", "pix_fmt", "encoder_opt", "audio"),
+    *("quality", "png_level"),
+)
 """The options that a comparison depends on, besides its layout. All others its output depends on,
 and it depends on its output."""
 
-_COMPARED = frozenset({"video", "pattern", "pipe"})
-"""Kinds of inputs that become videos; a pipe is refused."""
+_COMPARED = frozenset({"video", "image", "pattern", "pipe"})
+"""Kinds of inputs whose outputs are compared; a pipe is refused."""
 
 _LONGEST_NAME = 255
 """Bytes of a name on most file systems."""
@@ -50,7 +54,7 @@ _LONGEST_NAME = 255
 
 @dataclass(frozen=True)
 class ComparisonUnit:
-    """A comparison, in one piece."""
+    """The comparison of a video, in one piece."""
 
     plan: VideoPlan
     """Reads the source, and writes the comparison."""
@@ -62,6 +66,11 @@ class ComparisonUnit:
     def name(self) -> str:
         """The comparison, as messages call it."""
         return printable(self.plan.output)
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The comparison."""
+        return (self.plan.output,)
 
     @property
     def frames(self) -> int | None:
@@ -82,20 +91,56 @@ class ComparisonUnit:
 
 
 @dataclass(frozen=True)
+class ImageComparisonUnit(ImageUnit):
+    """The comparisons of up to 256 images. The outputs of its shard are these."""
+
+    layout: ComparisonLayout
+    labels: tuple[str, str]
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The comparisons."""
+        return tuple(entry.output for entry in self.shard.entries)
+
+    def open_source(self, previous: AnySource | None = None) -> ImageSource:
+        """Return the reader of the images and of their translations."""
+        from ..media.images.comparison import ComparisonSource
+
+        results = {output: _compared(output) for output in self.outputs}
+        return ComparisonSource(self.shard, results, self.layout, self.labels)
+
+    def of_these(self, results: Collection[Path]) -> ImageComparisonUnit | None:
+        """Return the unit with those images alone whose translation is one of ``results``."""
+        entries = [each for each in self.shard.entries if _compared(each.output) in results]
+        return replace(self, shard=replace(self.shard, entries=tuple(entries))) if entries else None
+
+
+@dataclass(frozen=True)
 class Comparisons:
     """What of the comparisons of a job is to be done, and where the others stand."""
 
-    units: tuple[ComparisonUnit, ...] = ()
+    units: tuple[ComparisonUnit | ImageComparisonUnit, ...] = ()
     state: Standing = field(default_factory=Standing)
     failures: tuple[Failure, ...] = ()
     """Comparisons that cannot be made."""
     jobs: tuple[Job, ...] = ()
     """What all of them depend on; nothing where there are none."""
 
+    @property
+    def videos(self) -> list[VideoPlan]:
+        """The plans of those that are videos."""
+        return [unit.plan for unit in self.units if isinstance(unit, ComparisonUnit)]
+
 
 def comparison_path(output: Path) -> Path:
-    """Return where the comparison of a video lies: ``night.mp4`` → ``night.compare.mp4``."""
+    """Return where the comparison of an output lies: ``night.mp4`` → ``night.compare.mp4``."""
     return output.with_name(f"{output.stem}.compare{output.suffix}")
+
+
+def _compared(comparison: Path) -> Path:
+    """Return the output that a comparison shows, by its name."""
+    stem = comparison.stem.removesuffix(".compare")
+    return comparison.with_name(f"{stem}{comparison.suffix}")
 
 
 def plan_comparisons(
@@ -116,8 +161,8 @@ def plan_comparisons(
     source to that of its output. An output that stays as it is (``-n``) gets no comparison.
 
     Raises OutputError for a comparison that exists and may not be touched, or that has no place,
-    InputError where no video is among the inputs, and either for a comparison that cannot be made
-    where the job has no other file.
+    InputError where neither video nor image is among the inputs, and either for a comparison that
+    cannot be made where the job has no other file.
     """
     if options.compare is None or options.preview:
         return Comparisons()
@@ -126,8 +171,8 @@ def plan_comparisons(
     kinds = {entry.kind for entry in entries} - {"other", "unread"}
     if kinds and not kinds & _COMPARED and options.shard is None:
         raise InputError(
-            "--compare is for videos, and none is among the inputs; for images --preview N shows N "
-            "of them, each above its result"
+            "--compare is for videos and images, and the inputs are tars; --preview N shows the "
+            "first image of N of them, each above its result"
         )
     concerned = {entry.output for entry in state.rest} | set(state.finished)
     compared = [
@@ -143,21 +188,33 @@ def plan_comparisons(
     job = _job(options)
     renewed = {entry.output for entry in state.rest}
     standings = standing(compared, root, record, [job], options, renewed=renewed)
-    sources = {entry.output: entry.source for entry in entries}
+    originals = {entry.output: entry for entry in entries}
     labels = SOURCE_LABEL, label_from(_name_of_model(model), RESULT_LABEL)
-    units, failures = [], []
+    units: list[ComparisonUnit | ImageComparisonUnit] = []
+    failures: list[Failure] = []
+    images: list[Entry] = []
     for entry in standings.rest:
+        original = originals[entry.source]
+        if original.kind == "image":
+            images.append(replace(original, output=entry.output))
+            continue
         own = options
         if entry.output in standings.resumed:
             own = replace(options, overwrite=True)
         try:
-            plan = _plan(sources[entry.source], entry.output, own, output_size)
+            plan = _plan(original.source, entry.output, own, output_size)
         except (InputError, OutputError) as error:
             if options.on_error == "fail" or len(entries) == 1:
                 raise
             failures.append(Failure(printable(entry.output), without_frames(error)))
         else:
             units.append(ComparisonUnit(plan, entry.source, labels))
+    if images:
+        from ..media.images.shards import plan_images
+
+        replaced = frozenset(standings.resumed)
+        shards = plan_images(images, options, pixel_type="uint8", root=root, replaced=replaced)
+        units += [ImageComparisonUnit(shard, options.compare, labels) for shard in shards]
     return Comparisons(tuple(units), standings, tuple(failures), (job,))
 
 
@@ -174,7 +231,7 @@ def make_comparisons(
     from .pipeline import run
 
     whole = {*counters.written, *plan.finished}
-    units = [unit for unit in plan.comparisons if unit.result in whole]
+    units = list(_of_whole(plan.comparisons, whole))
     if not units:
         return
     frames = [unit.frames for unit in units]
@@ -182,13 +239,12 @@ def make_comparisons(
     drawing.expected = None if None in frames else sum(each or 0 for each in frames)
     counters.comparing = drawing
 
-    def begun() -> Iterator[ComparisonUnit]:
+    def begun() -> Iterator[ComparisonUnit | ImageComparisonUnit]:
         for unit in units:
             if journal is not None:
                 journal.began(unit)
             yield unit
 
-    largest = max(3 * math.prod(unit.plan.output_size) for unit in units)
     try:
         run(
             begun(),
@@ -197,7 +253,6 @@ def make_comparisons(
                 batch_size=1,
                 contexts=1,
                 converters=plan.schedule.converters,
-                lot=lot_of(largest),
             ),
             geometry=lambda size: Geometry(size, size, size),
             reuse=False,
@@ -218,6 +273,18 @@ def make_comparisons(
         counters.failures += drawing.failures
         counters.left += drawing.left
         counters.interrupted = counters.interrupted or drawing.interrupted
+
+
+def _of_whole(
+    units: Sequence[ComparisonUnit | ImageComparisonUnit], whole: Collection[Path]
+) -> Iterator[ComparisonUnit | ImageComparisonUnit]:
+    """Yield what of ``units`` compares outputs that are ``whole``."""
+    for unit in units:
+        if isinstance(unit, ComparisonUnit):
+            if unit.result in whole:
+                yield unit
+        elif (part := unit.of_these(whole)) is not None:
+            yield part
 
 
 @dataclass
@@ -278,7 +345,7 @@ def _name_of_model(model: Path) -> str:
 
 
 def _checked_path(entry: Entry) -> Path:
-    """Return where the comparison of a video lies. Raises OutputError where it has no place."""
+    """Return where a comparison lies. Raises OutputError where it has no place."""
     if PIPE in (entry.source, entry.output):
         raise OutputError(
             "-: --compare reads source and output once more when the output is whole, and a pipe "
@@ -304,7 +371,8 @@ def _refuse_taken(compared: Sequence[Entry], entries: Sequence[Entry]) -> None:
 
     places = Places()
     taken = {places.of(path): path for each in entries for path in (each.output, each.source)}
-    taken |= {real_path(each.source): each.source for each in entries if each.kind == "video"}
+    links = (each.source for each in entries if not is_remote(each.source))
+    taken |= {real_path(path): path for path in links if path.is_symlink()}
     for entry in compared:
         if other := taken.get(places.of(entry.output)):
             raise OutputError(

@@ -30,8 +30,8 @@ from ..media import Dropped, Whole, Written
 from ..media.formats import PIPE, Entry
 from ..remote import RemotePath, is_remote
 from ..wording import printable
-from .comparison import ComparisonUnit
-from .fingerprint import COPY, Job, kind_of_output
+from .comparison import ComparisonUnit, ImageComparisonUnit
+from .fingerprint import COPY, Job, OutputKind, kind_of_output
 from .job_folder import FolderLock, digest_of, journal_name, name_of, stretch_folders
 from .journal_lines import (
     Json,
@@ -108,7 +108,9 @@ class Journal:
             entry.output: self._jobs[kind_of_output(entry)]
             for entry in plan.entries
             if entry.kind != "image"
-        } | {unit.plan.output: self._jobs["comparison"] for unit in plan.comparisons}
+        }
+        for unit in plan.comparisons:
+            self._job_of |= dict.fromkeys(unit.outputs, self._jobs["comparison"])
         try:
             self._open()
         except BaseException:
@@ -155,7 +157,7 @@ class Journal:
         if isinstance(unit, ImageUnit):
             outputs = self._new(entry.output for entry in unit.shard.entries)
             if outputs:
-                self._write_begun(unit, self._jobs["image"], outputs)
+                self._write_begun(unit, self._jobs[_kind_of_images(unit)], outputs)
         elif (output := _output(unit)) is not None:
             with self._lock:
                 known = output in self._begun
@@ -188,7 +190,12 @@ class Journal:
         """Take what has become whole of ``unit``."""
         files = [item for item in items if isinstance(item, Written)]
         if isinstance(unit, ImageUnit):
-            self._write_whole(unit, self._jobs["image"], files, {})
+            if isinstance(unit, ImageComparisonUnit):
+                # Not translated: they do not count into the rate of the run.
+                job, uncounted = self._jobs["comparison"], {"frames": 0}
+                self._write_whole(unit, job, files, uncounted, frames=0)
+            else:
+                self._write_whole(unit, self._jobs["image"], files, {})
             return
         with self._lock:
             # Written down at the end of the unit, with what is missing from it.
@@ -498,6 +505,10 @@ def _output(unit: Unit) -> Path | None:
     if isinstance(unit, kinds) and unit.plan.output != PIPE:
         return unit.plan.output
     return None
+
+
+def _kind_of_images(unit: ImageUnit) -> OutputKind:
+    return "comparison" if isinstance(unit, ImageComparisonUnit) else "image"
 
 
 def _translated(outcome: Outcome) -> int:

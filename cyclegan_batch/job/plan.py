@@ -28,7 +28,7 @@ from .backend_choice import (
     frame_bytes,
     geometry_from_options,
 )
-from .comparison import ComparisonUnit, plan_comparisons
+from .comparison import ComparisonUnit, ImageComparisonUnit, plan_comparisons
 from .fingerprint import Choices, Job, job_of, kind_of_output
 from .job_folder import FOLDER, digest_of, name_of
 from .journal_lines import RecordedStretch
@@ -117,7 +117,7 @@ class JobPlan:
     """About how many bytes of videos that go to a store are in local scratch at once."""
     done: Mapping[Path, tuple[DoneStretch, ...]] = field(default_factory=dict)
     """Stretches that an earlier run has made, by the output that they belong to, ascending."""
-    comparisons: tuple[ComparisonUnit, ...] = ()
+    comparisons: tuple[ComparisonUnit | ImageComparisonUnit, ...] = ()
     """What is made of source and output when the outputs are whole (``--compare``)."""
 
     @property
@@ -143,7 +143,8 @@ class JobPlan:
     @property
     def files(self) -> int:
         """How many files are to be written, a pipe included."""
-        return len(self.entries) + len(self.others) + len(self.comparisons)
+        compared = sum(len(unit.outputs) for unit in self.comparisons)
+        return len(self.entries) + len(self.others) + compared
 
     @property
     def skipped(self) -> int:
@@ -265,7 +266,7 @@ def plan_job(
     )
     if compared.state.damage and options.on_error == "fail":
         raise compared.state.damage[0].error
-    encoded = [*videos, *(unit.plan for unit in compared.units)]
+    encoded = [*videos, *compared.videos]
     if not options.preview and (state.rest or compared.units):
         in_tars = [entry for entry in work if entry.kind == "tar"]
         notes += check_space(encoded, images, [*in_tars, *others])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..files import scratch_folder
 from ..options import TranslateOptions
 from ..wording import byte_size, counted, grouped, printable
+from .comparison import ComparisonUnit
 
 if TYPE_CHECKING:
     from ..media.video.plan import VideoPlan
@@ -51,6 +52,7 @@ def plan_description(plan: JobPlan) -> dict[str, object]:
         "comparisons": [
             _video_description(unit.plan) | {"translation": str(unit.result)}
             for unit in plan.comparisons
+            if isinstance(unit, ComparisonUnit)
         ],
         "failures": [failure.description() for failure in plan.failures],
         "options": _given(plan.options),
@@ -125,11 +127,16 @@ def plan_lines(plan: JobPlan) -> list[str]:
         f"{printable(each.source)} → {printable(each.output)} (copied)" for each in plan.others
     ]
     for unit in plan.comparisons:
-        encoder, (height, width) = unit.plan.encoder, unit.plan.output_size
-        lines.append(
-            f"{unit.plan.name}, {printable(unit.result)} → {unit.name} (compared, "
-            f"{plan.options.compare}: {encoder.name} {encoder.pix_fmt} {width}×{height})"
-        )
+        if isinstance(unit, ComparisonUnit):
+            encoder, (height, width) = unit.plan.encoder, unit.plan.output_size
+            lines.append(
+                f"{unit.plan.name}, {printable(unit.result)} → {unit.name} (compared, "
+                f"{plan.options.compare}: {encoder.name} {encoder.pix_fmt} {width}×{height})"
+            )
+        else:
+            more = f" and {len(unit.outputs) - 1} more" if len(unit.outputs) > 1 else ""
+            where = f"{printable(unit.outputs[0])}{more}"
+            lines.append(f"{unit.name} → {where} (compared, {plan.options.compare})")
     outdated = [
         f"{printable(output)}: outdated, made {why}" for output, why in plan.outdated.items()
     ]

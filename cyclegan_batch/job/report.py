@@ -298,7 +298,7 @@ def check_result_path(path: Path, plan: JobPlan, model: Path, *, what: str) -> N
     lists = (Path(str(each)[1:]) for each in plan.inputs if is_list(each))
     files = [model, plan.model.card.path, *lists]
     files += [file for each in plan.everything for file in (each.source, each.output)]
-    files += [unit.plan.output for unit in plan.comparisons]
+    files += [path for unit in plan.comparisons for path in unit.outputs]
     if any(places.of(file) == place or _is_same(file, path) for file in files):
         raise OutputError(
             f"cannot write the {what} {name}: it is a file of the job itself; choose another name"

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import Interpolation
+from PIL import Image
 
 from cyclegan_batch import translate
 from cyclegan_batch.api import prepare_translation, run_plan
@@ -295,7 +296,7 @@ def test_a_comparison_that_fails_costs_itself_and_is_told_in_one_sentence(
     assert translate(clip, out, **words).outputs == (compared(out),)
 
 
-def test_each_video_of_a_folder_gets_one_and_its_images_none(model, tmp_path):
+def test_each_file_of_a_folder_gets_one_beside_it(model, tmp_path):
     folder = tmp_path / "in"
     (folder / "deep").mkdir(parents=True)
     streams.plain(folder / "a.mp4", frames=5)
@@ -307,9 +308,53 @@ def test_each_video_of_a_folder_gets_one_and_its_images_none(model, tmp_path):
     assert report.exit_code == 3
     assert [failure.name for failure in report.failures] == [str(folder / "broken.mp4")]
     names = [str(path.relative_to(out)) for path in out.rglob("*.compare.*")]
-    assert sorted(names) == ["a.compare.mp4", "deep/b.compare.avi"]
+    assert len(names) == 4
+    assert {"a.compare.mp4", "deep/b.compare.avi"} < set(names)
+    assert len(report.comparisons) == 4
     again = translate(folder, out, model=model, compare="stack", **FAST)
-    assert (again.outputs, len(again.up_to_date), again.exit_code) == ((), 6, 3)
+    assert (again.outputs, len(again.up_to_date), again.exit_code) == ((), 8, 3)
+    status = job_status(out)
+    assert status is not None
+    assert (status.outputs, status.done, status.failed) == (9, 8, 1)
+
+
+@pytest.mark.parametrize("layout", ["split", "side", "stack"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_an_image_is_shown_beside_its_translation(negative, tmp_path, layout, suffix):
+    source = np.full((40, 60, 3), (200, 120, 40), np.uint8)
+    Image.fromarray(source).save(tmp_path / f"a{suffix}", quality=95)
+    out = tmp_path / f"b{suffix}"
+    report = translate(tmp_path / f"a{suffix}", out, model=negative, compare=layout)
+    assert report.outputs == (out, compared(out))
+    with Image.open(compared(out)) as picture:
+        both = np.asarray(picture.convert("RGB")).astype(int)
+    assert both.shape[:2] == {"split": (40, 60), "side": (40, 122), "stack": (82, 60)}[layout]
+    assert np.abs(both[3, 3] - source[0, 0]).max() < 6
+    assert np.abs(both[-4, -4] - (255 - source[0, 0])).max() < 6
+
+
+@pytest.mark.behaviour(15, 16, 20, 21)
+def test_images_and_their_comparisons_are_kept_apart(negative, tmp_path):
+    """A folder with transparency, a damaged image, and a second run after one has changed."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    names = [path.relative_to(folder) for path in jobs.pictures(folder, 3).rglob("*.png")]
+    Image.new("RGBA", (20, 30), (9, 8, 7, 50)).save(folder / "clear.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    words = {"model": negative, "compare": "side"}
+    report = translate(folder, out, **words)
+    assert report.exit_code == 3
+    assert (len(report.outputs), len(report.comparisons), report.frames) == (8, 4, 4)
+    with Image.open(out / "clear.png") as result, Image.open(out / "clear.compare.png") as both:
+        assert (result.mode, both.mode) == ("RGBA", "RGB")
+    translate(folder, out, overwrite=True, **words)
+    first = {name: (compared(out / name)).stat().st_mtime_ns for name in names}
+    Image.new("RGB", (32, 32), "red").save(folder / names[0])
+    again = translate(folder, out, overwrite=True, **words)
+    assert again.outputs == (out / names[0], compared(out / names[0]))
+    for name in names[1:]:
+        assert compared(out / name).stat().st_mtime_ns == first[name]
+    compared(out / names[1]).unlink()
+    assert translate(folder, out, **words).outputs == (compared(out / names[1]),)
 
 
 def test_what_cannot_be_compared_is_refused_before_the_first_frame(model, tmp_path):
@@ -322,9 +367,9 @@ def test_what_cannot_be_compared_is_refused_before_the_first_frame(model, tmp_pa
     clip.rename(tmp_path / "out.compare.mp4")
     with pytest.raises(OutputError, match=r"would replace .*out\.compare\.mp4, a file of this job"):
         translate(tmp_path / "out.compare.mp4", tmp_path / "out.mp4", overwrite=True, **words)
-    images = jobs.pictures(tmp_path / "images", 2)
-    with pytest.raises(InputError, match="for images --preview N shows N"):
-        translate(images, tmp_path / "out", **words)
+    tars = jobs.tars(tmp_path / "tars", 1, images=1)
+    with pytest.raises(InputError, match="the inputs are tars; --preview N shows"):
+        translate(tars, tmp_path / "out", **words)
     dv = streams.plain(tmp_path / "a.mkv", frames=2, size=(576, 720), audio=None)
     with pytest.raises(OutputError, match=r"out\.compare\.avi cannot be made: .*--compare split"):
         translate(dv, tmp_path / "out.avi", **words | {"codec": "dvvideo", "preset": None})

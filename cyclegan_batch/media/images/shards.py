@@ -164,7 +164,7 @@ class _Content:
 
 
 @dataclass(frozen=True)
-class _File:
+class ReadImage:
     """An image that was read, for a decoder."""
 
     index: int
@@ -196,7 +196,7 @@ class ImageSource:
         self._is_remote = any(entry.status is not None for entry in shard.entries)
         self._notes: list[Note] = []
 
-    def read(self) -> Iterator[_File | Dropped]:
+    def read(self) -> Iterator[ReadImage | Dropped]:
         """Yield the bytes of each image, or Dropped where it or its header cannot be read.
 
         A batch holds one size, so the images come in groups of one displayed size, ordered by the
@@ -206,7 +206,7 @@ class ImageSource:
         index = 0
         for (entry, _), content in self._each(self._content, self._grouped(), _bytes_of_content):
             if isinstance(content, _Content):
-                yield _File(index, entry, content)
+                yield ReadImage(index, entry, content)
                 index += 1
             else:
                 yield Dropped(printable(entry.source), content)
@@ -300,11 +300,11 @@ class ImageSource:
         except OSError as error:
             return _unreadable(entry.source, error)
 
-    def converter(self) -> Callable[[_File], Frame | Dropped]:
+    def converter(self) -> Callable[[ReadImage], Frame | Dropped]:
         """Return the decoder, which all workers share."""
         return self._decode
 
-    def _decode(self, file: _File) -> Frame | Dropped:
+    def _decode(self, file: ReadImage) -> Frame | Dropped:
         name, content = printable(file.entry.source), file.content
         try:
             picture = decode_for(

@@ -362,6 +362,8 @@ def test_what_cannot_be_compared_is_refused_before_the_first_frame(model, tmp_pa
     words = {"model": model, "compare": "side", **FAST}
     with pytest.raises(OutputError, match="a pipe is gone by then; name files"):
         translate(clip, "-", **words)
+    with pytest.raises(OutputError, match="numbered images have no comparison; name a video"):
+        translate(clip, tmp_path / "f_%03d.png", **words)
     with pytest.raises(OutputError, match="is too long for a file system; choose a shorter name"):
         translate(clip, tmp_path / f"{'x' * 246}.mp4", **words)
     clip.rename(tmp_path / "out.compare.mp4")

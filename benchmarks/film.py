@@ -29,6 +29,7 @@ sys.path[:0] = [str(REPOSITORY)]
 from cyclegan_batch.demo.landscapes import DAY, NIGHT, Landscape, Light  # noqa: E402
 from cyclegan_batch.frames import Pixels  # noqa: E402
 from cyclegan_batch.generator import Generator, open_generator  # noqa: E402
+from cyclegan_batch.options import DEFAULT_STRENGTH  # noqa: E402
 from cyclegan_batch.temporal.consistency import (  # noqa: E402
     Flicker,
     FlickerMeter,
@@ -36,7 +37,7 @@ from cyclegan_batch.temporal.consistency import (  # noqa: E402
     control_sigma,
     psnr,
 )
-from cyclegan_batch.temporal.flow_filter import DEFAULT_STRENGTH, FlowFilter  # noqa: E402
+from cyclegan_batch.temporal.flow_filter import FlowFilter  # noqa: E402
 
 HEIGHT = 256
 DEMO = REPOSITORY / "cyclegan_batch" / "demo"

@@ -38,6 +38,8 @@ class Frame:
     """``(H, W, 3)``."""
     tag: object = None
     """Set by the source and read by its sink, which checks its type: timestamps, alpha, a name."""
+    warm_up: bool = False
+    """It is in front of its unit: computed for the filter against flicker, and not written."""
 
 
 @dataclass(frozen=True)

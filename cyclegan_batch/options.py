@@ -56,6 +56,11 @@ ComparisonLayout: TypeAlias = Literal["split", "side", "stack"]
 MAX_PIXELS = 2**28
 """An image of more pixels is refused by its header, unless ``--max-pixels`` is another limit."""
 
+DEFAULT_STRENGTH = 0.5
+"""Of the filter against flicker (`temporal.flow_filter`)."""
+MOST_STRENGTH = 0.9
+"""At 0.9 a tenth of a frame is still seen 22 frames later."""
+
 MODEL = "Model"
 NETWORK = "Network"
 FRAMES = "Frames and size"
@@ -153,6 +158,13 @@ class TranslateOptions:
         default=None, metadata=option(FRAMES, applies_to=("video",))
     )
     """Deinterlace into one frame for two fields (frame) or a frame for each field (field)."""
+    temporal: str = field(
+        default="off",
+        metadata=option(FRAMES, metavar="off|flow[:STRENGTH]", applies_to=("video",)),
+    )
+    """Take flicker out of a translated video: flow blends each frame with the one before it, moved
+    along the optical flow of the source. STRENGTH is above 0 and at most 0.9, and 0.5 unless given;
+    more of it leaves less flicker and less of the details."""
     white: int | None = field(
         default=None,
         metadata=option(FRAMES, metavar="LEVEL", least=1, most=65535, applies_to=("image",)),
@@ -300,7 +312,7 @@ class TranslateOptions:
             )
         if self.overwrite and self.skip_existing:
             raise ValueError("overwrite and skip_existing contradict each other; choose one")
-        _ = self.part, self.tar_extensions
+        _ = self.part, self.tar_extensions, self.temporal_strength
 
     @property
     def part(self) -> tuple[int, int]:
@@ -334,6 +346,23 @@ class TranslateOptions:
                 f"jpg,left.png, got {self.tar_images!r}"
             )
         return tuple(sorted(set(extensions)))
+
+    @property
+    def temporal_strength(self) -> float:
+        """The strength of the filter against flicker; 0.0 where it is off.
+
+        Raises ValueError where ``temporal`` is neither off nor a filter with a strength.
+        """
+        if self.temporal == "off":
+            return 0.0
+        number = re.fullmatch(r"flow(?::([0-9]*\.?[0-9]+))?", str(self.temporal))
+        strength = float(number[1] or DEFAULT_STRENGTH) if number else 0.0
+        if not 0.0 < strength <= MOST_STRENGTH:
+            raise ValueError(
+                f"temporal must be off, flow or flow:STRENGTH with a strength above 0 and at most "
+                f"{MOST_STRENGTH:g}, got {self.temporal!r}"
+            )
+        return strength
 
     @property
     def deinterlaces(self) -> bool:

@@ -41,7 +41,7 @@ BELOW: dict[str, set[str]] = {
     "backends": {"models"},
     "opening": {"models"},
     "generator": {"models", "backends", "opening"},
-    "job": {"models", "media", "backends", "generator", "opening"},
+    "job": {"models", "media", "temporal", "backends", "generator", "opening"},
     "inspection": {"models", "media"},
     "flicker": {"media", "temporal"},
     "doctor": {"backends"},

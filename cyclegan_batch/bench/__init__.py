@@ -34,7 +34,7 @@ from .findings import Findings, Part
 from .load import MOST
 from .runtimes import Bench, LeftOut, Row
 from .sample import MOST_IMAGES, Sample, sample_of
-from .stages import Limit, limit_of, stages_alone, workers_of
+from .stages import Limit, limit_of, stages_alone
 from .subject import subject_of
 from .whole import Pipeline, Run
 from .work import gflop
@@ -141,7 +141,7 @@ class _Job:
                 lambda: stages_alone(plan, backend, enough=enough), cancel=backend.cancel
             )
         on_cpu = plan.backend.device == "cpu"
-        findings.stage_workers = workers_of(plan.schedule)
+        findings.stage_workers = plan.schedule.stages
         limit = findings.limit = limit_of(
             findings.stages, plan.schedule, threads=self.threads, on_cpu=on_cpu
         )

@@ -18,7 +18,7 @@ from typing import TypeAlias, TypeVar
 from ..backends import Backend
 from ..frames import Frame, Geometry, Pixels, stack
 from ..job.plan import JobPlan
-from ..job.units import STAGES, Schedule
+from ..job.units import Schedule
 from ..machine import opencv_without_threads
 from ..media import Dropped, Encoded, Raw, Sink, Source
 
@@ -69,7 +69,7 @@ def limit_of(
 ) -> Limit:
     """Return the limit of a run with this schedule on ``threads`` CPU threads."""
     total = sum(cost.cpu for cost in costs.values())
-    workers = workers_of(schedule)
+    workers = schedule.stages
     rates = {name: workers[name] / max(cost.wall, 1e-9) for name, cost in costs.items()}
     slowest = min(rates, key=lambda name: rates[name])
     by_cpu = threads / max(total, 1e-9)
@@ -81,12 +81,6 @@ def limit_of(
         by_slowest=rates[slowest],
         slowest=slowest,
     )
-
-
-def workers_of(schedule: Schedule) -> dict[str, int]:
-    """Return how many workers each stage has."""
-    counts = (1, schedule.converters, schedule.contexts, schedule.converters, 1)
-    return dict(zip(STAGES, counts, strict=True))
 
 
 def stages_alone(
@@ -104,7 +98,7 @@ def stages_alone(
 
     Raises what the plan's own run would raise, and InputError where nothing can be read.
     """
-    meter = _Meter()
+    meter = _Meter(plan.schedule.stages)
     done = 0
     with opencv_without_threads():
         for unit in plan.units:
@@ -194,9 +188,9 @@ def _parts(frames: Iterable[_Fitted], size: int) -> Iterator[list[_Fitted]]:
 class _Meter:
     """Adds up the CPU seconds and the seconds of each stage."""
 
-    def __init__(self) -> None:
-        self._cpu = dict.fromkeys(STAGES, 0.0)
-        self._wall = dict.fromkeys(STAGES, 0.0)
+    def __init__(self, stages: Iterable[str]) -> None:
+        self._cpu = dict.fromkeys(stages, 0.0)
+        self._wall = dict.fromkeys(stages, 0.0)
 
     @contextlib.contextmanager
     def measuring(self, stage: str) -> Iterator[None]:
@@ -211,7 +205,7 @@ class _Meter:
         """Return the costs of each stage per frame."""
         return {
             name: StageCost(cpu=self._cpu[name] / frames, wall=self._wall[name] / frames)
-            for name in STAGES
+            for name in self._cpu
         }
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from .._version import __version__
 from ..errors import InputError, OutputError, OutputInUseError
@@ -61,6 +61,7 @@ class ComparisonUnit:
     result: Path
     """The translation."""
     labels: tuple[str, str]
+    temporal: ClassVar[float] = 0.0
 
     @property
     def name(self) -> str:

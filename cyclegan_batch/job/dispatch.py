@@ -46,6 +46,7 @@ class RefusedUnit:
     name: str
     error: CycleganBatchError
     frames: int | None = None
+    temporal: float = 0.0
 
     def open_source(self, previous: object = None) -> NoReturn:
         """Raise the error."""

@@ -129,6 +129,8 @@ def job_of(
             value = _chosen(card, option.name)
         elif option.name == "tar_images":
             value = ",".join(options.tar_extensions) or None
+        elif option.name == "temporal" and value != option.default:
+            value = f"flow:{options.temporal_strength}"
         if option.name in RESOLVED:
             values[option.name] = "auto" if value is None else value
         elif value != option.default:

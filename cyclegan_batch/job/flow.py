@@ -2,6 +2,9 @@
 
     RawFrame → NetworkFrame → Batch → (network) → Batch → NetworkFrame → EncodedFrame
 
+Where a filter against flicker stands behind the network, a batch and a frame from there carry what
+the network got, too, and the filter takes that away.
+
 A `Lost` or an `End` passes every queue in its place among the frames. Frames cross the two queues
 of the network as batches: one queue operation for a batch, not for a frame. Where frames are small,
 a worker takes several messages at once and hands their results on together, since waking the next
@@ -21,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -135,6 +139,8 @@ class Origin:
     repeats: bool = False
     """Whether the network would get the same pixels as for the frame before it in its unit, whose
     result it takes."""
+    warm_up: bool = False
+    """See `Frame`."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +150,13 @@ class NetworkFrame:
     origin: Origin
     pixels: Pixels
     """``(H, W, 3)``; behind the network read-only, since repeated frames share them."""
+    source: Pixels | None = None
+    """Of which the pixels are the translation, ``(H, W, 3)``, on the way to the filter."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the pixels."""
-        return self.pixels.nbytes
+        return self.pixels.nbytes + (0 if self.source is None else self.source.nbytes)
 
 
 class Origins:
@@ -184,11 +192,14 @@ class Batch:
     pixels: Pixels
     """``(N, H, W, 3)``: a row for each frame that is computed, and in front of the network filled
     up with the last of them. No rows where all frames repeat the last one of the batch before."""
+    sources: Pixels | None = None
+    """Behind the network, where the unit is filtered: what the network got, at least as many rows
+    as ``pixels``."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of the pixels."""
-        return self.pixels.nbytes
+        return self.pixels.nbytes + (0 if self.sources is None else self.sources.nbytes)
 
 
 @dataclass(frozen=True)
@@ -394,8 +405,8 @@ class Unbatcher:
         self._source = source
         self._waiting: deque[NetworkFrame | Lost | End] = deque()
         self._share = 1
-        self._row: Pixels | None = None
-        """The result of the last frame that was not a repeated one."""
+        self._last: tuple[Pixels, Pixels | None] | None = None
+        """The result of the last frame that was not a repeated one, and its source."""
 
     def get(self, takers: int) -> list[NetworkFrame | Lost | End]:
         """Return the next frames and messages, as many as the batches that were taken at once.
@@ -410,7 +421,7 @@ class Unbatcher:
                     self._waiting.extend(self._frames(message))
                     continue
                 if isinstance(message, End):
-                    self._row = None
+                    self._last = None
                 self._waiting.append(message)
         count = min(self._share, len(self._waiting))
         return [self._waiting.popleft() for _ in range(count)]
@@ -418,12 +429,12 @@ class Unbatcher:
     def _frames(self, batch: Batch) -> Iterator[NetworkFrame]:
         shared = batch.pixels.view()
         shared.flags.writeable = False
-        rows = iter(shared)
+        rows = zip(shared, repeat(None) if batch.sources is None else batch.sources, strict=False)
         for origin in batch.origins.close():
             if not origin.repeats:
-                self._row = next(rows)
-            assert self._row is not None
-            yield NetworkFrame(origin, self._row)
+                self._last = next(rows)
+            assert self._last is not None
+            yield NetworkFrame(origin, *self._last)
 
 
 class _HandOn(Protocol[Handed]):

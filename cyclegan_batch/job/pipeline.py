@@ -1,11 +1,12 @@
 """Run a plan: this module alone starts threads.
 
-    reader → to RGB ×k → (batcher) network ×contexts → from RGB ×k → writer
+    reader → to RGB ×k → (batcher) network ×contexts → (filter) → from RGB ×k → writer
 
 Every arrow is a bounded queue (flow.py), so memory is flat and the slowest stage sets the pace; a
 stage with several workers hands its results on in the order in which it took its messages. All
 units flow through the same stages: the frames of the next file fill the pipeline while those of the
-last one leave it.
+last one leave it. The filter against flicker is a stage only where the plan has one; it needs the
+frames of a unit in order, so it has one worker.
 
 There are three kinds of failure. A frame that cannot be read is `Dropped` and a unit that cannot be
 finished is given up; both are recorded, and end the run only where the plan requires it. Any other
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,7 +57,6 @@ from .flow import (
     Unbatcher,
 )
 from .units import (
-    STAGES,
     Counters,
     Observer,
     Outcome,
@@ -65,6 +65,9 @@ from .units import (
     Tolerance,
     Unit,
 )
+
+if TYPE_CHECKING:
+    from ..temporal.flow_filter import FlowFilter
 
 _PATIENCE = 4.0
 """Seconds that a stopped run waits for its threads, so that Ctrl-C takes at most five in all."""
@@ -142,8 +145,7 @@ class _Run:
         self.ended = threading.Event()
         """Set whenever a thread ends."""
 
-        workers = (1, schedule.converters, schedule.contexts, schedule.converters, 1)
-        counters.stages = {name: Stage(workers=n) for name, n in zip(STAGES, workers, strict=True)}
+        counters.stages = {name: Stage(workers=n) for name, n in schedule.stages.items()}
         self.raw: Channel[RawFrame | Lost | End] = Channel(
             schedule.converter_queue, self.stop, lot=schedule.lot
         )
@@ -159,6 +161,11 @@ class _Run:
             schedule.converter_queue, self.stop, lot=schedule.lot
         )
         self.batcher = Batcher(self.batches, schedule.batch_size, reuse=reuse)
+        self.filtered: Channel[NetworkFrame | Lost | End] = Channel(
+            schedule.converter_queue, self.stop, lot=schedule.lot
+        )
+        self.filter: FlowFilter | None = None
+        """Of the unit whose frames come out of the network."""
 
     # The life of a run
 
@@ -202,10 +209,21 @@ class _Run:
             hand_on=self.translated.put,
             close=self.translated.close,
         )
+        take = Unbatcher(self.translated).get
+        if self.schedule.filters:
+            temporal = StageWorkers(
+                stages["temporal"],
+                self.stop,
+                take=take,
+                hand_on=self._put_filtered,
+                close=self.filtered.close,
+            )
+            self._thread("temporal", partial(temporal.work, self._filter))
+            take = self.filtered.get
         from_rgb = StageWorkers(
             stages["from rgb"],
             self.stop,
-            take=Unbatcher(self.translated).get,
+            take=take,
             hand_on=self.encoded.put,
             close=self.encoded.close,
         )
@@ -363,7 +381,8 @@ class _Run:
         height, width = frame.pixels.shape[:2]
         shape = self.geometry((height, width))
         pixels = shape.into_network(frame.pixels)
-        return NetworkFrame(Origin(unit, frame.index, frame.tag, shape), pixels)
+        origin = Origin(unit, frame.index, frame.tag, shape, warm_up=frame.warm_up)
+        return NetworkFrame(origin, pixels)
 
     def _translate(self, backend: Backend, message: Batch | Lost | End) -> Batch | Lost | End:
         if not isinstance(message, Batch):
@@ -388,7 +407,9 @@ class _Run:
                 raise _named(first, error) from error
             parts.append(rows[: len(part)])
             start += len(part)
-        return Batch(message.origins, parts[0] if len(parts) == 1 else np.concatenate(parts))
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        is_filtered = computed[0].unit.unit.temporal > 0
+        return Batch(message.origins, rows, message.pixels if is_filtered else None)
 
     def _halve_batch(self, size: int, first: Origin) -> None:
         with self.lock:
@@ -398,6 +419,27 @@ class _Run:
                 self.counters.notes.append(
                     Note(first.unit.name, f"{text}; going on with {size // 2}")
                 )
+
+    def _filter(self, message: NetworkFrame | Lost | End) -> NetworkFrame | Lost | End:
+        if isinstance(message, End):
+            self.filter = None
+        if not isinstance(message, NetworkFrame) or message.source is None:
+            return message
+        if self.filter is None:
+            from ..temporal.flow_filter import FlowFilter
+
+            self.filter = FlowFilter(message.origin.unit.unit.temporal)
+        return NetworkFrame(message.origin, self.filter(message.source, message.pixels))
+
+    def _put_filtered(self, *messages: NetworkFrame | Lost | End) -> None:
+        """Hand on what is to be written. Raises StoppedError."""
+        self.filtered.put(
+            *(
+                message
+                for message in messages
+                if not (isinstance(message, NetworkFrame) and message.origin.warm_up)
+            )
+        )
 
     def _from_rgb(self, message: NetworkFrame | Lost | End) -> EncodedFrame | Lost | End:
         if not isinstance(message, NetworkFrame):
@@ -424,7 +466,8 @@ class _Run:
 
     def _write_one(self, message: EncodedFrame | Lost | End) -> None:
         if isinstance(message, Lost):
-            self._drop(message.unit, message.dropped)
+            if not message.dropped.warm_up:
+                self._drop(message.unit, message.dropped)
         elif isinstance(message, End):
             self._finish(message)
         elif message.unit in self.open_units:

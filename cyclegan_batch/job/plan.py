@@ -172,11 +172,21 @@ class JobPlan:
     def memory(self) -> int | None:
         """Bytes of frames that are in memory at once, at most: frames in flight × one frame.
 
-        None where no size is known beforehand.
+        With what the filter against flicker holds. None where no size is known beforehand.
         """
         if self.largest is None:
             return None
-        return self.schedule.frames_in_flight * self.frame_bytes(self.largest)
+        frames = self.schedule.frames_in_flight * self.frame_bytes(self.largest)
+        return frames + self.filter_bytes
+
+    @property
+    def filter_bytes(self) -> int:
+        """About how many bytes the filter against flicker holds; 0 where there is none."""
+        if not self.schedule.filters:
+            return 0
+        from ..temporal.flow_filter import filter_bytes
+
+        return max(filter_bytes(self.geometry(video.size).network) for video in self.videos)
 
     def frame_bytes(self, size: Size) -> int:
         """Return the bytes of a frame of ``size`` (height, width) at its largest step."""
@@ -242,6 +252,8 @@ def plan_job(
         present.add("image")
     notes += _without_effect(options, present)
     notes += _fixed_size_notes(generator.card, options)
+    if options.preview and options.temporal_strength:
+        notes.append(Note("--temporal", "no effect on a preview, whose frames are single ones"))
     notes += _store_notes(root, folder, state)
     images = [entry for entry in work if entry.kind == "image"]
     tar_sizes, tar_notes = _first_sizes(tars)
@@ -285,8 +297,12 @@ def plan_job(
             row=_longest_row(videos, shards, tars, [shape(size).network for size in image_sizes]),
         )
         backend, choice, schedule = choose_backend(generator, options, workload, recorded, say)
-        encodes = any(not video.is_numbered for video in videos)
-        schedule = replace(schedule, encodes_video=encodes)
+        schedule = replace(
+            schedule,
+            encodes_video=any(not video.is_numbered for video in videos),
+            filters=any(video.temporal for video in videos),
+            kept=max((video.warm_up for video in videos), default=0),
+        )
     choices = _choices(choice, schedule)
     plan = JobPlan(
         inputs=tuple(inputs),
@@ -454,12 +470,19 @@ def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> Vid
     """Plan one video. Raises InputError, OutputError."""
     from ..media.video.plan import plan_video
 
+    strength, warm_up = options.temporal_strength, 0
+    if strength:
+        from ..temporal.flow_filter import frames_to_forget
+
+        warm_up = frames_to_forget(strength)
     return plan_video(
         entry.source,
         entry.output,
         options,
         pixel_type=card.pixel_type,
         output_size=_output_size(card, options),
+        temporal=strength,
+        warm_up=warm_up,
     )
 
 

@@ -101,6 +101,7 @@ def plan_lines(plan: JobPlan) -> list[str]:
         f"{counted(schedule.batch_size, 'frame')} per call, {calls}{several}",
         *_measured_line(plan),
         f"memory   {_memory_words(plan)}",
+        *_temporal_line(plan),
     ]
     if plan.scratch:
         lines.append(
@@ -172,6 +173,17 @@ def _measured_line(plan: JobPlan) -> list[str]:
     return [f"         {', '.join(words)}: measured by bench"] if words else []
 
 
+def _temporal_line(plan: JobPlan) -> list[str]:
+    """Return a line on the filter against flicker; none without one."""
+    if not plan.schedule.filters:
+        return []
+    line = f"temporal flow, strength {plan.options.temporal_strength:g}"
+    if count := plan.schedule.kept:
+        frames = counted(count, "frame")
+        line += f"; each stretch begins with {frames} more that are computed and not written"
+    return [line]
+
+
 def _memory_words(plan: JobPlan) -> str:
     flight = f"{plan.schedule.frames_in_flight} frames in flight"
     if plan.largest is None or plan.memory is None:
@@ -182,7 +194,8 @@ def _memory_words(plan: JobPlan) -> str:
     basis = "the largest of the images read for the plan" if plan.shards or plan.tars else "RGB"
     return (
         f"{flight} × {each} ({width}×{height}, {basis}) = "
-        f"{plan.memory / 2**20:.0f} MiB of frames at most"
+        f"{(plan.memory - plan.filter_bytes) / 2**20:.0f} MiB of frames at most"
+        + (f", and {plan.filter_bytes / 2**20:.0f} MiB of the filter" if plan.filter_bytes else "")
     )
 
 
@@ -200,6 +213,8 @@ def _video_description(video: VideoPlan) -> dict[str, object]:
         "encoder_threads": encoder.threads,
         "matrix": video.colour.matrix,
         "full_range": video.colour.full_range,
+        "temporal": video.temporal,
+        "warm_up": video.warm_up,
         "streams": [
             {"index": each.index, "way": each.action, "encoder": each.encoder, "what": each.label}
             for each in (video.streams.streams if video.streams else ())

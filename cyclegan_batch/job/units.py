@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from ..errors import CycleganBatchError, OutputError, OutputExistsError, OutputInUseError
 from ..files import exists
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from ..media.video.plan import VideoPlan
     from ..media.video.sink import JoinSink, StretchSink, VideoSink
     from ..media.video.source import JoinSource, StretchSource, VideoSource
-
-STAGES = ("read", "to rgb", "network", "from rgb", "write")
-"""The stages in the order of the flow, by the names that reports use."""
 
 _NOTHING_WRITABLE = frozenset(
     {
@@ -56,6 +53,10 @@ class Unit(Protocol):
     @property
     def frames(self) -> int | None:
         """How many frames are expected, or None where the input does not show it."""
+
+    @property
+    def temporal(self) -> float:
+        """The strength of the filter against flicker, 0 for none."""
 
     def open_source(self, previous: AnySource | None = None) -> AnySource:
         """Open the input. Raises InputError.
@@ -87,6 +88,11 @@ class VideoUnit:
     def frames(self) -> int | None:
         """How many frames are expected, or None where the file does not show it."""
         return self.plan.frames_expected
+
+    @property
+    def temporal(self) -> float:
+        """The strength of the filter against flicker, 0 for none."""
+        return self.plan.temporal
 
     def open_source(self, previous: AnySource | None = None) -> VideoSource:
         """Open the decoder. Raises InputError."""
@@ -134,6 +140,11 @@ class StretchUnit:
         assert whole is not None
         return min(each, whole - self.number * each)
 
+    @property
+    def temporal(self) -> float:
+        """The strength of the filter against flicker, 0 for none."""
+        return self.plan.temporal
+
     def open_source(self, previous: AnySource | None = None) -> StretchSource:
         """Return the reader of the frames, which goes on with the reading of ``previous``."""
         from ..media.video.source import StretchSource
@@ -159,6 +170,7 @@ class JoinUnit:
     plan: VideoPlan
     stretches: tuple[Stretch, ...]
     """Those that have frames, in their order."""
+    temporal: ClassVar[float] = 0.0
 
     @property
     def name(self) -> str:
@@ -190,6 +202,7 @@ class ImageUnit:
     """A shard of images, each of which has a file of its own."""
 
     shard: ImageShard
+    temporal: ClassVar[float] = 0.0
 
     @property
     def name(self) -> str:
@@ -222,6 +235,7 @@ class TarUnit:
     """A tar, in one piece."""
 
     plan: TarPlan
+    temporal: ClassVar[float] = 0.0
 
     @property
     def name(self) -> str:
@@ -571,6 +585,17 @@ class Schedule:
     workers: int = 1
     """Processes, each of which runs a pipeline; with one, the process that was started does it. The
     other numbers are for all of them together on a CPU, and for each of them on a GPU."""
+    filters: bool = False
+    """There is a filter against flicker behind the network."""
+    kept: int = 0
+    """Decoded frames that are kept, since they may be in front of the next stretch."""
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """The workers of each stage, in the order of the flow, by the names that reports use."""
+        before = {"read": 1, "to rgb": self.converters, "network": self.contexts}
+        behind = {"from rgb": self.converters, "write": 1}
+        return before | ({"temporal": 1} if self.filters else {}) | behind
 
     @property
     def converter_queue(self) -> int:
@@ -588,7 +613,12 @@ class Schedule:
         in_queues = 2 * self.converter_queue + 2 * self.network_queue
         at_workers = 2 * self.converters + (2 * self.contexts + 1) * self.batch_size
         # The frame with which the next one is compared, and the batch with its result.
-        kept = 1 + self.batch_size
+        kept = 1 + self.batch_size + self.kept
+        if self.filters:
+            # What the network gave waits with what it got, in the filter and behind it as well.
+            in_queues += self.network_queue + self.converter_queue
+            at_workers += (self.contexts + 1) * self.batch_size + 1
+            kept += self.batch_size
         return self.lot * (in_queues + at_workers) + kept
 
 

@@ -65,6 +65,8 @@ class Dropped:
     error: CycleganBatchError
     place: Place | None = None
     """Set where a single frame or packet of a file is concerned."""
+    warm_up: bool = False
+    """It is a frame in front of its unit (`Frame.warm_up`), which the unit before reports."""
 
 
 def dropped_at(place: Place) -> Dropped:

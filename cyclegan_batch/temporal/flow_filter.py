@@ -41,6 +41,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..frames import Pixels, Size, to_uint8
+from ..options import DEFAULT_STRENGTH, MOST_STRENGTH
 from .motion import (
     Floats,
     Grey,
@@ -55,10 +56,6 @@ from .motion import (
     working_size,
 )
 
-DEFAULT_STRENGTH = 0.5
-MOST_STRENGTH = 0.9
-"""At 0.9 a tenth of a frame is still seen 22 frames later."""
-
 FINE = 0.75
 """How much of the strength λ the fine part gets."""
 COARSE, MEAN = 0.75, 0.5
@@ -72,9 +69,31 @@ is no longer steadied (at 1/e): two levels. The fade of a second is faster."""
 _STRIP = 32
 """Rows that are computed at a time, so that they stay in the cache from one step to the next."""
 
-
 Means: TypeAlias = npt.NDArray[np.float64]
 """``(3,)``, in levels of 0..255."""
+
+
+def frames_to_forget(strength: float) -> int:
+    """Return after how many frames at ``strength`` it does not matter with which one it began.
+
+    As above, to 1/512, half a level: 9 frames at 0.5. By then the mean colours differ by a part of
+    a level. Raises ValueError where the strength is not above 0 and below 1.
+    """
+    if not 0.0 < strength < 1.0:
+        raise ValueError(f"the strength must be above 0 and below 1, got {strength}")
+    count = 1
+    while strength**count > 1 / 512:
+        count += 1
+    return count
+
+
+def filter_bytes(size: Size) -> int:
+    """Return about how many bytes a `FlowFilter` of frames of ``size`` (height, width) holds.
+
+    Four pictures in float, weights, a flow and its maps: 66 bytes for each pixel; what has working
+    size is left out.
+    """
+    return 66 * size[0] * size[1]
 
 
 class FlowFilter:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cyclegan_batch.api import prepare_translation
 from cyclegan_batch.bench.stages import StageCost, limit_of, stages_alone
-from cyclegan_batch.job.units import STAGES, Schedule
+from cyclegan_batch.job.units import Schedule
 from cyclegan_batch.media.video import sink as video_sink
 from tests.synthesis import generators, pictures, streams
 
@@ -21,7 +21,7 @@ SCHEDULE = Schedule(batch_size=1, contexts=2, converters=2)
 
 def costs(**changes: StageCost) -> dict[str, StageCost]:
     cheap = StageCost(cpu=0.001, wall=0.001)
-    return dict.fromkeys(STAGES, cheap) | {
+    return dict.fromkeys(SCHEDULE.stages, cheap) | {
         name.replace("_", " "): cost for name, cost in changes.items()
     }
 
@@ -70,7 +70,7 @@ def test_each_stage_of_a_video_is_measured_and_its_output_is_whole(tmp_path):
     spending = Spending(backend, 0.004)
     alone = stages_alone(plan, spending)
     backend.close()
-    assert list(alone) == list(STAGES)
+    assert list(alone) == list(SCHEDULE.stages)
     # The first call is not measured; 30 frames are 8 batches, of which the last is filled up.
     assert spending.batches == [4] * 9
     assert alone["network"].cpu == pytest.approx(8 * 0.004 / 30, rel=0.5)

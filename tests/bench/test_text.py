@@ -13,7 +13,7 @@ from cyclegan_batch.bench.stages import StageCost, limit_of
 from cyclegan_batch.bench.subject import Subject, instruction_sets
 from cyclegan_batch.bench.text import Style, lines_of
 from cyclegan_batch.bench.whole import Run
-from cyclegan_batch.job.units import STAGES, Schedule
+from cyclegan_batch.job.units import Schedule
 from cyclegan_batch.models.parity import Parity
 
 PARTS: tuple[Part, ...] = ("subject", "stages", "pipeline", "network", "workers", "advice")
@@ -37,9 +37,9 @@ def row(name: str, precision: str, rate: float, parity: Parity | None, **changes
 def findings() -> Findings:
     near = Parity(psnr=47.93, max=9.0, p999=3.0, within2=0.995, cls="near")
     default = row("onnxruntime", "fp32", 23.4, None)
-    costs = {name: StageCost(cpu=0.0005, wall=0.0006) for name in STAGES}
-    costs["network"] = StageCost(cpu=0.0825, wall=0.083)
     schedule = Schedule(batch_size=1, contexts=2, converters=2)
+    costs = {name: StageCost(cpu=0.0005, wall=0.0006) for name in schedule.stages}
+    costs["network"] = StageCost(cpu=0.0825, wall=0.083)
     limit = limit_of(costs, schedule, threads=2, on_cpu=True)
     run = Run(
         backend="onnxruntime", device="cpu", precision="fp32", batch_size=1, contexts=2, workers=1,

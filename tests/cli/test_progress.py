@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from cyclegan_batch.cli import progress
 from cyclegan_batch.cli.progress import Reporter, live_line
 from cyclegan_batch.errors import InputError
-from cyclegan_batch.job.units import STAGES, Counters, Failure, Stage
+from cyclegan_batch.job.units import Counters, Failure, Stage
 from cyclegan_batch.wording import Note, clock, printable
 
 
@@ -54,7 +54,8 @@ def now(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def counters(**changes: Any) -> Counters:
-    state = Counters(stages={name: Stage(1) for name in STAGES})
+    names = ("read", "to rgb", "network", "from rgb", "write")
+    state = Counters(stages={name: Stage(1) for name in names})
     for name, value in changes.items():
         setattr(state, name, value)
     return state

@@ -129,6 +129,7 @@ class Unit:
     opens_source: Callable[[], Any]
     opens_sink: Callable[[], Any]
     frames: int | None = None
+    temporal: float = 0.0
 
     def open_source(self, previous: Any = None) -> Any:
         return self.opens_source()

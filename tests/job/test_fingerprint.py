@@ -43,7 +43,7 @@ COUNTED = {
         *OF_THE_NETWORK,
         *("size", "fit", "keep_size", "ss", "to", "frames", "stream", "color"),
         *("deinterlace", "deinterlace_rate", "codec", "crf", "preset", "pix_fmt"),
-        *("encoder_opt", "audio"),
+        *("encoder_opt", "audio", "temporal"),
     },
 }
 """The options that an output depends on, by its kind."""
@@ -69,6 +69,7 @@ def test_every_option_is_classified() -> None:
         ({"crf": 20.0}, {"video"}),
         ({"quality": 80}, {"image", "tar"}),
         ({"tar_images": "jpg"}, {"tar"}),
+        ({"temporal": "flow:0.3"}, {"video"}),
         ({"size": 64}, {"image", "video", "tar"}),
         ({"device": "cuda"}, {"image", "video", "tar"}),
         ({"gpus": "0,1"}, {"image", "video", "tar"}),
@@ -89,6 +90,18 @@ def test_an_option_makes_another_job_of_the_outputs_that_it_changes(
 
 
 @pytest.mark.behaviour(21, 37)
+def test_a_filter_is_known_by_its_strength_and_its_absence_by_nothing(card: ModelCard) -> None:
+    ids = [
+        job_of("video", card, TranslateOptions(temporal=temporal), CHOICES).id
+        for temporal in ("flow", "flow:0.5", "flow:.50", "flow:0.51", "off")
+    ]
+    assert ids[0] == ids[1] == ids[2]
+    assert len(set(ids)) == 3
+    off = job_of("video", card, TranslateOptions(), CHOICES)
+    assert ids[4] == off.id
+    assert "temporal" not in off.values  # as in journals from before there was the option
+
+
 def test_the_numbers_of_the_gpus_make_no_other_job(card: ModelCard) -> None:
     choices = replace(CHOICES, device="cuda")
     jobs = {

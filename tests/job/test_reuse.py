@@ -317,7 +317,7 @@ def test_the_results_of_repeated_frames_outlive_the_batch_and_end_with_the_unit(
     assert [each.origin.repeats for each in (*first, third)] == [False, True, True]  # type: ignore[union-attr]
     assert all(each.pixels.base is third.pixels.base for each in first)  # type: ignore[union-attr]
     assert isinstance(end, End)
-    assert batcher._last is unbatcher._row is None
+    assert batcher._last is unbatcher._last is None
     batcher.put(frame(3))
     (last,) = waiting.get()
     assert isinstance(last, Batch)

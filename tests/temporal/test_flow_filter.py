@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import pytest
 
-from cyclegan_batch.temporal.flow_filter import FlowFilter
+from cyclegan_batch.temporal.flow_filter import FlowFilter, filter_bytes, frames_to_forget
 from cyclegan_batch.temporal.motion import Motion, grey_of, is_cut, likeness
 
 
@@ -260,6 +261,33 @@ def test_a_translation_that_leaves_its_source_is_not_blended_with_what_it_was():
         assert np.sqrt((coarse**2).mean(axis=2)).max() < 12.0
         jump = cv2.absdiff(drawings[0], drawings[1])
     assert jump.mean() > 50
+
+
+@pytest.mark.parametrize(
+    ("strength", "frames"), [(0.01, 2), (0.3, 6), (0.5, 9), (0.7, 18), (0.9, 60)]
+)
+def test_the_first_frame_is_forgotten_when_half_a_level_of_it_is_left(strength, frames):
+    assert frames_to_forget(strength) == frames
+    assert 255 * strength**frames <= 0.5 < 255 * strength ** (frames - 1)
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.5, 1.0, float("nan")])
+def test_what_is_never_forgotten_is_refused(strength):
+    with pytest.raises(ValueError, match="above 0 and below 1"):
+        frames_to_forget(strength)
+
+
+def test_the_arrays_of_a_filter_are_counted():
+    tracemalloc.start()
+    try:
+        filtered, source = FlowFilter(), texture(720, 1280)
+        before = tracemalloc.get_traced_memory()[0]
+        filtered(source, source)
+        held = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    # The source at working size is held too: it is not counted.
+    assert filter_bytes((720, 1280)) == pytest.approx(held, rel=0.05)
 
 
 @pytest.mark.parametrize("start", [4, 9])

@@ -18,7 +18,7 @@ from ...errors import BackendError, OutputExistsError
 from ...files import remove_leftovers
 from ...media import Dropped, Whole, Written
 from ...wording import Note
-from ..units import STAGES, Counters, Failure, Outcome, Stage, Tolerance, Unit, is_hopeless
+from ..units import Counters, Failure, Outcome, Stage, Tolerance, Unit, is_hopeless
 from .messages import (
     Crashed,
     Done,
@@ -145,7 +145,8 @@ class _Supervisor:
         """Of units that have ended, and of images that are whole."""
         self._reused = 0
         """Repeated frames of units that have ended."""
-        self._busy = dict.fromkeys(STAGES, 0.0)
+        self._stages = tuple(plan.schedule.stages)
+        self._busy = dict.fromkeys(self._stages, 0.0)
         """Seconds of the workers that have ended."""
         self._notes: set[Note] = set(counters.notes)
         self.is_open = False
@@ -160,7 +161,7 @@ class _Supervisor:
             self.is_open = True
             count = self._transport.count
             self._counters.workers = count
-            self._counters.stages = {name: Stage(workers=count) for name in STAGES}
+            self._counters.stages = {name: Stage(workers=count) for name in self._stages}
             for number in range(count):
                 self._start(number)
             while self._workers and not self.stop.is_set():

@@ -215,8 +215,12 @@ def _tone_mapping(stream: StreamInfo) -> ToneMapping | None:
 class ToRGB:
     """Convert decoded frames to RGB, without the GIL; each worker thread needs one of its own."""
 
-    def __init__(self, plan: ColourPlan, pixel_type: PixelType) -> None:
-        self._plan, self._pixel_type = plan, pixel_type
+    def __init__(self, plan: ColourPlan, pixel_type: PixelType, *, shared: bool = False) -> None:
+        """``shared``: another thread may convert the same frame at the same time.
+
+        PyAV changes the tags of a frame while it is converted, so each needs a reference.
+        """
+        self._plan, self._pixel_type, self._shared = plan, pixel_type, shared
         self._reformatter = VideoReformatter()
         self._properties = _FrameProperties(plan.chroma_location)
 
@@ -226,7 +230,7 @@ class ToRGB:
         bits = bits_of(frame.format.name)
         deep = bits > 8 or self._pixel_type == "float16" or plan.tone_mapping is not None
         planar = self._reformatter.reformat(
-            self._properties(frame),
+            self._properties(frame, force=self._shared),
             format="gbrp16le" if deep else "gbrp",
             src_colorspace=_COLORSPACE[plan.matrix],
             src_color_range=_color_range(plan.full_range),

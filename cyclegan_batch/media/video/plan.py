@@ -83,6 +83,11 @@ class VideoPlan:
     """The number of the first image, where the output is numbered images; else None."""
     notes: tuple[Note, ...]
     """Notes that are reported before the first frame."""
+    temporal: float = 0.0
+    """The strength of the filter against flicker, 0 for none."""
+    warm_up: int = 0
+    """Frames in front of each stretch that are computed with it, and not written: so that the
+    filter has forgotten with which frame it began."""
 
     @property
     def name(self) -> str:
@@ -190,11 +195,15 @@ def plan_video(
     *,
     pixel_type: PixelType,
     output_size: Callable[[Size], Size] = lambda size: size,
+    temporal: float = 0.0,
+    warm_up: int = 0,
 ) -> VideoPlan:
     """Decide how the video at ``path`` becomes ``output``, before the first frame.
 
     ``output_size`` maps the upright size (height, width) of the source to that of the frames which
     the sink will get. ``-`` is standard input or output as y4m; a pattern of images needs ``fps``.
+    ``temporal`` and ``warm_up`` are kept for the one who runs the plan; a video in one piece has no
+    frames in front of it.
 
     Raises InputError where ``path`` is no video or is not to be translated, OutputError where it
     cannot be encoded as the options ask.
@@ -290,6 +299,8 @@ def plan_video(
         stretch_frames=stretch_frames,
         first_number=first_number,
         notes=tuple(dict.fromkeys(notes)),
+        temporal=temporal,
+        warm_up=0 if stretch_frames is None else warm_up,
     )
 
 

@@ -8,6 +8,7 @@ moved to one tick after the one before, so that no frame is lost.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -44,6 +45,8 @@ class Decoded:
     frame: av.VideoFrame
     turn: tuple[int, bool]
     """Rotation and mirroring, as `upright` takes them."""
+    warm_up: bool = False
+    """See `Frame`."""
 
 
 class Reading:
@@ -56,9 +59,10 @@ class Reading:
         """``known``: the times (PTS) of the frames directly before number ``first``.
 
         An earlier reading found them, and no damage. Frames before ``first`` are then not needed,
-        and most of them are not decoded.
+        but for the plan's ``warm_up``, and most of them are not decoded.
         """
         self.plan = plan
+        known, first = known[: max(0, len(known) - plan.warm_up)], first - plan.warm_up
         self.users = 0
         """How many sources share it."""
         self._known_end = (known[-1], first) if known and can_begin_anywhere(plan) else None
@@ -79,20 +83,30 @@ class Reading:
         """What is known once the whole video is read."""
         self._error: CycleganBatchError | None = None
         """Why the video cannot be read."""
+        self._kept: deque[Decoded] = deque(maxlen=plan.warm_up)
+        """The last frames that were read, which may be in front of the next stretch."""
 
     def read(self, first: int, end: int | None) -> Iterator[Decoded | Dropped | Note]:
         """Yield what concerns the frames from number ``first`` to the one before ``end``.
 
-        Frames before ``first`` are read and left out. Where ``end`` is None, what is known at the
-        end of the file follows. Raises InputError where the video as a whole cannot be read.
+        Frames before ``first`` are read and left out. The last of them, as many as the plan's
+        ``warm_up``, come first, marked as such, also where they were read before; nothing else that
+        concerns them. Where ``end`` is None, what is known at the end of the file follows. Raises
+        InputError where the video as a whole cannot be read.
         """
         if self._error is not None:
             raise self._error
+        start = first - self.plan.warm_up
+        yield from (replace(each, warm_up=True) for each in (*self._kept,) if each.index >= start)
         try:
             while end is None or self.position < end:
                 number, item = next(self._items)
+                if isinstance(item, Decoded):
+                    self._kept.append(item)
                 if number >= first:
                     yield item
+                elif number >= start and isinstance(item, Decoded):
+                    yield replace(item, warm_up=True)
         except StopIteration:
             if end is None:
                 yield from self._findings
@@ -160,13 +174,14 @@ class Reading:
     def converter(self) -> Callable[[Decoded], Frame | Dropped]:
         """Return a function from a decoded frame to an upright RGB one, one for each worker."""
         plan = self.plan
-        to_rgb = ToRGB(plan.colour, plan.pixel_type)
+        to_rgb = ToRGB(plan.colour, plan.pixel_type, shared=plan.warm_up > 0)
 
         def convert(item: Decoded) -> Frame | Dropped:
             try:
                 stored = to_rgb(item.frame)
             except av.error.FFmpegError as error:
-                return self._undecodable(item.index, Lost(item.timing.pts, reason(error)))
+                lost = self._undecodable(item.index, Lost(item.timing.pts, reason(error)))
+                return replace(lost, warm_up=item.warm_up)
             rotation, mirrored = item.turn
             pixels = upright(stored, rotation, mirrored=mirrored)
             if pixels.shape[:2] != plan.size:
@@ -175,7 +190,7 @@ class Reading:
                 pixels = Geometry(size, plan.size, plan.size).into_network(pixels)
             has_extras = plan.encoder.alpha or item.frame.interlaced_frame
             timing = self._with_extras(item) if has_extras else item.timing
-            return Frame(item.index, pixels, timing)
+            return Frame(item.index, pixels, timing, item.warm_up)
 
         return convert
 

@@ -406,6 +406,18 @@ def test_a_store_gets_its_comparison_like_a_folder(model, tmp_path, memory_store
     assert len(translate(clip, far, model=model, compare="split", **FAST).up_to_date) == 2
 
 
+def test_a_folder_in_a_store_gets_its_comparisons(model, tmp_path, memory_store):
+    """The listing that a run begins with lacks the times of what the run itself puts."""
+    folder = jobs.pictures(tmp_path / "in", 2)
+    streams.plain(folder / "clip.mkv", frames=5)
+    out = memory_store / "out"
+    report = translate(folder, out, model=model, compare="side", **FAST)
+    assert [failure.cause for failure in report.failures] == []
+    assert (report.exit_code, len(report.comparisons)) == (0, 3)
+    again = translate(folder, out, model=model, compare="side", **FAST)
+    assert (again.outputs, len(again.up_to_date)) == ((), 6)
+
+
 def test_progress_tells_that_it_compares(capsys):
     counters = Counters(frames_done=7)
     counters.comparing = Counters(

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ...errors import InputError
-from ...file_identity import identity_of_data
+from ...file_identity import identity_of, identity_of_data
 from ...frames import Frame, Size
 from ...options import ComparisonLayout
 from ...wording import printable
@@ -51,7 +51,8 @@ class ComparisonSource(ImageSource):
         path = self._results[file.entry.output]
         name = printable(path)
         try:
-            modified = path.stat().st_mtime_ns
+            # Of what this process has put into a store, its listing does not know the time.
+            modified = identity_of([path], hashed=False, asked=True).mtime_ns
             data = path.read_bytes()
             result = decode_picture(data, name, max_pixels=self.shard.max_pixels)
         except (InputError, OSError) as error:

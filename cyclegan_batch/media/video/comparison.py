@@ -160,7 +160,8 @@ class ComparisonSink(VideoSink):
         Raises InputError where it cannot be read, OutputError.
         """
         self._subject = printable(output)
-        identity = input_identity(output, plan.options)
+        # Of what this process has put into a store, its listing does not know the time.
+        identity = input_identity(output, plan.options, asked=True)
         super().__init__(replace(plan, path=output, identity=identity))
 
     def finish(self) -> Sequence[Dropped]:

@@ -54,15 +54,13 @@ class Sampler:
     ) -> None:
         self._n_a, self._n_b, self._batch_size, self._seed = n_a, n_b, batch_size, seed
         self._serial, self._rank, self._size = serial, rank, size
+        self.batches = max(1, max(n_a, n_b) // (batch_size * size))
+        """Batches in an epoch, which may be set to fewer; images that do not fill the last batch
+        are left out of it."""
         self.epoch = 1
         """The epoch of the next batch, counted from 1."""
         self.position = 0
         """The number of the next batch within that epoch, counted from 0."""
-
-    @property
-    def batches(self) -> int:
-        """Batches in an epoch; images that do not fill the last batch are left out of it."""
-        return max(1, max(self._n_a, self._n_b) // (self._batch_size * self._size))
 
     def advance(self) -> None:
         """Go to the next batch, after the last one to the next epoch."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import itertools
 import math
@@ -349,6 +350,14 @@ class CycleGAN:
     def learning_rate(self) -> float:
         """The rate of the epoch in progress, the same for both optimisers."""
         return float(self.optimizer_G.param_groups[0]["lr"])
+
+    def set_epochs(self, n_epochs: int, n_epochs_decay: int) -> None:
+        """Make the run as long as that; the learning rate becomes that of its present epoch."""
+        self.config = dataclasses.replace(
+            self.config, n_epochs=n_epochs, n_epochs_decay=n_epochs_decay
+        )
+        if self.config.lr_policy != "plateau":
+            self._follow_schedule()
 
     def _follow_schedule(self) -> None:
         """Set the learning rate of both optimisers to the schedule's for this epoch."""

@@ -20,7 +20,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,9 +36,10 @@ from cyclegan_batch.errors import (
 )
 from cyclegan_batch.machine import cpu_threads
 from cyclegan_batch.models.checkpoints import run_folder as names
-from cyclegan_batch.wording import first_line, printable
+from cyclegan_batch.wording import counted, first_line, printable
 
 from .batches import Feed, Sampler
+from .clock import Clock, Schedule
 from .cyclegan import LOSSES, NETWORKS, CycleGAN, State
 from .data import find_folders
 from .distributed import Ranks, joined_ranks
@@ -55,6 +56,10 @@ _POLL_STEPS = 20
 """The most steps after which several processes ask each other whether to stop or to save."""
 _POLL_SECONDS = 1.0
 """The most seconds, about, after which they do; steps may take longer than this."""
+_FIT_STEPS = 5
+"""Steps between two attempts to fit the schedule to the clock, at the beginning of a run."""
+_ENDLESS = 10**6
+"""Epochs of a run whose number is not known yet: no rate goes down before it is known when."""
 _SCORED = ("cycle_A", "cycle_B", "idt_A", "idt_B")
 """The losses whose sum ``plateau`` watches."""
 
@@ -152,6 +157,8 @@ class _Run:
         ranks: Ranks,
     ) -> None:
         self.settings, self.say, self.ranks = settings, say, ranks
+        self.given = settings
+        """The settings before ``minutes`` change the number of epochs."""
         self.folder = RunFolder(path, settings, say)
         # The state and the folders first: reading the images may take minutes.
         state = self.folder.read_state(ranks)
@@ -202,7 +209,7 @@ class _Run:
         self.best: Best | None = None
         """What validation keeps; None where nothing is validated, and in all but the first."""
         if ranks.first and self.images.validated:
-            samples = self.sampler.batches * settings.data.batch_size * ranks.size
+            samples = self._samples_per_epoch
             validation = Validation(self.images.validation, settings, self.model.device, samples)
             for sentence in validation.sentences():
                 say(sentence)
@@ -217,6 +224,7 @@ class _Run:
         """The step before which several processes ask each other next."""
         self._since = self._saved = time.monotonic()
         self._ticks: deque[float] = deque(maxlen=50)
+        self.clock = Clock(settings)
         self._asked = 0
         """The steps of this process, those of a warm-up too."""
         self.beginning = Beginning()
@@ -248,7 +256,10 @@ class _Run:
             self.folder.create()
         if state is not None:
             self._restore(state)
+            self.folder.remove_sheet_of_stop()
         else:
+            if self.clock.waits:
+                self._follow(Schedule(_ENDLESS, 0, self.sampler.batches))
             self.beginning = begin_from(self.model, self.settings, self.say)
             if self.beginning.warm_up:
                 self.sampler.begin_before(self.settings.run.warm_up)
@@ -256,7 +267,7 @@ class _Run:
             self.log = self.folder.open_log(state["log_bytes"] if state else 0)
             description = describe_run(
                 self.model,
-                self.settings,
+                self.given,
                 (self.a, self.b),
                 self.ranks,
                 self.sampler.batches,
@@ -278,11 +289,12 @@ class _Run:
     def go(self, stop: Callable[[], bool], watch: Callable[[Progress], None]) -> Outcome:
         """Train until the last epoch ends or ``stop`` returns True."""
         model, settings = self.model, self.settings
-        while model.epoch <= settings.epochs and not self._ends_early:
+        while self.clock.waits or (model.epoch <= self.settings.epochs and not self._ends_early):
             stops, due = self._stop_or_save(stop())
             if stops or due:
                 self._save()
             if stops:
+                self._draw_now(names.STOPPED)
                 return Outcome(False, model.epoch, model.steps, self.ranks.first)
             if self.sampler.before_first:
                 self._warm_up()
@@ -301,6 +313,12 @@ class _Run:
             elif settings.run.save_every_steps and not model.steps % settings.run.save_every_steps:
                 self._save()
             self._ticks.append(time.monotonic())
+            self.clock.step()
+            if self.clock.waits and not model.steps % _FIT_STEPS:
+                self._fit_to_clock()
+            minutes = self.clock.sheet_due(self._seconds())
+            if minutes is not None:
+                self._draw_now(names.minute_name(minutes))
             watch(self._progress())
         if self.best is not None and (sentence := self.best.sentence()):
             best = printable(self.folder.checkpoints / names.BEST)
@@ -327,6 +345,44 @@ class _Run:
         stops, due_somewhere, negative_wait = self.ranks.greatest(votes)
         self._next_poll = self._asked - negative_wait
         return bool(stops), bool(due_somewhere)
+
+    def _fit_to_clock(self) -> None:
+        """Fit the number of epochs to the minutes left, where the rate of the steps is known."""
+        first = self.clock.waits
+        chosen = self.clock.fit(self.sampler, self._seconds(), self.ranks)
+        if chosen is None:
+            return
+        self._follow(chosen)
+        if self.log is not None:
+            self.log.write({"event": "schedule", "step": self.model.steps, **vars(chosen)})
+        if first:
+            self.say(
+                f"{counted(chosen.epochs, 'epoch')} of {counted(chosen.batches, 'step')} fit into "
+                f"{self.settings.run.minutes:g} minutes"
+            )
+
+    def _follow(self, schedule: Schedule) -> None:
+        """Make the run as long as ``schedule``."""
+        train = replace(
+            self.settings.train,
+            n_epochs=schedule.n_epochs,
+            n_epochs_decay=schedule.n_epochs_decay,
+        )
+        self.settings = replace(self.settings, train=train)
+        self.model.set_epochs(schedule.n_epochs, schedule.n_epochs_decay)
+        self.sampler.batches = schedule.batches
+        if self.best is not None:
+            self.best.validation.follow(self._samples_per_epoch)
+
+    @property
+    def _samples_per_epoch(self) -> int:
+        return self.sampler.batches * self.settings.data.batch_size * self.ranks.size
+
+    def _draw_now(self, name: str) -> None:
+        """Draw a sheet beside those of the epochs, in the first process."""
+        if self.ranks.first and self.images.samples is not None and self.model.steps:
+            self.folder.draw_samples(name, self.model, self.images.samples)
+            self.say(f"samples: {printable(self.folder.path / names.SAMPLES / name)}.png")
 
     def _warm_up(self) -> None:
         """Do a step before the first epoch, in which only some networks learn, and log it."""
@@ -392,6 +448,9 @@ class _Run:
 
     def _end_epoch(self) -> None:
         model, epoch = self.model, self.model.epoch
+        waits = self.clock.waits or not self.settings.run.minutes
+        if not waits and epoch < self.settings.train.n_epochs:
+            self._fit_to_clock()
         mean = self.whole_epoch.take(self.ranks)
         score = sum(mean[name] for name in _SCORED)
         self._check_weights()
@@ -448,7 +507,8 @@ class _Run:
         log.write({"event": "epoch", "epoch": epoch, "step": step, "score": score, **mean})
         signs = list(signs_in_losses(mean, self.settings.train.gan_mode))
         if self.images.samples is not None:
-            signs += self.folder.draw_samples(epoch, self.model, self.images.samples)
+            name = names.epoch_name(epoch)
+            signs += self.folder.draw_samples(name, self.model, self.images.samples)
         for sign in signs:
             log.write({"event": "health", "epoch": epoch, "step": step, "sign": sign})
             self.say(f"epoch {epoch}: {sign}")
@@ -461,11 +521,17 @@ class _Run:
             self.board.flush()
 
     def _progress(self) -> Progress:
+        epochs, step = self.settings.epochs, self.model.steps
+        steps = step + (epochs - self.sampler.epoch + 1) * self.sampler.batches
+        steps -= self.sampler.position
+        if self.clock.waits:
+            epochs = self.model.epoch
+            steps = int(step * 60 * self.settings.run.minutes / max(self._seconds(), 1e-9))
         return Progress(
-            min(self.model.epoch, self.settings.epochs),
-            self.settings.epochs,
-            self.model.steps,
-            self.settings.epochs * self.sampler.batches,
+            min(self.model.epoch, epochs),
+            epochs,
+            step,
+            max(step, steps),
             self._rate(),
             self.last_losses,
             self.sampler.before_first,
@@ -495,11 +561,12 @@ class _Run:
         self.log.flush()
         state = {
             "version": STATE_VERSION,
-            "settings": self.settings.flat(),
+            "settings": self.given.flat(),
             "model": model,
             "sampler": self.sampler.state_dict(),
             **everyone[0][0],
             "others": everyone[1:],
+            "clock": self.clock.state_dict(),
             "start": {
                 "warm_up": list(self.beginning.warm_up),
                 "described": self.beginning.described,
@@ -545,6 +612,15 @@ class _Run:
                     f"{printable(domain.folder)}: holds other images than when the run in "
                     f"{printable(self.folder.path)} began; restore them, or begin another run"
                 )
+        self._seconds_before = state["seconds"]
+        if "clock" in state:
+            schedule, said = self.clock.restore(state["clock"], state, self.sampler.batches)
+            for sentence in said:
+                self.say(sentence)
+            if schedule is not None:
+                self._follow(schedule)
+        if self.clock.waits:
+            self._follow(Schedule(_ENDLESS, 0, self.sampler.batches))
         try:
             self.model.load_state_dict(state["model"] | pools)
         except (KeyError, RuntimeError, ValueError) as error:
@@ -565,7 +641,6 @@ class _Run:
                     "best was chosen by another score until now, or on other images: from here on "
                     f"{self.best.validation.words()} decides, and replaces what is in best"
                 )
-        self._seconds_before = state["seconds"]
         random.setstate(own_state["random"])
         torch.set_rng_state(own_state["torch_random"])
         if self.model.device.type == "cuda" and len(own_state["cuda_random"]) == 1:

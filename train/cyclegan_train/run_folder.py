@@ -222,10 +222,8 @@ class RunFolder:
 
     # Sheets and curves
 
-    def draw_samples(
-        self, epoch: int, model: CycleGAN, samples: tuple[Domain, Domain]
-    ) -> list[str]:
-        """Write the sheet of an epoch; return the signs of bad health in it."""
+    def draw_samples(self, name: str, model: CycleGAN, samples: tuple[Domain, Domain]) -> list[str]:
+        """Write the sheet ``name``, e.g. of an epoch; return the signs of bad health in it."""
         signs: list[str] = []
         rows: list[list[tuple[str, Pixels]]] = []
         nets = [
@@ -249,8 +247,12 @@ class RunFolder:
                     sources.append(real[0].float().cpu())
                     fakes.append(fake[0].float().cpu())
                 signs += signs_in_samples(f"G_{own}", sources, fakes)
-        _write(self._samples / f"{names.epoch_name(epoch)}.png", sheet_png(rows))
+        _write(self._samples / f"{name}.png", sheet_png(rows))
         return signs
+
+    def remove_sheet_of_stop(self) -> None:
+        """Remove the sheet of where the run had stopped."""
+        (self._samples / f"{names.STOPPED}.png").unlink(missing_ok=True)
 
     def draw_curves(self, log: Log) -> None:
         """Write the curves of the losses in the log, and those of the scores by validation."""

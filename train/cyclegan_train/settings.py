@@ -94,6 +94,11 @@ class RunConfig:
     warm_up: int = 500
     """Steps before the first epoch: after ``init_from`` only the discriminators without weights
     learn in them, with ``identity`` only the generators. 0: none."""
+    minutes: float = 0.0
+    """Minutes that the run takes, the reading of the images aside: the number of epochs follows
+    from its measured speed, and ``n_epochs`` and ``n_epochs_decay`` are only their proportion. A
+    resumed run has the minutes that are left, and may be given others. 0: as many epochs as these
+    two say."""
     seed: int = 0
     """Random seed of the weights, the order of the images, their crops and flips, and the pools."""
     log_every: int = 50
@@ -134,6 +139,7 @@ class RunConfig:
         _at_least(
             self,
             warm_up=0,
+            minutes=0,
             log_every=1,
             save_latest_every=0,
             save_every_steps=0,
@@ -193,7 +199,16 @@ class Settings:
 
 
 FREE_ON_RESUME = frozenset(
-    {"n_epochs", "n_epochs_decay", "device", "memory_gb", "workers", "threads", "tensorboard"}
+    {
+        "n_epochs",
+        "n_epochs_decay",
+        "minutes",
+        "device",
+        "memory_gb",
+        "workers",
+        "threads",
+        "tensorboard",
+    }
     | {
         "save_latest_every",
         "save_every_steps",

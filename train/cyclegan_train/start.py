@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from cyclegan_batch.models.networks import GeneratorConfig
 from cyclegan_batch.options import Direction
 from cyclegan_batch.wording import Note, printable
 
-from .cyclegan import NETWORKS, CycleGAN
+from .cyclegan import NETWORKS, CycleGAN, State
 from .settings import IDENTITY, Settings, Value
 
 Weights: TypeAlias = Mapping[str, Tensor]
@@ -71,7 +71,7 @@ class Beginning:
 
     warm_up: tuple[str, ...] = ()
     """The networks that alone learn in the steps before the first epoch."""
-    described: dict[str, Any] = field(default_factory=dict)
+    described: State = field(default_factory=dict)
     """The files, their digests and what was taken over, for run.json; empty for random weights."""
 
 
@@ -151,7 +151,7 @@ def begin_from(model: CycleGAN, settings: Settings, say: Callable[[str], None]) 
     start = read_start(Path(run.init_from), run.init_direction)
     for note in start.notes:
         say(str(note))
-    taken: dict[str, Any] = {}
+    taken: State = {}
     for name in NETWORKS:
         source = start.networks.get(name)
         if source is None:
@@ -190,9 +190,7 @@ def begin_from(model: CycleGAN, settings: Settings, say: Callable[[str], None]) 
     return Beginning(warming, _described(place, taken, run.warm_up, warming))
 
 
-def _described(
-    place: str, taken: Mapping[str, Any], steps: int, warming: tuple[str, ...]
-) -> dict[str, Any]:
+def _described(place: str, taken: State, steps: int, warming: tuple[str, ...]) -> State:
     return {
         "from": place,
         "networks": {name: taken.get(name, "random") for name in NETWORKS},

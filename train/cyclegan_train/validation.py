@@ -90,8 +90,9 @@ class Validation:
         torch-fidelity or torchmetrics is missing, InputError for a palette that cannot be read.
         """
         self.images, self._device = images, device
-        self.every = max(1, round(max(len(each.names) for each in images) / (SHARE * samples)))
+        self.every = 1
         """Epochs from one validation to the next."""
+        self.follow(samples)
         run = settings.run
         self._inception = bool(run.inception)
         self._features: Features
@@ -129,6 +130,11 @@ class Validation:
         Scores of different kinds cannot be compared.
         """
         self.kind["images"] = digest.hexdigest()
+
+    def follow(self, samples: int) -> None:
+        """Validate as often as epochs of so many samples allow."""
+        most = max(len(each.names) for each in self.images)
+        self.every = max(1, round(most / (SHARE * samples)))
 
     def sentences(self) -> Iterator[str]:
         """Yield on which images and by what the epochs are compared."""

@@ -8,6 +8,7 @@
       validation.png            the scores of both generators, by which best is chosen
       index.html                all sheets and curves on one page, with file names and scores
       samples/epoch_0001.png    the generators' outputs for the same images after every epoch
+                                (minute_1: after a minute; stopped: where the run has stopped)
       tensorboard/              where TensorBoard is installed
       checkpoints/
         state.pt                all that the next step depends on: what --resume reads
@@ -28,6 +29,7 @@ CURVES = "losses.png"
 VALIDATION = "validation.png"
 INDEX = "index.html"
 SAMPLES = "samples"
+STOPPED = "stopped"
 TENSORBOARD = "tensorboard"
 
 CHECKPOINTS = "checkpoints"
@@ -43,6 +45,11 @@ EMA_ENDING = "_ema.safetensors"
 def epoch_name(epoch: int) -> str:
     """Return the name of what is kept of one epoch: its checkpoint and its sheet of samples."""
     return f"epoch_{epoch:04d}"
+
+
+def minute_name(minutes: int) -> str:
+    """Return the name of the sheet of samples that is drawn after so many minutes."""
+    return f"minute_{minutes}"
 
 
 def generator_name(letter: str, *, ema: bool = False) -> str:

@@ -18,7 +18,7 @@ from typing import TypeAlias, TypeVar
 from ..backends import Backend
 from ..frames import Frame, Geometry, Pixels, stack
 from ..job.plan import JobPlan
-from ..job.units import Schedule
+from ..job.schedule import Schedule
 from ..machine import opencv_without_threads
 from ..media import Dropped, Encoded, Raw, Sink, Source
 

@@ -21,7 +21,7 @@ from ..machine import cpu_threads
 from ..options import BackendName, TranslateOptions, gpu_numbers
 from .calibration import kept
 from .fingerprint import Job
-from .units import LOT_BYTES, Schedule, lot_of
+from .schedule import LOT_BYTES, Schedule, lot_of
 
 if TYPE_CHECKING:
     from ..backends import Backend, ExpectedBackend

@@ -22,8 +22,9 @@ from ..options import ComparisonLayout, TranslateOptions
 from ..remote import is_remote
 from ..wording import Note, printable
 from .fingerprint import Job
+from .schedule import Schedule
 from .standing import Standing, standing
-from .units import AnySource, Counters, Failure, ImageUnit, Schedule, without_frames
+from .units import AnySource, Counters, Failure, ImageUnit, without_frames
 
 if TYPE_CHECKING:
     from ..backends import Backend

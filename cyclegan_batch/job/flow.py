@@ -33,7 +33,8 @@ from ..errors import CycleganBatchError
 from ..frames import Frame, Geometry, Pixels, same_pixels, stack
 from ..media import Dropped, Encoded, Raw, Sink, Source
 from ..wording import Note
-from .units import LOT_BYTES, Outcome, Stage, Unit
+from .schedule import LOT_BYTES
+from .units import Outcome, Stage, Unit
 
 
 class Message(Protocol):

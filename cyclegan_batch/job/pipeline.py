@@ -56,11 +56,11 @@ from .flow import (
     StoppedError,
     Unbatcher,
 )
+from .schedule import Schedule
 from .units import (
     Counters,
     Observer,
     Outcome,
-    Schedule,
     Stage,
     Tolerance,
     Unit,

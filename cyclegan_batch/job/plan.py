@@ -34,11 +34,11 @@ from .job_folder import FOLDER, digest_of, name_of
 from .journal_lines import RecordedStretch
 from .record import DoneStretch, Record
 from .runners import check_workers
+from .schedule import Schedule
 from .standing import Standing, read_record, same_jobs, standing
 from .units import (
     Failure,
     ImageUnit,
-    Schedule,
     TarUnit,
     Unit,
     VideoUnit,

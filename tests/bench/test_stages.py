@@ -12,7 +12,7 @@ from PIL import Image
 
 from cyclegan_batch.api import prepare_translation
 from cyclegan_batch.bench.stages import StageCost, limit_of, stages_alone
-from cyclegan_batch.job.units import Schedule
+from cyclegan_batch.job.schedule import Schedule
 from cyclegan_batch.media.video import sink as video_sink
 from tests.synthesis import generators, pictures, streams
 

@@ -13,7 +13,7 @@ from cyclegan_batch.bench.stages import StageCost, limit_of
 from cyclegan_batch.bench.subject import Subject, instruction_sets
 from cyclegan_batch.bench.text import Style, lines_of
 from cyclegan_batch.bench.whole import Run
-from cyclegan_batch.job.units import Schedule
+from cyclegan_batch.job.schedule import Schedule
 from cyclegan_batch.models.parity import Parity
 
 PARTS: tuple[Part, ...] = ("subject", "stages", "pipeline", "network", "workers", "advice")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cyclegan_batch.frames import Frame, Geometry, Pixels, Size, SizeRequirements, geometry
-from cyclegan_batch.job.units import Schedule
+from cyclegan_batch.job.schedule import Schedule
 from cyclegan_batch.media import Dropped, Written
 from cyclegan_batch.wording import Note
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cyclegan_batch.job.flow import Channel, EndedError, StageWorkers
-from cyclegan_batch.job.units import LOT_BYTES, Stage, lot_of
+from cyclegan_batch.job.schedule import LOT_BYTES, lot_of
+from cyclegan_batch.job.units import Stage
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from cyclegan_batch.errors import (
 )
 from cyclegan_batch.frames import Frame, Pixels, SizeRequirements, geometry
 from cyclegan_batch.job.pipeline import run
-from cyclegan_batch.job.units import Counters, Outcome, Schedule, Span
+from cyclegan_batch.job.schedule import Schedule
+from cyclegan_batch.job.units import Counters, Outcome, Span
 from cyclegan_batch.media import Dropped, Place, dropped_at
 from cyclegan_batch.wording import grouped
 from tests.job.fakes import (

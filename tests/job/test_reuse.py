@@ -21,7 +21,8 @@ from cyclegan_batch.errors import InputError, OutOfMemoryError, OutputError
 from cyclegan_batch.frames import Frame, Pixels, PixelType
 from cyclegan_batch.job.flow import Batch, Batcher, Channel, End, NetworkFrame, Origin, Unbatcher
 from cyclegan_batch.job.pipeline import run
-from cyclegan_batch.job.units import Counters, Schedule
+from cyclegan_batch.job.schedule import Schedule
+from cyclegan_batch.job.units import Counters
 from cyclegan_batch.media import Dropped
 from tests.faults.jobs import assert_same
 from tests.job.fakes import FakeBackend, FakeSink, FakeSource, as_it_is, unit

@@ -22,7 +22,8 @@ from cyclegan_batch.errors import InputError, OutputError
 from cyclegan_batch.frames import Frame, Geometry, Pixels, Size, SizeRequirements, geometry
 from cyclegan_batch.job.pipeline import run
 from cyclegan_batch.job.plan_text import plan_description, plan_lines
-from cyclegan_batch.job.units import Counters, Outcome, Schedule, StretchUnit, VideoUnit
+from cyclegan_batch.job.schedule import Schedule
+from cyclegan_batch.job.units import Counters, Outcome, StretchUnit, VideoUnit
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.mux.joined_video import Stretch
 from cyclegan_batch.media.video.decoding import FrameReader

@@ -21,7 +21,8 @@ from cyclegan_batch.errors import InputError, OutputError, OutputExistsError
 from cyclegan_batch.frames import SizeRequirements
 from cyclegan_batch.job.inputs import find_inputs
 from cyclegan_batch.job.pipeline import run
-from cyclegan_batch.job.units import ImageUnit, Schedule
+from cyclegan_batch.job.schedule import Schedule
+from cyclegan_batch.job.units import ImageUnit
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.formats import Entry
 from cyclegan_batch.media.images import lots, shards

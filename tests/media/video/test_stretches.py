@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cyclegan_batch.errors import CycleganBatchError, InputError, OutputError
+from cyclegan_batch.frames import Frame
 from cyclegan_batch.job.units import JoinUnit, StretchUnit
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.mux.joined_video import Stretch
@@ -140,7 +141,29 @@ def assert_reads_alike(planned: VideoPlan) -> Read:
         assert {number: part.described() for number, part in others.items()} == {
             number: part.described() for number, part in in_turn.items()
         }
+    assert_warms_up(planned, whole, in_turn)
     return whole
+
+
+def assert_warms_up(planned: VideoPlan, whole: Read, in_turn: dict[int, Read]) -> None:
+    """Assert that the frames before a stretch come in front of it and change nothing else.
+
+    They may have been read before, by the stretch before or by none; some may be lost.
+    """
+    each_has = planned.stretch_frames
+    assert each_has is not None
+    for warm_up, numbers in ((7, range(len(in_turn))), (each_has + 3, [*in_turn][::2])):
+        for number, part in read_in_turn(replace(planned, warm_up=warm_up), numbers).items():
+            before = [each for each in part.items if each.warm_up]
+            first = number * each_has
+            assert [(each.index, each.pixels.tobytes()) for each in before] == [
+                (each.index, each.pixels.tobytes())
+                for each in whole.items
+                if isinstance(each, Frame) and first - warm_up <= each.index < first
+            ]
+            assert part.items[: len(before)] == before
+            rest = replace(part, items=part.items[len(before) :])
+            assert rest.described() == in_turn[number].described()
 
 
 # What is read

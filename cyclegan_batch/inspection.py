@@ -50,7 +50,7 @@ def inspect_file(
     Raises InputError, ModelError, OutputError, and BackendUnavailableError where a checkpoint needs
     torch.
     """
-    from .media.formats import IMAGE_FORMATS, TAR_SUFFIX
+    from .media.formats import ANIMATION_SUFFIXES, IMAGE_FORMATS, TAR_SUFFIX
     from .media.pattern import parse_pattern
 
     suffix = path.suffix.lower()
@@ -71,13 +71,19 @@ def inspect_file(
         )
     elif by_name or is_checkpoint(path):
         return {"kind": "model", **_describe_model(path, model_io, selection)}
+    from .media.animations.reading import describe_animation, is_animation
+    from .media.demux.description import describe
+
+    if suffix in ANIMATION_SUFFIXES and is_animation(path):
+        animation = describe_animation(path, max_pixels=MAX_PIXELS)
+        assert animation is not None
+        return {"kind": "media", **describe(animation)}
     if suffix in IMAGE_FORMATS:
         return {"kind": "image", **_describe_image(path)}
     if suffix == TAR_SUFFIX:
         from .media.tars.description import describe_tar
 
         return {"kind": "tar", **describe_tar(path)}
-    from .media.demux.description import describe
     from .media.demux.probe import probe
 
     return {"kind": "media", **describe(probe(path, count_frames=count_frames))}

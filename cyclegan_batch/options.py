@@ -172,11 +172,11 @@ class TranslateOptions:
     """Level of an image of more than 8 bits that becomes white, e.g. 4095 for 12 bits in 16; the
     largest of its type unless given."""
 
-    container: Literal["same", "mp4", "mkv", "mov", "webm"] = field(
+    container: Literal["same", "mp4", "mkv", "mov", "webm", "gif", "webp", "apng"] = field(
         default="same", metadata=option(VIDEO, applies_to=("video",))
     )
-    """Container of videos that are written into a folder. same is the source's own, or mkv where
-    that one cannot be written (.wmv, .mpg, .vob and others)."""
+    """Container of videos and animated images that are written into a folder. same is the source's
+    own, or mkv where that one cannot be written (.wmv, .mpg, .vob and others)."""
     codec: str | None = field(
         default=None, metadata=option(VIDEO, short="c", metavar="NAME", applies_to=("video",))
     )
@@ -211,11 +211,14 @@ class TranslateOptions:
     """Format of images that are written into a folder or a tar. same is the source's own, or png
     where that one cannot be written."""
     quality: int | None = field(
-        default=None, metadata=option(IMAGES, metavar="N", least=1, most=100, applies_to=("image",))
+        default=None,
+        metadata=option(IMAGES, metavar="N", least=1, most=100, applies_to=("image", "animation")),
     )
-    """Quality of jpg, webp and avif, 1 to 100; 95 unless given."""
+    """Quality of jpg, webp and avif, 1 to 100; 95 unless given, and 80 for animated webp. webp is
+    lossless at 100."""
     png_level: int | None = field(
-        default=None, metadata=option(IMAGES, metavar="N", least=0, most=9, applies_to=("image",))
+        default=None,
+        metadata=option(IMAGES, metavar="N", least=0, most=9, applies_to=("image", "animation")),
     )
     """Compression of png by zlib, from 0 (none) to 9 (smallest, slowest); a faster writer unless
     given."""
@@ -235,9 +238,10 @@ class TranslateOptions:
     """Fail where the container of the output cannot hold all of the source as it is, instead of
     leaving something out with a note."""
     max_pixels: int = field(
-        default=MAX_PIXELS, metadata=option(ERRORS, metavar="N", least=1, applies_to=("image",))
+        default=MAX_PIXELS,
+        metadata=option(ERRORS, metavar="N", least=1, applies_to=("image", "animation")),
     )
-    """Refuse an image whose header declares more than N pixels."""
+    """Refuse an image, still or animated, whose header declares more than N pixels."""
 
     overwrite: bool = field(default=False, metadata=option(RUN, short="y"))
     """Overwrite outputs that exist. Of earlier runs only those that are outdated, by other options,

@@ -14,8 +14,9 @@ from tests.needs import REPOSITORY
 
 MEDIA = {
     "demux": set(),
-    "video": {"demux", "images", "mux"},
+    "video": {"animations", "demux", "images", "mux"},
     "mux": {"demux"},
+    "animations": {"demux", "images"},
     "images": set(),
     "tars": {"images"},
 }

@@ -108,8 +108,11 @@ def sandbox(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     for name in SANDBOX_MODELS:
         shutil.copy(MODEL, folder / name)
-    for name in ("clip.mp4", "clip.mov", "a.mp4", "b.mkv"):
+    (folder / "clips").mkdir()
+    for name in ("clip.mp4", "clip.mov", "a.mp4", "b.mkv", "clips/1.mp4"):
         _two_minutes(folder / name)
+    moving = [Image.new("RGB", (40, 32), (level, 9, 9)) for level in (0, 99)]
+    moving[0].save(folder / "party.gif", save_all=True, append_images=moving[1:])
     for name in ("photo.jpg", "photos/1.jpg", "photos/2.png", "sim/a/1.png", "frames/f_000001.png"):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from .._version import __version__
-from ..media.formats import Entry
+from ..media.formats import ANIMATION_SUFFIXES, Entry
 from ..option_table import Option, options_of
 from ..options import TranslateOptions
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..models.model import ModelCard
 
 OutputKind: TypeAlias = Literal[
-    "image", "video", "tar", "pattern", "numbered", "copy", "comparison"
+    "image", "video", "animation", "tar", "pattern", "numbered", "copy", "comparison"
 ]
 """The kinds of output that differ in the options that apply to them; a copy depends on none, and of
 a comparison job/comparison.py tells."""
@@ -97,10 +97,17 @@ COPY = Job(kind="copy", values={})
 """The job of files that are copied as they are."""
 
 
+_OF_NO_ANIMATION = frozenset({"codec", "crf", "preset", "pix_fmt", "encoder_opt", "audio"})
+"""Options of videos that animated images do without."""
+
+
 def kind_of_output(entry: Entry) -> OutputKind:
     """Return the kind of output that an entry becomes."""
     if entry.is_numbered:
         return "numbered"
+    is_moving = entry.kind in ("video", "pattern", "pipe")
+    if is_moving and entry.output.suffix.lower() in ANIMATION_SUFFIXES:
+        return "animation"
     match entry.kind:
         case "image" | "tar" | "pattern" | "comparison" as kind:
             return kind
@@ -166,10 +173,19 @@ def pixel_options(kind: OutputKind) -> Iterable[Option]:
     """Yield the options that an output of this kind depends on."""
     # A pattern of images becomes a video, a tar has images in it, and a video may become images or
     # be made of them, so that their options apply.
-    others = {"pattern": {"video"}, "tar": {"image"}, "numbered": {"video", "image", "pattern"}}
+    others = {
+        "pattern": {"video"},
+        "tar": {"image"},
+        "numbered": {"video", "image", "pattern"},
+        "animation": {"video", "pattern"},
+    }
     kinds = {kind, *others.get(kind, ())}
-    in_the_name = IN_THE_NAME - {"format"} if kind == "tar" else IN_THE_NAME
+    left_out = IN_THE_NAME | NOT_PIXELS
+    if kind == "animation":
+        left_out |= _OF_NO_ANIMATION
+    elif kind == "tar":
+        left_out -= {"format"}
     for option in options_of(TranslateOptions):
         applies = not option.applies_to or kinds & set(option.applies_to)
-        if applies and option.name not in NOT_PIXELS | in_the_name:
+        if applies and option.name not in left_out:
             yield option

@@ -247,10 +247,7 @@ def plan_job(
     notes = [*generator.card.notes, *tree.notes]
     notes += [note for video in videos for note in video.notes]
     notes += [note for shard in shards for note in shard.notes]
-    present = {entry.kind for entry in tree.entries if entry.kind != "other"}
-    if any(entry.is_numbered for entry in tree.entries):
-        present.add("image")
-    notes += _without_effect(options, present)
+    notes += _without_effect(options, [e for e in tree.entries if e.kind != "other"])
     notes += _fixed_size_notes(generator.card, options)
     if options.preview and options.temporal_strength:
         notes.append(Note("--temporal", "no effect on a preview, whose frames are single ones"))
@@ -593,17 +590,26 @@ def _check_times(options: TranslateOptions) -> None:
         )
 
 
-def _without_effect(options: TranslateOptions, kinds: Collection[str]) -> list[Note]:
-    """Return notes on options that were given and have no effect on inputs of these kinds."""
+def _without_effect(options: TranslateOptions, entries: Sequence[Entry]) -> list[Note]:
+    """Return notes on options that were given and have no effect on any of ``entries``."""
     set_options = options_given(options)
+    kinds = {entry.kind for entry in entries}
+    if any(entry.is_numbered for entry in entries):
+        kinds.add("image")
+    has_animations = any(kind_of_output(entry) == "animation" for entry in entries)
     notes = []
     for what, kind, present in (
-        ("video", "video", bool(set(kinds) - {"image", "tar", "unread"})),
-        ("image", "image", bool(set(kinds) & {"image", "tar"})),
+        ("video", "video", bool(kinds - {"image", "tar", "unread"})),
+        ("image", "image", bool(kinds & {"image", "tar"})),
         ("pattern of images", "pattern", "pattern" in kinds),
         ("tar", "tar", "tar" in kinds),
     ):
-        useless = [each.flag for each in set_options if each.applies_to == (kind,)]
+        useless = [
+            each.flag
+            for each in set_options
+            if each.applies_to[:1] == (kind,)
+            and not (has_animations and "animation" in each.applies_to)
+        ]
         if kinds and useless and not present:
             text = f"no effect, as no {what} is among the inputs"
             notes.append(Note(", ".join(useless), text))

@@ -54,7 +54,8 @@ def check_space(
             # What it replaces makes room for it.
             sizes[disks.of(video.output)] += video.y4m_bytes - _file_bytes(video.output)
         if video.likely_bytes is not None:
-            existing = sum(map(_file_bytes, numbered_files(video.output).values()))
+            existing = _file_bytes(video.output)
+            existing += sum(map(_file_bytes, numbered_files(video.output).values()))
             likely[disks.of(video.output)] += video.likely_bytes - existing
     for disk, pairs in _pairs_of_like_size(videos, images, others, disks).items():
         sample = pairs[:: -(-len(pairs) // _SAMPLED)]
@@ -90,6 +91,8 @@ def scratch_bytes(videos: Iterable[VideoPlan], workers: int = 1) -> int:
             continue
         if video.y4m_bytes is not None:
             sizes.append(video.y4m_bytes)
+        elif video.likely_bytes is not None:
+            sizes.append(video.likely_bytes)
         elif video.identity is not None:
             sizes.append(2 * video.identity.size)
     return sum(sorted(sizes)[-workers:])
@@ -124,8 +127,8 @@ def _pairs_of_like_size(
     for video in videos:
         options = video.options
         is_whole = options.ss is None and options.to is None and options.frames is None
-        is_encoded = video.y4m_bytes is None and not video.is_numbered
-        if video.output != PIPE and is_encoded and is_whole:
+        is_sized = video.y4m_bytes is not None or video.is_numbered or video.is_animation
+        if video.output != PIPE and not is_sized and is_whole:
             status = video.identity if is_remote(video.path) else None
             pairs[disks.of(video.output)].append((video.path, status, video.output))
     for entry in images:

@@ -80,11 +80,17 @@ def put_alpha(frame: av.VideoFrame, alpha: Alpha) -> None:
     samples = _samples(frame)
     assert samples is not None
     target, bits = samples
-    values = _resized(alpha, (frame.height, frame.width))
-    if bits != alpha.bits:
-        steps = np.arange(2**alpha.bits) * ((2**bits - 1) / (2**alpha.bits - 1))
-        values = np.rint(steps).astype(target.dtype)[values]
-    target[:] = values
+    target[:] = alpha_samples(alpha, (frame.height, frame.width), bits)
+
+
+def alpha_samples(alpha: Alpha, size: Size, bits: int) -> AlphaSamples:
+    """Return the samples of ``alpha`` at ``size`` (height, width) and another number of bits."""
+    values = _resized(alpha, size)
+    if bits == alpha.bits:
+        return values
+    steps = np.arange(2**alpha.bits) * ((2**bits - 1) / (2**alpha.bits - 1))
+    scaled: AlphaSamples = np.rint(steps).astype(np.uint8 if bits <= 8 else np.uint16)[values]
+    return scaled
 
 
 def _resized(alpha: Alpha, size: Size) -> AlphaSamples:

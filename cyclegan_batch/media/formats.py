@@ -16,6 +16,7 @@ from .pattern import parse_pattern
 Kind: TypeAlias = Literal[
     "image", "video", "tar", "pattern", "pipe", "unread", "other", "comparison"
 ]
+AnimationFormat: TypeAlias = Literal["gif", "apng", "webp"]
 ImageFormat: TypeAlias = Literal["jpg", "png", "webp", "avif", "bmp", "tiff", "gif", "jp2", "heic"]
 
 IMAGE_FORMATS: dict[str, ImageFormat] = {
@@ -85,8 +86,16 @@ VIDEO_SUFFIXES = frozenset(
     | {".ogv", ".qt", ".rm", ".rmvb", ".tod", ".tp", ".trp", ".ts", ".vob", ".vro", ".webm"}
     | {".wmv", ".wtv", ".y4m"}
 )
-"""The extensions of videos in a folder. GIF is not among them, since its 256 colours cannot hold a
-generator's output."""
+"""The extensions of videos in a folder; `ANIMATION_SUFFIXES` are those of images that may move."""
+
+ANIMATION_SUFFIXES: dict[str, AnimationFormat] = {
+    ".gif": "gif",
+    ".webp": "webp",
+    ".apng": "apng",
+    ".png": "apng",
+}
+"""The formats of animated images, by extension in lower case. They are written, too: a video of
+another kind becomes an APNG only under the name ``.apng``."""
 
 TAR_SUFFIX = ".tar"
 """The extension of tars with images in them (media/tars)."""

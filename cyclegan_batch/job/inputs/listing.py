@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...errors import InputError
 from ...file_identity import FileIdentity, identity_of_status
 from ...media.formats import IMAGE_FORMATS, VIDEO_SUFFIXES, Kind, counted_suffixes, natural_key
 from ...remote import RemotePath
 from ...wording import Note, counted, printable
 from .globs import fixed_beginning, matching, search, split_glob
-from .naming import kind_by_suffix
+from .naming import OFTEN_ANIMATED, kind_by_suffix, moves
 from .refusals import unreadable
 
 
@@ -61,7 +63,10 @@ class Listing:
             # A broken link counts as a file, so that it is reported. Sockets, pipes and devices do
             # not count, since reading them could block for ever.
             elif entry.is_file() or not (folder / relative).exists():
-                lists[kind_by_suffix(entry.name)].append(relative)
+                kind = kind_by_suffix(entry.name)
+                if entry.name.lower().endswith(OFTEN_ANIMATED) and _moves(folder / relative):
+                    kind = "video"
+                lists[kind].append(relative)
         return listing
 
     @classmethod
@@ -165,6 +170,13 @@ class Listing:
                 f"left out, as neither images nor videos: {len(self.others)} of its files"
                 f"{examples}; --copy-others copies them",
             )
+
+
+def _moves(path: Path) -> bool:
+    """Return whether a file is an animated image; a PNG does not count, and none that is broken."""
+    with contextlib.suppress(InputError):
+        return moves(path, OFTEN_ANIMATED)
+    return False
 
 
 def _words(suffixes: Iterable[str]) -> str:

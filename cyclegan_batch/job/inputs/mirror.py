@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ...errors import InputError
 from ...file_identity import FileIdentity
-from ...media.formats import PIPE, Entry, Kind
+from ...media.formats import ANIMATION_SUFFIXES, PIPE, Entry, Kind
+from ...remote import is_remote
 from ...wording import Note, counted, printable
 from .globs import matches_part, split_glob
 from .listing import Listing
 from .lists import ListedName, NameList
-from .naming import Naming, kind_by_suffix, kind_of_named_file
+from .naming import OFTEN_ANIMATED, Naming, kind_by_suffix, kind_of_named_file, moves
 from .refusals import not_regular, real_path, refuse_inside, unreadable
 
 
@@ -36,7 +37,8 @@ class Mirror:
 
     def add_file(self, source: Path, status: FileIdentity | None) -> None:
         """Add a file that the user named; it keeps its name in ``root``. Raises InputError."""
-        self.entries.append(self._file(source, self.root, status))
+        looked_into = OFTEN_ANIMATED if is_remote(source) else tuple(ANIMATION_SUFFIXES)
+        self.entries.append(self._file(source, self.root, status, looked_into))
 
     def add_folder(self, source: Path, beneath: Path) -> None:
         """Add the files of the folder ``source``, whose tree is mirrored into ``beneath``.
@@ -104,7 +106,7 @@ class Mirror:
         folder = os.path.dirname(name.place)  # noqa: PTH120 - text
         if folder not in self._folders:
             self._folders[folder] = self.root / folder
-        return self._file(source, self._folders[folder], None)
+        return self._file(source, self._folders[folder], None, OFTEN_ANIMATED)
 
     def _problem(self, names: NameList, name: ListedName, error: OSError | InputError) -> Entry:
         """Return the entry of a file that cannot be read; InputError where that is a folder."""
@@ -135,12 +137,19 @@ class Mirror:
             raise InputError(f"{names.where(name)}: {error}") from error
         return repeated
 
-    def _file(self, source: Path, beneath: Path, status: FileIdentity | None) -> Entry:
-        """Return the entry of a file that the user named. Raises InputError."""
+    def _file(
+        self, source: Path, beneath: Path, status: FileIdentity | None, looked_into: Collection[str]
+    ) -> Entry:
+        """Return the entry of a file that the user named. Raises InputError.
+
+        Files with an extension of ``looked_into`` are looked into for whether they move.
+        """
         by_name = kind_by_suffix(source.name)
         kind: Kind = by_name
         if by_name in ("other", "unread"):
             kind = kind_of_named_file(source, Path())
+        elif by_name == "image" and moves(source, looked_into):
+            kind = "video"
         if self._copy_others and (kind, by_name) in (("video", "other"), ("unread", "unread")):
             kind = "other"  # neither its name nor its content can be translated
         output = beneath / self.naming.output_name(source, kind)

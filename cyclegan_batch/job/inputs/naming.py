@@ -6,13 +6,14 @@ import functools
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ...errors import ContradictionError, InputError, OutputError
 from ...media.formats import (
+    ANIMATION_SUFFIXES,
     HEIC_MISSING,
     IMAGE_FORMATS,
     PACKED_TARS,
@@ -63,7 +64,8 @@ class Naming:
         if _means_container(suffix, self.container):
             return source.name
         # An ending that is not a video's extension is part of the name: ``talk.2024``.
-        stem = source.stem if suffix in VIDEO_SUFFIXES else source.name
+        is_known = suffix in VIDEO_SUFFIXES or suffix in ANIMATION_SUFFIXES
+        stem = source.stem if is_known else source.name
         return f"{stem}.{'mkv' if self.container == 'same' else self.container}"
 
     def check(self, target: Path, kind: Kind) -> None:
@@ -151,6 +153,8 @@ def _means_container(suffix: str, container: str) -> bool:
     # Imported here, since images alone need no FFmpeg.
     from ...media.mux.containers import CONTAINERS
 
+    if suffix in ANIMATION_SUFFIXES:
+        return container in ("same", ANIMATION_SUFFIXES[suffix])
     by_suffix = CONTAINERS.get(suffix)
     if container == "same":
         return by_suffix is not None or suffix == ".y4m"
@@ -188,20 +192,23 @@ def with_full_names(entries: Sequence[Entry]) -> tuple[Sequence[Entry], list[Not
 def kind_of_named_file(path: Path, output: Path) -> Kind:
     """Return the kind of a file that the user named: by extension, else by its first bytes.
 
-    A GIF whose ``output`` is a video counts as a video. So does every file that is neither an image
-    nor named like one; one that is no video is refused when it is opened. Raises InputError for a
-    compressed tar.
+    An animated image whose ``output`` is a video or an animated image by its name counts as a
+    video, and a GIF of one image does, too. So does every file that is neither an image nor named
+    like one; one that is no video is refused when it is opened. Raises InputError for a compressed
+    tar.
     """
     if path.name.lower().endswith(PACKED_TARS):
         raise InputError(
             f"{printable(path)}: is a compressed tar, and plain .tar files are read; decompress it "
             "first (JPEG and PNG get no smaller by it)"
         )
-    if path.suffix.lower() == ".gif" and (
-        output == PIPE or output.suffix.lower() in VIDEO_SUFFIXES or is_numbered_output(output)
-    ):
+    suffix, ending = path.suffix.lower(), output.suffix.lower()
+    becomes_video = output == PIPE or ending in VIDEO_SUFFIXES or is_numbered_output(output)
+    if suffix == ".gif" and (becomes_video or ending == ".gif"):
         return "video"
     kind = kind_by_suffix(path.name)
+    if kind == "image" and (becomes_video or ending in ANIMATION_SUFFIXES):
+        return "video" if moves(path, ANIMATION_SUFFIXES) else "image"
     if kind in ("other", "unread"):
         return "image" if _sniff(path) else "video" if kind == "other" else "unread"
     return kind
@@ -217,6 +224,28 @@ def kind_by_suffix(name: str) -> Literal["image", "video", "tar", "unread", "oth
     if suffix == TAR_SUFFIX:
         return "tar"
     return "video" if suffix in VIDEO_SUFFIXES else "other"
+
+
+OFTEN_ANIMATED = tuple(suffix for suffix in ANIMATION_SUFFIXES if suffix != ".png")
+"""Extensions of files that are looked into where there may be many. PNG files are not: few of a
+million move, and to open each would take a listing 1.4 times as long."""
+
+
+def moves(path: Path, suffixes: Collection[str]) -> bool:
+    """Return whether a file, if it has one of ``suffixes``, is an animated image.
+
+    Raises InputError.
+    """
+    if path.suffix.lower() not in suffixes:
+        return False
+    # Imported here, since most jobs have no such file.
+    from ...media.animations.structure import has_several_frames
+
+    try:
+        with path.open("rb") as file:
+            return has_several_frames(file)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _sniff(path: Path) -> ImageFormat | None:

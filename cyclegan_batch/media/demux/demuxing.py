@@ -28,7 +28,6 @@ from ...remote import is_remote
 from ...wording import printable
 from ..pattern import pattern_files
 from .flv import flv_parts
-from .gif import gif_parts
 from .spliced import Parts, SplicedFile
 
 Packet: TypeAlias = "av.Packet[Stream]"
@@ -36,7 +35,7 @@ Packet: TypeAlias = "av.Packet[Stream]"
 
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,av1,obu,ivf,ogg,"
-    "flv,asf,mxf,nut,yuv4mpegpipe,gif,dv,rm,gxf,wtv,nsv,mjpeg,"
+    "flv,asf,mxf,nut,yuv4mpegpipe,dv,rm,gxf,wtv,nsv,mjpeg,"
     "wav,w64,mp3,flac,aac,ac3,eac3,aiff,caf,au,ape,wv,tta,amr,dts,truehd,mp2"
 )
 """Demuxers that read one file and nothing else: none for playlists, scripts or devices."""
@@ -51,7 +50,7 @@ def open_container(
     (``f_%06d.png``), of which the first is the one with the lowest number. Raises InputError.
     """
     if image_pattern_rate is None:
-        _check_is_file(path)
+        check_is_file(path)
         file, format_name, options = _source(path), None, {"format_whitelist": _FORMATS}
     else:
         folder = str(path.absolute().parent).replace("%", "%%")
@@ -84,7 +83,7 @@ def _source(path: Path) -> str | SplicedFile:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(path.open("rb"))
             size = file.seek(0, os.SEEK_END)
-            parts = flv_parts(path, file, size) or gif_parts(file, size)
+            parts = flv_parts(path, file, size)
             if is_remote(path):
                 stack.pop_all()
                 return _Object(path, file, parts or ((0, size),))
@@ -198,7 +197,7 @@ def reason(error: BaseException | None) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _check_is_file(path: Path) -> None:
+def check_is_file(path: Path) -> None:
     """Raise InputError, with a message for each case, unless ``path`` is a regular file."""
     name = printable(path)
     try:

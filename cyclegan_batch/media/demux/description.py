@@ -82,6 +82,8 @@ class MediaDescription(TypedDict):
     clock: ClockDescription
     metadata: dict[str, str]
     chapters: list[ChapterDescription]
+    plays: int | Literal["for ever"] | None
+    """How often an animated image is shown; None for any other file."""
     streams: list[StreamDescription]
 
 
@@ -102,6 +104,7 @@ def describe(info: MediaInfo) -> MediaDescription:
         },
         "metadata": _printable_tags(info.metadata),
         "chapters": [_describe_chapter(chapter, zero) for chapter in info.chapters],
+        "plays": "for ever" if info.plays == 0 else info.plays,
         "streams": [_describe_stream(stream, zero) for stream in info.streams],
     }
 

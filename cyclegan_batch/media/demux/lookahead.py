@@ -132,7 +132,7 @@ class VideoLookahead:
             info = replace(info, frames_claimed=len(self._index))
         info = replace(
             info,
-            constant_rate=_evenly_spaced(times),
+            constant_rate=evenly_spaced(times),
             closed_captions=self._captions,
             frames_counted=self._frames if whole else None,
         )
@@ -300,7 +300,7 @@ def read_ahead(
                 return
 
 
-def _evenly_spaced(times: Sequence[int]) -> bool | None:
+def evenly_spaced(times: Sequence[int]) -> bool | None:
     """Return whether ``times`` (ticks, ascending) lie within one tick of an even grid."""
     if len(times) < 2:
         return None
@@ -312,6 +312,6 @@ def _evenly_spaced(times: Sequence[int]) -> bool | None:
 
 def _even_rate(times: Sequence[int], time_base: Fraction) -> Fraction | None:
     """Return the rate of frames at ``times`` (ticks, ascending), where it is constant."""
-    if not _evenly_spaced(times) or times[0] == times[-1]:
+    if not evenly_spaced(times) or times[0] == times[-1]:
         return None
     return ((len(times) - 1) / ((times[-1] - times[0]) * time_base)).limit_denominator(1001)

@@ -129,6 +129,10 @@ class MediaInfo:
     discontinuities: tuple[Discontinuity, ...] = ()
     """Where the timestamps begin anew or jump, as far as the file was read. All times of the
     streams are on the one `Timeline` without these places."""
+    plays: int | None = None
+    """How often an animated image is shown, 0 for ever; None for any other file."""
+    icc: bytes | None = None
+    """The colour profile of an animated image."""
 
     @property
     def start(self) -> Fraction | None:

@@ -27,7 +27,8 @@ The rules:
   is lossless at 100. BMP cannot hold a profile or EXIF and is written without them.
 - JPEG, PNG and TIFF keep the resolution. TIFF keeps its GeoTIFF tags where the image keeps its
   size and is not turned.
-- Animations and files of several pages are refused: one image in, one image out.
+- Animations and files of several pages are refused: one image in, one image out. The animations
+  are videos to `job.inputs` where they can be.
 
 A JPEG whose data are damaged in the middle decodes, as in every program built on libjpeg; one that
 is cut off does not.
@@ -227,10 +228,16 @@ def _pixels(samples: Samples, mapping: ToneMapping | None, pixel_type: PixelType
 
 
 _ANIMATION = "is an animation; make a video of it and translate that"
+_MOVING = (
+    "is an animation; name it by itself with an output that moves, such as out.gif, out.webp, "
+    "out.apng or out.mp4, and all of its frames are translated"
+)
 _SEVERAL: dict[ImageFormat, str] = {
     "tiff": "holds several pages and not one image; split it into single images first",
     "heic": "holds several images; save the one to translate by itself",
-    "gif": "is an animation; with a video as output, such as out.mp4, it is translated as one",
+    "gif": _MOVING,
+    "png": _MOVING,
+    "webp": _MOVING,
 }
 
 

@@ -94,7 +94,7 @@ def _read_webp(file: BinaryIO) -> Header:
         elif kind in (b"ICCP", b"EXIF") and extent <= LARGEST_METADATA:
             metadata.setdefault(kind, file.read(extent))
     if animated:
-        return Header("webp", canvas or (1, 1), "RGBA", pages=2)
+        return Header("webp", canvas or (1, 1), "RGBA", pages=2, icc=metadata.get(b"ICCP"))
     if size is None or (canvas is not None and canvas != size):
         raise ValueError("its sizes contradict each other")
     exif = metadata.get(b"EXIF")

@@ -68,6 +68,6 @@ def container_for(output: Path) -> Container:
         better = printable(Path(output.stem + ".mkv"))
         raise OutputError(
             f"cannot write {printable(output)}: {suffix} names no container that is written here; "
-            f"choose one of {', '.join(CONTAINERS)} or .y4m, such as {better}"
+            f"choose one of {', '.join(CONTAINERS)}, .y4m, .gif, .webp or .apng, such as {better}"
         )
     return container

@@ -19,11 +19,10 @@ from ...options import TranslateOptions
 from ...wording import Note, printable
 from .. import Dropped
 from ..compared_frames import ComparedFrames, compared_size
-from ..demux.probe import probe
 from ..demux.standard_input import Y4M_MUXER
 from .colour import of_output
 from .pixel_formats import bits_of
-from .plan import Timing, VideoPlan, input_identity, plan_video
+from .plan import Timing, VideoPlan, described, input_identity, plan_video
 from .reading import Decoded
 from .sink import VideoSink
 from .source import VideoSource
@@ -174,7 +173,7 @@ def _plan_of_output(plan: VideoPlan, output: Path) -> VideoPlan:
 
     Raises InputError.
     """
-    info = probe(output, image_pattern_rate=None)
+    info = described(output, plan.options)
     stream = info.best_video(_translated_stream(plan))
     if stream.size is None or stream.pix_fmt is None:
         raise InputError(f"{printable(output)}: cannot be decoded; translate the video again")

@@ -86,7 +86,7 @@ class Received:
 def cut_short(
     plan: VideoPlan,
     received: Received,
-    stream: VideoStream,
+    stream: VideoStream | None,
     *,
     step: int,
     size: Callable[[], int],
@@ -94,8 +94,9 @@ def cut_short(
 ) -> str | None:
     """Return what the file lacks at its end, in words, or None where it is whole.
 
-    ``stream`` is the stream that was read, ``step`` a frame's duration in ticks, and ``size``
-    returns the bytes of the file or pipe; ``is_part``: a seek has left out some of the packets.
+    ``stream`` is the stream that FFmpeg read, if it did, ``step`` a frame's duration in ticks, and
+    ``size`` returns the bytes of the file or pipe; ``is_part``: a seek has left out some of the
+    packets.
     """
     if received.failure:
         return f"cannot be read to its end ({received.failure})"
@@ -120,12 +121,12 @@ def cut_short(
     )
 
 
-def _announced_frames(plan: VideoPlan, stream: VideoStream) -> int | None:
+def _announced_frames(plan: VideoPlan, stream: VideoStream | None) -> int | None:
     """Return how many frames the container lists, or None where it lists none."""
     if plan.info.format.startswith("avi"):
         # AVI's index lists empty frames, too.
         return None
-    if plan.info.format.startswith("mov"):
+    if stream is not None and plan.info.format.startswith("mov"):
         # FFmpeg's index of MP4 leaves out what an edit list cuts off, and it holds the frames of
         # every fragment that was read.
         return len(stream.index_entries) or None

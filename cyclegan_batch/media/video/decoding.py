@@ -10,6 +10,7 @@ from fractions import Fraction
 import av
 import av.container
 import av.error
+import numpy as np
 from av.codec.context import Flags
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
@@ -17,6 +18,7 @@ from av.video.stream import VideoStream
 from ...errors import InputError
 from ...machine import cpu_threads
 from ..alpha import decoder
+from ..animations.reading import ANIMATIONS, AnimationFile, Unreadable
 from ..demux.demuxing import Packet, demux, input_error, open_container, reason
 from ..demux.standard_input import StandardInput, standard_input
 from ..demux.timestamps import Timeline
@@ -51,6 +53,7 @@ class FrameReader:
         self._plan, self._start, self._known = plan, start, known
         self._container: av.container.InputContainer | None = None
         self._pipe: StandardInput | None = None
+        self._animation: AnimationFile | None = None
         self.timeline = Timeline(plan.info.format)
         """Holds the timestamp discontinuities found so far."""
         self.received = Received(plan.stream.index)
@@ -71,6 +74,9 @@ class FrameReader:
         damaged one behind them have come out by then; what a decoder fills into them depends on
         all that it has decoded before.
         """
+        if self._plan.info.format in ANIMATIONS:
+            yield from self._frames_of_animation()
+            return
         count = 0
         try:
             for item in self._decode(careful=False):
@@ -89,10 +95,9 @@ class FrameReader:
                     yield item
 
     @property
-    def stream(self) -> VideoStream:
-        """The stream that is read, while the file is open."""
-        assert self._container is not None
-        return self._stream_of(self._container)
+    def stream(self) -> VideoStream | None:
+        """The stream that is read, while the file is open; None where FFmpeg does not read it."""
+        return None if self._container is None else self._stream_of(self._container)
 
     def size(self) -> int:
         """Return the bytes of the file, or those that came out of the pipe. Raises InputError."""
@@ -105,6 +110,8 @@ class FrameReader:
 
     def close(self) -> None:
         """Close the file; twice is fine."""
+        if self._animation is not None:
+            self._animation.close()
         container, self._container = self._container, None
         if container is None:
             return
@@ -112,6 +119,26 @@ class FrameReader:
             self._pipe.close()
         else:
             container.close()
+
+    def _frames_of_animation(self) -> Iterator[av.VideoFrame | Lost]:
+        """Yield the frames of an animated image, which FFmpeg does not read. Raises InputError."""
+        plan, received = self._plan, self.received
+        layout = "rgba" if plan.stream.alpha else "rgb24"
+        try:
+            self._animation = AnimationFile(plan.path, max_pixels=plan.options.max_pixels)
+            for item in self._animation.frames():
+                received.packets += 1
+                if isinstance(item, Unreadable):
+                    yield Lost(item.pts, item.cause)
+                    continue
+                pixels = item.canvas if layout == "rgba" else item.canvas[..., :3]
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=layout)
+                frame.pts, frame.duration = item.pts, item.duration
+                frame.time_base = plan.stream.time_base
+                yield frame
+            received.failure = self._animation.trouble
+        except OSError as error:
+            received.failure = reason(error)
 
     def _open(self) -> av.container.InputContainer:
         plan = self._plan

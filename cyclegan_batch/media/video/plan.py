@@ -25,6 +25,7 @@ from ...options import TranslateOptions
 from ...remote import is_remote
 from ...wording import Note, printable
 from ..alpha import Alpha
+from ..animations.reading import ANIMATIONS, describe_animation
 from ..demux.probe import media_info, probe
 from ..demux.standard_input import Y4M_MUXER, standard_input
 from ..demux.stream_info import Fields, MediaInfo, StreamInfo
@@ -33,6 +34,7 @@ from ..formats import PIPE, is_numbered_output
 from ..mux.streams import StreamPlan, left_out_of_frames, plan_streams
 from ..mux.trial import TranslatedVideo
 from ..pattern import numbered_files, parse_pattern, pattern_files
+from .animated import BYTES_PER_PIXEL, HOLDING_PROFILES, LABELS, animation_format, plan_animation
 from .colour import ColourPlan, resolve
 from .editing import encoder_name, held_colours
 from .encoder import (
@@ -73,7 +75,7 @@ class VideoPlan:
     """Of the upright output."""
     encoder: EncoderPlan
     streams: StreamPlan | None
-    """What else goes into the output; None for y4m, which holds nothing else."""
+    """What else goes into the output; None for y4m and animated images, which hold nothing else."""
     options: TranslateOptions
     frames_expected: int | None
     """By the header, or by duration and frame rate; None where neither is known."""
@@ -107,10 +109,20 @@ class VideoPlan:
 
     @property
     def likely_bytes(self) -> int | None:
-        """About the size of numbered images, None where their number is not known."""
-        if not self.is_numbered or self.frames_expected is None:
+        """About the size of numbered images or an animated one; None where it is not known."""
+        if self.frames_expected is None:
+            return None
+        if self.is_animation:
+            each = BYTES_PER_PIXEL[self.encoder.format]
+            return round(self.frames_expected * math.prod(self.output_size) * each)
+        if not self.is_numbered:
             return None
         return self.frames_expected * likely_bytes(self.encoder, self.output_size)
+
+    @property
+    def is_animation(self) -> bool:
+        """Whether the output is an animated image."""
+        return self.encoder.format in ANIMATIONS
 
     @property
     def is_numbered(self) -> bool:
@@ -215,7 +227,8 @@ def plan_video(
     if path == PIPE:
         info = media_info(standard_input().container, path)
     else:
-        info = probe(path, image_pattern_rate=_pattern_rate(path, options))
+        info = described(path, options)
+    _refuse_hidden_animation(info, output)
     stream = info.best_video(options.stream)
     if options.deinterlace_rate == "field":
         stream = _at_field_rate(stream)
@@ -243,6 +256,10 @@ def plan_video(
         if stream.constant_rate is False:
             text = "y4m has one frame rate, so the variable times of the source are lost"
             stream_notes += (Note(name, text),)
+    elif (format_ := animation_format(output)) is not None:
+        encoder, losses = plan_animation(format_, output, request, extras)
+        left_out = left_out_of_frames(info, stream, options, LABELS[format_])
+        stream_notes = _frame_notes(name, output, losses, left_out, options)
     else:
         codec = encoder_name(options.codec or default_codec(output))
         colour = held_colours(codec, colour, name, options.pix_fmt)
@@ -261,7 +278,9 @@ def plan_video(
         streams = plan_streams(info, stream, output, options, translated)
         stream_notes = streams.notes
     texts = [*encoder.notes]
-    if stream.bits > 8 and pixel_type == "uint8":
+    if info.icc and encoder.format not in HOLDING_PROFILES:
+        texts.append("its colour profile is left out, which .webp and .apng keep")
+    if stream.bits > 8 and pixel_type == "uint8" and encoder.format not in ANIMATIONS:
         texts.append(
             f"its {stream.bits} bits become 8 (the model takes uint8); "
             "a model file that takes float16 keeps them"
@@ -304,6 +323,14 @@ def plan_video(
     )
 
 
+def described(path: Path, options: TranslateOptions) -> MediaInfo:
+    """Describe a video, a pattern of images or an animated image. Raises InputError."""
+    rate = _pattern_rate(path, options)
+    if rate is not None:
+        return probe(path, image_pattern_rate=rate)
+    return describe_animation(path, max_pixels=options.max_pixels) or probe(path)
+
+
 def _at_field_rate(stream: StreamInfo) -> StreamInfo:
     """Return ``stream`` with two frames for each of its frames, in ticks of half the length."""
     return replace(
@@ -324,10 +351,22 @@ def _twice(value: _Number | None) -> _Number | None:
     return None if value is None else 2 * value
 
 
+def _refuse_hidden_animation(info: MediaInfo, output: Path) -> None:
+    """Raise OutputError where a video has the name of a PNG, which most take for one image."""
+    is_png = animation_format(output) is not None and output.suffix.lower() == ".png"
+    if is_png and info.format not in ANIMATIONS:
+        moving, single = output.with_suffix(".apng").name, f"{output.stem}_%06d.png"
+        raise OutputError(
+            f"cannot write {printable(output)}: {_name(info.path)} is a video and .png an image; "
+            f"name an animated PNG {printable(moving)}, and one image for each frame "
+            f"{printable(single)}"
+        )
+
+
 def _frame_notes(
     name: str, output: Path, losses: list[str], left_out: list[str], options: TranslateOptions
 ) -> tuple[Note, ...]:
-    """Return notes on what y4m or numbered images lose, which hold frames alone.
+    """Return notes on what y4m, numbered and animated images lose, which hold frames alone.
 
     ``losses`` are those of the frames themselves, ``left_out`` is what a container can hold. With
     ``--strict`` raise OutputError instead.
@@ -342,6 +381,8 @@ def _frame_notes(
     why, names = "y4m holds frames that are not encoded", {*_ENCODER_OPTIONS}
     if is_numbered_output(output):
         why, names = "numbered images are no encoded video", {*_ENCODER_OPTIONS, "pix_fmt"}
+    elif (format_ := animation_format(output)) is not None:
+        why, names = f"a {LABELS[format_]} has none of them", {*_ENCODER_OPTIONS, "pix_fmt"}
     useless = [each.flag for each in options_given(options) if each.name in names]
     if useless:
         text = f"no effect of {', '.join(useless)}, as {why}"

@@ -27,6 +27,7 @@ from ..formats import PIPE
 from ..mux.assemble import assemble
 from ..mux.joined_video import Stretch
 from ..mux.muxing import DISK_ERRNOS
+from .animated_encoding import AnimationEncoding
 from .colour import FromRGB
 from .encoder import add_encoder
 from .numbered import NUMBERED_MUXER
@@ -88,8 +89,9 @@ class _Encoding:
 
         return convert
 
-    def write(self, timing: Timing, frame: av.VideoFrame) -> None:
+    def write(self, timing: Timing, frame: av.VideoFrame | bytes) -> None:
         """Encode the next frame. Raises OutputError, and BrokenPipeError for a closed pipe."""
+        assert isinstance(frame, av.VideoFrame)
         encoder = self.plan.encoder
         with as_output_error(self.plan):
             if self._container is None:
@@ -261,15 +263,21 @@ class VideoSink:
         self._piped = plan.output == PIPE
         self._output = _Output(plan)
         partial = self._output.partial
-        # y4m is not joined with anything.
+        # y4m and animated images are not joined with anything.
         encoded = partial.with_name(f"{partial.stem}-0.partial") if plan.streams else partial
-        self._encoding = _Encoding(plan, encoded)
+        self._encoding: _Encoding | AnimationEncoding
+        if plan.is_animation:
+            self._encoding = AnimationEncoding(plan, encoded)
+        else:
+            self._encoding = _Encoding(plan, encoded)
         self._written: list[Written] = []
         self._hold = OutputHold(plan)
 
     @property
     def notes(self) -> Sequence[Note]:
         """Notes that are known once the file is written."""
+        if isinstance(self._encoding, AnimationEncoding):
+            return self._encoding.notes
         return self._output.notes
 
     @property
@@ -277,11 +285,11 @@ class VideoSink:
         """The file, once it is whole under its final name."""
         return self._written
 
-    def converter(self) -> Callable[[Frame], tuple[Timing, av.VideoFrame]]:
+    def converter(self) -> Callable[[Frame], tuple[Timing, av.VideoFrame | bytes]]:
         """Return a function from a translated frame to one for the encoder, one for each worker."""
         return self._encoding.converter()
 
-    def write(self, item: tuple[Timing, av.VideoFrame]) -> None:
+    def write(self, item: tuple[Timing, av.VideoFrame | bytes]) -> None:
         """Encode the next frame. Raises OutputError, and BrokenPipeError for a closed pipe."""
         if self._encoding.is_empty:
             self._hold.begin()
@@ -296,7 +304,7 @@ class VideoSink:
         if self._piped:
             return ()
         dropped: Sequence[Dropped] = ()
-        if self._plan.streams is not None:
+        if self._plan.streams is not None and isinstance(encoding, _Encoding):
             dropped = self._output.join([encoding.stretch(encoding.path)])
         result, changed = self._output.publish()
         self._written.append(result)

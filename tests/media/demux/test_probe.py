@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -15,12 +14,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from PIL import Image, ImageSequence
 
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.media.demux.demuxing import demux, open_container
 from cyclegan_batch.media.demux.description import describe
-from cyclegan_batch.media.demux.gif import gif_parts
 from cyclegan_batch.media.demux.probe import probe
 from cyclegan_batch.media.demux.stream_info import colour_names
 from tests.media.demux.openings import Openings
@@ -350,51 +347,3 @@ def test_a_pattern_of_images_is_turned_by_their_exif(
     assert video.displayed_size == (48, 64)
     turned = np.rot90(np.fliplr(stored) if video.mirrored else stored, video.rotation // 90)
     assert np.array_equal(turned, upright)
-
-
-# GIF
-
-
-@pytest.mark.parametrize("size", [(24, 32), (240, 320)])
-@pytest.mark.parametrize("durations", [(None, None), (None, None, None), (None, 40), (40, 40)])
-def test_every_frame_of_a_gif_is_read(
-    tmp_path: Path, durations: tuple[int | None, ...], size: tuple[int, int]
-) -> None:
-    """FFmpeg's parser takes images without an extension before them for one packet."""
-    path, random = tmp_path / "a.gif", np.random.default_rng(5)
-    frames = [random.integers(0, 256, (*size, 3), np.uint8) for _ in durations]
-    _write_gif(path, frames, durations)
-    with Image.open(path) as image:
-        kept = [np.asarray(each.convert("RGB")) for each in ImageSequence.Iterator(image)]
-    with open_container(path) as container:
-        read = [*container.decode(video=0)]
-    assert len(read) == len(kept) == len(durations)
-    for frame, expected in zip(read, kept, strict=True):
-        assert np.array_equal(frame.to_ndarray(format="rgb24"), expected)
-    # Hundredths of a second; FFmpeg shows an image without a duration for ten.
-    assert [frame.pts for frame in read] == [
-        sum((each or 100) // 10 for each in durations[:index]) for index in range(len(durations))
-    ]
-    assert probe(path, count_frames=True).streams[0].frames_counted == len(durations)
-
-
-def _write_gif(path: Path, frames: list[Any], durations: tuple[int | None, ...]) -> None:
-    """Write each frame as Pillow does, with a control extension where it has a duration."""
-    content = b""
-    for frame, duration in zip(frames, durations, strict=True):
-        file = io.BytesIO()
-        options = {} if duration is None else {"duration": duration}
-        # A palette beside each image, since the first image's would be that of all.
-        image = Image.fromarray(frame).quantize(256)
-        image.save(file, "GIF", include_color_table=True, **options)
-        data = file.getvalue()
-        header = 13 + 3 * 2 ** ((data[10] & 7) + 1)
-        content = content or data[:header]
-        content += data[header:-1]
-    path.write_bytes(content + b";")
-
-
-def test_a_gif_that_ends_in_its_header_is_read_as_it_is() -> None:
-    header = b"GIF89a" + b"\x20\x00\x20\x00\xf7" + bytes(9)
-    for length in range(5, len(header)):
-        assert gif_parts(io.BytesIO(header[:length]), length) is None

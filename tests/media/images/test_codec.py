@@ -583,7 +583,7 @@ def test_animations_and_pages_errors() -> None:
     for format_ in ("PNG", "WEBP"):
         file = io.BytesIO()
         stills[0].save(file, format_, save_all=True, append_images=stills[1:])
-        with pytest.raises(InputError, match="a: is an animation; make a video of it"):
+        with pytest.raises(InputError, match="a: is an animation; name it by itself"):
             decode_picture(file.getvalue(), "a")
     file = io.BytesIO()
     stills[0].save(file, "TIFF", save_all=True, append_images=stills[1:])

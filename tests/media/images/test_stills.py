@@ -198,7 +198,7 @@ def test_the_format_is_known_by_content(tmp_path: Path, make: Any) -> None:
 @pytest.mark.behaviour(14)
 @pytest.mark.parametrize(
     ("format_", "message"),
-    [("GIF", "is an animation; with a video as output"), ("AVIF", "is an animation; make a video")],
+    [("GIF", "is an animation; name it by itself"), ("AVIF", "is an animation; make a video")],
 )
 def test_an_animation_errors(format_: str, message: str) -> None:
     file = io.BytesIO()

@@ -109,7 +109,7 @@ def test_sound_is_left_out_on_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("out.xyz", r"extension '\.xyz' names no container.*choose one of \.mp4.* or \.y4m"),
+        ("out.xyz", r"extension '\.xyz' names no container.*choose one of \.mp4.* or \.apng"),
         ("out", "no extension"),
         ("a/b.mpg", r"choose one of \.mp4.*, such as b\.mkv"),
     ],

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 
 from cyclegan_batch import remote
 from cyclegan_batch.errors import InputError, OutputError, OutputExistsError
 from cyclegan_batch.files import scratch_folder
+from cyclegan_batch.job.inputs import find_inputs
 from cyclegan_batch.job.units import JoinUnit, StretchUnit, VideoUnit
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.mux.joined_video import Stretch
@@ -25,7 +27,7 @@ from cyclegan_batch.options import TranslateOptions
 from cyclegan_batch.remote import RemotePath
 from tests.media.identity import plan, run
 from tests.needs import need
-from tests.synthesis import streams, videos
+from tests.synthesis import animations, streams, videos
 
 need("fsspec")
 
@@ -120,6 +122,22 @@ def test_a_y4m_video_is_put_into_a_store(
     run(plan(memory_store / "a.y4m", tmp_path / "far.mkv"))
     assert (tmp_path / "far.mkv").read_bytes() == (tmp_path / "near.mkv").read_bytes()
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".apng"])
+def test_an_animated_image_is_that_of_local_files(
+    tmp_path: Path, memory_store: RemotePath, scratch: Path, suffix: str
+) -> None:
+    parts = animations.parts(np.random.default_rng(0), (24, 32), 4, disposals=2, alpha="bit")
+    local = animations.apng(tmp_path / "a.apng", parts)
+    name = f"a{suffix}"
+    run(plan(local, tmp_path / "expected" / name))
+    for source, folder in both(local, memory_store):
+        dropped, _ = run(plan(source, folder / name))
+        assert dropped == []
+        assert (folder / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+        assert list(scratch.iterdir()) == []
+    assert find_inputs([memory_store / "real" / name], "o.gif").entries[0].kind == "video"
 
 
 @pytest.mark.behaviour(19)

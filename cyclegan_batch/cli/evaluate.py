@@ -76,7 +76,7 @@ _IMAGES, _VIDEO = "Images", "Video"
     group=_VIDEO,
     type=PLACE,
     metavar="VIDEO",
-    help="The same translation frame by frame: how much of its flicker is left, what that has "
+    help="The same translation without --temporal: how much of its flicker is left, what that has "
     "cost, and what a blur of the same cost would leave.",
 )
 @option(

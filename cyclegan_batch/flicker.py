@@ -21,7 +21,8 @@ from .errors import InputError
 from .frames import Geometry, Pixels, Size
 from .machine import cpu_threads, opencv_without_threads
 from .media import Dropped
-from .media.formats import IMAGE_FORMATS, PIPE, VIDEO_SUFFIXES
+from .media.animations.structure import has_several_frames
+from .media.formats import ANIMATION_SUFFIXES, IMAGE_FORMATS, PIPE, VIDEO_SUFFIXES
 from .media.pattern import parse_pattern
 from .media.video.plan import plan_video
 from .media.video.source import VideoSource
@@ -165,22 +166,24 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-_ANIMATED = {".apng", ".gif", ".webp"}
-"""Extensions of images that may be played."""
-
-
 def is_video(path: Path, *, by_name: bool = False) -> bool:
     """Return whether ``path`` is taken for a video, which need not exist.
 
-    ``by_name``: only what nothing but a video is called. Else also what may be an animation, and a
-    file with the name of no image.
+    ``by_name``: only what nothing but a video is called. Else also an animated image, and a file
+    with the name of no image.
     """
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES or path == PIPE or parse_pattern(path.name):
         return True
-    if by_name or suffix in IMAGE_FORMATS:
-        return not by_name and suffix in _ANIMATED
-    return path.exists() and not path.is_dir()
+    if by_name or not path.exists() or path.is_dir():
+        return False
+    if suffix not in ANIMATION_SUFFIXES:
+        return suffix not in IMAGE_FORMATS
+    try:
+        with path.open("rb") as file:
+            return has_several_frames(file)
+    except OSError:
+        return False
 
 
 def evaluate_flicker(

@@ -18,6 +18,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from cyclegan_batch import cli, flicker
 from cyclegan_batch.errors import InputError
@@ -211,14 +212,27 @@ def test_the_frames_of_the_sample_are_spread_over_the_whole_video():
     assert len(large.frames) == 2
 
 
-def test_videos_are_told_from_images_by_their_names(tmp_path):
+def test_videos_are_told_from_images(tmp_path):
     (tmp_path / "clip").write_bytes(b"1")
-    names = ["a.mp4", "a.Y4M", "-", "f_%03d.png", "a.png", "a.jpg", "a.gif", "a", ".", "clip"]
+    for name, count in (("still.gif", 1), ("moves.gif", 2), ("moves.webp", 2), ("still.png", 1)):
+        first, *others = [Image.fromarray(texture(8, 8, seed)) for seed in range(count)]
+        first.save(tmp_path / name, save_all=True, append_images=others)
+    (tmp_path / "broken.gif").write_bytes(b"GIF89a")
+    names = ["a.mp4", "a.Y4M", "-", "f_%03d.png", "a.jpg", "a.gif", "a", ".", "clip", "still.gif"]
+    names += ["moves.gif", "moves.webp", "still.png", "broken.gif"]
     paths = [Path(name) if name == "-" else tmp_path / name for name in names]
     found = {name for name, path in zip(names, paths, strict=True) if is_video(path)}
-    assert found == {"a.mp4", "a.Y4M", "-", "f_%03d.png", "a.gif", "clip"}
+    by_name = {"a.mp4", "a.Y4M", "-", "f_%03d.png"}
+    assert found == {*by_name, "clip", "moves.gif", "moves.webp"}
     found = {name for name, path in zip(names, paths, strict=True) if is_video(path, by_name=True)}
-    assert found == {"a.mp4", "a.Y4M", "-", "f_%03d.png"}
+    assert found == by_name
+
+
+def test_an_animated_image_is_a_video(tmp_path, pan):
+    first, *others = [Image.fromarray(frame) for frame in pan["frames"]["output"]]
+    first.save(tmp_path / "output.webp", save_all=True, append_images=others, lossless=True)
+    found = evaluate_flicker(tmp_path / "output.webp", pan["files"]["source"])
+    assert found.rows == evaluate_flicker(*pan["paths"]).rows
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ written.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,12 +30,11 @@ from .backend_choice import (
 )
 from .comparison import ComparisonUnit, ImageComparisonUnit, plan_comparisons
 from .fingerprint import Choices, Job, job_of, kind_of_output
-from .job_folder import FOLDER, digest_of, name_of
-from .journal_lines import RecordedStretch
-from .record import DoneStretch, Record
+from .job_folder import FOLDER
+from .record import DoneStretch
 from .runners import check_workers
 from .schedule import Schedule
-from .standing import Standing, read_record, same_jobs, standing
+from .standing import Standing, read_record, same_jobs, standing, stretches_done
 from .units import (
     Failure,
     ImageUnit,
@@ -281,7 +280,7 @@ def plan_job(
         notes += check_space(encoded, images, [*in_tars, *others])
     recorded = next((same[kind][-1] for kind in kinds if kind != "copy" and same[kind]), None)
     ids = {job.id for recorded_jobs in same.values() for job in recorded_jobs}
-    done = {} if folder is None or root is None else _done(videos, root, folder, record, ids)
+    done = stretches_done(videos, root, folder, record, ids)
     backend: Backend | None = None
     if recorded is not None and not (videos or shards or tars):
         choice, schedule = as_recorded(generator, recorded, options)
@@ -393,64 +392,6 @@ def _plan_videos(
                 raise type(error)(too_many_failures(len(failures), most, str(error))) from error
             without_frames(error)
     return videos, failures
-
-
-def _done(
-    videos: Sequence[VideoPlan], root: Path, folder: Path, record: Record, ids: Collection[str]
-) -> dict[Path, tuple[DoneStretch, ...]]:
-    """Return the stretches of ``videos`` that an earlier run of the same job has finished.
-
-    ``ids`` are the recorded jobs that are the same as this one.
-    """
-    done = {}
-    for video in videos:
-        name = name_of(video.output, root)
-        stretches = [
-            each
-            for recorded in record.stretches(name)
-            if recorded.job in ids
-            and (each := _as_done(recorded, video, folder / digest_of(name))) is not None
-        ]
-        times = [time for each in stretches if each.stretch for time in each.stretch.times]
-        # What does not fit together was not written by one job.
-        if stretches and all(earlier < later for earlier, later in itertools.pairwise(times)):
-            done[video.output] = tuple(stretches)
-    return done
-
-
-def _as_done(recorded: RecordedStretch, video: VideoPlan, folder: Path) -> DoneStretch | None:
-    """Return a recorded stretch as done, None where it is not of this plan or has no file."""
-    from ..media.mux.joined_video import Stretch
-    from ..media.video.numbered_sink import is_stretch_whole
-    from ..media.video.sink import stretch_path
-
-    if (
-        video.identity is None
-        or not video.identity.matches(recorded.identity)
-        or recorded.frames_each != video.stretch_frames
-        or not 0 <= recorded.number < video.stretches
-        or recorded.time_base != video.stream.time_base
-        or (recorded.bytes is None) != (not recorded.times)
-    ):
-        return None
-    stretch = None
-    if recorded.times:
-        path = stretch_path(video, recorded.number, folder)
-        try:
-            if path.is_symlink() or path.stat().st_size != recorded.bytes:
-                return None
-        except OSError:
-            return None
-        stretch = Stretch(path, recorded.time_base, recorded.times, recorded.last_duration)
-        if video.is_numbered and not is_stretch_whole(video, path):
-            return None
-    return DoneStretch(
-        number=recorded.number,
-        stretch=stretch,
-        dropped=recorded.dropped,
-        notes=recorded.notes,
-        frames=recorded.frames,
-    )
 
 
 def _choices(backend: BackendChoice, schedule: Schedule) -> Choices:

@@ -11,9 +11,11 @@ in any case.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, OutputError
 from ..file_identity import FileIdentity, identity_of
@@ -25,10 +27,13 @@ from ..options import TranslateOptions
 from ..wording import printable
 from .fingerprint import RESOLVED, Job, OutputKind, kind_of_output, resolved
 from .job_folder import FOLDER, digest_of, name_of
-from .journal_lines import WholeOutput
+from .journal_lines import RecordedStretch, WholeOutput
 from .journal_storage import journal_of
-from .record import Record
+from .record import DoneStretch, Record
 from .units import Failure
+
+if TYPE_CHECKING:
+    from ..media.video.plan import VideoPlan
 
 
 @dataclass
@@ -147,6 +152,70 @@ def standing(
     if not options.overwrite and not options.skip_existing:
         _refuse_begun(begun_by_others)
     return result
+
+
+def stretches_done(
+    videos: Sequence[VideoPlan],
+    root: Path | None,
+    folder: Path | None,
+    record: Record,
+    ids: Collection[str],
+) -> dict[Path, tuple[DoneStretch, ...]]:
+    """Return the stretches of ``videos`` that an earlier run of the same job has finished.
+
+    ``ids`` are the recorded jobs that are the same as this one.
+    """
+    done: dict[Path, tuple[DoneStretch, ...]] = {}
+    if root is None or folder is None:
+        return done
+    for video in videos:
+        name = name_of(video.output, root)
+        stretches = [
+            each
+            for recorded in record.stretches(name)
+            if recorded.job in ids
+            and (each := _as_done(recorded, video, folder / digest_of(name))) is not None
+        ]
+        times = [time for each in stretches if each.stretch for time in each.stretch.times]
+        # What does not fit together was not written by one job.
+        if stretches and all(earlier < later for earlier, later in itertools.pairwise(times)):
+            done[video.output] = tuple(stretches)
+    return done
+
+
+def _as_done(recorded: RecordedStretch, video: VideoPlan, folder: Path) -> DoneStretch | None:
+    """Return a recorded stretch as done, None where it is not of this plan or has no file."""
+    from ..media.mux.joined_video import Stretch
+    from ..media.video.numbered_sink import is_stretch_whole
+    from ..media.video.sink import stretch_path
+
+    if (
+        video.identity is None
+        or not video.identity.matches(recorded.identity)
+        or recorded.frames_each != video.stretch_frames
+        or not 0 <= recorded.number < video.stretches
+        or recorded.time_base != video.stream.time_base
+        or (recorded.bytes is None) != (not recorded.times)
+    ):
+        return None
+    stretch = None
+    if recorded.times:
+        path = stretch_path(video, recorded.number, folder)
+        try:
+            if path.is_symlink() or path.stat().st_size != recorded.bytes:
+                return None
+        except OSError:
+            return None
+        stretch = Stretch(path, recorded.time_base, recorded.times, recorded.last_duration)
+        if video.is_numbered and not is_stretch_whole(video, path):
+            return None
+    return DoneStretch(
+        number=recorded.number,
+        stretch=stretch,
+        dropped=recorded.dropped,
+        notes=recorded.notes,
+        frames=recorded.frames,
+    )
 
 
 def _stretches_of_others(

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import Interpolation
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from cyclegan_batch import translate
 from cyclegan_batch.api import prepare_translation, run_plan
@@ -161,6 +161,25 @@ def test_outputs_of_every_kind_are_compared(model, tmp_path, suffix, options):
     source, result = halves(compared(out))
     # A frame away the column of `streams.picture` is 4 pixels away: 10 levels in the mean.
     assert np.abs(source - result).mean() < 3
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".apng"])
+def test_an_animation_is_compared_though_its_clock_is_coarse(model, tmp_path, suffix):
+    """Three frames of the source lie within 2 ms; in a GIF they take a tenth of a second each."""
+    clip = streams.variable_rate(tmp_path / "clip.mkv")
+    out = tmp_path / f"out{suffix}"
+    report = translate(clip, out, model=model, compare="side")
+    assert [failure.cause for failure in report.failures] == []
+
+    def shown(path: Path) -> list[tuple[int | None, np.ndarray[Any, Any]]]:
+        with Image.open(path) as image:
+            frames = ImageSequence.all_frames(image, lambda each: each.convert("RGB"))
+            return [(each.info.get("duration"), np.asarray(each, float)) for each in frames]
+
+    single, both = shown(out), shown(compared(out))
+    assert [duration for duration, _ in both] == [duration for duration, _ in single]
+    for _, frame in both:
+        assert np.abs(frame[:, :64] - frame[:, -64:]).mean() < 3
 
 
 def test_frames_that_are_lost_are_matched_by_their_times(model, tmp_path):

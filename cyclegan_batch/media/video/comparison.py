@@ -19,7 +19,6 @@ from ...options import TranslateOptions
 from ...wording import Note, printable
 from .. import Dropped
 from ..compared_frames import ComparedFrames, compared_size
-from ..demux.standard_input import Y4M_MUXER
 from .colour import of_output
 from .pixel_formats import bits_of
 from .plan import Timing, VideoPlan, described, input_identity, plan_video
@@ -72,10 +71,9 @@ class ComparisonSource:
         self._name = printable(output)
         self._draw = ComparedFrames(layout, result.size, labels)
         self._times = _seconds(plan), _seconds(result)
-        # These count frames, and tell no times.
-        format_ = plan.encoder.format if plan.streams is None else plan.streams.format
-        self._by_number = format_ in ("avi", Y4M_MUXER)
-        self._size = plan.output_size
+        # AVI and y4m count frames and tell no times. A short time in a GIF is taken as a longer
+        # one, as browsers do, so that all that follows is later.
+        self._by_number = plan.streams is None or plan.streams.format == "avi"
         self._source, self._result = VideoSource(plan), VideoSource(result)
 
     def read(self) -> Iterator[Pair | Dropped]:
@@ -89,11 +87,11 @@ class ComparisonSource:
             if first is None:
                 first = self._times[0](source.now), self._times[1](result.now)
             if not self._by_number:
-                here = self._since(first, source.now, result.now)
-                if source.next and self._since(first, source.next, result.now) < here:
+                here = self._apart(first, source.now, result.now)
+                if source.next and self._apart(first, source.next, result.now) < here:
                     source.step()
                     continue
-                if result.next and self._since(first, source.now, result.next) < here:
+                if result.next and self._apart(first, source.now, result.next) < here:
                     result.step()
                     alone += 1
                     continue
@@ -142,7 +140,7 @@ class ComparisonSource:
         self._source.close()
         self._result.close()
 
-    def _since(
+    def _apart(
         self, first: tuple[Fraction, Fraction], source: Decoded, result: Decoded
     ) -> Fraction:
         """Return how far apart two frames are, in seconds, each counted from its first one."""

@@ -202,7 +202,7 @@ def plan_comparisons(
             continue
         own = options
         if entry.output in standings.resumed:
-            own = replace(options, overwrite=True)
+            own = replace(options, overwrite=True, skip_existing=False)
         try:
             plan = _plan(original.source, entry.output, own, output_size)
         except (InputError, OutputError) as error:

@@ -379,10 +379,10 @@ def _plan_videos(
         try:
             if entry.kind == "unread":
                 raise InputError(why_unread(entry))
-            resumed = entry.output in state.resumed
-            videos.append(
-                _plan_video(entry, card, replace(options, overwrite=True) if resumed else options)
-            )
+            own = options
+            if entry.output in state.resumed:
+                own = replace(options, overwrite=True, skip_existing=False)
+            videos.append(_plan_video(entry, card, own))
         except (InputError, OutputError) as error:
             if options.on_error == "fail" or total == 1:
                 raise

@@ -105,7 +105,8 @@ def test_a_stretch_of_which_an_image_was_removed_is_made_again(
         with pytest.raises(Killed):
             translate(film, output, model=model)
     (tmp_path / "f_7.jpg").unlink()
-    assert translate(film, output, model=model).frames == FRAMES
+    # What this job has begun is not what -n leaves.
+    assert translate(film, output, model=model, skip_existing=True).frames == FRAMES
     assert (tmp_path / "f_7.jpg").exists()
 
 

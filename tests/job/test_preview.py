@@ -54,3 +54,13 @@ def test_a_preview_of_a_store_is_put_beside_the_output(tmp_path, memory_store):
     planned = prepare_translation(memory_store / "raw", memory_store, model=model, preview=3)
     with pytest.raises(OutputError, match="beside a bucket is no place: name a prefix"):
         write_preview(*planned, 3)
+
+
+def test_a_preview_of_an_image_whose_output_exists_is_drawn_with_n(tmp_path):
+    for name in ("in.png", "out.png"):
+        Image.fromarray(np.full((16, 24, 3), 90, np.uint8)).save(tmp_path / name)
+    model = generators.identity(tmp_path / "model.onnx")
+    planned = prepare_translation(
+        tmp_path / "in.png", tmp_path / "out.png", model=model, preview=1, skip_existing=True
+    )
+    assert write_preview(*planned, 1).exists()

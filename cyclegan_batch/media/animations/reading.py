@@ -176,7 +176,9 @@ def _is_transparent(file: BinaryIO, structure: Structure) -> bool:
             return True
         if not piece.is_blended and piece.may_be_transparent:
             return True
-        before = piece
+        # What this piece covers comes back with the next one, where it restores it.
+        if not (is_cleared and piece.disposal == "restore"):
+            before = piece
     return False
 
 

@@ -243,6 +243,8 @@ def test_a_constant_rate_is_recognised(tmp_path):
         ([solid(RED, disposal=2), solid(CLEAR)], True),
         ([solid(RED, disposal=2), solid(BLUE, (2, 2))], True),
         ([solid(RED, disposal=3), solid(BLUE, (2, 2))], True),
+        ([solid(RED, disposal=2), solid(BLUE, disposal=3), solid(RED, (2, 2))], True),
+        ([solid(RED, disposal=2), solid(BLUE, disposal=3), solid(RED)], False),
     ],
 )
 def test_a_gif_is_transparent_only_where_nothing_is_shown(tmp_path, frames, transparent):
@@ -251,6 +253,24 @@ def test_a_gif_is_transparent_only_where_nothing_is_shown(tmp_path, frames, tran
     assert describe_animation(path, max_pixels=MAX_PIXELS).streams[0].alpha is transparent
     shown = any((canvas[..., 3] < 255).any() for canvas in canvases(path))
     assert shown is transparent
+
+
+@pytest.mark.behaviour(7)
+@pytest.mark.parametrize("alpha", ["none", "bit"])
+@pytest.mark.parametrize("write", [animations.gif, animations.apng, animations.webp])
+def test_no_transparency_is_overlooked(tmp_path, write, alpha):
+    disposals = {animations.gif: 4, animations.apng: 3, animations.webp: 2}[write]
+    described = set()
+    for seed in range(60):
+        parts = random_parts(seed, disposals=disposals, alpha=alpha)
+        if alpha == "bit":
+            parts[0].pixels[..., 3] = 255
+        path = write(tmp_path / "a", parts)
+        shown = any((canvas[..., 3] < 255).any() for canvas in canvases(path))
+        stated = describe_animation(path, max_pixels=MAX_PIXELS).streams[0].alpha
+        assert stated or not shown
+        described.add((stated, shown))
+    assert (True, True) in described
 
 
 @pytest.mark.behaviour(8)

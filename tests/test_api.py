@@ -173,7 +173,10 @@ def test_a_job_that_writes_nothing_at_all_errors(tmp_path: Path, picture: Path) 
         ({"size": "100x100"}, "size must be 'native', the shorter side or .*, got '100x100'"),
         ({"size": (0, 5)}, r"size must be .*\(height, width\), got \(0, 5\)"),
         ({"on_error": "stop"}, "on_error must be one of skip, fail, got 'stop'"),
-        ({"container": "avi"}, "container must be one of same, mp4, mkv, mov, webm, got 'avi'"),
+        (
+            {"container": "avi"},
+            "container must be one of same, mp4, mkv, mov, webm, gif, webp, apng, got 'avi'",
+        ),
         ({"deinterlace_rate": "double"}, "deinterlace_rate must be one of frame, field"),
         ({"ss": "0:01"}, "ss must be a number from 0, got '0:01'"),
         ({"frames": 0}, "frames must be a number from 1, got 0"),

@@ -167,6 +167,9 @@ def test_the_next_file_fills_the_pipeline_while_the_last_one_drains() -> None:
         PLAIN,
         Schedule(batch_size=4, contexts=2, converters=3),
         Schedule(batch_size=1, contexts=2, converters=2, lot=3),
+        Schedule(batch_size=1, contexts=1, converters=2, filters=True),
+        Schedule(batch_size=4, contexts=2, converters=3, filters=True),
+        Schedule(batch_size=1, contexts=2, converters=2, lot=3, filters=True),
     ],
 )
 def test_no_more_frames_are_in_flight_than_the_plan_says(schedule: Schedule) -> None:
@@ -187,7 +190,9 @@ def test_no_more_frames_are_in_flight_than_the_plan_says(schedule: Schedule) -> 
             alive -= 1
 
     source.on_read, sink.on_write = born, gone
-    run([unit(source, sink)], FakeBackend(), schedule, geometry=as_it_is)
+    clip = unit(source, sink)
+    clip.temporal = 0.5 * schedule.filters
+    run([clip], FakeBackend(), schedule, geometry=as_it_is)
     # No queue holds the reader's own frame and the lot of the writer.
     assert most <= schedule.frames_in_flight + 1 + schedule.lot
     assert most > schedule.converter_queue

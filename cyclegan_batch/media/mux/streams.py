@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import av
 import av.container
+import av.error
 
 from ...errors import InputError, OutputError
 from ...options import TranslateOptions
@@ -21,7 +23,7 @@ from ...wording import Note, printable
 from ..demux.demuxing import open_container
 from ..demux.stream_info import Chapter, MediaInfo, StreamInfo
 from ..demux.timestamps import BROADCAST_FORMATS
-from .containers import Container, container_for
+from .containers import CONTAINERS, Container, container_for
 from .muxing import MUXER_TAGS, OutputStream, without_tags
 from .sound import plan_sound
 from .trial import TranslatedVideo, Trial
@@ -144,13 +146,28 @@ def _check_translated_video(
         raise OutputError(
             f"cannot write {printable(output)}: {container.label} cannot hold "
             f"{translated.encoder} video in {translated.pix_fmt} ({failure}); choose another "
-            f"--codec or another extension than {output.suffix}"
+            f"--codec or another extension than {output.suffix}{_that_hold(translated.encoder)}"
         )
     if container.muxer == "avi" and video.constant_rate is False:
         raise OutputError(
             f"cannot write {printable(output)}: AVI holds only a constant frame rate, and "
             f"{printable(info.path)} has a variable one; choose .mkv or .mp4"
         )
+
+
+def _that_hold(encoder: str) -> str:
+    """Return the extensions of the containers that hold an encoder's codec, for a message."""
+    codec = av.Codec(encoder, "w").canonical_name
+    labels: dict[str, str] = {}
+    for suffix, container in CONTAINERS.items():
+        is_held = container.codecs is None or codec in container.codecs
+        with contextlib.suppress(ValueError, av.error.FFmpegError):
+            if is_held and container.label not in labels:
+                with av.open(io.BytesIO(), "w", format=container.muxer) as trial:
+                    trial.add_stream(encoder)
+                    labels[container.label] = suffix
+    words = list(labels.values())
+    return f", such as {words[0]}" if len(words) == 1 else f": {', '.join(words)}" if words else ""
 
 
 class _StreamSelection:

@@ -171,7 +171,11 @@ def test_fields_are_kept_or_said_to_be_lost(tmp_path):
             ".mov",
             "profile dnxhr_hq does not hold --pix-fmt yuv422p10le; .* choose yuv422p$",
         ),
-        ({"codec": "prores"}, ".mp4", "MP4 cannot hold prores_ks"),
+        (
+            {"codec": "prores"},
+            ".mp4",
+            r"MP4 cannot hold prores_ks .* than \.mp4: \.mov, \.mkv$",
+        ),
         ({"codec": "dnxhr"}, ".mp4", "MP4 cannot hold dnxhd"),
         ({"codec": "dnxhr", "encoder_opt": {"b": "8M"}}, ".mov", "does not open for 256×128"),
     ],

@@ -28,6 +28,15 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def cpu_has_bf16() -> bool:
+    """Return whether the CPU multiplies bfloat16 in hardware, as far as Linux tells."""
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as lines:
+        for line in lines:
+            if line.startswith("flags"):
+                return not {"avx512_bf16", "amx_bf16"}.isdisjoint(line.split())
+    return False
+
+
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
     """Return the versions of those among the distributions ``names`` that are installed."""
     from importlib import metadata  # takes a while to import, and --help needs no version

@@ -141,6 +141,40 @@ def test_the_papers_recipe_is_the_defaults():
     assert chosen == settings.Settings()
 
 
+@pytest.mark.parametrize(("has", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_the_recipe_of_the_cpu_computes_in_what_it_has(monkeypatch, tmp_path, has, expected):
+    monkeypatch.setattr("cyclegan_train.config.cpu_has_bf16", lambda: has)
+    values = settings.values_from_toml(settings.recipe("cpu"))
+    assert settings.settings_from(values).train.precision == expected
+    assert TrainConfig(precision="auto", device="cuda").precision == "fp32"
+    # A run keeps what it began with, wherever it goes on.
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "state.pt").write_bytes(b"")
+    began = dict(values, precision="bf16")
+    (tmp_path / "config.toml").write_text(settings.toml_from(settings.settings_from(began)))
+    resumed = settings.settings_for(tmp_path, {}, resume=True, recipe=values)
+    assert resumed.train.precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx512_bf16 sse\n", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile\n", True),
+        ("flags\t\t: fpu avx512f\nbugs : avx512_bf16\n", False),
+        ("Features : fp asimd\n", False),
+        (None, False),
+    ],
+)
+def test_whether_a_cpu_has_bf16_is_among_its_flags(monkeypatch, tmp_path, text, expected):
+    from cyclegan_batch import machine
+
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(machine, "Path", lambda name: tmp_path / "cpuinfo")
+    assert machine.cpu_has_bf16() == expected
+
+
 def test_a_recipe_may_be_a_file(tmp_path):
     (tmp_path / "mine.toml").write_text("ngf = 8")
     assert settings.recipe(str(tmp_path / "mine.toml")) == tmp_path / "mine.toml"

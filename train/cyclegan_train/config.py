@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args, get_type_hints
 
+from cyclegan_batch.machine import cpu_has_bf16
+
 GanMode: TypeAlias = Literal["lsgan", "vanilla", "wgangp"]
-TrainPrecision: TypeAlias = Literal["fp32", "tf32", "bf16", "fp16"]
+TrainPrecision: TypeAlias = Literal["fp32", "tf32", "bf16", "fp16", "auto"]
 LrPolicy: TypeAlias = Literal["linear", "step", "plateau", "cosine"]
 
 
@@ -93,7 +95,8 @@ class TrainConfig:
     precision: TrainPrecision = "fp32"
     """Arithmetic: ``fp32`` is IEEE float32; ``tf32`` multiplies with a mantissa of 10 bits on CUDA,
     as torch and the reference do there by default, and is fp32 elsewhere; ``bf16`` and ``fp16`` use
-    autocast. Statistics and losses are float32 in all of them."""
+    autocast. Statistics and losses are float32 in all of them. With ``device`` = cpu
+    ``auto`` becomes bf16 on a CPU that has it in hardware, and fp32 in all other cases."""
     channels_last: bool = False
     """Store images and weights with the channels innermost. Slower on the CPU, where InstanceNorm
     and the padding convert every image back; not measured on CUDA yet."""
@@ -122,6 +125,10 @@ class TrainConfig:
             value, choices = getattr(self, name), get_args(kind)
             if choices and value not in choices:
                 raise ValueError(f"{name} = {value!r} is none of {', '.join(choices)}")
+        if self.precision == "auto":
+            # What a run computes in is in its config.toml, and stays so on another machine.
+            chosen = "bf16" if self.device == "cpu" and cpu_has_bf16() else "fp32"
+            object.__setattr__(self, "precision", chosen)
         at_least: dict[str, float] = {
             "ngf": 1, "ndf": 1, "input_nc": 1, "output_nc": 1, "n_layers_D": 1, "lambda_A": 0,
             "lambda_B": 0, "lambda_identity": 0, "lambda_gp": 0, "pool_size": 0, "lr": 0,

@@ -271,6 +271,9 @@ def settings_for(
         # The file's keys have replaced the recipe's.
         recipe = {name: value for name, value in recipe.items() if name not in _OF_NETWORKS}
     values = {**recipe, **values}
+    if values.get("precision") == "auto":
+        # It was chosen when the run began, maybe on another machine.
+        del values["precision"]
     new = settings_from(values).flat()
     changed = {name for name in values if new[name] != before.get(name, new[name])}
     for name in sorted(changed - FREE_ON_RESUME):

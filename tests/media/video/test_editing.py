@@ -50,15 +50,12 @@ def written(path: Path) -> tuple[str, ...]:
         ("prores", None, "yuv444p", ".mov", ("ap4h", "4444", "yuv444p12le")),
         ("prores", None, "gbrp", ".mkv", ("ap4h", "4444", "yuv444p12le")),
         ("prores", "proxy", "yuv444p", ".mov", ("apco", "Proxy", "yuv422p10le")),
-        ("prores", "1", "yuv420p", ".mov", ("apcs", "LT", "yuv422p10le")),
-        ("prores", "standard", "yuv420p", ".mkv", ("apcn", "Standard", "yuv422p10le")),
         ("prores", "4444xq", "yuv420p", ".mov", ("ap4x", "XQ", "yuv444p12le")),
         ("dnxhr", None, "yuv420p", ".mov", ("AVdh", "DNXHR HQ", "yuv422p")),
         ("dnxhd", None, "yuv420p10le", ".mov", ("AVdh", "DNXHR HQX", "yuv422p10le")),
         ("dnxhr", None, "yuv444p", ".mkv", ("AVdn", "DNXHR 444", "yuv444p10le")),
         ("dnxhr", "lb", "yuv420p10le", ".mov", ("AVdh", "DNXHR LB", "yuv422p")),
         ("dnxhr", "dnxhr_sq", "gbrp", ".mov", ("AVdh", "DNXHR SQ", "yuv422p")),
-        ("dnxhd", "hqx", "yuv420p", ".mov", ("AVdh", "DNXHR HQX", "yuv422p10le")),
     ],
 )
 def test_the_profile_follows_the_source_or_the_user(
@@ -138,7 +135,7 @@ def test_alpha_makes_it_4444(tmp_path, suffix):
 @needs_ffprobe
 @pytest.mark.behaviour(9)
 @pytest.mark.parametrize("codec", ["prores", "dnxhr"])
-@pytest.mark.parametrize("size", [(128, 257), (121, 256), (121, 259)])
+@pytest.mark.parametrize("size", [(121, 259), (121, 256)])
 def test_an_odd_width_gets_full_chroma(tmp_path, codec, size):
     """With halved chroma both encoders damage what is beside the last column."""
     source, output = clip(tmp_path / "in.mkv", size=size), tmp_path / "out.mov"

@@ -314,16 +314,13 @@ class Schedule:
         self._ticks = ticks
         self.begin = -1
         """Of the last frame."""
-        self.is_late = False
-        """A frame begins later than it should, since each lasts a tick at least."""
 
     def next(self, seconds: Fraction) -> int:
         """Return how long the last frame is shown, where the next begins at ``seconds``.
 
-        The times are rounded, not the durations, which would add up to a drift.
+        The times are rounded, not the durations, which would add up to a drift. Each frame lasts a
+        tick at least, and those behind it come later for it.
         """
-        exact = int(seconds * self._ticks + Fraction(1, 2))
-        begin = max(exact, self.begin + 1)
-        self.is_late = self.is_late or begin > exact + 1
+        begin = max(int(seconds * self._ticks + Fraction(1, 2)), self.begin + 1)
         duration, self.begin = begin - self.begin, begin
         return duration

@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from stat import S_ISREG
 from typing import Literal, TypeAlias
 
 from .errors import InputError
@@ -50,6 +49,9 @@ where that is known."""
 _SAMPLED = 24
 _SAMPLED_BYTES = 64 * 2**20
 """How many frames are kept to find the strength of the blur, and of how many bytes at most."""
+_MOST_THREADS = 6
+"""As many frames wait at a time, too. The sums of a frame, four at most, are made one frame after
+another, so more threads would find little to do."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,8 @@ def is_video(path: Path, *, by_name: bool = False) -> bool:
     if suffix not in ANIMATION_SUFFIXES:
         return suffix not in IMAGE_FORMATS
     try:
+        if not path.is_file():  # to open a pipe would wait for a writer
+            return False
         with path.open("rb") as file:
             return has_several_frames(file)
     except OSError:
@@ -267,17 +271,16 @@ class _Video:
 
 def _refuse(path: Path) -> None:
     """Raise InputError for what is no video, or can be read once only."""
-    is_file = path != PIPE
-    if is_file and not is_remote(path) and path.exists():
-        if path.is_dir() or not is_video(path):
-            what = "a folder" if path.is_dir() else "an image"
-            raise InputError(f"{printable(path)}: is {what}; give a video, as the results are one")
-        is_file = S_ISREG(path.stat().st_mode)
-    if not is_file:
+    if path != PIPE and (is_remote(path) or not path.exists()):
+        return
+    if path == PIPE or not (path.is_dir() or path.is_file()):
         raise InputError(
             f"{printable(path)}: is a pipe or a device, and a video is read twice to be measured; "
             "write it into a file first"
         )
+    if path.is_dir() or not is_video(path):
+        what = "a folder" if path.is_dir() else "an image"
+        raise InputError(f"{printable(path)}: is {what}; give a video, as the results are one")
 
 
 def _size_text(size: Size) -> str:
@@ -352,7 +355,7 @@ def _second_reading(
     Where pixels were in the frame before is found for several frames side by side.
     """
     tallies = [Tally() for _ in range(len(videos) + (sigma is not None))]
-    threads = cpu_threads()
+    threads = min(cpu_threads(), _MOST_THREADS)
     waiting: deque[tuple[list[Pixels], Future[Seen | None] | None]] = deque()
     done = 0
     pool = ThreadPoolExecutor(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html.parser
 import json
 import shutil
@@ -19,6 +20,7 @@ from cyclegan_train import evaluation  # noqa: E402 (after the check for torch)
 from cyclegan_train.batches import Feed  # noqa: E402
 from cyclegan_train.evaluation.features import (  # noqa: E402
     RandomFeatures,
+    energy_distance,
     frechet_distance,
     kernel_distance,
 )
@@ -157,6 +159,9 @@ def test_the_distances_are_those_of_the_definitions():
 
     within = [(k(z, z).sum() - np.trace(k(z, z))) / (len(z) * (len(z) - 1)) for z in (x, y)]
     one, other = torch.from_numpy(x), torch.from_numpy(y)
+    apart = [np.linalg.norm(a[:, None] - b, axis=2) for a, b in ((x, y), (x, x), (y, y))]
+    energy = 2 * apart[0].mean() - apart[1].sum() / (9 * 8) - apart[2].sum() / (12 * 11)
+    assert energy_distance(one, other) == pytest.approx(energy, rel=1e-9)
     assert kernel_distance(one, other) == pytest.approx(sum(within) - 2 * k(x, y).mean(), rel=1e-9)
     s, t = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     cross = np.sqrt(np.linalg.eigvals(s @ t).real.clip(0)).sum()
@@ -200,15 +205,25 @@ def swapped(image):
 
 
 def model_of(forward, back):
-    import contextlib
-
     return SimpleNamespace(
         netG_A=Fixed(forward),
         netG_B=Fixed(back),
         ema_A=Fixed(swapped),
-        ema_B=None,
+        ema_B=Fixed(swapped),
         computing=contextlib.nullcontext,
     )
+
+
+def test_a_generator_that_ignores_its_input_scores_no_better_than_one_that_does_nothing(tmp_path):
+    images = (
+        images_of(tmp_path / "A", 16, 0, WARM),
+        images_of(tmp_path / "B", 16, 100, COLD),
+    )
+    validation = Validation(images, settings_from({}), torch.device("cpu"), samples=320)
+    grey = validation.scores(model_of(lambda x: x * 0, lambda x: x * 0))
+    right = validation.scores(model_of(swapped, swapped))
+    assert grey["AtoB"]["unpaired"] > 0.9
+    assert right["AtoB"]["unpaired"] < 0.2
 
 
 @pytest.mark.behaviour(53)
@@ -219,17 +234,20 @@ def test_a_generator_that_does_nothing_is_not_the_best(tmp_path):
     )
     validation = Validation(images, settings_from({}), torch.device("cpu"), samples=320)
     best = Best(validation)
-    nothing, right = model_of(lambda x: x, lambda x: x), model_of(swapped, lambda x: x)
+    # Doing nothing reconstructs best of all.
+    nothing, right = model_of(lambda x: x, lambda x: x), model_of(swapped, swapped)
     first, second = validation.scores(nothing), validation.scores(right)
     assert first["AtoB"] == pytest.approx(validation.inputs["AtoB"])
-    assert second["AtoB"] == first["AtoB_ema"]
-    assert list(first) == ["AtoB", "AtoB_ema", "BtoA"]
-    assert best.better(first, 1) == ["AtoB", "AtoB_ema", "BtoA"]
-    assert best.better(second, 2) == ["AtoB"]
-    assert second["AtoB"]["random_kid"] < 0.1 * first["AtoB"]["random_kid"]
+    assert first["AtoB"]["unpaired"] == pytest.approx(1)
+    assert second["AtoB"]["random_kid"] == first["AtoB_ema"]["random_kid"]
+    assert list(first) == ["AtoB", "AtoB_ema", "BtoA", "BtoA_ema"]
+    assert best.better(first, 1) == list(first)
+    assert best.better(second, 2) == ["AtoB", "BtoA"]
+    assert second["AtoB"]["unpaired"] < 0.2
+    assert second["AtoB"]["random_kid"] < 0.01 * first["AtoB"]["random_kid"]
     assert best.epochs_without_better == 1  # of the moving average
     assert not best.better(first, 3)
-    assert "AtoB epoch 2 (random-feature KID" in best.sentence()
+    assert "AtoB epoch 2 (unpaired score" in best.sentence()
     other = Best(validation)
     assert other.load_state_dict(json.loads(json.dumps(best.state_dict())))
     assert other.state_dict() == best.state_dict()
@@ -268,7 +286,7 @@ def test_label_maps_are_scored_by_their_iou_whichever_domain_holds_them(tmp_path
         validation = Validation(images, settings, torch.device("cpu"), samples=80)
         to_labels, to_photos = ("AtoB", "BtoA")[:: 1 - 2 * number]
         assert validation.kind[to_labels] == "iou"
-        assert validation.kind[to_photos] == "random_kid"
+        assert validation.kind[to_photos] == "unpaired"
         assert 0 < validation.inputs[to_labels]["iou"] < 0.6
 
 
@@ -342,7 +360,7 @@ def test_a_run_from_before_there_was_validation_goes_on_on_the_same_images(few, 
         "\n".join(x for x in config.read_text().splitlines() if not x.startswith(new))
     )
     assert train(few, folder, resume=True, say=said.append).finished
-    assert any("random-feature KID decides" in sentence for sentence in said)
+    assert any("unpaired score decides" in sentence for sentence in said)
     train(few, tmp_path / "whole", val_fraction=0.0, **options)
     assert_same(state_of(folder)["model"], state_of(tmp_path / "whole")["model"])
     assert state_of(folder)["validation"]["held_out"] == [0, 0]
@@ -404,7 +422,7 @@ def test_one_page_shows_all_sheets_with_file_names_and_scores(few, tmp_path):
     assert all(source.startswith("#") or (folder / source).is_file() for source in page.sources)
     assert "trainA/<b> & 'ü'.png" in page.words
     (event,) = scored(folder)
-    assert f"{event['scores']['AtoB']['random_kid']:.4g}" in page.words
+    assert f"{event['scores']['AtoB']['unpaired']:.4g}" in page.words
 
 
 def test_tensorboard_gets_the_scores_and_the_sheets(few, tmp_path):
@@ -413,7 +431,7 @@ def test_tensorboard_gets_the_scores_and_the_sheets(few, tmp_path):
     train(few, tmp_path / "run", **options)
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     content = events.read_bytes()
-    assert b"validation/random_kid/AtoB" in content
+    assert b"validation/unpaired/AtoB" in content
     assert b"samples" in content
     assert b"\x89PNG" in content
 

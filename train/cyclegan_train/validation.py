@@ -6,8 +6,13 @@ themselves. testA and testB are left for reports. Every generator, as it is and 
 average, has a score of its own, and ``best`` keeps each from the epoch in which it was best:
 
 - where the truth is known (``val_truth``), by PSNR, or by the class IoU of label maps;
-- otherwise by the kernel distance of the translated images from real ones of their domain: KID
-  where the weights of InceptionV3 are given, and *random-feature KID* without them.
+- otherwise, where the weights of InceptionV3 are given, by KID to the real images of the domain;
+- otherwise by the *unpaired score*, a sum of two shares: the energy distance of the translated
+  images from real ones, on the features of a fixed random network, as a share of that of the inputs
+  themselves; and the error of the image translated there and back, as a share of that of the mean
+  colour. 0 would be perfect. A generator that returns its input has 1, and one that ignores it
+  about 1. On drawn domains it ranks epochs more like PSNR to the truth than the first share alone
+  and than *random-feature KID*, which is logged (train/README.md).
 
 A generator that returns its input has a bad score by all of these. Nothing is drawn at random from
 the states that the training draws from, so a validated run has the weights of one that is not.
@@ -33,7 +38,12 @@ from cyclegan_batch.wording import counted
 
 from .cyclegan import CycleGAN, State
 from .data import normalized
-from .evaluation.features import RandomFeatures, frechet_distance, kernel_distance
+from .evaluation.features import (
+    RandomFeatures,
+    energy_distance,
+    frechet_distance,
+    kernel_distance,
+)
 from .evaluation.labels import Palette, confusion, label_score, palette_from
 from .evaluation.pictures import picture_score, ssim_function
 from .evaluation.sets import Features, inception_features
@@ -46,21 +56,22 @@ Scores: TypeAlias = dict[str, dict[str, float]]
 _BATCH = 16
 """Images whose features are computed at once."""
 
-_LEAST_DEVIATION = 1e-3
-"""Of a feature, by which its distance from the mean is divided."""
+_LEAST = 1e-3
+"""What a share is at least of, and the least standard deviation of a feature."""
 
 NAMES = {
     "iou": "class IoU",
     "psnr": "PSNR in dB",
     "ssim": "SSIM",
     "kid": "KID",
+    "unpaired": "unpaired score",
     "fid": "FID",
     "random_kid": "random-feature KID",
 }
 """The scores in words. The first of these that a generator has is the one that decides."""
 _DIRECTIONS = ("AtoB", "BtoA")
 EMA = "_ema"
-_LESS_IS_BETTER = ("kid", "fid", "random_kid")
+_LESS_IS_BETTER = ("kid", "unpaired", "fid", "random_kid")
 
 
 def generator_key(direction: str, *, ema: bool) -> str:
@@ -113,11 +124,14 @@ class Validation:
         self._real = [self._features_of(pixels) for pixels in self._pixels]
         if not self._inception:
             # Random features differ in scale, and the kernel would see the largest alone.
-            self._scales = [
-                (real.mean(0), real.std(0).clamp_min(_LEAST_DEVIATION)) for real in self._real
+            self._scales = [(real.mean(0), real.std(0).clamp_min(_LEAST)) for real in self._real]
+            self._input_distances = [
+                max(_LEAST, energy_distance(*self._scaled(self._real[1 - target], target)))
+                for target in (0, 1)
             ]
+            self._colour_errors = [max(_LEAST, _error_of_mean_colour(each)) for each in images]
         self.inputs: Scores = {
-            direction: self._scores(self._pixels[source], 1 - source)
+            direction: self._scores(self._pixels[source], 1 - source, 0.0)
             for source, direction in enumerate(_DIRECTIONS)
         }
         """The scores of generators that return their input."""
@@ -155,18 +169,26 @@ class Validation:
         """Return the scores of the generators as they are now."""
         found: Scores = {}
         for source, direction in enumerate(_DIRECTIONS):
-            letter = "AB"[source]
-            for ema, network in ((False, f"netG_{letter}"), (True, f"ema_{letter}")):
-                generator: nn.Module | None = getattr(model, network)
+            letter, other = "AB"[source], "BA"[source]
+            for ema in (False, True):
+                generator: nn.Module | None = getattr(model, f"{'ema' if ema else 'netG'}_{letter}")
                 if generator is None:
                     continue
-                with model.computing(), evaluating(generator):
-                    fakes = [
-                        levels(generator(normalized(image[None]).to(self._device))[0])
-                        for image in self.images[source].pixels
-                    ]
+                back: nn.Module = (getattr(model, f"ema_{other}") if ema else None) or getattr(
+                    model, f"netG_{other}"
+                )
+                fakes: list[Tensor] = []
+                errors: list[Tensor] = []
+                with model.computing(), evaluating(generator, back):
+                    for image in self.images[source].pixels:
+                        real = normalized(image[None].to(self._device))
+                        fake = generator(real)
+                        fakes.append(_rgb(levels(fake[0])))
+                        if not self._inception:
+                            errors.append((back(fake) - real).abs().mean())
+                cycle = float(torch.stack(errors).mean()) if errors else 0.0
                 key = generator_key(direction, ema=ema)
-                found[key] = self._scores([_rgb(fake) for fake in fakes], 1 - source)
+                found[key] = self._scores(fakes, 1 - source, cycle)
         return found
 
     def described(self) -> dict[str, object]:
@@ -179,8 +201,16 @@ class Validation:
             "inputs": self.inputs,
         }
 
-    def _scores(self, fakes: Sequence[Tensor], target: int) -> dict[str, float]:
-        """Return the scores of RGB uint8 images as such of the domain ``target`` (0: A, 1: B)."""
+    def _scaled(self, features: Tensor, target: int) -> tuple[Tensor, Tensor]:
+        """Return features and the real ones of a domain, in standard deviations of the latter."""
+        mean, deviation = self._scales[target]
+        return (features - mean) / deviation, (self._real[target] - mean) / deviation
+
+    def _scores(self, fakes: Sequence[Tensor], target: int, cycle: float) -> dict[str, float]:
+        """Return the scores of RGB uint8 images as such of the domain ``target`` (0: A, 1: B).
+
+        ``cycle`` is the mean error, in [-1, 1], of the images translated there and back.
+        """
         features, real = self._features_of(fakes), self._real[target]
         if self._inception:
             scores = {
@@ -188,9 +218,12 @@ class Validation:
                 "fid": frechet_distance(features, real),
             }
         else:
-            mean, deviation = self._scales[target]
-            own, other = ((each - mean) / deviation for each in (features, real))
-            scores = {"random_kid": kernel_distance(own, other)}
+            own, other = self._scaled(features, target)
+            share = max(0.0, energy_distance(own, other)) / self._input_distances[target]
+            scores = {
+                "unpaired": share + cycle / self._colour_errors[1 - target],
+                "random_kid": kernel_distance(own, other),
+            }
         if not self._paired:
             return scores
         pairs = [
@@ -326,6 +359,14 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
     finally:
         for network, mode in zip(networks, modes, strict=True):
             network.train(mode)
+
+
+def _error_of_mean_colour(images: Images) -> float:
+    """Return the mean error, in [-1, 1], of images that are all of their mean colour."""
+    each = [image.flatten(1).float() for image in images.pixels]
+    colour = torch.stack([image.mean(1) for image in each]).mean(0)
+    errors = [(image - colour[:, None]).abs().mean() for image in each]
+    return float(torch.stack(errors).mean()) / 127.5
 
 
 def _rgb(image: Tensor) -> Tensor:

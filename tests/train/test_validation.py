@@ -371,7 +371,7 @@ def test_a_run_from_before_there_was_validation_goes_on_on_the_same_images(few, 
 def test_early_stop_ends_a_run_whose_scores_stay_and_it_stays_ended(few, tmp_path, monkeypatch):
     monkeypatch.setattr(Validation, "due", lambda self, epoch, epochs: True)
     monkeypatch.setattr(
-        Validation, "scores", lambda self, model: {"AtoB": {"random_kid": abs(model.epoch - 2)}}
+        Validation, "scores", lambda self, model: {"AtoB": {"unpaired": abs(model.epoch - 2)}}
     )
     folder, said = tmp_path / "run", []
     options = {"n_epochs": 9, "samples": 0, "early_stop": 2}

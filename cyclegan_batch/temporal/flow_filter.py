@@ -76,8 +76,8 @@ Means: TypeAlias = npt.NDArray[np.float64]
 def frames_to_forget(strength: float) -> int:
     """Return after how many frames at ``strength`` it does not matter with which one it began.
 
-    As above, to 1/512, half a level: 9 frames at 0.5. By then the mean colours differ by a part of
-    a level. Raises ValueError where the strength is not above 0 and below 1.
+    The strength to the power of their number is at most 1/512. Then less than a level is left, as
+    above: 9 frames at 0.5. Raises ValueError where the strength is not above 0 and below 1.
     """
     if not 0.0 < strength < 1.0:
         raise ValueError(f"the strength must be above 0 and below 1, got {strength}")

@@ -11,8 +11,8 @@ average, has a score of its own, and ``best`` keeps each from the epoch in which
   images from real ones, on the features of a fixed random network, as a share of that of the inputs
   themselves; and the error of the image translated there and back, as a share of that of the mean
   colour. 0 would be perfect. A generator that returns its input has 1, and one that ignores it
-  about 1. On drawn domains it ranks epochs more like PSNR to the truth than the first share alone
-  and than *random-feature KID*, which is logged (train/README.md).
+  about 1, which *random-feature KID*, logged beside it, would not tell. How both rank epochs was
+  measured on drawn domains (train/README.md).
 
 A generator that returns its input has a bad score by all of these. Nothing is drawn at random from
 the states that the training draws from, so a validated run has the weights of one that is not.

@@ -50,7 +50,7 @@ def _table() -> tuple[click.Option, ...]:
                 [key.name, *names],
                 group=key.group,
                 type=click.Choice(key.choices) if key.choices else key.kind,
-                metavar=None if key.choices else key.metavar or _METAVARS.get(key.kind),
+                metavar=key.metavar or (None if key.choices else _METAVARS.get(key.kind)),
                 default=None,
                 shown_default=default or None,
                 help=key.help,

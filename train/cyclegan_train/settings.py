@@ -38,7 +38,7 @@ class DataConfig:
         "scale_shortside",
         "scale_shortside_and_crop",
         "none",
-    ] = "resize_and_crop"
+    ] = field(default="resize_and_crop", metadata=option("The images", metavar="MODE"))
     """Resize to load_size × load_size and crop crop_size × crop_size (resize_and_crop); only crop
     (crop); resize to the width load_size (scale_width), and crop (scale_width_and_crop); the same
     with the shorter side (scale_shortside, scale_shortside_and_crop); neither (none)."""

@@ -307,7 +307,7 @@ def _walk_webp(file: BinaryIO, structure: Structure) -> Iterator[Piece]:
         file.seek(position)
         kind, extent = struct.unpack("<4sI", file.read(8))
         start, position = position + 8, position + 8 + extent + extent % 2
-        if start + extent > length:
+        if start + extent > min(end, length):
             break
         if kind == b"VP8X":
             width, height = struct.unpack("<4x3s3s", file.read(10))
@@ -315,10 +315,12 @@ def _walk_webp(file: BinaryIO, structure: Structure) -> Iterator[Piece]:
         elif kind == b"ANIM":
             (structure.plays,) = struct.unpack("<4xH", file.read(6))
         elif kind == b"ANMF":
-            sides = [int.from_bytes(file.read(3), "little") for _ in range(5)]
+            head = file.read(min(extent, 29))
+            if len(head) < 16:
+                raise ValueError("a frame in it is shorter than its header")
+            sides = [int.from_bytes(head[at : at + 3], "little") for at in range(0, 15, 3)]
             left, top, width, height, milliseconds = sides
-            (flags,) = struct.unpack("B", file.read(1))
-            first = file.read(4)
+            flags, first = head[15], head[16:20]
             yield Piece(
                 data=((start + 16, start + extent),),
                 left=2 * left,
@@ -330,10 +332,13 @@ def _walk_webp(file: BinaryIO, structure: Structure) -> Iterator[Piece]:
                 is_blended=not flags & 2,
                 # VP8 without ALPH is opaque; VP8L tells by a bit behind its signature and sizes.
                 may_be_transparent=first != b"VP8 "
-                and (first != b"VP8L" or bool(file.read(9)[-1] & 0x10)),
+                and (first != b"VP8L" or len(head) < 29 or bool(head[28] & 0x10)),
             )
     if end > length:
         raise ValueError(f"its header states {end} bytes, it has {length}")
+    # The last chunk may lack the byte that makes its length even.
+    if position not in (end, end + 1):
+        raise ValueError("the lengths of its chunks contradict that of the file")
 
 
 def _one_more(value: bytes) -> int:

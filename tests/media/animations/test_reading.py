@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -360,6 +361,33 @@ def test_a_damaged_frame_is_left_out_and_the_others_are_read(tmp_path, write):
     assert kinds == [Shown, Unreadable, Shown]
     dropped, _ = run(plan(path, tmp_path / "out.mkv"))
     assert [each.place.number for each in dropped] == [1]
+
+
+@pytest.mark.behaviour(22)
+def test_a_wrong_length_in_a_webp_is_reported(tmp_path):
+    path = animations.webp(tmp_path / "a.webp", [solid(RED, (16, 24))] * 3)
+    data = path.read_bytes()
+    second = data.index(b"ANMF", data.index(b"ANMF") + 1)
+    lengths = {4: (100, 0), second + 4: (2**31, 2**10, 30, 16, 2)}
+    for at, values in lengths.items():
+        for value in values:
+            path.write_bytes(data[:at] + struct.pack("<I", value) + data[at + 4 :])
+            try:
+                shown = read(path)
+            except InputError:
+                continue
+            with contextlib.closing(AnimationFile(path, max_pixels=MAX_PIXELS)) as file:
+                assert file.trouble or any(isinstance(each, Unreadable) for each in shown), value
+
+
+def test_a_webp_may_end_within_the_head_of_its_last_image(tmp_path):
+    path = animations.webp(tmp_path / "a.webp", [solid(RED), solid(BLUE)])
+    data = path.read_bytes()
+    last = data.rindex(b"ANMF")
+    for rest in range(29):
+        cut = data[: last + 4] + struct.pack("<I", rest) + data[last + 8 :][:rest]
+        path.write_bytes(cut[:4] + struct.pack("<I", len(cut) - 8) + cut[8:])
+        assert [type(each) for each in read(path)] == [Shown, Unreadable][: 1 + (rest >= 16)], rest
 
 
 @pytest.mark.parametrize("write", [animations.gif, animations.apng, animations.webp])

@@ -56,6 +56,24 @@ def test_a_gif_of_one_image_can_become_a_gif_again(tmp_path):
     assert find_inputs([source], "o.png").entries[0].kind == "image"
 
 
+@pytest.mark.behaviour(22)
+def test_a_file_in_a_folder_never_becomes_numbered_images(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    source = moving(folder / "%06d.gif")
+    (folder / "a%d.mp4").touch()
+    moving(folder / "b.gif")
+    for inputs in ([folder], [source, folder / "a%d.mp4", folder / "b.gif"]):
+        tree = find_inputs(inputs, tmp_path / "out", container="webp")
+        assert became(tree) == {
+            "%06d.gif": ("unread", "%06d.webp"),
+            "a%d.mp4": ("unread", "a%d.webp"),
+            "b.gif": ("video", "b.webp"),
+        }
+        problems = [entry.problem for entry in tree.entries if entry.kind == "unread"]
+        assert all("would be a pattern of numbered images" in problem for problem in problems)
+
+
 @pytest.mark.behaviour(13)
 def test_in_a_folder_animated_images_keep_their_format_and_still_ones_are_images(tmp_path):
     """PNG files are not looked into: a large listing would take 1.4 times as long."""

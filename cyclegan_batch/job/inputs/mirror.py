@@ -153,7 +153,7 @@ class Mirror:
         if self._copy_others and (kind, by_name) in (("video", "other"), ("unread", "unread")):
             kind = "other"  # neither its name nor its content can be translated
         output = beneath / self.naming.output_name(source, kind)
-        return Entry(kind, source, output, status=status)
+        return _entry(kind, source, output, status)
 
     def _mirrored(self, listing: Listing, beneath: Path) -> Iterator[tuple[Path, Entry]]:
         """Yield the files of a listing, relative to its folder, with their entries.
@@ -169,4 +169,16 @@ class Mirror:
         for kind, relative in kinds:
             output = beneath / relative.parent / self.naming.output_name(relative, kind)
             status = listing.status.get(relative)
-            yield relative, Entry(kind, listing.folder / relative, output, status=status)
+            yield relative, _entry(kind, listing.folder / relative, output, status)
+
+
+def _entry(kind: Kind, source: Path, output: Path, status: FileIdentity | None) -> Entry:
+    """Return the entry of a file, which is not translated where its output would be many files."""
+    entry = Entry(kind, source, output, status=status)
+    if not entry.is_numbered:
+        return entry
+    problem = (
+        f"{printable(source)}: its output {printable(output.name)} would be a pattern of numbered "
+        "images; name it by itself with another output, or rename it"
+    )
+    return Entry("unread", source, output, problem, status)

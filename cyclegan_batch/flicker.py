@@ -233,17 +233,30 @@ class _Video:
         """``like``: whose size the frames get. Raises InputError."""
         _refuse(path)
         # The time of a frame is not used. A pattern of images has none without a frame rate.
-        options = TranslateOptions(frames=frames, fps="25")
+        options = TranslateOptions(fps="25")
         # Nothing is written; a pipe is the only output that needs no encoder.
         self._plan = plan_video(path, PIPE, options, pixel_type="uint8")
         self.name = printable(path)
         self._like = like
         self.size: Size = like.size if like is not None else self._plan.size
-        self.frames_expected = self._plan.frames_expected
+        self._most = frames
+        expected = self._plan.frames_expected
+        self.frames_expected = expected if expected is None or not frames else min(expected, frames)
         self._troubles: dict[str, None] = {}
 
     def frames(self) -> Generator[Pixels]:
-        """Yield the frames, upright, uint8 ``(H, W, 3)``. Raises InputError."""
+        """Yield the frames, upright, uint8 ``(H, W, 3)``. Raises InputError.
+
+        One that cannot be decoded is left out, also of the frames that were asked for: a
+        translation of the same file does not have it, either.
+        """
+        frames = self._readable()
+        try:
+            yield from itertools.islice(frames, self._most)
+        finally:
+            frames.close()
+
+    def _readable(self) -> Generator[Pixels]:
         source = VideoSource(self._plan)
         convert = source.converter()
         geometry = Geometry(self._plan.size, self.size, self.size)
@@ -264,9 +277,13 @@ class _Video:
                 f"{self.name}: its frames are scaled from {_size_text(self._plan.size)} to "
                 f"{_size_text(self.size)}, the size of {self._like.name}"
             )
-        for trouble in itertools.islice(self._troubles, 1):
+        if trouble := self.trouble():
             count = len(self._troubles)
             yield trouble + (f" (the first of {count} such places)" if count > 1 else "")
+
+    def trouble(self) -> str | None:
+        """Return what is damaged first in what was read, in a sentence."""
+        return next(iter(self._troubles), None)
 
 
 def _refuse(path: Path) -> None:
@@ -299,11 +316,13 @@ def _together(videos: Sequence[_Video]) -> Iterator[tuple[Pixels, ...]]:
             if len(come) < len(videos):
                 has_more = dict(zip((f is not None for f in frames), videos, strict=True))
                 longer, shorter = has_more[True], has_more[False]
-                raise InputError(
+                text = (
                     f"{shorter.name}: has {counted(number, 'frame')}, and {longer.name} has more; "
-                    "frames are compared in their order, so give videos of the same frames, or "
-                    f"--frames {number} where they only end differently"
+                    "frames are compared in their order, so give videos of the same frames"
                 )
+                if trouble := shorter.trouble():
+                    raise InputError(f"{text}; what is missing may be damaged: {trouble}")
+                raise InputError(f"{text}, or --frames {number} where they only end differently")
             yield tuple(come)
     finally:
         for reader in readers:

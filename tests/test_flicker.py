@@ -167,6 +167,17 @@ def test_a_damaged_frame_is_left_out_and_told(tmp_path):
     assert all("(the first of 2 such places)" in note for note in found.notes)
 
 
+def test_frames_that_are_lost_do_not_count_among_those_that_are_asked_for(tmp_path):
+    whole = videos.moving(tmp_path / "whole.mkv", frames=12, options={"g": "1", "bf": "0"})
+    broken = videos.damaged(tmp_path / "broken.mkv", whole, [2])
+    output = drawn(tmp_path / "output.mkv", [texture(48, 64)] * 11)
+    assert evaluate_flicker(output, broken, frames=8).frames == 8
+    # With fewer frames the two would be compared one frame apart.
+    with pytest.raises(InputError, match=r"broken.mkv: has 11 frames, .*broken.mkv, frame 2") as e:
+        evaluate_flicker(whole, broken)
+    assert "--frames" not in str(e.value)
+
+
 def test_a_single_frame_has_a_sharpness_only(tmp_path):
     one = drawn(tmp_path / "one.mkv", [texture(40, 48)])
     found = evaluate_flicker(one, one, one)

@@ -537,21 +537,22 @@ def _without_effect(options: TranslateOptions, entries: Sequence[Entry]) -> list
     kinds = {entry.kind for entry in entries}
     if any(entry.is_numbered for entry in entries):
         kinds.add("image")
-    has_animations = any(kind_of_output(entry) == "animation" for entry in entries)
+    present = {
+        "video": bool(kinds - {"image", "tar", "unread"}),
+        "image": bool(kinds & {"image", "tar"}),
+        "pattern": "pattern" in kinds,
+        "tar": "tar" in kinds,
+        "animation": any(kind_of_output(entry) == "animation" for entry in entries),
+    }
+    names = {"video": "video", "image": "image", "pattern": "pattern of images", "tar": "tar"}
     notes = []
-    for what, kind, present in (
-        ("video", "video", bool(kinds - {"image", "tar", "unread"})),
-        ("image", "image", bool(kinds & {"image", "tar"})),
-        ("pattern of images", "pattern", "pattern" in kinds),
-        ("tar", "tar", "tar" in kinds),
-    ):
+    for kind, what in names.items():
         useless = [
             each.flag
             for each in set_options
-            if each.applies_to[:1] == (kind,)
-            and not (has_animations and "animation" in each.applies_to)
+            if each.applies_to[:1] == (kind,) and not any(present[one] for one in each.applies_to)
         ]
-        if kinds and useless and not present:
+        if kinds and useless:
             text = f"no effect, as no {what} is among the inputs"
             notes.append(Note(", ".join(useless), text))
     return notes

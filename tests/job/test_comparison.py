@@ -345,6 +345,7 @@ def test_an_image_is_shown_beside_its_translation(negative, tmp_path, layout, su
     out = tmp_path / f"b{suffix}"
     report = translate(tmp_path / f"a{suffix}", out, model=negative, compare=layout)
     assert report.outputs == (out, compared(out))
+    assert not [note for note in report.notes if "no effect" in str(note)]
     with Image.open(compared(out)) as picture:
         both = np.asarray(picture.convert("RGB")).astype(int)
     assert both.shape[:2] == {"split": (40, 60), "side": (40, 122), "stack": (82, 60)}[layout]

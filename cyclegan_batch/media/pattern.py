@@ -3,8 +3,9 @@
 The grammar was compared with FFmpeg 8 (``av_get_frame_filename2``). A pattern holds exactly one
 number: ``%d``, ``%6d`` or ``%06d``, where a width pads with zeros, with or without the leading 0.
 ``%%`` is a percent sign, and so is ``%`` with digits before another ``%``. A name with any other
-``%``, or with more than one number, is no pattern. FFmpeg applies the grammar to the whole path;
-here it applies to the file's name only, and `demux.demuxing` escapes the folder for FFmpeg.
+``%``, with more than one number, or with a number that is wider than the name of a file can be, is
+no pattern. FFmpeg applies the grammar to the whole path; here it applies to the file's name only,
+and `demux.demuxing` escapes the folder for FFmpeg.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pathlib import Path
 from ..errors import InputError
 from ..wording import printable
 
-_TOKEN = re.compile(r"%([0-9]*)([%d])|([^%]+)")
+_TOKEN = re.compile(r"%([0-9]{0,9})([%d])|([^%]+)")
+_LONGEST_NAME = 255
+"""Bytes of a file's name, at most; a name of a billion digits would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def parse_pattern(name: str) -> Pattern | None:
         else:
             parts[-1] += text or "%"
         end = token.end()
-    if end != len(name) or len(parts) != 2:
+    if end != len(name) or len(parts) != 2 or digits > _LONGEST_NAME:
         return None
     return Pattern(parts[0], digits, parts[1])
 

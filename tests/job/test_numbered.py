@@ -211,3 +211,17 @@ def test_a_lost_frame_leaves_its_number_out(model: Path, tmp_path: Path) -> None
     assert list(images(output.parent)) == ["b_1.png", "b_2.png", "b_4.png", "b_5.png"]
     again = translate(source / "a_%d.png", output, model=model)
     assert (again.frames, len(again.failures)) == (0, 1)
+
+
+@pytest.mark.behaviour(19)
+@pytest.mark.parametrize("frames", [5, FRAMES])
+def test_an_image_that_gets_no_name_is_made_by_the_next_run(
+    model: Path, film: Path, short: Path, tmp_path: Path, frames: int
+) -> None:
+    source, output = (short if frames == 5 else film), tmp_path / "out" / "n_%d.png"
+    (tmp_path / "out" / "n_3.png").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"n_3\.png: a folder has this name"):
+        translate(source, output, model=model, overwrite=True)
+    (tmp_path / "out" / "n_3.png").rmdir()
+    assert translate(source, output, model=model, overwrite=True).exit_code == 0
+    assert len(images(tmp_path / "out")) == frames

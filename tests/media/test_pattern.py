@@ -34,6 +34,9 @@ NO_PATTERNS = [
     ("f_%d%.png", "f_7%.png"),
     ("f_%-2d.png", "f_7.png"),
     ("f_%i.png", "f_7.png"),
+    ("f_%0256d.png", "f_7.png"),
+    ("f_%0999999999d.png", "f_7.png"),
+    (f"f_%{'9' * 200}d.png", "f_7.png"),
     ("f_%", "f_%"),
 ]
 """Each with a file that one might take it for."""

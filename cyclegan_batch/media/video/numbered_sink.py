@@ -7,6 +7,7 @@ another video leaves a file there; the join compares the lists with what is ther
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -62,8 +63,6 @@ class _Images:
         self._chunks = colour_chunks(plan.colour, self._format)
         # What exists and is not to be replaced was refused when the output was locked.
         self._lot: Lot[_Encoded] = Lot(lambda path: True)
-        self._lost: list[Dropped] = []
-        """Images that could not be published and are not reported yet."""
         self.whole: list[_Encoded] = []
         """The images that have their names, in order."""
 
@@ -91,31 +90,29 @@ class _Images:
         image = _Image(number, len(data), hashlib.sha256(data).hexdigest())
         return self._lot.write(path, data, _Encoded(image, timing))
 
-    def add(self, item: Partial[_Encoded]) -> Dropped | None:
-        """Take the next image; return Dropped where one before it is lost."""
+    def add(self, item: Partial[_Encoded]) -> None:
+        """Take the next image. Raises OutputError where it or one before it gets no name."""
         self._lot.add(item)
         if self._lot.is_due:
-            self._publish()
-        return self._lost.pop(0) if self._lost else None
+            self.publish()
 
-    def finish(self) -> Sequence[Dropped]:
-        """Publish the rest; return the images that are lost."""
-        self._publish()
-        lost, self._lost = self._lost, []
-        return lost
-
-    def discard(self) -> None:
-        """Publish what was added, which is whole, and remove the rest."""
-        self._publish()
-        self._lot.discard()
-
-    def _publish(self) -> None:
+    def publish(self) -> None:
+        """Give the images that were added their names. Raises OutputError where one gets none."""
+        errors = []
         for encoded, error in self._lot.publish():
             if error is None:
                 self.whole.append(encoded)
             else:
-                path = _path(self._plan, encoded.image.number)
-                self._lost.append(Dropped(printable(path), error))
+                errors.append(error)
+        # The unit is not done: the next run makes it again.
+        if errors:
+            raise errors[0]
+
+    def discard(self) -> None:
+        """Publish what was added, which is whole, and remove the rest."""
+        with contextlib.suppress(OutputError):
+            self.publish()
+        self._lot.discard()
 
 
 class NumberedSink:
@@ -134,23 +131,26 @@ class NumberedSink:
         """Return the encoder, which all workers share."""
         return self._images.encode
 
-    def write(self, item: Partial[_Encoded]) -> Dropped | None:
-        """Take the next image. Raises OutputError where the output cannot be locked."""
+    def write(self, item: Partial[_Encoded]) -> None:
+        """Take the next image. Raises OutputError, also where the output cannot be locked."""
         if not self._has_begun:
             self._hold.begin()
             self._has_begun = True
-        return self._images.add(item)
+        self._images.add(item)
 
     def finish(self) -> Sequence[Dropped]:
-        """Publish the rest; return what is lost. Raises OutputError, InputError."""
-        lost = self._images.finish()
+        """Publish the rest; return what a change of the input spoiled.
+
+        Raises OutputError and InputError.
+        """
+        self._images.publish()
         images = [each.image for each in self._images.whole]
         if not images:
-            raise lost[0].error if lost else without_frames(self._plan)
+            raise without_frames(self._plan)
         result, changed, self.notes = _whole(self._plan, images)
         self.written.append(result)
         self._hold.release()
-        return (*lost, *changed)
+        return changed
 
     def discard(self) -> None:
         """Remove what has no final name, and release the lock."""
@@ -174,16 +174,16 @@ class NumberedStretchSink:
         """Return the encoder, which all workers share."""
         return self._images.encode
 
-    def write(self, item: Partial[_Encoded]) -> Dropped | None:
-        """Take the next image; return Dropped where one before it is lost."""
-        return self._images.add(item)
+    def write(self, item: Partial[_Encoded]) -> None:
+        """Take the next image. Raises OutputError."""
+        self._images.add(item)
 
     def finish(self) -> Sequence[Dropped]:
-        """Publish the rest and write the list; return what is lost. Raises OutputError."""
-        lost = self._images.finish()
+        """Publish the rest and write the list; return nothing. Raises OutputError."""
+        self._images.publish()
         whole = self._images.whole
         if not whole:
-            return lost
+            return ()
         rows = [[each.image.number, each.image.bytes, each.image.sha256] for each in whole]
         with as_output_error(self._plan):
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ class NumberedStretchSink:
         times = tuple(each.timing.pts for each in whole)
         last = whole[-1].timing.duration
         self.written.append(Stretch(self._path, self._plan.stream.time_base, times, last))
-        return lost
+        return ()
 
     def discard(self) -> None:
         """Publish what was taken, which is whole, and remove the rest."""

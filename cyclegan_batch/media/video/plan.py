@@ -355,11 +355,11 @@ def _refuse_hidden_animation(info: MediaInfo, output: Path) -> None:
     """Raise OutputError where a video has the name of a PNG, which most take for one image."""
     is_png = animation_format(output) is not None and output.suffix.lower() == ".png"
     if is_png and info.format not in ANIMATIONS:
-        moving, single = output.with_suffix(".apng").name, f"{output.stem}_%06d.png"
+        moving, stem = output.with_suffix(".apng").name, output.stem.replace("%", "%%")
         raise OutputError(
             f"cannot write {printable(output)}: {_name(info.path)} is a video and .png an image; "
             f"name an animated PNG {printable(moving)}, and one image for each frame "
-            f"{printable(single)}"
+            f"{printable(f'{stem}_%06d.png')}"
         )
 
 

@@ -278,6 +278,8 @@ def test_a_video_is_not_written_under_the_name_of_an_image(tmp_path):
     source = streams.plain(tmp_path / "in.mp4", frames=3, audio=None)
     with pytest.raises(OutputError, match=r"name an animated PNG out\.apng"):
         plan(source, tmp_path / "out.png")
+    with pytest.raises(OutputError, match=r"one image for each frame 5%%_%06d\.png"):
+        plan(source, tmp_path / "5%.png")
 
 
 @pytest.mark.behaviour(19)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -85,6 +85,27 @@ def adversarial(scores: Tensor, real: bool, gan_mode: str) -> Tensor:
     return -scores.mean() if real else scores.mean()
 
 
+def augmented(x: Tensor, u: list[float]) -> Tensor:
+    """Return what DiffAugment (color, translation, cutout) makes of one picture, by seven draws."""
+    rows, columns = x.shape[2:]
+    x = x + u[0] - 0.5
+    grey = x.mean(1, keepdim=True)
+    x = grey + 2 * u[1] * (x - grey)
+    x = x.mean() + (u[2] + 0.5) * (x - x.mean())
+    far = (int(rows / 8 + 0.5), int(columns / 8 + 0.5))
+    down, right = (int(u[3 + n] * (2 * far[n] + 1)) for n in (0, 1))
+    x = F.pad(x, (far[1], far[1], far[0], far[0]))
+    x = x[:, :, down : down + rows, right : right + columns]
+    hole = (int(rows / 2 + 0.5), int(columns / 2 + 0.5))
+    top, left = (
+        int(u[5 + n] * (side + 1 - hole[n] % 2)) - hole[n] // 2
+        for n, side in enumerate((rows, columns))
+    )
+    kept = torch.ones_like(x)
+    kept[:, :, max(0, top) : top + hole[0], max(0, left) : left + hole[1]] = 0
+    return x * kept
+
+
 class Adam:
     """Kingma and Ba 2015, algorithm 1."""
 
@@ -137,7 +158,9 @@ class Step:
         lambda_identity: float = 0.5,
         pool_size: int = 50,
         lr: float = 2e-4,
+        diffaugment: str = "",
     ) -> None:
+        self.diffaugment = diffaugment
         self.w = {
             net: {name: value.detach().clone().requires_grad_() for name, value in named.items()}
             for net, named in weights.items()
@@ -167,10 +190,17 @@ class Step:
         def gan(scores: Tensor, real: bool) -> Tensor:
             return adversarial(scores, real, self.gan_mode)
 
+        def change() -> Callable[[Tensor], Tensor]:
+            if not self.diffaugment:
+                return lambda x: x
+            (u,) = torch.rand(1, 7).tolist()
+            return lambda x: augmented(x, u)
+
+        seen_B, seen_A = change(), change()
         fake_B, fake_A = G_A(A), G_B(B)
         loss = {
-            "G_A": gan(D_A(fake_B), True),
-            "G_B": gan(D_B(fake_A), True),
+            "G_A": gan(D_A(seen_B(fake_B)), True),
+            "G_B": gan(D_B(seen_A(fake_A)), True),
             "cycle_A": self.lambda_A * (G_B(fake_B) - A).abs().mean(),
             "cycle_B": self.lambda_B * (G_A(fake_A) - B).abs().mean(),
             "idt_A": self.lambda_B * self.lambda_identity * (G_A(B) - B).abs().mean(),
@@ -180,8 +210,9 @@ class Step:
         self.adam_G.step(self.gradients_G)
 
         old_B, old_A = self.pool_B(fake_B.detach()), self.pool_A(fake_A.detach())
-        loss["D_A"] = (gan(D_A(B), True) + gan(D_A(old_B), False)) / 2
-        loss["D_B"] = (gan(D_B(A), True) + gan(D_B(old_A), False)) / 2
+        seen_B, seen_A = change(), change()
+        loss["D_A"] = (gan(D_A(seen_B(B)), True) + gan(D_A(seen_B(old_B)), False)) / 2
+        loss["D_B"] = (gan(D_B(seen_A(A)), True) + gan(D_B(seen_A(old_A)), False)) / 2
         if self.gan_mode == "wgangp":
             loss["D_A"] = loss["D_A"] + self.penalty(D_A, B, old_B)
             loss["D_B"] = loss["D_B"] + self.penalty(D_B, A, old_A)

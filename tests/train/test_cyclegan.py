@@ -756,6 +756,7 @@ def cuda(monkeypatch):
         {"fused_adam": True, "ema": 0.9, "joint_identity": True},
         {"gan_mode": "wgangp", "channels_last": True},
         {"pool_size": 0, "precision": "tf32"},
+        {"diffaugment": "color,translation,cutout"},
     ],
     ids=str,
 )

@@ -5,14 +5,26 @@ Names and defaults are those of the reference implementation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args, get_type_hints
 
 from cyclegan_batch.machine import cpu_has_bf16
+from cyclegan_batch.option_table import option
 
 GanMode: TypeAlias = Literal["lsgan", "vanilla", "wgangp"]
 TrainPrecision: TypeAlias = Literal["fp32", "tf32", "bf16", "fp16", "auto"]
 LrPolicy: TypeAlias = Literal["linear", "step", "plateau", "cosine"]
+
+_AUGMENTATIONS = ("color", "translation", "cutout")
+
+
+def augmentations(text: str) -> tuple[str, ...]:
+    """Return the kinds in a ``diffaugment``, e.g. ``color,cutout``. Raises ValueError."""
+    kinds = tuple(kind.strip() for kind in text.split(",")) if text.strip() else ()
+    for kind in kinds:
+        if kind not in _AUGMENTATIONS:
+            raise ValueError(f"diffaugment: {kind!r} is none of {', '.join(_AUGMENTATIONS)}")
+    return kinds
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,10 @@ class TrainConfig:
     """Weight of the gradient penalty of ``wgangp``."""
     pool_size: int = 50
     """Earlier fakes stored per domain for the discriminators; with 0 they see only new ones."""
+    diffaugment: str = field(default="", metadata=option("The step", metavar="KIND,…"))
+    """Change the images that the discriminators see at random, real and fake ones alike
+    (DiffAugment, for few images), in any of these ways: ``color,translation,cutout``. Unset: none.
+    """
     # The optimisers
     lr: float = 2e-4
     """Initial learning rate of Adam, for generators and discriminators."""
@@ -142,6 +158,7 @@ class TrainConfig:
         for name in ("beta1", "beta2", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be from 0 to below 1")
+        augmentations(self.diffaugment)
         if self.cuda_graphs and self.precision == "fp16":
             raise ValueError(
                 "cuda_graphs cannot record fp16, which skips steps depending on the gradients; use "

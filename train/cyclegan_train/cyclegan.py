@@ -33,6 +33,7 @@ from cyclegan_batch.models.networks import (
     without_halves,
 )
 
+from .augmentation import Augmentation
 from .config import TrainConfig
 from .distributed import ALONE, Ranks
 from .graphs import CudaRecorder, DevicePool, GraphedStep, pinned
@@ -84,6 +85,7 @@ class CycleGAN:
         self.optimizer_G = self._adam(self.netG_A, self.netG_B)
         self.optimizer_D = self._adam(self.netD_A, self.netD_B)
         self.criterion_gan = GANLoss(config.gan_mode)
+        self._augmentation = Augmentation(config.diffaugment)
         self.fake_A_pool: ImagePool | DevicePool
         self.fake_B_pool: ImagePool | DevicePool
         self._graphed: GraphedStep | None = None
@@ -228,8 +230,10 @@ class CycleGAN:
         # Gradients flow through the discriminators; those of their weights are not needed here.
         self.netD_A.requires_grad_(False)
         self.netD_B.requires_grad_(False)
-        pairs = zip(self._parts(real_A), self._parts(real_B), strict=True)
-        parts = [self._backward_generators(*pair) for pair in pairs]
+        # Draw for the whole batch: its parts then change as they do in one piece.
+        draws = [self._augmentation.draw(len(real), self.device) for real in (real_A, real_B)]
+        quadruples = zip(*map(self._parts, (real_A, real_B, *draws)), strict=True)
+        parts = [self._backward_generators(*quadruple) for quadruple in quadruples]
         self._ranks.average_gradients(self.optimizer_G)
         self._scaler.step(self.optimizer_G)
         self.netD_A.requires_grad_(True)
@@ -248,16 +252,20 @@ class CycleGAN:
         return images.chunk(count)
 
     def _backward_generators(
-        self, real_A: Tensor, real_B: Tensor
+        self, real_A: Tensor, real_B: Tensor, draws_B: Tensor, draws_A: Tensor
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Add the generators' gradients of a part of a batch; return its losses and fakes."""
+        """Add the generators' gradients of a part of a batch; return its losses and fakes.
+
+        The draws are how the discriminators see fake_B and fake_A.
+        """
         config = self.config
         with self._autocast():
             fake_B, idt_A = self._fake_and_identity(self.netG_A, real_A, real_B)
             rec_A = self._generated(self.netG_B, fake_B)
             fake_A, idt_B = self._fake_and_identity(self.netG_B, real_B, real_A)
             rec_B = self._generated(self.netG_A, fake_A)
-            score_A, score_B = self.netD_A(fake_B), self.netD_B(fake_A)
+            score_A = self.netD_A(self._augmentation(fake_B, draws_B))
+            score_B = self.netD_B(self._augmentation(fake_A, draws_A))
         losses = {
             "G_A": self.criterion_gan(score_A, True),
             "G_B": self.criterion_gan(score_B, True),
@@ -295,7 +303,10 @@ class CycleGAN:
     def _backward_discriminator(self, netD: nn.Module, real: Tensor, fake: Tensor) -> Tensor:
         """Accumulate the gradients of one discriminator, and return its loss."""
         losses = []
-        for one_real, one_fake in zip(self._parts(real), self._parts(fake), strict=True):
+        draws = self._augmentation.draw(max(len(real), len(fake)), self.device)
+        for one_real, one_fake, drawn in zip(*map(self._parts, (real, fake, draws)), strict=True):
+            # A real image and a fake one change alike: their difference is not the change.
+            one_real, one_fake = (self._augmentation(x, drawn) for x in (one_real, one_fake))
             with self._autocast():
                 score_real, score_fake = netD(one_real), netD(one_fake)
             of_real = self.criterion_gan(score_real, True)

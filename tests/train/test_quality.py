@@ -1,0 +1,183 @@
+"""What a training may add to the reference's step for a better generator at the same cost later."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from cyclegan_train import CycleGAN
+from cyclegan_train.augmentation import Augmentation
+from cyclegan_train.cyclegan import NETWORKS
+
+from tests.synthesis import formulas
+from tests.train.test_cyclegan import (
+    Tape,
+    assert_same_bits,
+    assert_same_weights,
+    pictures,
+    taped,
+    tiny,
+    transcription,
+    weights_of,
+)
+
+ALL = "color,translation,cutout"
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    random.seed(0)
+
+
+def steps_of(model: CycleGAN, count: int, batch: int = 1) -> list[dict[str, float]]:
+    """Return the losses of steps that draw the same in every model."""
+    random.seed(1)
+    torch.manual_seed(1)
+    return [model.optimize_parameters(*pictures(number, batch)) for number in range(count)]
+
+
+def double(model: CycleGAN) -> CycleGAN:
+    for net in NETWORKS:
+        getattr(model, net).double()
+    return model
+
+
+def both_paths(changes: dict[str, object], **more: object) -> tuple[CycleGAN, CycleGAN]:
+    """Return two models of equal weights, the second with more options."""
+    plain, other = CycleGAN(tiny(**changes)), CycleGAN(tiny(**changes, **more))
+    other.load_state_dict(plain.state_dict())
+    return plain, other
+
+
+def assert_the_steps_of_the_formulas(changes: dict[str, object], count: int = 5) -> None:
+    model = double(CycleGAN(tiny(pool_size=2, **changes)))
+    step = transcription(model, pool_size=2, **changes)
+    for number in range(count):
+        A, B = (picture.double() for picture in pictures(number))
+        torch.manual_seed(number)
+        wanted = step(A, B)
+        torch.manual_seed(number)
+        found = model.optimize_parameters(A, B)
+        assert found == pytest.approx(wanted, rel=1e-8)
+    assert_same_weights(model, step.w, atol=1e-10)
+
+
+# --diffaugment
+
+
+@pytest.mark.parametrize("gan_mode", ["lsgan", "vanilla"])
+def test_steps_whose_discriminators_see_changed_pictures_are_those_of_the_formulas(gan_mode):
+    assert_the_steps_of_the_formulas({"diffaugment": ALL, "gan_mode": gan_mode})
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 32, 32), (3, 1, 17, 30), (2, 3, 8, 5)], ids=str)
+def test_the_changes_of_pictures_and_their_gradients_are_the_formulas(shape):
+    augmentation = Augmentation(ALL)
+    holes = set()
+    for _ in range(40):
+        images = torch.rand(shape, dtype=torch.float64).requires_grad_()
+        weights = torch.rand(shape, dtype=torch.float64)
+        draws = augmentation.draw(len(images), torch.device("cpu"))
+        changed = augmentation(images, draws)
+        wanted = torch.cat(
+            [formulas.augmented(images[n : n + 1], row) for n, row in enumerate(draws.tolist())]
+        )
+        torch.testing.assert_close(changed, wanted, rtol=0, atol=1e-12)
+        slopes = [
+            torch.autograd.grad((out * weights).sum(), images)[0] for out in (changed, wanted)
+        ]
+        torch.testing.assert_close(*slopes, rtol=0, atol=1e-12)
+        holes |= {int((image == 0).all(0).sum()) for image in changed}
+    # Holes that end at the border, and some that do not.
+    assert len(holes) > 3
+
+
+def test_every_kind_changes_pictures_in_its_own_way_and_by_the_same_draws():
+    images = torch.rand(2, 3, 16, 16) + 1
+    draws = torch.rand(2, 7)
+    found = {kind: Augmentation(kind)(images, draws) for kind in ("color", "translation", "cutout")}
+    assert (found["color"] != images).all()
+    assert ((found["cutout"] == images) | (found["cutout"] == 0)).all()
+    assert not torch.equal(found["cutout"], images)
+    moved = {*found["translation"].flatten().tolist()} - {0.0}
+    assert moved < {*images.flatten().tolist()}
+    in_turn = images
+    for kind in found:
+        in_turn = Augmentation(kind)(in_turn, draws)
+    # In which order they are named does not count.
+    assert torch.equal(Augmentation("cutout, translation,color")(images, draws), in_turn)
+
+
+def test_draws_at_both_ends_stay_in_the_picture():
+    images = torch.ones(2, 1, 8, 8)
+    draws = torch.tensor([[0.0] * 7, [1 - 2**-24] * 7])
+    shifted = Augmentation("translation")(images, draws)
+    assert [int(image.sum()) for image in shifted] == [49, 49]
+    holed = Augmentation("cutout")(images, draws)
+    assert [int((image == 0).sum()) for image in holed] == [4, 4]
+
+
+@pytest.mark.behaviour(41)
+def test_without_kinds_nothing_is_drawn_and_nothing_computed():
+    augmentation, images = Augmentation(""), torch.rand(2, 3, 8, 8)
+    assert augmentation(images, augmentation.draw(2, images.device)) is images
+    for kinds, drawn in (("", False), (ALL, True)):
+        model = CycleGAN(tiny(diffaugment=kinds))
+        before = torch.get_rng_state()
+        model.step(*pictures(0))
+        assert torch.equal(torch.get_rng_state(), before) != drawn
+
+
+def test_real_and_fake_pictures_change_alike_and_the_pool_stores_them_unchanged():
+    model = CycleGAN(tiny(diffaugment=ALL, pool_size=2))
+    seen: list[torch.Tensor] = []
+    model._backward_discriminator(model.netD_A, *[pictures(0)[0]] * 2)
+    model.netD_A.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0].detach()))
+    model._backward_discriminator(model.netD_A, *[pictures(0)[0]] * 2)
+    assert torch.equal(*seen)
+    assert not torch.equal(seen[0], pictures(0)[0])
+    fakes: list[torch.Tensor] = []
+    model.netG_A.register_forward_hook(lambda net, inputs, out: fakes.append(out.detach()))
+    model.step(*pictures(1))
+    assert torch.equal(model.fake_B_pool.state_dict()[0], fakes[0])
+
+
+def test_a_batch_in_parts_changes_as_in_one_piece():
+    changes = {"diffaugment": ALL, "pool_size": 6}
+    whole, parted = (double(model) for model in both_paths(changes, accumulate=2))
+    for ours, wanted in zip(steps_of(parted, 3, 4), steps_of(whole, 3, 4), strict=True):
+        assert ours == pytest.approx(wanted, rel=1e-9)
+    assert_same_weights(parted, weights_of(whole), atol=1e-9)
+
+
+def test_the_changes_are_computed_in_float32_where_the_networks_are_not():
+    exact, half = both_paths({"diffaugment": ALL}, precision="bf16")
+    seen = set()
+    half.netD_A.register_forward_pre_hook(lambda net, inputs: seen.add(inputs[0].dtype))
+    wanted, found = steps_of(exact, 1)[0], steps_of(half, 1)[0]
+    assert seen == {torch.float32}
+    assert found == pytest.approx(wanted, rel=0.02, abs=0.01)
+
+
+@pytest.mark.behaviour(41)
+@pytest.mark.parametrize("changes", [{}, {"gan_mode": "wgangp", "precision": "bf16"}], ids=str)
+def test_changes_in_a_step_that_could_be_recorded_have_the_bits_of_the_plain_one(changes):
+    plain = CycleGAN(tiny(pool_size=2, diffaugment=ALL, **changes))
+    recorded = taped(Tape(), pool_size=2, diffaugment=ALL, **changes)
+    recorded.load_state_dict(plain.state_dict())
+    assert steps_of(recorded, 6, 2) == steps_of(plain, 6, 2)
+    assert_same_bits(plain.state_dict(), recorded.state_dict())
+
+
+def test_a_second_forward_pass_draws_no_other_changes():
+    plain, thrifty = both_paths({"diffaugment": ALL}, checkpoint_activations=True)
+    assert steps_of(plain, 2) == steps_of(thrifty, 2)
+
+
+@pytest.mark.parametrize("text", ["colour", "color,", "color;cutout"])
+def test_an_unknown_kind_of_change_errors(text):
+    with pytest.raises(ValueError, match=r"diffaugment: '.*' is none of color, translation, cutou"):
+        tiny(diffaugment=text)

@@ -18,6 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 from ..frames import Geometry, Pixels, Size
 from ..options import ComparisonLayout
 
+MAKE_AGAIN = "delete it, and the same command makes it again"
+"""What helps where an output is not what was written. It is up to date while its size is, so
+overwriting does not make it again."""
+
 _PERIOD = 8.0
 """Seconds in which the divider goes to and fro."""
 _REACH = 0.4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,24 @@ def test_a_comparison_that_fails_costs_itself_and_is_told_in_one_sentence(
         "cannot write out.compare.mp4: no reason; try again"
     ]
     assert translate(clip, out, **words).outputs == (compared(out),)
+
+
+@pytest.mark.behaviour(20, 22)
+@pytest.mark.parametrize("name", ["a.mp4", "a.png"])
+def test_what_is_advised_where_an_output_was_damaged_under_its_size_helps(model, tmp_path, name):
+    if name == "a.mp4":
+        streams.plain(tmp_path / name, frames=2)
+    else:
+        Image.new("RGB", (40, 30), "red").save(tmp_path / name)
+    out, words = tmp_path / "out" / name, {"model": model, "compare": "side"}
+    translate(tmp_path / name, out, model=model)
+    out.write_bytes(bytes(out.stat().st_size))
+    for overwrite in (False, True):
+        report = translate(tmp_path / name, out, overwrite=overwrite, **words)
+        (failure,) = report.failures
+        assert re.search(rf"{name}: cannot be compared .*; delete it, and the same", failure.cause)
+    out.unlink()
+    assert translate(tmp_path / name, out, **words).outputs == (out, compared(out))
 
 
 def test_each_file_of_a_folder_gets_one_beside_it(model, tmp_path):

@@ -13,7 +13,7 @@ from ...frames import Frame, Size
 from ...options import ComparisonLayout
 from ...wording import printable
 from .. import Dropped
-from ..compared_frames import ComparedFrames
+from ..compared_frames import MAKE_AGAIN, ComparedFrames
 from .codec import Extras, decode_picture
 from .shards import ImageShard, ImageSource, PictureTag, ReadImage
 
@@ -56,7 +56,7 @@ class ComparisonSource(ImageSource):
             data = path.read_bytes()
             result = decode_picture(data, name, max_pixels=self.shard.max_pixels)
         except (InputError, OSError) as error:
-            text = f"{name}: cannot be read ({error}); translate it again with -y"
+            text = f"{name}: cannot be compared ({error}); {MAKE_AGAIN}"
             return Dropped(printable(file.entry.output), InputError(text))
         height, width = result.pixels.shape[:2]
         tag = frame.tag

@@ -18,7 +18,7 @@ from ...frames import Frame, PixelType, Size
 from ...options import TranslateOptions
 from ...wording import Note, printable
 from .. import Dropped
-from ..compared_frames import ComparedFrames, compared_size
+from ..compared_frames import MAKE_AGAIN, ComparedFrames, compared_size
 from .colour import of_output
 from .pixel_formats import bits_of
 from .plan import Timing, VideoPlan, described, input_identity, plan_video
@@ -105,8 +105,7 @@ class ComparisonSource:
             alone += 1
         if not number:
             raise InputError(
-                f"{self._name}: no frame of it belongs to a frame of its source; translate the "
-                "video again"
+                f"{self._name}: no frame of it belongs to a frame of its source; {MAKE_AGAIN}"
             )
         yield from lost
         if alone:
@@ -115,7 +114,7 @@ class ComparisonSource:
                 self._name,
                 InputError(
                     f"{self._name}: {frames} missing from the comparison, as the source has none "
-                    "of that time; translate the video again"
+                    f"of that time; {MAKE_AGAIN}"
                 ),
             )
 
@@ -171,10 +170,14 @@ def _plan_of_output(plan: VideoPlan, output: Path) -> VideoPlan:
 
     Raises InputError.
     """
-    info = described(output, plan.options)
-    stream = info.best_video(_translated_stream(plan))
+    try:
+        info = described(output, plan.options)
+        stream = info.best_video(_translated_stream(plan))
+    except InputError as error:
+        text = f"{printable(output)}: cannot be compared ({error}); {MAKE_AGAIN}"
+        raise InputError(text) from error
     if stream.size is None or stream.pix_fmt is None:
-        raise InputError(f"{printable(output)}: cannot be decoded; translate the video again")
+        raise InputError(f"{printable(output)}: cannot be decoded; {MAKE_AGAIN}")
     whole = replace(
         plan.options,
         ss=None,

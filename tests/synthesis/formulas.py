@@ -159,7 +159,9 @@ class Step:
         pool_size: int = 50,
         lr: float = 2e-4,
         diffaugment: str = "",
+        lambda_geometry: float = 0.0,
     ) -> None:
+        self.draws, self.lambda_geometry = draws, lambda_geometry
         self.diffaugment = diffaugment
         self.w = {
             net: {name: value.detach().clone().requires_grad_() for name, value in named.items()}
@@ -206,6 +208,18 @@ class Step:
             "idt_A": self.lambda_B * self.lambda_identity * (G_A(B) - B).abs().mean(),
             "idt_B": self.lambda_A * self.lambda_identity * (G_B(A) - A).abs().mean(),
         }
+        if self.lambda_geometry:
+            turns = [
+                lambda x: x.transpose(2, 3).flip(2),
+                lambda x: x.transpose(2, 3).flip(3),
+                lambda x: x.flip(3),
+                lambda x: x.flip(2),
+            ]
+            T_A, T_B = (turns[self.draws.randrange(4)] for _ in "AB")
+            error = (G_A(T_A(A)) - T_A(fake_B)).abs().mean()
+            loss["geometry_A"] = self.lambda_geometry * error
+            error = (G_B(T_B(B)) - T_B(fake_A)).abs().mean()
+            loss["geometry_B"] = self.lambda_geometry * error
         self.gradients_G = torch.autograd.grad(sum(loss.values()), self.of_G)
         self.adam_G.step(self.gradients_G)
 

@@ -816,7 +816,7 @@ def test_no_batch_of_pictures_on_a_device_waits_for_it_nor_does_the_mean_of_its_
             self._config = DataConfig(load_size=36, crop_size=32)
             self.cached = [torch.zeros(3, 36, 36, dtype=torch.uint8, device="cuda:1")] * 4
 
-    mean = _Mean(torch.device("cuda:1"))
+    mean = _Mean(torch.device("cuda:1"), LOSSES)
     feed = Feed(OnDevice(), OnDevice(), Sampler(4, 4, batch_size=2), workers=1)
     with Waits() as waits:
         for _ in range(4):
@@ -1113,6 +1113,11 @@ def test_the_networks_have_the_channels_of_their_domains():
             "cuda_graphs cannot record the second forward pass",
         ),
         ({"cuda_graphs": True, "precision": "fp16"}, "cuda_graphs cannot record fp16"),
+        ({"lambda_geometry": -1.0}, "lambda_geometry = -1.0 must be 0 or more"),
+        (
+            {"lambda_geometry": 1.0, "cuda_graphs": True},
+            "cuda_graphs would repeat the one turn of lambda_geometry",
+        ),
         ({"fused_norm": True, "compile": True}, "fused_norm and compile are two ways to the same"),
     ],
     ids=str,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import random
 
 import pytest
 import torch
-from cyclegan_train import CycleGAN
+from cyclegan_train import CycleGAN, charts, consistency
 from cyclegan_train.augmentation import Augmentation
-from cyclegan_train.cyclegan import NETWORKS
+from cyclegan_train.cyclegan import GEOMETRY_LOSSES, LOSSES, NETWORKS
+from PIL import Image
 
 from tests.synthesis import formulas
 from tests.train.test_cyclegan import (
@@ -181,3 +183,81 @@ def test_a_second_forward_pass_draws_no_other_changes():
 def test_an_unknown_kind_of_change_errors(text):
     with pytest.raises(ValueError, match=r"diffaugment: '.*' is none of color, translation, cutou"):
         tiny(diffaugment=text)
+
+
+# --lambda-geometry
+
+
+def test_steps_with_geometry_consistency_are_those_of_the_formulas():
+    assert_the_steps_of_the_formulas({"lambda_geometry": 3.0}, count=8)
+
+
+def test_steps_with_all_of_it_are_those_of_the_formulas():
+    assert_the_steps_of_the_formulas({"lambda_geometry": 3.0, "diffaugment": ALL}, count=3)
+
+
+def test_the_four_turns():
+    one = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    found = [consistency.turned(one.view(1, 1, 2, 3), turn)[0, 0].tolist() for turn in range(4)]
+    assert found[0] == [[3, 6], [2, 5], [1, 4]]
+    assert found[1] == [[4, 1], [5, 2], [6, 3]]
+    assert found[2] == [[3, 2, 1], [6, 5, 4]]
+    assert found[3] == [[4, 5, 6], [1, 2, 3]]
+    assert {consistency.draw_turn() for _ in range(100)} == {0, 1, 2, 3}
+
+
+def test_a_generator_that_treats_all_places_and_directions_alike_is_consistent():
+    model = CycleGAN(tiny(lambda_geometry=2.0))
+    for net in (model.netG_A, model.netG_B):
+        net.forward = torch.tanh
+    A, B = pictures(0)
+    losses, _, _ = model._backward_generators(
+        A.requires_grad_(), B.requires_grad_(), *[torch.empty(1, 0)] * 2, (0, 3)
+    )
+    assert losses["geometry_A"] == losses["geometry_B"] == 0
+    # One that darkens one side is not.
+    model.netG_A.forward = lambda x: torch.tanh(x - torch.linspace(0, 1, 32))
+    losses, _, _ = model._backward_generators(A, B, *[torch.empty(1, 0)] * 2, (2, 2))
+    assert losses["geometry_A"] > 0.1
+    assert losses["geometry_B"] == 0
+
+
+def test_geometry_consistency_of_a_batch_in_parts_is_that_of_the_batch():
+    whole, parted = map(double, both_paths({"lambda_geometry": 2.0, "pool_size": 6}, accumulate=2))
+    for ours, wanted in zip(steps_of(parted, 3, 4), steps_of(whole, 3, 4), strict=True):
+        assert ours == pytest.approx(wanted, rel=1e-9)
+    assert_same_weights(parted, weights_of(whole), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "more", [{"checkpoint_activations": True}, {"joint_identity": True}, {"precision": "bf16"}]
+)
+def test_geometry_consistency_goes_with_what_saves_time_or_memory(more):
+    plain, other = both_paths({"lambda_geometry": 2.0}, **more)
+    A, B = (torch.cat([picture, picture], 3) for picture in pictures(0))  # wide
+    found = []
+    for model in (plain, other):
+        random.seed(3)
+        found.append(model.optimize_parameters(A, B))
+    assert found[1] == pytest.approx(found[0], rel=0.02, abs=0.01)
+    assert found[0]["geometry_A"] > 0.01
+
+
+@pytest.mark.behaviour(41)
+def test_without_its_weight_no_turn_is_drawn_and_no_loss_reported():
+    for weight, drawn in ((0.0, False), (1.0, True)):
+        model = CycleGAN(tiny(lambda_geometry=weight))
+        before = random.getstate()
+        losses = model.optimize_parameters(*pictures(0))
+        assert (random.getstate() != before) == drawn
+        assert tuple(losses) == model.losses
+        assert ("geometry_A" in losses) == drawn
+
+
+def test_a_run_has_a_panel_for_its_consistency_losses():
+    curves = {name: [1.0, 2.0] for name in LOSSES}
+    more = curves | {name: [0.5, 0.25] for name in GEOMETRY_LOSSES}
+    widths = [
+        Image.open(io.BytesIO(charts.losses_png([1, 2], each))).width for each in (curves, more)
+    ]
+    assert widths[1] == widths[0] * 3 // 2

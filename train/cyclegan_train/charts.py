@@ -21,10 +21,12 @@ _PANELS = (
     ("adversarial losses by step", ("G_A", "G_B", "D_A", "D_B")),
     ("cycle and identity losses by step", ("cycle_A", "cycle_B", "idt_A", "idt_B")),
 )
+_CONSISTENCY = ("consistency losses by step", ("geometry_A", "geometry_B"))
+"""The panel of a run that has such losses."""
 _COLOURS = {
     "G_A": (214, 39, 40), "G_B": (255, 127, 14), "D_A": (31, 119, 180), "D_B": (23, 190, 207),
     "cycle_A": (44, 160, 44), "cycle_B": (148, 103, 189), "idt_A": (140, 86, 75),
-    "idt_B": (127, 127, 127),
+    "idt_B": (127, 127, 127), "geometry_A": (44, 160, 44), "geometry_B": (148, 103, 189),
 }  # fmt: skip
 _POINTS = 300
 """Points of a curve, at most: in a longer log each point is the mean of several lines."""
@@ -67,8 +69,9 @@ def sheet_png(rows: Sequence[Sequence[tuple[str, Pixels]]]) -> bytes:
 
 
 def losses_png(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> bytes:
-    """Return the curves of the losses against the steps, in two panels, as one PNG."""
-    return curves_png(steps, losses, _PANELS)
+    """Return the curves of the losses against the steps, in two or three panels, as one PNG."""
+    more = (_CONSISTENCY,) if any(name in losses for name in _CONSISTENCY[1]) else ()
+    return curves_png(steps, losses, _PANELS + more)
 
 
 def curves_png(

@@ -73,6 +73,9 @@ class TrainConfig:
     """Weight of the cycle loss B → A → B."""
     lambda_identity: float = 0.5
     """Weight of the identity loss, as a share of the cycle loss's; 0 skips its forward passes."""
+    lambda_geometry: float = 0.0
+    """Weight of the geometry consistency of both generators: an image that is turned by 90° or
+    mirrored should become the translation turned alike. One more forward pass each; 0: none."""
     lambda_gp: float = 10.0
     """Weight of the gradient penalty of ``wgangp``."""
     pool_size: int = 50
@@ -148,6 +151,7 @@ class TrainConfig:
         at_least: dict[str, float] = {
             "ngf": 1, "ndf": 1, "input_nc": 1, "output_nc": 1, "n_layers_D": 1, "lambda_A": 0,
             "lambda_B": 0, "lambda_identity": 0, "lambda_gp": 0, "pool_size": 0, "lr": 0,
+            "lambda_geometry": 0,
             "n_epochs": 0, "n_epochs_decay": 0, "lr_decay_iters": 1, "init_gain": 0,
             "accumulate": 1,
         }  # fmt: skip
@@ -172,6 +176,11 @@ class TrainConfig:
         if self.checkpoint_activations and self.cuda_graphs:
             raise ValueError(
                 "cuda_graphs cannot record the second forward pass of checkpoint_activations; "
+                "leave one of them out"
+            )
+        if self.lambda_geometry and self.cuda_graphs:
+            raise ValueError(
+                "cuda_graphs would repeat the one turn of lambda_geometry that it has recorded; "
                 "leave one of them out"
             )
         if self.fused_norm and self.compile:

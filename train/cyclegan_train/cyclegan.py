@@ -21,7 +21,6 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.checkpoint import checkpoint
 
@@ -30,14 +29,14 @@ from cyclegan_batch.models.networks import (
     GeneratorConfig,
     generator_from_config,
     init_weights,
-    without_halves,
 )
 
 from .augmentation import Augmentation
 from .config import TrainConfig
+from .consistency import draw_turn, turned
 from .distributed import ALONE, Ranks
 from .graphs import CudaRecorder, DevicePool, GraphedStep, pinned
-from .losses import GANLoss, gradient_penalty
+from .losses import GANLoss, gradient_penalty, l1, weighted_l1
 from .networks import discriminator_from_config
 from .pool import ImagePool
 
@@ -51,7 +50,10 @@ _DOMAINS = {"A": ("A", "B"), "B": ("B", "A")}
 """The domain that a generator reads, and the one that its discriminator judges."""
 
 LOSSES = ("D_A", "G_A", "cycle_A", "idt_A", "D_B", "G_B", "cycle_B", "idt_B")
-"""The losses that a step reports, each multiplied by its weight."""
+"""The losses that every step reports, each multiplied by its weight."""
+
+GEOMETRY_LOSSES = ("geometry_A", "geometry_B")
+"""Those that it also reports with ``lambda_geometry``."""
 
 
 class CycleGAN:
@@ -84,6 +86,8 @@ class CycleGAN:
         self.netD_B = self._place(discriminator_from_config(config, config.input_nc))
         self.optimizer_G = self._adam(self.netG_A, self.netG_B)
         self.optimizer_D = self._adam(self.netD_A, self.netD_B)
+        self.losses = LOSSES + (GEOMETRY_LOSSES if config.lambda_geometry else ())
+        """The names of the losses that a step reports."""
         self.criterion_gan = GANLoss(config.gan_mode)
         self._augmentation = Augmentation(config.diffaugment)
         self.fake_A_pool: ImagePool | DevicePool
@@ -131,7 +135,7 @@ class CycleGAN:
     # The step
 
     def optimize_parameters(self, real_A: Tensor, real_B: Tensor) -> dict[str, float]:
-        """Do one optimisation step and return its losses (`LOSSES`), each with its weight.
+        """Do one optimisation step and return its `losses`, each with its weight.
 
         ``real_A`` and ``real_B`` are ``(N, C, H, W)`` in [-1, 1] on any device.
         """
@@ -184,7 +188,7 @@ class CycleGAN:
                     continue
                 with self._autocast():
                     output = self._generated(network, reals[own])
-                loss = _l1(output, reals[own])
+                loss = l1(output, reals[own])
                 torch.autograd.backward(self._scaler.scale(loss))
                 losses[f"cycle_{own}"] = loss.detach()
             self._ranks.average_gradients(optimizer)
@@ -220,7 +224,7 @@ class CycleGAN:
         self._ranks.average_gradients(self.optimizer_D)
         self._scaler.step(self.optimizer_D)
         self._scaler.update()
-        return {name: losses[name].detach() for name in LOSSES}
+        return {name: losses[name].detach() for name in self.losses}
 
     def _step_generators(
         self, real_A: Tensor, real_B: Tensor
@@ -232,8 +236,9 @@ class CycleGAN:
         self.netD_B.requires_grad_(False)
         # Draw for the whole batch: its parts then change as they do in one piece.
         draws = [self._augmentation.draw(len(real), self.device) for real in (real_A, real_B)]
+        turns = (draw_turn(), draw_turn()) if self.config.lambda_geometry else None
         quadruples = zip(*map(self._parts, (real_A, real_B, *draws)), strict=True)
-        parts = [self._backward_generators(*quadruple) for quadruple in quadruples]
+        parts = [self._backward_generators(a, b, u, v, turns) for a, b, u, v in quadruples]
         self._ranks.average_gradients(self.optimizer_G)
         self._scaler.step(self.optimizer_G)
         self.netD_A.requires_grad_(True)
@@ -252,11 +257,17 @@ class CycleGAN:
         return images.chunk(count)
 
     def _backward_generators(
-        self, real_A: Tensor, real_B: Tensor, draws_B: Tensor, draws_A: Tensor
+        self,
+        real_A: Tensor,
+        real_B: Tensor,
+        draws_B: Tensor,
+        draws_A: Tensor,
+        turns: tuple[int, int] | None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Add the generators' gradients of a part of a batch; return its losses and fakes.
 
-        The draws are how the discriminators see fake_B and fake_A.
+        The draws are how the discriminators see fake_B and fake_A; the turns are those of real_A
+        and real_B, None without ``lambda_geometry``.
         """
         config = self.config
         with self._autocast():
@@ -269,12 +280,19 @@ class CycleGAN:
         losses = {
             "G_A": self.criterion_gan(score_A, True),
             "G_B": self.criterion_gan(score_B, True),
-            "cycle_A": config.lambda_A * _l1(rec_A, real_A),
-            "cycle_B": config.lambda_B * _l1(rec_B, real_B),
+            "cycle_A": config.lambda_A * l1(rec_A, real_A),
+            "cycle_B": config.lambda_B * l1(rec_B, real_B),
             # G_A should return images of B unchanged: weighted as the cycle of B.
-            "idt_A": _weighted_l1(config.lambda_B * config.lambda_identity, idt_A, real_B),
-            "idt_B": _weighted_l1(config.lambda_A * config.lambda_identity, idt_B, real_A),
+            "idt_A": weighted_l1(config.lambda_B * config.lambda_identity, idt_A, real_B),
+            "idt_B": weighted_l1(config.lambda_A * config.lambda_identity, idt_B, real_A),
         }
+        if turns is not None:
+            inputs = ((self.netG_A, real_A, fake_B), (self.netG_B, real_B, fake_A))
+            for name, turn, (netG, real, fake) in zip(GEOMETRY_LOSSES, turns, inputs, strict=True):
+                with self._autocast():
+                    fake_of_turned = self._generated(netG, turned(real, turn))
+                error = l1(fake_of_turned, turned(fake, turn))
+                losses[name] = config.lambda_geometry * error
         total = torch.stack(list(losses.values())).sum()
         torch.autograd.backward(self._scaler.scale(total / config.accumulate))
         losses = {name: loss.detach() for name, loss in losses.items()}
@@ -578,12 +596,3 @@ def _load_adam(optimizer: torch.optim.Adam, state: State) -> None:
 
 def _average_of(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).eval().requires_grad_(False)
-
-
-def _l1(output: Tensor, expected: Tensor) -> Tensor:
-    return F.l1_loss(without_halves(output), expected)
-
-
-def _weighted_l1(weight: float, output: Tensor | None, expected: Tensor) -> Tensor:
-    """Return the weighted L1 loss; 0 where there is no output."""
-    return expected.new_zeros(()) if output is None else weight * _l1(output, expected)

@@ -1,6 +1,6 @@
-"""The adversarial losses, and the gradient penalty of WGAN-GP.
+"""The adversarial losses, the gradient penalty of WGAN-GP, and the L1 loss.
 
-Half-precision scores are converted to float32 first.
+Half-precision scores and images are converted to float32 first.
 """
 
 from __future__ import annotations
@@ -33,6 +33,16 @@ class GANLoss:
         if self.gan_mode == "lsgan":
             return F.mse_loss(prediction, target)
         return F.binary_cross_entropy_with_logits(prediction, target)
+
+
+def l1(one: Tensor, other: Tensor) -> Tensor:
+    """Return the mean absolute difference, a scalar, whose gradient flows into both."""
+    return F.l1_loss(without_halves(one), without_halves(other))
+
+
+def weighted_l1(weight: float, output: Tensor | None, expected: Tensor) -> Tensor:
+    """Return the weighted L1 loss; 0 where there is no output."""
+    return expected.new_zeros(()) if output is None else weight * l1(output, expected)
 
 
 def gradient_penalty(netD: nn.Module, real: Tensor, fake: Tensor, lambda_gp: float) -> Tensor:

@@ -19,7 +19,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,7 +40,7 @@ from cyclegan_batch.wording import counted, first_line, printable
 
 from .batches import Feed, Sampler
 from .clock import Clock, Schedule
-from .cyclegan import LOSSES, NETWORKS, CycleGAN, State
+from .cyclegan import NETWORKS, CycleGAN, State
 from .data import find_folders
 from .distributed import Ranks, joined_ranks
 from .health import signs_in_losses
@@ -204,8 +204,8 @@ class _Run:
             size=ranks.size,
         )
         self.feed = Feed(self.a, self.b, self.sampler, workers=workers)
-        self.window = _Mean(self.model.device)
-        self.whole_epoch = _Mean(self.model.device)
+        self.window = _Mean(self.model.device, self.model.losses)
+        self.whole_epoch = _Mean(self.model.device, self.model.losses)
         self.best: Best | None = None
         """What validation keeps; None where nothing is validated, and in all but the first."""
         if ranks.first and self.images.validated:
@@ -301,7 +301,7 @@ class _Run:
                 watch(self._progress())
                 continue
             losses = self._step(model.step)
-            values = torch.stack([losses[name] for name in LOSSES]).double()
+            values = torch.stack([losses[name] for name in model.losses]).double()
             self.window.add(values)
             self.whole_epoch.add(values)
             # The sampler has advanced to the next batch: 0 is the first of another epoch.
@@ -389,7 +389,8 @@ class _Run:
         names = self.beginning.warm_up
         losses = self._step(functools.partial(self.model.warm_up, names))
         nothing = torch.zeros((), device=self.model.device)
-        self.window.add(torch.stack([losses.get(name, nothing) for name in LOSSES]).double())
+        values = [losses.get(name, nothing) for name in self.model.losses]
+        self.window.add(torch.stack(values).double())
         left = self.sampler.before_first
         if left and self.window.count < self.settings.run.log_every:
             return
@@ -695,8 +696,9 @@ class _Run:
 class _Mean:
     """The running mean of the losses, accumulated on the device so that no step waits for it."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._sum = torch.zeros(len(LOSSES), dtype=torch.float64, device=device)
+    def __init__(self, device: torch.device, names: Sequence[str]) -> None:
+        self._names = names
+        self._sum = torch.zeros(len(names), dtype=torch.float64, device=device)
         self.count = 0
 
     def add(self, values: Tensor) -> None:
@@ -708,7 +710,7 @@ class _Mean:
         values = (ranks.mean(self._sum) / max(1, self.count)).tolist()
         self._sum.zero_()
         self.count = 0
-        return dict(zip(LOSSES, values, strict=True))
+        return dict(zip(self._names, values, strict=True))
 
     def state_dict(self) -> State:
         return {"sum": self._sum.cpu(), "count": self.count}

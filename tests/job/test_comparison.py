@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -261,7 +262,9 @@ def test_a_file_of_somebody_else_is_not_replaced(model, tmp_path):
 
 
 @pytest.mark.behaviour(19, 24)
-def test_an_interrupted_comparison_leaves_nothing_and_is_made_by_the_same_command(model, tmp_path):
+def test_an_interrupted_comparison_leaves_nothing_and_is_made_by_the_same_command(
+    model, tmp_path, monkeypatch
+):
     clip = streams.plain(tmp_path / "clip.mp4", frames=25)
     out, words = tmp_path / "out.mp4", {"model": model, "compare": "side", **FAST}
     plan, backend = prepare_translation(clip, out, **words)
@@ -270,7 +273,16 @@ def test_an_interrupted_comparison_leaves_nothing_and_is_made_by_the_same_comman
         if counters.comparing is not None:
             raise KeyboardInterrupt
 
-    report = run_plan(plan, backend, watch=interrupt)
+    write = ComparisonSink.write
+
+    def write_slowly(self, item):
+        # The run must not be over before it is looked at.
+        time.sleep(0.1)
+        write(self, item)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ComparisonSink, "write", write_slowly)
+        report = run_plan(plan, backend, watch=interrupt)
     assert (report.status, report.exit_code, report.outputs) == ("interrupted", 130, (out,))
     assert "1 of 2 files written; the same command does what is left" in report.summary
     assert not compared(out).exists()

@@ -162,9 +162,9 @@ class TranslateOptions:
         default="off",
         metadata=option(FRAMES, metavar="off|flow[:STRENGTH]", applies_to=("video",)),
     )
-    """Take flicker out of a translated video: flow blends each frame with the one before it, moved
-    along the optical flow of the source. STRENGTH is above 0 and at most 0.9, and 0.5 unless given;
-    more of it leaves less flicker and less of the details."""
+    """Reduce the flicker of a translated video: flow blends each frame with the one before it,
+    moved along the optical flow of the source. STRENGTH is above 0 and at most 0.9, and 0.5 unless
+    given; more of it leaves less flicker and less detail."""
     white: int | None = field(
         default=None,
         metadata=option(FRAMES, metavar="LEVEL", least=1, most=65535, applies_to=("image",)),
@@ -283,8 +283,8 @@ class TranslateOptions:
     compare: ComparisonLayout | None = field(
         default=None, metadata=option(RUN, applies_to=("video", "image"))
     )
-    """Also write source and result of each video or image as one, OUTPUT.compare.EXT: in one frame
-    with a divider, which moves in a video (split), next to each other (side), or one above the
+    """Also write source and result of each video or image as one picture, OUTPUT.compare.EXT: left
+    and right of a line, which moves in a video (split), next to each other (side), or one above the
     other (stack)."""
     preview: int | None = field(default=None, metadata=option(RUN, metavar="N", least=1))
     """Only write a sheet of N frames, each source above its result, as OUTPUT.preview.png."""

@@ -105,8 +105,8 @@ def command(
     Images are scored against --truth, --real or both. Against a truth: PSNR, SSIM and L1, or with
     --palette the accuracies and the IoU of label maps. Against real images: FID and KID.
 
-    Of a video it is measured how much it flickers along the motion of --source, the video that it
-    was made from, how much its mean colour pumps, and how sharp it is.
+    A video is compared with --source, the video that it was made from: how much it flickers along
+    the motion of that one, how much its mean colour pumps, and how sharp it is.
     """
     from ..flicker import is_video
 

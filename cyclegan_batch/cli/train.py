@@ -126,9 +126,9 @@ def command(
 ) -> None:
     """Train a CycleGAN on the images in DATA/trainA and DATA/trainB, in the folder RUN.
 
-    An option below for a single key overrides --set, and --set overrides the recipe; before the
-    recipe come the keys of the networks that --init-from names. Options are
-    also accepted with _ for -, as the reference implementation spells them.
+    An option below for a single key overrides --set, and --set overrides the recipe. The keys of
+    the networks are those of --init-from where it is given. Options are also accepted with _ for -,
+    as the reference implementation spells them.
     """
     if len(places) not in (1, 2):
         raise click.UsageError("give DATA and RUN, or --data-a, --data-b and RUN.")

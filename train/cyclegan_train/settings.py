@@ -87,18 +87,18 @@ class RunConfig:
     """What the networks begin from, instead of random weights: a run, a folder of the reference
     implementation's, or the checkpoint of a ResNet, a U-Net or a mobile ResNet; with both
     directions and the discriminators where they are there. The keys of the networks are then those
-    of the file. ``identity``: the generators first learn to return their input."""
+    of the file. With ``identity`` the generators first learn to return their input."""
     init_direction: Literal["both", "AtoB", "BtoA"] = "both"
-    """The direction that ``init_from`` is for; the other generator begins with random weights.
-    ``both``: both where there are two generators, and AtoB for one that does not tell."""
+    """Which generator ``init_from`` is for; the other one begins with random weights. ``both``
+    takes both where there are two, and a single one that does not tell its direction as AtoB."""
     warm_up: int = 500
-    """Steps before the first epoch: after ``init_from`` only the discriminators without weights
-    learn in them, with ``identity`` only the generators. 0: none."""
+    """Steps before the first epoch in which only the discriminators without weights learn, or with
+    ``identity`` only the generators; 0: none. They are taken with ``init_from`` only."""
     minutes: float = 0.0
     """Minutes that the run takes, the reading of the images aside: the number of epochs follows
     from its measured speed, and ``n_epochs`` and ``n_epochs_decay`` are only their proportion. A
     resumed run has the minutes that are left, and may be given others. 0: as many epochs as these
-    two say."""
+    two keys say."""
     seed: int = 0
     """Random seed of the weights, the order of the images, their crops and flips, and the pools."""
     log_every: int = 50
@@ -124,11 +124,13 @@ class RunConfig:
     training to validate on, where it is 16 images or more; otherwise training images are used."""
     val_images: int = 100
     """Images of each domain that a validation translates, at most; 0 validates nothing."""
-    val_truth: str = ""
+    val_truth: str = field(
+        default="", metadata=option("The run", metavar="pictures|cityscapes|FILE")
+    )
     """What the images of equal names in valA and valB are: ``pictures``, which are scored by PSNR
     and SSIM, or a scene and its label map in the colours of the palette ``cityscapes`` or FILE,
     scored by class IoU. Unset, they are no pairs."""
-    inception: str = ""
+    inception: str = field(default="", metadata=option("The run", metavar="WEIGHTS"))
     """File with the weights of InceptionV3, to validate by KID and FID."""
     early_stop: int = 0
     """Epochs without a better score after which the run ends; 0: never."""

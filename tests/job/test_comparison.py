@@ -197,6 +197,34 @@ def test_frames_that_are_lost_are_matched_by_their_times(model, tmp_path):
     assert np.abs(source - result).mean(axis=(1, 2, 3)).max() < 3
 
 
+@pytest.mark.behaviour(1, 7)
+@pytest.mark.parametrize(
+    ("suffix", "rate", "gap"),
+    [(".ts", 25, 300), (".mkv", 25, 300), (".mkv", 90_000, 0), (".mkv", 1_200, 0)],
+)
+def test_frames_whose_times_the_container_tells_otherwise_keep_their_partners(
+    model, tmp_path, suffix, rate, gap
+):
+    clip, base = tmp_path / "clip.mp4", Fraction(1, rate)
+    with av.open(str(clip), "w") as file:
+        stream: Any = file.add_stream("libx264", rate=rate, options={"bf": "0", "crf": "5"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv444p"
+        stream.codec_context.time_base = base
+        for number in range(20):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 12 * number, np.uint8), "rgb24")
+            frame = frame.reformat(format="yuv444p")
+            frame.pts, frame.time_base = number + gap * (number > 8), base
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    out = tmp_path / f"out{suffix}"
+    report = translate(clip, out, model=model, compare="side", **LOSSLESS)
+    assert (report.exit_code, report.outputs) == (0, (out, compared(out)))
+    source, result = halves(compared(out))
+    assert len(source) == 20
+    assert np.abs(source - result).mean(axis=(1, 2, 3)).max() < 3
+    assert times(compared(out)) == times(out)
+
+
 @pytest.mark.behaviour(20, 21)
 def test_a_finished_job_gets_its_comparison_without_its_network(model, tmp_path):
     clip = streams.plain(tmp_path / "clip.mp4", frames=10)

@@ -19,6 +19,7 @@ from ...options import TranslateOptions
 from ...wording import Note, printable
 from .. import Dropped
 from ..compared_frames import MAKE_AGAIN, ComparedFrames, compared_size
+from ..demux.timestamps import BROADCAST_FORMATS
 from .colour import of_output
 from .pixel_formats import bits_of
 from .plan import Timing, VideoPlan, described, input_identity, plan_video
@@ -71,9 +72,7 @@ class ComparisonSource:
         self._name = printable(output)
         self._draw = ComparedFrames(layout, result.size, labels)
         self._times = _seconds(plan), _seconds(result)
-        # AVI and y4m count frames and tell no times. A short time in a GIF is taken as a longer
-        # one, as browsers do, so that all that follows is later.
-        self._by_number = plan.streams is None or plan.streams.format == "avi"
+        self._by_number = _tells_other_times(plan, result)
         self._source, self._result = VideoSource(plan), VideoSource(result)
 
     def read(self) -> Iterator[Pair | Dropped]:
@@ -199,6 +198,20 @@ def _plan_of_output(plan: VideoPlan, output: Path) -> VideoPlan:
         encoder=replace(plan.encoder, alpha=False),
         options=whole,
     )
+
+
+def _tells_other_times(plan: VideoPlan, result: VideoPlan) -> bool:
+    """Return whether the times in a translation may not be those of its source.
+
+    AVI and y4m count frames and tell no times. A short time in a GIF is taken as a longer one, as
+    browsers do, so that all that follows is later. In MPEG-TS a long gap is taken for a clock that
+    jumps, but not in other sources. In Matroska frames of less than a millisecond move apart.
+    """
+    if plan.streams is None or plan.streams.format == "avi":
+        return True
+    if result.info.format in BROADCAST_FORMATS and plan.info.format not in BROADCAST_FORMATS:
+        return True
+    return result.stream.time_base * (plan.stream.average_rate or 0) > 1
 
 
 def _translated_stream(plan: VideoPlan) -> int | None:

@@ -106,6 +106,38 @@ def augmented(x: Tensor, u: list[float]) -> Tensor:
     return x * kept
 
 
+def motion(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw the flow of a square picture of less than 300 pixels, and noise for two pictures."""
+    side = x.shape[2]
+    flow = torch.randn(1, 2, 2, 2) * side / 32
+    far = int(side * 10 / 256 + 0.5)
+    shift = [int(u * (2 * far + 1)) - far for u in torch.rand(2).tolist()]
+    flow = F.interpolate(flow, (side, side), mode="bicubic", align_corners=True)
+    flow = flow + torch.tensor(shift).view(1, 2, 1, 1)
+    one, other = (torch.randn(1, 3, side, side) * 0.001 for _ in range(2))
+    return flow.to(x.dtype), one.to(x.dtype), other.to(x.dtype)
+
+
+def warped(x: Tensor, flow: Tensor) -> Tensor:
+    """Take every pixel from where the flow leads, between four others; the border is a mirror."""
+    side = x.shape[2]
+    places = torch.arange(side, dtype=x.dtype)
+    right, down = places + flow[0, 0], places[:, None] + flow[0, 1]
+
+    def mirrored(place: Tensor) -> Tensor:
+        place = place.abs() % (2 * (side - 1))
+        return torch.where(place > side - 1, 2 * (side - 1) - place, place)
+
+    right, down = mirrored(right), mirrored(down)
+    left, top = right.floor().long(), down.floor().long()
+    most = side - 1
+    a, b = right - left, down - top
+    upper = (1 - a) * x[..., top, left] + a * x[..., top, (left + 1).clamp(max=most)]
+    below = (top + 1).clamp(max=most)
+    lower = (1 - a) * x[..., below, left] + a * x[..., below, (left + 1).clamp(max=most)]
+    return (1 - b) * upper + b * lower
+
+
 class Adam:
     """Kingma and Ba 2015, algorithm 1."""
 
@@ -160,7 +192,9 @@ class Step:
         lr: float = 2e-4,
         diffaugment: str = "",
         lambda_geometry: float = 0.0,
+        lambda_temporal: float = 0.0,
     ) -> None:
+        self.lambda_temporal = lambda_temporal
         self.draws, self.lambda_geometry = draws, lambda_geometry
         self.diffaugment = diffaugment
         self.w = {
@@ -220,6 +254,16 @@ class Step:
             loss["geometry_A"] = self.lambda_geometry * error
             error = (G_B(T_B(B)) - T_B(fake_A)).abs().mean()
             loss["geometry_B"] = self.lambda_geometry * error
+        if self.lambda_temporal:
+            flow_A, m_A, n_A = motion(A)
+            flow_B, m_B, n_B = motion(B)
+            W_A, W_B = (lambda x, f=flow: warped(x, f) for flow in (flow_A, flow_B))
+            spatial = (G_A(W_A(A) + m_A) - W_A(fake_B)).abs().mean()
+            recycled = (G_B(W_A(fake_B) + n_A) - W_A(A)).abs().mean()
+            loss["temporal_A"] = self.lambda_temporal * (spatial + recycled)
+            spatial = (G_B(W_B(B) + m_B) - W_B(fake_A)).abs().mean()
+            recycled = (G_A(W_B(fake_A) + n_B) - W_B(B)).abs().mean()
+            loss["temporal_B"] = self.lambda_temporal * (spatial + recycled)
         self.gradients_G = torch.autograd.grad(sum(loss.values()), self.of_G)
         self.adam_G.step(self.gradients_G)
 

@@ -756,7 +756,7 @@ def cuda(monkeypatch):
         {"fused_adam": True, "ema": 0.9, "joint_identity": True},
         {"gan_mode": "wgangp", "channels_last": True},
         {"pool_size": 0, "precision": "tf32"},
-        {"diffaugment": "color,translation,cutout"},
+        {"diffaugment": "color,translation,cutout", "lambda_temporal": 1.0},
     ],
     ids=str,
 )
@@ -1114,6 +1114,7 @@ def test_the_networks_have_the_channels_of_their_domains():
         ),
         ({"cuda_graphs": True, "precision": "fp16"}, "cuda_graphs cannot record fp16"),
         ({"lambda_geometry": -1.0}, "lambda_geometry = -1.0 must be 0 or more"),
+        ({"lambda_temporal": math.nan}, "lambda_temporal = nan must be 0 or more"),
         (
             {"lambda_geometry": 1.0, "cuda_graphs": True},
             "cuda_graphs would repeat the one turn of lambda_geometry",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cyclegan_train import CycleGAN, charts, consistency
 from cyclegan_train.augmentation import Augmentation
-from cyclegan_train.cyclegan import GEOMETRY_LOSSES, LOSSES, NETWORKS
+from cyclegan_train.cyclegan import LOSSES, NETWORKS
 from PIL import Image
 
 from tests.synthesis import formulas
@@ -22,6 +22,7 @@ from tests.train.test_cyclegan import (
     tiny,
     transcription,
     weights_of,
+    without_effect,
 )
 
 ALL = "color,translation,cutout"
@@ -65,6 +66,14 @@ def assert_the_steps_of_the_formulas(changes: dict[str, object], count: int = 5)
         found = model.optimize_parameters(A, B)
         assert found == pytest.approx(wanted, rel=1e-8)
     assert_same_weights(model, step.w, atol=1e-10)
+    # Adam's first step is as long for a gradient of half the size.
+    gradients = iter([*step.gradients_G, *step.gradients_D])
+    for net, named in weights_of(model).items():
+        for name, weight in named.items():
+            gradient = next(gradients)
+            if not without_effect(net, name):
+                scale = gradient.abs().max().item()
+                torch.testing.assert_close(weight.grad, gradient, rtol=0, atol=1e-8 * scale)
 
 
 # --diffaugment
@@ -193,7 +202,9 @@ def test_steps_with_geometry_consistency_are_those_of_the_formulas():
 
 
 def test_steps_with_all_of_it_are_those_of_the_formulas():
-    assert_the_steps_of_the_formulas({"lambda_geometry": 3.0, "diffaugment": ALL}, count=3)
+    assert_the_steps_of_the_formulas(
+        {"lambda_geometry": 3.0, "lambda_temporal": 2.0, "diffaugment": ALL}, count=3
+    )
 
 
 def test_the_four_turns():
@@ -212,18 +223,24 @@ def test_a_generator_that_treats_all_places_and_directions_alike_is_consistent()
         net.forward = torch.tanh
     A, B = pictures(0)
     losses, _, _ = model._backward_generators(
-        A.requires_grad_(), B.requires_grad_(), *[torch.empty(1, 0)] * 2, (0, 3)
+        A.requires_grad_(),
+        B.requires_grad_(),
+        *[torch.empty(1, 0)] * 2,
+        consistency.Drawn((0, 3), ()),
     )
     assert losses["geometry_A"] == losses["geometry_B"] == 0
     # One that darkens one side is not.
     model.netG_A.forward = lambda x: torch.tanh(x - torch.linspace(0, 1, 32))
-    losses, _, _ = model._backward_generators(A, B, *[torch.empty(1, 0)] * 2, (2, 2))
+    losses, _, _ = model._backward_generators(
+        A, B, *[torch.empty(1, 0)] * 2, consistency.Drawn((2, 2), ())
+    )
     assert losses["geometry_A"] > 0.1
     assert losses["geometry_B"] == 0
 
 
-def test_geometry_consistency_of_a_batch_in_parts_is_that_of_the_batch():
-    whole, parted = map(double, both_paths({"lambda_geometry": 2.0, "pool_size": 6}, accumulate=2))
+@pytest.mark.parametrize("weight", ["lambda_geometry", "lambda_temporal"])
+def test_consistency_of_a_batch_in_parts_is_that_of_the_batch(weight):
+    whole, parted = map(double, both_paths({weight: 2.0, "pool_size": 6}, accumulate=2))
     for ours, wanted in zip(steps_of(parted, 3, 4), steps_of(whole, 3, 4), strict=True):
         assert ours == pytest.approx(wanted, rel=1e-9)
     assert_same_weights(parted, weights_of(whole), atol=1e-9)
@@ -232,12 +249,13 @@ def test_geometry_consistency_of_a_batch_in_parts_is_that_of_the_batch():
 @pytest.mark.parametrize(
     "more", [{"checkpoint_activations": True}, {"joint_identity": True}, {"precision": "bf16"}]
 )
-def test_geometry_consistency_goes_with_what_saves_time_or_memory(more):
-    plain, other = both_paths({"lambda_geometry": 2.0}, **more)
+def test_consistency_goes_with_what_saves_time_or_memory(more):
+    plain, other = both_paths({"lambda_geometry": 2.0, "lambda_temporal": 1.0}, **more)
     A, B = (torch.cat([picture, picture], 3) for picture in pictures(0))  # wide
     found = []
     for model in (plain, other):
         random.seed(3)
+        torch.manual_seed(3)
         found.append(model.optimize_parameters(A, B))
     assert found[1] == pytest.approx(found[0], rel=0.02, abs=0.01)
     assert found[0]["geometry_A"] > 0.01
@@ -256,8 +274,57 @@ def test_without_its_weight_no_turn_is_drawn_and_no_loss_reported():
 
 def test_a_run_has_a_panel_for_its_consistency_losses():
     curves = {name: [1.0, 2.0] for name in LOSSES}
-    more = curves | {name: [0.5, 0.25] for name in GEOMETRY_LOSSES}
+    more = curves | {name: [0.5, 0.25] for name in consistency.CONSISTENCY_LOSSES[:2]}
     widths = [
         Image.open(io.BytesIO(charts.losses_png([1, 2], each))).width for each in (curves, more)
     ]
     assert widths[1] == widths[0] * 3 // 2
+
+
+# --lambda-temporal
+
+
+def test_steps_with_temporal_consistency_are_those_of_the_formulas():
+    assert_the_steps_of_the_formulas({"lambda_temporal": 3.0}, count=4)
+
+
+def test_a_flow_is_smooth_and_moves_pictures_as_far_as_it_says():
+    images = torch.zeros(64, 3, 128, 256)
+    flow, noise, other = consistency.draw_motion(images, 1)
+    assert flow.shape == (64, 2, 128, 256)
+    assert (noise.shape[1], other.shape[1]) == (3, 1)
+    # 128 / 32 pixels at the corners, and a shift of up to 5 pixels, whose variance is 10.
+    assert flow[:, :, 0, 0].std() == pytest.approx((4**2 + 10) ** 0.5, rel=0.25)
+    assert flow.diff(dim=3).abs().max() < 0.5
+    assert noise.std() == pytest.approx(0.001, rel=0.02)
+    assert flow.flatten(2).std(dim=2).min() > 0.1
+
+
+def test_pictures_move_by_whole_pixels_and_are_mirrored_at_the_border():
+    row = torch.tensor([0.0, 1, 2, 3, 4]).expand(1, 1, 4, 5)
+    flow = torch.tensor([2.0, 0]).view(1, 2, 1, 1).expand(1, 2, 4, 5)
+    wanted = torch.tensor([2.0, 3, 4, 3, 2]).expand(1, 1, 4, 5)
+    torch.testing.assert_close(consistency.warped(row, flow), wanted, rtol=0, atol=1e-5)
+    assert consistency.warped(row.bfloat16(), flow).dtype == torch.float32
+    column = row.transpose(2, 3)
+    turned = consistency.warped(column, flow.flip(1).transpose(2, 3))
+    torch.testing.assert_close(turned, wanted.transpose(2, 3), rtol=0, atol=1e-5)
+
+
+@pytest.mark.behaviour(41)
+def test_temporal_consistency_in_a_step_that_could_be_recorded_has_the_bits_of_the_plain_one():
+    plain = CycleGAN(tiny(pool_size=2, lambda_temporal=2.0))
+    ready = CycleGAN(tiny(pool_size=2, lambda_temporal=2.0, cuda_graphs=True))
+    ready.load_state_dict(plain.state_dict())
+    assert steps_of(ready, 4) == steps_of(plain, 4)
+    assert_same_bits(plain.state_dict(), ready.state_dict())
+
+
+@pytest.mark.behaviour(41)
+def test_without_its_weight_no_motion_is_drawn():
+    for weight, drawn in ((0.0, False), (1.0, True)):
+        model = CycleGAN(tiny(lambda_temporal=weight))
+        before = torch.get_rng_state()
+        losses = model.optimize_parameters(*pictures(0))
+        assert torch.equal(torch.get_rng_state(), before) != drawn
+        assert ("temporal_B" in losses) == drawn

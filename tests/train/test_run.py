@@ -148,7 +148,7 @@ def test_a_run_stopped_anywhere_and_resumed_equals_one_never_stopped(data, whole
         {"lr_policy": "plateau"},
         {"netG": "unet_32", "dropout": True, "norm": "batch", "crop_size": 32},
         {"batch_size": 2, "memory_gb": 0.0, "gan_mode": "wgangp", "precision": "bf16"},
-        {"diffaugment": "color,translation,cutout", "lambda_geometry": 2.0},
+        {"diffaugment": "color,translation,cutout", "lambda_geometry": 2.0, "lambda_temporal": 2.0},
     ],
 )
 def test_every_kind_of_run_goes_on_bit_for_bit(data, tmp_path, changes):

@@ -21,12 +21,16 @@ _PANELS = (
     ("adversarial losses by step", ("G_A", "G_B", "D_A", "D_B")),
     ("cycle and identity losses by step", ("cycle_A", "cycle_B", "idt_A", "idt_B")),
 )
-_CONSISTENCY = ("consistency losses by step", ("geometry_A", "geometry_B"))
+_CONSISTENCY = (
+    "consistency losses by step",
+    ("geometry_A", "geometry_B", "temporal_A", "temporal_B"),
+)
 """The panel of a run that has such losses."""
 _COLOURS = {
     "G_A": (214, 39, 40), "G_B": (255, 127, 14), "D_A": (31, 119, 180), "D_B": (23, 190, 207),
     "cycle_A": (44, 160, 44), "cycle_B": (148, 103, 189), "idt_A": (140, 86, 75),
     "idt_B": (127, 127, 127), "geometry_A": (44, 160, 44), "geometry_B": (148, 103, 189),
+    "temporal_A": (31, 119, 180), "temporal_B": (255, 127, 14),
 }  # fmt: skip
 _POINTS = 300
 """Points of a curve, at most: in a longer log each point is the mean of several lines."""

@@ -76,6 +76,10 @@ class TrainConfig:
     lambda_geometry: float = 0.0
     """Weight of the geometry consistency of both generators: an image that is turned by 90° or
     mirrored should become the translation turned alike. One more forward pass each; 0: none."""
+    lambda_temporal: float = 0.0
+    """Weight of the temporal consistency of both generators, for videos: an image whose pixels move
+    along a random flow should become the translation moved alike, and become the moved image again.
+    Two more forward passes each; 0: none."""
     lambda_gp: float = 10.0
     """Weight of the gradient penalty of ``wgangp``."""
     pool_size: int = 50
@@ -151,7 +155,7 @@ class TrainConfig:
         at_least: dict[str, float] = {
             "ngf": 1, "ndf": 1, "input_nc": 1, "output_nc": 1, "n_layers_D": 1, "lambda_A": 0,
             "lambda_B": 0, "lambda_identity": 0, "lambda_gp": 0, "pool_size": 0, "lr": 0,
-            "lambda_geometry": 0,
+            "lambda_geometry": 0, "lambda_temporal": 0,
             "n_epochs": 0, "n_epochs_decay": 0, "lr_decay_iters": 1, "init_gain": 0,
             "accumulate": 1,
         }  # fmt: skip

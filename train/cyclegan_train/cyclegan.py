@@ -33,7 +33,7 @@ from cyclegan_batch.models.networks import (
 
 from .augmentation import Augmentation
 from .config import TrainConfig
-from .consistency import draw_turn, turned
+from .consistency import Consistency, Drawn
 from .distributed import ALONE, Ranks
 from .graphs import CudaRecorder, DevicePool, GraphedStep, pinned
 from .losses import GANLoss, gradient_penalty, l1, weighted_l1
@@ -51,9 +51,6 @@ _DOMAINS = {"A": ("A", "B"), "B": ("B", "A")}
 
 LOSSES = ("D_A", "G_A", "cycle_A", "idt_A", "D_B", "G_B", "cycle_B", "idt_B")
 """The losses that every step reports, each multiplied by its weight."""
-
-GEOMETRY_LOSSES = ("geometry_A", "geometry_B")
-"""Those that it also reports with ``lambda_geometry``."""
 
 
 class CycleGAN:
@@ -86,7 +83,8 @@ class CycleGAN:
         self.netD_B = self._place(discriminator_from_config(config, config.input_nc))
         self.optimizer_G = self._adam(self.netG_A, self.netG_B)
         self.optimizer_D = self._adam(self.netD_A, self.netD_B)
-        self.losses = LOSSES + (GEOMETRY_LOSSES if config.lambda_geometry else ())
+        self._consistency = Consistency(config)
+        self.losses = LOSSES + self._consistency.names
         """The names of the losses that a step reports."""
         self.criterion_gan = GANLoss(config.gan_mode)
         self._augmentation = Augmentation(config.diffaugment)
@@ -236,9 +234,9 @@ class CycleGAN:
         self.netD_B.requires_grad_(False)
         # Draw for the whole batch: its parts then change as they do in one piece.
         draws = [self._augmentation.draw(len(real), self.device) for real in (real_A, real_B)]
-        turns = (draw_turn(), draw_turn()) if self.config.lambda_geometry else None
-        quadruples = zip(*map(self._parts, (real_A, real_B, *draws)), strict=True)
-        parts = [self._backward_generators(a, b, u, v, turns) for a, b, u, v in quadruples]
+        drawn = self._consistency.draw(real_A, real_B).parts(self.config.accumulate)
+        tensors = map(self._parts, (real_A, real_B, *draws))
+        parts = [self._backward_generators(*each) for each in zip(*tensors, drawn, strict=True)]
         self._ranks.average_gradients(self.optimizer_G)
         self._scaler.step(self.optimizer_G)
         self.netD_A.requires_grad_(True)
@@ -262,12 +260,11 @@ class CycleGAN:
         real_B: Tensor,
         draws_B: Tensor,
         draws_A: Tensor,
-        turns: tuple[int, int] | None,
+        drawn: Drawn,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Add the generators' gradients of a part of a batch; return its losses and fakes.
 
-        The draws are how the discriminators see fake_B and fake_A; the turns are those of real_A
-        and real_B, None without ``lambda_geometry``.
+        The draws are how the discriminators see fake_B and fake_A.
         """
         config = self.config
         with self._autocast():
@@ -286,13 +283,8 @@ class CycleGAN:
             "idt_A": weighted_l1(config.lambda_B * config.lambda_identity, idt_A, real_B),
             "idt_B": weighted_l1(config.lambda_A * config.lambda_identity, idt_B, real_A),
         }
-        if turns is not None:
-            inputs = ((self.netG_A, real_A, fake_B), (self.netG_B, real_B, fake_A))
-            for name, turn, (netG, real, fake) in zip(GEOMETRY_LOSSES, turns, inputs, strict=True):
-                with self._autocast():
-                    fake_of_turned = self._generated(netG, turned(real, turn))
-                error = l1(fake_of_turned, turned(fake, turn))
-                losses[name] = config.lambda_geometry * error
+        reals, fakes = (real_A, real_B), (fake_B, fake_A)
+        losses |= self._consistency.losses(self._translated, reals, fakes, drawn)
         total = torch.stack(list(losses.values())).sum()
         torch.autograd.backward(self._scaler.scale(total / config.accumulate))
         losses = {name: loss.detach() for name, loss in losses.items()}
@@ -307,6 +299,10 @@ class CycleGAN:
         else:
             out = netG(source)
         return out
+
+    def _translated(self, letter: str, images: Tensor) -> Tensor:
+        with self._autocast():
+            return self._generated(getattr(self, f"netG_{letter}"), images)
 
     def _fake_and_identity(
         self, netG: nn.Module, source: Tensor, target: Tensor

@@ -33,7 +33,8 @@ from cyclegan_batch.models.checkpoints import run_folder as names
 from cyclegan_batch.wording import printable
 
 from .charts import Panels, curves_png, losses_png, sheet_png
-from .cyclegan import GEOMETRY_LOSSES, LOSSES, NETWORKS, CycleGAN, State, generator_config
+from .consistency import CONSISTENCY_LOSSES
+from .cyclegan import LOSSES, NETWORKS, CycleGAN, State, generator_config
 from .data import Domain
 from .distributed import Ranks
 from .health import signs_in_samples
@@ -263,7 +264,7 @@ class RunFolder:
         for event in log.read():
             if event["event"] == "losses":
                 steps.append(int(event["step"]))
-                for name in (*LOSSES, *GEOMETRY_LOSSES):
+                for name in (*LOSSES, *CONSISTENCY_LOSSES):
                     if name in event:
                         losses.setdefault(name, []).append(float(event[name]))
             elif event["event"] == "validation":

@@ -382,7 +382,8 @@ def _frame_notes(
     if is_numbered_output(output):
         why, names = "numbered images are no encoded video", {*_ENCODER_OPTIONS, "pix_fmt"}
     elif (format_ := animation_format(output)) is not None:
-        why, names = f"a {LABELS[format_]} has none of them", {*_ENCODER_OPTIONS, "pix_fmt"}
+        why, names = f"{LABELS[format_]} has none of them", {*_ENCODER_OPTIONS, "pix_fmt"}
+        names |= {"quality", "png_level"} - {_IMAGE_OPTIONS.get(format_)}
     useless = [each.flag for each in options_given(options) if each.name in names]
     if useless:
         text = f"no effect of {', '.join(useless)}, as {why}"
@@ -391,6 +392,8 @@ def _frame_notes(
 
 
 _ENCODER_OPTIONS = ("codec", "crf", "preset", "encoder_opt")
+_IMAGE_OPTIONS = {"webp": "quality", "apng": "png_level"}
+"""The one option of still images that an animated one has."""
 
 
 def _timestamp_notes(info: MediaInfo, stream: StreamInfo, streams: StreamPlan | None) -> list[str]:

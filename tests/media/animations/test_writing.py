@@ -264,6 +264,14 @@ def test_options_of_video_encoders_are_said_to_have_no_effect(tmp_path):
     options = TranslateOptions(codec="libx264", crf=20, pix_fmt="yuv444p")
     (note,) = without_guess(plan(source, tmp_path / "out.gif", options))
     assert "no effect of --codec, --crf, --pix-fmt" in note
+    options = TranslateOptions(quality=50, png_level=3)
+    for suffix, useless in (
+        (".gif", "--quality, --png-level"),
+        (".webp", "--png-level"),
+        (".apng", "--quality"),
+    ):
+        (note,) = without_guess(plan(source, tmp_path / f"out{suffix}", options))
+        assert f"no effect of {useless}, as " in note
 
 
 @pytest.mark.behaviour(9)

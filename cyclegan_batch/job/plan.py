@@ -413,7 +413,7 @@ def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> Vid
         from ..temporal.flow_filter import frames_to_forget
 
         warm_up = frames_to_forget(strength)
-    return plan_video(
+    plan = plan_video(
         entry.source,
         entry.output,
         options,
@@ -422,6 +422,16 @@ def _plan_video(entry: Entry, card: ModelCard, options: TranslateOptions) -> Vid
         temporal=strength,
         warm_up=warm_up,
     )
+    if strength:
+        from ..temporal.motion import LONGEST_SIDE
+
+        height, width = geometry_from_options(card, options)(plan.size).network
+        if max(height, width) > LONGEST_SIDE:
+            raise InputError(
+                f"{plan.name}: --temporal takes at most {LONGEST_SIDE} pixels a side, and "
+                f"the network sees {width}×{height}; give a smaller --size, or leave out --temporal"
+            )
+    return plan
 
 
 def _output_size(card: ModelCard, options: TranslateOptions) -> Callable[[Size], Size]:

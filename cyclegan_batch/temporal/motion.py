@@ -29,6 +29,8 @@ _LEAST_SIDE = 64
 """OpenCV's DIS reads beyond its buffers (OpenCV 5.0: a segmentation fault) where the shorter side
 is below 32 and the other one is much longer."""
 
+LONGEST_SIDE = 32766
+"""Pixels of a side of a frame at most: `cv2.remap` takes no more."""
 
 _WORKING_SIDE = 540
 """Of larger frames, flow and mask are computed at the whole fraction of the size whose shorter side

@@ -578,6 +578,15 @@ def test_the_plan_tells_the_strength_the_warm_up_and_the_memory(
     assert planned.memory > off.memory + frames * 96 * 128 * 3
 
 
+def test_a_frame_that_is_too_long_for_the_filter_is_refused(model: Path, tmp_path: Path) -> None:
+    long = [av.VideoFrame.from_ndarray(np.zeros((8, 32768, 3), np.uint8), "rgb24")] * 2
+    clip = encode(tmp_path / "long.mkv", [each.reformat(format="bgr0") for each in long], "ffv1")
+    words: dict[str, Any] = {"model": model, "codec": "ffv1", "temporal": "flow"}
+    with pytest.raises(InputError, match=r"at most 32766 pixels a side, .* sees 32768×8; give"):
+        translate(clip, tmp_path / "out.mkv", **words)
+    assert translate(clip, tmp_path / "out.mkv", **words, size=4).exit_code == 0
+
+
 def test_a_video_in_one_piece_needs_no_warm_up(model: Path, clip: Path, tmp_path: Path) -> None:
     plan = plan_translation(clip, tmp_path / "out.mp4", model=model, temporal="flow:0.3")
     assert "temporal flow, strength 0.3" in plan_lines(plan)

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
 import safetensors.torch  # noqa: E402 (after the check for torch)
-from cyclegan_train import charts, health, progress, run, run_folder, run_images  # noqa: E402
+from cyclegan_train import charts, health, progress, reports, run, run_folder, run_images  # noqa: E402
 from cyclegan_train.cyclegan import LOSSES, CycleGAN  # noqa: E402
 from cyclegan_train.settings import settings_for, settings_from, values_from_toml  # noqa: E402
 
@@ -864,7 +864,7 @@ def test_a_discriminator_that_has_won_is_named():
 
 @pytest.mark.behaviour(42)
 def test_signs_of_bad_health_are_said_and_logged(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "signs_in_losses", lambda losses, mode: iter(["D_A is near zero"]))
+    monkeypatch.setattr(reports, "signs_in_losses", lambda losses, mode: iter(["D_A is near zero"]))
     said: list[str] = []
     train(data, tmp_path / "run", n_epochs=1, n_epochs_decay=0, say=said.append)
     assert "epoch 1: D_A is near zero" in said

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -43,9 +43,9 @@ from .clock import Clock, Schedule
 from .cyclegan import NETWORKS, CycleGAN, State
 from .data import find_folders
 from .distributed import Ranks, joined_ranks
-from .health import signs_in_losses
 from .progress import Progress, Reading
-from .run_folder import STATE_VERSION, Log, RunFolder, describe_run, generator_files
+from .reports import Reports
+from .run_folder import STATE_VERSION, RunFolder, describe_run, generator_files
 from .run_images import RunImages, trainable_sizes
 from .settings import Settings
 from .start import Beginning, begin_from
@@ -228,9 +228,8 @@ class _Run:
         self._asked = 0
         """The steps of this process, those of a warm-up too."""
         self.beginning = Beginning()
-        self.log: Log | None = None
-        """None in all processes but the first, as the board."""
-        self.board: Any = None
+        self.reports: Reports | None = None
+        """None in all processes but the first."""
         self._begin(state)
 
     # The start
@@ -264,7 +263,8 @@ class _Run:
             if self.beginning.warm_up:
                 self.sampler.begin_before(self.settings.run.warm_up)
         if self.ranks.first:
-            self.log = self.folder.open_log(state["log_bytes"] if state else 0)
+            log = self.folder.open_log(state["log_bytes"] if state else 0)
+            self.reports = Reports(self.folder, self.model, self.images, log, self.say)
             description = describe_run(
                 self.model,
                 self.given,
@@ -278,10 +278,10 @@ class _Run:
             self.folder.describe(description, resumes=state is not None)
         if state is None:
             self._save()
-        if self.ranks.first:
+        if self.reports is not None:
             # Only now: a state that does not fit must leave the old config in place.
             self.folder.write_config()
-            self.board = self.folder.open_board(self.model.steps)
+            self.reports.open_board()
         self._ends_early = self._improves_no_more()
 
     # The loop
@@ -353,8 +353,9 @@ class _Run:
         if chosen is None:
             return
         self._follow(chosen)
-        if self.log is not None:
-            self.log.write({"event": "schedule", "step": self.model.steps, **vars(chosen)})
+        if self.reports is not None:
+            line = {"event": "schedule", "step": self.model.steps, **vars(chosen)}
+            self.reports.log.write(line)
         if first:
             self.say(
                 f"{counted(chosen.epochs, 'epoch')} of {counted(chosen.batches, 'step')} fit into "
@@ -395,9 +396,9 @@ class _Run:
         if left and self.window.count < self.settings.run.log_every:
             return
         mean = self.window.take(self.ranks)
-        if self.log is not None:
+        if self.reports is not None:
             means = {name: mean[name] for name in losses}
-            self.log.write({"event": "warm_up", "left": left, **means})
+            self.reports.log.write({"event": "warm_up", "left": left, **means})
         self._refuse_infinite(mean)
 
     def _step(self, compute: Callable[[Tensor, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -421,31 +422,15 @@ class _Run:
     def close(self) -> None:
         """Release threads and files."""
         self.feed.close()
-        if self.log is not None:
-            self.log.close()
-        if self.board is not None:
-            self.board.close()
+        if self.reports is not None:
+            self.reports.close()
 
     def _log_losses(self) -> None:
         mean = self.window.take(self.ranks)
         self._refuse_infinite(mean)
         self.last_losses = mean
-        if self.log is None:
-            return
-        self.log.write(
-            {
-                "event": "losses",
-                "epoch": self.model.epoch,
-                "step": self.model.steps,
-                "lr": self.model.learning_rate,
-                "seconds": round(self._seconds(), 1),
-                **mean,
-            }
-        )
-        if self.board is not None:
-            for name, value in mean.items():
-                self.board.add_scalar(f"loss/{name}", value, self.model.steps)
-            self.board.add_scalar("lr", self.model.learning_rate, self.model.steps)
+        if self.reports is not None:
+            self.reports.losses(mean, self._seconds())
 
     def _end_epoch(self) -> None:
         model, epoch = self.model, self.model.epoch
@@ -456,9 +441,9 @@ class _Run:
         score = sum(mean[name] for name in _SCORED)
         self._check_weights()
         scores: Scores = {}
-        if self.log is not None:
-            scores = self._validate(self.log, epoch)
-            self._report_epoch(self.log, epoch, score, mean)
+        if self.reports is not None:
+            scores = self._validate(self.reports, epoch)
+            self.reports.epoch(epoch, score, mean)
         model.update_learning_rate(score)
         self._ends_early = self._improves_no_more()
         last = epoch == self.settings.epochs or self._ends_early
@@ -471,7 +456,7 @@ class _Run:
         if last or self.ranks.any(due):
             self._save()
 
-    def _validate(self, log: Log, epoch: int) -> Scores:
+    def _validate(self, reports: Reports, epoch: int) -> Scores:
         """Score the generators where that is due, and keep those that are better than before."""
         if self.best is None or not self.best.validation.due(epoch, self.settings.epochs):
             return {}
@@ -480,15 +465,8 @@ class _Run:
         better = self.best.better(scores, epoch)
         if better:
             self.best.keep(better, *self._generator_files(epoch, scores))
-        step, seconds = self.model.steps, round(time.monotonic() - begin, 3)
-        found = {"by": self.best.validation.kind, "scores": scores, "better": better}
-        log.write(
-            {"event": "validation", "epoch": epoch, "step": step, "seconds": seconds, **found}
-        )
-        if self.board is not None:
-            for generator, own in scores.items():
-                for name, value in own.items():
-                    self.board.add_scalar(f"validation/{name}/{generator}", value, step)
+        seconds = round(time.monotonic() - begin, 3)
+        reports.validation(epoch, seconds, self.best.validation.kind, scores, better)
         return scores
 
     def _improves_no_more(self) -> bool:
@@ -501,25 +479,6 @@ class _Run:
         if ends:
             self.say(f"early_stop = {patience}: no better score by validation for {without} epochs")
         return ends
-
-    def _report_epoch(self, log: Log, epoch: int, score: float, mean: dict[str, float]) -> None:
-        """Log an epoch and its health, draw its samples and the curves."""
-        step = self.model.steps
-        log.write({"event": "epoch", "epoch": epoch, "step": step, "score": score, **mean})
-        signs = list(signs_in_losses(mean, self.settings.train.gan_mode))
-        if self.images.samples is not None:
-            name = names.epoch_name(epoch)
-            signs += self.folder.draw_samples(name, self.model, self.images.samples)
-        for sign in signs:
-            log.write({"event": "health", "epoch": epoch, "step": step, "sign": sign})
-            self.say(f"epoch {epoch}: {sign}")
-        self.folder.draw_curves(log)
-        self.folder.write_index(log, self.images.samples)
-        if self.board is not None:
-            if self.images.samples is not None:
-                sheet = self.folder.sheet(epoch)
-                self.board.add_image("samples", sheet, step, dataformats="HWC")
-            self.board.flush()
 
     def _progress(self) -> Progress:
         epochs, step = self.settings.epochs, self.model.steps
@@ -557,9 +516,10 @@ class _Run:
             name: [image.cpu() for image in model[name]] for name in ("fake_A_pool", "fake_B_pool")
         }
         everyone = self.ranks.gathered((self._own_state(), pools))
-        if everyone is None or self.log is None:
+        if everyone is None or self.reports is None:
             return
-        self.log.flush()
+        log = self.reports.log
+        log.flush()
         state = {
             "version": STATE_VERSION,
             "settings": self.given.flat(),
@@ -577,7 +537,7 @@ class _Run:
                 "best": self.best.state_dict() if self.best else None,
             },
             "last": self.last_losses,
-            "log_bytes": self.log.size,
+            "log_bytes": log.size,
             "seconds": self._seconds(),
             "data": self._data_digest(),
         }
@@ -682,10 +642,10 @@ class _Run:
 
     def _raise_diverged(self, what: str) -> NoReturn:
         step = self.model.steps
-        if self.log is not None:
-            epoch = self.model.epoch
-            self.log.write({"event": "diverged", "epoch": epoch, "step": step, "what": what})
-            self.log.flush()
+        if self.reports is not None:
+            epoch, log = self.model.epoch, self.reports.log
+            log.write({"event": "diverged", "epoch": epoch, "step": step, "what": what})
+            log.flush()
         raise DivergedError(
             f"the training broke at step {step}: {what}; the last good state and checkpoints stay "
             f"in {printable(self.folder.checkpoints)}, and a lower lr or precision = fp32 may go "

@@ -248,8 +248,7 @@ class Validation:
         """Return the features of RGB uint8 images, float32 on the CPU; equal sizes in batches."""
         batches: list[Tensor] = []
         with torch.no_grad():
-            for shape, group in itertools.groupby(images, lambda image: image.shape):
-                del shape
+            for _, group in itertools.groupby(images, lambda image: image.shape):
                 whole = torch.stack(list(group))
                 batches += [
                     self._features(part).float().cpu() for part in torch.split(whole, _BATCH)

@@ -1,0 +1,95 @@
+"""What a run writes for people while it goes on: its log, TensorBoard, sheets, curves and page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cyclegan_batch.models.checkpoints import run_folder as names
+
+from .cyclegan import CycleGAN
+from .health import signs_in_losses
+from .run_folder import Log, RunFolder
+from .run_images import RunImages
+from .validation import Scores
+
+
+class Reports:
+    """Writes into the folder of a run; only the first of several processes has it."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        model: CycleGAN,
+        images: RunImages,
+        log: Log,
+        say: Callable[[str], None],
+    ) -> None:
+        self._folder, self._model, self._images, self._say = folder, model, images, say
+        self.log = log
+        self._board: Any = None
+
+    def open_board(self) -> None:
+        """Begin to write for TensorBoard as well, where it is installed."""
+        self._board = self._folder.open_board(self._model.steps)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.log.close()
+        if self._board is not None:
+            self._board.close()
+
+    def losses(self, mean: Mapping[str, float], seconds: float) -> None:
+        """Write the mean losses since the last line, ``seconds`` after the run began."""
+        step, rate = self._model.steps, self._model.learning_rate
+        self.log.write(
+            {
+                "event": "losses",
+                "epoch": self._model.epoch,
+                "step": step,
+                "lr": rate,
+                "seconds": round(seconds, 1),
+                **mean,
+            }
+        )
+        if self._board is not None:
+            for name, value in mean.items():
+                self._board.add_scalar(f"loss/{name}", value, step)
+            self._board.add_scalar("lr", rate, step)
+
+    def validation(
+        self,
+        epoch: int,
+        seconds: float,
+        kind: Mapping[str, str],
+        scores: Scores,
+        better: Sequence[str],
+    ) -> None:
+        """Write the scores of an epoch, which took ``seconds``, and those better than before."""
+        step = self._model.steps
+        found = {"by": kind, "scores": scores, "better": better}
+        self.log.write(
+            {"event": "validation", "epoch": epoch, "step": step, "seconds": seconds, **found}
+        )
+        if self._board is not None:
+            for generator, own in scores.items():
+                for name, value in own.items():
+                    self._board.add_scalar(f"validation/{name}/{generator}", value, step)
+
+    def epoch(self, epoch: int, score: float, mean: Mapping[str, float]) -> None:
+        """Write an epoch and its health, and draw its samples and the curves."""
+        step, samples = self._model.steps, self._images.samples
+        self.log.write({"event": "epoch", "epoch": epoch, "step": step, "score": score, **mean})
+        signs = list(signs_in_losses(mean, self._model.config.gan_mode))
+        if samples is not None:
+            signs += self._folder.draw_samples(names.epoch_name(epoch), self._model, samples)
+        for sign in signs:
+            self.log.write({"event": "health", "epoch": epoch, "step": step, "sign": sign})
+            self._say(f"epoch {epoch}: {sign}")
+        self._folder.draw_curves(self.log)
+        self._folder.write_index(self.log, samples)
+        if self._board is not None:
+            if samples is not None:
+                sheet = self._folder.sheet(epoch)
+                self._board.add_image("samples", sheet, step, dataformats="HWC")
+            self._board.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import fractions
 import hashlib
 import json
 import re
@@ -508,7 +508,7 @@ def _truncated(folder: Path) -> Path:
 
 
 def _payload(folder: Path) -> Path:
-    torch.save({"opt": argparse.Namespace(lr=1)}, folder / "g.pth")
+    torch.save({"rate": fractions.Fraction(1, 3)}, folder / "g.pth")
     return folder / "g.pth"
 
 
@@ -544,7 +544,7 @@ def _data_at(folder: Path, location: str) -> Path:
     [
         (_text, "is text where a checkpoint is expected"),
         (_truncated, r"g\.pth: "),
-        (_payload, r"g\.pth: .*Namespace"),
+        (_payload, r"g\.pth: .*fractions\.Fraction"),
         (_discriminator, "it is a discriminator"),
         (
             lambda folder: _data_at(folder, "../secret"),

@@ -70,7 +70,7 @@ def fitting_formats(
     """Return those of an encoder's ``formats`` that its profile and the size leave.
 
     Raises OutputError for options that the encoder does not have, for a profile that there is not,
-    and where profile and pixel format exclude each other.
+    and where profile, pixel format and size exclude each other.
     """
     if not is_for_editing(name):
         return list(formats)
@@ -80,6 +80,7 @@ def fitting_formats(
                 f"{name} has no {flag}: its profile sets the quality, and --encoder-opt profile=… "
                 f"chooses one of {', '.join(_PROFILES[name])}"
             )
+    height, width = size
     profile, pix_fmt = _given_profile(name, options.encoder_opt), options.pix_fmt
     if profile == _DNXHD:
         return list(formats)
@@ -90,7 +91,15 @@ def fitting_formats(
             f"or choose {' or '.join(fitting)}"
         )
     # Both encoders take an odd width with halved chroma, and damage what is beside the last column.
-    return [each for each in fitting if not is_odd_for(each, size)] or fitting
+    whole = [each for each in fitting if not is_odd_for(each, size)]
+    if not whole or (pix_fmt is not None and is_odd_for(pix_fmt, size)):
+        asked = f"profile {profile}" if profile is not None else f"--pix-fmt {pix_fmt}"
+        full = next(each for each in _PROFILES[name] if _FORMATS.get(each) == _FULL_CHROMA)
+        raise OutputError(
+            f"{name} damages the last columns of {width}×{height} in {asked}, which halves the "
+            f"colours of an odd width; leave it out, or choose profile={full}"
+        )
+    return whole
 
 
 def source_format(name: str, pix_fmt: str) -> str:

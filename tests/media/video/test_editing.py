@@ -147,6 +147,23 @@ def test_an_odd_width_gets_full_chroma(tmp_path, codec, size):
     assert np.abs(got[:, :, -2:].astype(int) - sent[:, :, -2:]).mean() < 4
 
 
+@pytest.mark.behaviour(9)
+@pytest.mark.parametrize(
+    ("options", "asked", "instead"),
+    [
+        ({"codec": "prores", "encoder_opt": {"profile": "hq"}}, "profile hq", "profile=4444"),
+        ({"codec": "prores", "pix_fmt": "yuv422p10le"}, "--pix-fmt yuv422p10le", "profile=4444"),
+        ({"codec": "dnxhr", "encoder_opt": {"profile": "sq"}}, "profile dnxhr_sq", "dnxhr_444"),
+    ],
+)
+def test_halved_chroma_of_an_odd_width_is_refused_with_what_holds_it(
+    tmp_path, options, asked, instead
+):
+    source = clip(tmp_path / "in.mkv", "yuv444p", (128, 257))
+    with pytest.raises(OutputError, match=f"257×128 in {asked}, which .*{instead}"):
+        plan(source, tmp_path / "out.mov", TranslateOptions(**options))
+
+
 @needs_ffprobe
 @pytest.mark.behaviour(7)
 def test_fields_are_kept_or_said_to_be_lost(tmp_path):

@@ -21,6 +21,8 @@ from tests.media.video.test_fields import marks
 from tests.media.witness import needs_ffprobe, pictures, probe, tags_of, tick, times
 from tests.synthesis import colours
 
+pytestmark = needs_ffprobe
+
 SIZE = (128, 256)
 """DNxHR begins at 120×256."""
 
@@ -40,7 +42,6 @@ def written(path: Path) -> tuple[str, ...]:
     return tuple(stream[each] for each in entries)
 
 
-@needs_ffprobe
 @pytest.mark.behaviour(1, 2, 6)
 @pytest.mark.parametrize(
     ("codec", "profile", "source_format", "suffix", "expected"),
@@ -77,7 +78,6 @@ def test_the_profile_follows_the_source_or_the_user(
     assert [tags[f"color_{each}"] for each in ("space", "primaries", "transfer")] == ["bt709"] * 3
 
 
-@needs_ffprobe
 @pytest.mark.behaviour(6)
 @pytest.mark.parametrize("codec", ["prores", "dnxhr"])
 @pytest.mark.parametrize(
@@ -116,7 +116,6 @@ def test_patches_keep_their_colours_whatever_the_codec_can_state(
         assert len(notes) == (matrix != "bt709")
 
 
-@needs_ffprobe
 @pytest.mark.behaviour(7)
 @pytest.mark.parametrize("suffix", [".mov", ".mkv"])
 def test_alpha_makes_it_4444(tmp_path, suffix):
@@ -132,7 +131,6 @@ def test_alpha_makes_it_4444(tmp_path, suffix):
     assert any("prores_ks's profile hq has none" in note for note in grouped(lost.notes))
 
 
-@needs_ffprobe
 @pytest.mark.behaviour(9)
 @pytest.mark.parametrize("codec", ["prores", "dnxhr"])
 @pytest.mark.parametrize("size", [(121, 259), (121, 256)])
@@ -164,7 +162,6 @@ def test_halved_chroma_of_an_odd_width_is_refused_with_what_holds_it(
         plan(source, tmp_path / "out.mov", TranslateOptions(**options))
 
 
-@needs_ffprobe
 @pytest.mark.behaviour(7)
 def test_fields_are_kept_or_said_to_be_lost(tmp_path):
     source = fields(tmp_path / "in.mkv", "tff", size="256x128", frames=2)
@@ -206,7 +203,6 @@ def test_a_picture_below_the_least_of_dnxhr_is_refused(tmp_path):
         plan(source, tmp_path / "out.mov", TranslateOptions(codec="dnxhr"))
 
 
-@needs_ffprobe
 @pytest.mark.behaviour(4)
 def test_another_prores_stream_keeps_its_profile(tmp_path):
     """The tag of ProRes states its profile, and a copied stream has it as well."""

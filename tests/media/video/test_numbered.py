@@ -65,6 +65,7 @@ def test_a_number_wider_than_the_pattern_takes_more_digits(tmp_path):
     assert names(tmp_path / "out") == sorted(f"100%_{number}.bmp" for number in range(1, 12))
 
 
+@needs_ffprobe
 @pytest.mark.behaviour(7, 15)
 @pytest.mark.parametrize(
     ("suffix", "kept"), [(".png", True), (".webp", True), (".tif", True), (".jpg", False)]
@@ -117,6 +118,7 @@ def test_what_images_do_not_hold_is_said_once_and_an_error_when_strict(tmp_path)
     assert any("no effect of --crf, --pix-fmt, as numbered" in each for each in useless)
 
 
+@needs_ffprobe
 def test_variable_times_and_fields_are_said_to_be_lost(tmp_path):
     source = streams.variable_rate(tmp_path / "in.mkv")
     (note,) = [
@@ -139,6 +141,7 @@ def test_the_shape_of_pixels_is_said_to_be_lost(tmp_path):
     assert any("without the shape of the pixels of stream 0" in note for note in told)
 
 
+@needs_ffprobe
 @pytest.mark.behaviour(6)
 @pytest.mark.parametrize(("suffix", "stated"), [(".png", True), (".jpg", False)])
 def test_wide_primaries_are_stated_or_said_to_be_lost(tmp_path, suffix, stated):

@@ -285,7 +285,7 @@ def test_gaps_and_joints_of_recordings_are_noted_once(tmp_path):
     assert len([item for item in found.items if not _dropped(item)]) == 80
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("suffix", [pytest.param(".mp4", marks=needs_ffprobe), ".mkv"])
 def test_a_file_that_is_cut_short_is_told_by_the_last_stretch_alone(tmp_path, suffix):
     planned = in_stretches(plan(cut(tmp_path, suffix), tmp_path / "out.mkv"), 20)
     assert planned.stretches == 5
@@ -464,7 +464,7 @@ def test_a_resumed_video_of_variable_rate_is_that_of_an_uninterrupted_run(tmp_pa
 
 
 @pytest.mark.behaviour(19)
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("suffix", [pytest.param(".mp4", marks=needs_ffprobe), ".mkv"])
 def test_a_resumed_run_also_finds_that_the_file_is_cut_short(tmp_path, suffix):
     source = cut(tmp_path, suffix)
     planned = in_stretches(plan(source, tmp_path / "out.mkv"), 20)

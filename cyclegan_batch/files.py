@@ -34,6 +34,9 @@ if sys.platform != "win32":
 PathLike: TypeAlias = str | os.PathLike[str]
 """A path as a Python caller may pass it."""
 
+LONGEST_NAME = 255
+"""Bytes of a name on most file systems."""
+
 
 def exists(path: Path) -> bool:
     """Return whether there is something under this name, be it a link that leads nowhere.

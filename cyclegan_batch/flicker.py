@@ -20,7 +20,7 @@ from .errors import InputError
 from .frames import Geometry, Pixels, Size
 from .machine import cpu_threads, opencv_without_threads
 from .media import Dropped
-from .media.animations.structure import has_several_frames
+from .media.animations.structure import is_animation
 from .media.formats import ANIMATION_SUFFIXES, IMAGE_FORMATS, PIPE, VIDEO_SUFFIXES
 from .media.pattern import parse_pattern
 from .media.video.plan import plan_video
@@ -184,8 +184,7 @@ def is_video(path: Path, *, by_name: bool = False) -> bool:
     try:
         if not path.is_file():  # to open a pipe would wait for a writer
             return False
-        with path.open("rb") as file:
-            return has_several_frames(file)
+        return is_animation(path)
     except OSError:
         return False
 

@@ -71,7 +71,8 @@ def inspect_file(
         )
     elif by_name or is_checkpoint(path):
         return {"kind": "model", **_describe_model(path, model_io, selection)}
-    from .media.animations.reading import describe_animation, is_animation
+    from .media.animations.reading import describe_animation
+    from .media.animations.structure import is_animation
     from .media.demux.description import describe
 
     if suffix in ANIMATION_SUFFIXES and is_animation(path):

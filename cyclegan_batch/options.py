@@ -7,7 +7,7 @@ help: ``--help`` and docs/options.md are made from this table.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -367,6 +367,11 @@ class TranslateOptions:
                 f"{MOST_STRENGTH:g}, got {self.temporal!r}"
             )
         return strength
+
+    @property
+    def replacing(self) -> TranslateOptions:
+        """These options for outputs that this job may replace, whatever they say of others."""
+        return replace(self, overwrite=True, skip_existing=False)
 
     @property
     def deinterlaces(self) -> bool:

@@ -9,15 +9,17 @@ it shows, and it is replaced, left or refused by the same rules.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from .._version import __version__
 from ..errors import InputError, OutputError, OutputInUseError
+from ..files import LONGEST_NAME
 from ..frames import Geometry, Pixels, Size
 from ..media.formats import PIPE, Entry
+from ..option_table import options_given
 from ..options import ComparisonLayout, TranslateOptions
 from ..remote import is_remote
 from ..wording import Note, printable
@@ -48,9 +50,6 @@ and it depends on its output."""
 
 _COMPARED = frozenset({"video", "image", "pattern", "pipe"})
 """Kinds of inputs whose outputs are compared; a pipe is refused."""
-
-_LONGEST_NAME = 255
-"""Bytes of a name on most file systems."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def plan_comparisons(
             continue
         own = options
         if entry.output in standings.resumed:
-            own = replace(options, overwrite=True, skip_existing=False)
+            own = options.replacing
         try:
             plan = _plan(original.source, entry.output, own, output_size)
         except (InputError, OutputError) as error:
@@ -331,13 +330,9 @@ def _plan(
 
 def _job(options: TranslateOptions) -> Job:
     """Return what comparisons depend on besides the outputs that they show."""
-    default = TranslateOptions()
     names = ("compare", *_ENCODING)
-    values: Mapping[str, object] = {
-        name: getattr(options, name)
-        for name in names
-        if getattr(options, name) != getattr(default, name)
-    }
+    given = [option.name for option in options_given(options) if option.name in names]
+    values = {name: getattr(options, name) for name in given}
     return Job(kind="comparison", values={"version": __version__, **values})
 
 
@@ -359,7 +354,7 @@ def _checked_path(entry: Entry) -> Path:
             f"{name}: numbered images have no comparison; name a video as OUTPUT, or leave out "
             "--compare"
         )
-    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
         raise OutputError(
             f"{name}: the name of its comparison, {printable(path.name)}, is too long for a file "
             "system; choose a shorter name, or leave out --compare"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import CycleganBatchError, InputError, OutputError, OutputInUseError
-from ..files import OutputLock, output_error, refuse_existing, remove_leftovers
+from ..files import OutputLock, remove_leftovers
 from ..media import Dropped, Whole, Written
 from ..wording import printable
 from .job_folder import digest_of, name_of
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ..media.images.shards import ImageShard
     from ..media.mux.joined_video import Stretch
     from ..media.video.plan import VideoPlan
+    from ..media.video.sink import OutputHold
     from .plan import JobPlan
 
 
@@ -61,7 +62,7 @@ class RefusedUnit:
 class _Hold:
     """A lock that is released when the last unit that needs it has ended."""
 
-    lock: OutputLock | None
+    lock: OutputLock | OutputHold | None
     needed_by: int = 1
 
     def let_go(self) -> None:
@@ -428,7 +429,7 @@ def _rest(task: _Task) -> _Task | None:
     if isinstance(unit, (VideoUnit, JoinUnit)):
         if unit.plan.output in task.existed:
             return task
-        options = replace(unit.plan.options, overwrite=True, skip_existing=False)
+        options = unit.plan.options.replacing
         return replace(task, unit=replace(unit, plan=replace(unit.plan, options=options)))
     if isinstance(unit, TarUnit):
         if unit.plan.output in task.existed:
@@ -466,19 +467,10 @@ def _killed(name: str, how: str) -> InputError:
     return InputError(f"{name}: the worker process that translated it was {how}; twice; {advice}")
 
 
-def _locked(plan: VideoPlan) -> OutputLock:
+def _locked(plan: VideoPlan) -> OutputHold:
     """Lock the output of a video, as its sink does for one in one piece. Raises OutputError."""
-    try:
-        plan.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise output_error(plan.output, error) from error
-    lock = OutputLock(plan.output)
-    if not plan.options.overwrite:
-        try:
-            existing = plan.existing()
-            if existing is not None:
-                refuse_existing(existing)
-        except OutputError:
-            lock.release()
-            raise
-    return lock
+    from ..media.video.sink import OutputHold
+
+    hold = OutputHold(plan)
+    hold.begin()
+    return hold

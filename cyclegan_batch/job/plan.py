@@ -381,7 +381,7 @@ def _plan_videos(
                 raise InputError(why_unread(entry))
             own = options
             if entry.output in state.resumed:
-                own = replace(options, overwrite=True, skip_existing=False)
+                own = options.replacing
             videos.append(_plan_video(entry, card, own))
         except (InputError, OutputError) as error:
             if options.on_error == "fail" or total == 1:

@@ -81,7 +81,7 @@ def _frame(plan: JobPlan, source: VideoPlan | TarPlan | Entry, place: float) -> 
     """Return the frame at ``place`` (0 the beginning, 1 the end) of an input, ``(H, W, 3)``."""
     if isinstance(source, Entry):
         # With overwrite, an existing output of the job is not refused; it is not touched either.
-        options = replace(plan.options, overwrite=True, skip_existing=False)
+        options = plan.options.replacing
         shard = plan_images([source], options, pixel_type=plan.model.card.pixel_type)[0]
         return first_frame(ImageSource(shard), printable(source.source))
     if isinstance(source, TarPlan):

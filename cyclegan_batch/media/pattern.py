@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import LONGEST_NAME
 from ..wording import printable
 
 _TOKEN = re.compile(r"%([0-9]{0,9})([%d])|([^%]+)")
-_LONGEST_NAME = 255
-"""Bytes of a file's name, at most; a name of a billion digits would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ def parse_pattern(name: str) -> Pattern | None:
         else:
             parts[-1] += text or "%"
         end = token.end()
-    if end != len(name) or len(parts) != 2 or digits > _LONGEST_NAME:
+    # A name of a billion digits would fill the memory.
+    if end != len(name) or len(parts) != 2 or digits > LONGEST_NAME:
         return None
     return Pattern(parts[0], digits, parts[1])
 

@@ -239,11 +239,10 @@ def moves(path: Path, suffixes: Collection[str]) -> bool:
     if path.suffix.lower() not in suffixes:
         return False
     # Imported here, since most jobs have no such file.
-    from ...media.animations.structure import has_several_frames
+    from ...media.animations.structure import is_animation
 
     try:
-        with path.open("rb") as file:
-            return has_several_frames(file)
+        return is_animation(path)
     except OSError as error:
         raise unreadable(path, error) from error
 

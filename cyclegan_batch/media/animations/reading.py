@@ -33,7 +33,7 @@ from ..images.codec import decode_picture
 from ..images.headers import read_header
 from ..images.png import SIGNATURE
 from ..images.png_writer import chunk
-from .structure import Piece, Structure, has_several_frames, read_structure
+from .structure import Piece, Structure, read_structure
 
 Canvas: TypeAlias = npt.NDArray[np.uint8]
 """``(H, W, 4)``: red, green, blue and alpha; the colours are not multiplied by it."""
@@ -43,15 +43,6 @@ ANIMATIONS = frozenset({"gif", "apng", "webp"})
 
 _FINEST_CLOCK = 100_000
 """Ticks a second of the clock of an APNG whose times have no smaller common one."""
-
-
-def is_animation(path: Path) -> bool:
-    """Return whether a file is an animated image, by no more of it than that needs.
-
-    Raises OSError where it cannot be read.
-    """
-    with path.open("rb") as file:
-        return has_several_frames(file)
 
 
 def describe_animation(path: Path, *, max_pixels: int) -> MediaInfo | None:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
 
 from ...errors import InputError
@@ -81,6 +82,15 @@ def sniffed(head: bytes) -> AnimationFormat | None:
     # The flags of the extended header (RFC 9649, 2.7.1).
     is_webp = head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X"
     return "webp" if is_webp and len(head) > 20 and head[20] & 2 else None
+
+
+def is_animation(path: Path) -> bool:
+    """Return whether a file is an animated image, by no more of it than that needs.
+
+    Raises OSError where it cannot be read.
+    """
+    with path.open("rb") as file:
+        return has_several_frames(file)
 
 
 def has_several_frames(file: BinaryIO) -> bool:

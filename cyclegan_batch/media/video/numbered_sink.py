@@ -22,10 +22,9 @@ from ...files import publish, size_of, temporary_path
 from ...frames import Frame
 from ...wording import Note, printable
 from .. import Dropped, Written
-from ..alpha import Alpha
+from ..alpha import alpha_samples
 from ..images.codec import Extras, encode_picture
 from ..images.lots import Lot, Partial
-from ..images.tiff import Samples
 from ..mux.joined_video import Stretch
 from ..pattern import as_spans, numbered_files, parse_pattern
 from .numbered import colour_chunks, format_of
@@ -72,7 +71,11 @@ class _Images:
         assert isinstance(timing, Timing)
         number = plan.image_number(frame.index, timing)
         path = _path(plan, number)
-        alpha = None if timing.alpha is None else _alpha_samples(timing.alpha)
+        alpha = None
+        if timing.alpha is not None:
+            height, width = timing.alpha.values.shape[:2]
+            bits = 8 if timing.alpha.bits == 8 else 16
+            alpha = np.ascontiguousarray(alpha_samples(timing.alpha, (height, width), bits))
         try:
             data = encode_picture(
                 frame.pixels,
@@ -300,12 +303,3 @@ def _path(plan: VideoPlan, number: int) -> Path:
     pattern = parse_pattern(plan.output.name)
     assert pattern is not None
     return plan.output.with_name(pattern.name(number))
-
-
-def _alpha_samples(alpha: Alpha) -> Samples:
-    """Return alpha as `images.codec` takes it: 8 bits, or the full range of 16."""
-    if alpha.bits == 8:
-        return np.ascontiguousarray(alpha.values)
-    top = 2**alpha.bits - 1
-    deep: Samples = np.rint(alpha.values.astype(np.float32) * (65535 / top)).astype(np.uint16)
-    return deep

@@ -20,8 +20,8 @@ from cyclegan_batch.media.animations.reading import (
     Shown,
     Unreadable,
     describe_animation,
-    is_animation,
 )
+from cyclegan_batch.media.animations.structure import is_animation
 from cyclegan_batch.options import MAX_PIXELS, TranslateOptions
 from cyclegan_batch.wording import grouped
 from tests.media.identity import plan, run, seen

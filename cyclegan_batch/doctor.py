@@ -21,6 +21,7 @@ from .machine import (
     cpu_threads,
     default_cache_dir,
     installed_versions,
+    jetson_linux,
     nvidia_driver,
     nvidia_gpus,
     own_scheduling,
@@ -70,6 +71,15 @@ class GPUs(TypedDict):
     """Version of the driver."""
 
 
+class Jetson(TypedDict):
+    """The software of a Jetson."""
+
+    linux: str
+    """The release of Jetson Linux, such as ``36.4.3``."""
+    jetpack: str | None
+    """The JetPack that it belongs to and its TensorRT, in words; None where it is older than 6."""
+
+
 class Runtime(TypedDict):
     """An installed runtime; ``error`` is None where it loads."""
 
@@ -100,6 +110,7 @@ class Report(TypedDict):
     version: str
     system: System
     gpus: GPUs
+    jetson: Jetson | None
     packages: dict[str, str]
     runtimes: dict[str, Runtime]
     ffmpeg: FFmpeg
@@ -115,6 +126,7 @@ def examine(cache_dir: Path | None = None) -> Report:
         "version": __version__,
         "system": _system(),
         "gpus": _gpus(),
+        "jetson": _jetson(),
         "packages": installed_versions(_PACKAGES),
         "runtimes": _runtimes(),
         "ffmpeg": _ffmpeg(),
@@ -137,6 +149,7 @@ def lines(report: Report) -> list[str]:
         f"System     {system['os']}, Python {system['python']}",
         f"CPU        {system['cpu']}, {system['threads']} threads{memory}",
         f"GPUs       {', '.join(gpus['names']) + driver if gpus['names'] else 'none'}",
+        *_jetson_lines(report["jetson"]),
         f"Packages   {_pairs(report['packages'])}",
         *_runtime_lines(report["runtimes"]),
         f"FFmpeg     {libraries if ffmpeg['version'] else 'none: pip install av'}",
@@ -146,6 +159,14 @@ def lines(report: Report) -> list[str]:
         ),
         f"Cache      {cache['path']}, {size}",
         *(f"Warning    {warning}" for warning in report["warnings"]),
+    ]
+
+
+def _jetson_lines(jetson: Jetson | None) -> list[str]:
+    if jetson is None:
+        return []
+    return [
+        f"Jetson     Jetson Linux {jetson['linux']}, {jetson['jetpack'] or 'JetPack 5 or older'}"
     ]
 
 
@@ -222,6 +243,19 @@ def _gpus() -> GPUs:
     return {"names": list(nvidia_gpus()), "driver": nvidia_driver()}
 
 
+def _jetson() -> Jetson | None:
+    linux = jetson_linux()
+    if linux is None:
+        return None
+    from .backends.tensorrt.jetpack import jetpack_of
+
+    jetpack = jetpack_of(linux)
+    return {
+        "linux": ".".join(map(str, linux)),
+        "jetpack": None if jetpack is None else jetpack.words,
+    }
+
+
 def _runtimes() -> dict[str, Runtime]:
     return {
         name: _runtime(name, version) for name, version in installed_versions(_RUNTIMES).items()
@@ -240,7 +274,10 @@ def _runtime(name: str, version: str) -> Runtime:
 def _offers(name: str) -> list[str] | None:
     """Load a runtime and return its providers or devices. Raises whatever the import raises."""
     if name.startswith("onnxruntime"):
-        return list(importlib.import_module("onnxruntime").get_available_providers())
+        providers = importlib.import_module("onnxruntime").get_available_providers()
+        return [
+            _tried_cuda(each) if each == "CUDAExecutionProvider" else each for each in providers
+        ]
     if name == "openvino":
         from .backends.openvino import import_openvino
 
@@ -251,6 +288,16 @@ def _offers(name: str) -> list[str] | None:
         importlib.import_module("cuda.bindings.runtime")
         return [f"experimental, with cuda-bindings {metadata.version('cuda-bindings')}"]
     return None  # torch is not imported here
+
+
+def _tried_cuda(provider: str) -> str:
+    """Return the name of onnxruntime's provider for CUDA, with what became of one node on it."""
+    if not nvidia_gpus():
+        return f"{provider} (no GPU)"
+    from .backends.onnxruntime_cuda import cuda_fault
+
+    fault = cuda_fault(0)
+    return f"{provider} ({'computes' if fault is None else f'does not run: {fault}'})"
 
 
 def _ffmpeg() -> FFmpeg:
@@ -287,6 +334,13 @@ def _warnings() -> list[str]:
             "opencv-python and opencv-python-headless are both installed and overwrite each other; "
             "pip uninstall both, then pip install opencv-python-headless"
         )
+    linux = jetson_linux()
+    if linux is not None:
+        from .backends.tensorrt.jetpack import fault_of, jetpack_of
+
+        tensorrt = installed_versions(("tensorrt-cu13",)).get("tensorrt-cu13")
+        if fault := fault_of(jetpack_of(linux), tensorrt):
+            warnings.append(fault)
     return warnings
 
 

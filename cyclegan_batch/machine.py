@@ -132,6 +132,19 @@ def nvidia_driver() -> str | None:
     return None
 
 
+_TEGRA_RELEASE = Path("/etc/nv_tegra_release")
+"""A file that every Jetson has. Its first line is like ``# R36 (release), REVISION: 4.3, …``."""
+
+
+def jetson_linux() -> tuple[int, ...] | None:
+    """Return the release of Jetson Linux, such as (36, 4, 3); None where this is no Jetson."""
+    with contextlib.suppress(OSError):
+        text = _TEGRA_RELEASE.read_text(errors="replace")
+        if match := re.match(r"# R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)", text):
+            return (int(match[1]), *map(int, match[2].split(".")))
+    return None
+
+
 _NO_DEVICE = 100
 """CUDA_ERROR_NO_DEVICE: there is no GPU, or none is visible."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cyclegan_batch import doctor, machine
+from tests.backends.conftest import put_cuda_in_place
 from tests.synthesis import fake_tensorrt
 
 
@@ -36,8 +37,8 @@ def test_the_report_holds_every_part_and_is_plain_values(tmp_path: Path) -> None
     report = json.loads(json.dumps(doctor.examine(tmp_path)))
 
     assert set(report) == {
-        "version", "system", "gpus", "packages", "runtimes", "ffmpeg", "encoders", "cache",
-        "warnings",
+        "version", "system", "gpus", "jetson", "packages", "runtimes", "ffmpeg", "encoders",
+        "cache", "warnings",
     }  # fmt: skip
     assert report["system"]["threads"] >= 1
     assert report["packages"]["av"] == metadata.version("av")
@@ -145,6 +146,27 @@ def test_a_runtime_that_does_not_load_is_reported_with_its_reason(
     said = "\n".join(doctor.lines(report))
     assert "onnxruntime 1.0: CPUExecutionProvider" in said
     assert "openvino 2.0: cannot be loaded, libtbb.so.12" in said
+
+
+@pytest.mark.behaviour(36)
+def test_a_listed_cuda_is_tried_with_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, onnxruntime_gpu="1.25")
+
+    def said() -> str:
+        return "\n".join(doctor.lines(doctor.examine()))
+
+    fake = put_cuda_in_place(monkeypatch)
+    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: ())
+    assert "CUDAExecutionProvider (no GPU), CPUExecutionProvider" in said()
+    assert fake.nodes == 0
+    monkeypatch.setattr(doctor, "nvidia_gpus", lambda: ("Orin",))
+    assert "CUDAExecutionProvider (computes), CPUExecutionProvider" in said()
+    fake = put_cuda_in_place(monkeypatch)
+    monkeypatch.setattr(fake, "other_chips", True)
+    assert (
+        "CUDAExecutionProvider (does not run: it cannot compute a single node there (CUDA error "
+        "cudaErrorNoKernelImageForDevice:no kernel image" in said()
+    )
 
 
 def test_no_runtime_at_all_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,3 +350,73 @@ def test_tensorrt_is_reported_with_what_it_needs_besides(monkeypatch: pytest.Mon
     )
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     assert "tensorrt-cu13 11.4: cannot be loaded" in "\n".join(doctor.lines(doctor.examine()))
+
+
+@pytest.mark.behaviour(36)
+@pytest.mark.parametrize(
+    ("release", "tensorrt", "words", "warning"),
+    [
+        ("R35 (release), REVISION: 4.1", None, "35.4.1, JetPack 5 or older", "older than 6 has no"),
+        (
+            "R36 (release), REVISION: 4.3",
+            "10.16.1.11",
+            "36.4.3, JetPack 6 (TensorRT 10.3)",
+            "is for CUDA 13, and JetPack 6 (TensorRT 10.3) has CUDA 12: it cannot run here; use a",
+        ),
+        (
+            "R38 (release), REVISION: 4.0",
+            None,
+            "38.4.0, JetPack 7.0 (TensorRT 10.13)",
+            "or later, and JetPack 7.0 (TensorRT 10.13) is older; update to JetPack 7.2, or use a",
+        ),
+        ("R39 (release), REVISION: 2.0", None, "39.2.0, JetPack 7.2 (TensorRT 10.16.2)", None),
+        ("R39 (release), REVISION: 2.0", "10.16.1.11", "39.2.0, JetPack 7.2", None),
+        (
+            "R39 (release), REVISION: 2.1",
+            "11.3.0",
+            "39.2.1, JetPack 7.2 (TensorRT 10.16.2)",
+            'pip install "cyclegan-batch[tensorrt]" "tensorrt-cu13==10.16.*"',
+        ),
+        (
+            "R39 (release), REVISION: 2.2",
+            "11.4.1.2",
+            "39.2.2, JetPack 7.2.2 (TensorRT 11.4.1",
+            None,
+        ),
+        (
+            "R39 (release), REVISION: 2.2",
+            "11.4.0.106",
+            "39.2.2, JetPack 7.2.2 (TensorRT 11.4.1)",
+            "tensorrt-cu13 11.4.0.106 does not support JetPack 7.2.2 (TensorRT 11.4.1); pip",
+        ),
+        ("R40 (release), REVISION: 1", "12.0", "40.1, JetPack 7.2.2 (TensorRT 11.4.1)", None),
+    ],
+)
+def test_a_jetson_is_told_which_tensorrt_it_can_have(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    release: str,
+    tensorrt: str | None,
+    words: str,
+    warning: str | None,
+) -> None:
+    file = tmp_path / "nv_tegra_release"
+    file.write_text(f"# {release}, GCID: 38968081, BOARD: generic, EABI: aarch64\n# KERNEL: oot\n")
+    monkeypatch.setattr(machine, "_TEGRA_RELEASE", file)
+    monkeypatch.setattr(doctor, "_runtimes", dict)
+    installed(monkeypatch, **({"tensorrt_cu13": tensorrt} if tensorrt else {}))
+    report = json.loads(json.dumps(doctor.examine()))
+    assert f"Jetson     Jetson Linux {words}" in "\n".join(doctor.lines(report))
+    assert len(report["warnings"]) == (warning is not None)
+    assert (warning or "") in "".join(report["warnings"])
+
+
+def test_what_is_no_jetson_says_nothing_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "nv_tegra_release"
+    monkeypatch.setattr(machine, "_TEGRA_RELEASE", file)
+    assert machine.jetson_linux() is None
+    file.write_text("of another form\n")
+    assert machine.jetson_linux() is None
+    assert doctor.examine()["jetson"] is None

@@ -191,10 +191,10 @@ def _candidates(model: Model, backend: str, device: str, precision: str) -> list
         on_cpu = ["onnxruntime"]
     candidates = [(name, "cpu") for name in on_cpu]
     if device == "auto":
-        from .onnxruntime_cuda import precision_on_cuda, sees_cuda
+        from .onnxruntime_cuda import lists_cuda, precision_on_cuda
 
         on_gpu = precision_on_cuda(model.card, precision)
-        if ("onnxruntime", on_gpu) in MEASURED_ON_GPU and sees_cuda():
+        if ("onnxruntime", on_gpu) in MEASURED_ON_GPU and lists_cuda():
             candidates.insert(0, ("onnxruntime", "cuda:0"))
     return candidates
 

@@ -12,6 +12,7 @@ for each shape and replays it. Which one is the fastest has not been measured.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import threading
 from collections import Counter
@@ -22,11 +23,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal, Protocol, SupportsInt, TypeAlias
 
+import numpy as np
+import onnx
+
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from ..frames import Pixels
 from ..machine import nvidia_gpus
 from ..models.model import INPUT, OUTPUT, Model, ModelCard, graph_with_values, widest_tensor
-from ..wording import Note
+from ..wording import Note, first_line
 from .common import Backend, batch_within_index, checked, failure_of, in_batches
 from .cuda import Buffers, Cuda, Turns
 from .onnxruntime import (
@@ -316,13 +320,59 @@ def precision_on_cuda(card: ModelCard, precision: str) -> str:
     return "tf32" if card.precision == "fp32" and precision != "fp32" else card.precision
 
 
-def sees_cuda() -> bool:
-    """Tell whether the installed onnxruntime was built for CUDA and the machine has a GPU."""
+def lists_cuda() -> bool:
+    """Tell whether the installed onnxruntime was built for CUDA and the machine has a GPU.
+
+    That proves nothing: `cuda_fault` tells whether it computes there.
+    """
     try:
         onnxruntime = import_onnxruntime()
     except BackendUnavailableError:
         return False
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers() and bool(nvidia_gpus())
+
+
+def sees_cuda() -> bool:
+    """Tell whether the installed onnxruntime computes on this machine's first GPU."""
+    return lists_cuda() and cuda_fault(0) is None
+
+
+@functools.cache
+def cuda_fault(index: int) -> str | None:
+    """Let the GPU of this index compute one node; return why it cannot, None where it can.
+
+    A wheel that was built for other chips lists CUDA, opens a session, and fails at the first
+    kernel with cudaErrorNoKernelImageForDevice. The node is computed once in a process. For an
+    onnxruntime that lists CUDA.
+    """
+    onnxruntime = import_onnxruntime()
+    _load_libraries(onnxruntime)
+    providers = [("CUDAExecutionProvider", {"device_id": str(index)})]
+    try:
+        session = onnxruntime.InferenceSession(
+            _one_node(), session_options(1), providers=providers, enable_fallback=0
+        )
+        # Where a provider cannot start, onnxruntime uses the CPU and only writes it to its log.
+        if session.get_providers()[0] != "CUDAExecutionProvider":
+            return 'its CUDA or cuDNN libraries cannot be loaded; pip install "cyclegan-batch[gpu]"'
+        session.run(["out"], {"in": np.ones(1, np.float32)})
+    # onnxruntime has no exception of its own for this.
+    except Exception as error:
+        return (
+            f"it cannot compute a single node there ({first_line(error)}); install an "
+            "onnxruntime-gpu that was built for this GPU, its CUDA and its driver"
+        )
+    return None
+
+
+def _one_node() -> bytes:
+    """Return a graph of one Neg, for which a GPU starts a kernel of onnxruntime's own."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    values = [helper.make_tensor_value_info(name, kind, [1]) for name in ("in", "out")]
+    node = helper.make_node("Neg", ["in"], ["out"])
+    graph = helper.make_graph([node], "one_node", values[:1], values[1:])
+    opset = helper.make_opsetid("", 18)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=8).SerializeToString()
 
 
 def both_wheels() -> bool:
@@ -356,13 +406,11 @@ def _session(
     # A pattern would allocate once more in the second run of a shape, which may be recorded.
     options.enable_mem_pattern = cuda.get("enable_cuda_graph") != "1"
     session = open_session(graph, card, device, options, providers)
-    # Where a provider cannot start, onnxruntime uses the CPU and only writes it to its log.
     first = session.get_providers()[0]
     if first != "CUDAExecutionProvider":
         raise BackendUnavailableError(
-            f"onnxruntime was asked for {device} and uses {first}: its CUDA or cuDNN libraries "
-            'cannot be loaded; pip install "cyclegan-batch[gpu]", see cyclegan-batch doctor, or '
-            "pass --device cpu"
+            f"onnxruntime was asked for {device} and uses {first}: its CUDA provider does not "
+            "start; see cyclegan-batch doctor, or pass --device cpu"
         )
     return session
 
@@ -389,7 +437,7 @@ def _nodes_on_cpu(session: Session, card: ModelCard, device: str) -> tuple[Note,
 
 
 def _check_cuda(onnxruntime: ModuleType, device: str) -> None:
-    """Refuse CUDA where this onnxruntime has none, and load its libraries. Raises BackendError."""
+    """Refuse CUDA where this onnxruntime has none that works. Raises BackendError."""
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         if both_wheels():
             raise BackendUnavailableError(
@@ -402,7 +450,18 @@ def _check_cuda(onnxruntime: ModuleType, device: str) -> None:
             f"{', '.join(onnxruntime.get_available_providers())}); pip uninstall onnxruntime, then "
             'pip install "cyclegan-batch[gpu]"; or pass --device cpu'
         )
+    _load_libraries(onnxruntime)
+    fault = cuda_fault(int(device.partition(":")[2]))
+    if fault is not None:
+        raise BackendUnavailableError(
+            f"onnxruntime was asked for {device} and does not run on it: {fault}; or pass "
+            "--device cpu"
+        )
+
+
+def _load_libraries(onnxruntime: ModuleType) -> None:
+    """Load CUDA's libraries from their wheels."""
     # preload_dlls prints the libraries that it does not find. Without one the session fails, which
-    # `_session` reports.
+    # is reported then.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(OSError):
         onnxruntime.preload_dlls()

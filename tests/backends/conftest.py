@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from cyclegan_batch.backends import ONNX_BACKENDS
+from cyclegan_batch.backends import ONNX_BACKENDS, onnxruntime_cuda
 from cyclegan_batch.frames import Pixels
 from cyclegan_batch.models.model import Model, open_model
 from tests.needs import need
@@ -88,6 +89,11 @@ def put_cuda_in_place(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
     monkeypatch.setattr(FakeSession, "fails", None)
     monkeypatch.setattr(FakeSession, "first", "CUDAExecutionProvider")
     monkeypatch.setattr(FakeSession, "on_cpu", ())
+    monkeypatch.setattr(FakeSession, "other_chips", False)
+    monkeypatch.setattr(FakeSession, "nodes", 0)
+    # What it keeps is of one process, and so here of one test.
+    fresh = functools.cache(onnxruntime_cuda.cuda_fault.__wrapped__)
+    monkeypatch.setattr(onnxruntime_cuda, "cuda_fault", fresh)
     return FakeSession
 
 

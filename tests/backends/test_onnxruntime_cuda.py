@@ -20,7 +20,7 @@ from cyclegan_batch.frames import PixelType, as_pixel_type
 from cyclegan_batch.models.model import Model, open_model, widest_tensor
 from cyclegan_batch.models.parity import parity
 from cyclegan_batch.wording import grouped
-from tests.backends.conftest import reference
+from tests.backends.conftest import TF32, measured, reference
 from tests.backends.test_common import OUT_OF_MEMORY
 from tests.needs import package
 from tests.synthesis import generators
@@ -56,8 +56,58 @@ def test_a_gpu_that_silently_became_the_cpu_errors(
     resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeSession, "first", "CPUExecutionProvider")
+    match = "asked for cuda:0 and does not run on it: its CUDA or cuDNN libraries cannot be loaded"
+    with pytest.raises(BackendUnavailableError, match=match):
+        open_backend(resnet, device="cuda")
+
+
+def test_a_provider_that_starts_for_one_node_and_not_for_the_model_errors(
+    resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime_cuda, "cuda_fault", lambda index: None)
+    monkeypatch.setattr(FakeSession, "first", "CPUExecutionProvider")
     with pytest.raises(BackendUnavailableError, match="asked for cuda:0 and uses CPUExecution"):
         open_backend(resnet, device="cuda")
+
+
+@pytest.mark.behaviour(31)
+def test_a_cuda_that_is_listed_and_computes_nothing_is_not_used(
+    resnet: Model, cuda: type[FakeSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wheel that was built for other chips: a session opens, and the first kernel fails."""
+    assert onnxruntime_cuda.sees_cuda()
+    onnxruntime_cuda.cuda_fault.cache_clear()
+    monkeypatch.setattr(FakeSession, "other_chips", True)
+    monkeypatch.setattr(FakeSession, "nodes", 0)
+    assert onnxruntime_cuda.lists_cuda()
+    assert not onnxruntime_cuda.sees_cuda()
+    match = (
+        r"does not run on it: .*\(CUDA error cudaErrorNoKernelImageForDevice.*; or pass --device"
+    )
+    with pytest.raises(BackendUnavailableError, match=match):
+        open_backend(resnet, device="cuda")
+    measured(monkeypatch, TF32)
+    opened = open_backend(resnet)
+    assert opened.device == "cpu"
+    (note,) = grouped(opened.notes)
+    assert "cudaErrorNoKernelImageForDevice" in note
+    assert f"going on with {opened.name} on cpu" in note
+    assert cuda.nodes == 1, "once in a process"
+
+
+def test_no_node_is_computed_where_auto_takes_no_gpu(
+    resnet: Model, cuda: type[FakeSession]
+) -> None:
+    assert open_backend(resnet).device == "cpu"
+    assert cuda.nodes == 0
+
+
+def test_the_one_node_is_one_that_onnxruntime_computes() -> None:
+    onnxruntime = package("onnxruntime")
+    session = onnxruntime.InferenceSession(
+        onnxruntime_cuda._one_node(), providers=["CPUExecutionProvider"]
+    )
+    assert session.run(["out"], {"in": np.ones(1, np.float32)})[0].tolist() == [-1.0]
 
 
 @pytest.mark.behaviour(31)

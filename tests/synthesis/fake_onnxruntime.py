@@ -29,14 +29,20 @@ class FakeSession:
     """The number of frames of each batch."""
     recording: Callable[[], Any] = staticmethod(lambda: None)
     """Called while a graph is recorded."""
+    other_chips: bool = False
+    """Whether its kernels were compiled for other chips than this GPU."""
+    nodes: int = 0
+    """How often the one node was computed that shows whether the GPU computes at all."""
     on_cpu: tuple[str, ...] = ()
     """The kinds of those nodes, of forty, for which CUDA has no kernel."""
 
     def __init__(
         self, graph: bytes, options: Any, providers: list[Any], enable_fallback: int
     ) -> None:
-        FakeSession.sessions.append(SimpleNamespace(options=options, providers=providers))
         assert enable_fallback == 0, "otherwise onnxruntime falls back to the CPU by itself"
+        self.is_one_node = b"one_node" in graph
+        if not self.is_one_node:
+            FakeSession.sessions.append(SimpleNamespace(options=options, providers=providers))
         # onnxruntime 1.31 raises these errors (tried on a CPU).
         if options.entries.get("session.disable_cpu_ep_fallback") == "1":
             if "CPUExecutionProvider" in providers:
@@ -48,7 +54,7 @@ class FakeSession:
         assert set(cuda) <= KNOWN_OPTIONS
         self.stream = cuda.get("user_compute_stream")
         self.graphs = cuda.get("enable_cuda_graph") == "1"
-        assert options.enable_mem_pattern != self.graphs
+        assert self.is_one_node or options.enable_mem_pattern != self.graphs
         self.graph_of: dict[tuple[int, str], tuple[int, int]] = {}
         self.recorded = options.entries.get("session.record_ep_graph_assignment_info") == "1"
 
@@ -66,6 +72,11 @@ class FakeSession:
         ]
 
     def run(self, names: list[str], feed: dict[str, Pixels], options: Any = None) -> list[Pixels]:
+        if self.is_one_node:
+            FakeSession.nodes += 1
+            if self.other_chips:
+                raise RuntimeError(NO_KERNEL_IMAGE)
+            return [-feed["in"]]
         if options is not None and self.fails is not None:
             raise self.fails
         if options is not None:
@@ -122,6 +133,12 @@ class FakeBinding:
         assert shape == self.shape
         self.output = address
 
+
+NO_KERNEL_IMAGE = (
+    "CUDA error cudaErrorNoKernelImageForDevice:no kernel image is available for execution on the "
+    "device\n at cuda_call.cc"
+)
+"""What onnxruntime raises at the first kernel, where its wheel was built for other chips."""
 
 KNOWN_OPTIONS = {
     "device_id", "cudnn_conv_algo_search", "arena_extend_strategy", "use_tf32", "prefer_nhwc",

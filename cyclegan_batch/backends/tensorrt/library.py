@@ -12,7 +12,9 @@ from types import ModuleType
 from typing import Protocol, TypeVar
 
 from ...errors import BackendError, BackendUnavailableError, OutOfMemoryError
+from ...machine import jetson_linux
 from ..common import is_out_of_memory
+from .jetpack import fault_of, jetpack_of
 
 _T = TypeVar("_T")
 
@@ -63,6 +65,10 @@ def import_tensorrt() -> ModuleType:
     try:
         return importlib.import_module("tensorrt")
     except ImportError as error:
+        linux = jetson_linux()
+        fault = None if linux is None else fault_of(jetpack_of(linux), None)
+        if fault is not None:
+            raise BackendUnavailableError(f"tensorrt cannot be loaded: {fault}") from error
         raise BackendUnavailableError(
             f'tensorrt cannot be loaded ({error}); pip install "cyclegan-batch[tensorrt]"; '
             "docs/gpu.md tells where its library comes from"

@@ -20,6 +20,7 @@ import onnx
 
 from cyclegan_batch._version import __version__
 from cyclegan_batch.backends.onnxruntime import open_onnxruntime
+from cyclegan_batch.backends.tensorrt.jetpack import JETPACKS, version_of
 from cyclegan_batch.errors import ModelError, OutputError
 from cyclegan_batch.files import output_error, temporary_path
 from cyclegan_batch.frames import BatchShape, Pixels
@@ -54,14 +55,20 @@ class _Device:
     name: str
     expects: str
     """The software that the device must have."""
+    tensorrt: str
+    """The oldest TensorRT that it may have."""
     opset: int | None
     """The newest opset that its TensorRT reads, where that is known."""
 
 
+_ORIN, _THOR = JETPACKS[:2]
+
 DEVICES: dict[str, _Device] = {
-    "jetson-orin": _Device("a Jetson Orin", "JetPack 6 (TensorRT 10.3) or later", 20),
-    "jetson-thor": _Device("a Jetson Thor", "JetPack 7 (TensorRT 10.13) or later", None),
-    "generic": _Device("a machine with an NVIDIA GPU", "TensorRT 10.3 or later", 20),
+    "jetson-orin": _Device("a Jetson Orin", f"{_ORIN.words} or later", _ORIN.tensorrt, 20),
+    "jetson-thor": _Device("a Jetson Thor", f"{_THOR.words} or later", _THOR.tensorrt, None),
+    "generic": _Device(
+        "a machine with an NVIDIA GPU", f"TensorRT {_ORIN.tensorrt} or later", _ORIN.tensorrt, 20
+    ),
 }
 
 
@@ -167,6 +174,7 @@ def _fill(work: Path, model: Model, target: Target, profile: Profile, golden: _G
         "tool_version": __version__,
         "target": target,
         "expects": device.expects,
+        "least_tensorrt": list(version_of(device.tensorrt)),
         "onnx_sha256": model.graph_sha256,
         "shapes": None if fixed else {key: [*shape, 3] for key, shape in bounds.items()},
         "golden": {
@@ -293,6 +301,8 @@ def _readme(device: _Device, card: ModelCard, profile: Profile, golden: _Golden)
 1. Copy this folder to the device:       scp -r . device:generator
 2. Build the engine there, once:         python3 edge.py build
 3. Verify it before you use it:          python3 edge.py verify
+4. Measure its rate there:               python3 edge.py bench
+5. Translate images:                     python3 edge.py run IN OUT
 
 An engine fits only the GPU and the TensorRT that built it. So it is built on the device, and built
 again after an update of JetPack or TensorRT.
@@ -302,7 +312,8 @@ model.onnx         {card.architecture}, {card.precision}; takes frames of {profi
 card.json          the description of the model, and the settings of edge.py
 golden_input.bin   {golden.description}, {"x".join(map(str, golden.frames.shape))}, raw
 golden_output.bin  their expected translation: {golden.computed_by}
-edge.py            needs trtexec and Python 3.8 or newer, nothing else
+edge.py            needs trtexec and Python 3.8 or newer; run needs TensorRT's Python module, NumPy
+                   and OpenCV as well
 
 The engine passes if it comes as close as half precision should: {LIMITS["half"]}.
 Other frame sizes: export the bundle with --min-shape, --opt-shape and --max-shape.

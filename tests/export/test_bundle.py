@@ -1,8 +1,6 @@
 """A bundle is built and verified on a device that has only trtexec and an old Python.
 
-trtexec here is a stand-in. What it writes for ``--exportOutput`` is written as NVIDIA's source does
-(samples/common/sampleReporting.cpp and sampleUtils.cpp of TensorRT 10.3 and 11.1), since before
-10.16 that is not the JSON that it looks like.
+trtexec here is the stand-in of conftest.py.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -32,60 +29,6 @@ from tests.synthesis import generators
 pytest.importorskip("torch")
 
 from cyclegan_export import edge, export_bundle
-
-TRTEXEC = """
-import json, os, sys
-options = dict(word.lstrip("-").partition("=")[::2] for word in sys.argv[1:])
-mode = os.environ.get("FAKE", "")
-print("&&&& RUNNING TensorRT.trtexec", sys.argv[1:])
-if mode == "fails":
-    sys.exit(print("[W] nothing\\n[E] Error[4]: IBuilder: out of luck") or 3)
-json.dump(sys.argv[1:], open(options.get("saveEngine", "model.engine") + ".options", "a"))
-if "saveEngine" in options:
-    open(options["saveEngine"], "wb").write(open(options["onnx"], "rb").read())
-else:
-    name, path = options["loadInputs"].split(":")
-    values = [255 - value for value in open(path, "rb").read()]
-    if mode == "wrong":
-        values = [min(255, value + 1) for value in values]
-    if mode == "nearly":
-        values[:3] = [value ^ 2 for value in values[:3]]
-    spell = bytes if mode == "10.3" else lambda one: str(one[0]).encode()
-    with open(options["exportOutput"], "wb") as out:
-        out.write(b'[\\n  { "name" : "translated"\\n  , "dimensions" : "1x16x24x3"\\n')
-        out.write(b'  , "values" : [ ' + b", ".join(spell([each]) for each in values))
-        out.write(b" ]\\n  }\\n]\\n" if mode != "short" else b", 7 ]\\n  }\\n]\\n")
-print("&&&& PASSED")
-"""
-
-
-@pytest.fixture
-def device(tmp_path: Path) -> Any:
-    """Return a function that runs the bundle's script with a stand-in trtexec."""
-    place = tmp_path / "bin" / "trtexec"
-    place.parent.mkdir()
-    place.write_text(f"#!{sys.executable}\n{TRTEXEC}")
-    place.chmod(0o755)
-
-    def run(
-        bundle: Path, *words: str, python: str = sys.executable, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        environment.setdefault("PATH", f"{place.parent}:{os.environ['PATH']}")
-        # -I and -S hide the packages that are installed here.
-        command = [python, "-I", "-S", str(bundle / "edge.py"), *words]
-        return subprocess.run(
-            command, env=environment, cwd="/", capture_output=True, text=True, check=False
-        )
-
-    return run
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    """Return a bundle of a generator that inverts."""
-    model = generators.invert(tmp_path / "invert.onnx", trained_size="16")
-    shapes: Any = {"min_shape": (1, 16, 24), "opt_shape": (2, 16, 24), "max_shape": (4, 32, 48)}
-    return export_bundle(model, tmp_path / "for orin", target="jetson-orin", **shapes)
 
 
 def test_a_bundle_says_what_it_is_and_ships_no_engine(bundle: Path) -> None:

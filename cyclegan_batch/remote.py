@@ -32,6 +32,8 @@ from .listings import keep, known, made_status, remember, unnamable
 from .wording import printable
 
 if TYPE_CHECKING:
+    import asyncio
+
     from _typeshed import ReadableBuffer as Buffer
     from _typeshed import WriteableBuffer
     from fsspec import AbstractFileSystem
@@ -515,14 +517,52 @@ def _part_bytes(local: Path) -> int:
 @functools.cache
 def _file_system(protocol: str, process: int) -> AbstractFileSystem:
     """Return fsspec's file system for a protocol; one for each process, as it has a thread."""
+    import logging
+
     import fsspec
 
-    # botocore's own number of connections is 10.
-    options = {"config_kwargs": {"max_pool_connections": _CONNECTIONS}} if protocol == "s3" else {}
+    options: dict[str, object] = {}
+    if protocol == "s3":
+        # botocore's own number of connections is 10.
+        options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS}
+    if fsspec.get_filesystem_class(protocol).async_impl:
+        options["loop"] = _event_loop(process)
+    for library in _LIBRARIES:
+        logging.getLogger(library).addHandler(logging.NullHandler())
     # fsspec drops a listing with the first write beside it; `beneath` keeps its own.
     return fsspec.filesystem(
         protocol, use_listings_cache=False, skip_instance_cache=True, **options
     )
+
+
+@functools.cache
+def _event_loop(process: int) -> asyncio.AbstractEventLoop:
+    """Return the event loop of this process's requests to stores, which runs in a daemon thread.
+
+    It stands in for fsspec's own, which belongs to whoever else uses fsspec in this process. A
+    failure that reaches a loop itself is one that no request waits for: aiohttp sends the body of a
+    request in a task of its own, and where the connection breaks, both that task and the request
+    fail, but only the request's error is raised. By default the loop would print the other one's
+    traceback on standard error. This one logs it at the level DEBUG.
+    """
+    import asyncio
+    import logging
+
+    def log(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        logging.getLogger("asyncio").debug("of a store: %s", context["message"], exc_info=error)
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(log)
+    threading.Thread(target=loop.run_forever, name="stores", daemon=True).start()
+    return loop
+
+
+_LIBRARIES = ("fsspec", "aiobotocore", "s3fs", "gcsfs", "google", "adlfs", "azure")
+"""Loggers of the libraries of stores. They warn of requests that are sent again or that fail, some
+with a traceback. What fails is raised as well, and told in a sentence of ours. Python prints the
+warnings of a logger without a handler on standard error; with a `logging.NullHandler` only the
+handlers that the program itself has set get them."""
 
 
 _CONNECTIONS = 64

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import logging
+import re
+import socket
+import subprocess
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -28,6 +34,10 @@ class Server:
         self._server.start()
         host, port = self._server.get_host_and_port()
         self.url = f"http://{host}:{port}"
+        self.gate: Gate | None = None
+        """What holds requests."""
+        self._application = self._server._server.app
+        self._server._server.app = self._answer
 
     @property
     def environment(self) -> dict[str, str]:
@@ -44,6 +54,90 @@ class Server:
 
     def stop(self) -> None:
         self._server.stop()
+
+    def _answer(self, environ: dict[str, Any], respond: Any) -> Any:
+        gate = self.gate
+        if gate is None or not gate.concerns(environ):
+            return self._application(environ, respond)
+        with gate.passed() as may_pass:
+            if may_pass:
+                return self._application(environ, respond)
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        raise ConnectionResetError
+
+
+class Gate:
+    """Lets ``after`` puts of objects through whose key ``key`` matches, and holds the others.
+
+    So a test disturbs a run while exactly so many objects are there, however fast the machine is.
+    """
+
+    def __init__(self, key: str, after: int) -> None:
+        self._key, self._after = re.compile(key), after
+        self._changed = threading.Condition()
+        self._begun = self._done = 0
+        self._verdict: Literal["held", "open", "refused"] = "held"
+
+    def concerns(self, environ: Mapping[str, Any]) -> bool:
+        """Return whether the gate lets this request through, or holds it."""
+        put = environ["REQUEST_METHOD"] == "PUT"
+        return put and self._key.search(environ["PATH_INFO"]) is not None
+
+    @contextlib.contextmanager
+    def passed(self) -> Iterator[bool]:
+        """Wait for the verdict, and return whether the put may pass."""
+        with self._changed:
+            self._begun += 1
+            self._changed.notify_all()
+            may_pass = self._begun <= self._after
+            if not may_pass:
+                self._changed.wait_for(lambda: self._verdict != "held")
+                may_pass = self._verdict == "open"
+        try:
+            yield may_pass
+        finally:
+            with self._changed:
+                self._done += 1
+                self._changed.notify_all()
+
+    def wait(self, process: subprocess.Popen[Any]) -> None:
+        """Wait until one put is held and all before it are answered; fail where the run ends."""
+
+        def reached() -> bool:
+            return self._begun > self._after == self._done
+
+        with self._changed:
+            while not self._changed.wait_for(reached, 0.1):
+                assert process.poll() is None, "the run has ended before"
+
+    def open(self) -> None:
+        """Let all puts through."""
+        self._decide("open")
+
+    def refuse(self) -> None:
+        """Close the connections of the puts that are held, and of all later ones."""
+        self._decide("refused")
+
+    def _decide(self, verdict: Literal["open", "refused"]) -> None:
+        with self._changed:
+            self._verdict = verdict
+            self._changed.notify_all()
+
+
+@pytest.fixture
+def gate(s3_server: Server) -> Iterator[Callable[[str, int], Gate]]:
+    """Return a function that puts a `Gate` before the S3 server, for the rest of the test."""
+    gates = []
+
+    def put_up(key: str, after: int) -> Gate:
+        s3_server.gate = Gate(key, after)
+        gates.append(s3_server.gate)
+        return s3_server.gate
+
+    yield put_up
+    s3_server.gate = None
+    for each in gates:
+        each.refuse()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import pickle
 import re
@@ -229,6 +231,38 @@ def test_a_store_that_does_not_answer_errors(s3, monkeypatch):
     monkeypatch.setattr(remote, "_file_system", remote._file_system.__wrapped__)
     with pytest.raises(OSError, match="the store does not answer: Could not"):
         (s3 / "a").read_bytes()
+
+
+def test_a_failure_that_no_request_waits_for_is_not_printed(s3, caplog):
+    """As of the task in which aiohttp sends the body of a request whose connection breaks."""
+    import asyncio
+
+    from fsspec.asyn import get_loop
+
+    async def break_down():
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    async def leave_behind():
+        await asyncio.wait([asyncio.ensure_future(break_down())])
+
+    loop = s3._store.loop
+    assert loop is not get_loop(), "fsspec's own belongs to the calling program"
+    with caplog.at_level(logging.DEBUG, "asyncio"):
+        asyncio.run_coroutine_threadsafe(leave_behind(), loop).result(60)
+        gc.collect()  # the loop learns of it when the task is collected
+    told = [each for each in caplog.records if "never retrieved" in each.getMessage()]
+    assert [each.levelname for each in told] == ["DEBUG"]
+    assert "closing transport" in str(told[0].exc_info)
+
+
+@pytest.mark.parametrize("library", ["s3fs", "fsspec.asyn", "aiobotocore.tokens", "gcsfs"])
+def test_a_warning_of_a_library_is_not_printed(s3, library):
+    """Python prints one that no handler takes."""
+    assert s3._store
+    logger = logging.getLogger(library)
+    while logger.parent is not logging.root:
+        logger = logger.parent
+    assert logger.handlers
 
 
 def refused(code: str, message: str) -> Exception:

@@ -326,6 +326,18 @@ def kill_group(process: subprocess.Popen[Any]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def interrupt(process: subprocess.Popen[Any]) -> None:
+    """Send SIGINT to a command, and wait until it has got it."""
+    process.send_signal(signal.SIGINT)
+
+    def is_pending() -> bool:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        masks = [line.split()[1] for line in lines if line.startswith(("SigPnd", "ShdPnd"))]
+        return any(int(mask, 16) >> (signal.SIGINT - 1) & 1 for mask in masks)
+
+    wait_for(lambda: not is_pending())
+
+
 def living(process: subprocess.Popen[Any]) -> list[int]:
     """Return the ids of the processes in the group of a command that have not ended, but its own.
 

@@ -49,7 +49,8 @@ class Option:
     @property
     def flag(self) -> str:
         """Its name on the command line."""
-        return f"--{self.name.replace('_', '-')}"
+        # A word of Python's own cannot be a keyword argument, so the field ends in an underscore.
+        return f"--{self.name.rstrip('_').replace('_', '-')}"
 
 
 def option(

@@ -51,7 +51,8 @@ def export_engine(
             )
         onnx_path = output.with_suffix(".onnx")
         precision = options.precision or "fp32"
-        export_onnx(source, onnx_path, say=say, **options.of_onnx() | {"precision": precision})
+        named = {"precision": precision, "for_": "tensorrt" if precision == "int8" else None}
+        export_onnx(source, onnx_path, say=say, **options.of_onnx() | named)
         model = open_model(onnx_path)
     else:
         check_precision(model, options.precision, half_norm=options.half_norm)

@@ -43,6 +43,7 @@ from .gate import (
     translated_by_torch,
 )
 from .graph import deployable, graph_from_network
+from .options import Int8Runtime
 from .quantise import CALIBRATION_FRAMES, Calibrated, best_int8_graph
 from .samples import Samples, frames_from_files, samples_for
 
@@ -95,6 +96,7 @@ def export_onnx(
     shape: BatchShape | None = None,
     samples: Path | None = None,
     calibrate: Path | None = None,
+    for_: Int8Runtime | None = None,
     verify: bool = True,
     overwrite: bool = False,
     model_io: str | None = None,
@@ -109,7 +111,9 @@ def export_onnx(
     N, H and W that the file accepts; None leaves N free, and H and W free as multiples of what the
     network needs. ``samples``: an image, a video or a folder of them to measure on.
     ``calibrate``: the same, for ``int8`` only, to take the ranges of the values from.
-    ``verify=False`` writes without a measurement, and for ``int8`` quantises every convolution.
+    ``for_``: for what a file in ``int8`` is made, this machine's CPU (None) or TensorRT, whose rate
+    is not measured. ``verify=False`` writes without a measurement, and for ``int8`` quantises every
+    layer.
     ``say`` receives a sentence for each step.
 
     Raises ModelError (also where the file misses the class of its precision), in which case
@@ -126,6 +130,7 @@ def export_onnx(
         shape=shape,
         samples=samples,
         calibrate=calibrate,
+        for_=for_,
         verify=verify,
         model_io=model_io,
         say=say,
@@ -147,6 +152,7 @@ def build_onnx(
     shape: BatchShape | None = None,
     samples: Path | None = None,
     calibrate: Path | None = None,
+    for_: Int8Runtime | None = None,
     verify: bool = True,
     model_io: str | None = None,
     say: Callable[[str], None] = lambda sentence: None,
@@ -156,6 +162,11 @@ def build_onnx(
     Raises ModelError, BackendUnavailableError, InputError.
     """
     _check_calibration(source, precision, calibrate)
+    if for_ is not None and precision != "int8":
+        raise ModelError(
+            f"{printable(source)}: --for is for int8, and {precision} was asked for; leave the "
+            "option out, or pass --precision int8"
+        )
     if half_norm and precision != "fp16":
         raise ModelError(
             f"{printable(source)}: --half-norm is for fp16, and {precision} was asked for; leave "
@@ -169,8 +180,12 @@ def build_onnx(
     for sentence in grouped(candidate.notes):
         say(sentence)
     if calibrate is not None:
-        candidate = _in_int8(candidate, output, calibrate, samples, say, verify=verify)
+        candidate = _in_int8(
+            candidate, output, calibrate, samples, say, runtime=for_ or "cpu", verify=verify
+        )
     measured, words = _measure(candidate, output, samples, say) if verify else (None, UNVERIFIED)
+    if for_ == "tensorrt":
+        words += "; for TensorRT, its rate unknown"
     card: CardFields = {**candidate.card, "parity": words}
     model = model_from_contract(output, candidate.contract, **card)
     return Built(model, measured, candidate.notes)
@@ -315,6 +330,7 @@ def _in_int8(
     samples: Path | None,
     say: Callable[[str], None],
     *,
+    runtime: Int8Runtime,
     verify: bool,
 ) -> _Candidate:
     """Return ``candidate`` quantised, where it stays accurate and is faster. Raises ModelError."""
@@ -323,7 +339,7 @@ def _in_int8(
     calibration_frames = frames_from_files(calibrate, size, CALIBRATION_FRAMES)
     count = len(calibration_frames)
     say(f"taking the ranges of int8 from {count} frames of {printable(calibrate)}")
-    calibrated = Calibrated(output, candidate.contract, calibration_frames)
+    calibrated = Calibrated(output, candidate.contract, calibration_frames, runtime=runtime)
     if verify:
         frames = measured_on.frames
         contract = best_int8_graph(

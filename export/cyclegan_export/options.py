@@ -16,6 +16,9 @@ from cyclegan_batch.options import MODEL, RUN, Direction, FamilyName, FilePrecis
 Target: TypeAlias = Literal["jetson-orin", "jetson-thor", "generic"]
 """The device that a bundle is for."""
 
+Int8Runtime: TypeAlias = Literal["cpu", "tensorrt"]
+"""For what a file in int8 is made."""
+
 FILE = "File"
 MEASURED = "Measurement"
 ENGINE = "TensorRT engine or bundle (experimental)"
@@ -43,6 +46,10 @@ class ExportOptions:
     precision: FilePrecision | None = field(default=None, metadata=option(FILE))
     """Precision of weights and convolutions; the statistics of the norms stay fp32. fp32
     unless given, and fp16 for a bundle."""
+    for_: Int8Runtime | None = field(default=None, metadata=option(FILE))
+    """For what a file in int8 is made: for ``cpu`` it is written only where it is faster on this
+    machine's; for ``tensorrt`` the picture alone decides, and its rate stays unknown until it ran
+    on the GPU. cpu unless given, and tensorrt for an engine and a bundle."""
     half_norm: bool = field(default=False, metadata=option(FILE))
     """Let InstanceNorm take and give half precision, too (fp16): quicker on GPUs, and whether its
     statistics stay fp32 is up to the runtime. Written only where it reaches its class with the norm
@@ -105,6 +112,10 @@ class ExportOptions:
             kind = "bundle"
         elif output.suffix.lower() == ".engine":
             kind = "engine"
+        if kind != "onnx" and self.for_ == "cpu":
+            raise ContradictionError(
+                "--for cpu: an engine and a bundle run by TensorRT; leave the option out"
+            )
         useless = [
             each.flag
             for each in options_given(self)

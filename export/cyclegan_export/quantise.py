@@ -4,8 +4,12 @@ onnxruntime's quantiser puts QDQ nodes around the convolutions: signed, symmetri
 channel. The outputs of convolutions stay float, since the norm behind them divides by their spread
 (on two trained generators this gained 7 to 8 dB). The biases stay float as TensorRT requires.
 
-Some networks lose accuracy by that. `best_int8_graph` keeps the most harmful convolutions float,
-and refuses to quantise where the rest is no faster than FP32.
+For TensorRT both inputs of each residual Add are quantised as well, so that what skips a block is
+kept as INT8 ("Q/DQ Placement Recommendations" in its documentation of explicit quantisation). Its
+rate is not known here, so only the picture decides then.
+
+Some networks lose accuracy by that. `best_int8_graph` keeps the most harmful layers float, and for
+a CPU refuses to quantise where the rest is no faster than FP32.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +38,8 @@ from cyclegan_batch.models.graphs.contract import INPUT, image_axes
 from cyclegan_batch.models.model import Model, model_from_contract
 from cyclegan_batch.models.parity import CLASSES, LIMITS, REQUIRED_CLASS, Parity, parity
 from cyclegan_batch.wording import first_line, printable
+
+from .options import Int8Runtime
 
 CALIBRATION_FRAMES = 16
 
@@ -65,12 +71,12 @@ _REMEDY = "export it in fp32, or run an fp32 file in bf16"
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution that can be quantised."""
+    """A convolution or a residual Add that can be quantised."""
 
     node: str
     """The name of its node."""
     name: str
-    """The name of its weight in the network: ``model.10.conv_block.1``."""
+    """The name of its weight in the network, ``model.10.conv_block.1``; an Add's is its node's."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +86,10 @@ class Row:
     float_layers: tuple[Layer, ...]
     """The most harmful first."""
     parity: Parity
-    """The worse of onnxruntime's and that of the runtime that a translation uses."""
-    rate: float
-    """Frames per second of one thread, relative to FP32 on the same runtime."""
+    """The worse of onnxruntime's and that of the runtime that a translation uses; for TensorRT
+    onnxruntime's."""
+    rate: float | None
+    """Frames per second of one thread, relative to FP32 on the same runtime; None for TensorRT."""
 
 
 @dataclass(frozen=True)
@@ -97,25 +104,38 @@ class Measured:
 
 
 class Calibrated:
-    """A float contract graph and the range of every convolution's input."""
+    """A float contract graph and the ranges of its layers' inputs."""
 
-    def __init__(self, path: Path, contract: onnx.ModelProto, frames: Pixels) -> None:
+    def __init__(
+        self,
+        path: Path,
+        contract: onnx.ModelProto,
+        frames: Pixels,
+        *,
+        runtime: Int8Runtime = "cpu",
+    ) -> None:
         """Run ``frames`` (uint8, of one size that the graph accepts) through the graph.
 
-        Messages name the file ``path``. Raises ModelError, BackendUnavailableError.
+        Messages name the file ``path``. ``runtime``: for what the graph will be quantised. Raises
+        ModelError, BackendUnavailableError.
         """
         self._contract = contract
         self._graph = _with_shapes(path, contract, frames)
+        self.runtime = runtime
         self.layers = _layers(self._graph)
         if not self.layers:
             raise ModelError(
                 f"{printable(path)}: has no convolution with float32 weights, so there is nothing "
                 "that int8 would make faster; export it in fp32"
             )
-        self._ranges = _ranges(path, self._graph, frames)
+        self._kinds: tuple[str, ...] = _CONVOLUTIONS
+        if runtime == "tensorrt":
+            self._kinds = (*_CONVOLUTIONS, "Add")
+            self.layers += _residual_adds(self._graph)
+        self._ranges = _ranges(path, self._graph, frames, self._kinds)
 
     def quantised(self, float_layers: Collection[Layer] = ()) -> onnx.ModelProto:
-        """Return the contract graph with every convolution quantised but ``float_layers``."""
+        """Return the contract graph with every layer quantised but ``float_layers``."""
         tools = _quantisation("qdq_quantizer")
         signed = _quantisation("quant_utils").QuantType.QInt8
         quantiser = tools.QDQQuantizer(
@@ -127,12 +147,12 @@ class Calibrated:
             self._ranges,
             [layer.node for layer in self.layers if layer not in float_layers],
             [],
-            list(_CONVOLUTIONS),
+            list(self._kinds),
             {
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
                 "QuantizeBias": False,
-                "OpTypesToExcludeOutputQuantization": list(_CONVOLUTIONS),
+                "OpTypesToExcludeOutputQuantization": list(self._kinds),
             },
         )
         quantiser.quantize_model()
@@ -164,56 +184,77 @@ def best_int8_graph(
     """Return the fastest INT8 graph whose translation of ``frames`` is close to ``reference``.
 
     ``contract`` and ``card`` are of the graph in FP32. Messages name the file ``path``; ``say``
-    receives the table of what was tried. Raises ModelError where no choice of layers reaches the
-    class of INT8, or where none that does is faster than FP32 by `GAIN`.
+    receives the table of what was tried. For TensorRT it is the graph with the fewest layers in
+    FP32. Raises ModelError where no choice of layers reaches the class of INT8, or where on a CPU
+    none that does is faster than FP32 by `GAIN`.
     """
     required, total = REQUIRED_CLASS["int8"], len(calibrated.layers)
     in_int8: CardFields = {**card, "precision": "int8"}
+    measured_parity = _parity if calibrated.runtime == "tensorrt" else _worst_parity
 
     def model(float_layers: Sequence[Layer]) -> Model:
         return model_from_contract(path, calibrated.quantised(float_layers), **in_int8)
 
-    parities = {0: _worst_parity(model(()), frames, reference)}
+    parities = {0: measured_parity(model(()), frames, reference)}
     ranked: list[Layer] = []
 
     def enough(count: int) -> bool:
-        parities[count] = _worst_parity(model(ranked[:count]), frames, reference)
+        parities[count] = measured_parity(model(ranked[:count]), frames, reference)
         return parities[count].reaches(required)
 
     if not parities[0].reaches(required):
         say(
             f"int8 everywhere is {parities[0].psnr:.1f} dB, where {LIMITS[required]} are needed: "
-            f"trying which of {total} convolutions must stay fp32"
+            f"trying which of {total} {_kind(calibrated)} must stay fp32"
         )
         first = slice(_RANKING_FRAMES)
         ranked += _ranked(calibrated, model, frames[first], reference[first])
         fewest = _fewest(total, enough)
         parities = {n: parities[n] for n in sorted(parities) if fewest is None or n <= fewest}
-    exact = model_from_contract(path, copy.deepcopy(contract), **card)
-    models = [exact, *(model(ranked[:count]) for count in parities)]
-    measured = _measure_rates(models, frames, reference)
+    measured = None
+    rates: list[float | None] = [None] * len(parities)
+    if calibrated.runtime == "cpu":
+        exact = model_from_contract(path, copy.deepcopy(contract), **card)
+        models = [exact, *(model(ranked[:count]) for count in parities)]
+        measured = _measure_rates(models, frames, reference)
+        rates = [*measured.rates[1:]]
     rows = [
         Row(tuple(ranked[:count]), parities[count], rate)
-        for count, rate in zip(parities, measured.rates[1:], strict=True)
+        for count, rate in zip(parities, rates, strict=True)
     ]
     for line in _table(rows, total, measured):
         say(line)
-    return calibrated.quantised(_best_row(path, rows, total, measured.runtime).float_layers)
+    if measured is None:
+        say(
+            "the picture alone decides for TensorRT: its rate is unknown until edge.py bench of a "
+            "bundle, or a translation, has run on the device"
+        )
+    best = _best_row(path, rows, total, None if measured is None else measured.runtime)
+    return calibrated.quantised(best.float_layers)
 
 
-def _best_row(path: Path, rows: Sequence[Row], total: int, runtime: str) -> Row:
-    """Return the fastest row that reaches the class of INT8. Raises ModelError."""
+def _kind(calibrated: Calibrated) -> str:
+    return "layers" if calibrated.runtime == "tensorrt" else "convolutions"
+
+
+def _best_row(path: Path, rows: Sequence[Row], total: int, runtime: str | None) -> Row:
+    """Return the fastest row that reaches the class of INT8. Raises ModelError.
+
+    ``runtime``: the one whose rates they have; None where they have none, and the row with the
+    fewest layers in FP32 is returned.
+    """
     required = REQUIRED_CLASS["int8"]
     accurate = [row for row in rows if row.parity.reaches(required)]
-    best = max(accurate, key=lambda row: row.rate, default=None)
+    best = max(accurate, key=lambda row: (row.rate or 0.0, -len(row.float_layers)), default=None)
     if best is None:
         last = rows[-1]
         raise ModelError(
             f"{printable(path)}: not written: with {len(last.float_layers)} of {total} "
-            f"convolutions left in fp32, int8 is still {last.parity.psnr:.1f} dB where {required} "
-            f"is expected ({LIMITS[required]}); {_REMEDY}"
+            f"{'layers' if runtime is None else 'convolutions'} left in fp32, int8 is still "
+            f"{last.parity.psnr:.1f} dB where {required} is expected ({LIMITS[required]}); "
+            f"{_REMEDY}"
         )
-    if best.rate <= GAIN:
+    if best.rate is not None and best.rate <= GAIN:
         other = "" if runtime == "openvino" else "install OpenVINO, which gains more, or "
         raise ModelError(
             f"{printable(path)}: not written: int8 reaches {required} with "
@@ -321,9 +362,12 @@ def _translated(backend: Backend, frames: Pixels) -> Pixels:
     return backend.infer(as_pixel_type(frames, backend.card.pixel_type))
 
 
-def _table(rows: Sequence[Row], total: int, measured: Measured) -> list[str]:
+def _table(rows: Sequence[Row], total: int, measured: Measured | None) -> list[str]:
     """Return the measurements as lines, one for each choice of layers."""
-    lines = [f"convolutions in fp32 | PSNR | class | rate on {measured.runtime}'s CPU against fp32"]
+    lines = ["layers in fp32 | PSNR | class"]
+    if measured is not None:
+        of = f"rate on {measured.runtime}'s CPU against fp32"
+        lines = [f"convolutions in fp32 | PSNR | class | {of}"]
     for row in rows:
         count = len(row.float_layers)
         names = [layer.name for layer in row.float_layers[:_NAMES_PER_LINE]]
@@ -331,13 +375,14 @@ def _table(rows: Sequence[Row], total: int, measured: Measured) -> list[str]:
             names.append(f"{count - _NAMES_PER_LINE} more")
         layers = f"{count} of {total}" + (f" ({', '.join(names)})" if names else "")
         lines.append(f"{layers} | {_figures(row.parity, row.rate)}")
-    if measured.bf16 is not None:
+    if measured is not None and measured.bf16 is not None:
         lines.append(f"all, the fp32 file run in bf16 | {_figures(*measured.bf16)}")
     return lines
 
 
-def _figures(measured: Parity, rate: float) -> str:
-    return f"{measured.psnr:.1f} dB | {measured.cls} | {rate:.2f}"
+def _figures(measured: Parity, rate: float | None) -> str:
+    last = "" if rate is None else f" | {rate:.2f}"
+    return f"{measured.psnr:.1f} dB | {measured.cls}{last}"
 
 
 # The graph
@@ -356,6 +401,27 @@ def _layers(graph: onnx.ModelProto) -> list[Layer]:
         name = weight.name.removeprefix("generator/").removesuffix(".weight")
         layers.append(Layer(node.name, name))
     return layers
+
+
+def _residual_adds(graph: onnx.ModelProto) -> list[Layer]:
+    """Return the Adds of two images of one shape, neither of which is a constant."""
+    constant = {weight.name for weight in graph.graph.initializer}
+    shapes = dict(_shapes(graph))
+    layers = []
+    for node in graph.graph.node:
+        if constant.issuperset(node.input):
+            constant.update(node.output)
+        elif node.op_type == "Add" and constant.isdisjoint(node.input):
+            one, other = (shapes.get(name) for name in node.input)
+            if one == other and one is not None and len(one) == 4:
+                layers.append(Layer(node.name, node.name.removeprefix("generator/")))
+    return layers
+
+
+def _shapes(graph: onnx.ModelProto) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Return the shape of each tensor between two nodes."""
+    for value in graph.graph.value_info:
+        yield value.name, tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
 
 
 def _with_shapes(path: Path, contract: onnx.ModelProto, frames: Pixels) -> onnx.ModelProto:
@@ -393,8 +459,11 @@ class _Reader:
         return self._left.pop() if self._left else None
 
 
-def _ranges(path: Path, graph: onnx.ModelProto, frames: Pixels) -> Any:
-    """Return the range of every convolution's input and output, in the quantiser's own type."""
+def _ranges(path: Path, graph: onnx.ModelProto, frames: Pixels, kinds: Sequence[str]) -> Any:
+    """Return the ranges of the inputs and outputs of every node of these ``kinds``.
+
+    They are in the quantiser's own type.
+    """
     tools = _quantisation("calibrate")
     (graph_input,) = (value for value in graph.graph.input if value.name == INPUT)
     element = onnx.helper.tensor_dtype_to_np_dtype(graph_input.type.tensor_type.elem_type)
@@ -409,7 +478,7 @@ def _ranges(path: Path, graph: onnx.ModelProto, frames: Pixels) -> Any:
             onnx.save(graph, Path(folder) / "float.onnx")
             calibrator = tools.create_calibrator(
                 Path(folder) / "float.onnx",
-                list(_CONVOLUTIONS),
+                list(kinds),
                 augmented_model_path=str(Path(folder) / "watched.onnx"),
                 calibrate_method=tools.CalibrationMethod.Percentile,
                 extra_options={"percentile": _PERCENTILE, "symmetric": True},

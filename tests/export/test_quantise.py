@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from functools import cache
@@ -441,14 +444,147 @@ def test_calibration_that_cannot_be_read_errors(foreign, tmp_path, name, match):
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_a_bundle_in_int8_errors(foreign, everywhere, tmp_path, pictures):
-    with pytest.raises(ModelError, match="is in int8, and a bundle is fp32 or fp16"):
-        export_bundle(everywhere(RESNET).path, tmp_path / "b", target="generic")
-    with pytest.raises(ModelError, match=r"f\.onnx: --precision int8 .* a bundle is fp32 or fp16"):
-        export_bundle(
-            foreign, tmp_path / "b", target="generic", precision="int8", calibrate=pictures
+# For TensorRT
+
+
+@pytest.fixture
+def no_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every measurement of a rate fail, and every other runtime than the gate's."""
+
+    def measured(*_: object) -> quantise.Measured:
+        raise AssertionError("measured a rate")
+
+    monkeypatch.setattr(quantise, "_measure_rates", measured)
+    monkeypatch.setattr(quantise, "_worst_parity", measured)
+
+
+@pytest.mark.behaviour(33)
+def test_for_tensorrt_both_inputs_of_a_residual_add_are_int8_and_the_picture_decides(
+    foreign, tmp_path, pictures, no_rates
+):
+    said: list[str] = []
+    exported = export_onnx(
+        foreign,
+        tmp_path / "a.onnx",
+        precision="int8",
+        for_="tensorrt",
+        calibrate=pictures,
+        say=said.append,
+    )
+    assert exported.parity is not None
+    assert exported.parity.reaches("coarse")
+    assert exported.card.parity is not None
+    assert exported.card.parity.endswith("; for TensorRT, its rate unknown")
+    (row,) = (line for line in said if line.startswith("0 of 7 | "))
+    assert row.endswith(" dB | coarse") or row.endswith(" dB | near")
+    assert "the picture alone decides for TensorRT: its rate is unknown" in "\n".join(said)
+    proto = onnx.load(exported.path)
+    onnx.checker.check_model(proto, full_check=True)
+    made = {out: node for node in proto.graph.node for out in node.output}
+    values = {each.name: numpy_helper.to_array(each) for each in proto.graph.initializer}
+
+    def leaves(name: str) -> bool:
+        return name in made and made[name].op_type == "DequantizeLinear"
+
+    adds = [node for node in proto.graph.node if node.op_type == "Add"]
+    (residual,) = (node for node in adds if all(map(leaves, node.input)))
+    assert not any(leaves(name) for node in adds if node is not residual for name in node.input)
+    for name in residual.input:
+        enter = made[made[name].input[0]]
+        assert enter.op_type == "QuantizeLinear"
+        zero = values[enter.input[2]]
+        assert (zero.dtype, zero.item()) == (np.int8, 0)
+        assert values[enter.input[1]].shape == ()
+    assert not any(leaves(name) for name in proto.graph.node[-1].input)
+    assert unquantised(exported.path) == []
+
+
+def test_for_tensorrt_a_layer_that_int8_spoils_stays_float(foreign, tmp_path, pictures, no_rates):
+    """The harm of each layer is pretended: the picture of a small network does not suffer."""
+    harm = {"spoils": 20.0}
+
+    def measured(model: Model, frames: Pixels, reference: Pixels, runtime: str = "onnxruntime"):
+        assert runtime == "onnxruntime"
+        graph = onnx.ModelProto.FromString(model.graph).graph
+        made = {out: node.op_type for node in graph.node for out in node.output}
+        (add,) = (
+            node
+            for node in graph.node
+            if node.op_type == "Add" and all(made.get(n) in SOURCES for n in node.input)
         )
-    assert not (tmp_path / "b").exists()
+        spoilt = made[add.input[0]] == "DequantizeLinear"
+        real = quantise.parity(reference, reference)
+        return dataclasses.replace(
+            real, psnr=harm["spoils"] if spoilt else 40.0, cls="none" if spoilt else "coarse"
+        )
+
+    SOURCES = ("DequantizeLinear", "InstanceNormalization", "Relu", "LeakyRelu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantise, "_parity", measured)
+        said: list[str] = []
+        export_onnx(
+            foreign,
+            tmp_path / "a.onnx",
+            precision="int8",
+            for_="tensorrt",
+            calibrate=pictures,
+            say=said.append,
+        )
+    assert "int8 everywhere is 20.0 dB" in "\n".join(said)
+    assert "which of 7 layers must stay fp32" in "\n".join(said)
+    assert any(re.fullmatch(r"1 of 7 \(\d+_Add\) \| 40.0 dB \| coarse", line) for line in said)
+
+
+def test_what_int8_is_for_is_said_without_int8_errors(tmp_path):
+    given = saved(network_of(RESNET), tmp_path)
+    with pytest.raises(ModelError, match=r"--for is for int8, and fp32 was asked for"):
+        export_onnx(given, tmp_path / "a.onnx", for_="tensorrt")
+    done = CliRunner().invoke(
+        cli.main,
+        ["export", str(given), str(tmp_path / "b"), "--bundle", "generic", "--for", "cpu"],
+    )
+    assert (done.exit_code, "--for cpu: an engine and a bundle run by TensorRT" in done.stderr) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.behaviour(33)
+def test_a_bundle_in_int8_demands_its_class_and_says_that_its_rate_is_unknown(
+    foreign, tmp_path, pictures, no_rates, device
+):
+    folder = tmp_path / "b"
+    export_bundle(
+        foreign,
+        folder,
+        target="jetson-orin",
+        precision="int8",
+        calibrate=pictures,
+    )
+    card = json.loads((folder / "card.json").read_text())
+    assert card["model"]["precision"] == "int8"
+    assert card["rule"] == {"psnr": 35.0, "within2": 0.0}
+    said = (folder / "README.txt").read_text()
+    assert "as close as int8 should: 35 dB" in said
+    assert "Whether int8 is faster than half precision on this device is not known: run" in said
+    golden = np.fromfile(folder / "golden_output.bin", np.uint8).astype(int)
+    inverted = 255 - np.fromfile(folder / "golden_input.bin", np.uint8).astype(int)
+    assert device(folder, "build").returncode == 0
+    assert "int8 is worth its loss only where it is faster" in device(folder, "bench").stdout
+    done = device(folder, "verify")
+    assert "where 35 dB are expected; do not use it" in done.stderr, "the stand-in inverts"
+    coarse = np.clip(inverted + 4, 0, 255).astype(np.uint8)
+    assert np.abs(golden - inverted).max() > 4
+    (folder / "golden_output.bin").write_bytes(coarse.tobytes())
+    card["golden"]["output_sha256"] = hashlib.sha256(coarse.tobytes()).hexdigest()
+    (folder / "card.json").write_text(json.dumps(card))
+    assert "the engine's output matches the golden frames: 36." in device(folder, "verify").stdout
+
+
+def test_an_int8_file_of_the_contract_becomes_a_bundle(everywhere, tmp_path):
+    export_bundle(everywhere(RESNET).path, tmp_path / "b", target="generic")
+    card = json.loads((tmp_path / "b" / "card.json").read_text())
+    assert card["rule"]["psnr"] == 35.0
 
 
 # The command
@@ -477,4 +613,16 @@ def test_tensorrt_parses_and_builds_it(config, everywhere):
     pytest.importorskip("tensorrt")
     model = open_model(everywhere(config).path)
     profile = profile_for(model.card, (1, 32, 32), (2, 64, 64), (4, 96, 64))
+    assert engine_from_graph(model.graph, Build(profile), name="a.onnx")
+
+
+@pytest.mark.needs_tensorrt
+def test_tensorrt_parses_and_builds_one_that_is_made_for_it(foreign, tmp_path, pictures):
+    pytest.importorskip("tensorrt")
+    exported = export_onnx(
+        foreign, tmp_path / "a.onnx", precision="int8", for_="tensorrt", calibrate=pictures
+    )
+    model = open_model(exported.path)
+    only = (1, SIDE, SIDE)
+    profile = profile_for(model.card, only, only, only)
     assert engine_from_graph(model.graph, Build(profile), name="a.onnx")

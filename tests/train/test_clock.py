@@ -43,7 +43,7 @@ def time(monkeypatch) -> Time:
         return dict.fromkeys(LOSSES, torch.ones(()))
 
     monkeypatch.setattr(CycleGAN, "step", step)
-    monkeypatch.setattr(run_folder, "losses_png", lambda *_: b"")
+    monkeypatch.setattr(run_folder, "losses_chart", lambda _: b"")
     for module in (run, clock):
         monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=own.monotonic))
     torch.set_num_threads(1)

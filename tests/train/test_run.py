@@ -19,7 +19,16 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
 import safetensors.torch  # noqa: E402 (after the check for torch)
-from cyclegan_train import charts, health, progress, reports, run, run_folder, run_images  # noqa: E402
+from cyclegan_train import (  # noqa: E402
+    charts,
+    curves,
+    health,
+    progress,
+    reports,
+    run,
+    run_folder,
+    run_images,
+)
 from cyclegan_train.cyclegan import LOSSES, CycleGAN  # noqa: E402
 from cyclegan_train.settings import settings_for, settings_from, values_from_toml  # noqa: E402
 
@@ -555,12 +564,40 @@ def test_the_sheet_shows_what_the_generators_make_of_the_pictures(data, whole):
     with torch.no_grad():
         fake = generators[1](real)
         row = [real, fake, generators[0](fake), generators[0](real)]
-    # Two pictures of A first; every 32-pixel picture is shown four times as large.
-    top = 18 + 2 * (128 + 4) + 18
+    # Two pictures of A first; every 32-pixel picture is shown four times as large. Lines of text:
+    # the title, the names of the columns, twice, and the file above each row.
+    top = 18 + 18 + 2 * (18 + 128 + 4) + 18 + 18
     for number, picture in enumerate(row):
         shown = sheet[top : top + 128 : 4, 4 + 132 * number : 132 * (number + 1) : 4]
         levels = ((picture[0] + 1) * 127.5).permute(1, 2, 0).numpy()
         assert np.abs(shown - levels).max() < 3
+
+
+def test_a_sheet_tells_its_epoch_its_weights_and_its_files(data, tmp_path, monkeypatch):
+    told: list[Any] = []
+    monkeypatch.setattr(run_folder, "sheet_png", lambda rows, *text: told.append(text) or b"")
+    train(data, tmp_path / "average", steps=STEPS + 2, ema=0.9)
+    train(data, tmp_path / "raw", n_epochs=1, n_epochs_decay=0)
+    files = ["trainA/0.png", "trainA/2.png", "testB/20.png", "testB/21.png"]
+    assert told == [
+        ("epoch 1, step 5, moving average of the weights (EMA)", files),
+        ("epoch 2, step 7, moving average of the weights (EMA)", files),
+        ("epoch 1, step 5, raw weights", files),
+    ]
+
+
+def test_the_words_of_a_sheet_move_its_images_and_change_none():
+    rows = [[("real_A", np.full((128, 128, 3), level, np.uint8))] * 2 for level in (40, 80)]
+    plain, worded = (
+        np.asarray(Image.open(io.BytesIO(charts.sheet_png(rows, *text))))
+        for text in ((), ("epoch 1", ["a.png", "b.png"]))
+    )
+    assert worded.shape[0] == plain.shape[0] + 3 * 18
+    for level, at, moved in ((40, 18, 36), (80, 18 + 132, 54)):
+        assert (plain[at : at + 128, 4:132] == level).all()
+        assert (worded[at + moved : at + moved + 128, 4:132] == level).all()
+    # Both captions are there, and the title.
+    assert all((worded[top : top + 18] < 128).any() for top in (0, 36, 36 + 150))
 
 
 def test_what_is_skipped_is_said_and_recorded(tmp_path):
@@ -885,7 +922,82 @@ def test_the_chart_draws_every_loss_in_its_colour():
         assert (np.abs(picture - np.array(charts._COLOURS[name])).max(2) < 8).sum() > 300, name
 
 
+def test_a_chart_marks_what_happened_and_encircles_the_best():
+    steps, curves = [-50, 0, 50, 100], {"AtoB": [float("nan"), 2.0, 1.0, 2.0]}
+    panels = [("scores", ["AtoB"])]
+    plain, marked = (
+        np.asarray(Image.open(io.BytesIO(charts.curves_png(steps, curves, panels, *more)))).astype(
+            int
+        )
+        for more in ((), ([charts.Mark(0, "warm-up ends")], {"AtoB": (50, 1.0)}))
+    )
+    differs = np.abs(plain - marked).max(2) > 40
+    # The axis reaches from 45 to 508, for the steps from -50 to 100.
+    zero, best = round(45 + 463 / 3), round(45 + 463 * 2 / 3)
+    assert differs[50:330, zero - 1 : zero + 2].any(1).sum() > 120
+    assert differs[46:62, zero + 2 : zero + 90].any()
+    assert differs[:, best - 8 : best + 8].any()
+    assert not differs[:, best + 8 :].any()
+
+
+def test_marks_that_are_too_close_for_their_words_keep_their_lines():
+    curves, panels = {"AtoB": [1.0, 1.0]}, [("scores", ["AtoB"])]
+    marks = [charts.Mark(step, "some epochs fit") for step in range(10, 90, 10)]
+    chart = np.asarray(Image.open(io.BytesIO(charts.curves_png([0, 100], curves, panels, marks))))
+    for mark in marks:
+        across = round(45 + 463 * mark.step / 100)
+        assert (chart[120:320, across - 1 : across + 2].min((1, 2)) < 200).sum() > 80, mark
+
+
+def test_the_charts_tell_warm_up_schedules_and_an_early_stop(monkeypatch):
+    drawn: list[Any] = []
+    monkeypatch.setattr(curves, "losses_png", lambda *what: drawn.append(what) or b"")
+    monkeypatch.setattr(curves, "curves_png", lambda *what: drawn.append(what) or b"")
+    whole = dict.fromkeys(LOSSES, 1.0)
+    by = {"AtoB": "unpaired", "BtoA": "psnr"}
+
+    def scores(*values: float) -> dict[str, Any]:
+        kinds = ("unpaired", "unpaired", "psnr")
+        names = ("AtoB", "AtoB_ema", "BtoA")
+        each = zip(names, kinds, values, strict=True)
+        return {name: {kind: value, "fid": 9.0} for name, kind, value in each}
+
+    events: list[dict[str, Any]] = [
+        {"event": "warm_up", "left": 3, "D_A": 0.5, "D_B": 0.25},
+        {"event": "warm_up", "left": 0, "D_A": 0.4, "D_B": 0.2},
+        {"event": "schedule", "step": 2, "n_epochs": 2, "n_epochs_decay": 2, "batches": 4},
+        {"event": "losses", "step": 4, **whole, "geometry_A": 7.0},
+        {"event": "schedule", "step": 4, "n_epochs": 2, "n_epochs_decay": 2, "batches": 4},
+        {"event": "validation", "epoch": 1, "step": 4, "by": by, "scores": scores(3, 2, 8),
+         "better": ["AtoB", "AtoB_ema", "BtoA"]},
+        {"event": "losses", "step": 8, **whole, "geometry_A": 7.0},
+        {"event": "schedule", "step": 8, "n_epochs": 2, "n_epochs_decay": 1, "batches": 4},
+        {"event": "validation", "epoch": 2, "step": 8, "by": by, "scores": scores(1, 2, 9),
+         "better": ["AtoB", "BtoA"]},
+        {"event": "early_stop", "epoch": 2, "step": 8},
+    ]  # fmt: skip
+    curves.losses_chart(events)
+    curves.scores_chart(events)
+    (steps, losses, marks), (at, shown, panels, same, rings) = drawn
+    assert steps == [-3, 0, 4, 8]
+    assert losses["D_A"] == [0.5, 0.4, 1.0, 1.0]
+    assert np.isnan(losses["G_A"][:2]).all()
+    assert losses["geometry_A"][2:] == [7.0, 7.0]
+    assert "temporal_A" not in losses
+    told = [(mark.step, mark.words) for mark in marks]
+    assert told == [
+        (0, "warm-up ends"), (2, "4 epochs fit"), (8, "3 epochs fit"), (8, "rate goes down"),
+        (8, "early stop"),
+    ]  # fmt: skip
+    assert same == marks
+    assert at == [4, 8]
+    names = ["AtoB, best: epoch 2", "AtoB (EMA), best: epoch 1", "BtoA, best: epoch 2"]
+    assert shown == dict(zip(names, ([3, 1], [2, 2], [8, 9]), strict=True))
+    assert rings == dict(zip(names, ((8, 1), (4, 2), (8, 9)), strict=True))
+    assert [list(each[1]) for each in panels] == [names[:2], names[2:]]
+
+
 @pytest.mark.parametrize("values", [[0.5], [0.0, 0.0], [-3.0, 2.0], [1.0, float("nan")]])
 def test_a_chart_of_little_is_drawn(values):
     charts.losses_png(list(range(1, len(values) + 1)), dict.fromkeys(LOSSES, values))
-    charts.losses_png([], {name: [] for name in LOSSES})
+    charts.losses_png([], {name: [] for name in LOSSES}, [charts.Mark(0, "warm-up ends")])

@@ -141,6 +141,11 @@ def test_the_papers_recipe_is_the_defaults_on_all_images():
     assert chosen == settings.settings_from({"val_fraction": 0.0})
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_but_the_papers_averages_the_weights(path):
+    assert (settings.values_from_toml(path).get("ema", 0.0) > 0) == (path.stem != "paper")
+
+
 @pytest.mark.parametrize(("has", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_the_recipe_of_the_cpu_computes_in_what_it_has(monkeypatch, tmp_path, has, expected):
     monkeypatch.setattr("cyclegan_train.config.cpu_has_bf16", lambda: has)

@@ -380,6 +380,8 @@ def test_early_stop_ends_a_run_whose_scores_stay_and_it_stays_ended(few, tmp_pat
     assert "early_stop = 2: no better score by validation for 2 epochs" in said
     assert (folder / "checkpoints" / "epoch_0004").is_dir()
     assert state_of(folder)["model"]["steps"] == 12
+    stops = [event for event in log_of(folder) if event["event"] == "early_stop"]
+    assert stops == [{"event": "early_stop", "epoch": 4, "step": 12}]
     assert train(few, folder, resume=True).step == 12
     assert train(few, folder, resume=True, early_stop=3).step == 15
 

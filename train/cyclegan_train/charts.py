@@ -1,9 +1,11 @@
-"""Sheets of samples and curves of the losses, drawn as PNG by Pillow."""
+"""Sheets of samples and charts of curves, drawn as PNG by Pillow."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -15,7 +17,7 @@ _LARGEST = 256
 """Pixels of the longer side of an image in a sheet."""
 _GAP = 4
 _HEAD = 18
-"""Pixels above the images, for the names of the columns."""
+"""Pixels of a line of text: the title, the names of the columns, the caption of a row."""
 
 _PANELS = (
     ("adversarial losses by step", ("G_A", "G_B", "D_A", "D_B")),
@@ -32,6 +34,10 @@ _COLOURS = {
     "idt_B": (127, 127, 127), "geometry_A": (44, 160, 44), "geometry_B": (148, 103, 189),
     "temporal_A": (31, 119, 180), "temporal_B": (255, 127, 14),
 }  # fmt: skip
+_GREY = (96, 96, 96)
+_MARK_ROWS = 3
+"""The rows in which the words of marks stand, so that those of close ones do not overlap; what
+finds no room in any of them is left out."""
 _POINTS = 300
 """Points of a curve, at most: in a longer log each point is the mean of several lines."""
 _OVER = 2
@@ -41,27 +47,40 @@ Panels: TypeAlias = Sequence[tuple[str, Sequence[str]]]
 """The titles of the panels of a chart, and the names of their curves."""
 
 
-def sheet_png(rows: Sequence[Sequence[tuple[str, Pixels]]]) -> bytes:
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at a step: a line across a panel, with a few words at its top."""
+
+    step: float
+    words: str
+
+
+def sheet_png(
+    rows: Sequence[Sequence[tuple[str, Pixels]]], title: str = "", captions: Sequence[str] = ()
+) -> bytes:
     """Return rows of named images, uint8 ``(H, W, 1 or 3)``, as one PNG.
 
-    The names stand above a row only where they differ from those of the row before.
+    The names stand above a row only where they differ from those of the row before. ``title``
+    stands above all rows, and the captions, where there are any, one above each row.
     """
-    bands = []
+    bands = [_line(title)] if title else []
     before: list[str] = []
-    for row in rows:
+    for number, row in enumerate(rows):
         names = [name for name, _ in row]
         tiles = [_tile(pixels) for _, pixels in row]
         height = max(tile.height for tile in tiles)
         head = 0 if names == before else _HEAD
-        band = Image.new(
-            "RGB", (sum(t.width + _GAP for t in tiles) + _GAP, head + height + _GAP), "white"
-        )
+        under = _HEAD if captions else 0
+        width = sum(tile.width + _GAP for tile in tiles) + _GAP
+        band = Image.new("RGB", (width, head + under + height + _GAP), "white")
         draw, left = ImageDraw.Draw(band), _GAP
         for name, tile in zip(names, tiles, strict=True):
             if head:
                 draw.text((left, 3), name, fill="black", font=_font(11))
-            band.paste(tile, (left, head))
+            band.paste(tile, (left, head + under))
             left += tile.width + _GAP
+        if captions:
+            draw.text((_GAP, head + 3), captions[number], fill=_GREY, font=_font(11))
         bands.append(band)
         before = names
     sheet = Image.new("RGB", (max(b.width for b in bands), sum(b.height for b in bands)), "white")
@@ -72,21 +91,32 @@ def sheet_png(rows: Sequence[Sequence[tuple[str, Pixels]]]) -> bytes:
     return _png(sheet)
 
 
-def losses_png(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> bytes:
+def losses_png(
+    steps: Sequence[int], losses: Mapping[str, Sequence[float]], marks: Sequence[Mark] = ()
+) -> bytes:
     """Return the curves of the losses against the steps, in two or three panels, as one PNG."""
     more = (_CONSISTENCY,) if any(name in losses for name in _CONSISTENCY[1]) else ()
-    return curves_png(steps, losses, _PANELS + more)
+    return curves_png(steps, losses, _PANELS + more, marks)
 
 
 def curves_png(
-    steps: Sequence[int], curves: Mapping[str, Sequence[float]], panels: Panels
+    steps: Sequence[int],
+    curves: Mapping[str, Sequence[float]],
+    panels: Panels,
+    marks: Sequence[Mark] = (),
+    rings: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> bytes:
-    """Return ``curves`` against the steps as one PNG, in ``panels`` of a title and names."""
+    """Return ``curves`` against the steps as one PNG, in ``panels`` of a title and names.
+
+    A curve has a gap where a value is not finite, and steps below 0 are before the first epoch.
+    ``rings`` are points of curves, by their names, that are encircled.
+    """
     width, height = 520, 360
+    span = min([0, *steps]), max(steps, default=1) or 1
     chart = Image.new("RGB", (len(panels) * width * _OVER, height * _OVER), "white")
     for number, (title, names) in enumerate(panels):
         points = {name: _thinned(steps, curves[name]) for name in names if name in curves}
-        _panel(chart, (number * width, 0, width, height), title, points)
+        _panel(chart, (number * width, 0, width, height), title, points, span, marks, rings)
     return _png(chart.resize((chart.width // _OVER, chart.height // _OVER), Image.Resampling.BOX))
 
 
@@ -95,13 +125,16 @@ def _panel(
     place: tuple[int, int, int, int],
     title: str,
     curves: Mapping[str, Sequence[tuple[float, float]]],
+    span: tuple[float, float],
+    marks: Sequence[Mark],
+    rings: Mapping[str, tuple[float, float]],
 ) -> None:
     draw = ImageDraw.Draw(chart)
     x, y, width, height = (side * _OVER for side in place)
     left, right, top, bottom = x + 90, x + width - 24, y + 88, y + height - 56
     small, large = _font(11 * _OVER), _font(13 * _OVER)
     points = [point for curve in curves.values() for point in curve]
-    last = max([step for step, _ in points], default=1) or 1
+    first, last = span
     # The axis omits the largest 0.5 %: high losses of the first steps would flatten the rest.
     values = sorted(value for _, value in points)
     most = values[min(len(values) - 1, int(len(values) * 0.995))] * 1.1 if values else 1.0
@@ -110,18 +143,23 @@ def _panel(
 
     def at(step: float, value: float) -> tuple[float, float]:
         share = min(1.0, (value - least) / (most - least))
-        return left + (right - left) * step / last, bottom - (bottom - top) * share
+        across = left + (right - left) * (step - first) / (last - first)
+        return across, bottom - (bottom - top) * share
 
     draw.text((left, y + 14), title, fill="black", font=large)
     for value in _ticks(least, most):
         _, level = at(0, value)
         draw.line([(left, level), (right, level)], fill=(228, 228, 228), width=1)
         draw.text((left - 10, level), f"{value:g}", fill="black", font=small, anchor="rm")
-    for step in _ticks(0, last):
+    for step in _ticks(first, last):
         across, _ = at(step, 0)
         draw.line([(across, bottom), (across, bottom + 8)], fill="black", width=_OVER)
         draw.text((across, bottom + 12), _short(step), fill="black", font=small, anchor="ma")
     draw.line([(left, top), (left, bottom), (right, bottom)], fill="black", width=_OVER)
+    for mark in marks:
+        across, _ = at(mark.step, 0)
+        for level in range(top, bottom, 6 * _OVER):
+            draw.line([(across, level), (across, level + 3 * _OVER)], fill=_GREY, width=_OVER)
     across = left
     for number, (name, curve) in enumerate(curves.items()):
         colour = _COLOURS.get(name) or list(_COLOURS.values())[number % len(_COLOURS)]
@@ -133,6 +171,27 @@ def _panel(
             draw.ellipse([cx - 5, cy - 5, cx + 5, cy + 5], fill=colour)
         else:
             draw.line([at(*point) for point in curve], fill=colour, width=_OVER + 1)
+        if name in rings:
+            cx, cy = at(*rings[name])
+            draw.ellipse([cx - 9, cy - 9, cx + 9, cy + 9], outline=colour, width=_OVER + 1)
+    ends = [left] * _MARK_ROWS
+    for mark in sorted(marks, key=lambda mark: mark.step):
+        across, _ = at(mark.step, 0)
+        length = int(draw.textlength(mark.words, font=small))
+        begin = int(across) + 6 if across + 6 + length <= right else int(across) - 6 - length
+        row = next((row for row, end in enumerate(ends) if end <= begin), None)
+        if row is not None:
+            place, halo = (begin, top + 4 + 13 * _OVER * row), 2 * _OVER
+            draw.text(place, mark.words, _GREY, small, stroke_width=halo, stroke_fill="white")
+            ends[row] = begin + length + 12
+
+
+def _line(text: str) -> Image.Image:
+    """Return a line of text as an image."""
+    font = _font(11)
+    line = Image.new("RGB", (int(font.getlength(text)) + 2 * _GAP, _HEAD), "white")
+    ImageDraw.Draw(line).text((_GAP, 3), text, fill="black", font=font)
+    return line
 
 
 def _thinned(steps: Sequence[int], values: Sequence[float]) -> list[tuple[float, float]]:

@@ -76,10 +76,17 @@ class Reports:
                 for name, value in own.items():
                     self._board.add_scalar(f"validation/{name}/{generator}", value, step)
 
-    def epoch(self, epoch: int, score: float, mean: Mapping[str, float]) -> None:
-        """Write an epoch and its health, and draw its samples and the curves."""
+    def epoch(
+        self, epoch: int, score: float, mean: Mapping[str, float], *, ends_early: bool
+    ) -> None:
+        """Write an epoch and its health, and draw its samples and the curves.
+
+        ``ends_early``: the run ends with it, as its scores improve no more.
+        """
         step, samples = self._model.steps, self._images.samples
         self.log.write({"event": "epoch", "epoch": epoch, "step": step, "score": score, **mean})
+        if ends_early:
+            self.log.write({"event": "early_stop", "epoch": epoch, "step": step})
         signs = list(signs_in_losses(mean, self._model.config.gan_mode))
         if samples is not None:
             signs += self._folder.draw_samples(names.epoch_name(epoch), self._model, samples)

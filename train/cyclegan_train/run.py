@@ -443,9 +443,10 @@ class _Run:
         scores: Scores = {}
         if self.reports is not None:
             scores = self._validate(self.reports, epoch)
-            self.reports.epoch(epoch, score, mean)
-        model.update_learning_rate(score)
         self._ends_early = self._improves_no_more()
+        if self.reports is not None:
+            self.reports.epoch(epoch, score, mean, ends_early=self._ends_early)
+        model.update_learning_rate(score)
         last = epoch == self.settings.epochs or self._ends_early
         if self.ranks.first and (epoch % self.settings.run.save_every_epochs == 0 or last):
             files = self._generator_files(epoch, scores)

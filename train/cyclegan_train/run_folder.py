@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +32,20 @@ from cyclegan_batch.frames import Pixels
 from cyclegan_batch.models.checkpoints import run_folder as names
 from cyclegan_batch.wording import printable
 
-from .charts import Panels, curves_png, losses_png, sheet_png
-from .consistency import CONSISTENCY_LOSSES
-from .cyclegan import LOSSES, NETWORKS, CycleGAN, State, generator_config
+from .charts import sheet_png
+from .curves import losses_chart, scores_chart
+from .cyclegan import NETWORKS, CycleGAN, State, generator_config
 from .data import Domain
 from .distributed import Ranks
 from .health import signs_in_samples
 from .index_page import Event, index_page
 from .settings import Settings, changed_keys, toml_from
 from .validation import (
-    EMA,
-    NAMES,
     Validation,
     as_array,
     evaluating,
     generator_key,
     levels,
-    words_of,
 )
 
 STATE_VERSION = 1
@@ -248,7 +245,10 @@ class RunFolder:
                     sources.append(real[0].float().cpu())
                     fakes.append(fake[0].float().cpu())
                 signs += signs_in_samples(f"G_{own}", sources, fakes)
-        _write(self._samples / f"{name}.png", sheet_png(rows))
+        weights = "moving average of the weights (EMA)" if model.config.ema else "raw weights"
+        title = f"epoch {model.epoch}, step {model.steps}, {weights}"
+        captions = [printable(path) for path in _sampled(samples)]
+        _write(self._samples / f"{name}.png", sheet_png(rows, title, captions))
         return signs
 
     def remove_sheet_of_stop(self) -> None:
@@ -257,29 +257,16 @@ class RunFolder:
 
     def draw_curves(self, log: Log) -> None:
         """Write the curves of the losses in the log, and those of the scores by validation."""
-        steps: list[int] = []
-        losses: dict[str, list[float]] = {name: [] for name in LOSSES}
-        validations: list[Event] = []
         log.flush()
-        for event in log.read():
-            if event["event"] == "losses":
-                steps.append(int(event["step"]))
-                for name in (*LOSSES, *CONSISTENCY_LOSSES):
-                    if name in event:
-                        losses.setdefault(name, []).append(float(event[name]))
-            elif event["event"] == "validation":
-                validations.append(event)
-        _write(self.path / names.CURVES, losses_png(steps, losses))
-        if validations:
-            _write(self.path / names.VALIDATION, curves_png(*_scores(validations)))
+        events = list(log.read())
+        _write(self.path / names.CURVES, losses_chart(events))
+        scores = scores_chart(events)
+        if scores is not None:
+            _write(self.path / names.VALIDATION, scores)
 
     def write_index(self, log: Log, samples: tuple[Domain, Domain] | None) -> None:
         """Write index.html, after the sheets and the curves."""
-        paths = [
-            Path(domain.folder.name) / path.relative_to(domain.folder)
-            for domain in samples or ()
-            for path in domain.paths
-        ]
+        paths = _sampled(samples) if samples else []
         _write(self.path / names.INDEX, index_page(self.path, list(log.read()), paths))
 
     def sheet(self, epoch: int) -> Pixels:
@@ -425,25 +412,13 @@ def describe_run(
     }
 
 
-def _scores(
-    validations: Sequence[Event],
-) -> tuple[list[int], dict[str, list[float]], Panels]:
-    """Return the steps, the curves and the panels of the scores by the last one's kind."""
-    by = validations[-1]["by"]
-    same = [event for event in validations if event["by"] == by]
-    generators = list(validations[-1]["scores"])
-    curves = {
-        words_of(each): [event["scores"][each][by[each.removesuffix(EMA)]] for event in same]
-        for each in generators
-    }
-    panels = [
-        (
-            f"{direction}: {NAMES[by[direction]]} by step",
-            [words_of(each) for each in generators if each.startswith(direction)],
-        )
-        for direction in dict.fromkeys(each.removesuffix(EMA) for each in generators)
+def _sampled(samples: tuple[Domain, Domain]) -> list[Path]:
+    """Return the images that the rows of a sheet show, each from the name of its folder on."""
+    return [
+        Path(domain.folder.name) / path.relative_to(domain.folder)
+        for domain in samples
+        for path in domain.paths
     ]
-    return [event["step"] for event in same], curves, panels
 
 
 def _cpu_weights(network: nn.Module) -> dict[str, Tensor]:

@@ -181,8 +181,15 @@ def _panel(
         begin = int(across) + 6 if across + 6 + length <= right else int(across) - 6 - length
         row = next((row for row, end in enumerate(ends) if end <= begin), None)
         if row is not None:
-            place, halo = (begin, top + 4 + 13 * _OVER * row), 2 * _OVER
-            draw.text(place, mark.words, _GREY, small, stroke_width=halo, stroke_fill="white")
+            level = top + 4 + 13 * _OVER * row
+            draw.text(
+                (begin, level),
+                mark.words,
+                fill=_GREY,
+                font=small,
+                stroke_width=2 * _OVER,
+                stroke_fill="white",
+            )
             ends[row] = begin + length + 12
 
 

@@ -20,7 +20,7 @@ from .validation import EMA, NAMES, words_of
 
 _STYLE = (
     "body{font:15px/1.5 sans-serif;margin:2em auto;max-width:80em;padding:0 1em;color:#222}"
-    "img{max-width:100%;border:1px solid #ddd}table{border-collapse:collapse}"
+    "img,video{max-width:100%;border:1px solid #ddd}table{border-collapse:collapse}"
     "th,td{padding:.15em .8em;text-align:right;border-bottom:1px solid #ddd}"
     ".better{font-weight:bold}h2{margin-top:2em}"
 )
@@ -44,13 +44,21 @@ def index_page(run: Path, events: Sequence[Event], rows: Sequence[Path]) -> byte
     ]
     if validations:
         parts += ["<h2>Scores by validation</h2>", _table(validations)]
-    sheets = sorted((run / names.SAMPLES).glob("*.png"), key=natural_key, reverse=True)
+    sheets, videos = (
+        {path.stem: path.name for path in (run / names.SAMPLES).glob(f"*{ending}")}
+        for ending in (".png", names.VIDEO_ENDING)
+    )
+    if sheets or videos:
+        parts.append("<h2>Samples</h2>")
     if sheets:
         listed = "".join(f"<li>{html.escape(printable(path))}</li>" for path in rows)
-        parts.append(f"<h2>Samples</h2><p>The rows of a sheet, from above:</p><ol>{listed}</ol>")
-    for sheet in sheets:
-        parts.append(f'<h3 id="{html.escape(sheet.stem)}">{html.escape(sheet.stem)}</h3>')
-        parts.append(_image(f"{names.SAMPLES}/{sheet.name}"))
+        parts.append(f"<p>The rows of a sheet, from above:</p><ol>{listed}</ol>")
+    for stem in sorted({*sheets, *videos}, key=lambda stem: natural_key(Path(stem)), reverse=True):
+        parts.append(f'<h3 id="{html.escape(stem)}">{html.escape(stem)}</h3>')
+        if stem in sheets:
+            parts.append(_image(f"{names.SAMPLES}/{sheets[stem]}"))
+        if stem in videos:
+            parts.append(_video(f"{names.SAMPLES}/{videos[stem]}"))
     return ("\n".join(parts) + "\n</body></html>\n").encode()
 
 
@@ -59,6 +67,11 @@ def _image(place: str) -> str:
     return (
         f'<p><a href="{name}"><img loading="lazy" src="{name}" alt="{html.escape(place)}"></a></p>'
     )
+
+
+def _video(place: str) -> str:
+    name = html.escape(quote(place))
+    return f'<p><video controls loop preload="metadata" src="{name}"></video></p>'
 
 
 def _table(validations: Sequence[Event]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from .cyclegan import CycleGAN
 from .health import signs_in_losses
 from .run_folder import Log, RunFolder
 from .run_images import RunImages
+from .sample_video import SampleVideo
 from .validation import Scores
 
 
@@ -22,10 +24,12 @@ class Reports:
         folder: RunFolder,
         model: CycleGAN,
         images: RunImages,
+        video: SampleVideo | None,
         log: Log,
         say: Callable[[str], None],
     ) -> None:
         self._folder, self._model, self._images, self._say = folder, model, images, say
+        self._video = video
         self.log = log
         self._board: Any = None
 
@@ -77,11 +81,11 @@ class Reports:
                     self._board.add_scalar(f"validation/{name}/{generator}", value, step)
 
     def epoch(
-        self, epoch: int, score: float, mean: Mapping[str, float], *, ends_early: bool
+        self, epoch: int, score: float, mean: Mapping[str, float], *, last: bool, ends_early: bool
     ) -> None:
         """Write an epoch and its health, and draw its samples and the curves.
 
-        ``ends_early``: the run ends with it, as its scores improve no more.
+        ``last``: the run ends with it; ``ends_early``: since its scores improve no more.
         """
         step, samples = self._model.steps, self._images.samples
         self.log.write({"event": "epoch", "epoch": epoch, "step": step, "score": score, **mean})
@@ -93,6 +97,13 @@ class Reports:
         for sign in signs:
             self.log.write({"event": "health", "epoch": epoch, "step": step, "sign": sign})
             self._say(f"epoch {epoch}: {sign}")
+        if self._video is not None and self._video.due(epoch, last=last):
+            begin = time.monotonic()
+            self._video.write(self._folder.sample_video(epoch), self._model)
+            seconds = round(time.monotonic() - begin, 3)
+            self.log.write(
+                {"event": "sample_video", "epoch": epoch, "step": step, "seconds": seconds}
+            )
         self._folder.draw_curves(self.log)
         self._folder.write_index(self.log, samples)
         if self._board is not None:

@@ -47,6 +47,7 @@ from .progress import Progress, Reading
 from .reports import Reports
 from .run_folder import STATE_VERSION, RunFolder, describe_run, generator_files
 from .run_images import RunImages, trainable_sizes
+from .sample_video import SampleVideo, open_sample_video
 from .settings import Settings
 from .start import Beginning, begin_from
 from .validation import Best, Scores, Validation
@@ -171,6 +172,10 @@ class _Run:
             self.folder.check_space(self.model, ranks.size)
         if settings.train.precision == "tf32" and self.model.float32 != "tf32":
             say("tf32 exists on CUDA only: the CPU computes in fp32")
+        self.video: SampleVideo | None = None
+        """The clip of the samples; None without one, and in all processes but the first."""
+        if ranks.first:
+            self.video = open_sample_video(settings, sizes, resumes=state is not None, say=say)
         # The processes of one machine share its cores.
         workers = settings.data.workers or max(1, cpu_threads() // ranks.size)
         held_out = None if state is None else state.get("validation", _OLD)["held_out"]
@@ -203,6 +208,9 @@ class _Run:
             rank=ranks.rank,
             size=ranks.size,
         )
+        if self.video is not None:
+            say(self.video.sentence())
+            self.video.follow(self._samples_per_epoch)
         self.feed = Feed(self.a, self.b, self.sampler, workers=workers)
         self.window = _Mean(self.model.device, self.model.losses)
         self.whole_epoch = _Mean(self.model.device, self.model.losses)
@@ -264,7 +272,7 @@ class _Run:
                 self.sampler.begin_before(self.settings.run.warm_up)
         if self.ranks.first:
             log = self.folder.open_log(state["log_bytes"] if state else 0)
-            self.reports = Reports(self.folder, self.model, self.images, log, self.say)
+            self.reports = Reports(self.folder, self.model, self.images, self.video, log, self.say)
             description = describe_run(
                 self.model,
                 self.given,
@@ -275,6 +283,8 @@ class _Run:
             )
             if self.beginning.described:
                 description["start"] = self.beginning.described
+            if self.video is not None:
+                description["sample_video"] = self.video.described()
             self.folder.describe(description, resumes=state is not None)
         if state is None:
             self._save()
@@ -374,6 +384,8 @@ class _Run:
         self.sampler.batches = schedule.batches
         if self.best is not None:
             self.best.validation.follow(self._samples_per_epoch)
+        if self.video is not None:
+            self.video.follow(self._samples_per_epoch)
 
     @property
     def _samples_per_epoch(self) -> int:
@@ -444,10 +456,10 @@ class _Run:
         if self.reports is not None:
             scores = self._validate(self.reports, epoch)
         self._ends_early = self._improves_no_more()
-        if self.reports is not None:
-            self.reports.epoch(epoch, score, mean, ends_early=self._ends_early)
-        model.update_learning_rate(score)
         last = epoch == self.settings.epochs or self._ends_early
+        if self.reports is not None:
+            self.reports.epoch(epoch, score, mean, last=last, ends_early=self._ends_early)
+        model.update_learning_rate(score)
         if self.ranks.first and (epoch % self.settings.run.save_every_epochs == 0 or last):
             files = self._generator_files(epoch, scores)
             self.folder.write_generators(names.epoch_name(epoch), *files)

@@ -269,6 +269,10 @@ class RunFolder:
         paths = _sampled(samples) if samples else []
         _write(self.path / names.INDEX, index_page(self.path, list(log.read()), paths))
 
+    def sample_video(self, epoch: int) -> Path:
+        """Return where the translated clip of an epoch is written."""
+        return self._samples / f"{names.epoch_name(epoch)}{names.VIDEO_ENDING}"
+
     def sheet(self, epoch: int) -> Pixels:
         """Return the sheet of an epoch as it was drawn."""
         with Image.open(self._samples / f"{names.epoch_name(epoch)}.png") as image:

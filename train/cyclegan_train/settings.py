@@ -114,6 +114,11 @@ class RunConfig:
     """Numbered checkpoints to keep, the last ones; 0 keeps all."""
     samples: int = 4
     """Images of each domain in the sheet of samples drawn after every epoch; 0 draws no sheet."""
+    sample_video: str = field(default="", metadata=option("The run", metavar="CLIP"))
+    """Clip whose first four seconds, in the size of the training, are translated into the folder
+    samples after an epoch, or after several where that would take long, and shown in index.html."""
+    sample_direction: Literal["AtoB", "BtoA"] = "AtoB"
+    """Which generator translates ``sample_video``: of which domain the clip is."""
     reference_names: bool = False
     """Also write the latest weights of all four networks under the reference implementation's names
     (latest_net_G_A.pth, …)."""
@@ -217,6 +222,8 @@ FREE_ON_RESUME = frozenset(
         "save_every_epochs",
         "keep_last",
         "samples",
+        "sample_video",
+        "sample_direction",
         "reference_names",
     }
     | {"compile", "cuda_graphs", "fused_norm", "checkpoint_activations"}

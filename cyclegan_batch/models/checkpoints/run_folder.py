@@ -9,6 +9,7 @@
       index.html                all sheets and curves on one page, with file names and scores
       samples/epoch_0001.png    the generators' outputs for the same images after every epoch
                                 (minute_1: after a minute; stopped: where the run has stopped)
+      samples/epoch_0001.mp4    the beginning of the clip sample_video, translated
       tensorboard/              where TensorBoard is installed
       checkpoints/
         state.pt                all that the next step depends on: what --resume reads
@@ -30,6 +31,8 @@ VALIDATION = "validation.png"
 INDEX = "index.html"
 SAMPLES = "samples"
 STOPPED = "stopped"
+VIDEO_ENDING = ".mp4"
+"""The ending of a translated clip among the samples."""
 TENSORBOARD = "tensorboard"
 
 CHECKPOINTS = "checkpoints"

@@ -15,8 +15,9 @@ import torch
 from cyclegan_train import CycleGAN, TrainConfig
 from cyclegan_train.batches import Feed, Sampler
 from cyclegan_train.config import GanMode
-from cyclegan_train.cyclegan import float32_as, generator_config, learning_rate_factor
+from cyclegan_train.cyclegan import generator_config, learning_rate_factor
 from cyclegan_train.data import Domain
+from cyclegan_train.devices import float32_as
 from cyclegan_train.distributed import Ranks
 from cyclegan_train.graphs import DevicePool
 from cyclegan_train.losses import GANLoss, gradient_penalty

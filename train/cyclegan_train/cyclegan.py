@@ -34,8 +34,9 @@ from cyclegan_batch.models.networks import (
 from .augmentation import Augmentation
 from .config import TrainConfig
 from .consistency import Consistency, Drawn
+from .devices import both_of, device_named, float32_as, pinned
 from .distributed import ALONE, Ranks
-from .graphs import CudaRecorder, DevicePool, GraphedStep, pinned
+from .graphs import CudaRecorder, DevicePool, GraphedStep
 from .losses import GANLoss, gradient_penalty, l1, weighted_l1
 from .networks import discriminator_from_config
 from .pool import ImagePool
@@ -64,7 +65,7 @@ class CycleGAN:
 
     def __init__(self, config: TrainConfig, ranks: Ranks = ALONE) -> None:
         self.config = config
-        self.device = _device(config.device, ranks)
+        self.device = device_named(config.device, ranks)
         self._on_cuda = self.device.type == "cuda"
         self._ranks = ranks
         if config.norm == "syncbatch" and ranks.size > 1 and self.device.type == "cpu":
@@ -91,6 +92,8 @@ class CycleGAN:
         self.fake_A_pool: ImagePool | DevicePool
         self.fake_B_pool: ImagePool | DevicePool
         self._graphed: GraphedStep | None = None
+        self.both = both_of(config, self.device)
+        """How a step does what it does for each of the two directions."""
         if config.cuda_graphs:
             pools = (
                 DevicePool(config.pool_size, self.device),
@@ -213,11 +216,10 @@ class CycleGAN:
         losses, fake_A, fake_B = self._step_generators(real_A, real_B)
         # One optimiser for both discriminators: accumulate both gradients, then one step.
         self.optimizer_D.zero_grad()
-        losses["D_A"] = self._backward_discriminator(
-            self.netD_A, real_B, self.fake_B_pool.query(fake_B)
-        )
-        losses["D_B"] = self._backward_discriminator(
-            self.netD_B, real_A, self.fake_A_pool.query(fake_A)
+        fakes_B, fakes_A = self.fake_B_pool.query(fake_B), self.fake_A_pool.query(fake_A)
+        losses["D_A"], losses["D_B"] = self.both(
+            lambda: self._backward_discriminator(self.netD_A, real_B, fakes_B),
+            lambda: self._backward_discriminator(self.netD_B, real_A, fakes_A),
         )
         self._ranks.average_gradients(self.optimizer_D)
         self._scaler.step(self.optimizer_D)
@@ -266,29 +268,39 @@ class CycleGAN:
 
         The draws are how the discriminators see fake_B and fake_A.
         """
-        config = self.config
-        with self._autocast():
-            fake_B, idt_A = self._fake_and_identity(self.netG_A, real_A, real_B)
-            rec_A = self._generated(self.netG_B, fake_B)
-            fake_A, idt_B = self._fake_and_identity(self.netG_B, real_B, real_A)
-            rec_B = self._generated(self.netG_A, fake_A)
-            score_A = self.netD_A(self._augmentation(fake_B, draws_B))
-            score_B = self.netD_B(self._augmentation(fake_A, draws_A))
-        losses = {
-            "G_A": self.criterion_gan(score_A, True),
-            "G_B": self.criterion_gan(score_B, True),
-            "cycle_A": config.lambda_A * l1(rec_A, real_A),
-            "cycle_B": config.lambda_B * l1(rec_B, real_B),
-            # G_A should return images of B unchanged: weighted as the cycle of B.
-            "idt_A": weighted_l1(config.lambda_B * config.lambda_identity, idt_A, real_B),
-            "idt_B": weighted_l1(config.lambda_A * config.lambda_identity, idt_B, real_A),
-        }
+        (losses, fake_B), (losses_B, fake_A) = self.both(
+            lambda: self._direction("A", real_A, real_B, draws_B),
+            lambda: self._direction("B", real_B, real_A, draws_A),
+        )
+        losses |= losses_B
         reals, fakes = (real_A, real_B), (fake_B, fake_A)
         losses |= self._consistency.losses(self._translated, reals, fakes, drawn)
         total = torch.stack(list(losses.values())).sum()
-        torch.autograd.backward(self._scaler.scale(total / config.accumulate))
+        torch.autograd.backward(self._scaler.scale(total / self.config.accumulate))
         losses = {name: loss.detach() for name, loss in losses.items()}
         return losses, fake_A.detach(), fake_B.detach()
+
+    def _direction(
+        self, own: str, real: Tensor, target: Tensor, draws: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the losses of the cycle that begins in ``real``, of the domain ``own``; its fake.
+
+        ``target`` are images of the other domain, and ``draws`` how the discriminator sees fakes.
+        """
+        _, other = _DOMAINS[own]
+        weights = {"A": self.config.lambda_A, "B": self.config.lambda_B}
+        with self._autocast():
+            fake, identity = self._fake_and_identity(getattr(self, f"netG_{own}"), real, target)
+            rec = self._generated(getattr(self, f"netG_{other}"), fake)
+            score = getattr(self, f"netD_{own}")(self._augmentation(fake, draws))
+        weight = weights[other] * self.config.lambda_identity
+        losses = {
+            f"G_{own}": self.criterion_gan(score, True),
+            f"cycle_{own}": weights[own] * l1(rec, real),
+            # G_A should return images of B unchanged: weighted as the cycle of B.
+            f"idt_{own}": weighted_l1(weight, identity, target),
+        }
+        return losses, fake
 
     def _generated(self, netG: nn.Module, source: Tensor) -> Tensor:
         """Return netG(source), which ``checkpoint_activations`` computes again for its gradient."""
@@ -475,38 +487,6 @@ class CycleGAN:
         return contextlib.nullcontext() if half is None else torch.autocast(self.device.type, half)
 
 
-@contextlib.contextmanager
-def float32_as(how: str) -> Iterator[None]:
-    """Let CUDA multiply float32 as ``ieee`` or ``tf32`` in the block, in the whole process.
-
-    torch's own default for convolutions is tf32, which keeps 10 of the mantissa's 23 bits.
-    """
-    backends: Any = torch.backends
-    groups = (
-        (backends.cudnn, (backends.cudnn.conv, backends.cudnn.rnn)),
-        (backends.cuda.matmul, (backends.cuda.matmul,)),
-    )
-    before: list[tuple[bool | None, list[str]]] = []
-    for group, switches in groups:
-        try:
-            allowed = group.allow_tf32
-        except RuntimeError:  # the caller has set one of torch's two switches, not the other
-            allowed = None
-        before.append((allowed, [switch.fp32_precision for switch in switches]))
-        # Set both: torch.compile reads the older switch, and raises where the two contradict.
-        group.allow_tf32 = how == "tf32"
-        for switch in switches:
-            switch.fp32_precision = how
-    try:
-        yield
-    finally:
-        for (group, switches), (allowed, precisions) in zip(groups, before, strict=True):
-            if allowed is not None:
-                group.allow_tf32 = allowed
-            for switch, precision in zip(switches, precisions, strict=True):
-                switch.fp32_precision = precision
-
-
 def generator_config(config: TrainConfig, direction: str) -> GeneratorConfig:
     """Return the config of the generator ``AtoB`` or ``BtoA``."""
     channels = (config.input_nc, config.output_nc)
@@ -556,27 +536,6 @@ def learning_rate_factor(config: TrainConfig, epoch: int) -> float:
         whole = max(1, config.n_epochs + config.n_epochs_decay)
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (epoch - 1) / whole)))
     raise ValueError("the learning rate of lr_policy = 'plateau' depends on the losses")
-
-
-def _device(name: str, ranks: Ranks) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if ranks.size > 1 and name == "cuda":
-        name = f"cuda:{ranks.local}"
-    elif ranks.size > 1 and name.startswith("cuda"):
-        raise ValueError(f"device = {name!r} is one GPU for {ranks.size} processes; use cuda")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device = {name!r} is none of auto, cpu, cuda[:N]") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device = {name!r} is none of auto, cpu, cuda[:N]")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BackendUnavailableError(
-            f"cannot train on {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; "
-            "check nvidia-smi and that torch is built for CUDA, or use cpu"
-        )
-    return device
 
 
 def _load_adam(optimizer: torch.optim.Adam, state: State) -> None:

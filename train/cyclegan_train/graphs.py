@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cyclegan_batch.errors import BackendError
 
+from .devices import pinned
 from .pool import draw_place
 
 Body: TypeAlias = Callable[[], dict[str, Tensor]]
@@ -28,14 +29,6 @@ Body: TypeAlias = Callable[[], dict[str, Tensor]]
 
 _WARM_UP = 3
 """Steps before the recording: libraries choose their kernels, and Adam creates its state."""
-
-
-def pinned(values: Tensor, device: torch.device) -> Tensor:
-    """Return values whose copy to ``device`` does not make the host wait.
-
-    CUDA copies asynchronously from pinned memory only; torch frees that when the copy is done.
-    """
-    return values.pin_memory() if device.type == "cuda" and values.device.type == "cpu" else values
 
 
 class DevicePool:

@@ -254,11 +254,16 @@ def test_a_batch_computed_in_parts_changes_nothing_but_rounding(changes, parts):
         getattr(accumulating, net).double()
     accumulating.load_state_dict(whole.state_dict())
     sizes: list[int] = []
-    accumulating.netG_A.register_forward_hook(lambda net, inputs, out: sizes.append(len(out)))
+    accumulating.netG_A.register_forward_hook(
+        lambda net, inputs, out: sizes.append(len(out) * torch.is_grad_enabled())
+    )
     found = []
     for model in (whole, accumulating):
         random.seed(1)
         found.append([model.optimize_parameters(*pictures(n, 4)) for n in range(3)])
+        for nets in (NETS[:2], NETS[2:]):
+            warm = model.warm_up(nets, *pictures(3, 4))
+            found[-1].append({name: float(loss) for name, loss in warm.items()})
     for ours, wanted in zip(*found, strict=True):
         assert ours == pytest.approx(wanted, rel=1e-9)
     assert_same_weights(accumulating, weights_of(whole), atol=1e-9)

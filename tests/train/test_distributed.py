@@ -7,6 +7,7 @@ leaves what the tests read in a file.
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from cyclegan_train.batches import Sampler  # noqa: E402 (after the check for torch)
+from cyclegan_train import distributed  # noqa: E402 (after the check for torch)
+from cyclegan_train.batches import Sampler  # noqa: E402
 from cyclegan_train.cyclegan import CycleGAN  # noqa: E402
 from cyclegan_train.distributed import ALONE, Ranks, joined_ranks  # noqa: E402
 
@@ -118,6 +120,71 @@ def test_both_processes_have_the_same_bits(found, mode):
 
 def test_what_one_process_finds_all_know(found):
     assert [mine["any"] for mine in found] == [[True, False]] * 2
+
+
+class Told(Ranks):
+    """One of two processes that have the same gradients."""
+
+    def mean_later(self, values):
+        SENT.append((len(ARRIVED), values.numel()))
+        return lambda: values
+
+
+ARRIVED: list[torch.Tensor] = []
+SENT: list[tuple[int, int]] = []
+"""How many gradients had been added up when a piece was sent, and its size."""
+
+
+def gradients_of_optimizer(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return [weight.grad for weight in weights if weight.grad is not None]
+
+
+@pytest.mark.behaviour(41)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"joint_identity": True},
+        {"accumulate": 2, "checkpoint_activations": True},
+        {"gan_mode": "wgangp", "norm": "batch"},
+    ],
+    ids=str,
+)
+def test_each_gradient_is_exchanged_once_and_whole_while_others_are_computed(changes, monkeypatch):
+    monkeypatch.setattr(distributed, "_PIECE", 2000)
+    models = CycleGAN(tiny(**changes)), CycleGAN(tiny(**changes), Told(0, 2))
+    models[1].load_state_dict(models[0].state_dict())
+    for optimizer in (models[1].optimizer_G, models[1].optimizer_D):
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for weight in weights:
+            weight.register_post_accumulate_grad_hook(ARRIVED.append)
+
+        def sent(optimizer, *_):
+            sizes = [gradient.numel() for gradient in gradients_of_optimizer(optimizer)]
+            assert sum(size for _, size in SENT) == sum(sizes)
+            at = [count for count, _ in SENT]
+            assert len(at) > 2
+            early.append(at[0] / len(ARRIVED))
+            ARRIVED.clear()
+            SENT.clear()
+
+        optimizer.register_step_pre_hook(sent)
+    found = []
+    for model in models:
+        # With the fused operator biases before a norm have no gradient.
+        model.netD_A.get_parameter("model.0.bias").requires_grad_(False)
+        early: list[float] = []
+        ARRIVED.clear()
+        random.seed(1)
+        torch.manual_seed(1)
+        real_A, real_B = pictures(0, 2)
+        losses = [model.step(real_A, real_B) for _ in range(2)]
+        losses += [model.warm_up([name], real_A, real_B) for name in ("netD_B", "netG_A")]
+        found.append([{name: loss.item() for name, loss in each.items()} for each in losses])
+    assert found[0] == found[1]
+    assert_same(models[0].state_dict(), models[1].state_dict())
+    # Those of a step; in a warm-up of one of two networks the first piece may wait for the last.
+    assert max(early[:4]) < 0.8
 
 
 # The pictures

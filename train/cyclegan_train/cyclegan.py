@@ -35,7 +35,7 @@ from .augmentation import Augmentation
 from .config import TrainConfig
 from .consistency import Consistency, Drawn
 from .devices import both_of, device_named, float32_as, pinned
-from .distributed import ALONE, Ranks
+from .distributed import ALONE, GradientMeans, Ranks
 from .graphs import CudaRecorder, DevicePool, GraphedStep
 from .losses import GANLoss, gradient_penalty, l1, weighted_l1
 from .networks import discriminator_from_config
@@ -67,7 +67,6 @@ class CycleGAN:
         self.config = config
         self.device = device_named(config.device, ranks)
         self._on_cuda = self.device.type == "cuda"
-        self._ranks = ranks
         if config.norm == "syncbatch" and ranks.size > 1 and self.device.type == "cpu":
             raise ValueError(
                 "norm = 'syncbatch' is for several GPUs, and these processes run on the CPU; use "
@@ -84,6 +83,10 @@ class CycleGAN:
         self.netD_B = self._place(discriminator_from_config(config, config.input_nc))
         self.optimizer_G = self._adam(self.netG_A, self.netG_B)
         self.optimizer_D = self._adam(self.netD_A, self.netD_B)
+        self._means = {
+            optimizer: GradientMeans(ranks, optimizer, config.accumulate)
+            for optimizer in (self.optimizer_G, self.optimizer_D)
+        }
         self._consistency = Consistency(config)
         self.losses = LOSSES + self._consistency.names
         """The names of the losses that a step reports."""
@@ -178,7 +181,7 @@ class CycleGAN:
         with self.computing():
             reals = {letter: self._to_device(images) for letter, images in reals.items()}
             optimizer = self.optimizer_D if names[0].startswith("netD") else self.optimizer_G
-            optimizer.zero_grad()
+            self._begin_gradients(optimizer)
             for name in names:
                 network, (own, other) = getattr(self, name), _DOMAINS[name[-1]]
                 if optimizer is self.optimizer_D:
@@ -187,13 +190,15 @@ class CycleGAN:
                     loss = self._backward_discriminator(network, reals[other], fake)
                     losses[f"D_{own}"] = loss.detach()
                     continue
-                with self._autocast():
-                    output = self._generated(network, reals[own])
-                loss = l1(output, reals[own])
-                torch.autograd.backward(self._scaler.scale(loss))
-                losses[f"cycle_{own}"] = loss.detach()
-            self._ranks.average_gradients(optimizer)
-            self._scaler.step(optimizer)
+                parts = []
+                for real in self._parts(reals[own]):
+                    with self._autocast():
+                        output = self._generated(network, real)
+                    loss = l1(output, real)
+                    torch.autograd.backward(self._scaler.scale(loss / self.config.accumulate))
+                    parts.append(loss.detach())
+                losses[f"cycle_{own}"] = torch.stack(parts).mean()
+            self._step(optimizer)
             self._scaler.update()
         return losses
 
@@ -215,22 +220,31 @@ class CycleGAN:
         """Run the part of a step that a CUDA graph can capture."""
         losses, fake_A, fake_B = self._step_generators(real_A, real_B)
         # One optimiser for both discriminators: accumulate both gradients, then one step.
-        self.optimizer_D.zero_grad()
+        self._begin_gradients(self.optimizer_D)
         fakes_B, fakes_A = self.fake_B_pool.query(fake_B), self.fake_A_pool.query(fake_A)
         losses["D_A"], losses["D_B"] = self.both(
             lambda: self._backward_discriminator(self.netD_A, real_B, fakes_B),
             lambda: self._backward_discriminator(self.netD_B, real_A, fakes_A),
         )
-        self._ranks.average_gradients(self.optimizer_D)
-        self._scaler.step(self.optimizer_D)
+        self._step(self.optimizer_D)
         self._scaler.update()
         return {name: losses[name].detach() for name in self.losses}
+
+    def _begin_gradients(self, optimizer: torch.optim.Adam) -> None:
+        """Drop an optimiser's gradients: those of the next backward passes add up from zero."""
+        optimizer.zero_grad()
+        self._means[optimizer].begin()
+
+    def _step(self, optimizer: torch.optim.Adam) -> None:
+        """Step an optimiser by the means of the gradients over all processes."""
+        self._means[optimizer].finish()
+        self._scaler.step(optimizer)
 
     def _step_generators(
         self, real_A: Tensor, real_B: Tensor
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Step both generators; return their losses, and the fakes from before the step."""
-        self.optimizer_G.zero_grad()
+        self._begin_gradients(self.optimizer_G)
         # Gradients flow through the discriminators; those of their weights are not needed here.
         self.netD_A.requires_grad_(False)
         self.netD_B.requires_grad_(False)
@@ -239,8 +253,7 @@ class CycleGAN:
         drawn = self._consistency.draw(real_A, real_B).parts(self.config.accumulate)
         tensors = map(self._parts, (real_A, real_B, *draws))
         parts = [self._backward_generators(*each) for each in zip(*tensors, drawn, strict=True)]
-        self._ranks.average_gradients(self.optimizer_G)
-        self._scaler.step(self.optimizer_G)
+        self._step(self.optimizer_G)
         self.netD_A.requires_grad_(True)
         self.netD_B.requires_grad_(True)
         losses, fakes_A, fakes_B = zip(*parts, strict=True)

@@ -3,9 +3,9 @@
 torchrun starts the processes and sets their ranks in the environment. Each has images, pools and
 random states of its own, and a copy of the networks that stays equal in all of them: they begin
 with the same weights, and before every step of an optimiser the gradients are replaced by their
-mean over the processes, which is what DistributedDataParallel computes. This module does it in one
-flat exchange, because that class does not support a step in which a generator runs three times and
-the discriminators are frozen for one half.
+mean over the processes, as DistributedDataParallel does it: in pieces, each of which is exchanged
+while the backward pass computes the next. That class itself does not support a step in which a
+generator runs three times and the discriminators are frozen for one half.
 
 On the CPU (gloo) two processes are tested against one with both images as a batch. CUDA (nccl) is
 experimental: it was never run.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,6 +30,9 @@ from cyclegan_batch.wording import first_line
 _PATIENCE = datetime.timedelta(minutes=30)
 """How long a process waits for another: the slowest may have to decode all images first."""
 
+
+_PIECE = 8 * 2**20
+"""Bytes of gradients that are exchanged at a time: a fifth of a generator with ngf 64."""
 
 _T = TypeVar("_T")
 
@@ -53,25 +56,21 @@ class Ranks:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def average_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Replace the gradients of an optimiser's weights by their mean over all processes."""
-        if self.size == 1:
-            return
-        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        flat = self.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes, the same bits in each."""
-        if self.size == 1:
-            return values
-        total = values.clone()
+        return values if self.size == 1 else self.mean_later(values.clone())()
+
+    def mean_later(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin to exchange ``values``, which are overwritten; return a function for their mean."""
         with self._together():
-            dist.all_reduce(total)
-        return total / self.size
+            work = dist.all_reduce(values, async_op=True)
+
+        def mean() -> Tensor:
+            with self._together():
+                work.wait()
+            return values / self.size
+
+        return mean
 
     def any(self, flag: bool) -> bool:
         """Return whether ``flag`` is true in any process."""
@@ -111,6 +110,67 @@ class Ranks:
 
 ALONE = Ranks()
 """A single process."""
+
+
+class GradientMeans:
+    """Replaces the gradients of an optimiser's weights by their means over all processes.
+
+    ``passes`` backward passes add up each gradient. Gradients are exchanged in pieces of about
+    `_PIECE` bytes, from the last weight to the first, which is about the order in which a backward
+    pass computes them, and each piece as soon as it is whole. Biases come last: where the fused
+    operator makes them superfluous they have no gradient, and a piece with one of them would be
+    whole at the end only.
+    """
+
+    def __init__(self, ranks: Ranks, optimizer: torch.optim.Optimizer, passes: int) -> None:
+        self._ranks, self._passes = ranks, passes
+        self._pieces: list[list[Tensor]] = []
+        self._coming: list[tuple[list[Tensor], Callable[[], Tensor]]] = []
+        if ranks.size > 1:
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            self._pieces = _pieces(weights[::-1])
+        self._number = {weight: n for n, piece in enumerate(self._pieces) for weight in piece}
+        for weight in self._number:
+            weight.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
+        self.begin()
+
+    def begin(self) -> None:
+        """Expect the gradients of a step. Call it before its first backward pass."""
+        self._missing = [self._passes * len(piece) for piece in self._pieces]
+        self._coming = []
+
+    def _arrived(self, weight: Tensor) -> None:
+        self._missing[self._number[weight]] -= 1
+        # In the same order in all processes, or they would exchange different pieces.
+        while len(self._coming) < len(self._pieces) and not self._missing[len(self._coming)]:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        gradients = [w.grad for w in self._pieces[len(self._coming)] if w.grad is not None]
+        flat = [gradient.reshape(-1) for gradient in gradients]
+        mean = self._ranks.mean_later(torch.cat(flat)) if flat else lambda: torch.empty(0)
+        self._coming.append((gradients, mean))
+
+    def finish(self) -> None:
+        """Wait for the means, and put them into the gradients. Weights without one stay so."""
+        while len(self._coming) < len(self._pieces):
+            self._exchange()
+        for gradients, mean in self._coming:
+            parts = torch.split(mean(), [gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+
+def _pieces(weights: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return weights in pieces of at least `_PIECE` bytes; the last one has the biases."""
+    pieces: list[list[Tensor]] = [[]]
+    for weight in weights:
+        if weight.dim() > 1:
+            pieces[-1].append(weight)
+            if sum(each.nbytes for each in pieces[-1]) >= _PIECE:
+                pieces.append([])
+    pieces.append([weight for weight in weights if weight.dim() <= 1])
+    return [piece for piece in pieces if piece]
 
 
 @contextlib.contextmanager

@@ -1,13 +1,21 @@
 """Milliseconds of a training step by its options, and whether the faster steps learn the same.
 
+The baseline is this project's own eager step in tf32 with cuDNN's search, at batch 1 (`fp32, tf32`;
+256², ngf 64): `times_tf32` is the rate of a row over that of the baseline. The aim is 3, with the
+fastest row that is `finite`, which becomes the recipe. `fp32, ieee` is reported beside it.
+
+Each option has the row before it to be compared with. `+ graphs` computes the two directions on two
+streams: not faster than `+ graphs, one stream`, and `devices.both_of` returns `in_turn`. `+ graphs,
+fused norm` is taken before `+ graphs, compiled` up to 5 % below it, since compiling takes minutes;
+slower than `+ graphs`, its backward needs work. `host_ms` is what launching the steps takes: near
+`ms`, the GPU waits for the host.
+
 `recorded against eager`: the largest relative difference of a loss, at six steps. Losses of
 recorded steps must stay as close to eager ones as a second eager run does; otherwise CUDA graphs
-are not used. `compiled gradients` or `fused gradients` above a few per cent: that option is not
-used. The fastest row that is `finite` becomes the recipe; the aim is three times the rate of `fp32,
-ieee`, and `fp32, tf32` is reported beside it. `+ graphs, fused norm` is taken before `+ graphs,
-compiled` up to 5 % below it, since compiling takes minutes; slower than `+ graphs`, its backward
-needs work. `loop with feed` above the step alone: the feed is the limit, and each line of `waits`
-is one to remove.
+are not used, or not two streams where only `recorded` is apart and `recorded on one stream` is not.
+`compiled gradients` or `fused gradients` above a few per cent: that option is not used. `loop with
+feed` above the step alone: the feed is the limit, and each line of `waits` is one to remove. The
+exchange of gradients during the backward pass needs two GPUs and has no row.
 """
 
 from __future__ import annotations
@@ -26,6 +34,7 @@ import cv2
 import torch
 from cyclegan_train.config import TrainConfig, TrainPrecision
 from cyclegan_train.cyclegan import CycleGAN
+from cyclegan_train.devices import in_turn
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -35,29 +44,49 @@ from .measuring import Bench, Job, arithmetic, pictures, required
 
 FAST: dict[str, Any] = {"precision": "bf16", "joint_identity": True, "fused_adam": True}
 
+BASELINE = "fp32, tf32"
+
 
 def jobs(bench: Bench) -> Iterator[Job]:
+    baseline: list[float] = []
+
+    def row(name: str, options: dict[str, Any]) -> dict[str, Any]:
+        values = rate(bench, **options)
+        if name == BASELINE:
+            baseline.append(values["pictures_per_s"])
+        if baseline:
+            values["times_tf32"] = values["pictures_per_s"] / baseline[0]
+        return values
+
     yield "recorded against eager", partial(recorded, bench)
-    for word in ("ieee", "tf32"):
-        yield f"fp32, {word}", partial(rate, bench, word=word)
-    graphs, compiled, last, fused = (
-        {name: True} for name in ("cuda_graphs", "compile", "channels_last", "fused_norm")
+    graphs, compiled, last, fused, one_stream = (
+        {name: True}
+        for name in ("cuda_graphs", "compile", "channels_last", "fused_norm", "one_stream")
     )
-    for name, options in (
-        ("bf16, joint, fused", FAST),
+    bf16 = {"precision": "bf16"}
+    rows: list[tuple[str, dict[str, Any]]] = [
+        (BASELINE, {"word": "tf32"}),
+        ("fp32, ieee", {"word": "ieee"}),
+        ("bf16", bf16),
+        ("bf16, joint", bf16 | {"joint_identity": True}),
+        ("bf16, joint, fused Adam", FAST),
+        ("+ graphs, one stream", FAST | graphs | one_stream),
         ("+ graphs", FAST | graphs),
+        ("+ graphs, fused norm", FAST | graphs | fused),
         ("+ graphs, compiled", FAST | graphs | compiled),
         ("+ compiled", FAST | compiled),
         ("+ graphs, channels last", FAST | graphs | last),
-        ("+ graphs, fused norm", FAST | graphs | fused),
-        ("bf16", {"precision": "bf16"}),
-    ):
-        yield name, partial(rate, bench, **options)
+        ("fp32, tf32, graphs", {"word": "tf32"} | graphs),
+    ]
+    if bench.cuda:  # in a dry run Triton's interpreter takes seconds
+        rows.insert(8, ("+ graphs, fused norm, one stream", FAST | graphs | fused | one_stream))
+    for name, options in rows:
+        yield name, partial(row, name, options)
     yield "compiled gradients", partial(other_gradients, bench, compile=True)
     yield "fused gradients", partial(other_gradients, bench, fused_norm=True)
     yield "loop with feed, + graphs", partial(loop, bench)
     for batch in bench.some((4, 8), 0):
-        yield "+ graphs", partial(rate, bench, batch=batch, **FAST, **graphs)
+        yield "+ graphs", partial(row, "+ graphs", FAST | graphs | {"batch": batch})
     # The recipe for small images.
     small = FAST | graphs | {"lambda_identity": 0.0}
     if bench.cuda:
@@ -67,11 +96,15 @@ def jobs(bench: Bench) -> Iterator[Job]:
         yield "ResNet-6 at 128², + graphs", job
     # This row is last because the section ``compiles`` has not compiled it.
     everything = FAST | graphs | compiled | last
-    yield "+ graphs, compiled, channels last", partial(rate, bench, **everything)
+    name = "+ graphs, compiled, channels last"
+    yield name, partial(row, name, everything)
 
 
-def seeded_model(bench: Bench, **options: Any) -> CycleGAN:
-    """Return a model with seeded weights; in a dry run a tiny one."""
+def seeded_model(bench: Bench, *, one_stream: bool = False, **options: Any) -> CycleGAN:
+    """Return a model with seeded weights; in a dry run a tiny one.
+
+    With ``one_stream`` a recorded step does not use two.
+    """
     torch.manual_seed(0)
     random.seed(0)
     tiny = {"netG": "resnet_1blocks", "ngf": 4, "ndf": 4, "netD": "n_layers", "n_layers_D": 1}
@@ -80,7 +113,10 @@ def seeded_model(bench: Bench, **options: Any) -> CycleGAN:
     if not bench.cuda:
         # bf16 is slow on a CPU without it, and a dry run need not try it.
         options = tiny | options | {"precision": "fp32"}
-    return CycleGAN(TrainConfig(device=bench.device, **options))
+    model = CycleGAN(TrainConfig(device=bench.device, **options))
+    if one_stream:
+        model.both = in_turn
+    return model
 
 
 def pairs(bench: Bench, batch: int, side: int | None = None) -> list[tuple[Tensor, Tensor]]:
@@ -101,7 +137,7 @@ def rate(
         options["precision"] = word
     if options.get("compile"):
         bench.forget_compiled()
-    steps, warm = (60 if batch == 1 else 20, 8) if bench.cuda else (1, 0)
+    steps, warm = (40 if batch == 1 else 20, 8) if bench.cuda else (1, 0)
     begin = time.monotonic()
     if bench.cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -131,7 +167,7 @@ def rate(
 
 
 def recorded(bench: Bench) -> dict[str, Any]:
-    """Compare the losses of 24 steps in float32: two eager runs, and a recorded one."""
+    """Compare the losses of 24 steps in float32: two eager runs, and two recorded ones."""
     steps, data = 24 if bench.cuda else 2, pairs(bench, 1)
 
     def losses(**options: Any) -> Tensor:
@@ -142,13 +178,18 @@ def recorded(bench: Bench) -> dict[str, Any]:
 
     with arithmetic("ieee"):
         eager, again, graph = losses(), losses(), losses(cuda_graphs=True)
+        one_stream = losses(cuda_graphs=True, one_stream=True)
 
     def apart(other: Tensor) -> str:
         difference = ((other - eager).abs() / eager.abs().clamp(min=1e-3)).amax(1)
         reported = sorted({0, 3, 4, 7, 15, steps - 1} & set(range(steps)))
         return " ".join(f"{float(difference[step]):.1e}" for step in reported)
 
-    return {"eager again": apart(again), "recorded": apart(graph)}
+    return {
+        "eager again": apart(again),
+        "recorded": apart(graph),
+        "recorded on one stream": apart(one_stream),
+    }
 
 
 def other_gradients(bench: Bench, **options: Any) -> dict[str, Any]:

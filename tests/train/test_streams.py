@@ -15,6 +15,7 @@ torch = package("torch")
 
 from cyclegan_train import CycleGAN  # noqa: E402 (after the check for torch)
 from cyclegan_train.devices import TwoStreams, both_of, in_turn  # noqa: E402
+from cyclegan_train.graphs import CudaRecorder  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
@@ -175,3 +176,28 @@ def test_a_step_has_two_streams_where_it_is_recorded_and_has_no_running_statisti
     assert both_of(tiny(cuda_graphs=True, norm="batch"), device) is in_turn
     assert both_of(tiny(), device) is in_turn
     assert both_of(tiny(cuda_graphs=True), cpu) is seeded().both is in_turn
+
+
+def test_a_recording_is_rehearsed_and_made_on_a_stream_of_its_own_device(monkeypatch):
+    made, recorded = [], []
+
+    @contextlib.contextmanager
+    def graph(graph, stream):
+        recorded.append((graph, stream))
+        yield
+
+    with Streams(monkeypatch) as streams:
+        monkeypatch.setattr(
+            torch.cuda, "Stream", lambda device: made.append(device) or Stream("recording")
+        )
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: "the graph")
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+        recorder = CudaRecorder(torch.device("cuda:1"))
+        x = torch.rand(3)
+        loss = recorder.rehearse(lambda: {"loss": (x * 2).sum()})["loss"]
+        assert loss + 1 > 1
+        recorder.record(lambda: {})
+    assert streams.races == []
+    assert streams.done["recording", "mul"] == 1
+    assert made == [torch.device("cuda:1")]
+    assert recorded == [("the graph", recorder._stream)]

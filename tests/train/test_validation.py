@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import html.parser
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from cyclegan_train.validation import Best, Validation  # noqa: E402
 from cyclegan_train.validation_images import Images  # noqa: E402
 
 from cyclegan_batch.errors import InputError  # noqa: E402
+from cyclegan_batch.models.checkpoints.files import find_checkpoint  # noqa: E402
 from tests.train.test_run import (  # noqa: E402
     TINY,
     assert_same,
@@ -258,6 +260,33 @@ def test_a_generator_that_does_nothing_is_not_the_best(tmp_path):
     assert elsewhere.epochs_without_better == 0
 
 
+def scores_of(**values: float) -> dict[str, dict[str, float]]:
+    return {generator: {"unpaired": value} for generator, value in values.items()}
+
+
+@pytest.mark.behaviour(53)
+@pytest.mark.parametrize(
+    ("epochs", "without"),
+    [
+        # The average has become better than the weights ever were.
+        ([(0.4, 0.6), (0.5, 0.3), (0.6, 0.5)], 1),
+        # The weights are better than the average: these are what best gives.
+        ([(0.6, 0.4), (0.3, 0.5), (0.4, 0.5)], 1),
+        # What becomes better and stays behind the other is not.
+        ([(0.6, 0.4), (0.5, 0.5), (0.45, 0.5)], 2),
+        ([(0.4, 0.6), (0.4, 0.5), (0.4, 0.45)], 2),
+        ([(math.nan, math.nan), (0.4, math.nan), (math.nan, math.nan)], 1),
+        ([(math.nan, math.nan)], 1),
+    ],
+)
+def test_a_better_score_is_one_of_the_weights_that_best_gives(epochs, without):
+    kind = {"AtoB": "unpaired", "BtoA": "unpaired"}
+    best = Best(SimpleNamespace(kind=kind))
+    for number, (weights, average) in enumerate(epochs):
+        best.better(scores_of(BtoA=weights, BtoA_ema=average), number + 1)
+    assert best.epochs_without_better == without
+
+
 def test_with_a_truth_the_scores_are_those_of_evaluate(tmp_path):
     pytest.importorskip("torchmetrics")
     a, b = images_of(tmp_path / "A", 4, 0, WARM), images_of(tmp_path / "B", 4, 0, COLD)
@@ -316,6 +345,13 @@ def test_best_holds_every_generator_of_its_best_epoch(whole):
         own = card[f"{file}.safetensors"]
         assert own["validation"] == events[0]["scores"][generator]
         assert own["epoch"] == 1
+    for direction in ("AtoB", "BtoA"):
+        weights, average = (
+            events[0]["scores"][f"{direction}{ending}"]["unpaired"] for ending in ("", "_ema")
+        )
+        found = find_checkpoint(whole / "checkpoints" / "best", direction)
+        assert found.path.name.endswith("_ema.safetensors") == (average <= weights)
+        assert f"{weights:.4g} in epoch 1" in found.notes[0].text
 
 
 @pytest.mark.behaviour(40)

@@ -33,7 +33,12 @@ import torch
 from torch import Tensor, nn
 
 from cyclegan_batch.frames import Pixels
-from cyclegan_batch.models.checkpoints.run_folder import generator_name
+from cyclegan_batch.models.checkpoints.run_folder import (
+    SCORES,
+    deciding,
+    generator_name,
+    is_better,
+)
 from cyclegan_batch.wording import counted
 
 from .cyclegan import CycleGAN, State
@@ -59,19 +64,10 @@ _BATCH = 16
 _LEAST = 1e-3
 """What a share is at least of, and the least standard deviation of a feature."""
 
-NAMES = {
-    "iou": "class IoU",
-    "psnr": "PSNR in dB",
-    "ssim": "SSIM",
-    "kid": "KID",
-    "unpaired": "unpaired score",
-    "fid": "FID",
-    "random_kid": "random-feature KID",
-}
-"""The scores in words. The first of these that a generator has is the one that decides."""
+NAMES = {name: score.words for name, score in SCORES.items()}
+"""The scores in words."""
 _DIRECTIONS = ("AtoB", "BtoA")
 EMA = "_ema"
-_LESS_IS_BETTER = ("kid", "unpaired", "fid", "random_kid")
 
 
 def generator_key(direction: str, *, ema: bool) -> str:
@@ -82,11 +78,6 @@ def generator_key(direction: str, *, ema: bool) -> str:
 def words_of(generator: str) -> str:
     """Return the name of a generator for a person."""
     return f"{generator.removesuffix(EMA)} (EMA)" if generator.endswith(EMA) else generator
-
-
-def deciding(scores: Mapping[str, float]) -> str:
-    """Return the name of the score by which epochs are compared."""
-    return next(name for name in NAMES if name in scores)
 
 
 class Validation:
@@ -276,9 +267,7 @@ class Best:
         better: list[str] = []
         for generator, own in scores.items():
             name = deciding(own)
-            sign = -1 if name in _LESS_IS_BETTER else 1
-            before = self._scores.get(generator, -sign * math.inf)
-            if sign * own[name] > sign * before:
+            if is_better(name, own[name], self._scores.get(generator, math.nan)):
                 self._scores[generator], self._epochs[generator] = own[name], epoch
                 better.append(generator)
         return better
@@ -302,12 +291,18 @@ class Best:
 
     @property
     def epochs_without_better(self) -> int:
-        """The epochs from the last better score to the last validation.
+        """The epochs from the last better score of a direction to the last validation.
 
-        Where there are moving averages only they count, as they are what is translated with.
+        Of a generator and its moving average the better one counts, as a translation takes it.
         """
-        averages = [each for name, each in self._epochs.items() if name.endswith(EMA)]
-        return self._last - max(averages or self._epochs.values(), default=0)
+        last = 0
+        for direction in _DIRECTIONS:
+            weights, taken = (generator_key(direction, ema=ema) for ema in (False, True))
+            one, other = (self._scores.get(each, math.nan) for each in (weights, taken))
+            if is_better(self.validation.kind[direction], one, other):
+                taken = weights
+            last = max(last, self._epochs.get(taken, 0))
+        return self._last - last
 
     def sentence(self) -> str:
         """Return the best epochs in words."""

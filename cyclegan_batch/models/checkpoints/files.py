@@ -22,7 +22,10 @@ from .run_folder import (
     DESCRIPTION,
     EMA_ENDING,
     LATEST,
+    SCORES,
+    deciding,
     generator_name,
+    is_better,
     reference_name,
 )
 
@@ -43,8 +46,8 @@ _NAMES: dict[Direction | None, tuple[str, ...]] = {
     None: (_UNDIRECTED_NAME,),
 }
 """The names of a generator's file in a folder, in order of preference: ours (its moving average,
-then its last weights), and the reference implementation's. The names of others come after these
-(file_names.py)."""
+then its last weights, unless validation scored these better), and the reference implementation's.
+The names of others come after these (file_names.py)."""
 
 _DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
@@ -128,8 +131,9 @@ def find_checkpoint(path: Path, direction: Direction | None = None) -> FoundChec
 
     ``path``: a checkpoint; the folder of a training run, for its latest checkpoint; a folder in it
     (``checkpoints/best``); or the reference implementation's ``checkpoints/NAME``. Where a run
-    keeps a moving average (EMA) of its generators, the average is returned. Without ``direction``
-    AtoB is returned where there are both. Raises ModelError.
+    keeps a moving average (EMA) of its generators, the average is returned, unless validation has
+    scored both and the weights themselves better, as it may in ``best``. Without ``direction`` AtoB
+    is returned where there are both. Raises ModelError.
     """
     if direction not in (None, *_DIRECTIONS):
         raise ModelError(f"no direction {direction!r}: it is AtoB or BtoA")
@@ -163,11 +167,7 @@ def _in_folder(path: Path, direction: Direction | None) -> FoundCheckpoint:
     if direction is None and len(directed) == 2:
         text = "holds two generators: AtoB is used; --direction BtoA for the other"
         notes.append(Note(path, text))
-    if file.name.endswith(EMA_ENDING) and choice is not None:
-        text = (
-            f"the moving average of the weights (EMA), {file.name}, is used; "
-            f"name {generator_name(choice[0])} in the same folder for the last ones"
-        )
+    if choice is not None and (text := _which_weights(file, choice)):
         notes.append(Note(path, text))
     epochs = sum(each.is_of_an_epoch for each in files)
     if files[0].is_of_an_epoch and epochs > 1:
@@ -202,9 +202,69 @@ def _generators(folder: Path) -> dict[Direction | None, list[_File]]:
             _File(folder / each.name, each.is_of_an_epoch) for each in by_name.get(direction, ())
         ]
         own = [_File(folder / name) for name in _NAMES[direction] if name in names]
+        if direction is not None and _scores_decide_for_weights(folder, direction):
+            own[:2] = own[1::-1]
         if own or files:
             found[direction] = [*own, *files]
     return found
+
+
+class _Scored(NamedTuple):
+    """The score by which validation compares a generator, as its card tells it."""
+
+    name: str
+    value: float
+    epoch: str
+
+
+def _scores_decide_for_weights(folder: Path, direction: Direction) -> bool:
+    """Return whether validation has scored a generator better than its moving average."""
+    scores = _scores(folder, direction)
+    if scores is None:
+        return False
+    average, weights = scores
+    return is_better(weights.name, weights.value, average.value)
+
+
+def _scores(folder: Path, direction: Direction) -> tuple[_Scored, _Scored] | None:
+    """Return the scores of a moving average and of the weights; None where they do not compare."""
+    found = []
+    for ema in (True, False):
+        metadata = safetensors_metadata(folder / generator_name(direction[0], ema=ema))
+        try:
+            scores = json.loads(metadata.get("validation", ""))
+        except (ValueError, RecursionError):
+            return None
+        name = deciding(scores) if isinstance(scores, dict) else ""
+        if not name or not isinstance(scores[name], int | float):
+            return None
+        found.append(_Scored(name, float(scores[name]), metadata.get("epoch", "?")))
+    average, weights = found
+    return (average, weights) if average.name == weights.name else None
+
+
+def _which_weights(file: Path, direction: Direction) -> str:
+    """Return which of the two files of a run's generator is used, and why; empty for no such."""
+    average_is_used = file.name.endswith(EMA_ENDING)
+    scores = _scores(file.parent, direction)
+    if average_is_used:
+        used, other = "the moving average of the weights (EMA)", "the weights themselves"
+        verb = "is"
+    elif scores is not None and file.name == generator_name(direction[0]):
+        used, other = "the weights themselves", "their moving average (EMA)"
+        verb = "are"
+    else:
+        return ""
+    why = ""
+    if scores is not None:
+        one, two = scores if average_is_used else scores[::-1]
+        better = "better" if is_better(one.name, one.value, two.value) else "as well"
+        why = (
+            f", which validation scored {better}: {one.value:.4g} in epoch {one.epoch}, and "
+            f"{two.value:.4g} in epoch {two.epoch} ({SCORES[one.name].words})"
+        )
+    unused = generator_name(direction[0], ema=not average_is_used)
+    return f"{used}, {file.name}, {verb} used{why}; name {unused} in the same folder for {other}"
 
 
 def _refuse_folder(

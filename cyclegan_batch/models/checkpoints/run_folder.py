@@ -18,10 +18,15 @@
           checkpoint.json       both cards in one file, for people
 
 Training writes it, a translation finds its generator in it, and an export measures on the images
-that it names.
+that it names. Where validation has scored both files of a generator, the cards tell which is
+better.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 CONFIG = "config.toml"
 DESCRIPTION = "run.json"
@@ -43,6 +48,37 @@ CARDS = "checkpoint.json"
 
 EMA_ENDING = "_ema.safetensors"
 """The ending of the file of a generator whose weights are moving averages."""
+
+
+class Score(NamedTuple):
+    """A score that a validation gives a generator, and its card holds."""
+
+    words: str
+    more_is_better: bool
+
+
+SCORES = {
+    "iou": Score("class IoU", True),
+    "psnr": Score("PSNR in dB", True),
+    "ssim": Score("SSIM", True),
+    "kid": Score("KID", False),
+    "unpaired": Score("unpaired score", False),
+    "fid": Score("FID", False),
+    "random_kid": Score("random-feature KID", False),
+}
+"""By their names in a card. The first of these that a generator has is the one that decides."""
+
+
+def deciding(scores: Mapping[str, object]) -> str:
+    """Return the name of the score by which generators are compared; "" where there is none."""
+    return next((name for name in SCORES if name in scores), "")
+
+
+def is_better(name: str, score: float, other: float) -> bool:
+    """Return whether a score of that name is better than another one; NaN is worse than any."""
+    if math.isnan(score) or math.isnan(other):
+        return math.isnan(other) and not math.isnan(score)
+    return score > other if SCORES[name].more_is_better else score < other
 
 
 def epoch_name(epoch: int) -> str:

@@ -75,6 +75,70 @@ def test_the_moving_average_is_taken_where_there_is_one_and_that_is_said(run: Pa
     assert len(grouped(find_checkpoint(run).notes)) == 2
 
 
+@pytest.mark.behaviour(53)
+@pytest.mark.parametrize(
+    ("raw", "average", "taken"),
+    [
+        ({"unpaired": 0.4, "random_kid": 3.0}, {"unpaired": 0.5, "random_kid": 2.0}, "raw"),
+        ({"unpaired": 0.5, "random_kid": 2.0}, {"unpaired": 0.4, "random_kid": 3.0}, "average"),
+        ({"psnr": 20.5, "unpaired": 0.9}, {"psnr": 20.0, "unpaired": 0.1}, "raw"),
+        ({"iou": 0.2, "unpaired": 0.1}, {"iou": 0.3, "unpaired": 0.9}, "average"),
+        ({"kid": 0.5}, {"kid": 0.5}, "average"),
+        # NaN is worse than any score.
+        ({"kid": 0.5}, {"kid": float("nan")}, "raw"),
+        ({"kid": float("nan")}, {"kid": 0.5}, "average"),
+        # Scores that cannot be compared decide nothing.
+        ({"kid": 0.1}, {"unpaired": 0.5}, "average"),
+        ({"unpaired": 0.1}, None, "average"),
+        ({"unpaired": "good"}, {"unpaired": 0.5}, "average"),
+        ({"other": 0.1}, {"other": 0.5}, "average"),
+        ([1], [2], "average"),
+    ],
+)
+def test_of_weights_and_their_average_the_one_that_validation_scored_better_is_taken(
+    run: Path, raw: object, average: object, taken: str
+) -> None:
+    best = run / "checkpoints" / "best"
+    for ending, scores, epoch in (("", raw, 7), ("_ema", average, 9)):
+        metadata = {"direction": "BtoA", "epoch": str(epoch)}
+        if scores is not None:
+            metadata["validation"] = json.dumps(scores)
+        said(best / f"netG_B{ending}.safetensors", **metadata)
+    found = find_checkpoint(best, "BtoA")
+    assert found.path == best / f"netG_B{'_ema' if taken == 'average' else ''}.safetensors"
+    (note,) = grouped(found.notes)
+    assert f"netG_B{'' if taken == 'average' else '_ema'}.safetensors in the same folder" in note
+
+
+def test_which_weights_validation_chose_is_said_with_their_scores(run: Path) -> None:
+    best = run / "checkpoints" / "best"
+    for ending, score, epoch in (("", 0.41234, "7"), ("_ema", 0.5, "9")):
+        said(
+            best / f"netG_A{ending}.safetensors",
+            direction="AtoB",
+            epoch=epoch,
+            validation=json.dumps({"unpaired": score}),
+        )
+    (note,) = grouped(find_checkpoint(best, "AtoB").notes)
+    assert note.endswith(
+        "best: the weights themselves, netG_A.safetensors, are used, which validation scored "
+        "better: 0.4123 in epoch 7, and 0.5 in epoch 9 (unpaired score); name "
+        "netG_A_ema.safetensors in the same folder for their moving average (EMA)"
+    )
+    said(
+        best / "netG_A_ema.safetensors",
+        direction="AtoB",
+        epoch="9",
+        validation=json.dumps({"unpaired": 0.3}),
+    )
+    (note,) = grouped(find_checkpoint(best, "AtoB").notes)
+    assert note.endswith(
+        "best: the moving average of the weights (EMA), netG_A_ema.safetensors, is used, which "
+        "validation scored better: 0.3 in epoch 9, and 0.4123 in epoch 7 (unpaired score); name "
+        "netG_A.safetensors in the same folder for the weights themselves"
+    )
+
+
 def test_the_reference_implementations_folder_gives_its_latest(tmp_path: Path) -> None:
     names = ["latest_net_G_A.pth", "latest_net_G_B.pth", "200_net_G_A.pth", "latest_net_D_A.pth"]
     folder = touched(tmp_path / "horse2zebra", *names, "latest_net_G.pth")

@@ -22,6 +22,7 @@ from cyclegan_train.config import TrainConfig
 from cyclegan_train.cyclegan import CycleGAN
 from cyclegan_train.distributed import ALONE, Ranks, joined_ranks
 from cyclegan_train.settings import settings_for
+from cyclegan_train.validation import Validation
 
 from cyclegan_batch.errors import CycleganBatchError, InputError
 from tests.conftest import SMALL
@@ -60,7 +61,8 @@ def take_steps(ranks: Ranks) -> dict[str, Any]:
 
 
 def train(folder: Path, name: str, *, stop=lambda: False, resume=False, **changes):
-    settings = settings_for(folder / name, {} if resume else TINY | changes, resume=resume)
+    values = changes if resume else TINY | changes
+    settings = settings_for(folder / name, values, resume=resume)
     told: list[str] = []
     outcome = run.train(folder / "data", folder / name, settings, stop=stop, say=told.append)
     return outcome, told
@@ -147,7 +149,31 @@ def failed_run(folder: Path, rank: int) -> str:
     return ""
 
 
-RUNS = (whole_run, stopped_run, resumed_run, late_run, broken_run, failed_run)
+def early_run(folder: Path, rank: int, *, resume: bool = False, patience: int = 2) -> Any:
+    """Train with scores that are best in the second epoch, which the first process alone has."""
+    due, scores = Validation.due, Validation.scores
+    Validation.due = lambda self, epoch, epochs: True  # type: ignore[method-assign]
+    Validation.scores = (  # type: ignore[method-assign]
+        lambda self, model: {"AtoB": {"unpaired": abs(model.epoch - 2)}}
+    )
+    try:
+        return train(folder, "early", resume=resume, n_epochs=9, samples=0, early_stop=patience)
+    finally:
+        Validation.due, Validation.scores = due, scores  # type: ignore[method-assign]
+
+
+def ended_run(folder: Path, rank: int) -> Any:
+    return early_run(folder, rank, resume=True)
+
+
+def longer_run(folder: Path, rank: int) -> Any:
+    return early_run(folder, rank, resume=True, patience=3)
+
+
+RUNS = (
+    *(whole_run, stopped_run, resumed_run, late_run, broken_run, failed_run),
+    *(early_run, ended_run, longer_run),
+)
 
 
 def command_line(folder: Path) -> int | str | None:

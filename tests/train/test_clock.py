@@ -16,7 +16,7 @@ from cyclegan_train.clock import Rate, Schedule, fitted  # noqa: E402
 from cyclegan_train.cyclegan import LOSSES, CycleGAN  # noqa: E402
 from cyclegan_train.settings import settings_for, values_from_toml  # noqa: E402
 
-from tests.train.test_run import STEPS, TINY, assert_same, log_of, state_of  # noqa: E402
+from tests.train.test_run import STEPS, TINY, assert_same, fill, log_of, state_of  # noqa: E402
 from tests.train.test_run import data as data  # noqa: E402 (a fixture)
 
 step = CycleGAN.step
@@ -140,6 +140,94 @@ def test_a_run_that_becomes_slower_is_made_shorter(data, tmp_path, time):
         patch.setattr(CycleGAN, "step", slower)
         train(data, tmp_path / "run", minutes=3.0, samples=0, n_epochs=1, n_epochs_decay=0)
     assert time.now - began == pytest.approx(180, abs=2 * STEPS)
+
+
+@pytest.mark.parametrize(
+    ("place", "left", "batches"),
+    [
+        # Three epochs are left, with the one in progress.
+        ({"epoch": 8, "position": 0}, 30, 10),
+        ({"epoch": 8, "position": 6}, 15, 7),
+        ({"epoch": 10, "position": 6}, 2, 8),
+        # At least the step in progress, and at most a pass.
+        ({"epoch": 10, "position": 6}, -9, 7),
+        ({"epoch": 8, "position": 0}, -9, 1),
+        ({"epoch": 9, "position": 0}, 90, 20),
+    ],
+)
+def test_where_the_rate_goes_down_epochs_change_in_length_and_not_in_number(place, left, batches):
+    schedule = Schedule(5, 5, 12)
+    assert clock.refitted(schedule, **place, left=left, whole=20) == Schedule(5, 5, batches)
+
+
+def speeds(seconds: dict[int, float], time: Time) -> Any:
+    """Return a step that takes other ``seconds`` from some steps on."""
+    quick = CycleGAN.step
+
+    def step(model: CycleGAN, *images: Any) -> Any:
+        time.step = seconds[max(begin for begin in seconds if begin <= model.steps)]
+        return quick(model, *images)
+
+    return step
+
+
+@pytest.mark.behaviour(53)
+@pytest.mark.parametrize(
+    ("seconds", "slower"),
+    [
+        ({0: 1.0, 150: 2.0}, True),
+        # Back to whole passes, and no longer ones, when it is fast again.
+        ({0: 1.0, 130: 3.0, 160: 0.5}, True),
+        ({0: 1.0, 130: 0.99}, False),
+    ],
+)
+def test_a_run_that_becomes_slower_while_its_rate_goes_down_ends_in_time(
+    data, tmp_path, time, monkeypatch, seconds, slower
+):
+    began = time.now
+    monkeypatch.setattr(CycleGAN, "step", speeds(seconds, time))
+    values = {"minutes": 4.0, "n_epochs": 1, "n_epochs_decay": 1, "log_every": 1}
+    values |= {"samples": 0, "val_images": 0}
+    outcome, said = train(data, tmp_path / "run", **values)
+    # With as many steps in the second half as in the first one it would be 330 seconds.
+    taken = time.now - began
+    assert taken == pytest.approx(240, abs=6) or (len(seconds) == 3 and 200 < taken < 240)
+    assert (outcome.finished, outcome.epoch) == (True, 48)
+    losses = [event for event in log_of(tmp_path / "run") if event["event"] == "losses"]
+    rates = {event["epoch"]: event["lr"] for event in losses}
+    for epoch in range(1, 49):
+        assert rates[epoch] == pytest.approx(2e-4 * min(1, 1 - (epoch - 24) / 25)), epoch
+    steps = [sum(event["epoch"] == epoch for event in losses) for epoch in range(1, 49)]
+    assert max(steps) == STEPS
+    assert (min(steps) < STEPS) == slower
+    assert any(each.startswith("slower than before: the epochs") for each in said) == slower
+    if len(seconds) == 3:
+        assert steps[-1] == STEPS
+
+
+def test_a_long_epoch_at_a_falling_rate_is_corrected_on_its_way(data, tmp_path, time, monkeypatch):
+    fill(tmp_path / "data" / "trainA", range(60))
+    fill(tmp_path / "data" / "trainB", range(100, 102))
+    began = time.now
+    monkeypatch.setattr(CycleGAN, "step", speeds({0: 1.0, 65: 3.0}, time))
+    values = {"minutes": 2.0, "samples": 0, "n_epochs": 1, "n_epochs_decay": 9, "val_images": 0}
+    outcome, _ = train(tmp_path / "data", tmp_path / "run", **values)
+    assert outcome.epoch == 10
+    assert time.now - began == pytest.approx(120, abs=6)
+
+
+def test_the_rate_is_that_of_late(monkeypatch):
+    time = Time()
+    monkeypatch.setattr(clock, "time", time)
+    rate = Rate(100.0)
+    for number in range(60):
+        time.now += 1.0 if number < 40 else 2.0
+        rate.step()
+        known = rate.known()
+        if number == 39:
+            assert known == pytest.approx(1.0)
+    # Over the last tenth of the time and a little more.
+    assert known == pytest.approx(0.5)
 
 
 def test_an_epoch_becomes_shorter_than_a_pass_where_few_passes_fit(data, tmp_path, time):

@@ -241,6 +241,21 @@ def test_processes_ask_each_other_now_and_then_and_stop_together(folder, found):
     assert asked <= 2 + one.step // 2 + 1
 
 
+@pytest.mark.behaviour(53)
+def test_early_stop_ends_all_processes_together_and_they_go_on_together(folder, found):
+    """Only the first process validates; two epochs after the best one, then three."""
+    for mine in found:
+        for name, epochs in (("early_run", 4), ("ended_run", 4), ("longer_run", 5)):
+            outcome, _ = mine[name]
+            assert (outcome.finished, outcome.epoch) == (True, epochs), name
+            assert outcome.step == epochs * STEPS
+    first, other = (mine["early_run"][1] for mine in found)
+    assert "early_stop = 2: no better score by validation for 2 epochs" in first
+    assert not other
+    validated = [e["epoch"] for e in log_of(folder / "early") if e["event"] == "validation"]
+    assert validated == [1, 2, 3, 4, 5]
+
+
 def test_a_loss_that_is_no_number_in_one_process_stops_both_errors(folder, found):
     for mine in found:
         assert mine["broken_run"].startswith("DivergedError: the training broke at step 2: cycle_A")

@@ -462,7 +462,8 @@ def test_weights_that_are_code_or_of_another_network_errors(tmp_path):
     assert not (tmp_path / "trapped").exists()
 
 
-def test_inception_takes_its_weights_from_a_file_and_downloads_nothing(tmp_path, monkeypatch):
+def random_inception(path: Path, monkeypatch) -> torch.nn.Module:
+    """Write weights in the layout of the published file, drawn at random; return their network."""
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
 
     class AskedError(Exception):
@@ -476,12 +477,21 @@ def test_inception_takes_its_weights_from_a_file_and_downloads_nothing(tmp_path,
     # Without a file it would download; the layers are there by then.
     with pytest.raises(AskedError):
         network.__init__("inception-v3-compat", ["2048"])
-    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    for weight in network.parameters():
+        if weight.dim() == 4:
+            # Features of torch's own draws would be almost the same for all images.
+            torch.nn.init.kaiming_normal_(weight)
+    torch.save(network.state_dict(), path)
+    return network.eval()
+
+
+def test_inception_takes_its_weights_from_a_file_and_downloads_nothing(tmp_path, monkeypatch):
+    network = random_inception(tmp_path / "weights.pth", monkeypatch)
     features = evaluation.inception_features(tmp_path / "weights.pth")
     pictures = torch.from_numpy(noise(0, (40, 30))).permute(2, 0, 1)[None]
     with torch.inference_mode():
         found = features(pictures)
-        expected = network.eval()(pictures)[0]
+        expected = network(pictures)[0]
     assert found.shape == (1, 2048)
     assert torch.equal(found, expected)
 

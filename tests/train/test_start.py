@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from cyclegan_train import CycleGAN, TrainConfig, progress, run  # noqa: E402 (after the check for torch)
+from cyclegan_train import CycleGAN, TrainConfig, progress, run, start  # noqa: E402 (after the check for torch)
 from cyclegan_train.cyclegan import generator_config  # noqa: E402
 from cyclegan_train.settings import settings_for, settings_from  # noqa: E402
 from cyclegan_train.start import begin_from, with_channels  # noqa: E402
@@ -125,9 +125,107 @@ def test_a_file_of_both_generators_begins_both(tmp_path):
     model, _, _ = begun(tmp_path / "both.pth", tmp_path)
     assert_equal_weights(model.netG_A, theirs.netG_A)
     assert_equal_weights(model.netG_B, theirs.netG_B)
-    torch.save({"horses": both["netG_A"], "zebras": both["netG_B"]}, tmp_path / "both.pth")
-    with pytest.raises(ModelError, match=r"holds 2 generators \(horses \(resnet_1blocks\), zebras"):
-        begun(tmp_path / "both.pth", tmp_path)
+
+
+def file_of_two(folder: Path, one: str = "horses", other: str = "zebras") -> CycleGAN:
+    """Write both generators of a model into ``both.pth`` under these names."""
+    theirs = model_of()
+    both = {one: theirs.netG_A.state_dict(), other: theirs.netG_B.state_dict()}
+    folder.mkdir(exist_ok=True)
+    torch.save(both | {"netD": theirs.netD_A.state_dict()}, folder / "both.pth")
+    return theirs
+
+
+@pytest.mark.behaviour(53)
+def test_of_generators_whose_names_tell_no_direction_names_choose(tmp_path):
+    theirs = file_of_two(tmp_path)
+    path = tmp_path / "both.pth"
+    with pytest.raises(
+        ModelError,
+        match=r"holds 2 generators \(horses \(resnet_1blocks\), zebras \(resnet_1blocks\)\), and "
+        r"their names do not tell which is meant; name one with --init-weights, or both, that of "
+        r"AtoB first: --init-weights horses,zebras$",
+    ):
+        begun(path, tmp_path)
+    model, _, _ = begun(path, tmp_path, init_weights="horses,zebras")
+    assert_equal_weights(model.netG_A, theirs.netG_A)
+    assert_equal_weights(model.netG_B, theirs.netG_B)
+    model, _, _ = begun(path, tmp_path, init_weights="zebras, horses")
+    assert_equal_weights(model.netG_A, theirs.netG_B)
+    for direction, name in (("both", "netG_A"), ("AtoB", "netG_A"), ("BtoA", "netG_B")):
+        given = {"init_weights": "zebras", "init_direction": direction}
+        model, described, _ = begun(path, tmp_path, **given)
+        assert_equal_weights(getattr(model, name), theirs.netG_B)
+        assert list(described["networks"].values()).count("random") == 3
+
+
+def test_a_name_that_tells_a_direction_is_taken_by_it(tmp_path):
+    theirs = file_of_two(tmp_path, "netG_A", "netG_B")
+    path = tmp_path / "both.pth"
+    model, described, _ = begun(path, tmp_path, init_weights="netG_B")
+    assert_equal_weights(model.netG_B, theirs.netG_B)
+    assert described["networks"]["netG_A"] == "random"
+    for given in ({"init_weights": "netG_B,netG_A"},
+                  {"init_weights": "netG_B", "init_direction": "AtoB"}):  # fmt: skip
+        with pytest.raises(
+            ModelError, match=r"both\.pth: its netG_B translates BtoA, as its name says, and it is "
+            r"given for AtoB \(init_weights = "
+        ):  # fmt: skip
+            begun(path, tmp_path, **given)
+    # In a folder, of the file that it gives.
+    (tmp_path / "both.pth").rename(tmp_path / "latest_net_G.pth")
+    model, _, _ = begun(tmp_path, tmp_path, init_weights="netG_A,netG_B")
+    assert_equal_weights(model.netG_B, theirs.netG_B)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"init_weights": "a,b,c"}, "init_weights = 'a,b,c' must be one name or two"),
+        ({"init_weights": "a,"}, "init_weights = 'a,' must be one name or two"),
+        ({"init_weights": "a"}, "init_weights = 'a' is of a file, and init_from names none"),
+        ({"init_weights": "a", "init_from": "identity"}, "and init_from names none"),
+        (
+            {"init_weights": "a,b", "init_from": "x", "init_direction": "AtoB"},
+            "init_weights = 'a,b' names both generators, and init_direction = AtoB is one",
+        ),
+    ],
+)
+def test_names_that_choose_no_generator_error(given, message):
+    with pytest.raises(ValueError, match=message):
+        settings_from(given)
+
+
+def test_a_name_that_is_not_in_the_file_errors(tmp_path):
+    file_of_two(tmp_path)
+    with pytest.raises(ModelError, match=r"has no weights of the name 'foals'; it holds horses "):
+        begun(tmp_path / "both.pth", tmp_path, init_weights="horses,foals")
+    with pytest.raises(ModelError, match=r"its netD is a discriminator"):
+        begun(tmp_path / "both.pth", tmp_path, init_weights="netD")
+
+
+def test_what_a_run_begins_from_is_read_once(tmp_path, monkeypatch):
+    reference_folder(tmp_path / "released")
+    read: list[str] = []
+    for name in ("load_generator", "load_state"):
+        real = getattr(start, name)
+
+        def load(path, *rest, real=real):
+            read.append(path.name)
+            return real(path, *rest)
+
+        monkeypatch.setattr(start, name, load)
+    files = [f"latest_net_{name}.pth" for name in ("D_A", "D_B", "G_A", "G_B")]
+    for _ in range(2):
+        # A second run reads it anew: the files may be others by then.
+        begun(tmp_path / "released", tmp_path)
+        assert sorted(read) == files
+        read.clear()
+    values = {"device": "cpu", "init_from": str(tmp_path / "released")}
+    for _ in range(2):
+        settings_for(tmp_path / "no run", values, resume=False)
+        assert sorted(read) == files
+        read.clear()
 
 
 @pytest.mark.behaviour(53)

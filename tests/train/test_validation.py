@@ -17,7 +17,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from cyclegan_train import evaluation  # noqa: E402 (after the check for torch)
+from cyclegan_train import evaluation, run_folder  # noqa: E402 (after the check for torch)
 from cyclegan_train.batches import Feed  # noqa: E402
 from cyclegan_train.evaluation.features import (  # noqa: E402
     RandomFeatures,
@@ -26,11 +26,15 @@ from cyclegan_train.evaluation.features import (  # noqa: E402
     kernel_distance,
 )
 from cyclegan_train.settings import settings_from  # noqa: E402
-from cyclegan_train.validation import Best, Validation  # noqa: E402
+from cyclegan_train.validation import Best, Validation, levels  # noqa: E402
 from cyclegan_train.validation_images import Images  # noqa: E402
+from torchvision.transforms import v2  # noqa: E402 (after the check for torch)
+from torchvision.transforms.v2 import functional as tv  # noqa: E402
 
 from cyclegan_batch.errors import InputError  # noqa: E402
 from cyclegan_batch.models.checkpoints.files import find_checkpoint  # noqa: E402
+from cyclegan_batch.models.checkpoints.loading import load_generator  # noqa: E402
+from tests.train.test_evaluation import random_inception  # noqa: E402
 from tests.train.test_run import (  # noqa: E402
     TINY,
     assert_same,
@@ -354,6 +358,39 @@ def test_best_holds_every_generator_of_its_best_epoch(whole):
         assert f"{weights:.4g} in epoch 1" in found.notes[0].text
 
 
+@pytest.mark.behaviour(53)
+def test_kid_decides_where_the_weights_of_inception_are_given(few, tmp_path, monkeypatch):
+    """In the loop, with random weights in the layout of the published file."""
+    random_inception(tmp_path / "inception.pth", monkeypatch)
+    folder, said = tmp_path / "run", []
+    values = HELD_OUT | {"val_images": 2, "inception": str(tmp_path / "inception.pth")}
+    assert train(few, folder, say=said.append, **values).finished
+    assert any(sentence.startswith("best is chosen by KID, every") for sentence in said)
+    (event,) = scored(folder)
+    assert event["by"]["AtoB"] == event["by"]["BtoA"] == "kid"
+    described = json.loads((folder / "run.json").read_text())["validation"]
+    features = evaluation.inception_features(tmp_path / "inception.pth")
+    network = load_generator(folder / "checkpoints" / "best" / "netG_A.safetensors").network
+    sources, real = (
+        torch.stack([cut_of(few / f"train{each}" / name) for name in described[each]["images"]])
+        for each in "AB"
+    )
+    with torch.no_grad():
+        fakes = levels(network(sources.float() / 127.5 - 1))
+        found = features(fakes), features(real)
+    scores = event["scores"]["AtoB"]
+    assert scores["kid"] == pytest.approx(kernel_distance(*found), rel=1e-3)
+    assert scores["fid"] == pytest.approx(frechet_distance(*found), rel=1e-3)
+    assert min(scores["fid"], abs(scores["kid"])) > 1e-3
+
+
+def cut_of(path: Path) -> torch.Tensor:
+    """Return the middle of an image as a validation sees it, uint8 (3, 32, 32)."""
+    image = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)
+    resized = tv.resize(image, [36, 36], v2.InterpolationMode.BICUBIC, antialias=True)
+    return resized[:, 2:34, 2:34]
+
+
 @pytest.mark.behaviour(40)
 @pytest.mark.parametrize("steps", [1, 17])
 def test_a_validated_run_stopped_and_resumed_equals_one_never_stopped(data, whole, tmp_path, steps):
@@ -420,6 +457,89 @@ def test_early_stop_ends_a_run_whose_scores_stay_and_it_stays_ended(few, tmp_pat
     assert stops == [{"event": "early_stop", "epoch": 4, "step": 12}]
     assert train(few, folder, resume=True).step == 12
     assert train(few, folder, resume=True, early_stop=3).step == 15
+
+
+@pytest.mark.behaviour(53)
+@pytest.mark.parametrize("at", ["state", "best"])
+def test_a_run_killed_between_best_and_its_state_goes_on_bit_for_bit(
+    few, tmp_path, monkeypatch, at
+):
+    monkeypatch.setattr(Validation, "due", lambda self, epoch, epochs: True)
+    options = {"n_epochs": 2, "n_epochs_decay": 0, "samples": 0, "ema": 0.9}
+    train(few, tmp_path / "whole", **options)
+    write, write_state, written = run_folder._write, run_folder.RunFolder.write_state, []
+
+    def killed(path: Path, data: bytes) -> None:
+        written.append(path.parent.name)
+        if at == "best" and written.count("best") == 7:
+            raise SystemExit  # when one of the second epoch's five files is there
+        write(path, data)
+
+    def killed_later(self, state):
+        if at == "state" and state["model"]["steps"] == 6:
+            raise SystemExit
+        write_state(self, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "_write", killed)
+        patch.setattr(run_folder.RunFolder, "write_state", killed_later)
+        with pytest.raises(SystemExit):
+            train(few, tmp_path / "run", **options)
+    assert state_of(tmp_path / "run")["model"]["steps"] == 3
+    assert train(few, tmp_path / "run", resume=True).finished
+    assert_same(state_of(tmp_path / "run"), state_of(tmp_path / "whole"))
+    for file in (tmp_path / "whole" / "checkpoints" / "best").iterdir():
+        assert (tmp_path / "run/checkpoints/best" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.behaviour(53)
+def test_a_part_of_a_run_that_is_not_validated_forgets_no_best(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        Validation, "scores", lambda self, model: {"AtoB": {"unpaired": float(model.epoch)}}
+    )
+    folder, said = tmp_path / "run", []
+    train(few, folder, n_epochs=1, n_epochs_decay=0, samples=0)
+    train(few, folder, resume=True, n_epochs=2, val_images=0)
+    train(few, folder, resume=True, n_epochs=3, val_images=100, say=said.append)
+    assert state_of(folder)["validation"]["best"]["epochs"] == {"AtoB": 1}
+    card = json.loads((folder / "checkpoints" / "best" / "checkpoint.json").read_text())
+    assert card["netG_A.safetensors"]["epoch"] == 1
+    assert any("best by validation: AtoB epoch 1" in sentence for sentence in said)
+    # Other images: no score of before can be compared.
+    train(few, folder, resume=True, n_epochs=4, val_images=2, say=said.append)
+    assert any("and replaces what is in best" in sentence for sentence in said)
+    assert state_of(folder)["validation"]["best"]["epochs"] == {"AtoB": 4}
+
+
+@pytest.mark.behaviour(53)
+def test_scores_that_are_no_numbers_are_never_best(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(Validation, "due", lambda self, epoch, epochs: True)
+    monkeypatch.setattr(
+        Validation, "scores",
+        lambda self, model: {"AtoB": {"unpaired": 0.5 if model.epoch == 2 else math.nan}},
+    )  # fmt: skip
+    folder = tmp_path / "run"
+    assert train(few, folder, n_epochs=9, samples=0, early_stop=2).epoch == 4
+    card = json.loads((folder / "checkpoints" / "best" / "checkpoint.json").read_text())
+    assert card["netG_A.safetensors"]["epoch"] == 2
+    assert (folder / "validation.png").is_file()
+    monkeypatch.setattr(Validation, "scores", lambda self, model: {"AtoB": {"unpaired": math.nan}})
+    assert train(few, tmp_path / "never", n_epochs=9, samples=0, early_stop=2).epoch == 2
+    assert not (tmp_path / "never" / "checkpoints" / "best").exists()
+
+
+def test_images_that_are_too_few_to_validate_on_are_told(few, tmp_path):
+    folder, said = with_val(few, tmp_path / "data", count=1), []
+    (folder / "valB").rename(folder / "another")
+    train(folder, tmp_path / "run", steps=0, say=said.append)
+    sentence = "A has 1 image to validate on, and 2 are needed"
+    assert f"nothing is validated, and there will be no best: {sentence}" in said
+    with pytest.raises(InputError, match=f"^early_stop compares .* none gets one: {sentence}; lea"):
+        train(folder, tmp_path / "other", early_stop=3)
+    assert not (tmp_path / "other").exists()
+    said.clear()
+    train(folder, tmp_path / "none", steps=0, val_images=0, say=said.append)
+    assert not any("validat" in each for each in said)
 
 
 # What shows it

@@ -54,9 +54,9 @@ class Sampler:
     ) -> None:
         self._n_a, self._n_b, self._batch_size, self._seed = n_a, n_b, batch_size, seed
         self._serial, self._rank, self._size = serial, rank, size
-        self.batches = max(1, max(n_a, n_b) // (batch_size * size))
+        self.batches = self.whole = max(1, max(n_a, n_b) // (batch_size * size))
         """Batches in an epoch, which may be set to fewer; images that do not fill the last batch
-        are left out of it."""
+        are left out of it. ``whole``: those of a pass over the images."""
         self.epoch = 1
         """The epoch of the next batch, counted from 1."""
         self.position = 0

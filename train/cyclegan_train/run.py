@@ -36,7 +36,7 @@ from cyclegan_batch.errors import (
 )
 from cyclegan_batch.machine import cpu_threads
 from cyclegan_batch.models.checkpoints import run_folder as names
-from cyclegan_batch.wording import counted, first_line, printable
+from cyclegan_batch.wording import first_line, printable
 
 from .batches import Feed, Sampler
 from .clock import Clock, Schedule
@@ -57,8 +57,6 @@ _POLL_STEPS = 20
 """The most steps after which several processes ask each other whether to stop or to save."""
 _POLL_SECONDS = 1.0
 """The most seconds, about, after which they do; steps may take longer than this."""
-_FIT_STEPS = 5
-"""Steps between two attempts to fit the schedule to the clock, at the beginning of a run."""
 _ENDLESS = 10**6
 """Epochs of a run whose number is not known yet: no rate goes down before it is known when."""
 _SCORED = ("cycle_A", "cycle_B", "idt_A", "idt_B")
@@ -222,6 +220,8 @@ class _Run:
             for sentence in validation.sentences():
                 say(sentence)
             self.best = Best(validation)
+        self._best_before: State | None = None
+        """What an earlier part of the run has kept as best."""
         self._ends_early = False
         self.last_losses: dict[str, float] = {}
         """The means of the last line of the log."""
@@ -324,7 +324,7 @@ class _Run:
                 self._save()
             self._ticks.append(time.monotonic())
             self.clock.step()
-            if self.clock.waits and not model.steps % _FIT_STEPS:
+            if self.clock.due(self.sampler, model.steps):
                 self._fit_to_clock()
             minutes = self.clock.sheet_due(self._seconds())
             if minutes is not None:
@@ -357,20 +357,17 @@ class _Run:
         return bool(stops), bool(due_somewhere)
 
     def _fit_to_clock(self) -> None:
-        """Fit the number of epochs to the minutes left, where the rate of the steps is known."""
-        first = self.clock.waits
-        chosen = self.clock.fit(self.sampler, self._seconds(), self.ranks)
-        if chosen is None:
+        """Fit the schedule to the minutes left, where the rate of the steps is known."""
+        fitted = self.clock.fit(self.sampler, self._seconds(), self.ranks)
+        if fitted is None:
             return
+        chosen, sentence = fitted
         self._follow(chosen)
         if self.reports is not None:
             line = {"event": "schedule", "step": self.model.steps, **vars(chosen)}
             self.reports.log.write(line)
-        if first:
-            self.say(
-                f"{counted(chosen.epochs, 'epoch')} of {counted(chosen.batches, 'step')} fit into "
-                f"{self.settings.run.minutes:g} minutes"
-            )
+        if sentence:
+            self.say(sentence)
 
     def _follow(self, schedule: Schedule) -> None:
         """Make the run as long as ``schedule``."""
@@ -446,8 +443,7 @@ class _Run:
 
     def _end_epoch(self) -> None:
         model, epoch = self.model, self.model.epoch
-        waits = self.clock.waits or not self.settings.run.minutes
-        if not waits and epoch < self.settings.train.n_epochs:
+        if self.settings.run.minutes and not self.clock.waits and epoch < self.settings.epochs:
             self._fit_to_clock()
         mean = self.whole_epoch.take(self.ranks)
         score = sum(mean[name] for name in _SCORED)
@@ -547,7 +543,7 @@ class _Run:
             },
             "validation": {
                 "held_out": [each.held_out for each in self.images.validation],
-                "best": self.best.state_dict() if self.best else None,
+                "best": self.best.state_dict() if self.best else self._best_before,
             },
             "last": self.last_losses,
             "log_bytes": log.size,
@@ -608,13 +604,12 @@ class _Run:
         if start := state.get("start"):
             self.beginning = Beginning(tuple(start["warm_up"]), start["described"])
         self.last_losses = state["last"]
-        if self.best is not None:
-            before = state.get("validation", _OLD)["best"]
-            if before is not None and not self.best.load_state_dict(before):
-                self.say(
-                    "best was chosen by another score until now, or on other images: from here on "
-                    f"{self.best.validation.words()} decides, and replaces what is in best"
-                )
+        self._best_before = before = state.get("validation", _OLD)["best"]
+        if self.best and before is not None and not self.best.load_state_dict(before):
+            self.say(
+                "best was chosen by another score until now, or on other images: from here on "
+                f"{self.best.validation.words()} decides, and replaces what is in best"
+            )
         random.setstate(own_state["random"])
         torch.set_rng_state(own_state["torch_random"])
         if self.model.device.type == "cuda" and len(own_state["cuda_random"]) == 1:

@@ -48,6 +48,11 @@ class RunImages:
         self._refuse_mixed_sizes()
         self.validation = set_apart((self.a, self.b), validation_folders, settings, sizes, held_out)
         """The images of A and of B to validate on, none where nothing is validated."""
+        if settings.run.early_stop and not self.validated:
+            raise InputError(
+                f"early_stop compares the scores of epochs, and none gets one: {self._too_few()}; "
+                "leave early_stop out, or add images"
+            )
         self.samples: tuple[Domain, Domain] | None = None
         """The images of the sheets: those for testing, or some of the training."""
         if count := settings.run.samples:
@@ -69,6 +74,12 @@ class RunImages:
         """Whether there are images to validate on, two of each domain at least."""
         return min(len(each.names) for each in self.validation) > 1
 
+    def _too_few(self) -> str:
+        few = min(zip("AB", self.validation, strict=True), key=lambda each: len(each[1].names))
+        return (
+            f"{few[0]} has {counted(len(few[1].names), 'image')} to validate on, and 2 are needed"
+        )
+
     def sentences(self, processes: int) -> Iterator[str]:
         """Yield what was read, left out and skipped, for the user of so many processes."""
         for letter, domain in (("A", self.a), ("B", self.b)):
@@ -80,6 +91,8 @@ class RunImages:
                 yield f"skipped: {skipped.reason}"
             if domain.skipped:
                 yield f"{letter}: {counted(len(domain.skipped), 'image')} skipped"
+        if self._settings.run.val_images and not self.validated:
+            yield f"nothing is validated, and there will be no best: {self._too_few()}"
         together = self._settings.data.batch_size * processes
         if together > max(len(self.a), len(self.b)):
             yield (

@@ -91,6 +91,9 @@ class RunConfig:
     init_direction: Literal["both", "AtoB", "BtoA"] = "both"
     """Which generator ``init_from`` is for; the other one begins with random weights. ``both``
     takes both where there are two, and a single one that does not tell its direction as AtoB."""
+    init_weights: str = field(default="", metadata=option("The run", metavar="NAME[,NAME]"))
+    """In a file of several generators, the name of the one that ``init_from`` means, as in
+    ``translate --weights``; or the names of both, that of AtoB first."""
     warm_up: int = 500
     """Steps before the first epoch in which only the discriminators without weights learn, or with
     ``identity`` only the generators; 0: none. They are taken with ``init_from`` only."""
@@ -160,10 +163,30 @@ class RunConfig:
         )
         if self.val_fraction > 0.5:
             raise ValueError(f"val_fraction = {self.val_fraction} must be from 0 to 0.5")
+        if self.init_weights:
+            self._check_init_weights()
         if self.early_stop and not self.val_images:
             raise ValueError(
                 "early_stop compares the scores of epochs, and val_images = 0 has none"
             )
+
+    def _check_init_weights(self) -> None:
+        given, names = f"init_weights = {self.init_weights!r}", self.init_names
+        if not all(names) or len(names) > 2:
+            raise ValueError(f"{given} must be one name or two, with a comma between them")
+        if self.init_from in ("", IDENTITY):
+            raise ValueError(f"{given} is of a file, and init_from names none")
+        if len(names) > 1 and self.init_direction != "both":
+            raise ValueError(
+                f"{given} names both generators, and init_direction = {self.init_direction} is "
+                "one; leave one of the two out"
+            )
+
+    @property
+    def init_names(self) -> tuple[str, ...]:
+        """The names in ``init_weights``, empty for none."""
+        names = self.init_weights.split(",") if self.init_weights else ()
+        return tuple(name.strip() for name in names)
 
 
 @dataclass(frozen=True)
@@ -304,9 +327,9 @@ def _settings_of_start(values: Mapping[str, object], given: Mapping[str, object]
     settings = settings_from(values)
     if settings.run.init_from in ("", IDENTITY):
         return settings
-    from .start import keys_of, read_start  # which loads torch
+    from .start import keys_of, start_of  # which loads torch
 
-    start = read_start(Path(settings.run.init_from), settings.run.init_direction)
+    start = start_of(settings.run)
     checked = {name: _checked(name, value) for name, value in given.items()}
     return settings_from({**values, **keys_of(start, checked)})
 

@@ -1,6 +1,6 @@
 """What a run begins from: generators and discriminators that exist, in place of random weights.
 
-`read_start` finds and reads them, with the loader of a translation; `keys_of` are the keys of a run
+`start_of` finds and reads them, with the loader of a translation; `keys_of` are the keys of a run
 that they need; `begin_from` puts their weights into the networks of a run and reports what is taken
 over, layer by layer where it is not all. The optimisers and the schedule begin anew.
 
@@ -10,7 +10,7 @@ already: for the first ``warm_up`` steps only such discriminators learn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -28,7 +28,7 @@ from cyclegan_batch.options import Direction
 from cyclegan_batch.wording import Note, printable
 
 from .cyclegan import NETWORKS, CycleGAN, State
-from .settings import IDENTITY, Settings, Value
+from .settings import IDENTITY, RunConfig, Settings, Value
 
 Weights: TypeAlias = Mapping[str, Tensor]
 
@@ -75,17 +75,26 @@ class Beginning:
     """The files, their digests and what was taken over, for run.json; empty for random weights."""
 
 
-def read_start(place: Path, init_direction: str) -> Start:
-    """Return the networks at ``place``: a run, a folder of the reference's, or a checkpoint.
+_read: dict[RunConfig, Start] = {}
+"""The last start that `start_of` has read, until `begin_from` takes it: the weights in it are those
+that the keys of the run were read from, and they are loaded once."""
 
-    ``init_direction``: ``both``, or the only direction that is wanted. A generator whose direction
-    no name tells is taken as that one, with ``both`` as AtoB. Raises ModelError, also for
-    generators that a run cannot train.
+
+def start_of(run: RunConfig) -> Start:
+    """Return the networks that ``init_from`` names: of a run, a folder of the reference's, a file.
+
+    A generator whose direction no name tells is taken as ``init_direction``, with ``both`` as AtoB.
+    Raises ModelError, also for generators that a run cannot train.
     """
+    _read.clear()
+    place = Path(run.init_from)
     wanted: Direction | None = None
-    if init_direction in _NETWORK:
-        wanted = init_direction
-    generators, notes = _generators(place, wanted)
+    if run.init_direction in _NETWORK:
+        wanted = run.init_direction
+    if run.init_names:
+        generators, notes = _named(place, wanted, run.init_names)
+    else:
+        generators, notes = _generators(place, wanted)
     first, *rest = generators.values()
     for other in rest:
         if _shape(other.config) != _shape(first.config):
@@ -103,7 +112,8 @@ def read_start(place: Path, init_direction: str) -> Start:
         discriminator = _discriminator_beside(loaded.path, name[-1])
         if discriminator is not None:
             networks[f"netD_{name[-1]}"] = discriminator
-    return Start(place, networks, tuple(dict.fromkeys(notes)))
+    _read[run] = start = Start(place, networks, tuple(dict.fromkeys(notes)))
+    return start
 
 
 def keys_of(start: Start, given: Mapping[str, object]) -> dict[str, Value]:
@@ -148,7 +158,8 @@ def begin_from(model: CycleGAN, settings: Settings, say: Callable[[str], None]) 
                 "their input, and nothing else"
             )
         return Beginning(warming, _described(IDENTITY, {}, run.warm_up, warming))
-    start = read_start(Path(run.init_from), run.init_direction)
+    start = _read.pop(run, None) or start_of(run)
+    _read.clear()
     for note in start.notes:
         say(str(note))
     taken: State = {}
@@ -236,6 +247,27 @@ def _generators(
     return generators, notes
 
 
+def _named(
+    place: Path, wanted: Direction | None, names: Sequence[str]
+) -> tuple[dict[Direction, LoadedGenerator], list[Note]]:
+    """Return the generators of these names in a file, and notes; of two the first is AtoB."""
+    found = find_checkpoint(place, wanted) if place.is_dir() else find_checkpoint(place)
+    generators: dict[Direction, LoadedGenerator] = {}
+    for number, name in enumerate(names):
+        loaded = _loaded(found.path, None, name)
+        given = ("AtoB", "BtoA")[number] if len(names) > 1 else wanted
+        if given is not None and loaded.direction not in (None, given):
+            raise ModelError(
+                f"{printable(found.path)}: its {printable(name)} translates {loaded.direction}, as "
+                f"its name says, and it is given for {given} (init_weights = "
+                f"{','.join(map(printable, names))}); exchange the names, or leave init_direction "
+                "out"
+            )
+        generators[given or loaded.direction or "AtoB"] = loaded
+    notes = [note for each in generators.values() for note in each.assumptions]
+    return generators, notes
+
+
 def _in_file(
     path: Path, wanted: Direction | None
 ) -> tuple[dict[Direction, LoadedGenerator], list[Note]]:
@@ -249,8 +281,8 @@ def _in_file(
             names = ", ".join(f"{name} ({words})" for name, words in error.generators.items())
             raise ModelError(
                 f"{printable(path)}: holds {len(error.generators)} generators ({names}), and their "
-                "names do not tell which is meant; save that one alone: "
-                "torch.save(netG.state_dict(), path)"
+                "names do not tell which is meant; name one with --init-weights, or both, that of "
+                f"AtoB first: --init-weights {','.join(list(error.generators)[:2])}"
             ) from error
         both: dict[Direction, LoadedGenerator] = {
             "AtoB": _loaded(path, "AtoB"),
@@ -273,11 +305,11 @@ def _in_file(
     ]
 
 
-def _loaded(path: Path, direction: Direction | None) -> LoadedGenerator:
+def _loaded(path: Path, direction: Direction | None, weights: str | None = None) -> LoadedGenerator:
     """Return a generator that a run can train. Raises ModelError."""
     for family in ("resnet", "unet", None):
         try:
-            loaded = load_generator(path, Selection(direction, family=family))
+            loaded = load_generator(path, Selection(direction, weights, family))
             break
         except SeveralGeneratorsError:
             raise

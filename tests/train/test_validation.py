@@ -358,6 +358,7 @@ def test_best_holds_every_generator_of_its_best_epoch(whole):
         assert f"{weights:.4g} in epoch 1" in found.notes[0].text
 
 
+@pytest.mark.slow
 @pytest.mark.behaviour(53)
 def test_kid_decides_where_the_weights_of_inception_are_given(few, tmp_path, monkeypatch):
     """In the loop, with random weights in the layout of the published file."""

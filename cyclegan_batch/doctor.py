@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ._version import __version__
+from .errors import BackendUnavailableError
 from .machine import (
     cpu_name,
     cpu_threads,
@@ -44,7 +45,10 @@ _PACKAGES = (
     *("isal", "pillow-heif", "onnx", "s3fs", "pyarrow", "ray"),
 )
 
-_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13", "torch")
+_RUNTIMES = (
+    *("onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-webgpu"),
+    *("openvino", "tensorrt-cu13", "torch"),
+)
 
 _TRIED_SIZE = (256, 256)
 """Width and height of the frame that is encoded. NVENC refuses less than about 145×49."""
@@ -273,6 +277,13 @@ def _runtime(name: str, version: str) -> Runtime:
 
 def _offers(name: str) -> list[str] | None:
     """Load a runtime and return its providers or devices. Raises whatever the import raises."""
+    if name == "onnxruntime-ep-webgpu":
+        from .backends.onnxruntime_webgpu import gpu_words, webgpu_device
+
+        try:
+            return [f"experimental, {gpu_words(webgpu_device())}"]
+        except BackendUnavailableError as error:
+            return [f"experimental, {error}"]
     if name.startswith("onnxruntime"):
         providers = importlib.import_module("onnxruntime").get_available_providers()
         return [

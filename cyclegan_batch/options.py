@@ -96,9 +96,11 @@ class TranslateOptions:
     backend: BackendName = field(default="auto", metadata=option(NETWORK))
     """Runtime of the network. auto chooses by what is installed and by the file; tensorrt runs an
     ONNX only when named, as torch does, which also runs a checkpoint without exporting it."""
-    device: str = field(default="auto", metadata=option(NETWORK, metavar="auto|cpu|cuda[:N]"))
+    device: str = field(
+        default="auto", metadata=option(NETWORK, metavar="auto|cpu|cuda[:N]|webgpu")
+    )
     """Device of the network. auto is the CPU for now; the output of a GPU is compared with the
-    CPU's once."""
+    CPU's once. webgpu (experimental) is onnxruntime's way to the GPUs of any maker."""
     precision: TranslatePrecision = field(default="auto", metadata=option(NETWORK))
     """Arithmetic of the network. auto is the file's own, and on a GPU tf32 for an fp32 file. tf32
     is for NVIDIA GPUs, bf16 for OpenVINO and torch; fp16 exports a checkpoint in half
@@ -300,7 +302,7 @@ class TranslateOptions:
                 )
         if self.gpus is not None:
             count = len(gpu_numbers(self.gpus))
-            if self.workers not in (None, count) or self.device in ("cpu",):
+            if self.workers not in (None, count) or self.device in ("cpu", "webgpu"):
                 raise ValueError(
                     f"gpus {self.gpus} stand for {count} processes on GPUs, which workers and "
                     "device contradict; leave these out"
@@ -309,6 +311,8 @@ class TranslateOptions:
             for name in ("ray_address", "ray_gpus"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} is for runner ray, and the runner is local")
+        elif self.device == "webgpu":
+            raise ValueError("runner ray takes CPUs or NVIDIA GPUs; leave device webgpu out")
         elif self.gpus is not None:
             raise ValueError(
                 "gpus names those of this machine, and runner ray takes those of a cluster; use "

@@ -54,7 +54,8 @@ def open_backend(
 ) -> Backend:
     """Open ``model`` with a runtime, check it on a sample, and return its first context.
 
-    ``backend``: one of `BACKENDS` or ``auto``. ``device``: ``auto``, ``cpu`` or ``cuda[:N]``.
+    ``backend``: one of `BACKENDS` or ``auto``. ``device``: ``auto``, ``cpu``, ``cuda[:N]``, or
+    ``webgpu``, onnxruntime's provider for the GPUs of any maker.
     ``precision``: ``auto`` is the file's own, except that fp32 on a GPU is computed in tf32. An
     fp32 ONNX also runs in tf32 on a GPU and in bf16 with OpenVINO; torch runs it, and a checkpoint,
     in bf16, and on a GPU in tf32 and fp16. A precision other than the file's is accepted only where
@@ -106,7 +107,7 @@ def open_backend(
 
 
 class ExpectedBackend(NamedTuple):
-    """The name, the device (``cpu`` or ``cuda:N``) and the precision of a backend."""
+    """The name, the device (``cpu``, ``cuda:N``, ``webgpu``) and the precision of a backend."""
 
     name: str
     device: str
@@ -127,7 +128,7 @@ def expected_backend(
     for name, where in _candidates(model, backend, device, precision):
         installed = sys.modules[name] if name in sys.modules else importlib.util.find_spec(name)
         if installed is not None:
-            if where != "cpu":
+            if where not in ("cpu", "webgpu"):
                 where = f"cuda:{where.partition(':')[2] or '0'}"
             return ExpectedBackend(name, where, _expected_precision(model, name, where, precision))
     return None
@@ -137,6 +138,8 @@ def _expected_precision(model: Model, name: str, device: str, precision: str) ->
     of_file = model.card.precision
     if device == "cpu":
         return "bf16" if precision == "bf16" else "int8" if of_file == "int8" else "fp32"
+    if device == "webgpu":
+        return of_file
     if name == "torch" and of_file != "fp16":
         return "tf32" if precision == "auto" else precision
     tf32 = precision != "fp32" if model.engine is None else model.engine.build.tf32
@@ -177,6 +180,8 @@ def _candidates(model: Model, backend: str, device: str, precision: str) -> list
         return [("openvino", "cpu")]
     if backend == "openvino":
         return [("openvino", "cpu" if device == "auto" else device)]
+    if device == "webgpu":
+        return [("onnxruntime", device)]
     if device.startswith("cuda"):
         # onnxruntime has no int8 convolutions for NVIDIA GPUs.
         return [("tensorrt" if model.card.precision == "int8" else "onnxruntime", device)]
@@ -257,6 +262,10 @@ def _open(
         from .onnxruntime import open_onnxruntime
 
         return open_onnxruntime(model, threads=threads, contexts=contexts)
+    if device == "webgpu":
+        from .onnxruntime_webgpu import open_onnxruntime_webgpu
+
+        return open_onnxruntime_webgpu(model, threads=threads, contexts=contexts)
     from .onnxruntime_cuda import open_onnxruntime_cuda
 
     return open_onnxruntime_cuda(
@@ -290,9 +299,11 @@ def _check_request(model: Model, backend: str, device: str, precision: str) -> N
     """Refuse arguments that contradict each other or the file. Raises BackendError."""
     if backend not in ("auto", *BACKENDS):
         raise BackendError(f"no backend {backend!r}: it is auto or one of {', '.join(BACKENDS)}")
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device):
-        raise BackendError(f"no device {device!r}: it is auto, cpu or cuda[:N]")
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?|webgpu", device):
+        raise BackendError(f"no device {device!r}: it is auto, cpu, cuda[:N] or webgpu")
     _check_kind(model, backend)
+    if device == "webgpu":
+        _check_webgpu(model, backend, precision)
     _check_precision(model, precision, backend, device)
 
 
@@ -311,6 +322,25 @@ def _check_kind(model: Model, backend: str) -> None:
     if model.checkpoint is not None and backend in ONNX_BACKENDS:
         raise BackendError(
             f"{name}: is a checkpoint, and {backend} runs ONNX; export it, or pass --backend torch"
+        )
+
+
+def _check_webgpu(model: Model, backend: str, precision: str) -> None:
+    """Refuse what does not run on WebGPU. Raises BackendError."""
+    name, of_file = printable(model.card.path), model.card.precision
+    if backend not in ("auto", "onnxruntime") or model.engine is not None:
+        raise BackendError(
+            f"{name}: only onnxruntime computes on webgpu, and only an ONNX file; leave --backend "
+            "out, or pass another --device"
+        )
+    if model.checkpoint is not None:
+        raise BackendError(
+            f"{name}: is a checkpoint, and webgpu runs ONNX; export it, or pass another --device"
+        )
+    if of_file == "int8" or precision not in ("auto", of_file):
+        raise BackendError(
+            f"{name}: is {of_file}, and webgpu computes a file in fp32 or fp16 as it is; leave "
+            "--precision out, and use such a file"
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections import Counter
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -234,6 +236,29 @@ def open_session(
             "try --backend openvino, or export the model with a lower opset"
         ) from error
     return session
+
+
+def nodes_on_cpu(session: Session, card: ModelCard, device: str, remedy: str) -> tuple[Note, ...]:
+    """Return a note that names the nodes that a session on a GPU computes on the CPU.
+
+    The session must record them (``session.record_ep_graph_assignment_info``).
+    """
+    try:
+        parts = session.get_provider_graph_assignment_info()
+    except (AttributeError, RuntimeError):  # onnxruntime older than 1.25
+        share = "some nodes"
+    else:
+        nodes = [(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()]
+        kinds = Counter(kind for name, kind in nodes if name == "CPUExecutionProvider")
+        if not kinds:
+            return ()
+        words = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        share = f"{kinds.total()} of {len(nodes)} nodes ({words})"
+    text = (
+        f"onnxruntime {import_onnxruntime().__version__} computes {share} "
+        f"on the CPU instead of {device}, and copies every frame there and back; {remedy}"
+    )
+    return (Note(Path(card.path.name), text),)
 
 
 def check_values(session: Session, card: ModelCard, device: str) -> None:

@@ -15,11 +15,9 @@ import contextlib
 import functools
 import io
 import threading
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from types import ModuleType
 from typing import Literal, Protocol, SupportsInt, TypeAlias
 
@@ -40,6 +38,7 @@ from .onnxruntime import (
     Session,
     check_values,
     import_onnxruntime,
+    nodes_on_cpu,
     open_session,
     session_options,
 )
@@ -308,7 +307,10 @@ def open_onnxruntime_cuda(
         # CUDA cannot compute some nodes. The CPU computes them instead, for which every frame is
         # copied there and back; a note reports that.
         session = opened(model.graph)
-        on_cpu = _nodes_on_cpu(session, model.card, device)
+        remedy = (
+            "install onnxruntime-gpu 1.25 or later, or export the file with this version (opset 18)"
+        )
+        on_cpu = nodes_on_cpu(session, model.card, device, remedy)
         notes += on_cpu or (Note(None, f"{error}; frames go through ordinary memory"),)
     backend = OnnxRuntimeBackend(model.card, session, device, *form)
     backend.notes = notes
@@ -413,27 +415,6 @@ def _session(
             "start; see cyclegan-batch doctor, or pass --device cpu"
         )
     return session
-
-
-def _nodes_on_cpu(session: Session, card: ModelCard, device: str) -> tuple[Note, ...]:
-    """Return a note that names the nodes that a session on a GPU computes on the CPU."""
-    try:
-        parts = session.get_provider_graph_assignment_info()
-    except (AttributeError, RuntimeError):  # onnxruntime older than 1.25
-        share = "some nodes"
-    else:
-        nodes = [(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()]
-        kinds = Counter(kind for name, kind in nodes if name == "CPUExecutionProvider")
-        if not kinds:
-            return ()
-        words = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        share = f"{kinds.total()} of {len(nodes)} nodes ({words})"
-    text = (
-        f"onnxruntime {import_onnxruntime().__version__} computes {share} "
-        f"on the CPU instead of {device}, and copies every frame there and back; install "
-        "onnxruntime-gpu 1.25 or later, or export the file with this version (opset 18)"
-    )
-    return (Note(Path(card.path.name), text),)
 
 
 def _check_cuda(onnxruntime: ModuleType, device: str) -> None:

@@ -17,7 +17,10 @@ from ..machine import default_cache_dir, installed_versions, nvidia_gpus
 from ..models.model import Model
 from .common import Backend, parity_of
 
-_VERSIONS = ("onnxruntime-gpu", "torch", "triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
+_VERSIONS = (
+    *("onnxruntime-gpu", "torch", "triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+    *("onnxruntime", "onnxruntime-ep-webgpu"),
+)
 """The packages whose versions decide which kernels a GPU runs, and so the pixels."""
 
 
@@ -25,16 +28,19 @@ class Verdict:
     """Whether a path on a GPU gives the same images as the CPU, and the file that holds it."""
 
     def __init__(self, model: Model, on_gpu: Backend, cache_dir: Path | None) -> None:
+        # What torch computes with depends on what works on this machine, too; on WebGPU it is the
+        # name of the GPU.
+        how = getattr(on_gpu, "how", "")
         index, names = int(on_gpu.device.partition(":")[2] or 0), nvidia_gpus()
+        gpu = names[index] if index < len(names) else "unknown"
         self._about = {
             "model": model.card.digest,
             "which": model.card.which,
             "graph": model.graph_sha256,
             "backend": on_gpu.name,
             "precision": on_gpu.precision,
-            # What torch computes with depends on what works on this machine, too.
-            "how": getattr(on_gpu, "how", ""),
-            "gpu": names[index] if index < len(names) else "unknown",
+            "how": how,
+            "gpu": how if on_gpu.device == "webgpu" else gpu,
             "versions": {"cyclegan-batch": __version__, **installed_versions(_VERSIONS)},
         }
         key = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()

@@ -86,6 +86,8 @@ def measure(
 
     Raises what `translate` raises, and KeyboardInterrupt.
     """
+    if options.device == "webgpu":
+        raise BackendError("bench measures CPUs and NVIDIA GPUs; leave --device webgpu out")
     # A runtime that could not be stopped may still write into it.
     with tempfile.TemporaryDirectory(
         prefix="cyclegan-batch-bench-", ignore_cleanup_errors=True

@@ -191,8 +191,8 @@ class _Chooser:
 
     def _default_batch(self, device: str) -> int:
         # On a CPU the frames of a batch are computed one after the other: a batch only costs
-        # memory.
-        if device == "cpu":
+        # memory. WebGPU limits the size of a tensor, often to 2 GiB and less.
+        if device in ("cpu", "webgpu"):
             return 1
         most = _MOST_GPU_BATCH
         if self.model.engine is not None:

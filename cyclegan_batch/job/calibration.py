@@ -30,7 +30,7 @@ from ..models.card import ModelCard
 from ..models.seal import not_private, write_new_file
 
 _PACKAGES = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-ep-webgpu"),
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
     "torch": ("torch", "triton"),

@@ -118,7 +118,7 @@ def _is_resolved(values: dict[str, Json]) -> bool:
     return (
         batch is not None
         and 1 <= batch <= _LARGEST_BATCH
-        and values.get("device") in ("cpu", "cuda")
+        and values.get("device") in ("cpu", "cuda", "webgpu")
         and all(values.get(name) in get_args(kinds) for name, kinds in _KINDS)
         and "auto" not in (values.get(name) for name in RESOLVED)
     )

@@ -44,6 +44,7 @@ _RECORDED_PACKAGES = (
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",
+    "onnxruntime-ep-webgpu",
     "openvino",
     "torch",
     "triton",

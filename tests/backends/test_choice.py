@@ -182,7 +182,7 @@ def test_no_runtime_at_all_names_every_extra_errors(
     ("options", "match"),
     [
         ({"backend": "tensorflow"}, "no backend 'tensorflow': it is auto or one of onnxruntime"),
-        ({"device": "gpu"}, r"no device 'gpu': it is auto, cpu or cuda\[:N\]"),
+        ({"device": "gpu"}, r"no device 'gpu': it is auto, cpu, cuda\[:N\] or webgpu"),
         ({"device": "cuda:x"}, "no device 'cuda:x'"),
         ({"precision": "fp8"}, "no precision 'fp8'"),
         ({"precision": "fp16"}, "is fp32 and fp16 was asked for.*a file that was exported in fp16"),

@@ -14,7 +14,7 @@ import pytest
 
 from cyclegan_batch.backends import onnxruntime_cuda, open_backend
 from cyclegan_batch.backends.common import Backend, batch_within_index
-from cyclegan_batch.backends.onnxruntime import OnnxRuntimeBackend
+from cyclegan_batch.backends.onnxruntime import OnnxRuntimeBackend, nodes_on_cpu
 from cyclegan_batch.errors import BackendError, BackendUnavailableError, OutOfMemoryError
 from cyclegan_batch.frames import PixelType, as_pixel_type
 from cyclegan_batch.models.model import Model, open_model, widest_tensor
@@ -137,7 +137,7 @@ def test_onnxruntime_tells_which_provider_computes_a_node(resnet: Model) -> None
     session = onnxruntime.InferenceSession(
         resnet.graph, options, providers=["CPUExecutionProvider"], enable_fallback=0
     )
-    (note,) = onnxruntime_cuda._nodes_on_cpu(session, resnet.card, "cuda:0")
+    (note,) = nodes_on_cpu(session, resnet.card, "cuda:0", "do that")
     assert re.search(r"computes (\d+) of \1 nodes \(.*\b4 Pad\b.*\) on the CPU", note.text)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     for providers, words in (

@@ -35,7 +35,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "train")]
 
 from cyclegan_train import settings as train_settings  # noqa: E402
 from cyclegan_train.charts import curves_png, sheet_png  # noqa: E402
-from cyclegan_train.data import Domain, read_image  # noqa: E402
+from cyclegan_train.data import Domain  # noqa: E402
 from cyclegan_train.evaluation import (  # noqa: E402
     CITYSCAPES,
     RESULTS,
@@ -43,6 +43,7 @@ from cyclegan_train.evaluation import (  # noqa: E402
     LabelScore,
     evaluate_labels,
 )
+from cyclegan_train.image_files import read_image  # noqa: E402
 from cyclegan_train.progress import Progress  # noqa: E402
 from cyclegan_train.run import train  # noqa: E402
 

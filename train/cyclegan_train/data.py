@@ -1,4 +1,4 @@
-"""The images of a folder, ready to train on: found, decoded, resized, and cached where they fit.
+"""The images of a folder, ready to train on: found, decoded, resized, and kept.
 
 What happens to an image:
 
@@ -6,7 +6,10 @@ What happens to an image:
   EXIF, 16 bits rounded to 8, CMYK to sRGB. Transparent parts are laid on white, since the colours
   beneath them are arbitrary. A domain of one channel holds BT.601 luma.
 - The resize of ``preprocess`` (bicubic, antialiased) is done once.
-- The cut and the flip are drawn anew at every use, for A and for B independently.
+- It is kept in memory, or where a domain does not fit there, in a temporary file (pixel_file.py).
+  Where the disk has no room for that either, it is decoded again whenever it is needed.
+- The cut and the flip are drawn anew at every use, for A and for B independently. A cut reads only
+  its own part of the file.
 
 batches.py decides which images come in which order.
 """
@@ -16,14 +19,14 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import math
 import os
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -35,18 +38,11 @@ from torchvision.transforms.v2 import functional as tv  # type: ignore[import-un
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.frames import Pixels, SizeRequirements
 from cyclegan_batch.machine import cpu_threads
-from cyclegan_batch.media.formats import IMAGE_FORMATS, UNREAD_IMAGES, counted_suffixes, natural_key
-from cyclegan_batch.media.images.codec import decode_picture
-from cyclegan_batch.media.images.headers import read_header
-from cyclegan_batch.options import MAX_PIXELS
-from cyclegan_batch.wording import printable
+from cyclegan_batch.wording import byte_size, printable
 
+from .image_files import decoded, displayed_size, in_parallel, left_out_notes, listed, opened
+from .pixel_file import Disk, PixelFile, StoredImage, stored_bytes
 from .settings import DataConfig
-
-_AHEAD = 2
-"""Images that are read ahead, per worker."""
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -109,11 +105,24 @@ def _checked_pair(folder_a: Path, folder_b: Path) -> tuple[Path, Path]:
     return folder_a, folder_b
 
 
+class _Loaded(NamedTuple):
+    """What is known of an image after it was decoded."""
+
+    kept: Tensor | StoredImage | None
+    """None where it is decoded again when it is needed."""
+    shape: tuple[int, int, int]
+    """``(C, H, W)``, prepared."""
+    content: bytes
+    """The SHA-256 of its file."""
+    transparent: bool
+    notes: tuple[str, ...]
+
+
 class Domain:
-    """The images of one folder, cached or decoded as they are needed.
+    """The images of one folder: in memory, in a temporary file, or decoded as they are needed.
 
     Every image is decoded once in the constructor, so a damaged one is reported by name before
-    the first step, and an image has the same number whether the images are cached or not.
+    the first step, and an image has the same number and pixels wherever the images are kept.
     """
 
     def __init__(
@@ -124,26 +133,33 @@ class Domain:
         channels: int,
         sizes: SizeRequirements,
         budget: int = 0,
+        disk: Disk | None = None,
         most: int | None = None,
-        watch: Callable[[int, int], None] | None = None,
+        watch: Callable[[int, int], None] = lambda read, count: None,
     ) -> None:
         """Read every image in ``folder``, recursively, or ``most`` of them, evenly spread.
 
-        Prepared images are cached where all of them take at most ``budget`` bytes. ``watch`` is
-        called with the number of images read so far, and with the number of all. Raises InputError
-        where the folder cannot be read or holds no image that can be used.
+        Prepared images are cached where all of them take at most ``budget`` bytes, otherwise kept
+        in a file on ``disk`` where they take no more than it gives. ``watch`` is called with the
+        number of images read so far, and with the number of all. Raises InputError where the folder
+        cannot be read or holds no image that can be used.
         """
         self.folder, self._config, self._channels, self._sizes = folder, config, channels, sizes
+        self._workers = config.workers or cpu_threads()
         if channels not in (1, 3):
             raise InputError(f"{printable(folder)}: {channels} channels; images have 1 or 3")
         self.paths: list[Path] = []
         """The paths of the images that can be used, in order."""
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
-        self.cached: list[Tensor] | None = []
-        """The prepared images, uint8 ``(C, H, W)``; None where they do not fit."""
+        self.cached: list[Tensor] | None = None
+        """The prepared images, uint8 ``(C, H, W)``; None where they do not fit into memory."""
+        self.stored: list[StoredImage] | None = None
+        """The prepared images where they are in a file."""
+        self.where = "in memory"
+        """Where the prepared images are, in words."""
         self.bytes = 0
-        """The size of all prepared images, cached or not."""
+        """The size of all prepared images, wherever they are."""
         self.transparent = 0
         """Images that were laid on white."""
         self.shapes: dict[tuple[int, int], Path] = {}
@@ -153,10 +169,10 @@ class Domain:
         note_counts: Counter[str] = Counter()
         digest = hashlib.sha256()
         contents = hashlib.sha256()
-        paths, left_out = _listed(folder)
+        paths, left_out = listed(folder)
         self.left_out = dict(Counter(path.suffix.lower() for path in left_out).most_common())
         """Files that are not read, by their extensions."""
-        self.notes += _left_out_notes(folder, left_out)
+        self.notes += left_out_notes(folder, left_out)
         if 0 < config.max_dataset_size < len(paths):
             self.notes.append(
                 f"{printable(folder)}: the first {config.max_dataset_size} of its {len(paths)} "
@@ -165,26 +181,23 @@ class Domain:
             paths = paths[: config.max_dataset_size]
         if most is not None and len(paths) > most:
             paths = [paths[number * len(paths) // most] for number in range(most)]
-        workers = config.workers or cpu_threads()
-        for number, (path, result) in enumerate(_in_parallel(self._load, paths, workers)):
-            if watch:
-                watch(number + 1, len(paths))
+        self._choose_place(paths, budget, disk, watch)
+        kept: list[Tensor | StoredImage | None] = []
+        for number, (path, result) in enumerate(in_parallel(self._load, paths, self._workers)):
+            watch(number + 1, len(paths))
             if isinstance(result, InputError):
                 self.skipped.append(Skipped(path, str(result)))
                 continue
-            prepared, content, transparent, notes = result
-            note_counts.update(notes)
-            digest.update(os.fsencode(path.relative_to(folder)) + b"\0" + content)
-            contents.update(content)
-            self.content.append(content)
-            self.shapes.setdefault((prepared.shape[1], prepared.shape[2]), path)
+            note_counts.update(result.notes)
+            digest.update(os.fsencode(path.relative_to(folder)) + b"\0" + result.content)
+            contents.update(result.content)
+            self.content.append(result.content)
+            self.shapes.setdefault(result.shape[1:], path)
             self.paths.append(path)
-            self.transparent += transparent
-            self.bytes += prepared.nbytes
-            if self.cached is not None and self.bytes <= budget:
-                self.cached.append(prepared)
-            else:
-                self.cached = None
+            self.transparent += result.transparent
+            self.bytes += math.prod(result.shape)
+            kept.append(result.kept)
+        self._keep(kept)
         self.digest = digest.hexdigest()
         """SHA-256 of the names and contents of the images that can be used."""
         self.contents = contents.hexdigest()
@@ -209,31 +222,40 @@ class Domain:
 
     def prepared(self, number: int) -> Tensor:
         """Return one image as it is before the cut, uint8 ``(C, H, W)``. Raises InputError."""
-        if self.cached is not None:
-            return self.cached[number]
-        result = self._load(self.paths[number])
-        if isinstance(result, InputError):
-            raise InputError(f"{result}; it could be read when the run began") from result
-        return result[0]
+        image = self._image(number)
+        return self._part(image, 0, 0, image.shape[1], image.shape[2])
 
     def augmented(self, number: int, draw: random.Random) -> Tensor:
-        """Return one image, cut and flipped as drawn: uint8 ``(C, H, W)``."""
-        image = self.prepared(number)
+        """Return one image, cut and flipped as drawn: uint8 ``(C, H, W)``. Raises InputError."""
+        image = self._image(number)
         # Always three draws, so that no option shifts the draws of the other images.
         down, right, mirror = draw.random(), draw.random(), draw.random()
+        height, width = image.shape[1:]
+        top = left = 0
         if self._cuts:
             side = self._config.crop_size
-            height, width = image.shape[1:]
             top, left = int(down * (height - side + 1)), int(right * (width - side + 1))
-            image = tv.crop(image, top, left, side, side)
+            height = width = side
+        part = self._part(image, top, left, height, width)
         if self._config.flip and mirror < 0.5:
-            image = tv.horizontal_flip(image)
-        return image
+            part = tv.horizontal_flip(part)
+        return part
 
     def middle(self, number: int) -> Tensor:
-        """Return the middle of one image, as large as a cut: uint8 ``(C, H, W)``."""
-        image = self.prepared(number)
-        return tv.center_crop(image, [self._config.crop_size]) if self._cuts else image
+        """Return the middle of one image, as large as a cut: uint8 ``(C, H, W)``.
+
+        It shares no memory with the whole image, so that it can be kept by itself. Raises
+        InputError.
+        """
+        image = self._image(number)
+        height, width = image.shape[1:]
+        top = left = 0
+        if self._cuts:
+            side = self._config.crop_size
+            # Rounded as torchvision's center_crop does.
+            top, left = round((height - side) / 2), round((width - side) / 2)
+            height = width = side
+        return self._part(image, top, left, height, width).clone()
 
     def centred(self, number: int) -> Tensor:
         """Return the middle of one image: float32 ``(C, H, W)`` in [-1, 1], for the samples."""
@@ -245,12 +267,14 @@ class Domain:
         Both keep the digest and the notes of the whole folder.
         """
         other = copy.copy(self)
-        paths, content, cached = self.paths, self.content, self.cached
+        paths, content, cached, stored = self.paths, self.content, self.cached, self.stored
         moved = set(numbers)
         left = [number for number in range(len(paths)) if number not in moved]
         for domain, own in ((other, sorted(moved)), (self, left)):
             domain.paths = [paths[number] for number in own]
             domain.content = [content[number] for number in own]
+            if stored is not None:
+                domain.stored = [stored[number] for number in own]
             if cached is not None:
                 domain.cached = [cached[number] for number in own]
                 domain.bytes = sum(image.nbytes for image in domain.cached)
@@ -261,25 +285,154 @@ class Domain:
         if self.cached is not None:
             self.cached = [image.to(device) for image in self.cached]
 
+    def close(self) -> None:
+        """Remove the temporary file, if there is one; no image can be read from then on."""
+        if self._file is not None:
+            self._file.close()
+
     @property
     def _cuts(self) -> bool:
         return "crop" in self._config.preprocess
 
-    def _load(self, path: Path) -> tuple[Tensor, bytes, bool, tuple[str, ...]] | InputError:
-        """Return a prepared image, its file's digest, whether it was transparent, and notes."""
+    def _choose_place(
+        self,
+        paths: Sequence[Path],
+        budget: int,
+        disk: Disk | None,
+        watch: Callable[[int, int], None],
+    ) -> None:
+        """Decide where the prepared images are to be, by their headers, before any is decoded."""
+        self._file: PixelFile | None = None
+        in_memory = in_file = 0
+        for height, width in self._prepared_sizes(paths, watch):
+            in_memory += height * width * self._channels
+            in_file += stored_bytes(height, width, self._channels)
+        if in_memory <= budget:
+            self.cached = []
+            return
+        self.where = "decoded as they are needed"
+        if disk is None:
+            return
+        free = disk.free()
+        if in_file > free:
+            self.where += (
+                f": a file of them would take {byte_size(in_file)}, and {printable(disk.folder)} "
+                f"has {byte_size(free)} to give, half of what is free there"
+            )
+            return
         try:
-            pixels, data, transparent, notes = read_image(path, white=self._config.white or None)
+            self._file = PixelFile(disk.folder)
+        except OSError as error:
+            self._fail_file(error)
+        else:
+            self.stored = []
+            self.where = (
+                f"in a temporary file of {byte_size(in_file)} in {printable(disk.folder)}, since "
+                "they take more than memory_gb leaves"
+            )
+
+    def _prepared_sizes(
+        self, paths: Sequence[Path], watch: Callable[[int, int], None]
+    ) -> Iterator[tuple[int, int]]:
+        """Yield the height and width that each image will have, as far as its header is whole."""
+        if self._config.preprocess == "resize_and_crop":
+            yield from [self._prepared_size(1, 1)] * len(paths)
+            return
+        for _, size in in_parallel(displayed_size, paths, self._workers):
+            watch(0, len(paths))
+            if size is not None:
+                yield self._prepared_size(*size)
+
+    def _fail_file(self, error: OSError) -> None:
+        """Go on without the file, which could not be written."""
+        self.stored = None
+        if self._file is not None:
+            self._file.empty()
+        self.where = (
+            "decoded as they are needed: a temporary file of them could not be written: "
+            f"{error.strerror or error}"
+        )
+
+    def _keep(self, kept: Sequence[Tensor | StoredImage | None]) -> None:
+        """Keep the images that were loaded, in order."""
+        if self.stored is not None and self._file is not None:
+            try:
+                self._file.sync()
+            except OSError as error:
+                self._fail_file(error)
+        if self.stored is not None:
+            self.stored = [image for image in kept if isinstance(image, StoredImage)]
+        elif self.cached is not None:
+            self.cached = [image for image in kept if isinstance(image, Tensor)]
+        else:
+            self.close()
+
+    def _image(self, number: int) -> Tensor | StoredImage:
+        """Return one prepared image, decoded where it has to be. Raises InputError."""
+        if self.cached is not None:
+            return self.cached[number]
+        if self.stored is not None:
+            return self.stored[number]
+        try:
+            with opened(self.paths[number]) as (file, header):
+                pixels = decoded(file, header, self.paths[number], self._white)[0]
+                return _tensor(self._prepare(pixels))
+        except InputError as error:
+            raise InputError(f"{error}; it could be read when the run began") from error
+
+    def _part(
+        self, image: Tensor | StoredImage, top: int, left: int, height: int, width: int
+    ) -> Tensor:
+        """Return a part of an image, uint8 ``(C, height, width)``. Raises InputError."""
+        if isinstance(image, Tensor):
+            return image[:, top : top + height, left : left + width]
+        try:
+            return image.window(top, left, height, width)
+        except OSError as error:
+            raise InputError(
+                f"{printable(self.folder)}: the temporary file of its images cannot be read: "
+                f"{error.strerror or error}; check the disk, and resume the run"
+            ) from error
+
+    @property
+    def _white(self) -> int | None:
+        return self._config.white or None
+
+    def _load(self, path: Path) -> _Loaded | InputError:
+        """Decode and prepare an image, and put it where the images are kept."""
+        try:
+            with opened(path) as (file, header):
+                pixels, data, transparent, notes = decoded(file, header, path, self._white)
+                content = hashlib.sha256(data).digest()
+                del data
+                pixels = self._prepare(pixels)
+                kept: Tensor | StoredImage | None = None
+                if self.cached is not None:
+                    kept = _tensor(pixels)
+                elif self.stored is not None and self._file is not None:
+                    try:
+                        kept = self._file.put(pixels)
+                    except OSError as error:
+                        self._fail_file(error)
         except InputError as error:
             return error
+        height, width, channels = pixels.shape
+        return _Loaded(kept, (channels, height, width), content, transparent, notes)
+
+    def _prepare(self, pixels: Pixels) -> Pixels:
+        """Return an image as it is before the cut: uint8 ``(H, W, C)``."""
         if self._channels == 1:
             pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
-        tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        size = self._prepared_size(tensor.shape[1], tensor.shape[2])
-        if tuple(tensor.shape[1:]) != size:
-            tensor = tv.resize(
-                tensor, list(size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True
-            ).contiguous()
-        return tensor, hashlib.sha256(data).digest(), transparent, notes
+        size = self._prepared_size(pixels.shape[0], pixels.shape[1])
+        if pixels.shape[:2] == size:
+            return pixels
+        resized: Tensor = tv.resize(
+            _tensor(pixels),
+            list(size),
+            interpolation=v2.InterpolationMode.BICUBIC,
+            antialias=True,
+        )
+        return resized.permute(1, 2, 0).numpy()
 
     def _prepared_size(self, height: int, width: int) -> tuple[int, int]:
         config = self._config
@@ -301,18 +454,24 @@ class Domain:
         )
 
 
+def _tensor(pixels: Pixels) -> Tensor:
+    """Return ``(H, W, C)`` as a contiguous ``(C, H, W)``."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
 def load_domains(
     folders: tuple[Path, Path],
     config: DataConfig,
     *,
     channels: tuple[int, int],
     sizes: SizeRequirements,
+    disk: Disk | None = None,
     watch: Callable[[str, int, int], None] = lambda domain, read, count: None,
 ) -> tuple[Domain, Domain]:
     """Read both training folders; B is cached in the memory that A leaves.
 
-    ``watch`` is called with A or B, how many of its images are read, and of how many. Raises
-    InputError.
+    What does not fit into memory goes to a file on ``disk``. ``watch`` is called with A or B, how
+    many of its images are read, and of how many. Raises InputError.
     """
     if "crop" in config.preprocess:
         side = config.crop_size
@@ -323,11 +482,10 @@ def load_domains(
             )
     budget = int(config.memory_gb * 1e9)
     watches = [functools.partial(watch, letter) for letter in "AB"]
-    a = Domain(
-        folders[0], config, channels=channels[0], sizes=sizes, budget=budget, watch=watches[0]
-    )
+    domain_of = functools.partial(Domain, config=config, sizes=sizes, disk=disk)
+    a = domain_of(folders[0], channels=channels[0], budget=budget, watch=watches[0])
     rest = budget - (a.bytes if a.cached is not None else 0)
-    b = Domain(folders[1], config, channels=channels[1], sizes=sizes, budget=rest, watch=watches[1])
+    b = domain_of(folders[1], channels=channels[1], budget=rest, watch=watches[1])
     if a.contents == b.contents:
         raise InputError(
             f"{printable(a.folder)} and {printable(b.folder)}: hold the same images; give two "
@@ -356,99 +514,3 @@ def two_sizes_error(path: Path, size: Sequence[int], other: Sequence[int]) -> In
 def normalized(images: Tensor) -> Tensor:
     """Return uint8 images as float32 in [-1, 1], on their device and without a synchronisation."""
     return images.to(torch.float32).mul_(1 / 255).sub_(0.5).div_(0.5)
-
-
-def read_image(
-    path: Path, *, white: int | None = None
-) -> tuple[Pixels, bytes, bool, tuple[str, ...]]:
-    """Return an image, the bytes of its file, whether it was transparent, and notes about it.
-
-    RGB uint8 ``(H, W, 3)``, upright, transparent parts laid on white; ``white`` as in
-    `decode_picture`. Raises InputError.
-    """
-    name = printable(path)
-    try:
-        with path.open("rb") as file:
-            read_header(file, name, max_pixels=MAX_PIXELS)
-            file.seek(0)
-            data = file.read()
-        image = decode_picture(data, name, white=white)
-    except OSError as error:
-        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from error
-    pixels, alpha = image.pixels, image.extras.alpha
-    # A fourth band that the file does not declare as alpha hides nothing.
-    transparent = not image.extras.undeclared and alpha is not None and int(alpha.min()) < 255
-    if transparent:
-        share = np.asarray(alpha, np.float32)[..., None] / 255
-        pixels = np.rint(pixels * share + 255 * (1 - share)).astype(np.uint8)
-    return pixels, data, transparent, image.notes
-
-
-def list_images(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """Return the images in ``folder`` and beneath it in the order of their names, and notes.
-
-    The notes report which files are left out; hidden files are not mentioned. Raises InputError
-    where there are no images, or the folder cannot be read.
-    """
-    paths, left_out = _listed(folder)
-    return paths, tuple(_left_out_notes(folder, left_out))
-
-
-def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the images in ``folder`` and beneath it, and the files that are not read."""
-
-    def refuse(error: OSError) -> None:
-        raise InputError(
-            f"{printable(Path(error.filename or folder))}: cannot be read: "
-            f"{error.strerror or error}"
-        ) from error
-
-    images: list[Path] = []
-    others: list[Path] = []
-    # os.walk does not follow links to folders, which could form an endless circle.
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (text)
-                (images if suffix in IMAGE_FORMATS else others).append(Path(place, name))
-    if not images:
-        kinds = f": {counted_suffixes(path.suffix for path in others)}" if others else ""
-        raise InputError(
-            f"{printable(folder)}: no images in it ({len(others)} other files{kinds}); put jpg, "
-            "png, webp, avif or tiff files there"
-        )
-    return sorted(images, key=natural_key), others
-
-
-def _left_out_notes(folder: Path, left_out: Sequence[Path]) -> Iterator[str]:
-    """Yield a note about the images of formats that are not read, and one about other files."""
-    images = [path.suffix for path in left_out if path.suffix.lower() in UNREAD_IMAGES]
-    others = [path.suffix for path in left_out if path.suffix.lower() not in UNREAD_IMAGES]
-    if images:
-        yield (
-            f"{printable(folder)}: left out, as images of formats that are not read here: "
-            f"{len(images)} ({counted_suffixes(images)}); convert them to PNG, TIFF or JPEG"
-        )
-    if others:
-        yield (
-            f"{printable(folder)}: left out, as no images: {len(others)} "
-            f"({counted_suffixes(others)})"
-        )
-
-
-def _in_parallel(
-    load: Callable[[Path], _T], paths: Sequence[Path], workers: int
-) -> Iterator[tuple[Path, _T]]:
-    """Yield every path with the result of ``load``, in order, reading a few ahead."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: list[Future[_T]] = []
-        ahead = _AHEAD * workers
-        try:
-            for number, path in enumerate(paths):
-                while len(waiting) < min(len(paths), number + ahead):
-                    waiting.append(pool.submit(load, paths[len(waiting)]))
-                yield path, waiting[number].result()
-                waiting[number] = Future()  # drops the image
-        finally:
-            pool.shutdown(cancel_futures=True)

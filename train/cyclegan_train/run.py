@@ -189,6 +189,7 @@ class _Run:
             settings,
             sizes,
             workers=workers,
+            disk=self.folder.disk(ranks.size),
             held_out=held_out,
             watch=watch,
         )
@@ -431,6 +432,7 @@ class _Run:
     def close(self) -> None:
         """Release threads and files."""
         self.feed.close()
+        self.images.close()
         if self.reports is not None:
             self.reports.close()
 

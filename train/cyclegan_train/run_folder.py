@@ -39,6 +39,7 @@ from .data import Domain
 from .distributed import Ranks
 from .health import signs_in_samples
 from .index_page import Event, index_page
+from .pixel_file import Disk
 from .settings import Settings, changed_keys, toml_from
 from .validation import (
     Validation,
@@ -87,8 +88,7 @@ class RunFolder:
         whole = state + (2 + numbered) * (generators + averages)
         whole += networks if run.reference_names else 0
         present = sum(f.stat().st_size for f in self.checkpoints.rglob("*") if f.is_file())
-        place = next(path for path in (self.path, *self.path.resolve().parents) if path.exists())
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(self._existing).free
         # A new state is written beside the old one.
         needed = state + max(0, whole - present)
         if free < needed:
@@ -97,6 +97,15 @@ class RunFolder:
                 f"{needed / 1e9:.3g} GB more, and {free / 1e9:.3g} GB of the disk are free; free "
                 "some space, use a smaller keep_last, or name another folder"
             )
+
+    def disk(self, processes: int) -> Disk:
+        """Return the run's disk, for temporary files of so many processes."""
+        return Disk(self._existing, processes)
+
+    @property
+    def _existing(self) -> Path:
+        """The folder of the run, or the one in which it will be created."""
+        return next(path for path in (self.path, *self.path.resolve().parents) if path.exists())
 
     # The state
 

@@ -15,8 +15,12 @@ from cyclegan_batch.wording import counted, printable
 from .cyclegan import CycleGAN, generator_config
 from .data import Domain, load_domains
 from .networks import least_side
+from .pixel_file import Disk
 from .settings import Settings
 from .validation_images import set_apart
+
+_SAMPLES_IN_MEMORY = 2**28
+"""Bytes of the images of a sheet, of each domain, above which they go to a file."""
 
 
 class RunImages:
@@ -30,20 +34,21 @@ class RunImages:
         sizes: SizeRequirements,
         *,
         workers: int,
+        disk: Disk,
         held_out: tuple[int, int] | None,
         watch: Callable[[str, int, int], None],
     ) -> None:
         """Read the images of ``folders``: trainA, trainB, testA, testB.
 
-        ``workers`` threads decode. ``held_out`` is how many of each domain a resumed run has held
-        out. ``watch`` is called with A or B, how many of its images are read, and of how many.
-        Raises InputError.
+        ``workers`` threads decode. What does not fit into memory is kept on ``disk``. ``held_out``
+        is how many of each domain a resumed run has held out. ``watch`` is called with A or B, how
+        many of its images are read, and of how many. Raises InputError.
         """
         data = dataclasses.replace(settings.data, workers=workers)
         self._settings = settings = dataclasses.replace(settings, data=data)
         channels = settings.train.input_nc, settings.train.output_nc
         self.a, self.b = load_domains(
-            folders[:2], data, channels=channels, sizes=sizes, watch=watch
+            folders[:2], data, channels=channels, sizes=sizes, disk=disk, watch=watch
         )
         self._refuse_mixed_sizes()
         self.validation = set_apart((self.a, self.b), validation_folders, settings, sizes, held_out)
@@ -62,7 +67,8 @@ class RunImages:
                     data,
                     channels=nc,
                     sizes=sizes,
-                    budget=2**30,
+                    budget=_SAMPLES_IN_MEMORY,
+                    disk=disk,
                     most=count,
                 )
                 for test, train, nc in zip(folders[2:], (self.a, self.b), channels, strict=True)
@@ -83,9 +89,8 @@ class RunImages:
     def sentences(self, processes: int) -> Iterator[str]:
         """Yield what was read, left out and skipped, for the user of so many processes."""
         for letter, domain in (("A", self.a), ("B", self.b)):
-            where = "in memory" if domain.cached is not None else "decoded as they are needed"
             count = counted(len(domain), "image")
-            yield f"{letter}: {count} of {printable(domain.folder)}, {where}"
+            yield f"{letter}: {count} of {printable(domain.folder)}, {domain.where}"
             yield from domain.notes
             for skipped in domain.skipped[:10]:
                 yield f"skipped: {skipped.reason}"
@@ -107,6 +112,11 @@ class RunImages:
         if cached and self.a.bytes + self.b.bytes < free // 2:
             self.a.to(device)
             self.b.to(device)
+
+    def close(self) -> None:
+        """Remove the temporary files."""
+        for domain in (self.a, self.b, *(self.samples or ())):
+            domain.close()
 
     def _refuse_mixed_sizes(self) -> None:
         """Refuse images of several sizes where a step needs one. Raises InputError."""

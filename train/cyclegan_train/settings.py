@@ -57,8 +57,9 @@ class DataConfig:
     batch_size: int = 1
     """Images of each domain in a step; 1 gives the best results."""
     memory_gb: float = 4.0
-    """Memory in GB for the decoded images of both domains, as uint8; a domain that does not fit is
-    decoded again whenever its images are needed, by workers."""
+    """Memory in GB for the decoded images of both domains, as uint8. A domain that does not fit is
+    in a temporary file on the disk of the run while it goes on; where that has no room, its images
+    are decoded again whenever they are needed."""
     workers: int = 0
     """Threads that decode images; 0: one per CPU core."""
     white: int = 0

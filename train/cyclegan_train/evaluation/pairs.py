@@ -17,7 +17,7 @@ from cyclegan_batch.errors import InputError
 from cyclegan_batch.frames import Pixels, Size
 from cyclegan_batch.wording import printable
 
-from ..data import list_images, read_image
+from ..image_files import list_images, read_image
 
 RESULTS = "results"
 """The row of what is scored; the other rows are there to compare it with."""

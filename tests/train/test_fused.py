@@ -98,6 +98,7 @@ def test_without_triton_it_errors(monkeypatch):
         ({"dropout": True}, "it has dropout, which comes between a norm and its border"),
         ({"netG": "unet_32"}, "unet_32 is no plain ResNet"),
         ({"norm": "batch"}, "its norm is 'batch'"),
+        ({"upsample": "resize"}, "it upsamples by 'resize'"),
     ],
     ids=str,
 )

@@ -97,7 +97,8 @@ class TrainConfig:
     """Adam's decay rate of the mean square of the gradient (β2)."""
     accumulate: int = 1
     """Parts of a batch that are computed one after the other; their gradients add up to those of
-    the whole batch, in the memory that a part needs. ``batch_size`` must be a multiple of it."""
+    the whole batch, in the memory that a part needs. ``batch_size`` must be a multiple of it.
+    BatchNorm computes its statistics for each part."""
     lr_policy: LrPolicy = "linear"
     """Schedule by which the learning rate goes down from epoch to epoch. The next three keys name
     in parentheses the schedule that they shape; with any, ``n_epochs`` + ``n_epochs_decay`` is the
@@ -140,8 +141,8 @@ class TrainConfig:
     reflected border) as one operation in Triton, with the channels innermost: a ``resnet`` without
     dropout, on CUDA. Experimental: never run on a GPU."""
     cuda_graphs: bool = False
-    """Record a whole step as a CUDA graph and replay it. Experimental: never run on a GPU. On other
-    devices the same is computed without a recording."""
+    """Record a whole step as a CUDA graph and replay it, the two directions on two streams.
+    Experimental: never run on a GPU. On other devices the same is computed without a recording."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -20,6 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from tests.train.test_cyclegan import assert_same_bits, pictures, tiny  # noqa: E402
+
+STREAMS_DIFFER = (
+    "The AccumulateGrad node's stream does not match the stream of the node that produced the "
+    "incoming gradient."
+)
+"""How torch begins a warning at the first gradient that comes from another stream."""
 
 
 class Stream:
@@ -194,7 +201,15 @@ def test_a_recording_is_rehearsed_and_made_on_a_stream_of_its_own_device(monkeyp
         monkeypatch.setattr(torch.cuda, "graph", graph)
         recorder = CudaRecorder(torch.device("cuda:1"))
         x = torch.rand(3)
-        loss = recorder.rehearse(lambda: {"loss": (x * 2).sum()})["loss"]
+
+        def body():
+            for told in ("This instance was constructed with capturable=True, but", STREAMS_DIFFER):
+                warnings.warn(told, stacklevel=2)
+            return {"loss": (x * 2).sum()}
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loss = recorder.rehearse(body)["loss"]
         assert loss + 1 > 1
         recorder.record(lambda: {})
     assert streams.races == []

@@ -101,8 +101,9 @@ class TwoStreams:
     stream of its own, so draws have the order of `in_turn`. What was launched before is ready for
     both, and what is launched afterwards waits for both. Neither may read what the other computes.
     So autocast, which keeps the weights that it has converted, must be entered and left within a
-    piece. The backward pass of an operation runs on the stream of its forward pass, and torch makes
-    streams wait where gradients go from one to the other.
+    piece. The backward pass of an operation runs on the stream of its forward pass. Where a
+    gradient goes from one stream to the other, torch lets that one wait, and keeps the memory for
+    it (``InputBuffer::add`` of its autograd engine).
 
     Results of the second one may be used and freed like all others: since the second stream
     continues only with the next pair, which waits for the current stream, it cannot reuse memory

@@ -123,8 +123,10 @@ class CudaRecorder:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream), warnings.catch_warnings():
-            # torch warns that a capturable optimiser runs uncaptured; here that is intended.
+            # torch warns that a capturable optimiser runs uncaptured, and, at its first backward
+            # pass, that a gradient comes from another stream; here both are intended.
             warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
             losses = body()
         current.wait_stream(self._stream)
         return losses

@@ -20,6 +20,10 @@ Pixels: TypeAlias = npt.NDArray[Any]
 """RGB, ``(H, W, 3)`` or ``(N, H, W, 3)``, uint8 in 0..255 or float16 in [0, 1], C-contiguous."""
 
 PixelType: TypeAlias = Literal["uint8", "float16"]
+PlanarType: TypeAlias = Literal["nchw-float32", "nchw-float16"]
+"""Planes instead of pixels: RGB, ``(N, 3, H, W)`` in [0, 1], as most other programs have them."""
+FileIO: TypeAlias = Literal["uint8", "float16", "nchw-float32", "nchw-float16"]
+"""The images that a model file takes and returns: `PixelType` or `PlanarType`."""
 Size: TypeAlias = tuple[int, int]
 """Height and width, in the order of the array's axes."""
 BatchShape: TypeAlias = tuple[int, int, int]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..frames import PixelType, SizeRequirements
+from ..frames import PixelType, PlanarType, SizeRequirements
 from ..options import Direction, FilePrecision
 from ..wording import Note, grouped, printable
 
@@ -56,6 +56,7 @@ class ModelCard:
     """0 for an adopted foreign file and for a checkpoint."""
     architecture: str
     pixel_type: PixelType
+    """The pixels of a translation with it. A planar file is run in uint8, by nodes around it."""
     sizes: SizeRequirements
     batch: int | None
     """The only batch size that the file accepts, or None."""
@@ -73,6 +74,8 @@ class ModelCard:
     """What the weights were recognised as, where the file is from a checkpoint."""
     adopted: str | None = None
     """How a foreign file was understood (``nchw rgb 0..255``), or None."""
+    planar: PlanarType | None = None
+    """What a planar file takes and returns itself, RGB in [0, 1]; None for any other file."""
     notes: tuple[Note, ...] = ()
     """Notes for the user, each to be shown once."""
 
@@ -86,6 +89,11 @@ class ModelCard:
             return None
         named = self.recognised.family if self.recognised.also_fits else None
         return ", ".join(filter(None, (self.recognised.weights, named))) or None
+
+
+def planar_in_words(planar: PlanarType) -> str:
+    """Return what a planar file takes and returns, as its card says it."""
+    return f"{planar} rgb 0..1"
 
 
 def recognition_from_json(fields: Mapping[str, object]) -> Recognition:
@@ -118,6 +126,8 @@ def describe(card: ModelCard) -> dict[str, object]:
     kind = "contract ONNX" if card.contract_version else "checkpoint"
     if card.adopted:
         kind = "foreign ONNX, adopted"
+    elif card.planar:
+        kind = "planar ONNX"
     description: dict[str, object] = {
         "path": printable(card.path),
         "kind": kind,
@@ -135,10 +145,11 @@ def describe(card: ModelCard) -> dict[str, object]:
         }
     del fields["path"]
     description |= {key: list(value) if isinstance(value, tuple) else value for key, value in
-              fields.items() if key not in ("digest", "notes", "recognised")}  # fmt: skip
+              fields.items() if key not in ("digest", "notes", "planar", "recognised")}  # fmt: skip
     description |= {
         "multiple_of": sizes["multiple_of"],
         "minimum": sizes["minimum"],
+        "planar": planar_in_words(card.planar) if card.planar else None,
         "fixed_size": None if sizes["fixed"] is None else list(sizes["fixed"]),
         "digest": card.digest,
         "notes": list(grouped(card.notes)),

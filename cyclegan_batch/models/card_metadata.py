@@ -1,7 +1,7 @@
 """Write a card to the metadata of an ONNX file, and read it back, checked against the graph.
 
 Each field is one entry of ``metadata_props``. A foreign file has none: its card is made from its
-graph.
+graph. A planar file is brought inside the contract here, as its card says.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Required, TypedDict, cast
+from typing import Required, TypedDict, cast, get_args
 
 import numpy as np
 import onnx
@@ -18,14 +18,17 @@ from onnx import TensorProto, helper
 
 from .._version import __version__
 from ..errors import ModelError
-from ..frames import SizeRequirements
+from ..frames import PlanarType, SizeRequirements
 from ..options import Direction, FilePrecision
 from ..wording import printable
-from .card import ModelCard, Recognition, recognition_from_json
+from .card import ModelCard, Recognition, planar_in_words, recognition_from_json
 from .graphs.adoption import Adoption
 from .graphs.contract import (
     CONTRACT_VERSION,
+    PLANAR_IO,
+    contract_from_generator,
     fixed_size,
+    has_ends,
     image_axes,
     input_and_output,
     pixel_type_of,
@@ -54,11 +57,13 @@ class CardFields(TypedDict, total=False):
     parity: str | None
     generator: dict[str, object] | None
     recognised: Recognition | None
+    planar: PlanarType | None
 
 
 def set_card_properties(contract: onnx.ModelProto, card: CardFields) -> None:
     """Write the card to the metadata of ``contract``, in place of an earlier card."""
     sizes, generator, recognised = card["sizes"], card.get("generator"), card.get("recognised")
+    planar = card.get("planar")
     fields = {
         "contract_version": CONTRACT_VERSION,
         "architecture": card["architecture"],
@@ -72,6 +77,7 @@ def set_card_properties(contract: onnx.ModelProto, card: CardFields) -> None:
         "parity": card.get("parity"),
         "generator": None if generator is None else json.dumps(generator),
         "recognised": None if recognised is None else json.dumps(asdict(recognised)),
+        "planar": None if planar is None else planar_in_words(planar),
     }
     other_properties = {
         prop.key: prop.value for prop in contract.metadata_props if not prop.key.startswith(_PREFIX)
@@ -91,12 +97,40 @@ def card_properties(proto: onnx.ModelProto) -> dict[str, str]:
     }
 
 
+def planar_of(path: Path, properties: dict[str, str]) -> PlanarType | None:
+    """Return what a planar file takes and returns, None for any other. Raises ModelError."""
+    if "planar" not in properties:
+        return None
+    names: dict[str, PlanarType] = {planar_in_words(each): each for each in get_args(PlanarType)}
+    if properties["planar"] not in names:
+        raise _wrong_field(path, properties, "planar", " or ".join(names))
+    return names[properties["planar"]]
+
+
+def contract_of_planar(path: Path, proto: onnx.ModelProto, planar: PlanarType) -> onnx.ModelProto:
+    """Return a planar file inside the contract, in uint8. Raises ModelError."""
+    graph_input, graph_output = input_and_output(path, proto)
+    if not has_ends(graph_input, graph_output, planar):
+        raise ModelError(
+            f"{printable(path)}: its card says {planar}, but its graph has the input "
+            f"{value_in_words(graph_input)} and the output {value_in_words(graph_output)}; "
+            f"{_REMEDY}"
+        )
+    contract = contract_from_generator(proto, PLANAR_IO)
+    for place, prop in enumerate(contract.metadata_props):
+        if prop.key == f"{_PREFIX}planar":
+            del contract.metadata_props[place]
+            break
+    return contract
+
+
 def card_of_contract(
     path: Path, proto: onnx.ModelProto, properties: dict[str, str], digest: str
 ) -> ModelCard:
-    """Return the card of a contract file, checked against its graph. Raises ModelError.
+    """Return the card of a contract graph, checked against it. Raises ModelError.
 
-    ``properties`` are what `card_properties` returns, with a ``contract_version`` among them.
+    ``properties`` are what `card_properties` returns, with a ``contract_version`` among them. Of a
+    planar file ``proto`` is what `contract_of_planar` returns.
     """
     version = _number(path, properties, "contract_version")
     assert version is not None
@@ -145,6 +179,7 @@ def card_of_contract(
         parity=properties.get("parity"),
         generator=_generator(path, properties),
         recognised=_recognised(path, properties),
+        planar=planar_of(path, properties),
     )
 
 

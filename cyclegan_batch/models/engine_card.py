@@ -132,6 +132,7 @@ class EngineCard:
             digest=self.engine_sha256,
             sizes=sizes,
             batch=low[0] if low[0] == high[0] else None,
+            planar=None,
             notes=(),
         )
 
@@ -290,9 +291,10 @@ def _json_of(card: EngineCard) -> dict[str, object]:
     del fields["path"]
     fields["model"]["path"] = printable(Path(card.model.path.name))
     fields["model"]["notes"] = grouped(card.model.notes)
-    if card.model.recognised is None:
-        # Cards of earlier versions lack it, and their seals do not cover it.
-        del fields["model"]["recognised"]
+    for later in ("recognised", "planar"):
+        if fields["model"][later] is None:
+            # Cards of earlier versions lack it, and their seals do not cover it.
+            del fields["model"][later]
     return {"version": CARD_VERSION, **fields}
 
 

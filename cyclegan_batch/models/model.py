@@ -1,9 +1,9 @@
 """Open a model file: `open_model` returns its card and a graph inside the contract.
 
-It accepts an ONNX of the contract, a foreign ONNX, which is adopted (both in graphs/), an engine
-(engine_card.py), and a checkpoint (checkpoints/). An ONNX is read whole and its card is checked
-against its graph (card_metadata.py). This module also computes what the runtimes need to know of a
-graph.
+It accepts an ONNX of the contract, a planar one, a foreign one, which is adopted (all in graphs/),
+an engine (engine_card.py), and a checkpoint (checkpoints/). An ONNX is read whole and its card is
+checked against its graph (card_metadata.py). This module also computes what the runtimes need to
+know of a graph.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from .card_metadata import (
     card_of_adopted,
     card_of_contract,
     card_properties,
+    contract_of_planar,
+    planar_of,
     set_card_properties,
 )
 from .checkpoints.files import ANY_GENERATOR, Selection, find_checkpoint, is_checkpoint
@@ -98,6 +100,13 @@ class Model:
     """The card of an engine."""
     checkpoint: LoadedGenerator | None = None
     """The network of a checkpoint, which only torch runs."""
+    planar: bytes = b""
+    """The serialised ONNX of a planar file, which ``graph`` has the contract's nodes around."""
+
+    @property
+    def content(self) -> bytes:
+        """The serialised ONNX as it is written: ``graph``, but for a planar file."""
+        return self.planar or self.graph
 
     @cached_property
     def graph_sha256(self) -> str:
@@ -148,9 +157,9 @@ def open_model(
         check_weights(path, proto)
         properties = card_properties(proto)
         if "contract_version" in properties:
-            card = card_of_contract(path, proto, properties, digest)
-            _check_options(card, model_io, selection)
-            return Model(card, content)
+            model = _model_with_card(path, proto, content, digest)
+            _check_options(model.card, model_io, selection)
+            return model
         _check_for_checkpoints(path, "an ONNX", selection)
         adoption = adopt(path, proto, io_options)
         card = card_of_adopted(path, proto, adoption, digest)
@@ -167,6 +176,17 @@ def open_model(
         read=adoption.read,
         assumed=adoption.assumed,
     )
+
+
+def _model_with_card(path: Path, proto: onnx.ModelProto, content: bytes, digest: str) -> Model:
+    """Return the model of a file that has a card. Raises ModelError."""
+    properties = card_properties(proto)
+    planar = planar_of(path, properties)
+    if planar is None:
+        return Model(card_of_contract(path, proto, properties, digest), content)
+    contract = contract_of_planar(path, proto, planar)
+    card = card_of_contract(path, contract, properties, digest)
+    return Model(card, contract.SerializeToString(), planar=content)
 
 
 def _check_options(card: ModelCard, model_io: str | None, selection: Selection) -> None:
@@ -239,7 +259,8 @@ def _model_of_checkpoint(path: Path, selection: Selection) -> Model:
 def model_from_contract(path: Path, contract: onnx.ModelProto, **card: Unpack[CardFields]) -> Model:
     """Write a card to a contract graph, in place, and return what `open_model` would at ``path``.
 
-    Raises ModelError where the result is no contract file.
+    With ``planar`` on the card the graph is that of a planar file. Raises ModelError where the
+    result is no such file.
     """
     set_card_properties(contract, card)
     content = contract.SerializeToString()
@@ -251,7 +272,7 @@ def model_from_contract(path: Path, contract: onnx.ModelProto, **card: Unpack[Ca
             "give another file of the same network"
         ) from error
     digest = hashlib.sha256(content).hexdigest()
-    return Model(card_of_contract(path, contract, card_properties(contract), digest), content)
+    return _model_with_card(path, contract, content, digest)
 
 
 def write_model(
@@ -268,7 +289,7 @@ def write_model(
     """
     model = model_from_contract(path, contract, **card)
     with writing(path, overwrite=overwrite) as partial:
-        partial.write_bytes(model.graph)
+        partial.write_bytes(model.content)
     return model.card
 
 
@@ -285,14 +306,25 @@ def has_wide_convolutions(model: Model) -> bool:
 def graph_with_values(model: Model) -> bytes:
     """Return the contract graph with a second output, `VALUES`: floats, which can be NaN.
 
-    They are the values of the pixels in any layout.
+    They are the values of the pixels in any layout, before they are clamped, which hides NaN in
+    some runtimes; in a planar file that is done twice.
     """
     proto = onnx.ModelProto.FromString(model.graph)
     producers = {out: node for node in proto.graph.node for out in node.output}
+    constants = Constants(proto)
+    moves = ("Cast", "Floor", "Transpose", "DepthToSpace")
     name = OUTPUT
-    behind = ("Cast", "Clip", "Floor", "Transpose", "DepthToSpace")
-    while name in producers and producers[name].op_type in behind:
+    while name in producers and producers[name].op_type in (*moves, "Clip"):
         name = producers[name].input[0]
+    earlier = name
+    while earlier in producers and producers[earlier].op_type in (*moves, "Clip", "Mul", "Add"):
+        node = producers[earlier]
+        computed = [each for each in node.input if constants.value(each) is None]
+        if len(computed) != 1:
+            break
+        earlier = computed[0]
+        if node.op_type == "Clip":
+            name = earlier
     proto.graph.node.append(helper.make_node("Cast", [name], [VALUES], to=TensorProto.FLOAT))
     proto.graph.output.append(helper.make_tensor_value_info(VALUES, TensorProto.FLOAT, None))
     return proto.SerializeToString()

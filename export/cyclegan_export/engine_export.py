@@ -36,6 +36,12 @@ def export_engine(
     for the shapes. An FP32 engine computes without TF32. Raises ModelError, BackendError,
     BackendUnavailableError, OutputError.
     """
+    if options.io is not None and options.io.startswith("nchw"):
+        raise ModelError(
+            f"{printable(output)}: an engine that translate runs takes uint8 or float16 pixels, "
+            f"and --io {options.io} was asked for; leave --io out, or write an ONNX, of which "
+            "another program builds its own engine"
+        )
     for path in (output, card_path(output)):
         if path.exists() and not options.overwrite:
             raise OutputError(
@@ -50,8 +56,7 @@ def export_engine(
                 "--opt-shape N,H,W (and --min-shape, --max-shape for a range)"
             )
         onnx_path = output.with_suffix(".onnx")
-        precision = options.precision or "fp32"
-        named = {"precision": precision, "for_": "tensorrt" if precision == "int8" else None}
+        named = {} if options.precision != "int8" else {"for_": "tensorrt"}
         export_onnx(source, onnx_path, say=say, **options.of_onnx() | named)
         model = open_model(onnx_path)
     else:

@@ -141,12 +141,14 @@ def translated_by_torch(
     return np.stack(out)
 
 
-def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
+def translated_by_file(
+    path: Path, io: GeneratorIO, frames: Pixels, *, pixel_type: PixelType = "uint8"
+) -> Pixels:
     """Return the translation of ``frames`` (uint8) by the foreign ONNX at ``path``.
 
     onnxruntime runs the file unchanged; numpy converts to and from the form ``io``, so that the
     result tests the nodes that the contract puts around the file, and what was removed from it.
-    Raises ModelError, BackendError.
+    The file gets the frames, and the result is, in ``pixel_type``. Raises ModelError, BackendError.
     """
     try:
         onnxruntime = importlib.import_module("onnxruntime")
@@ -166,9 +168,10 @@ def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
     options.only_execute_path_to_fetches = bool(unread)
     outputs = None if io.output is None else [io.output]
     axis = 1 if io.layout == "nchw" else 3
+    white = 255.0 if pixel_type == "uint8" else 1.0
     out = []
-    for frame in frames:
-        x = frame.astype(np.float64) / 255.0
+    for frame in as_pixel_type(frames, pixel_type):
+        x = frame.astype(np.float64) / white
         if network_input.shape[axis] == 1:
             x = x @ np.array(BT601)[:, None]
         elif io.order == "bgr":
@@ -187,8 +190,9 @@ def translated_by_file(path: Path, io: GeneratorIO, frames: Pixels) -> Pixels:
         y = y.astype(np.float64) * np.array(io.returns.std) + np.array(io.returns.mean)
         y = y[..., ::-1] if io.order == "bgr" and y.shape[2] == 3 else y
         low, high = io.returns.range
-        y = np.clip(np.floor((y - low) / (high - low) * 255.0 + 0.5), 0, 255)
-        out.append(np.broadcast_to(y, (*y.shape[:2], 3)).astype(np.uint8))
+        y = (y - low) / (high - low) * white
+        y = np.clip(np.floor(y + 0.5) if pixel_type == "uint8" else y, 0, white)
+        out.append(np.broadcast_to(y, (*y.shape[:2], 3)).astype(pixel_type))
     return np.stack(out)
 
 

@@ -18,7 +18,16 @@ import onnx
 
 from cyclegan_batch.errors import ModelError, OutputError, missing_extra
 from cyclegan_batch.files import writing
-from cyclegan_batch.frames import BatchShape, Pixels, PixelType, Size, SizeRequirements
+from cyclegan_batch.frames import (
+    BatchShape,
+    FileIO,
+    Pixels,
+    PixelType,
+    PlanarType,
+    Size,
+    SizeRequirements,
+    to_uint8,
+)
 from cyclegan_batch.models.card import ModelCard
 from cyclegan_batch.models.card_metadata import CardFields
 from cyclegan_batch.models.checkpoints.files import (
@@ -28,7 +37,10 @@ from cyclegan_batch.models.checkpoints.files import (
     is_checkpoint,
 )
 from cyclegan_batch.models.checkpoints.loading import LoadedGenerator, load_generator
+from cyclegan_batch.models.graphs.adoption import adopt
 from cyclegan_batch.models.graphs.contract import GeneratorIO, contract_from_generator
+from cyclegan_batch.models.graphs.model_io import parse_model_io
+from cyclegan_batch.models.graphs.onnx_file import read_onnx
 from cyclegan_batch.models.model import Model, model_from_contract, open_model
 from cyclegan_batch.models.parity import Parity
 from cyclegan_batch.options import Direction, FilePrecision
@@ -92,7 +104,7 @@ def export_onnx(
     family: str | None = None,
     precision: FilePrecision = "fp32",
     half_norm: bool = False,
-    io: PixelType = "uint8",
+    io: FileIO = "uint8",
     shape: BatchShape | None = None,
     samples: Path | None = None,
     calibrate: Path | None = None,
@@ -109,11 +121,12 @@ def export_onnx(
     names of its weights, chooses one, and of several networks with such weights ``family``.
     ``half_norm``: in fp16 InstanceNorm takes and gives half precision as well. ``shape``: the only
     N, H and W that the file accepts; None leaves N free, and H and W free as multiples of what the
-    network needs. ``samples``: an image, a video or a folder of them to measure on.
-    ``calibrate``: the same, for ``int8`` only, to take the ranges of the values from.
-    ``for_``: for what a file in ``int8`` is made, this machine's CPU (None) or TensorRT, whose rate
-    is not measured. ``verify=False`` writes without a measurement, and for ``int8`` quantises every
-    layer.
+    network needs. ``io``: what it takes and returns; other programs take ``nchw-float32`` or
+    ``nchw-float16``, RGB ``(N, 3, H, W)`` in [0, 1]. ``samples``: an image, a video or a folder of
+    them to measure on. ``calibrate``: the same, for ``int8`` only, to take the ranges of the values
+    from. ``for_``: for what a file in ``int8`` is made, this machine's CPU (None) or TensorRT,
+    whose rate is not measured. ``verify=False`` writes without a measurement, and for ``int8``
+    quantises every layer.
     ``say`` receives a sentence for each step.
 
     Raises ModelError (also where the file misses the class of its precision), in which case
@@ -136,7 +149,7 @@ def export_onnx(
         say=say,
     )
     with writing(output, overwrite=overwrite) as temporary:
-        temporary.write_bytes(built.model.graph)
+        temporary.write_bytes(built.model.content)
     say(summary(output, built.model))
     return Exported(output, built.model.card, built.parity, built.notes)
 
@@ -148,7 +161,7 @@ def build_onnx(
     selection: Selection = ANY_GENERATOR,
     precision: FilePrecision = "fp32",
     half_norm: bool = False,
-    io: PixelType = "uint8",
+    io: FileIO = "uint8",
     shape: BatchShape | None = None,
     samples: Path | None = None,
     calibrate: Path | None = None,
@@ -166,6 +179,11 @@ def build_onnx(
         raise ModelError(
             f"{printable(source)}: --for is for int8, and {precision} was asked for; leave the "
             "option out, or pass --precision int8"
+        )
+    if precision == "int8" and planar_type(io) is not None:
+        raise ModelError(
+            f"{printable(source)}: int8 is measured in files of uint8 or float16 pixels, and --io "
+            f"{io} was asked for; export it in fp32 or fp16, or leave --io out"
         )
     if half_norm and precision != "fp16":
         raise ModelError(
@@ -191,10 +209,16 @@ def build_onnx(
     return Built(model, measured, candidate.notes)
 
 
+def planar_type(io: FileIO) -> PlanarType | None:
+    """Return ``io`` where it is that of a planar file, else None."""
+    return None if io == "uint8" or io == "float16" else io
+
+
 def summary(path: Path, model: Model) -> str:
     """Return the sentence on a file that was written."""
-    card, megabytes = model.card, len(model.graph) / 1e6
-    return f"{printable(path)}: {card.precision}, {megabytes:.1f} MB, {card.parity}"
+    card, megabytes = model.card, len(model.content) / 1e6
+    planar = f", {card.planar}" if card.planar else ""
+    return f"{printable(path)}: {card.precision}{planar}, {megabytes:.1f} MB, {card.parity}"
 
 
 @dataclass(frozen=True)
@@ -206,7 +230,8 @@ class _Candidate:
     source: Path
     """The file that the graph was made from."""
     reference: Callable[[Pixels], Pixels]
-    """Translates frames (uint8), into the pixel type of the contract graph."""
+    """Translates frames (uint8), into the pixel type of the contract graph; uint8 of a planar
+    file."""
     against: str
     """What the reference is, in words."""
     notes: tuple[Note, ...]
@@ -220,7 +245,7 @@ def _from_checkpoint(
     selection: Selection,
     precision: FilePrecision,
     half_norm: bool,
-    io: PixelType,
+    io: FileIO,
     shape: BatchShape | None,
 ) -> _Candidate:
     if model_io is not None:
@@ -255,9 +280,10 @@ def _from_checkpoint(
             "source_digest": generator.digest,
             "generator": dataclasses.asdict(config),
             "recognised": generator.recognised,
+            "planar": planar_type(io),
         },
         checkpoint.path,
-        partial(translated_by_torch, generator.network, pixel_type=io, channels=config.input_nc),
+        _reference(partial(translated_by_torch, generator.network, channels=config.input_nc), io),
         "torch in fp32",
         (*notes, *generator.notes),
         partial(
@@ -271,13 +297,25 @@ def _from_checkpoint(
     )
 
 
+def _reference(translated: Callable[..., Pixels], io: FileIO) -> Callable[[Pixels], Pixels]:
+    """Return what translates frames (uint8) as a file that takes and returns ``io`` must.
+
+    ``translated``: a function of frames and ``pixel_type``. A planar file returns uint8 here, and
+    one in half precision gets frames that are rounded to it.
+    """
+    if io == "nchw-float16":
+        return lambda frames: to_uint8(translated(frames, pixel_type="float16"))
+    pixel_type: PixelType = "float16" if io == "float16" else "uint8"
+    return partial(translated, pixel_type=pixel_type)
+
+
 def _from_foreign(
     source: Path,
     model_io: str | None,
     selection: Selection,
     precision: FilePrecision,
     half_norm: bool,
-    io: PixelType,
+    io: FileIO,
     shape: BatchShape | None,
 ) -> _Candidate:
     name = printable(source)
@@ -285,8 +323,8 @@ def _from_foreign(
     card = model.card
     if model.io is None:
         raise ModelError(
-            f"{name}: is inside the contract already; copy it, or give the checkpoint that it was "
-            "exported from"
+            f"{name}: is {'a planar file' if card.planar else 'inside the contract'} already; copy "
+            "it, or give the checkpoint that it was exported from"
         )
     for option, changes in (
         (
@@ -295,7 +333,6 @@ def _from_foreign(
             and (precision, card.precision) != ("int8", "fp32"),
         ),
         ("--half-norm", half_norm),
-        (f"--io {io}", io != "uint8"),
         ("--shape", shape is not None),
     ):
         if changes:
@@ -306,8 +343,14 @@ def _from_foreign(
     notes = card.notes
     if precision not in (card.precision, "int8"):
         notes = (*notes, Note(source, f"is {card.precision}, and stays so"))
+    contract = onnx.ModelProto.FromString(model.graph)
+    if io != "uint8":
+        # `adopt` leaves the bare generator in what it is given.
+        generator = read_onnx(source)[1]
+        adopt(source, generator, parse_model_io(model_io))
+        contract = contract_from_generator(generator, model.io, pixel_type=io)
     return _Candidate(
-        onnx.ModelProto.FromString(model.graph),
+        contract,
         {
             "architecture": card.architecture,
             "sizes": card.sizes,
@@ -315,9 +358,10 @@ def _from_foreign(
             "trained_size": card.trained_size,
             "direction": selection.direction,
             "source_digest": card.digest,
+            "planar": planar_type(io),
         },
         source,
-        partial(translated_by_file, source, model.io),
+        _reference(partial(translated_by_file, source, model.io), io),
         "the file that was given",
         notes,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from cyclegan_batch.errors import ContradictionError
+from cyclegan_batch.frames import FileIO
 from cyclegan_batch.option_table import check_values, option, options_given, options_of
 from cyclegan_batch.options import MODEL, RUN, Direction, FamilyName, FilePrecision
 
@@ -54,8 +55,10 @@ class ExportOptions:
     """Let InstanceNorm take and give half precision, too (fp16): quicker on GPUs, and whether its
     statistics stay fp32 is up to the runtime. Written only where it reaches its class with the norm
     computed in half precision."""
-    io: Literal["uint8", "float16"] = field(default="uint8", metadata=option(FILE))
-    """Type of the pixels in and out; float16 is for sources of more than 8 bits."""
+    io: FileIO | None = field(default=None, metadata=option(FILE))
+    """Images in and out: pixels of uint8, or of float16 for sources of more than 8 bits; or planes
+    for other programs, RGB (N, 3, H, W) in [0, 1]. uint8 unless given, and for a bundle what its
+    host takes."""
     shape: tuple[int, int, int] | None = field(default=None, metadata=option(FILE, metavar="N,H,W"))
     """The only batch, height and width that the file accepts; all are free unless given."""
 
@@ -128,6 +131,10 @@ class ExportOptions:
         return kind
 
     def of_onnx(self) -> dict[str, Any]:
-        """Return the options of every kind of output, which are keywords of `export_onnx`."""
+        """Return the options of every kind of output, which are keywords of `export_onnx`.
+
+        What is None is left out, since the kinds differ in what it stands for.
+        """
         common = (each.name for each in options_of(type(self)) if not each.applies_to)
-        return {name: getattr(self, name) for name in common}
+        values = {name: getattr(self, name) for name in common}
+        return {name: value for name, value in values.items() if value is not None}

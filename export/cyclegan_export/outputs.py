@@ -43,5 +43,4 @@ def export(
             **options.of_onnx(),
         )
     else:
-        precision = options.precision or "fp32"
-        export_onnx(source, output, say=say, **options.of_onnx() | {"precision": precision})
+        export_onnx(source, output, say=say, **options.of_onnx())

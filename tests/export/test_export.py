@@ -465,7 +465,6 @@ def test_a_foreign_file_is_written_in_the_contract(tmp_path, layout, values, sai
     [
         ({"precision": "fp16"}, "foreign ONNX in fp32.*--precision fp16 was asked for"),
         ({"half_norm": True}, "--half-norm is for fp16, and fp32 was asked for"),
-        ({"io": "float16"}, "--io float16 was asked for"),
         ({"shape": (1, 32, 32)}, "--shape was asked for"),
     ],
 )

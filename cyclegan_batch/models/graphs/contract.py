@@ -5,6 +5,10 @@ A graph of the contract has one input ``frames`` and one output ``translated``, 
 network's range, layout, channel order and number type are nodes of the graph, which
 `contract_from_generator` adds, for foreign files and for the exporter alike.
 
+Other programs take planes. So there is a second form of file, a *planar* one, with the same names
+and ``(N, 3, H, W)`` of float32 or float16 in [0, 1]. Nothing here runs it as it is: `PLANAR_IO` is
+its form as a generator, around which the contract's nodes are put when it is opened.
+
 To do so this module reads from any graph its input and output, its axes and its constants. It reads
 no file and no card; a ``path`` argument only names the file in an error message.
 """
@@ -22,13 +26,20 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ...errors import ModelError
-from ...frames import PixelType, Size
+from ...frames import FileIO, PixelType, Size
 from ...wording import printable
 
 CONTRACT_VERSION = 1
 INPUT, OUTPUT = "frames", "translated"
 
-_ELEMENTS: dict[PixelType, int] = {"uint8": TensorProto.UINT8, "float16": TensorProto.FLOAT16}
+_ELEMENTS: dict[FileIO, int] = {
+    "uint8": TensorProto.UINT8,
+    "float16": TensorProto.FLOAT16,
+    "nchw-float32": TensorProto.FLOAT,
+    "nchw-float16": TensorProto.FLOAT16,
+}
+
+_PIXEL_TYPES: tuple[PixelType, ...] = ("uint8", "float16")
 
 _OLDEST_OPSET = 7
 """The contract's nodes broadcast as numpy does, which ONNX does since opset 7."""
@@ -107,13 +118,19 @@ class GeneratorIO:
     """The name of the output that is the picture; None where the file has one only."""
 
 
+PLANAR_IO = GeneratorIO("nchw", "rgb", Values(RANGES["0..1"]), Values(RANGES["0..1"]))
+"""The form of a planar file's images."""
+
+
 # The graph around a generator
 
 
 def contract_from_generator(
-    generator: onnx.ModelProto, io: GeneratorIO, *, pixel_type: PixelType = "uint8"
+    generator: onnx.ModelProto, io: GeneratorIO, *, pixel_type: FileIO = "uint8"
 ) -> onnx.ModelProto:
     """Return ``generator``, of one input and one output, with the contract's nodes around it.
+
+    ``pixel_type``: that of the contract graph, or a planar one, for a planar file.
 
     Input and output of the generator are ``(N, C, H, W)`` or ``(N, H, W, C)``, with C = 1 or 3, in
     a float type or uint8. Its nodes and weights are copied unchanged, under the prefix
@@ -140,7 +157,8 @@ def contract_from_generator(
     before = [] if whole else _nodes_before(nodes, graph_input, io, pixel_type)
     after = [] if whole else _nodes_after(nodes, graph_output, io, pixel_type)
 
-    shape = [batch or "N", height or "H", width or "W", 3]
+    shape = [batch or "N", height or "H", width or "W"]
+    shape.insert(channel_axis(_layout_of(pixel_type)), 3)
     kind = _ELEMENTS[pixel_type]
     # Below IR version 4 every weight must be an input too, which forbids a runtime to fold it.
     contract.ir_version = max(contract.ir_version, 4)
@@ -187,23 +205,23 @@ def is_inside(generator: onnx.ModelProto, io: GeneratorIO) -> bool:
 
 
 def _nodes_before(
-    nodes: _Nodes, graph_input: onnx.ValueInfoProto, io: GeneratorIO, pixel_type: PixelType
+    nodes: _Nodes, graph_input: onnx.ValueInfoProto, io: GeneratorIO, pixel_type: FileIO
 ) -> list[onnx.NodeProto]:
     """Return the nodes that convert ``frames`` to the generator's input."""
     element = graph_input.type.tensor_type.elem_type
     luma = _channels(graph_input, io.layout) == 1
-    x, kind = INPUT, _ELEMENTS[pixel_type]
+    x, kind, layout = INPUT, _ELEMENTS[pixel_type], _layout_of(pixel_type)
     if luma or element != TensorProto.UINT8 or kind != element or io.takes != BYTES:
-        x, kind = nodes.add("Cast", [x], to=TensorProto.FLOAT), TensorProto.FLOAT
+        x, kind = nodes.cast(x, TensorProto.FLOAT, source=kind), TensorProto.FLOAT
         gain, offset = io.takes.line(io.order)
-        x = nodes.affine(x, gain / _white(pixel_type), offset)
+        x = nodes.affine(x, gain / _white(pixel_type), offset, layout)
     if luma:
         # ``io.order`` does not matter here: frames are RGB.
+        x, layout = nodes.laid_out(x, layout, "nhwc"), "nhwc"
         x = nodes.add("MatMul", [x, nodes.constant(np.array(BT601)[:, np.newaxis])])
     elif io.order == "bgr":
-        x = nodes.add("Gather", [x, nodes.constant([2, 1, 0], np.int64)], axis=3)
-    if io.layout == "nchw":
-        x = nodes.add("Transpose", [x], perm=[0, 3, 1, 2])
+        x = nodes.reversed_channels(x, layout)
+    x = nodes.laid_out(x, layout, io.layout)
     x = nodes.cast(x, element, source=kind)
     if x == INPUT:
         nodes.add("Identity", [x])
@@ -213,42 +231,45 @@ def _nodes_before(
 
 
 def _nodes_after(
-    nodes: _Nodes, graph_output: onnx.ValueInfoProto, io: GeneratorIO, pixel_type: PixelType
+    nodes: _Nodes, graph_output: onnx.ValueInfoProto, io: GeneratorIO, pixel_type: FileIO
 ) -> list[onnx.NodeProto]:
     """Return the nodes that convert the generator's output to ``translated``."""
-    element, layout = graph_output.type.tensor_type.elem_type, io.output_layout or io.layout
-    ready = element == TensorProto.UINT8 == _ELEMENTS[pixel_type] and io.returns == BYTES
+    element, own_layout = graph_output.type.tensor_type.elem_type, io.output_layout or io.layout
+    kind, layout = _ELEMENTS[pixel_type], _layout_of(pixel_type)
+    ready = element == TensorProto.UINT8 == kind and io.returns == BYTES
     x = graph_output.name
     if not ready:
         x = nodes.cast(x, TensorProto.FLOAT, source=element)
-    if layout == "nchw":
-        x = nodes.add("Transpose", [x], perm=[0, 2, 3, 1])
-    if _channels(graph_output, layout) == 1:
-        x = nodes.add("Concat", [x, x, x], axis=3)
+    x = nodes.laid_out(x, own_layout, layout)
+    if _channels(graph_output, own_layout) == 1:
+        x = nodes.add("Concat", [x, x, x], axis=channel_axis(layout))
     elif io.order == "bgr":
-        x = nodes.add("Gather", [x, nodes.constant([2, 1, 0], np.int64)], axis=3)
+        x = nodes.reversed_channels(x, layout)
     if ready:
         if x == graph_output.name:
             nodes.add("Identity", [x])
-        after = nodes.take()
-        after[-1].output[0] = OUTPUT
-        return after
-    white = _white(pixel_type)
-    gain, offset = io.returns.line(io.order)
-    back = white / gain
-    if pixel_type == "uint8":
-        x = nodes.affine(x, back, 0.5 - offset * back)
-        x = nodes.add("Floor", [x])
     else:
-        x = nodes.affine(x, back, -offset * back)
-    x = nodes.clip(x, 0.0, white)
-    nodes.add("Cast", [x], out=OUTPUT, to=_ELEMENTS[pixel_type])
-    return nodes.take()
+        white = _white(pixel_type)
+        gain, offset = io.returns.line(io.order)
+        back = white / gain
+        if pixel_type == "uint8":
+            x = nodes.affine(x, back, 0.5 - offset * back, layout)
+            x = nodes.add("Floor", [x])
+        else:
+            x = nodes.affine(x, back, -offset * back, layout)
+        nodes.cast(nodes.clip(x, 0.0, white), kind)
+    after = nodes.take()
+    after[-1].output[0] = OUTPUT
+    return after
 
 
-def _white(pixel_type: PixelType) -> float:
+def _white(pixel_type: FileIO) -> float:
     """Return the value of white."""
     return 255.0 if pixel_type == "uint8" else 1.0
+
+
+def _layout_of(io: FileIO) -> Layout:
+    return "nchw" if io.startswith("nchw") else "nhwc"
 
 
 class _Nodes:
@@ -260,20 +281,19 @@ class _Nodes:
         self._nodes: list[onnx.NodeProto] = []
         self._count = 0
 
-    def add(self, kind: str, inputs: list[str], out: str | None = None, **attributes: Any) -> str:
+    def add(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         self._count += 1
         name = f"contract/{self._count}_{kind}"
-        out = out or name
-        self._nodes.append(helper.make_node(kind, inputs, [out], name, **attributes))
-        return out
+        self._nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
+        return name
 
     def constant(self, values: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
         name = f"contract/constant_{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(np.asarray(values, dtype=dtype), name))
         return name
 
-    def affine(self, x: str, gain: Numbers, offset: Numbers) -> str:
-        """Append ``gain·x + offset``, both of shape (1,) or, for NHWC, (3,).
+    def affine(self, x: str, gain: Numbers, offset: Numbers, layout: Layout) -> str:
+        """Append ``gain·x + offset``, both of shape (1,) or (3,), for the channels of ``layout``.
 
         There is no Mul by 1 and no Add of 0, which cost a pass each.
         """
@@ -281,8 +301,18 @@ class _Nodes:
             if (numbers != neutral).any():
                 # One number for all channels stays a scalar, which `cpu_graph` looks for.
                 same = bool((numbers == numbers[0]).all())
-                x = self.add(kind, [x, self.constant(numbers[0] if same else numbers)])
+                of_channels = numbers.reshape(-1, 1, 1) if layout == "nchw" else numbers
+                x = self.add(kind, [x, self.constant(numbers[0] if same else of_channels)])
         return x
+
+    def laid_out(self, x: str, layout: Layout, wanted: Layout) -> str:
+        if layout == wanted:
+            return x
+        return self.add("Transpose", [x], perm=[0, 3, 1, 2] if wanted == "nchw" else [0, 2, 3, 1])
+
+    def reversed_channels(self, x: str, layout: Layout) -> str:
+        order = self.constant([2, 1, 0], np.int64)
+        return self.add("Gather", [x, order], axis=channel_axis(layout))
 
     def clip(self, x: str, low: float, high: float) -> str:
         if self.opset < 11:
@@ -328,14 +358,20 @@ def pixel_type_of(
     graph_input: onnx.ValueInfoProto, graph_output: onnx.ValueInfoProto
 ) -> PixelType | None:
     """Return the pixel type of a graph that is inside the contract, None for one outside it."""
-    element = graph_input.type.tensor_type.elem_type
+    return next((each for each in _PIXEL_TYPES if has_ends(graph_input, graph_output, each)), None)
+
+
+def has_ends(
+    graph_input: onnx.ValueInfoProto, graph_output: onnx.ValueInfoProto, io: FileIO
+) -> bool:
+    """Return whether a graph takes and returns images of the form ``io``, by the right names."""
     for value, name in ((graph_input, INPUT), (graph_output, OUTPUT)):
         axes = dimensions_of(value) or []
-        if value.name != name or value.type.tensor_type.elem_type != element:
-            return None
-        if len(axes) != 4 or axes[3] != 3:
-            return None
-    return next((name for name, number in _ELEMENTS.items() if number == element), None)
+        if value.name != name or value.type.tensor_type.elem_type != _ELEMENTS[io]:
+            return False
+        if len(axes) != 4 or axes[channel_axis(_layout_of(io))] != 3:
+            return False
+    return True
 
 
 def fixed_size(path: Path, height: int | None, width: int | None) -> Size | None:

@@ -204,29 +204,22 @@ def _bytes_without_scaling(graph: Graph) -> None:
     (frames,) = (value for value in graph.proto.graph.input if value.name == INPUT)
     if frames.type.tensor_type.elem_type != TensorProto.UINT8:
         return
-    gone, gain, shift, x = [cast], 1.0, 0.0, cast.output[0]
-    for kinds in (("Mul", "Div"), ("Add", "Sub")):
-        node = graph.only_consumer(x)
-        if node is None or node.op_type not in kinds:
-            continue
-        number = graph.scalar(graph.other_input(node, x))
-        if number is None or (node.input[0] != x and node.op_type in ("Div", "Sub")):
-            return
-        if number == 0.0 and node.op_type == "Div":
-            return
-        if node.op_type in ("Mul", "Div"):
-            gain = number if node.op_type == "Mul" else 1.0 / number
+    gone, gain, shift, x, turned = [cast], 1.0, 0.0, cast.output[0], False
+    node = graph.only_consumer(x)
+    while node is not None:
+        line = _line_of(graph, node, x)
+        if line is not None:
+            gain, shift = gain * line[0], shift * line[0] + line[1]
+        elif not turned and _turns(node):
+            turned = True
         else:
-            shift = number if node.op_type == "Add" else -number
+            break
         gone.append(node)
         x = node.output[0]
-    transpose = graph.only_consumer(x)
-    if transpose is None or transpose.op_type != "Transpose" or len(gone) == 1:
-        return
-    if attribute_of(transpose, "perm", [0]) != [0, 3, 1, 2]:
+        node = graph.only_consumer(x)
+    if not turned or len(gone) == 2:
         return
     pads: list[onnx.NodeProto] = []
-    node = graph.only_consumer(transpose.output[0])
     while node is not None and node.op_type in ("Pad", "Identity"):
         if node.op_type == "Pad" and attribute_of(node, "mode", b"constant") == b"constant":
             return
@@ -254,9 +247,32 @@ def _bytes_without_scaling(graph: Graph) -> None:
     first = [
         new_node("Transpose", [INPUT], planes, perm=[0, 3, 1, 2]),
         new_node("Cast", [planes], floats, to=TensorProto.FLOAT),
-        new_node("Sub", [floats, graph.weight(np.array(_CENTRE, np.float32))], transpose.output[0]),
+        new_node("Sub", [floats, graph.weight(np.array(_CENTRE, np.float32))], x),
     ]
-    graph.replace([*gone, transpose, *pads, node], [*first, *pads, convolution])
+    graph.replace([*gone, *pads, node], [*first, *pads, convolution])
+
+
+def _turns(node: onnx.NodeProto) -> bool:
+    """Return whether a node turns (N, H, W, C) into (N, C, H, W)."""
+    return node.op_type == "Transpose" and attribute_of(node, "perm", [0]) == [0, 3, 1, 2]
+
+
+def _line_of(graph: Graph, node: onnx.NodeProto, x: str) -> tuple[float, float] | None:
+    """Return (gain, offset) of a node that computes ``gain · x + offset``, None for any other."""
+    if node.op_type not in ("Mul", "Div", "Add", "Sub"):
+        return None
+    number = graph.scalar(graph.other_input(node, x))
+    if number is None or (node.input[0] != x and node.op_type in ("Div", "Sub")):
+        return None
+    match node.op_type:
+        case "Mul":
+            return number, 0.0
+        case "Div":
+            return (1.0 / number, 0.0) if number else None
+        case "Add":
+            return 1.0, number
+        case _:
+            return 1.0, -number
 
 
 def _bytes_without_floor(graph: Graph) -> None:

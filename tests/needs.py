@@ -32,6 +32,10 @@ BINDINGS = Path(os.environ.get("CYCLEGAN_BATCH_TRT_LAB", REPOSITORY / ".trt-lab"
 """Wheels of TensorRT's bindings: ``pip download --no-deps -d .trt-lab/wheels
 tensorrt-cu13-bindings==VERSION`` for each version of tests/backends/tensorrt/test_bindings.py."""
 
+VAPOURSYNTH = os.environ.get("VAPOURSYNTH_PYTHON", "")
+"""A Python of an environment of its own, since it is under the GPL: ``pip install vapoursynth
+vapoursynth-mlrt-ort``, which have wheels for Python 3.12 and later."""
+
 REQUIRED = frozenset(filter(None, os.environ.get("REQUIRE", "").split(",")))
 """The needs whose absence is an error."""
 
@@ -54,6 +58,10 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "bindings": lambda: any(BINDINGS.glob("tensorrt_cu13_bindings-*.whl")),
     "cuda": Path("/dev/nvidiactl").exists,
     "two-gpus": lambda: Path("/dev/nvidia1").exists(),
+    "vapoursynth": lambda: (
+        bool(VAPOURSYNTH)
+        and _succeeds(VAPOURSYNTH, "-c", "import vapoursynth; vapoursynth.core.ort")
+    ),
     "linux": lambda: sys.platform == "linux",
     "full-device": Path("/dev/full").exists,
     "small-disk": lambda: _succeeds("unshare", "--user", "--map-root-user", "--mount", "true"),

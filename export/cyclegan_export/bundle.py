@@ -1,8 +1,11 @@
-"""Write a bundle: a folder from which an edge device builds its own engine and verifies it.
+"""Write a bundle: a folder from which an edge device or another program runs a generator.
 
-An engine fits only the GPU and the TensorRT that built it, and none can be moved from x86-64 to a
-Jetson, so a bundle holds no engine. It holds the ONNX, golden frames with their translation by
-torch, and `edge`, a script that needs only trtexec and Python's standard library.
+It holds the ONNX, golden frames with their translation by torch, and a script that needs only
+Python's standard library and its host, and verifies there that the same pictures come out.
+
+A bundle for an edge device has the script `edge`, which builds its engine by trtexec: an engine
+fits only the GPU and the TensorRT that built it, and none can be moved from x86-64 to a Jetson. One
+for another program (`hosts`) has its configuration file, and the script `verify`.
 """
 
 from __future__ import annotations
@@ -14,16 +17,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import onnx
 
 from cyclegan_batch._version import __version__
 from cyclegan_batch.backends.onnxruntime import open_onnxruntime
 from cyclegan_batch.backends.tensorrt.jetpack import JETPACKS, version_of
-from cyclegan_batch.errors import ModelError, OutputError
+from cyclegan_batch.errors import ContradictionError, ModelError, OutputError
 from cyclegan_batch.files import output_error, temporary_path
-from cyclegan_batch.frames import BatchShape, Pixels
+from cyclegan_batch.frames import BatchShape, FileIO, Pixels, Size
 from cyclegan_batch.machine import cpu_threads
 from cyclegan_batch.models.card import ModelCard, describe
 from cyclegan_batch.models.checkpoints.files import Selection, find_checkpoint, is_checkpoint
@@ -35,8 +38,10 @@ from cyclegan_batch.options import Direction, FilePrecision
 from cyclegan_batch.wording import printable
 
 from . import edge
+from . import verify as verify_script
 from .engine_export import check_precision, contract_file
 from .gate import translated_by_torch
+from .hosts import HOSTS, Host, check_host
 from .onnx_export import USUAL_SIZE, build_onnx, summary
 from .options import Target
 from .samples import samples_for
@@ -83,6 +88,7 @@ def export_bundle(
     opt_shape: BatchShape | None = None,
     max_shape: BatchShape | None = None,
     precision: FilePrecision | None = None,
+    io: FileIO | None = None,
     direction: Direction | None = None,
     weights: str | None = None,
     family: str | None = None,
@@ -94,14 +100,23 @@ def export_bundle(
 ) -> Path:
     """Write the generator at ``source`` to ``folder`` as a bundle for ``target``; return that.
 
-    ``source`` is as for `export_onnx`, or an ONNX of the contract, which is copied unchanged
-    (``precision`` None: that of the file, else fp16). The shapes (N, H, W) are those of the frames
-    that the engine will accept, by default the size that the generator was trained at. The other
-    options are as for `export_onnx`. Raises ModelError, BackendError, InputError, OutputError;
-    nothing is written to ``folder`` then.
+    ``source`` is as for `export_onnx`, or an ONNX of the contract or a planar one, which is copied
+    unchanged (``precision`` None: that of the file, else fp16 for a device and fp32 for another
+    program). ``io`` is what the target takes, and may be None. The shapes (N, H, W) are those of
+    the frames that the engine of a device will accept, by default the size that the generator was
+    trained at; DeepStream takes ``opt_shape``, and the other programs take frames of any size. The
+    other options are as for `export_onnx`. Raises ContradictionError, ModelError, BackendError,
+    InputError, OutputError; nothing is written to ``folder`` then.
     """
     _check_folder(folder, overwrite=overwrite)
-    _check_pixels(source, onnx_options.get("io", "uint8"))
+    host = HOSTS.get(target)
+    takes: FileIO = host.io if host else "uint8"
+    if io not in (None, takes):
+        raise ContradictionError(
+            f"--bundle {target} sets --io {takes}, and --io {io} was given; leave --io out"
+        )
+    if host and precision == "int8":
+        _refuse_int8(source, host)
     selection = Selection(direction, weights, family)
     model = contract_file(source, selection)
     if model is None:
@@ -111,7 +126,8 @@ def export_bundle(
             source,
             output,
             selection=selection,
-            precision=precision or "fp16",
+            precision=precision or ("fp32" if host else "fp16"),
+            io=takes,
             samples=samples,
             verify=verify,
             say=say,
@@ -121,12 +137,26 @@ def export_bundle(
     else:
         half_norm = bool(onnx_options.get("half_norm"))
         check_precision(model, precision, half_norm=half_norm)
-    _check_opset(source, model, DEVICES[target])
-    profile = _profile(model.card, (min_shape, opt_shape, max_shape), say)
-    golden = _golden(source, model, profile, selection, samples)
-    with _writing_folder(folder) as work:
-        _fill(work, model, target, profile, golden)
-    say(f"{printable(folder)}: a bundle for {DEVICES[target].name}; README.txt says how to use it")
+    shapes = (min_shape, opt_shape, max_shape)
+    card = model.card
+    if host:
+        if card.precision == "int8":
+            _refuse_int8(source, host)
+        check_host(host, card)
+        size = _size_for(host, card, target, shapes)
+        golden = _golden(source, model, card.batch or 1, size, selection, samples)
+        with _writing_folder(folder) as work:
+            _fill_for_host(work, model, target, host, golden)
+    else:
+        _check_pixels(source, card.planar or card.pixel_type)
+        _check_opset(source, model, DEVICES[target])
+        profile = _profile(card, shapes, say)
+        size = _trained_size(card, profile)
+        golden = _golden(source, model, profile.min[0], size, selection, samples)
+        with _writing_folder(folder) as work:
+            _fill(work, model, target, profile, golden)
+    name = host.name if host else DEVICES[target].name
+    say(f"{printable(folder)}: a bundle for {name}; README.txt says how to use it")
     return folder
 
 
@@ -176,25 +206,45 @@ def _fill(work: Path, model: Model, target: Target, profile: Profile, golden: _G
         "least_tensorrt": list(version_of(device.tensorrt)),
         "onnx_sha256": model.graph_sha256,
         "shapes": None if fixed else {key: [*shape, 3] for key, shape in bounds.items()},
-        "golden": {
-            "input": "golden_input.bin",
-            "output": "golden_output.bin",
-            "shape": list(golden.frames.shape),
-            "dtype": "uint8",
-            "input_sha256": hashlib.sha256(golden.frames.tobytes()).hexdigest(),
-            "output_sha256": hashlib.sha256(golden.expected.tobytes()).hexdigest(),
-            "frames": golden.description,
-            "computed_by": golden.computed_by,
-        },
+        "golden": golden.fields,
         "rule": _VERIFY_RULES[_class(card)],
         "model": describe(replace(card, path=Path("model.onnx"), digest=model.graph_sha256)),
     }
     (work / "model.onnx").write_bytes(model.graph)
-    (work / "golden_input.bin").write_bytes(golden.frames.tobytes())
-    (work / "golden_output.bin").write_bytes(golden.expected.tobytes())
+    golden.write(work)
     (work / "card.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(edge.__file__, work / "edge.py")
     (work / "README.txt").write_text(_readme(device, card, profile, golden), encoding="utf-8")
+
+
+def _fill_for_host(work: Path, model: Model, target: Target, host: Host, golden: _Golden) -> None:
+    """Write the files of a bundle for another program to the folder ``work``."""
+    digest = hashlib.sha256(model.content).hexdigest()
+    description = {
+        "bundle_version": BUNDLE_VERSION,
+        "tool_version": __version__,
+        "target": target,
+        "expects": host.expects,
+        "onnx": host.onnx,
+        "onnx_sha256": digest,
+        "golden": golden.fields,
+        "rule": _VERIFY_RULES[_class(model.card)],
+        "model": describe(replace(model.card, path=Path(host.onnx), digest=digest)),
+    }
+    (work / host.onnx).parent.mkdir(parents=True, exist_ok=True)
+    (work / host.onnx).write_bytes(model.content)
+    size: Size = golden.frames.shape[1:3]
+    for name, text in host.files(model.card, size).items():
+        (work / name).write_text(text, encoding="utf-8")
+    golden.write(work)
+    (work / "card.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(verify_script.__file__, work / "verify.py")
+    (work / "README.txt").write_text(
+        f"A CycleGAN generator for {host.name}: {host.expects}.\n"
+        f"Verify it there first: python3 verify.py   ({host.run}.)\n"
+        f"Use it: {host.use}\n",
+        encoding="utf-8",
+    )
 
 
 @dataclass(frozen=True)
@@ -209,23 +259,73 @@ class _Golden:
     computed_by: str
     """The origin of the expected translation, in words."""
 
+    @property
+    def fields(self) -> dict[str, object]:
+        """What card.json says of them."""
+        return {
+            "input": "golden_input.bin",
+            "output": "golden_output.bin",
+            "shape": list(self.frames.shape),
+            "dtype": "uint8",
+            "input_sha256": hashlib.sha256(self.frames.tobytes()).hexdigest(),
+            "output_sha256": hashlib.sha256(self.expected.tobytes()).hexdigest(),
+            "frames": self.description,
+            "computed_by": self.computed_by,
+        }
 
-def _golden(
-    source: Path, model: Model, profile: Profile, selection: Selection, samples: Path | None
-) -> _Golden:
-    """Return the golden frames. Raises ModelError where the model misses its class on them."""
-    card = model.card
-    _check_pixels(source, card.pixel_type)
+    def write(self, folder: Path) -> None:
+        """Write both files."""
+        (folder / "golden_input.bin").write_bytes(self.frames.tobytes())
+        (folder / "golden_output.bin").write_bytes(self.expected.tobytes())
+
+
+def _trained_size(card: ModelCard, profile: Profile) -> Size:
+    """Return the size that the generator was trained at, as far as the engine accepts it."""
     side = card.trained_size or USUAL_SIZE
     height, width = (
         min(max(side, low), high)
         for low, high in zip(profile.min[1:], profile.max[1:], strict=True)
     )
-    size = card.sizes.smallest_fit((height, width))
+    return card.sizes.smallest_fit((height, width))
+
+
+def _size_for(
+    host: Host,
+    card: ModelCard,
+    target: Target,
+    shapes: tuple[BatchShape | None, BatchShape | None, BatchShape | None],
+) -> Size:
+    """Return the size of the golden frames for ``host``. Raises ContradictionError, ModelError."""
+    smallest, tuned, largest = shapes
+    if host.has_size and tuned and not smallest and not largest:
+        return profile_for(card, None, tuned, None).opt[1:]
+    if any(shapes):
+        only = "one size, which --opt-shape names" if host.has_size else "frames of any size"
+        raise ContradictionError(
+            f"--bundle {target}: {host.name} takes {only}; leave "
+            f"{'--min-shape and --max-shape' if host.has_size else 'the shapes'} out"
+        )
+    side = card.trained_size or USUAL_SIZE
+    return card.sizes.smallest_fit((side, side))
+
+
+def _golden(
+    source: Path,
+    model: Model,
+    count: int,
+    size: Size,
+    selection: Selection,
+    samples: Path | None,
+) -> _Golden:
+    """Return ``count`` golden frames. Raises ModelError where the model misses its class on them.
+
+    They are of uint8, and so is what is expected, also where the host takes planes.
+    """
+    card = model.card
     direction, checkpoint = selection.direction or card.direction, None
     if is_checkpoint(source):
         checkpoint = find_checkpoint(source, selection.direction).path
-    golden_samples = samples_for(samples, checkpoint or source, direction, size, profile.min[0])
+    golden_samples = samples_for(samples, checkpoint or source, direction, size, count)
     frames, description = golden_samples.frames, golden_samples.description
     backend = open_onnxruntime(model, threads=cpu_threads(), contexts=1)
     translated = backend.infer(frames)
@@ -259,17 +359,24 @@ def _profile(
     return profile
 
 
-def _check_pixels(source: Path, pixel_type: str) -> None:
-    if pixel_type != "uint8":
+def _check_pixels(source: Path, found: str) -> None:
+    if found != "uint8":
         raise ModelError(
-            f"{printable(source)}: a bundle takes uint8 pixels, and {pixel_type} was found; export "
-            "it with --io uint8"
+            f"{printable(source)}: the bundle of a device takes uint8 pixels, and {found} was "
+            "found; export it with --io uint8"
         )
 
 
 def _class(card: ModelCard) -> ParityClass:
     """Return the class that the engine must reach: FP32 may be computed as TF32 there."""
     return "coarse" if card.precision == "int8" else "half"
+
+
+def _refuse_int8(source: Path, host: Host) -> NoReturn:
+    raise ModelError(
+        f"{printable(source)}: int8 is measured for this machine's CPU and for TensorRT, not in "
+        f"{host.name}, whose bundle is fp32 or fp16; export it in one of these"
+    )
 
 
 def _check_folder(folder: Path, *, overwrite: bool) -> None:

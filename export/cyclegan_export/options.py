@@ -14,8 +14,10 @@ from cyclegan_batch.frames import FileIO
 from cyclegan_batch.option_table import check_values, option, options_given, options_of
 from cyclegan_batch.options import MODEL, RUN, Direction, FamilyName, FilePrecision
 
-Target: TypeAlias = Literal["jetson-orin", "jetson-thor", "generic"]
-"""The device that a bundle is for."""
+Target: TypeAlias = Literal[
+    "ffmpeg", "vapoursynth", "triton", "deepstream", "jetson-orin", "jetson-thor", "generic"
+]
+"""The program or the device that a bundle is for."""
 
 Int8Runtime: TypeAlias = Literal["cpu", "tensorrt"]
 """For what a file in int8 is made."""
@@ -72,8 +74,12 @@ class ExportOptions:
     """Compare the file with its source on the samples, and write it only where its parity reaches
     the class that its precision requires."""
 
-    bundle: Target | None = field(default=None, metadata=option(ENGINE, applies_to=("bundle",)))
-    """Make OUTPUT a folder from which a device of this kind builds its engine and verifies it."""
+    bundle: Target | None = field(
+        default=None, metadata=option(ENGINE, metavar="TARGET", applies_to=("bundle",))
+    )
+    """Make OUTPUT a folder for another program (ffmpeg, vapoursynth, triton, deepstream) or for a
+    device with TensorRT (jetson-orin, jetson-thor, generic): the file as it is taken there, which
+    sets ``--io``, a configuration, and a script that verifies it there."""
     min_shape: tuple[int, int, int] | None = field(
         default=None, metadata=option(ENGINE, metavar="N,H,W", applies_to=("engine", "bundle"))
     )

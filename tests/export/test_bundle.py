@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cyclegan_batch import cli
-from cyclegan_batch.errors import ModelError, OutputError
+from cyclegan_batch.errors import ContradictionError, ModelError, OutputError
 from cyclegan_batch.models.model import open_model
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.models.parity import parity
@@ -286,7 +286,7 @@ def test_what_a_device_cannot_use_is_refused_and_leaves_nothing_errors(tmp_path:
     deep = generators.invert(tmp_path / "deep.onnx", "float16")
     with pytest.raises(ModelError, match="takes uint8 pixels, and float16 was found"):
         export_bundle(deep, tmp_path / "b", target="generic")
-    with pytest.raises(ModelError, match="takes uint8 pixels, and float16 was found"):
+    with pytest.raises(ContradictionError, match="generic sets --io uint8, and --io float16"):
         export_bundle(tmp_path / "g.pth", tmp_path / "b", target="generic", io="float16")
     with pytest.raises(ModelError, match="does not lie between"):
         export_bundle(

@@ -108,6 +108,8 @@ def decoded(
         data = file.read()
     except OSError as error:
         raise _unreadable(name, error) from error
+    except MemoryError as error:
+        raise InputError(f"{name}: there is no memory to read it; end other programs") from error
     image = decode_picture(data, name, header=header, white=white)
     pixels, alpha = image.pixels, image.extras.alpha
     # A fourth band that the file does not declare as alpha hides nothing.

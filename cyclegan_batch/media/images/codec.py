@@ -167,6 +167,12 @@ def decode_picture(
         raise InputError(f"{name}: {error}") from error
     # OpenCV and Pillow raise exceptions of many types on a damaged or hostile file.
     except Exception as error:
+        if _lacks_memory(error):
+            height, width = header.size
+            raise InputError(
+                f"{name}: there is no memory to decode its {width}×{height} pixels; end other "
+                "programs, or cut it into several images"
+            ) from error
         raise damaged(name, header.format, _reason(error, "decoder")) from error
     if samples.shape[:2] != header.size:
         raise damaged(name, header.format, "its sizes contradict each other")
@@ -245,6 +251,11 @@ def _reason(error: Exception, codec: str) -> str:
     if isinstance(error, cv2.error):
         return f"the {codec} gave up"
     return str(error) or type(error).__name__
+
+
+def _lacks_memory(error: Exception) -> bool:
+    is_opencvs = isinstance(error, cv2.error) and error.code == cv2.Error.STS_NO_MEM
+    return is_opencvs or isinstance(error, MemoryError)
 
 
 def _as_eight_bits(samples: Samples) -> Samples:

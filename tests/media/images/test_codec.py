@@ -495,6 +495,24 @@ def test_a_png_with_one_bit_wrong_anywhere_errors(capfd: pytest.CaptureFixture[s
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("decoder", ["opencv", "numpy"])
+def test_a_picture_that_does_not_fit_into_memory_is_not_called_damaged_errors(
+    monkeypatch: pytest.MonkeyPatch, decoder: str
+) -> None:
+    lack: Exception = MemoryError("Unable to allocate 3.00 GiB")
+    if decoder == "opencv":
+        lack = cv2.error("Failed to allocate 3221225472 bytes")
+        lack.code = cv2.Error.STS_NO_MEM
+
+    def fail(*_: object) -> None:
+        raise lack
+
+    monkeypatch.setattr(cv2, "imdecode", fail)
+    data = pictures.png(np.zeros((4, 16), np.uint8), depth=8)
+    with pytest.raises(InputError, match=r"^g\.png: there is no memory to decode its 16×4 pixels"):
+        decode_picture(data, "g.png")
+
+
 @pytest.mark.behaviour(14)
 @pytest.mark.parametrize(
     ("content", "message"),

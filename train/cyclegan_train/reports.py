@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cyclegan_batch.models.checkpoints import run_folder as names
 
@@ -12,8 +12,10 @@ from .cyclegan import CycleGAN
 from .health import signs_in_losses
 from .run_folder import Log, RunFolder
 from .run_images import RunImages
-from .sample_video import SampleVideo
 from .validation import Scores
+
+if TYPE_CHECKING:
+    from .sample_video import SampleVideo
 
 
 class Reports:

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor
@@ -47,11 +47,13 @@ from .progress import Progress, Reading
 from .reports import Reports
 from .run_folder import STATE_VERSION, RunFolder, describe_run, generator_files
 from .run_images import RunImages, trainable_sizes
-from .sample_video import SampleVideo, open_sample_video
 from .settings import Settings
 from .start import Beginning, begin_from
 from .validation import Best, Scores, Validation
 from .validation_images import validation_folders
+
+if TYPE_CHECKING:
+    from .sample_video import SampleVideo
 
 _POLL_STEPS = 20
 """The most steps after which several processes ask each other whether to stop or to save."""
@@ -172,7 +174,9 @@ class _Run:
             say("tf32 exists on CUDA only: the CPU computes in fp32")
         self.video: SampleVideo | None = None
         """The clip of the samples; None without one, and in all processes but the first."""
-        if ranks.first:
+        if ranks.first and settings.run.sample_video:
+            from .sample_video import open_sample_video  # which loads PyAV
+
             self.video = open_sample_video(settings, sizes, resumes=state is not None, say=say)
         # The processes of one machine share its cores.
         workers = settings.data.workers or max(1, cpu_threads() // ranks.size)

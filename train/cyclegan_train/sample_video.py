@@ -145,13 +145,11 @@ class SampleVideo:
 def open_sample_video(
     settings: Settings, sizes: SizeRequirements, *, resumes: bool, say: Callable[[str], None]
 ) -> SampleVideo | None:
-    """Return the clip of a run, None where it has none.
+    """Return the clip of a run.
 
-    A run that is resumed goes on without a clip that can be read no more, which is said. Raises
-    InputError, OutputError.
+    A run that is resumed goes on without a clip that can be read no more, which is said: None.
+    Raises InputError, OutputError.
     """
-    if not settings.run.sample_video:
-        return None
     try:
         return SampleVideo(settings, sizes)
     except InputError as error:

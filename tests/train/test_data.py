@@ -93,6 +93,23 @@ def batches(data: Path, count: int, start: dict | None = None, **changes) -> lis
         feed.close()
 
 
+def test_batches_that_a_shorter_epoch_no_longer_has_are_not_kept(data):
+    a, b = domains(data, memory_gb=0.0)
+    sampler = Sampler(len(a), len(b), seed=7)
+    feed = Feed(a, b, sampler, workers=2)
+    try:
+        feed.next()
+        for batches in (3, 5, 4):
+            sampler.batches = batches
+            feed.next()
+            coming = [sampler.after(steps) for steps in range(3)]
+            assert sorted(feed._coming) == coming
+        place = sampler.epoch, sampler.position
+        assert torch.equal(feed.next()[0], Feed(a, b, sampler, workers=1)._make(*place)[0])
+    finally:
+        feed.close()
+
+
 # Finding
 
 

@@ -129,8 +129,11 @@ class Feed:
         if self._pool is None:
             batch = self._make(*here)
         else:
-            for steps in range(self._ahead):
-                place = self.sampler.after(steps)
+            places = [self.sampler.after(steps) for steps in range(self._ahead)]
+            # An epoch may have become shorter or longer than when these were begun.
+            for place in self._coming.keys() - set(places):
+                self._coming.pop(place).cancel()
+            for place in places:
                 if place not in self._coming:
                     self._coming[place] = self._pool.submit(self._make, *place)
             batch = self._coming.pop(here).result()

@@ -205,6 +205,21 @@ def test_a_run_that_becomes_slower_while_its_rate_goes_down_ends_in_time(
         assert steps[-1] == STEPS
 
 
+def test_more_minutes_after_epochs_that_became_shorter_are_of_whole_passes(
+    data, tmp_path, time, monkeypatch
+):
+    monkeypatch.setattr(CycleGAN, "step", speeds({0: 1.0, 45: 5.0}, time))
+    values = {"minutes": 1.0, "n_epochs": 1, "n_epochs_decay": 1, "samples": 0, "val_images": 0}
+    outcome, _ = train(data, tmp_path / "run", **values)
+    short = state_of(tmp_path / "run")["clock"]
+    assert (short["batches"], outcome.epoch) == (STEPS, 12)
+    assert short["schedule"]["batches"] < STEPS
+    train(data, tmp_path / "run", resume=True, minutes=3.0, steps=1)
+    longer = state_of(tmp_path / "run")["clock"]["schedule"]
+    assert longer["batches"] == STEPS
+    assert longer["n_epochs"] + longer["n_epochs_decay"] > 12
+
+
 def test_a_long_epoch_at_a_falling_rate_is_corrected_on_its_way(data, tmp_path, time, monkeypatch):
     fill(tmp_path / "data" / "trainA", range(60))
     fill(tmp_path / "data" / "trainB", range(100, 102))

@@ -256,6 +256,15 @@ def test_early_stop_ends_all_processes_together_and_they_go_on_together(folder, 
     assert validated == [1, 2, 3, 4, 5]
 
 
+def test_all_processes_follow_the_clock_of_the_first(folder, found):
+    (one, _), (other, _) = (mine["minutes_run"] for mine in found)
+    assert one.finished
+    assert other.finished
+    assert (one.epoch, one.step) == (other.epoch, other.step)
+    assert [event for event in log_of(folder / "minutes") if event["event"] == "schedule"]
+    assert state_of(folder / "minutes")["clock"]["schedule"]
+
+
 def test_a_loss_that_is_no_number_in_one_process_stops_both_errors(folder, found):
     for mine in found:
         assert mine["broken_run"].startswith("DivergedError: the training broke at step 2: cycle_A")

@@ -143,6 +143,8 @@ class Clock:
         """The minutes of ``_schedule``."""
         self._rate = Rate(60 * self.minutes)
         self._sheets = list(SHEETS)
+        self._batches = 0
+        """Of an epoch as it was before any that was made shorter or longer at a falling rate."""
         self._told = 0
         """The steps of an epoch that were told last."""
 
@@ -176,6 +178,7 @@ class Clock:
             chosen = refitted(self._schedule, **place, left=left, whole=sampler.whole)
         else:
             chosen = self._fitted(place, sampler.batches, rate, seconds)
+            self._batches = chosen.batches
         # The clocks of the processes differ.
         numbers = [chosen.n_epochs, chosen.n_epochs_decay, chosen.batches]
         chosen = Schedule(*ranks.greatest(numbers if ranks.first else [0, 0, 0]))
@@ -217,7 +220,12 @@ class Clock:
     def state_dict(self) -> State:
         """Return the state."""
         schedule = asdict(self._schedule) if self._schedule else None
-        return {"minutes": self._fitted_to, "share": self._share, "schedule": schedule}
+        return {
+            "minutes": self._fitted_to,
+            "share": self._share,
+            "batches": self._batches,
+            "schedule": schedule,
+        }
 
     def restore(
         self, clock: State, state: State, batches: int
@@ -237,11 +245,15 @@ class Clock:
         if clock["schedule"]:
             self._share, self._fitted_to = clock["share"], before
             self._schedule, self.waits = Schedule(**clock["schedule"]), False
-            batches = self._told = self._schedule.batches
+            self._told = self._schedule.batches
+            # States of before epochs were corrected at a falling rate have no such number.
+            self._batches = clock.get("batches", self._told)
+            batches = max(self._batches, state["sampler"]["position"] + 1)
         if self.minutes in (0.0, before) or not steps:
             return self._schedule, said
         rate = steps / max(seconds, 1e-9)
         chosen = self._decided(self._fitted(state["sampler"], batches, rate, seconds))
+        self._batches = self._told = chosen.batches
         said.append(
             f"at {rate:.3g} steps per second, as until now, {chosen.epochs} epochs fit into "
             f"{self.minutes:g} minutes"

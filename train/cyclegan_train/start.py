@@ -264,8 +264,9 @@ def _named(
                 "out"
             )
         generators[given or loaded.direction or "AtoB"] = loaded
-    notes = [note for each in generators.values() for note in each.assumptions]
-    return generators, notes
+    return generators, [
+        note for each in generators.values() for note in (*each.how_chosen, *each.assumptions)
+    ]
 
 
 def _in_file(

@@ -176,9 +176,10 @@ def minutes_run(folder: Path, rank: int) -> Any:
     return train(folder, "minutes", **values)
 
 
+# The one in which a process fails comes last: the other one waits until that process has ended.
 RUNS = (
-    *(whole_run, stopped_run, resumed_run, late_run, broken_run, failed_run),
-    *(early_run, ended_run, longer_run, minutes_run),
+    *(whole_run, stopped_run, resumed_run, late_run, broken_run),
+    *(early_run, ended_run, longer_run, minutes_run, failed_run),
 )
 
 

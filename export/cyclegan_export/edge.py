@@ -30,7 +30,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # Python 3.8 has no dict[...]
+    Card = dict[str, Any]
+    """What card.json holds."""
+    Array = Any
+    """An array of NumPy, which may be missing."""
 
 _PLACES = ("/usr/src/tensorrt/bin/trtexec", "/usr/local/tensorrt/bin/trtexec")
 """The places where JetPack installs it, which are not in PATH."""
@@ -66,7 +73,7 @@ def main(words: list[str]) -> None:
         sys.exit("Error: run takes an input and an output: python3 edge.py run IN OUT")
 
 
-def build(folder: Path, card: dict[str, Any], more: list[str]) -> None:
+def build(folder: Path, card: Card, more: list[str]) -> None:
     """Build the engine."""
     _check_digest(folder / "model.onnx", card["onnx_sha256"])
     command = ["--onnx=model.onnx", "--saveEngine=model.engine", "--stronglyTyped"]
@@ -83,7 +90,7 @@ def build(folder: Path, card: dict[str, Any], more: list[str]) -> None:
     print("model.engine is built for this device; now: python3 edge.py verify")
 
 
-def bench(folder: Path, card: dict[str, Any], more: list[str]) -> None:
+def bench(folder: Path, card: Card, more: list[str]) -> None:
     """Measure the engine with frames of the size that it is tuned for, copies left out."""
     _check_engine(folder)
     shape = card["golden"]["shape"] if card["shapes"] is None else card["shapes"]["opt"]
@@ -124,7 +131,7 @@ def measured_words(log: str, batch: int) -> str:
     )
 
 
-def verify(folder: Path, card: dict[str, Any], more: list[str]) -> None:
+def verify(folder: Path, card: Card, more: list[str]) -> None:
     """Run the engine on the golden frames and compare."""
     golden = card["golden"]
     for which in ("input", "output"):
@@ -188,7 +195,7 @@ def difference(values: list[int], expected: bytes) -> tuple[float, float, int]:
     return psnr, sum(each <= 2 for each in apart) / len(apart), max(apart)
 
 
-def run(folder: Path, card: dict[str, Any], source: Path, output: Path) -> None:
+def run(folder: Path, card: Card, source: Path, output: Path) -> None:
     """Translate the image ``source``, or each image in that folder, to ``output``.
 
     The names stay, and with them the formats. What exists is not overwritten. An image that cannot
@@ -224,7 +231,7 @@ def run(folder: Path, card: dict[str, Any], source: Path, output: Path) -> None:
 class _Engine:
     """The engine on this device's GPU, by TensorRT's Python module and CUDA's runtime library."""
 
-    def __init__(self, path: Path, numpy: Any) -> None:
+    def __init__(self, path: Path, numpy: ModuleType) -> None:
         trt = _module("tensorrt", "on a Jetson: sudo apt install python3-libnvinfer")
         self._numpy, self._cuda = numpy, _cuda_runtime()
         self._buffers: dict[str, tuple[ctypes.c_void_p, int]] = {}
@@ -240,7 +247,7 @@ class _Engine:
         if self._context is None:
             sys.exit("Error: TensorRT creates no context of model.engine; close other programs")
 
-    def infer(self, frames: Any) -> Any:
+    def infer(self, frames: Array) -> Array:
         """Translate ``frames``, (N, H, W, 3) uint8, which the engine takes."""
         out = self._numpy.empty_like(frames)
         there = self._buffer("frames", frames.nbytes)
@@ -265,7 +272,7 @@ class _Engine:
             self._buffers[name] = address, size
         return address
 
-    def _call(self, name: str, *arguments: Any) -> None:
+    def _call(self, name: str, *arguments: object) -> None:
         code = getattr(self._cuda, name)(*arguments)
         if code:
             words = self._cuda.cudaGetErrorString
@@ -273,7 +280,7 @@ class _Engine:
             sys.exit(f"Error: {name} fails: {words(code).decode()} ({code}); close other programs")
 
 
-def _cuda_runtime() -> Any:
+def _cuda_runtime() -> ctypes.CDLL:
     """Return CUDA's runtime library."""
     for name in _CUDA_RUNTIMES:
         try:
@@ -283,7 +290,7 @@ def _cuda_runtime() -> Any:
     sys.exit("Error: libcudart.so is not found; on a Jetson: sudo apt install nvidia-jetpack")
 
 
-def _pointer(array: Any) -> ctypes.c_void_p:
+def _pointer(array: Array) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
@@ -310,7 +317,7 @@ def _pairs(source: Path, output: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _framed(pixels: Any, card: dict[str, Any], numpy: Any) -> tuple[Any, tuple[slice, slice]]:
+def _framed(pixels: Array, card: Card, numpy: ModuleType) -> tuple[Array, tuple[slice, slice]]:
     """Return a batch of ``pixels`` (H, W, 3) that the engine takes, and where they are in it.
 
     They are padded at the right and at the bottom by reflection. Raises ValueError.
@@ -335,7 +342,7 @@ def _framed(pixels: Any, card: dict[str, Any], numpy: Any) -> tuple[Any, tuple[s
     return numpy.ascontiguousarray(frames), (slice(0, size[0]), slice(0, size[1]))
 
 
-def _read_image(path: Path, numpy: Any) -> Any:
+def _read_image(path: Path, numpy: ModuleType) -> Array:
     """Return the RGB pixels of an image, (H, W, 3) uint8. Raises ValueError."""
     if path.suffix.lower() == ".ppm":
         return _read_ppm(path, numpy)
@@ -348,7 +355,7 @@ def _read_image(path: Path, numpy: Any) -> Any:
     return numpy.ascontiguousarray(pixels[:, :, ::-1])
 
 
-def _read_ppm(path: Path, numpy: Any) -> Any:
+def _read_ppm(path: Path, numpy: ModuleType) -> Array:
     """Return the pixels of a binary PPM of 8 bits. Raises ValueError."""
     content = _content(path)
     space = rb"(?:\s|#[^\n]*\n)+"
@@ -370,7 +377,7 @@ def _content(path: Path) -> bytes:
         raise ValueError(f"cannot be read ({error.strerror})") from error
 
 
-def _write_image(path: Path, pixels: Any, numpy: Any) -> None:
+def _write_image(path: Path, pixels: Array, numpy: ModuleType) -> None:
     """Write RGB pixels, (H, W, 3) uint8, in the format that the name ends in."""
     if path.suffix.lower() == ".ppm":
         content = b"P6\n%d %d\n255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
@@ -391,7 +398,7 @@ def _write_image(path: Path, pixels: Any, numpy: Any) -> None:
         sys.exit(f"Error: {path} cannot be written ({error.strerror})")
 
 
-def _module(name: str, remedy: str) -> Any:
+def _module(name: str, remedy: str) -> ModuleType:
     """Return a module that the device must have."""
     try:
         return importlib.import_module(name)
@@ -445,7 +452,7 @@ def _check_digest(path: Path, expected: str) -> None:
         sys.exit(f"Error: {path.name} is not the file of this bundle; copy it again")
 
 
-def _run(folder: Path, card: dict[str, Any], options: list[str], log: str) -> None:
+def _run(folder: Path, card: Card, options: list[str], log: str) -> None:
     """Run trtexec in ``folder`` with its output in ``log``; end the process where it fails."""
     command = [_trtexec(card), *options]
     with (folder / log).open("wb") as file:
@@ -468,7 +475,7 @@ def _run(folder: Path, card: dict[str, Any], options: list[str], log: str) -> No
         sys.exit(f"Error: trtexec failed (exit code {process.returncode}); {log} says more")
 
 
-def _trtexec(card: dict[str, Any]) -> str:
+def _trtexec(card: Card) -> str:
     from_environment = os.environ.get("TRTEXEC")
     path = (
         from_environment or shutil.which("trtexec") or next(filter(os.path.exists, _PLACES), None)

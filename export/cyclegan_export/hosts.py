@@ -231,7 +231,7 @@ HOSTS: dict[str, Host] = {
     ),
     "vapoursynth": Host(
         "VapourSynth",
-        "VapourSynth with vs-mlrt's plug-in (pip install vapoursynth vapoursynth-mlrt-ort)",
+        "pip install vapoursynth vapoursynth-mlrt-ort vapoursynth-bestsource, vapoursynth config",
         "nchw-float32",
         _vapoursynth,
         "vspipe -c y4m -a source=IN.mkv translate.vpy - | ffmpeg -i - OUT.mkv",
@@ -249,7 +249,7 @@ HOSTS: dict[str, Host] = {
     ),
     "deepstream": Host(
         "DeepStream",
-        "NVIDIA's DeepStream 7.0 or later",
+        "NVIDIA's DeepStream 7.1 or later (TensorRT 10.3)",
         "nchw-float32",
         _deepstream,
         "nvinfer config-file-path=config_infer.txt   (the picture is the tensor in the metadata)",

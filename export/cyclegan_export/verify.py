@@ -25,6 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+Frame = Any
+"""A frame of VapourSynth, which may be missing."""
+
 
 def main(words: list[str]) -> None:
     """Run a command line; ends the process with 1 and a message where it fails."""
@@ -67,14 +70,14 @@ def by_ffmpeg(folder: Path, shape: list[int], frames: bytes, words: list[str]) -
 def by_vapoursynth(folder: Path, shape: list[int], frames: bytes, words: list[str]) -> bytes:
     """Return the golden frames as ``translated`` of translate.vpy draws them."""
     try:
-        vapoursynth: Any = importlib.import_module("vapoursynth")
+        vapoursynth = importlib.import_module("vapoursynth")
     except ImportError as error:
         fail(f"{error}; run this with the Python that VapourSynth is installed in")
     core = vapoursynth.core
     count, height, width = shape[:3]
     size = height * width
 
-    def fill(n: int, f: Any) -> Any:
+    def fill(n: int, f: Frame) -> Frame:
         frame = f.copy()
         pixels = frames[3 * size * n : 3 * size * (n + 1)]
         for channel in range(3):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import onnx
 import pytest
@@ -132,6 +133,22 @@ def test_a_bundle_for_ffmpeg_passes_by_the_rules_of_its_source(tmp_path, ffmpeg)
     card["onnx_sha256"] = open_model(tmp_path / "u.onnx").card.digest
     (bundle / "card.json").write_text(json.dumps(card))
     assert "only float is supported" in verified(bundle, **ffmpeg).stderr
+
+
+def test_libswscale_converts_between_bytes_and_floats_as_the_stand_in_does():
+    """FFmpeg's filter lets it, as gray and grayf32; halves are the only ties."""
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    frame = av.VideoFrame.from_ndarray(levels, format="gray").reformat(format="grayf32le")
+    floats = np.frombuffer(bytes(frame.planes[0]), np.float32).reshape(16, -1)[:, :16]
+    assert np.abs(floats - levels / np.float32(255)).max() < 1e-7
+    for more in (0.0, 0.3, 0.49, 0.51, 0.7):
+        values = (np.minimum(levels + more, 255) / 255).astype(np.float32)
+        frame = av.VideoFrame(16, 16, "grayf32le")
+        rows = np.zeros((16, frame.planes[0].line_size // 4), np.float32)
+        rows[:, :16] = values
+        frame.planes[0].update(rows.tobytes())
+        back = np.frombuffer(bytes(frame.reformat(format="gray").planes[0]), np.uint8)
+        assert np.array_equal(back.reshape(16, -1)[:, :16], np.rint(values * 255))
 
 
 def test_without_its_host_a_bundle_says_what_is_missing_errors(tmp_path):

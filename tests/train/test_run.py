@@ -972,10 +972,13 @@ def test_the_charts_tell_warm_up_schedules_and_an_early_stop(monkeypatch):
         {"event": "validation", "epoch": 1, "step": 4, "by": by, "scores": scores(3, 2, 8),
          "better": ["AtoB", "AtoB_ema", "BtoA"]},
         {"event": "losses", "step": 8, **whole, "geometry_A": 7.0},
+        {"event": "epoch", "epoch": 1, "step": 4},
         {"event": "schedule", "step": 8, "n_epochs": 2, "n_epochs_decay": 1, "batches": 4},
         {"event": "validation", "epoch": 2, "step": 8, "by": by, "scores": scores(1, 2, 9),
          "better": ["AtoB", "BtoA"]},
+        {"event": "epoch", "epoch": 2, "step": 8},
         {"event": "early_stop", "epoch": 2, "step": 8},
+        {"event": "schedule", "step": 8, "n_epochs": 2, "n_epochs_decay": 1, "batches": 9},
     ]  # fmt: skip
     curves.losses_chart(events)
     curves.scores_chart(events)

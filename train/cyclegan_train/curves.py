@@ -64,8 +64,8 @@ def scores_chart(events: Sequence[Event]) -> bytes | None:
 def _marks(events: Sequence[Event], last: int) -> Iterator[Mark]:
     """Yield what happened up to the step ``last``.
 
-    That is the end of a warm-up, the schedules that were fitted to the clock where their length
-    differs, the end of the full learning rate by the last one, and an early stop.
+    That is the end of a warm-up, the schedules that were fitted to the clock where their number of
+    epochs differs, the end of the full learning rate by the last one, and an early stop.
     """
     if any(event["event"] == "warm_up" for event in events):
         yield Mark(0, "warm-up ends")
@@ -76,10 +76,10 @@ def _marks(events: Sequence[Event], last: int) -> Iterator[Mark]:
         if epochs != before and event["step"] <= last:
             yield Mark(event["step"], f"{epochs} epochs fit")
         before = epochs
-    if schedules:
-        goes_down = schedules[-1]["n_epochs"] * schedules[-1]["batches"]
-        if 0 < goes_down <= last and schedules[-1]["n_epochs_decay"]:
-            yield Mark(goes_down, "rate goes down")
+    full = schedules[-1]["n_epochs"] if schedules and schedules[-1]["n_epochs_decay"] else None
     for event in events:
+        # An epoch may be shorter than another one, so its number does not tell its step.
+        if event["event"] == "epoch" and event["epoch"] == full:
+            yield Mark(event["step"], "rate goes down")
         if event["event"] == "early_stop" and event["step"] <= last:
             yield Mark(event["step"], "early stop")

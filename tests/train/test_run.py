@@ -941,6 +941,16 @@ def test_a_chart_marks_what_happened_and_encircles_the_best():
     assert not differs[:, best + 8 :].any()
 
 
+def test_only_schedules_that_differ_by_a_tenth_are_marked():
+    epochs = (20, 21, 22, 23, 21, 20, 18)
+    events = [
+        {"event": "schedule", "step": step, "n_epochs": number, "n_epochs_decay": 0, "batches": 1}
+        for step, number in enumerate(epochs)
+    ]
+    marks = [(mark.step, mark.words) for mark in curves._marks(events, 100)]
+    assert marks == [(0, "20 epochs fit"), (2, "22 epochs fit"), (6, "18 epochs fit")]
+
+
 def test_marks_that_are_too_close_for_their_words_keep_their_lines():
     curves, panels = {"AtoB": [1.0, 1.0]}, [("scores", ["AtoB"])]
     marks = [charts.Mark(step, "some epochs fit") for step in range(10, 90, 10)]
@@ -973,7 +983,7 @@ def test_the_charts_tell_warm_up_schedules_and_an_early_stop(monkeypatch):
          "better": ["AtoB", "AtoB_ema", "BtoA"]},
         {"event": "losses", "step": 8, **whole, "geometry_A": 7.0},
         {"event": "epoch", "epoch": 1, "step": 4},
-        {"event": "schedule", "step": 8, "n_epochs": 2, "n_epochs_decay": 1, "batches": 4},
+        {"event": "schedule", "step": 6, "n_epochs": 2, "n_epochs_decay": 1, "batches": 4},
         {"event": "validation", "epoch": 2, "step": 8, "by": by, "scores": scores(1, 2, 9),
          "better": ["AtoB", "BtoA"]},
         {"event": "epoch", "epoch": 2, "step": 8},
@@ -990,7 +1000,7 @@ def test_the_charts_tell_warm_up_schedules_and_an_early_stop(monkeypatch):
     assert "temporal_A" not in losses
     told = [(mark.step, mark.words) for mark in marks]
     assert told == [
-        (0, "warm-up ends"), (2, "4 epochs fit"), (8, "3 epochs fit"), (8, "rate goes down"),
+        (0, "warm-up ends"), (2, "4 epochs fit"), (6, "3 epochs fit"), (8, "rate goes down"),
         (8, "early stop"),
     ]  # fmt: skip
     assert same == marks

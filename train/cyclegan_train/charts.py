@@ -108,7 +108,8 @@ def curves_png(
 ) -> bytes:
     """Return ``curves`` against the steps as one PNG, in ``panels`` of a title and names.
 
-    A curve has a gap where a value is not finite, and steps below 0 are before the first epoch.
+    Values that are not finite are left out. A curve is interrupted behind step 0: the steps up to
+    there are before the first epoch.
     ``rings`` are points of curves, by their names, that are encircled.
     """
     width, height = 520, 360
@@ -166,11 +167,13 @@ def _panel(
         draw.line([(across, y + 66), (across + 36, y + 66)], fill=colour, width=3 * _OVER)
         draw.text((across + 44, y + 66), name, fill="black", font=small, anchor="lm")
         across += 64 + int(draw.textlength(name, font=small))
-        if len(curve) == 1:
-            cx, cy = at(*curve[0])
-            draw.ellipse([cx - 5, cy - 5, cx + 5, cy + 5], fill=colour)
-        else:
-            draw.line([at(*point) for point in curve], fill=colour, width=_OVER + 1)
+        before = [at(*point) for point in curve if point[0] <= 0]
+        for line in (before, [at(*point) for point in curve if point[0] > 0]):
+            if len(line) == 1:
+                ((cx, cy),) = line
+                draw.ellipse([cx - 5, cy - 5, cx + 5, cy + 5], fill=colour)
+            else:
+                draw.line(line, fill=colour, width=_OVER + 1)
         if name in rings:
             cx, cy = at(*rings[name])
             draw.ellipse([cx - 9, cy - 9, cx + 9, cy + 9], outline=colour, width=_OVER + 1)

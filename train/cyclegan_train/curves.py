@@ -11,6 +11,10 @@ from .cyclegan import LOSSES
 from .index_page import Event
 from .validation import EMA, NAMES, words_of
 
+_WORTH_MARKING = 0.1
+"""A schedule is marked where its number of epochs differs from the last marked one by this share:
+with a clock it changes a little after many epochs."""
+
 
 def losses_chart(events: Sequence[Event]) -> bytes:
     """Return the curves of the losses as PNG; those of a warm-up are left of step 0."""
@@ -64,18 +68,18 @@ def scores_chart(events: Sequence[Event]) -> bytes | None:
 def _marks(events: Sequence[Event], last: int) -> Iterator[Mark]:
     """Yield what happened up to the step ``last``.
 
-    That is the end of a warm-up, the schedules that were fitted to the clock where their number of
-    epochs differs, the end of the full learning rate by the last one, and an early stop.
+    That is the end of a warm-up, the schedules that were fitted to the clock, the end of the full
+    learning rate by the last one, and an early stop.
     """
     if any(event["event"] == "warm_up" for event in events):
         yield Mark(0, "warm-up ends")
     schedules = [event for event in events if event["event"] == "schedule"]
-    before: int | None = None
+    marked = 0
     for event in schedules:
         epochs = event["n_epochs"] + event["n_epochs_decay"]
-        if epochs != before and event["step"] <= last:
+        if abs(epochs - marked) >= _WORTH_MARKING * marked and event["step"] <= last:
             yield Mark(event["step"], f"{epochs} epochs fit")
-        before = epochs
+            marked = epochs
     full = schedules[-1]["n_epochs"] if schedules and schedules[-1]["n_epochs_decay"] else None
     for event in events:
         # An epoch may be shorter than another one, so its number does not tell its step.

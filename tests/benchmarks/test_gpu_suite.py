@@ -352,6 +352,30 @@ def test_a_dry_run_of_a_section_has_only_measured_rows(name, notebook):
         assert row.get("reached", row.get("needed")) == row.get("needed") or "halves" in row["name"]
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_each_row_of_training_tells_its_rate_over_that_of_the_eager_step_in_tf32(
+    broken, notebook, monkeypatch
+):
+    from benchmarks.gpu_sections import training
+    from benchmarks.gpu_sections.measuring import Bench
+
+    def rate(bench, *, word="tf32", batch=1, **options):
+        if broken and (word, options) == ("tf32", {}):
+            raise RuntimeError("no kernel image")
+        return {"pictures_per_s": batch * (30.0 if "precision" in options else 10.0)}
+
+    monkeypatch.setattr(training, "rate", rate)
+    for measured in ("recorded", "other_gradients", "loop"):
+        monkeypatch.setattr(training, measured, lambda *given, **options: {})
+    jobs = training.jobs(Bench("cuda"))
+    rows.write_rows(notebook, "training", jobs, clock=time.monotonic, end=math.inf)
+    found = [(row["name"], row.get("times_tf32")) for row in notebook.rows()]
+    assert ("bf16", None if broken else 3.0) in found
+    assert ("fp32, ieee", None if broken else 1.0) in found
+    assert ("+ graphs", None if broken else 24.0) in found  # at batch 8
+    assert [name for name, _ in found].count("+ graphs, fused norm, one stream") == 1
+
+
 @pytest.mark.usefixtures("dry")
 def test_a_file_that_draws_another_picture_is_seen_on_onnxruntime(notebook, monkeypatch):
     """The exporter takes seconds; what a file does is measured whatever wrote it."""

@@ -34,7 +34,7 @@ from cyclegan_batch.models.networks import (
 from .augmentation import Augmentation
 from .config import TrainConfig
 from .consistency import Consistency, Drawn
-from .devices import both_of, device_named, float32_as, pinned
+from .devices import both_of, device_named, float32_as, in_turn, pinned
 from .distributed import ALONE, GradientMeans, Ranks
 from .graphs import CudaRecorder, DevicePool, GraphedStep
 from .losses import GANLoss, gradient_penalty, l1, weighted_l1
@@ -281,10 +281,12 @@ class CycleGAN:
 
         The draws are how the discriminators see fake_B and fake_A.
         """
-        (losses, fake_B), (losses_B, fake_A) = self.both(
-            lambda: self._direction("A", real_A, real_B, draws_B),
-            lambda: self._direction("B", real_B, real_A, draws_A),
-        )
+        # In turn, the directions share the weights that autocast has converted.
+        with self._autocast() if self.both is in_turn else contextlib.nullcontext():
+            (losses, fake_B), (losses_B, fake_A) = self.both(
+                lambda: self._direction("A", real_A, real_B, draws_B),
+                lambda: self._direction("B", real_B, real_A, draws_A),
+            )
         losses |= losses_B
         reals, fakes = (real_A, real_B), (fake_B, fake_A)
         losses |= self._consistency.losses(self._translated, reals, fakes, drawn)

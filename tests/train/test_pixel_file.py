@@ -203,7 +203,7 @@ def test_a_disk_gives_half_of_what_is_free(data, monkeypatch):
     found = domains(data, disk=True, preprocess="crop", crop_size=32)
     assert found[0].stored is None
     assert len(found[1].stored) == 3
-    assert "decoded as they are needed: a file of them would take 0.1 MiB, and " in found[0].where
+    assert "decoded as they are needed: a file of them would take 0.1 MiB in " in found[0].where
     # Several processes of one machine share it.
     assert Disk(data, 4).free() == (2 * a - 1) // 2 // 4
     monkeypatch.undo()

@@ -316,8 +316,9 @@ class Domain:
         free = disk.free()
         if in_file > free:
             self.where += (
-                f": a file of them would take {byte_size(in_file)}, and {printable(disk.folder)} "
-                f"has {byte_size(free)} to give, half of what is free there"
+                f": a file of them would take {byte_size(in_file)} in {printable(disk.folder)}, "
+                f"and may take {byte_size(free)} (half of what is free, shared by all processes); "
+                "free some space there, or raise memory_gb, and steps wait less for images"
             )
             return
         try:

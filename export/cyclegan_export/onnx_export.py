@@ -192,7 +192,9 @@ def build_onnx(
         )
     say(f"exporting {printable(source)}")
     if is_checkpoint(source):
-        candidate = _from_checkpoint(source, model_io, selection, precision, half_norm, io, shape)
+        # A GPU computes in FP16 what TensorRT does not compute in INT8.
+        floats = "fp16" if for_ == "tensorrt" else precision
+        candidate = _from_checkpoint(source, model_io, selection, floats, half_norm, io, shape)
     else:
         candidate = _from_foreign(source, model_io, selection, precision, half_norm, io, shape)
     for sentence in grouped(candidate.notes):

@@ -5,8 +5,9 @@ channel. The outputs of convolutions stay float, since the norm behind them divi
 (on two trained generators this gained 7 to 8 dB). The biases stay float as TensorRT requires.
 
 For TensorRT both inputs of each residual Add are quantised as well, so that what skips a block is
-kept as INT8 ("Q/DQ Placement Recommendations" in its documentation of explicit quantisation). Its
-rate is not known here, so only the picture decides then.
+kept as INT8 ("Q/DQ Placement Recommendations" in its documentation of explicit quantisation), and
+what is not INT8 is FP16 where the graph is. Its rate is not known here, so only the picture decides
+then.
 
 Some networks lose accuracy by that. `best_int8_graph` keeps the most harmful layers float, and for
 a CPU refuses to quantise where the rest is no faster than FP32.
@@ -49,6 +50,8 @@ accurate."""
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+
 _PERCENTILE = 99.99
 """The share, in percent, of the calibration's values that a range holds. The horse→zebra generator,
 with every convolution quantised, reaches 24 dB with all values, 26 with 99.999 %, 29 with 99.99 %
@@ -65,6 +68,9 @@ _NAMES_PER_LINE = 3
 
 _PER_CHANNEL_OPSET = 13
 """The first opset whose DequantizeLinear has an axis."""
+
+_HALF_OPSET = 19
+"""The first opset whose QuantizeLinear takes FP16; TensorRT 10.3 reads up to 20."""
 
 _REMEDY = "export it in fp32, or run an fp32 file in bf16"
 
@@ -120,19 +126,22 @@ class Calibrated:
         ModelError, BackendUnavailableError.
         """
         self._contract = contract
-        self._graph = _with_shapes(path, contract, frames)
+        half = any(
+            weight.data_type == onnx.TensorProto.FLOAT16 for weight in _weights_of_layers(contract)
+        )
+        self._graph = _with_shapes(path, contract, frames, half=half)
         self.runtime = runtime
         self.layers = _layers(self._graph)
         if not self.layers:
             raise ModelError(
-                f"{printable(path)}: has no convolution with float32 weights, so there is nothing "
+                f"{printable(path)}: has no convolution with float weights, so there is nothing "
                 "that int8 would make faster; export it in fp32"
             )
         self._kinds: tuple[str, ...] = _CONVOLUTIONS
         if runtime == "tensorrt":
             self._kinds = (*_CONVOLUTIONS, "Add")
             self.layers += _residual_adds(self._graph)
-        self._ranges = _ranges(path, self._graph, frames, self._kinds)
+        self._ranges = _ranges(path, self._graph, frames, self._kinds, half=half)
 
     def quantised(self, float_layers: Collection[Layer] = ()) -> onnx.ModelProto:
         """Return the contract graph with every layer quantised but ``float_layers``."""
@@ -389,18 +398,22 @@ def _figures(measured: Parity, rate: float | None) -> str:
 
 
 def _layers(graph: onnx.ModelProto) -> list[Layer]:
-    """Return the convolutions whose weights are in the graph, in float32."""
-    weights = {weight.name: weight for weight in graph.graph.initializer}
+    """Return the convolutions whose weights are in the graph, in FP32 or FP16."""
+    weights = {weight.name: weight for weight in _weights_of_layers(graph)}
     layers = []
     for node in graph.graph.node:
-        if node.op_type not in _CONVOLUTIONS:
-            continue
-        weight = weights.get(node.input[1])
-        if weight is None or weight.data_type != onnx.TensorProto.FLOAT:
-            continue
-        name = weight.name.removeprefix("generator/").removesuffix(".weight")
-        layers.append(Layer(node.name, name))
+        if node.op_type in _CONVOLUTIONS and node.input[1] in weights:
+            name = node.input[1].removeprefix("generator/").removesuffix(".weight")
+            layers.append(Layer(node.name, name))
     return layers
+
+
+def _weights_of_layers(graph: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Return the weights of the convolutions that are in the graph, in FP32 or FP16."""
+    read = {node.input[1] for node in graph.graph.node if node.op_type in _CONVOLUTIONS}
+    for weight in graph.graph.initializer:
+        if weight.name in read and weight.data_type in _FLOATS:
+            yield weight
 
 
 def _residual_adds(graph: onnx.ModelProto) -> list[Layer]:
@@ -424,7 +437,9 @@ def _shapes(graph: onnx.ModelProto) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield value.name, tuple(axis.dim_value for axis in value.type.tensor_type.shape.dim)
 
 
-def _with_shapes(path: Path, contract: onnx.ModelProto, frames: Pixels) -> onnx.ModelProto:
+def _with_shapes(
+    path: Path, contract: onnx.ModelProto, frames: Pixels, *, half: bool
+) -> onnx.ModelProto:
     """Return a copy in which every node has a name, and every tensor its shape for one frame."""
     graph = onnx.ModelProto()
     graph.CopyFrom(contract)
@@ -439,8 +454,9 @@ def _with_shapes(path: Path, contract: onnx.ModelProto, frames: Pixels) -> onnx.
     graph.graph.output[0].type.tensor_type.ClearField("shape")
     opset = next(each.version for each in graph.opset_import if each.domain in ("", "ai.onnx"))
     try:
-        if opset < _PER_CHANNEL_OPSET:
-            graph = onnx.version_converter.convert_version(graph, _PER_CHANNEL_OPSET)
+        needed = _HALF_OPSET if half else _PER_CHANNEL_OPSET
+        if opset < needed:
+            graph = onnx.version_converter.convert_version(graph, needed)
         return onnx.shape_inference.infer_shapes(graph, strict_mode=True, data_prop=True)
     # The converter raises only RuntimeError.
     except (RuntimeError, onnx.shape_inference.InferenceError) as error:
@@ -459,10 +475,12 @@ class _Reader:
         return self._left.pop() if self._left else None
 
 
-def _ranges(path: Path, graph: onnx.ModelProto, frames: Pixels, kinds: Sequence[str]) -> Any:
+def _ranges(
+    path: Path, graph: onnx.ModelProto, frames: Pixels, kinds: Sequence[str], *, half: bool
+) -> Any:
     """Return the ranges of the inputs and outputs of every node of these ``kinds``.
 
-    They are in the quantiser's own type.
+    They are in the quantiser's own type. ``half``: the tensors are FP16.
     """
     tools = _quantisation("calibrate")
     (graph_input,) = (value for value in graph.graph.input if value.name == INPUT)
@@ -483,10 +501,17 @@ def _ranges(path: Path, graph: onnx.ModelProto, frames: Pixels, kinds: Sequence[
                 calibrate_method=tools.CalibrationMethod.Percentile,
                 extra_options={"percentile": _PERCENTILE, "symmetric": True},
             )
+            if half:
+                calibrator.collector = _collector(tools, calibrator)
             # One frame a call: the calibrator keeps the values of a whole call in memory.
             for frame in pixels:
                 calibrator.collect_data(_Reader(np.repeat(frame[np.newaxis], batch, axis=0)))
-            return calibrator.compute_data()
+            ranges = calibrator.compute_data()
+            if half:  # the scales get the type of the ranges, and must have that of the tensors
+                for _, each in ranges.items():
+                    each.lowest = np.float16(each.lowest)
+                    each.highest = np.float16(each.highest)
+            return ranges
     except CycleganBatchError:
         raise
     except Exception as error:
@@ -494,6 +519,27 @@ def _ranges(path: Path, graph: onnx.ModelProto, frames: Pixels, kinds: Sequence[
             f"{printable(path)}: cannot be calibrated: onnxruntime reports {first_line(error)}; "
             "export it in fp32"
         ) from error
+
+
+def _collector(tools: ModuleType, calibrator: Any) -> Any:
+    """Return what counts the values of FP16 tensors: in FP16 the bins of a histogram coincide."""
+
+    class Collector(tools.HistogramCollector):  # type: ignore[name-defined, misc]
+        def collect(self, name_to_arr: dict[str, list[Any]]) -> Any:
+            exact = {
+                name: [np.asarray(values, np.float32) for values in each]
+                for name, each in name_to_arr.items()
+            }
+            return super().collect(exact)
+
+    return Collector(
+        method=calibrator.method,
+        symmetric=calibrator.symmetric,
+        num_bins=calibrator.num_bins,
+        num_quantized_bins=calibrator.num_quantized_bins,
+        percentile=calibrator.percentile,
+        scenario=calibrator.scenario,
+    )
 
 
 def _quantisation(module: str) -> ModuleType:

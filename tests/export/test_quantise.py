@@ -36,6 +36,7 @@ from cyclegan_batch.models.model import Model, open_model
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.models.parity import natural_frames, parity
 from cyclegan_batch.wording import grouped
+from tests.needs import need
 from tests.synthesis import generators
 
 SIDE = 64
@@ -499,6 +500,36 @@ def test_for_tensorrt_both_inputs_of_a_residual_add_are_int8_and_the_picture_dec
     assert unquantised(exported.path) == []
 
 
+@pytest.mark.behaviour(33)
+def test_for_tensorrt_what_is_not_int8_is_half_precision(tmp_path, pictures, no_rates):
+    exported = export_onnx(
+        saved(network_of(RESNET), tmp_path),
+        tmp_path / "a.onnx",
+        precision="int8",
+        for_="tensorrt",
+        calibrate=pictures,
+    )
+    assert (exported.card.precision, unquantised(exported.path)) == ("int8", [])
+    assert "; with every layer rounded to half: " in exported.card.parity
+    proto = onnx.load(exported.path)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [opset.version for opset in proto.opset_import] == [19]
+    values = {each.name: numpy_helper.to_array(each) for each in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            assert values[node.input[1]].dtype == np.float16
+            assert (values[node.input[1]] > 0).all()
+        if node.op_type == "InstanceNormalization":
+            assert all(values[name].dtype == np.float32 for name in node.input[1:])
+    frames = natural_frames((48, 80), 2)
+    exact = translated_by_torch(network_of(RESNET), frames, channels=3)
+    for backend in ("onnxruntime", "openvino"):
+        need(backend)
+        opened = open_backend(open_model(exported.path), backend=backend, device="cpu")
+        assert parity(opened.infer(frames), exact).reaches("coarse")
+        opened.close()
+
+
 def test_for_tensorrt_a_layer_that_int8_spoils_stays_float(foreign, tmp_path, pictures, no_rates):
     """The harm of each layer is pretended: the picture of a small network does not suffer."""
     harm = {"spoils": 20.0}
@@ -617,10 +648,12 @@ def test_tensorrt_parses_and_builds_it(config, everywhere):
 
 
 @pytest.mark.needs_tensorrt
-def test_tensorrt_parses_and_builds_one_that_is_made_for_it(foreign, tmp_path, pictures):
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+def test_tensorrt_parses_and_builds_one_that_is_made_for_it(foreign, tmp_path, pictures, half):
     pytest.importorskip("tensorrt")
+    source = saved(network_of(RESNET), tmp_path) if half else foreign
     exported = export_onnx(
-        foreign, tmp_path / "a.onnx", precision="int8", for_="tensorrt", calibrate=pictures
+        source, tmp_path / "a.onnx", precision="int8", for_="tensorrt", calibrate=pictures
     )
     model = open_model(exported.path)
     only = (1, SIDE, SIDE)

@@ -71,9 +71,11 @@ def open_onnxruntime_webgpu(model: Model, *, threads: int, contexts: int) -> Web
                     f"onnxruntime: no memory on {DEVICE} for the weights of {name}; use another "
                     "device"
                 ) from error
+            # Many GPUs compute no half precision there.
+            other = "use a file in fp32" if model.card.precision == "fp16" else "update its driver"
             raise BackendError(
-                f"onnxruntime does not open {name} on WebGPU: {first_line(error)}; update the "
-                "driver of the GPU, or pass --device cpu"
+                f"onnxruntime does not open {name} on WebGPU: {first_line(error)}; {other}, or "
+                "pass --device cpu"
             ) from error
         return session
 

@@ -163,7 +163,13 @@ def test_without_the_wheel_or_a_gpu_it_is_one_line_errors(
             open_backend(resnet, device="webgpu")
 
     webgpu.fails = RuntimeError("Failed to get a WebGPU adapter\nmore")
-    says(BackendError, r"resnet\.onnx on WebGPU: Failed to get a WebGPU adapter; update the driver")
+    says(BackendError, r"resnet\.onnx on WebGPU: Failed to get a WebGPU adapter; update its driver")
+    half = replace(resnet, card=replace(resnet.card, precision="fp16"))
+    webgpu.fails = RuntimeError("Program Transpose requires f16 but the device has none")
+    with pytest.raises(
+        BackendError, match=r"requires f16 .*; use a file in fp32, or pass --device"
+    ):
+        open_backend(half, device="webgpu")
     webgpu.fails = RuntimeError("bad allocation")
     says(OutOfMemoryError, "no memory on webgpu")
     webgpu.refuses = RuntimeError("libvulkan.so.1: cannot open shared object file")

@@ -32,7 +32,7 @@ from cyclegan_batch.backends.tensorrt import engine_from_graph
 from cyclegan_batch.errors import InputError, ModelError
 from cyclegan_batch.frames import Pixels
 from cyclegan_batch.models.engine_card import Build, profile_for
-from cyclegan_batch.models.model import Model, open_model
+from cyclegan_batch.models.model import Model, model_from_contract, open_model
 from cyclegan_batch.models.networks import GeneratorConfig, generator_from_config
 from cyclegan_batch.models.parity import natural_frames, parity
 from cyclegan_batch.wording import grouped
@@ -501,33 +501,61 @@ def test_for_tensorrt_both_inputs_of_a_residual_add_are_int8_and_the_picture_dec
 
 
 @pytest.mark.behaviour(33)
-def test_for_tensorrt_what_is_not_int8_is_half_precision(tmp_path, pictures, no_rates):
-    exported = export_onnx(
-        saved(network_of(RESNET), tmp_path),
-        tmp_path / "a.onnx",
-        precision="int8",
-        for_="tensorrt",
-        calibrate=pictures,
+def test_for_tensorrt_what_is_not_int8_is_half_precision(tmp_path):
+    given = open_model(
+        generators.foreign_resnet(tmp_path / "half.onnx", half=True, fixed=(SIDE, SIDE))
     )
-    assert (exported.card.precision, unquantised(exported.path)) == ("int8", [])
-    assert "; with every layer rounded to half: " in exported.card.parity
-    proto = onnx.load(exported.path)
+    calibrated = quantise.Calibrated(
+        tmp_path / "a.onnx",
+        onnx.ModelProto.FromString(given.graph),
+        natural_frames((SIDE, SIDE), 3),
+        runtime="tensorrt",
+    )
+    assert len(calibrated.layers) == 7
+    proto = calibrated.quantised()
     onnx.checker.check_model(proto, full_check=True)
     assert [opset.version for opset in proto.opset_import] == [19]
     values = {each.name: numpy_helper.to_array(each) for each in proto.graph.initializer}
+    quantised = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantised) == 6 + 2
     for node in proto.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             assert values[node.input[1]].dtype == np.float16
             assert (values[node.input[1]] > 0).all()
-        if node.op_type == "InstanceNormalization":
-            assert all(values[name].dtype == np.float32 for name in node.input[1:])
-    frames = natural_frames((48, 80), 2)
-    exact = translated_by_torch(network_of(RESNET), frames, channels=3)
+    model = model_from_contract(
+        tmp_path / "a.onnx",
+        proto,
+        architecture=given.card.architecture,
+        sizes=given.card.sizes,
+        precision="int8",
+    )
+    frames = natural_frames((SIDE, SIDE), 2)
+    exact = open_backend(given, backend="onnxruntime", device="cpu").infer(frames)
     for backend in ("onnxruntime", "openvino"):
         need(backend)
-        opened = open_backend(open_model(exported.path), backend=backend, device="cpu")
+        opened = open_backend(model, backend=backend, device="cpu")
         assert parity(opened.infer(frames), exact).reaches("coarse")
         opened.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "floats"),
+    [({"precision": "int8", "for_": "tensorrt"}, "fp16"), ({"precision": "int8"}, "int8")],
+)
+def test_a_checkpoint_is_made_half_for_tensorrt_alone(
+    tmp_path, pictures, monkeypatch, options, floats
+):
+    class MadeError(Exception):
+        pass
+
+    def made(source, model_io, selection, precision, *_: object):
+        raise MadeError(precision)
+
+    monkeypatch.setattr(exporting, "_from_checkpoint", made)
+    with pytest.raises(MadeError, match=f"^{floats}$"):
+        export_onnx(
+            saved(network_of(RESNET), tmp_path), tmp_path / "a.onnx", calibrate=pictures, **options
+        )
 
 
 def test_for_tensorrt_a_layer_that_int8_spoils_stays_float(foreign, tmp_path, pictures, no_rates):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -56,6 +57,19 @@ def scheduling_stays() -> Iterator[None]:
     after = os.sched_getscheduler(0)
     os.sched_setscheduler(0, *before)
     assert after == before[0]
+
+
+@pytest.fixture(autouse=True)
+def handlers_stay() -> Iterator[None]:
+    """Set the handlers of signals again that a command which was stopped in this process left.
+
+    The next SIGINT would end the process at once: a test that sends itself one, the whole run.
+    """
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for each, handler in before.items():
+        if signal.getsignal(each) is not handler:
+            signal.signal(each, handler)
 
 
 def pytest_configure() -> None:

@@ -48,7 +48,7 @@ def lowered() -> dict[int, int]:
     """Return the threads of lower priority than this one, once those that end have ended."""
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     lower: dict[int, int] = {}
-    for _ in range(40):
+    for _ in range(400):
         lower = {number: nice for number, nice in nice_values().items() if nice > own}
         if not lower:
             break

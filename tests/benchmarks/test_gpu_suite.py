@@ -11,6 +11,7 @@ import json
 import math
 import os
 import random
+import secrets
 import subprocess
 import sys
 import time
@@ -93,8 +94,15 @@ sys.stdin.readline()
 
 def acting(notebook: rows.Notebook, code: str) -> gpu.Process:
     """Return a process that waits for its word and then runs ``code``; no torch is imported."""
-    written = WRITES.format(file=str(notebook.file)) + code
-    return gpu.Process([sys.executable, "-S", "-c", written])
+    ready = notebook.file.with_name(secrets.token_hex(8))
+    started = f"import json, os, sys, time\nopen({str(ready)!r}, 'w').close()\n"
+    written = started + WRITES.format(file=str(notebook.file)) + code
+    process = gpu.Process([sys.executable, "-S", "-c", written])
+    end = time.monotonic() + 60
+    while not ready.exists():  # the start of Python is none of the section's seconds
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    return process
 
 
 def test_a_section_that_crashes_hangs_or_prints_garbage_costs_only_itself(notebook):
@@ -107,11 +115,11 @@ def test_a_section_that_crashes_hangs_or_prints_garbage_costs_only_itself(notebo
         "write(section='garbage', name='after', x=3); sys.exit(5)",
         "good": "write(section='good', name='all', x=4)",
     }
-    sections = [gpu.Section(name, 1.2, 0.5) for name in acts]
+    sections = [gpu.Section(name, 1.2 if name == "hang" else 20.0, 0.5) for name in acts]
     begin, said = time.monotonic(), []
     gpu.measure(
         sections,
-        20.0,
+        62.0,
         spawn=lambda section: acting(notebook, acts[section.name]),
         notebook=notebook,
         say=said.append,
@@ -149,16 +157,18 @@ def test_the_whole_ends_in_its_time_and_what_had_none_says_so(notebook):
 
 
 def test_what_is_timed_waits_for_the_background_and_what_is_not_does_not(notebook):
-    moments = "write(section={0!r}, name='begin', at=time.monotonic()); time.sleep({1})\n" \
+    moments = "write(section={0!r}, name='begin', at=time.monotonic()); {1}\n" \
         "write(section={0!r}, name='end', at=time.monotonic())"  # fmt: skip
-    lengths = {"compiles": 0.8, "untimed": 0.0, "timed": 0.0}
-    sections = [gpu.Section("untimed", 3, 0.2, timed=False), gpu.Section("timed", 3, 0.2)]
+    # The background ends when what is not timed has begun.
+    until = f"while 'untimed' not in open({str(notebook.file)!r}).read(): time.sleep(0.01)"
+    acts = {"compiles": f"\n{until}", "untimed": "pass", "timed": "pass"}
+    sections = [gpu.Section("untimed", 20, 0.2, timed=False), gpu.Section("timed", 20, 0.2)]
     gpu.measure(
         sections,
-        20.0,
-        spawn=lambda s: acting(notebook, moments.format(s.name, lengths[s.name])),
+        60.0,
+        spawn=lambda s: acting(notebook, moments.format(s.name, acts[s.name])),
         notebook=notebook,
-        compiles=gpu.Section("compiles", 6, 0.2),
+        compiles=gpu.Section("compiles", 20, 0.2),
         say=lambda line: None,
     )
     at = {(row["section"], row["name"]): row["at"] for row in notebook.rows()}

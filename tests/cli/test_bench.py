@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from cyclegan_batch.cli import main
 from tests.conftest import ENVIRONMENT
+from tests.stopwatch import Stopwatch
 from tests.synthesis import generators
 
 pytestmark = pytest.mark.needs("onnxruntime")
@@ -112,9 +112,9 @@ def test_ctrl_c_ends_it_within_five_seconds_and_leaves_nothing(model, tmp_path, 
     for line in process.stderr:
         if b"each stage alone" in line:
             break
-    begin = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
-    assert time.monotonic() - begin < 5
+    with Stopwatch() as watch:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert watch.seconds < 5
     # onnxruntime leaves a file of its own there.
     assert not list(temporary.glob("cyclegan-batch*"))

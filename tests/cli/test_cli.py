@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -24,12 +25,13 @@ from PIL import Image
 
 from cyclegan_batch import TranslateOptions, api, cli
 from cyclegan_batch.cli import process
-from cyclegan_batch.job import flow, pipeline
+from cyclegan_batch.job import pipeline
 from cyclegan_batch.job import report as job_report
 from cyclegan_batch.job.job_folder import FOLDER
 from cyclegan_batch.job.plan import JobPlan
 from cyclegan_batch.media import Dropped
 from cyclegan_batch.media.images import sinks
+from tests.stopwatch import Stopwatch
 from tests.synthesis import generators, streams
 
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -337,7 +339,7 @@ def test_y4m_goes_through_pipes_and_nothing_but_data_reaches_stdout(
         [*COMMAND, "translate", str(clip), "-", "-m", str(model)],
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=120,
     )
     assert first.stdout.startswith(b"YUV4MPEG2 W64 H48 F25:1")
     assert first.stdout.count(b"FRAME\n") == 12
@@ -346,7 +348,7 @@ def test_y4m_goes_through_pipes_and_nothing_but_data_reaches_stdout(
         input=first.stdout,
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=120,
     )
     assert second.stdout.count(b"FRAME\n") == 12
     assert second.stderr == b""
@@ -367,7 +369,7 @@ def test_a_pipe_that_loses_sound_is_reported_on_stderr_and_refused_when_strict(
             [*COMMAND, "translate", str(source), "-", "-m", str(model), *more],
             capture_output=True,
             check=False,
-            timeout=60,
+            timeout=120,
         )
         said = " ".join(run.stderr.decode().split())
         assert (run.returncode, run.stdout.count(b"FRAME\n")) == (code, frames), said
@@ -387,7 +389,7 @@ def test_a_closed_pipe_ends_the_run_cleanly(model: Path, long: Path, start: Star
     run.stdout.close()
     said = run.stderr.read().decode()
     run.stderr.close()
-    assert run.wait(30) == 3
+    assert run.wait(120) == 3
     assert "Traceback" not in said
     assert "Exception" not in said
 
@@ -400,18 +402,18 @@ def test_ctrl_c_ends_the_run_within_five_seconds_and_leaves_nothing(
     out = tmp_path / "out"
     words = ["translate", str(long), str(out / "long.mp4"), "-m", str(model)]
     run = start([*COMMAND, *words, "--preset", "placebo"], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not any(path.stat().st_size for path in out.glob(".*.partial")):
         assert time.monotonic() < deadline
         assert run.poll() is None
         time.sleep(0.02)
-    begin = time.monotonic()
-    run.send_signal(how)
     assert run.stderr is not None
-    said = run.stderr.read().decode()
-    run.stderr.close()
-    assert run.wait(10) == 130
-    assert time.monotonic() - begin < 5
+    with Stopwatch() as watch:
+        run.send_signal(how)
+        said = run.stderr.read().decode()
+        run.stderr.close()
+        assert run.wait(60) == 130
+    assert watch.seconds < 5
     assert "Interrupted" in said
     assert "Traceback" not in said
     assert left_in(out) == set()
@@ -449,10 +451,10 @@ def test_a_second_ctrl_c_ends_at_once_and_the_next_run_replaces_what_it_left(
     run.send_signal(signal.SIGINT)
     assert run.stdout.readline() == b"heard\n"
     assert run.poll() is None
-    begin = time.monotonic()
-    run.send_signal(signal.SIGINT)
-    assert run.wait(10) == 130
-    assert time.monotonic() - begin < pipeline._PATIENCE
+    with Stopwatch() as watch:
+        run.send_signal(signal.SIGINT)
+        assert run.wait(60) == 130
+    assert watch.seconds < pipeline._PATIENCE
     _, said = run.communicate()
     assert b"Traceback" not in said
     left = left_in(out)
@@ -502,18 +504,19 @@ def test_what_a_stopped_folder_of_images_has_by_then_is_counted(
     model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shard that is not whole has pictures that are; 24 of 31 were told as 2."""
-    out, really = tmp_path / "out", sinks.ImageSink.write
-    taken = []
+    out, really, halt = tmp_path / "out", sinks.ImageSink.write, pipeline._Run._halt
+    taken, halted = [], threading.Event()
 
     def second_stops(sink: sinks.ImageSink, item: Any) -> Dropped | None:
         result = really(sink, item)
         taken.append(item)
         if len(taken) == 2:
             process.STOPS.requested = True
-            time.sleep(5 * flow.WATCH)  # the run looks once in that time
+            assert halted.wait(60)
         return result
 
     monkeypatch.setattr(sinks.ImageSink, "write", second_stops)
+    monkeypatch.setattr(pipeline._Run, "_halt", lambda self: (halt(self), halted.set()))
     done = cyclegan_batch("translate", pictures, out, "-m", model)
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1].endswith(
@@ -568,13 +571,13 @@ def test_an_interrupted_job_says_what_is_left_to_do(
     (folder / "2.mp4").hardlink_to(long)
     words = ["translate", str(folder), str(out), "-m", str(model), "--preset", "placebo"]
     run = start([*COMMAND, *words], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (out / "1.mp4").exists():
         assert time.monotonic() < deadline
         assert run.poll() is None
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=30)
+    _, said = run.communicate(timeout=120)
     assert run.returncode == 130
     last = said.decode().splitlines()[-1]
     assert last.startswith("Interrupted: ")
@@ -676,7 +679,7 @@ def test_a_pipe_closed_before_the_first_frame_ends_the_run_cleanly(
     run.stdout.close()
     last = run.stderr.read().decode().splitlines()[-1]
     run.stderr.close()
-    assert run.wait(30) == 3
+    assert run.wait(120) == 3
     assert last.startswith("Partial: 0 of 5 frames")
     assert "standard output" in last
 
@@ -689,7 +692,7 @@ def test_a_log_that_cannot_be_written_neither_stops_a_run_nor_spoils_its_data(
     run = subprocess.run(
         ["sh", "-c", f'"$@" {closed}', "sh", *COMMAND, "translate", clip, "-", "-m", model],
         capture_output=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert run.returncode == 0
@@ -714,7 +717,7 @@ def test_a_name_that_is_not_utf8_is_told_as_it_is_typed(
         [*COMMAND, "translate", source, target, "-m", model, "--preview", "1"],
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert run.returncode == 0, run.stderr
@@ -753,7 +756,7 @@ def test_a_standard_output_that_is_full_errors(model: Path) -> None:
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
     assert run.returncode == 1
@@ -882,7 +885,7 @@ def test_a_full_disk_errors_and_leaves_nothing(
         [sys.executable, "-c", code, "translate", pictures, out, "-m", model],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert_one_clear_line(run, "space")

@@ -81,13 +81,13 @@ def test_a_signal_saves_and_the_same_command_resumes(data, tmp_path, number, sta
     options = [*folders, tmp_path / "run", *SMALL, "--n-epochs=20000", "--samples=0", "--resume"]
     running = start(command(*options), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     log = tmp_path / "run" / "log.jsonl"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while not (log.exists() and log.stat().st_size > 500):
         assert running.poll() is None, running.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.02)
     running.send_signal(number)
-    _, said = running.communicate(timeout=30)
+    _, said = running.communicate(timeout=120)
     assert running.returncode == 130, said
     assert "the same command with --resume goes on" in said
     assert "Traceback" not in said

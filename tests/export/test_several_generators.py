@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import time
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -172,14 +172,16 @@ def test_a_run_that_was_interrupted_goes_on_with_its_own_generator_only(
     translate(source, tmp_path / "whole", weights="netG_A", **options)
     plan = plan_translation(source, out, weights="netG_A", **options)
     opened = plan.open_backend()
-    infer = opened.infer
+    infer, calls, stopped = opened.infer, iter(range(100)), threading.Event()
 
     def infer_slowly(frames: Pixels) -> Pixels:
-        time.sleep(0.3)  # the images of a shard appear after a second
+        # The images of a shard appear after a second; the last ones wait until the run is stopped.
+        stopped.wait(0.3 if next(calls) < 6 else 60)
         return infer(frames)
 
     def stop(counters: Counters) -> None:
         if counters.written:
+            stopped.set()
             raise KeyboardInterrupt
 
     opened.infer = infer_slowly  # type: ignore[method-assign]

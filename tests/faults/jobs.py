@@ -355,7 +355,7 @@ def living(process: subprocess.Popen[Any]) -> list[int]:
     return sorted(found)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait until ``condition`` holds; fail after ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
@@ -369,6 +369,11 @@ def wait_for_journal(output: Path, process: subprocess.Popen[Any]) -> None:
     wait_for(lambda: process.poll() is not None or any(folder.glob("*.jsonl")))
 
 
+def wait_for_workers(process: subprocess.Popen[Any]) -> None:
+    """Wait until a command has started a worker, or has ended."""
+    wait_for(lambda: living(process) or process.poll() is not None)
+
+
 def wait_for_end_of_workers(process: subprocess.Popen[Any]) -> None:
     """Wait until no worker of a command that has ended lives; fail where one stays."""
-    wait_for(lambda: not living(process), 20.0)
+    wait_for(lambda: not living(process))

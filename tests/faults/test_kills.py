@@ -117,6 +117,8 @@ def kill_somewhere(
         process = launch(start, *job.command(output, workers), faults=faults)
         if how != "change":
             jobs.wait_for_journal(output, process)
+            if how == "worker":
+                jobs.wait_for_workers(process)
             time.sleep(share * job.seconds)
             victims = jobs.living(process)
             if how == "moment":

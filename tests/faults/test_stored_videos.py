@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from cyclegan_batch.remote import RemotePath
 from tests.faults import jobs
 from tests.faults.jobs import Start, ended, launch, whole
 from tests.needs import need
+from tests.stores import Gate
 from tests.synthesis import generators
 
 need("fsspec", "s3fs")
@@ -76,9 +76,8 @@ def recorded(bucket: RemotePath) -> int:
 
 def wait_for_stretch(bucket: RemotePath, process: subprocess.Popen[Any]) -> None:
     """Wait until a stretch is written down as done."""
-    while not recorded(bucket):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    jobs.wait_for(lambda: recorded(bucket) or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -96,19 +95,26 @@ def test_a_job_that_is_killed_or_stopped_goes_on_with_the_stretches_of_the_store
     expected: bytes,
     scratch: Path,
     start: Start,
+    gate: Callable[[str, int], Gate],
     how: signal.Signals,
     workers: int,
 ) -> None:
     words = job(s3, clip, model, workers)
+    second = gate(r"/\d+\.mp4$", 1)
     process = launch(start, *words)
+    second.wait(process)
     wait_for_stretch(s3, process)
     if how == signal.SIGKILL:
         jobs.kill_group(process)
     else:
-        os.kill(process.pid, how)
+        jobs.interrupt(process)
+        second.open()  # it arrives; the third one is stopped
     first = ended(process, 0.0)
     assert first.code == (130 if how == signal.SIGINT else -how), first.stderr
     jobs.wait_for_end_of_workers(process)
+    if how == signal.SIGKILL:
+        second.refuse()
+        gate(r"/\d+\.mp4$", 3)
     if how == signal.SIGINT:
         assert list(scratch.iterdir()) == []
     assert jobs.STRETCH <= recorded(s3) < FRAMES

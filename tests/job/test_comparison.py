@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-import time
+import threading
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from cyclegan_batch import translate
 from cyclegan_batch.api import prepare_translation, run_plan
 from cyclegan_batch.cli.progress import Reporter
 from cyclegan_batch.errors import InputError, OutputError
+from cyclegan_batch.job.pipeline import _Run
 from cyclegan_batch.job.plan_text import plan_lines
 from cyclegan_batch.job.status import job_status
 from cyclegan_batch.job.units import Counters, Stage
@@ -301,15 +302,16 @@ def test_an_interrupted_comparison_leaves_nothing_and_is_made_by_the_same_comman
         if counters.comparing is not None:
             raise KeyboardInterrupt
 
-    write = ComparisonSink.write
+    write, halt, halted = ComparisonSink.write, _Run._halt, threading.Event()
 
-    def write_slowly(self, item):
-        # The run must not be over before it is looked at.
-        time.sleep(0.1)
+    def write_late(self, item):
+        # The comparison must not be whole before the run is stopped.
+        assert halted.wait(60)
         write(self, item)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ComparisonSink, "write", write_slowly)
+        patch.setattr(ComparisonSink, "write", write_late)
+        patch.setattr(_Run, "_halt", lambda self: (halt(self), halted.set()))
         report = run_plan(plan, backend, watch=interrupt)
     assert (report.status, report.exit_code, report.outputs) == ("interrupted", 130, (out,))
     assert "1 of 2 files written; the same command does what is left" in report.summary

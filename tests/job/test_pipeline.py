@@ -39,6 +39,7 @@ from tests.job.fakes import (
     translated,
     unit,
 )
+from tests.stopwatch import Stopwatch
 
 
 class TroubleError(Exception):
@@ -234,7 +235,7 @@ STAGES = ["open source", "open sink", "read", "to rgb", "network", "from rgb", "
 
 
 @pytest.mark.behaviour(22)
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("skip", [False, True], ids=["fail", "skip"])
 def test_an_unknown_error_in_any_stage_ends_the_run_and_reaches_the_caller(
@@ -255,7 +256,7 @@ def test_an_unknown_error_in_any_stage_ends_the_run_and_reaches_the_caller(
 
 
 @pytest.mark.behaviour(22)
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("stage", "error"),
     [
@@ -523,46 +524,47 @@ def test_a_reader_of_our_pipe_that_leaves_ends_the_run_quietly() -> None:
 
 
 @pytest.mark.behaviour(24)
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_an_interrupt_ends_the_run_within_five_seconds_and_leaves_no_output() -> None:
     source, sink, backend = FakeSource(list(range(10_000))), FakeSink(), FakeBackend()
     # The network is in the middle of a long call, which cancel cuts off.
     backend.on_infer = lambda frames: backend.cancelled.wait(60) and None
-    begin = time.monotonic()
 
     def interrupt(counters: Counters) -> None:
-        if time.monotonic() > begin + 0.5:
+        if backend.shapes:
             raise KeyboardInterrupt
 
-    counters = run([unit(source, sink)], backend, PLAIN, geometry=as_it_is, watch=interrupt)
+    with Stopwatch() as watch:
+        counters = run([unit(source, sink)], backend, PLAIN, geometry=as_it_is, watch=interrupt)
     assert counters.interrupted
-    assert time.monotonic() - begin < 5
+    assert watch.seconds < 5
     assert sink.discarded
     assert not sink.finished
     assert source.closed
 
 
 @pytest.mark.behaviour(24)
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_an_interrupt_waits_for_the_writer_before_it_removes_what_he_writes() -> None:
-    source, sink = FakeSource(list(range(10))), FakeSink()
+    source, sink, backend = FakeSource(list(range(10))), FakeSink(), FakeBackend()
     events: list[str] = []
 
     def slow(item: Any) -> None:
         if item[0] == 3:
             _thread.interrupt_main()
-            time.sleep(1)
+            backend.cancelled.wait(60)  # the run has begun to stop
+            time.sleep(0.3)
             events.append("written")
 
     sink.on_write = slow
     sink.discard = lambda: events.append("discarded")  # type: ignore[method-assign]
-    counters = run([unit(source, sink)], FakeBackend(), PLAIN, geometry=as_it_is)
+    counters = run([unit(source, sink)], backend, PLAIN, geometry=as_it_is)
     assert counters.interrupted
     assert events == ["written", "discarded"]
 
 
 @pytest.mark.behaviour(22)
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("skip", [False, True], ids=["fail", "skip"])
 def test_a_source_is_not_closed_under_its_reader_where_the_writer_fails(skip: bool) -> None:
     source, sink, reading = FakeSource(list(range(1000))), FakeSink(), threading.Event()
@@ -649,12 +651,13 @@ def test_out_of_memory_with_a_single_frame_errors() -> None:
 
 @pytest.mark.behaviour(29)
 def test_the_stage_that_limits_is_named() -> None:
-    source, sink, backend = FakeSource(list(range(30))), FakeSink(), FakeBackend()
-    sink.on_write = lambda item: time.sleep(0.005)
+    source, sink, backend = FakeSource(list(range(6))), FakeSink(), FakeBackend()
+    # Long against the moments for which a loaded machine lets a thread wait.
+    sink.on_write = lambda item: time.sleep(0.05)
     counters = run([unit(source, sink)], backend, PLAIN, geometry=as_it_is)
     assert counters.limiting_stage() == "write"
-    assert counters.stages["write"].busy_seconds >= 0.15
-    assert counters.stages["network"].busy_seconds < 0.15
+    assert counters.stages["write"].busy_seconds >= 0.3
+    assert counters.stages["network"].busy_seconds < 0.3
 
 
 def test_frames_meet_the_network_padded_and_leave_it_cropped() -> None:
@@ -720,11 +723,11 @@ def test_an_observer_is_told_what_is_whole_and_how_each_unit_ends() -> None:
 
 def test_a_unit_that_is_stopped_in_the_middle_has_no_end() -> None:
     told = Told()
-    sink = FakeSink()
+    sink, backend = FakeSink(), FakeBackend()
     sink.on_write = lambda item: _thread.interrupt_main() if item[0] == 0 else None
     source = FakeSource([0, 1])
-    source.on_read = lambda number: number if number == 0 else time.sleep(0.5) or number
-    counters = run([unit(source, sink)], FakeBackend(), PLAIN, observer=told, geometry=as_it_is)
+    source.on_read = lambda number: number if number == 0 else backend.cancelled.wait(60) and number
+    counters = run([unit(source, sink)], backend, PLAIN, observer=told, geometry=as_it_is)
     assert counters.interrupted
     assert told.events == []
 

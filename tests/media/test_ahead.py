@@ -18,7 +18,7 @@ def reading_threads() -> list[threading.Thread]:
 
 
 def test_results_come_in_order_and_are_computed_side_by_side() -> None:
-    together = threading.Barrier(8, timeout=10)
+    together = threading.Barrier(8, timeout=60)
 
     def double(item: int) -> int:
         if item < 8:
@@ -87,7 +87,7 @@ def test_what_is_not_begun_is_left_undone_and_the_threads_end() -> None:
     next(results)
     results.close()
     go_on.set()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while reading_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not reading_threads()

@@ -11,19 +11,18 @@ from cyclegan_batch.media.behind import Behind
 
 def test_items_are_worked_on_side_by_side_up_to_a_number(monkeypatch) -> None:
     monkeypatch.setattr(behind, "REQUESTS", 4)
-    gate, lock, running, most = threading.Event(), threading.Lock(), 0, 0
+    together, lock, running, most = threading.Barrier(4, timeout=60), threading.Lock(), 0, 0
 
     def work(item: int) -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        gate.wait()
+        together.wait()  # four are under way, or this fails
         with lock:
             running -= 1
 
     items: Behind[int] = Behind(work)
-    threading.Timer(0.1, gate.set).start()
     for number in range(12):
         items.add(number, 1)
     items.finish()

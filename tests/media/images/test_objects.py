@@ -217,7 +217,7 @@ def test_reading_that_is_stopped_leaves_no_thread(
     assert reading_threads()
     frames.close()  # type: ignore[attr-defined]
     source.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while reading_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not reading_threads()

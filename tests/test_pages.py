@@ -243,9 +243,11 @@ def test_the_readme_names_every_extra_and_no_other():
 
 
 def test_every_command_and_option_that_a_message_names_is_there():
-    # Of nvidia-smi, torchrun, the reference implementation's test.py, ray start and tar.
+    # Of nvidia-smi, torchrun, the reference implementation's test.py, ray start, tar,
+    # the configure script of FFmpeg, and tritonserver.
     options = {"--help", "--query-gpu", "--nproc-per-node", "--eval", "--head"}
     options |= {"--sparse", "--dereference", "--hard-dereference"}
+    options |= {"--enable-libonnxruntime", "--model-repository"}
     for command in cli.main.commands.values():
         options |= _flags(command)
     named = 0

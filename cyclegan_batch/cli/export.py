@@ -1,4 +1,4 @@
-"""``export``: one ONNX file, a TensorRT engine, or the folder for an edge device."""
+"""``export``: one ONNX file, a TensorRT engine, or the folder of a bundle."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def command(checkpoint: Path, output: Path, quiet: bool, **options: Any) -> None
 
     CHECKPOINT is a .pth or .safetensors file, the folder of a run, or a foreign ONNX; OUTPUT ends
     in .onnx. Where it ends in .engine, a TensorRT engine for this machine's GPU is built from the
-    ONNX (experimental); with --bundle, OUTPUT is a folder for an edge device.
+    ONNX (experimental); with --bundle, OUTPUT is a folder for another program or an edge device.
     """
     from cyclegan_export.options import ExportOptions
     from cyclegan_export.outputs import export

@@ -67,6 +67,31 @@ def test_a_picture_is_translated_with_an_engine(
     assert "is an engine, which only TensorRT runs" in done.output
 
 
+@pytest.mark.behaviour(50)
+def test_a_planar_file_becomes_an_engine_of_pixels(tmp_path: Path, gpu: Gpu, key: Path) -> None:
+    """The nodes that `translate` puts around it are in the engine, too."""
+    g = generators.Graph()
+    g.clip(g.op("Sub", g.constant(1.0), "frames"), 0.0, 1.0)
+    g.nodes[-1].output[0] = "translated"
+    ends = [(name, 1, ("N", 3, "H", "W")) for name in ("frames", "translated")]
+    planar = g.save(
+        tmp_path / "p.onnx",
+        ends[:1],
+        ends[1:],
+        card=generators.card(planar="nchw-float32 rgb 0..1"),
+    )
+    engine, picture, out = (tmp_path / name for name in ("n.engine", "in.png", "out.png"))
+    done = run("export", planar, engine, "--opt-shape", "1,8,8")
+    assert done.exit_code == 0, done.output
+    assert read_card(engine).model.planar == "nchw-float32"
+    assert read_card(engine).as_model_card().planar is None
+    sent = frames(1, 8, 8)[0]
+    Image.fromarray(sent).save(picture)
+    done = run("translate", picture, out, "-m", engine)
+    assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(np.asarray(Image.open(out)), 255 - sent)
+
+
 def test_an_engine_is_a_function_on_arrays(gpu: Gpu, engine: Path, key: Path) -> None:
     sent = frames(6, 9, 16)
     with open_generator(engine) as generator:

@@ -94,7 +94,7 @@ def test_every_command_of_every_page_is_one(page, command):
 
 
 OTHERS = {"cyclegan-batch", "ffmpeg", "ffplay", "ls", "pre-commit", "python", "scp", "xdg-open"}
-OTHERS |= {"torchrun", "curl", "docker", "find", "tar", "tensorboard"}
+OTHERS |= {"torchrun", "curl", "docker", "find", "tar", "tensorboard", "vspipe"}
 """Programs of other people."""
 
 SANDBOX_MODELS = ("day2night.onnx", "sim2real.onnx")

@@ -223,7 +223,7 @@ maintain-aspect-ratio=0
 HOSTS: dict[str, Host] = {
     "ffmpeg": Host(
         "FFmpeg",
-        "FFmpeg 9.0 or later, configured with --enable-libonnxruntime",
+        "FFmpeg 9.0 or later, configured with ONNX Runtime",
         "nchw-float32",
         _ffmpeg,
         "ffmpeg -i IN.mp4 -/filter:v filter.txt -c:a copy OUT.mp4   (in this folder)",

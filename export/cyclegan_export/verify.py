@@ -62,7 +62,7 @@ def by_ffmpeg(folder: Path, shape: list[int], frames: bytes, words: list[str]) -
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{shape[2]}x{shape[1]}"]
     command += ["-i", "golden_input.bin", "-vf", filters]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "verify.bin"]
-    remedy = "needs FFmpeg 9.0 or later with --enable-libonnxruntime, first in PATH"
+    remedy = "needs FFmpeg 9.0 or later with ONNX Runtime, first in PATH"
     run(folder, command, remedy)
     return (folder / "verify.bin").read_bytes()
 

@@ -47,7 +47,8 @@ def draw(folder: Path, images: int, side: int, suffix: str) -> None:
             strip[:] = np.clip(strip + noise, 0, 255)
         place = folder / ("trainA" if number % 2 else "trainB")
         place.mkdir(exist_ok=True)
-        _, data = cv2.imencode(f".{suffix}", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        options = [cv2.IMWRITE_JPEG_QUALITY, 90] if suffix == "jpg" else []
+        _, data = cv2.imencode(f".{suffix}", image, options)
         (place / f"{number}.{suffix}").write_bytes(data)
 
 

@@ -6,6 +6,7 @@ leaves what the tests read in a file.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -40,10 +41,16 @@ def _one_thread():
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    """Return ports that are free now, and that no connection of another program takes meanwhile.
+
+    The system gives its connections ports from 32768 on; a port below is taken by name only.
+    """
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(range(20000, 32000), 100 * count):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
+        if len(ports) == count:
+            break
     return ports
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..errors import BackendError, BackendUnavailableError, OutOfMemoryError, missing_extra
 from ..models.model import Model, graph_with_values
@@ -44,6 +44,10 @@ class WebGpuBackend(OnnxRuntimeBackend):
         context = WebGpuBackend(self.card, self._live_session(), self.device, self.precision)
         context.how = self.how
         return context
+
+
+Device: TypeAlias = Any
+"""A device of onnxruntime, which has no types."""
 
 
 def open_onnxruntime_webgpu(model: Model, *, threads: int, contexts: int) -> WebGpuBackend:
@@ -90,7 +94,7 @@ def open_onnxruntime_webgpu(model: Model, *, threads: int, contexts: int) -> Web
     return backend
 
 
-def webgpu_device() -> Any:
+def webgpu_device() -> Device:
     """Return onnxruntime's first device for WebGPU. Raises BackendUnavailableError."""
     onnxruntime = import_onnxruntime()
     try:
@@ -109,7 +113,7 @@ def webgpu_device() -> Any:
     return found
 
 
-def gpu_words(device: Any) -> str:
+def gpu_words(device: Device) -> str:
     """Return onnxruntime's device in words: ``GPU 1002:744c``."""
     hardware = device.device
     return f"GPU {hardware.vendor_id:04x}:{hardware.device_id:04x}"

@@ -525,7 +525,7 @@ def _collector(tools: ModuleType, calibrator: Any) -> Any:
     """Return what counts the values of FP16 tensors: in FP16 the bins of a histogram coincide."""
 
     class Collector(tools.HistogramCollector):  # type: ignore[name-defined, misc]
-        def collect(self, name_to_arr: dict[str, list[Any]]) -> Any:
+        def collect(self, name_to_arr: dict[str, list[Pixels]]) -> object:
             exact = {
                 name: [np.asarray(values, np.float32) for values in each]
                 for name, each in name_to_arr.items()

@@ -78,6 +78,6 @@ def test_the_list_tells_tested_from_logic_only_in_part_and_untested():
     assert len(lines) == len(behaviours.BEHAVIOURS) == 54
     assert re.match(r"  1  tested .*\[2 anywhere, 1 on real data\]", lines[0])
     assert re.match(r"  2  no test ", lines[1])
-    assert re.match(r" 50  later ", lines[49])
+    assert re.match(r" 48  later ", lines[47])
     assert re.match(r" 53  in part ", lines[52])
     assert re.match(r" 37  logic only .*\[1 anywhere, 1 on a GPU, needs two GPUs\]", lines[36])

@@ -160,7 +160,7 @@ RUN = sorted(
         if _words(command)[:2] in (["cyclegan-batch", "translate"], ["cyclegan-batch", "inspect"])
         and {word.removeprefix(LAKE) for word in _words(command)} & {*SANDBOX_MODELS, "clip.mp4"}
         and not set(_words(command)) & {"-", "@-", "--gpus", "--runner", "tensorrt", "run"}
-        and not re.search(r"cuda|data/|\.pth|\.engine|-fp16", command)
+        and not re.search(r"cuda|webgpu|data/|\.pth|\.engine|-fp16", command)
     }
 )
 """The commands that a CPU runs in a moment with the generator of the demo."""

@@ -168,11 +168,11 @@ def command(
                 "with --resume goes on"
             )
         sys.exit(130)
-    from ..wording import printable
+    from ..wording import counted, printable
 
     if outcome.first:
         latest = printable(run / "checkpoints" / "latest")
-        reporter.say(f"trained for {outcome.step} steps: {latest}")
+        reporter.say(f"trained for {counted(outcome.step, 'step')}: {latest}")
         model = shlex.quote(printable(run))
         reporter.say(f"next: cyclegan-batch translate INPUT OUTPUT -m {model}")
 

@@ -254,6 +254,26 @@ def test_one_corrupt_picture_is_named_and_left_out(data):
     assert "2.png" in skipped.reason
 
 
+def test_a_flat_picture_has_a_row_of_pixels_after_scale_width(tmp_path):
+    Image.fromarray(photo(1, (1, 400))).save(tmp_path / "a.png")
+    for preprocess in ("scale_width", "scale_width_and_crop"):
+        found = domain(tmp_path, preprocess=preprocess, load_size=32, crop_size=32)
+        assert found.centred(0).shape == (3, 8 if preprocess == "scale_width" else 32, 32)
+
+
+@pytest.mark.parametrize("preprocess", ["scale_shortside", "scale_width", "crop"])
+def test_a_narrow_picture_that_becomes_too_large_is_left_out(tmp_path, preprocess, monkeypatch):
+    monkeypatch.setattr("cyclegan_train.data.MAX_PIXELS", 32 * 32 * 50)
+    Image.fromarray(photo(1, (51, 1))).save(tmp_path / "1.png")
+    Image.fromarray(photo(2, (50, 1))).save(tmp_path / "2.png")
+    for memory in (10**8, 0):
+        config = dataclasses.replace(TINY, preprocess=preprocess, load_size=32)
+        found = Domain(tmp_path, config, channels=3, sizes=SIZES, budget=memory)
+        assert [path.name for path in found.paths] == ["2.png"]
+        (skipped,) = found.skipped
+        assert f"1.png: 1×51 becomes 32×{32 * 51} by preprocess = {preprocess}" in skipped.reason
+
+
 # Reading
 
 

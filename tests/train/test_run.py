@@ -30,6 +30,7 @@ from cyclegan_train import (  # noqa: E402
     run_images,
 )
 from cyclegan_train.cyclegan import LOSSES, CycleGAN  # noqa: E402
+from cyclegan_train.run_folder import RunFolder  # noqa: E402
 from cyclegan_train.settings import settings_for, settings_from, values_from_toml  # noqa: E402
 
 from cyclegan_batch import files  # noqa: E402
@@ -600,14 +601,28 @@ def test_the_words_of_a_sheet_move_its_images_and_change_none():
     assert all((worded[top : top + 18] < 128).any() for top in (0, 36, 36 + 150))
 
 
+def test_old_epochs_are_removed_by_their_number_and_a_copy_of_one_stays(tmp_path):
+    names = ("epoch_9995", "epoch_9999", "epoch_10000", "epoch_10005", "epoch_9995_good")
+    for name in names:
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    RunFolder(tmp_path, settings_from({"keep_last": 2}), print).remove_old_epochs()
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == set(names[2:])
+
+
 def test_what_is_skipped_is_said_and_recorded(tmp_path):
     fill(tmp_path / "data" / "trainA", range(2))
     fill(tmp_path / "data" / "trainB", range(10, 12))
     (tmp_path / "data" / "trainA" / "bad.jpg").write_bytes(b"\xff\xd8\xff nothing")
     said: list[str] = []
-    train(tmp_path / "data", tmp_path / "run", steps=0, say=said.append)
+    for name in ("valA", "testB"):
+        fill(tmp_path / "data" / name, range(20, 22))
+        (tmp_path / "data" / name / "damaged.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    train(tmp_path / "data", tmp_path / "run", steps=0, samples=3, say=said.append)
     assert any("bad.jpg" in sentence for sentence in said)
-    assert "A: 1 image skipped" in said
+    for name in ("A", "valA", "testB"):
+        assert f"{name}: 1 image skipped" in said
+    assert sum("damaged.jpg" in sentence for sentence in said) == 2
     described = json.loads((tmp_path / "run" / "run.json").read_text())
     assert "bad.jpg" in described["data"]["A"]["skipped"][0]
 

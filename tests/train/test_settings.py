@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import tomllib
@@ -37,9 +38,10 @@ def test_the_defaults_are_the_reference_implementations():
 def test_settings_survive_being_written(tmp_path):
     changed = settings.settings_from(
         {"netG": "unet_128", "lr": 1e-05, "flip": False, "device": 'c"p\\u', "lambda_A": 3}
+        | {"sample_video": "a\nb\r\t\x01\x7fé😀.mp4"}
     )
     path = tmp_path / "config.toml"
-    path.write_text(settings.toml_from(changed))
+    path.write_text(settings.toml_from(changed), "utf-8", newline="")
     assert settings.settings_from(settings.values_from_toml(path)) == changed
     for key in settings.keys().values():
         assert f"\n{key.name} = " in path.read_text()
@@ -110,6 +112,11 @@ def test_wrong_text_errors(name, text, message):
 def test_a_file_that_cannot_be_read_errors(tmp_path):
     with pytest.raises(InputError, match=r"run: cannot be read: Is a directory; check the perm"):
         settings.values_from_toml((tmp_path / "run").mkdir() or tmp_path / "run")
+
+
+def test_a_name_that_is_no_unicode_errors_before_a_run_begins():
+    with pytest.raises(ValueError, match=r"^sample_video = .*xff\.mp4: is no Unicode text"):
+        settings.settings_from({"sample_video": os.fsdecode(b"\xff.mp4")})
 
 
 def test_what_is_no_toml_errors(tmp_path):

@@ -335,6 +335,9 @@ def test_a_truth_without_pairs_errors(data, tmp_path):
     Image.new("RGB", (48, 40)).save(uneven / "valB" / "201.png")
     with pytest.raises(InputError, match="val_truth: 201 is 40×40 in valA and 48×40 in valB"):
         train(uneven, tmp_path / "run", val_truth="pictures", preprocess="none")
+    (uneven / "valB" / "201.jpg").write_bytes((uneven / "valB" / "201.png").read_bytes())
+    with pytest.raises(InputError, match=r"val_truth: 201\.png and 201\.jpg of valB differ in"):
+        train(uneven, tmp_path / "run", val_truth="pictures")
 
 
 # What it decides

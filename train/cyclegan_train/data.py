@@ -38,11 +38,15 @@ from torchvision.transforms.v2 import functional as tv  # type: ignore[import-un
 from cyclegan_batch.errors import InputError
 from cyclegan_batch.frames import Pixels, SizeRequirements
 from cyclegan_batch.machine import cpu_threads
-from cyclegan_batch.wording import byte_size, printable
+from cyclegan_batch.options import MAX_PIXELS
+from cyclegan_batch.wording import byte_size, counted, printable
 
 from .image_files import decoded, displayed_size, in_parallel, left_out_notes, listed, opened
 from .pixel_file import Disk, PixelFile, StoredImage, stored_bytes
 from .settings import DataConfig
+
+_MOST_TOLD = 10
+"""Images that are skipped, each told by its name."""
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,13 @@ class Domain:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def sentences(self, name: str) -> Iterator[str]:
+        """Yield what is to be told of the images that were read; ``name`` is the domain's."""
+        yield from self.notes
+        yield from (f"skipped: {skipped.reason}" for skipped in self.skipped[:_MOST_TOLD])
+        if self.skipped:
+            yield f"{name}: {counted(len(self.skipped), 'image')} skipped"
+
     def prepared(self, number: int) -> Tensor:
         """Return one image as it is before the cut, uint8 ``(C, H, W)``. Raises InputError."""
         image = self._image(number)
@@ -341,8 +352,8 @@ class Domain:
             return
         for _, size in in_parallel(displayed_size, paths, self._workers):
             watch(0, len(paths))
-            if size is not None:
-                yield self._prepared_size(*size)
+            if size is not None and math.prod(prepared := self._prepared_size(*size)) <= MAX_PIXELS:
+                yield prepared
 
     def _fail_file(self, error: OSError) -> None:
         """Go on without the file, which could not be written."""
@@ -403,6 +414,7 @@ class Domain:
         """Decode and prepare an image, and put it where the images are kept."""
         try:
             with opened(path) as (file, header):
+                self._refuse_enlarged(path, header.displayed_size)
                 pixels, data, transparent, notes = decoded(file, header, path, self._white)
                 content = hashlib.sha256(data).digest()
                 del data
@@ -419,6 +431,16 @@ class Domain:
             return error
         height, width, channels = pixels.shape
         return _Loaded(kept, (channels, height, width), content, transparent, notes)
+
+    def _refuse_enlarged(self, path: Path, size: tuple[int, int]) -> None:
+        """Raise InputError where an image of this size becomes too large by the preprocess."""
+        height, width = self._prepared_size(*size)
+        if height * width > MAX_PIXELS:
+            raise InputError(
+                f"{printable(path)}: {size[1]}×{size[0]} becomes {width}×{height} by preprocess = "
+                f"{self._config.preprocess}, which is more than the {MAX_PIXELS} pixels that an "
+                "image may have; cut it into pieces that are not so narrow"
+            )
 
     def _prepare(self, pixels: Pixels) -> Pixels:
         """Return an image as it is before the cut: uint8 ``(H, W, C)``."""
@@ -440,7 +462,7 @@ class Domain:
         if config.preprocess == "resize_and_crop":
             return config.load_size, config.load_size
         if config.preprocess.startswith("scale_width"):
-            height, width = round(height * config.load_size / width), config.load_size
+            height, width = max(1, round(height * config.load_size / width)), config.load_size
         if config.preprocess.startswith("scale_shortside"):
             scale = config.load_size / min(height, width)
             height, width = round(height * scale), round(width * scale)

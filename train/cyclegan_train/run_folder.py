@@ -224,8 +224,11 @@ class RunFolder:
     def remove_old_epochs(self) -> None:
         """Remove the checkpoints of single epochs but the last ``keep_last``."""
         keep = self._settings.run.keep_last
-        for old in sorted(self.checkpoints.glob("epoch_*"))[:-keep] if keep else ():
-            shutil.rmtree(old, ignore_errors=True)
+        numbers = (path.name.removeprefix("epoch_") for path in self.checkpoints.glob("epoch_*"))
+        # A copy that a user has made has a name of its own, and stays.
+        epochs = sorted({int(number) for number in numbers if number.isdecimal()})
+        for epoch in epochs[:-keep] if keep else ():
+            shutil.rmtree(self.checkpoints / names.epoch_name(epoch), ignore_errors=True)
 
     # Sheets and curves
 

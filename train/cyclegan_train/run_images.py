@@ -91,11 +91,12 @@ class RunImages:
         for letter, domain in (("A", self.a), ("B", self.b)):
             count = counted(len(domain), "image")
             yield f"{letter}: {count} of {printable(domain.folder)}, {domain.where}"
-            yield from domain.notes
-            for skipped in domain.skipped[:10]:
-                yield f"skipped: {skipped.reason}"
-            if domain.skipped:
-                yield f"{letter}: {counted(len(domain.skipped), 'image')} skipped"
+            yield from domain.sentences(letter)
+        for images in self.validation:
+            yield from images.told
+        for domain, train in zip(self.samples or (), (self.a, self.b), strict=False):
+            if domain.folder != train.folder:
+                yield from domain.sentences(domain.folder.name)
         if self._settings.run.val_images and not self.validated:
             yield f"nothing is validated, and there will be no best: {self._too_few()}"
         together = self._settings.data.batch_size * processes

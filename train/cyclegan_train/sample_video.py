@@ -72,9 +72,11 @@ class SampleVideo:
         """Return what becomes of the clip in words."""
         height, width = self._plan.output_size
         one, other = self._direction[0], self._direction[-1]
+        count = len(self._frames)
         return (
-            f"sample_video: {counted(len(self._frames), 'frame')} of {printable(self.clip)}, at "
-            f"{width}×{height}, are translated from {one} to {other} as the run goes on"
+            f"sample_video: {counted(count, 'frame')} of {printable(self.clip)}, at "
+            f"{width}×{height}, {'is' if count == 1 else 'are'} translated from {one} to {other} "
+            "as the run goes on"
         )
 
     def described(self) -> dict[str, object]:

@@ -8,6 +8,7 @@ options of the command line all use the same names. This module does not import 
 from __future__ import annotations
 
 import functools
+import json
 import textwrap
 import tomllib
 from collections.abc import Mapping
@@ -480,10 +481,24 @@ def _checked(name: str, value: object) -> Value:
     if type(value) is not key.kind:
         kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
         raise ValueError(f"{name} = {value!r} must be {kinds[key.kind]}")
+    if isinstance(value, str) and not _is_unicode(value):
+        raise ValueError(
+            f"{name} = {printable(value)}: is no Unicode text, so config.toml cannot hold it; "
+            "rename the file"
+        )
     if key.choices and value not in key.choices:
         raise ValueError(f"{name} = {value!r} is none of {', '.join(key.choices)}")
     assert isinstance(value, bool | int | float | str)
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text has no bytes of a file name that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_number(text: str) -> bool:
@@ -498,6 +513,6 @@ def _toml_value(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        # A string of JSON is one of TOML, but for the control character 7F.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -39,6 +39,8 @@ class Images:
     """Their paths in their folder."""
     pixels: tuple[Tensor, ...]
     """uint8 ``(C, H, W)``, as large as a cut of the training."""
+    told: tuple[str, ...] = ()
+    """What is to be told of the images that were read for it, apart from those of the training."""
 
     def words(self) -> str:
         """Return where they are from, for a person."""
@@ -97,7 +99,8 @@ def set_apart(
                 budget=2**30,
                 most=most,
             )
-            chosen.append(_images(own, range(len(own)), folder.name, held_out))
+            images = _images(own, range(len(own)), folder.name, held_out)
+            chosen.append(replace(images, told=tuple(own.sentences(folder.name))))
         elif own is not None:
             chosen.append(_images(own, range(held_out), f"held out of {name}", held_out))
         else:
@@ -128,9 +131,7 @@ def _paired(
             "val_truth: the truth of an image of valA is the image of its name in valB, and the "
             "data has no two such folders; add them, or leave val_truth out"
         )
-    one, other = (
-        {name.with_suffix(""): number for number, name in enumerate(each.names)} for each in (a, b)
-    )
+    one, other = _by_name(a), _by_name(b)
     both = [name for name in one if name in other]
     if not both:
         raise InputError(
@@ -150,7 +151,21 @@ def _paired(
     return _part(a, [one[name] for name in both]), _part(b, [other[name] for name in both])
 
 
+def _by_name(images: Images) -> dict[Path, int]:
+    """Return the numbers of images by their names without extensions. Raises InputError."""
+    numbers: dict[Path, int] = {}
+    for number, path in enumerate(images.names):
+        name = path.with_suffix("")
+        if name in numbers:
+            raise InputError(
+                f"val_truth: {printable(path)} and {printable(images.names[numbers[name]])} of "
+                f"{images.origin} differ in their extensions only; remove one of them"
+            )
+        numbers[name] = number
+    return numbers
+
+
 def _part(images: Images, numbers: Sequence[int]) -> Images:
     names = tuple(images.names[number] for number in numbers)
     pixels = tuple(images.pixels[number] for number in numbers)
-    return Images(images.origin, images.held_out, names, pixels)
+    return replace(images, names=names, pixels=pixels)

@@ -23,14 +23,18 @@ def status(output: Path, as_json: bool) -> None:
     nothing is known of a job.
     """
     from ..job.status import job_status
+    from ..models.checkpoints.run_folder import is_run
     from ..wording import printable
 
     found = job_status(output)
     if found is None:
         if as_json:
             print_result("null")
+        name = printable(output)
         print(
-            f"{printable(output)}: nothing is known of a job that writes it; "
+            f"{name}: is the run of a training; {name}/index.html and log.jsonl tell how far it is"
+            if is_run(output)
+            else f"{name}: nothing is known of a job that writes it; "
             "name the OUTPUT that translate was given",
             file=sys.stderr,
         )

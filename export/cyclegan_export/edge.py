@@ -6,7 +6,7 @@
     python3 edge.py bench         trtexec measures its rate, its latency and its memory
     python3 edge.py run IN OUT    translate an image, or the images in a folder
 
-This script needs trtexec, which comes with TensorRT, and Python 3.8 or newer; ``run`` needs
+This script needs trtexec, which comes with TensorRT, and Python 3.8 or newer; run needs
 TensorRT's Python module and NumPy as well, and OpenCV for images other than PPM. It imports nothing
 of the package that wrote the bundle, since a device's Python may be too old for that. Its settings
 are in card.json. Options after build, verify and bench are passed on to trtexec.
@@ -55,8 +55,13 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 def main(words: list[str]) -> None:
     """Run a command line; ends the process with 1 and a message where it fails."""
     folder = Path(__file__).resolve().parent
+    usage = (__doc__ or "").partition("\n\n")[2].rpartition("\n\n")[0]
+    if "-h" in words or "--help" in words:
+        print(usage)
+        return
     if not words or words[0] not in ("build", "verify", "bench", "run"):
-        sys.exit((__doc__ or "").partition("\n\n")[2].rpartition("\n\n")[0])
+        wrong = f"Error: {words[0]} is none of the commands\n\n" if words else ""
+        sys.exit(wrong + usage)
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

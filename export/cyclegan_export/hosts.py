@@ -231,7 +231,8 @@ HOSTS: dict[str, Host] = {
     ),
     "vapoursynth": Host(
         "VapourSynth",
-        "pip install vapoursynth vapoursynth-mlrt-ort vapoursynth-bestsource, vapoursynth config",
+        "pip install vapoursynth vapoursynth-mlrt-ort vapoursynth-bestsource, "
+        "then vapoursynth config",
         "nchw-float32",
         _vapoursynth,
         "vspipe -c y4m -a source=IN.mkv translate.vpy - | ffmpeg -i - OUT.mkv",
@@ -242,8 +243,8 @@ HOSTS: dict[str, Host] = {
         "NVIDIA's Triton Inference Server with its backend for ONNX Runtime",
         "uint8",
         _triton,
-        "tritonserver --model-repository=models",
-        "Triton has not run this bundle: its own client's messages read its configuration",
+        "tritonserver --model-repository=models   (in this folder; verify.py asks this server)",
+        "Triton has not run this bundle: only its client's library has read the configuration",
         onnx="models/generator/1/model.onnx",
         one_frame=False,
     ),
@@ -253,7 +254,7 @@ HOSTS: dict[str, Host] = {
         "nchw-float32",
         _deepstream,
         "nvinfer config-file-path=config_infer.txt   (the picture is the tensor in the metadata)",
-        "DeepStream has not run this bundle: its keys were held against NVIDIA's list",
+        "DeepStream has not run this bundle: the keys in its file are those of NVIDIA's list",
         has_size=True,
     ),
 }

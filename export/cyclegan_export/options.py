@@ -48,7 +48,7 @@ class ExportOptions:
 
     precision: FilePrecision | None = field(default=None, metadata=option(FILE))
     """Precision of weights and convolutions; the statistics of the norms stay fp32. fp32
-    unless given, and fp16 for a bundle."""
+    unless given, and fp16 for a bundle for a device; an ONNX keeps its own."""
     for_: Int8Runtime | None = field(default=None, metadata=option(FILE))
     """For what a file in int8 is made: for ``cpu`` it is written only where it is faster on this
     machine's; for ``tensorrt`` the picture alone decides, and its rate stays unknown until it ran

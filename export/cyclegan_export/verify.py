@@ -31,6 +31,9 @@ Frame = Any
 
 def main(words: list[str]) -> None:
     """Run a command line; ends the process with 1 and a message where it fails."""
+    if "-h" in words or "--help" in words:
+        print((__doc__ or "").partition("\n\n")[2].rstrip())
+        return
     folder = Path(__file__).resolve().parent
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
@@ -108,6 +111,8 @@ def by_vapoursynth(folder: Path, shape: list[int], frames: bytes, words: list[st
 def by_triton(folder: Path, shape: list[int], frames: bytes, words: list[str]) -> bytes:
     """Return the golden frames as Triton's server translates them, by KServe's protocol."""
     url = (words[0] if words else "http://localhost:8000").rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        fail(f"{url} is no address of a server; give one like http://localhost:8000")
     wanted = {"name": "translated", "parameters": {"binary_data": True}}
     sent = {
         "name": "frames",
@@ -131,7 +136,10 @@ def by_triton(folder: Path, shape: list[int], frames: bytes, words: list[str]) -
     except urllib.error.HTTPError as error:
         fail(f"Triton refuses the frames: {error.read().decode(errors='replace')}")
     except (OSError, TypeError, ValueError) as error:
-        fail(f"{url} does not answer as Triton does ({error}); start its server first")
+        fail(
+            f"{url} does not answer as Triton does ({error}); start its server first, as "
+            "README.txt says, or give its address"
+        )
     (output,) = json.loads(content[:length])["outputs"]
     if (output["datatype"], output["shape"]) != ("UINT8", shape):
         fail(f"Triton returns {output['datatype']} {output['shape']} where UINT8 {shape} is due")

@@ -28,6 +28,13 @@ def test_the_exit_code_tells_whole_partial_and_unknown(
     run = cyclegan_batch("status", out)
     assert (run.returncode, run.stdout) == (1, "")
     assert f"{out}: nothing is known of a job that writes it" in run.stderr
+    training = tmp_path / "training"
+    training.mkdir()
+    for name in ("run.json", "config.toml"):
+        (training / name).touch()
+    run = cyclegan_batch("status", training)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert f"{training}: is the run of a training; {training}/index.html" in run.stderr
     assert cyclegan_batch("status", out, "--json").stdout == "null\n"
 
     done(planned(data, out, model=model))

@@ -300,5 +300,10 @@ def test_what_cannot_be_translated_is_one_clear_line_errors(
 def test_the_command_line_takes_an_input_and_an_output_errors(bundle: Path, device: Any) -> None:
     for words in (["run"], ["run", "a"], ["run", "a", "b", "c"]):
         assert "Error: run takes an input and an output" in device(bundle, *words).stderr
+    assert "Error: biuld is none of the commands\n" in device(bundle, "biuld").stderr
+    for words in (["--help"], ["build", "-h"]):
+        done = device(bundle, *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "python3 edge.py run IN OUT" in done.stdout
     (bundle / "model.engine").write_bytes(b"engine")
     assert "Error: a does not exist" in device(bundle, "run", "a", "b").stderr

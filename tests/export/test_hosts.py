@@ -160,6 +160,14 @@ def test_without_its_host_a_bundle_says_what_is_missing_errors(tmp_path):
     assert "run this with the Python that VapourSynth is installed in" in done.stderr
     done = verified(bundle_of(tmp_path, "triton"), "http://127.0.0.1:9")
     assert "does not answer as Triton does" in done.stderr
+    assert "start its server first, as README.txt says" in done.stderr
+    done = verified(tmp_path / "triton", "localhost:9")
+    assert done.stderr == (
+        "Error: localhost:9 is no address of a server; give one like http://localhost:8000\n"
+    )
+    done = verified(tmp_path / "triton", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "python3 verify.py [URL]" in done.stdout
 
 
 # VapourSynth

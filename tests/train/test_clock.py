@@ -314,8 +314,14 @@ def test_sheets_after_some_minutes_and_at_a_stop(data, tmp_path, time):
     assert sorted(path.name for path in sheets.iterdir()) == ["minute_1.png", "stopped.png"]
     assert f"samples: {sheets / 'minute_1.png'}" in told
     assert told[-1] == f"samples: {sheets / 'stopped.png'}"
+    page = (folder / "index.html").read_text()
+    assert "samples/minute_1.png" in page
+    assert "samples/stopped.png" in page
     before = (sheets / "minute_1.png").read_bytes()
     train(data, folder, resume=True, n_epochs=2)
     names = ["epoch_0001.png", "epoch_0002.png", "minute_1.png", "minute_2.png"]
     assert sorted(path.name for path in sheets.iterdir()) == names
     assert (sheets / "minute_1.png").read_bytes() == before
+    page = (folder / "index.html").read_text()
+    assert all(f"samples/{name}" in page for name in names)
+    assert "stopped" not in page

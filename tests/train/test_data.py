@@ -211,7 +211,7 @@ def test_pictures_that_are_in_both_folders_are_counted_and_said(tmp_path):
 
 def test_an_empty_folder_errors(tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
-    with pytest.raises(InputError, match=r"no images in it \(1 other files: \.txt 1\)"):
+    with pytest.raises(InputError, match=r"no images in it \(1 other file: \.txt 1\)"):
         domain(tmp_path)
 
 

@@ -24,7 +24,7 @@ from cyclegan_batch.media.images.codec import decode_picture
 from cyclegan_batch.media.images.headers import read_header
 from cyclegan_batch.media.images.image_header import Header
 from cyclegan_batch.options import MAX_PIXELS
-from cyclegan_batch.wording import printable
+from cyclegan_batch.wording import counted, printable
 
 _AHEAD = 2
 """Images that are read ahead, per worker."""
@@ -166,8 +166,9 @@ def listed(folder: Path) -> tuple[list[Path], list[Path]]:
                 (images if suffix in IMAGE_FORMATS else others).append(Path(place, name))
     if not images:
         kinds = f": {counted_suffixes(path.suffix for path in others)}" if others else ""
+        found = counted(len(others), "other file") + kinds
         raise InputError(
-            f"{printable(folder)}: no images in it ({len(others)} other files{kinds}); put jpg, "
+            f"{printable(folder)}: no images in it ({found}); put jpg, "
             "png, webp, avif or tiff files there"
         )
     return sorted(images, key=natural_key), others

@@ -82,6 +82,13 @@ class Reports:
                 for name, value in own.items():
                     self._board.add_scalar(f"validation/{name}/{generator}", value, step)
 
+    def sheet(self, name: str) -> None:
+        """Draw a sheet that belongs to no epoch, and write the page anew."""
+        samples = self._images.samples
+        if samples is not None:
+            self._folder.draw_samples(name, self._model, samples)
+            self._folder.write_index(self.log, samples)
+
     def epoch(
         self, epoch: int, score: float, mean: Mapping[str, float], *, last: bool, ends_early: bool
     ) -> None:

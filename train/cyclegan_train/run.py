@@ -278,6 +278,8 @@ class _Run:
         if self.ranks.first:
             log = self.folder.open_log(state["log_bytes"] if state else 0)
             self.reports = Reports(self.folder, self.model, self.images, self.video, log, self.say)
+            if state is not None:
+                self.folder.write_index(log, self.images.samples)
             description = describe_run(
                 self.model,
                 self.given,
@@ -395,8 +397,8 @@ class _Run:
 
     def _draw_now(self, name: str) -> None:
         """Draw a sheet beside those of the epochs, in the first process."""
-        if self.ranks.first and self.images.samples is not None and self.model.steps:
-            self.folder.draw_samples(name, self.model, self.images.samples)
+        if self.reports is not None and self.images.samples is not None and self.model.steps:
+            self.reports.sheet(name)
             self.say(f"samples: {printable(self.folder.path / names.SAMPLES / name)}.png")
 
     def _warm_up(self) -> None:

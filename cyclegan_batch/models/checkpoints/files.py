@@ -18,14 +18,13 @@ from ...wording import Note, printable
 from .file_names import direction_by_name, generators_by_name, has_checkpoint_name
 from .run_folder import (
     CHECKPOINTS,
-    CONFIG,
-    DESCRIPTION,
     EMA_ENDING,
     LATEST,
     SCORES,
     deciding,
     generator_name,
     is_better,
+    is_run,
     reference_name,
 )
 
@@ -56,6 +55,9 @@ HDF5 = b"\x89HDF"
 
 _SAVED_MODEL = "saved_model.pb"
 """The graph of a model in a folder that TensorFlow saved."""
+
+_BUNDLED = ("model.onnx", "models/generator/1/model.onnx")
+"""Where a bundle that ``export`` wrote has its ONNX, beside its card.json."""
 
 _LONGEST_HEADER = 2**26
 """Bytes. Safetensors headers are a few kilobytes; the format's own limit is 100 MB."""
@@ -285,11 +287,16 @@ def _refuse_folder(
             f"{name}: is a SavedModel of TensorFlow where a generator of PyTorch is expected; "
             "convert it to ONNX with tf2onnx, and give that file"
         )
-    if (path / DESCRIPTION).is_file() and (path / CONFIG).is_file():
+    if is_run(path):
         raise ModelError(
-            f"{name}: is a run that has no checkpoint yet ({latest} is written at the end of an "
-            "epoch); let it finish one"
+            f"{name}: is a run that has no checkpoint yet ({latest} is written once a minute, "
+            "after each epoch and where the run is stopped); wait for it, or resume the run"
         )
+    for onnx in _BUNDLED:
+        if (path / "card.json").is_file() and (path / onnx).is_file():
+            raise ModelError(
+                f"{name}: is a bundle for another program or a device; give {onnx} in it"
+            )
     try:
         names = sorted(each.name for each in path.iterdir())
     except OSError as error:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 CONFIG = "config.toml"
@@ -79,6 +80,11 @@ def is_better(name: str, score: float, other: float) -> bool:
     if math.isnan(score) or math.isnan(other):
         return math.isnan(other) and not math.isnan(score)
     return score > other if SCORES[name].more_is_better else score < other
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether ``folder`` is that of a run, which may have no checkpoint yet."""
+    return (folder / DESCRIPTION).is_file() and (folder / CONFIG).is_file()
 
 
 def epoch_name(epoch: int) -> str:

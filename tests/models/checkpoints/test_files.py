@@ -264,8 +264,13 @@ def test_a_folder_without_a_generator_errors(tmp_path: Path) -> None:
         find_checkpoint(tmp_path / "nowhere")
     early = touched(tmp_path / "run", "config.toml", "run.json")
     touched(early / "checkpoints", "state.pt")
-    with pytest.raises(ModelError, match=r"run: is a run that has no checkpoint yet .* let it fin"):
+    with pytest.raises(ModelError, match=r"run: is a run that has no checkpoint yet .* resume the"):
         find_checkpoint(early)
+    for onnx in ("model.onnx", "models/generator/1/model.onnx"):
+        bundle = touched(tmp_path / f"for{len(onnx)}", "card.json", "golden_input.bin")
+        touched((bundle / onnx).parent, "model.onnx")
+        with pytest.raises(ModelError, match=rf": is a bundle .*; give {onnx} in it"):
+            find_checkpoint(bundle)
     with pytest.raises(ModelError, match="is expected\\), it holds nothing; give the file"):
         find_checkpoint(touched(tmp_path / "empty"))
     others = touched(tmp_path / "others", *(f"{n}_net_D_A.pth" for n in range(5, 35, 5)), "opt.txt")

@@ -228,6 +228,7 @@ def test_a_bucket_that_is_not_there_errors(s3):
 
 def test_a_store_that_does_not_answer_errors(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # or botocore waits for seconds between its tries
     monkeypatch.setattr(remote, "_file_system", remote._file_system.__wrapped__)
     with pytest.raises(OSError, match="the store does not answer: Could not"):
         (s3 / "a").read_bytes()

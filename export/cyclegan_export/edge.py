@@ -48,6 +48,9 @@ _CUDA_RUNTIMES = (
 )
 """The names of CUDA's runtime library."""
 
+_SETTINGS = {"onnx_sha256", "shapes", "golden", "rule", "model", "least_tensorrt", "expects"}
+"""What card.json must hold."""
+
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 """The endings of the files that `run` takes from a folder."""
 
@@ -66,6 +69,8 @@ def main(words: list[str]) -> None:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         sys.exit(f"Error: card.json cannot be read ({error}); copy the whole bundle again")
+    if not isinstance(card, dict) or not card.keys() >= _SETTINGS:
+        sys.exit("Error: card.json is not that of a bundle; copy the whole bundle again")
     if words[0] == "build":
         build(folder, card, words[1:])
     elif words[0] == "verify":
@@ -460,7 +465,14 @@ def _check_digest(path: Path, expected: str) -> None:
 def _run(folder: Path, card: Card, options: list[str], log: str) -> None:
     """Run trtexec in ``folder`` with its output in ``log``; end the process where it fails."""
     command = [_trtexec(card), *options]
-    with (folder / log).open("wb") as file:
+    try:
+        file = (folder / log).open("wb")
+    except OSError as error:
+        sys.exit(
+            f"Error: {log} cannot be written ({error.strerror}); copy the bundle to a folder of "
+            "your own"
+        )
+    with file:
         try:
             process = subprocess.run(command, cwd=folder, stdout=file, stderr=file, check=False)
         except OSError as error:

@@ -7,8 +7,9 @@ does the building.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cyclegan_batch.backends.tensorrt import check_tensorrt, write_engine
 from cyclegan_batch.errors import ModelError, OutputError
@@ -60,7 +61,7 @@ def export_engine(
         export_onnx(source, onnx_path, say=say, **options.of_onnx() | named)
         model = open_model(onnx_path)
     else:
-        check_precision(model, options.precision, half_norm=options.half_norm)
+        check_unchanged(model, options.of_onnx())
     build = Build(
         profile_for(model.card, options.min_shape, options.opt_shape, options.max_shape),
         builder_level=options.builder_level,
@@ -79,16 +80,25 @@ def export_engine(
     return card
 
 
-def check_precision(model: Model, precision: str | None, *, half_norm: bool) -> None:
-    """Refuse a precision that a file of the contract does not have. Raises ModelError."""
-    for flag, value, differs in (
-        ("--precision", precision, precision not in (None, model.card.precision)),
-        ("--half-norm", "--half-norm", half_norm),
+def check_unchanged(model: Model, options: Mapping[str, Any]) -> None:
+    """Refuse options that would change a file of the contract, which is taken as it is.
+
+    ``options``: keywords of `export_onnx`. Raises ModelError.
+    """
+    precision, shape = options.get("precision"), options.get("shape")
+    own, inside = model.card.precision, "inside the contract already"
+    for flag, value, found, differs in (
+        ("--precision", precision, own, precision not in (None, own)),
+        ("--half-norm", None, own, options.get("half_norm")),
+        ("--shape", shape and f"--shape {','.join(map(str, shape))}", inside, shape),
+        ("--calibrate", None, inside, options.get("calibrate")),
+        ("--for", None, inside, options.get("for_")),
+        ("--model-io", None, inside, options.get("model_io")),
     ):
         if differs:
             raise ModelError(
-                f"{printable(model.card.path)}: is {model.card.precision} and {value} was asked "
-                f"for; give the checkpoint that it was exported from, or leave {flag} out"
+                f"{printable(model.card.path)}: is {found} and {value or flag} was asked for; give "
+                f"the checkpoint that it was exported from, or leave {flag} out"
             )
 
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from cyclegan_batch.errors import ContradictionError
 from cyclegan_batch.frames import FileIO
 from cyclegan_batch.option_table import check_values, option, options_given, options_of
 from cyclegan_batch.options import MODEL, RUN, Direction, FamilyName, FilePrecision
 
-Target: TypeAlias = Literal[
-    "ffmpeg", "vapoursynth", "triton", "deepstream", "jetson-orin", "jetson-thor", "generic"
-]
+Program: TypeAlias = Literal["ffmpeg", "vapoursynth", "triton", "deepstream"]
+Device: TypeAlias = Literal["jetson-orin", "jetson-thor", "generic"]
+Target: TypeAlias = Literal[Program, Device]
 """The program or the device that a bundle is for."""
 
 Int8Runtime: TypeAlias = Literal["cpu", "tensorrt"]
@@ -121,19 +121,27 @@ class ExportOptions:
             kind = "bundle"
         elif output.suffix.lower() == ".engine":
             kind = "engine"
+        if self.for_ is not None and self.bundle in get_args(Program):
+            raise ContradictionError(
+                f"--for {self.for_}: it is for int8, and the bundle of another program is fp32 or "
+                "fp16; leave the option out"
+            )
         if kind != "onnx" and self.for_ == "cpu":
             raise ContradictionError(
-                "--for cpu: an engine and a bundle run by TensorRT; leave the option out"
+                "--for cpu: an engine and the bundle of a device run by TensorRT; leave the option "
+                "out"
             )
         useless = [
-            each.flag
-            for each in options_given(self)
-            if each.applies_to and kind not in each.applies_to
+            each for each in options_given(self) if each.applies_to and kind not in each.applies_to
         ]
         if useless:
-            raise ContradictionError(
-                f"{', '.join(useless)}: for an engine only; let OUTPUT end in .engine"
-            )
+            flags = ", ".join(each.flag for each in useless)
+            if all("bundle" in each.applies_to for each in useless):
+                raise ContradictionError(
+                    f"{flags}: for an engine or a bundle; let OUTPUT end in .engine, or pass "
+                    "--bundle"
+                )
+            raise ContradictionError(f"{flags}: for an engine only; let OUTPUT end in .engine")
         return kind
 
     def of_onnx(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import json
 import math
+import os
 import runpy
 import shutil
 import subprocess
@@ -28,6 +29,9 @@ from typing import Any, NoReturn
 Frame = Any
 """A frame of VapourSynth, which may be missing."""
 
+OWN_COPY = "copy the bundle to a folder of your own"
+"""The remedy where the bundle cannot be written to."""
+
 
 def main(words: list[str]) -> None:
     """Run a command line; ends the process with 1 and a message where it fails."""
@@ -39,35 +43,40 @@ def main(words: list[str]) -> None:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         fail(f"card.json cannot be read ({error}); copy the whole bundle again")
-    golden = card["golden"]
-    check_digest(folder / card["onnx"], card["onnx_sha256"])
-    for which in ("input", "output"):
-        check_digest(folder / golden[which], golden[which + "_sha256"])
+    try:
+        golden, rule, by_host = card["golden"], card["rule"], HOSTS[card["target"]]
+        files = [(card["onnx"], card["onnx_sha256"])]
+        files += [(golden[which], golden[which + "_sha256"]) for which in ("input", "output")]
+        shape, least, share = golden["shape"], float(rule["psnr"]), float(rule["within2"])
+    except (KeyError, TypeError, ValueError) as error:
+        fail(f"card.json is not that of a bundle ({error!r}); copy the whole bundle again")
+    for name, digest in files:
+        check_digest(folder / name, digest)
     frames, expected = ((folder / golden[which]).read_bytes() for which in ("input", "output"))
-    translated = HOSTS[card["target"]](folder, golden["shape"], frames, words)
+    translated = by_host(folder, shape, frames, words)
     if len(translated) != len(expected):
         fail(f"{len(translated)} values came out where {len(expected)} are expected")
     psnr, within2, largest = difference(translated, expected)
     measured = f"{psnr:.1f} dB, {within2:.2%} within 2 levels, largest {largest}"
-    rule = card["rule"]
-    if psnr < rule["psnr"] or within2 < rule["within2"]:
+    if not (psnr >= least and within2 >= share):
         fail(
             f"what came out differs from the golden frames: {measured}, where "
-            f"{rule['psnr']:.0f} dB and {rule['within2']:.1%} are expected; do not use it"
+            f"{least:.0f} dB and {share:.1%} are expected; do not use it"
         )
     print("the output matches the golden frames: " + measured)
 
 
 def by_ffmpeg(folder: Path, shape: list[int], frames: bytes, words: list[str]) -> bytes:
     """Return the golden frames as the filter of filter.txt translates them."""
-    filters = (folder / "filter.txt").read_text(encoding="utf-8").strip()
-    command = ["ffmpeg", "-v", "error", "-y"]
+    try:
+        filters = (folder / "filter.txt").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        fail(f"filter.txt cannot be read ({error}); copy the whole bundle again")
+    command = ["ffmpeg", "-v", "error"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{shape[2]}x{shape[1]}"]
-    command += ["-i", "golden_input.bin", "-vf", filters]
-    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "verify.bin"]
+    command += ["-i", "pipe:0", "-vf", filters, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
     remedy = "needs FFmpeg 9.0 or later with ONNX Runtime, first in PATH"
-    run(folder, command, remedy)
-    return (folder / "verify.bin").read_bytes()
+    return run(folder, command, remedy, frames)
 
 
 def by_vapoursynth(folder: Path, shape: list[int], frames: bytes, words: list[str]) -> bytes:
@@ -93,9 +102,12 @@ def by_vapoursynth(folder: Path, shape: list[int], frames: bytes, words: list[st
 
     blank = core.std.BlankClip(format=vapoursynth.RGB24, width=width, height=height, length=count)
     clip = core.std.ModifyFrame(blank, blank, fill)
-    script = runpy.run_path(str(folder / "translate.vpy"))
     try:
-        clip = script["translated"](clip)
+        translated = runpy.run_path(str(folder / "translate.vpy"))["translated"]
+    except Exception as error:  # it is a program, and may be damaged in any way
+        fail(f"translate.vpy does not run ({error!r}); copy the whole bundle again")
+    try:
+        clip = translated(clip)
         out = bytearray(len(frames))
         for n in range(count):
             frame = clip.get_frame(n)
@@ -151,8 +163,13 @@ def by_deepstream(folder: Path, shape: list[int], frames: bytes, words: list[str
     _, height, width = shape[:3]
     # gst_nvinfer's own name for the file (write_infer_output_to_file in gstnvinfer.cpp).
     tensor = folder / "gstnvdsinfer_uid-01_layer-translated_batch-0000000000_batchsize-01.bin"
-    if tensor.exists():
-        tensor.unlink()
+    try:
+        if tensor.exists():
+            tensor.unlink()
+    except OSError as error:
+        fail(f"{tensor.name} cannot be removed ({error.strerror}); {OWN_COPY}")
+    if not os.access(folder, os.W_OK):
+        fail(f"{folder} cannot be written to, and nvinfer writes its tensor there; {OWN_COPY}")
     pipeline = (
         f"filesrc location=golden_input.bin ! rawvideoparse format=rgb width={width} "
         f"height={height} framerate=1/1 ! videoconvert ! nvvideoconvert ! "
@@ -163,7 +180,7 @@ def by_deepstream(folder: Path, shape: list[int], frames: bytes, words: list[str
     command = ["gst-launch-1.0", "-q", *pipeline.split()]
     run(folder, command, "needs DeepStream's container, or its programs in PATH")
     if not tensor.is_file():
-        fail(f"nvinfer wrote no {tensor.name}; verify.log says more")
+        fail(f"nvinfer wrote no {tensor.name}; keep gie-unique-id=1 in config_infer.txt")
     values = array.array("f")
     values.frombytes(tensor.read_bytes())
     if any(math.isnan(each) for each in values):
@@ -201,17 +218,17 @@ def check_digest(path: Path, expected: str) -> None:
         fail(f"{path.name} is not the file of this bundle; copy it again")
 
 
-def run(folder: Path, command: list[str], remedy: str) -> None:
-    """Run a program in ``folder`` with its output in verify.log; end the process where it fails."""
+def run(folder: Path, command: list[str], remedy: str, fed: bytes = b"") -> bytes:
+    """Run a program in ``folder`` on ``fed``; return what it prints, or end the process."""
     if shutil.which(command[0]) is None:
         fail(f"{command[0]} is not found; this bundle {remedy}")
-    with (folder / "verify.log").open("wb") as log:
-        done = subprocess.run(command, cwd=folder, stdout=log, stderr=log, check=False)
+    done = subprocess.run(command, cwd=folder, input=fed, capture_output=True, check=False)
     if done.returncode:
-        text = (folder / "verify.log").read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines()[-5:]:
+        said = done.stderr or done.stdout
+        for line in said.decode(errors="replace").splitlines()[-5:]:
             print(line, file=sys.stderr)
         fail(f"{command[0]} failed (exit code {done.returncode}); this bundle {remedy}")
+    return done.stdout
 
 
 def fail(reason: str) -> NoReturn:

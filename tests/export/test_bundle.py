@@ -245,6 +245,9 @@ def test_the_command_writes_a_bundle_for_the_size_it_was_trained_at(tmp_path: Pa
     done = run(model, tmp_path / "c", "--bundle", "generic", "--version-compatible")
     assert done.exit_code == 2
     assert "--version-compatible: for an engine only" in done.output
+    done = run(model, tmp_path / "c.onnx", "--min-shape", "1,16,16")
+    assert done.exit_code == 2
+    assert "--min-shape: for an engine or a bundle; let OUTPUT end in .engine" in done.output
 
 
 def test_messages_name_the_file_in_the_bundle_and_never_the_temporary_folder(

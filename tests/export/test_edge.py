@@ -307,3 +307,21 @@ def test_the_command_line_takes_an_input_and_an_output_errors(bundle: Path, devi
         assert "python3 edge.py run IN OUT" in done.stdout
     (bundle / "model.engine").write_bytes(b"engine")
     assert "Error: a does not exist" in device(bundle, "run", "a", "b").stderr
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"golden": {}}'])
+def test_a_damaged_card_is_one_clear_line_errors(bundle: Path, device: Any, content: str) -> None:
+    (bundle / "card.json").write_text(content)
+    for command in ("build", "verify", "bench"):
+        done = device(bundle, command)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert "card.json is not that of a bundle; copy the whole bundle again" in done.stderr
+
+
+def test_a_log_that_cannot_be_written_is_one_clear_line_errors(bundle: Path, device: Any) -> None:
+    """A folder in its place, which stops the superuser, too."""
+    (bundle / "build.log").mkdir()
+    done = device(bundle, "build")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "build.log cannot be written" in done.stderr
+    assert "copy the bundle to a folder of your own" in done.stderr

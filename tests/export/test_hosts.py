@@ -70,7 +70,8 @@ def after(flag, last=False):
     places = [n for n, word in enumerate(words) if word == flag]
     return words[places[-1 if last else 0] + 1]
 width, height = map(int, after("-s").split("x"))
-pixels = np.fromfile(after("-i"), np.uint8).reshape(-1, height, width, 3)
+assert (after("-i"), words[-1]) == ("pipe:0", "pipe:1")
+pixels = np.frombuffer(sys.stdin.buffer.read(), np.uint8).reshape(-1, height, width, 3)
 crop, pixel_format, network = after("-vf").split(",")
 step = int(crop.partition("*")[2].partition(":")[0])
 assert crop == f"crop=trunc(iw/{step})*{step}:trunc(ih/{step})*{step}"
@@ -99,7 +100,7 @@ for frame in pixels:
     assert y.dtype == np.float32 and y.ndim == 4
     y = np.clip(np.rint(y[0].transpose(1, 2, 0) * 255), 0, 255).astype(np.uint8)
     out.append(y if os.environ.get("FAKE") != "wrong" else 255 - y)
-np.stack(out).tofile(words[-1])
+sys.stdout.buffer.write(np.stack(out).tobytes())
 """
 """A stand-in for FFmpeg with the rules of libavfilter/dnn/dnn_backend_onnx.c and dnn_io_proc.c
 (1ae4048): what it refuses, and how the pixels of rgb24 become planes and back."""
@@ -149,6 +150,61 @@ def test_libswscale_converts_between_bytes_and_floats_as_the_stand_in_does():
         frame.planes[0].update(rows.tobytes())
         back = np.frombuffer(bytes(frame.reformat(format="gray").planes[0]), np.uint8)
         assert np.array_equal(back.reshape(16, -1)[:, :16], np.rint(values * 255))
+
+
+def lost(bundle: Path, name: str, content: bytes | None) -> None:
+    """Replace a file of a bundle, or remove it."""
+    (bundle / name).unlink()
+    if content is not None:
+        (bundle / name).write_bytes(content)
+
+
+@pytest.mark.behaviour(50)
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("filter.txt", None, "filter.txt cannot be read"),
+        ("filter.txt", b"\xe9", "filter.txt cannot be read"),
+        ("golden_output.bin", None, "golden_output.bin cannot be read"),
+        ("card.json", None, "card.json cannot be read"),
+        ("card.json", b"[]", "card.json is not that of a bundle"),
+        ("card.json", b'{"target": "obs"}', "card.json is not that of a bundle"),
+    ],
+)
+def test_a_damaged_bundle_is_one_clear_line_errors(tmp_path, ffmpeg, name, content, told):
+    bundle = bundle_of(tmp_path, "ffmpeg")
+    lost(bundle, name, content)
+    done = verified(bundle, **ffmpeg)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert told in done.stderr
+    assert done.stderr.rstrip().endswith("copy the whole bundle again")
+
+
+def test_a_damaged_script_of_vapoursynth_is_one_clear_line_errors(tmp_path):
+    """Before a clip is made, so that a stand-in for VapourSynth need not compute."""
+    bundle = bundle_of(tmp_path, "vapoursynth")
+    fake = "class Any:\n    def __getattr__(self, name): return self\n"
+    fake += "    def __call__(self, *words, **named): return self\n"
+    fake += "core = Any()\nRGB24 = 0\nclass Error(Exception): pass\n"
+    (tmp_path / "vapoursynth.py").write_text(fake)
+    lost(bundle, "translate.vpy", b"deff translated(clip):")
+    done = subprocess.run(
+        [sys.executable, "-S", bundle / "verify.py"],
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "translate.vpy does not run (SyntaxError" in done.stderr
+
+
+def test_verifying_leaves_nothing_in_a_bundle_for_ffmpeg(tmp_path, ffmpeg):
+    """So that it may lie where its user may not write; what is due comes and goes by pipes."""
+    bundle = bundle_of(tmp_path, "ffmpeg")
+    before = sorted(bundle.iterdir())
+    assert verified(bundle, **ffmpeg).returncode == 0
+    assert sorted(bundle.iterdir()) == before
 
 
 def test_without_its_host_a_bundle_says_what_is_missing_errors(tmp_path):
@@ -394,12 +450,29 @@ def test_what_a_host_does_not_take_is_refused_errors(tmp_path):
         bundle_of(tmp_path, "ffmpeg", opt_shape=(1, 32, 32))
     with pytest.raises(ContradictionError, match="DeepStream takes one size, which --opt-shape"):
         bundle_of(tmp_path, "deepstream", max_shape=(1, 32, 32))
+    with pytest.raises(ContradictionError, match=r"2,32,32: DeepStream gives .* let N be 1"):
+        bundle_of(tmp_path, "deepstream", opt_shape=(2, 32, 32))
     pixels = generators.invert(tmp_path / "u.onnx")
     with pytest.raises(ModelError, match=r"u\.onnx: takes uint8, and FFmpeg takes nchw-float32"):
         export_bundle(pixels, tmp_path / "b", target="ffmpeg")
     with pytest.raises(ModelError, match="int8"):
         bundle_of(tmp_path, "ffmpeg", precision="int8")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["f.onnx", "u.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"shape": (1, 32, 32)}, "--shape 1,32,32"),
+        ({"calibrate": Path("x")}, "--calibrate"),
+        ({"for_": "tensorrt"}, "--for"),
+        ({"model_io": "nchw"}, "--model-io"),
+    ],
+)
+def test_what_would_change_a_finished_file_is_refused_errors(tmp_path, options, told):
+    finished = generators.invert(tmp_path / "u.onnx")
+    with pytest.raises(ModelError, match=f"inside the contract already and {told} was asked for"):
+        export_bundle(finished, tmp_path / "b", target="generic", **options)
 
 
 def test_a_planar_file_of_two_frames_is_not_for_ffmpeg_errors(tmp_path):

@@ -598,14 +598,20 @@ def test_what_int8_is_for_is_said_without_int8_errors(tmp_path):
     given = saved(network_of(RESNET), tmp_path)
     with pytest.raises(ModelError, match=r"--for is for int8, and fp32 was asked for"):
         export_onnx(given, tmp_path / "a.onnx", for_="tensorrt")
-    done = CliRunner().invoke(
-        cli.main,
-        ["export", str(given), str(tmp_path / "b"), "--bundle", "generic", "--for", "cpu"],
-    )
-    assert (done.exit_code, "--for cpu: an engine and a bundle run by TensorRT" in done.stderr) == (
-        2,
-        True,
-    )
+    for words, told in (
+        (
+            ("generic", "--for", "cpu"),
+            "--for cpu: an engine and the bundle of a device run",
+        ),
+        (
+            ("ffmpeg", "--for", "cpu"),
+            "--for cpu: it is for int8, and the bundle of another program",
+        ),
+    ):
+        done = CliRunner().invoke(
+            cli.main, ["export", str(given), str(tmp_path / "b"), "--bundle", *words]
+        )
+        assert (done.exit_code, told in done.stderr) == (2, True)
 
 
 @pytest.mark.behaviour(33)

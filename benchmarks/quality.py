@@ -57,11 +57,15 @@ AUGMENTED = {"diffaugment": "color,translation,cutout"}
 ARMS: dict[str, dict[str, Any]] = {
     "faithful": {},
     "lr4": {"lr": 4e-4},
+    "lr8": {"lr": 8e-4},
     "no_identity": {"lambda_identity": 0.0},
     "geometry": {"lambda_geometry": 2.0},
     "batch4": {"batch_size": 4, "lr": 4e-4},
     "identity_start": {"init_from": "identity", "warm_up": IMAGES},
     "temporal": {"lambda_temporal": 10.0},
+    "best": {"lr": 8e-4, "lambda_geometry": 2.0},
+    "best_no_identity": {"lr": 8e-4, "lambda_geometry": 2.0, "lambda_identity": 0.0},
+    "best_wide_judge": {"lr": 8e-4, "lambda_geometry": 2.0, "ndf": 32},
     "few": FEW,
     "few_augmented": FEW | AUGMENTED,
 }
@@ -161,16 +165,17 @@ def references(data: Path) -> str:
     return "\n".join(lines)
 
 
-def mean_psnr(scores: Scores, kind: str, checkpoint: str = "latest") -> float:
-    """Return the mean PSNR of both directions, of the weights as they are ("") or their "_ema"."""
-    return statistics.mean(scores[f"{checkpoint}/netG_{each}{kind}"]["psnr"] for each in "AB")
+def mean_of(score: str, scores: Scores, kind: str) -> float:
+    """Return the mean of both directions, of the weights as they are ("") or their "_ema"."""
+    return statistics.mean(scores[f"latest/netG_{letter}{kind}"][score] for letter in "AB")
 
 
-def with_error(values: Sequence[float]) -> str:
+def with_error(values: Sequence[float], digits: int = 2) -> str:
     """Return the mean and its standard error."""
+    mean = f"{statistics.mean(values):+.{digits}f}"
     if len(values) < 2:
-        return f"{values[0]:+.2f}"
-    return f"{statistics.mean(values):+.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
+        return mean
+    return f"{mean} ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
 
 
 def twin_of(arm: str) -> str:
@@ -180,19 +185,26 @@ def twin_of(arm: str) -> str:
 def table(arm: str, runs: Mapping[int, Scores], twins: Mapping[int, Scores]) -> Iterator[str]:
     """Yield the scores of an arm in both kinds of weights, and its gain over its twin."""
     for kind in ("", "_ema"):
-        each = [mean_psnr(scores, kind) for scores in runs.values()]
+        each = [mean_of("psnr", scores, kind) for scores in runs.values()]
         sides = [
             statistics.mean(scores[f"latest/netG_{letter}{kind}"][what] for scores in runs.values())
             for what in ("psnr", "ssim")
             for letter in "AB"
         ]
-        gains = [mean_psnr(runs[seed], kind) - mean_psnr(twins[seed], "") for seed in runs]
-        same = [mean_psnr(runs[seed], kind) - mean_psnr(twins[seed], kind) for seed in runs]
+        gains = [
+            mean_of("psnr", runs[seed], kind) - mean_of("psnr", twins[seed], "") for seed in runs
+        ]
+        same = [
+            mean_of("psnr", runs[seed], kind) - mean_of("psnr", twins[seed], kind) for seed in runs
+        ]
+        likeness = [
+            mean_of("ssim", runs[seed], kind) - mean_of("ssim", twins[seed], "") for seed in runs
+        ]
         yield (
             f"{arm + kind:<22} {statistics.mean(each):6.2f} dB (AtoB {sides[0]:.2f}, BtoA "
             f"{sides[1]:.2f}; SSIM {sides[2]:.3f}, {sides[3]:.3f})  over the twin as it is "
-            f"{with_error(gains)}, in the same weights {with_error(same)}  "
-            + " ".join(f"{gain:+.2f}" for gain in gains)
+            f"{with_error(gains)} dB, SSIM {with_error(likeness, 3)}, in the same weights "
+            f"{with_error(same)} dB  " + " ".join(f"{gain:+.2f}" for gain in gains)
         )
         ratios = {
             what: statistics.mean(

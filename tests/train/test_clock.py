@@ -119,7 +119,7 @@ def test_a_run_takes_the_minutes_that_it_is_given(data, tmp_path, time, seconds)
     assert outcome.finished
     assert time.now - began == pytest.approx(120, abs=STEPS * seconds)
     epochs = round(120 / seconds / STEPS)
-    assert f"{epochs} epochs of 5 steps fit into 2 minutes" in told
+    assert f"{epochs} epochs of 5 steps fit into 2 min" in told
     rates = {e["epoch"]: e["lr"] for e in log_of(tmp_path / "run") if e["event"] == "losses"}
     full = round(epochs * 0.75)
     assert rates[full] == 2e-4
@@ -248,7 +248,7 @@ def test_the_rate_is_that_of_late(monkeypatch):
 def test_an_epoch_becomes_shorter_than_a_pass_where_few_passes_fit(data, tmp_path, time):
     time.step = 4.0
     outcome, told = train(data, tmp_path / "run", minutes=1.5, samples=0)
-    assert "4 epochs of 5 steps fit into 1.5 minutes" in told
+    assert "4 epochs of 5 steps fit into 1.5 min" in told
     assert outcome.finished
 
 
@@ -270,7 +270,7 @@ def test_a_run_of_minutes_goes_on_bit_for_bit(data, tmp_path, time, monkeypatch,
         assert not outcome.finished
         time.now += 1000.0  # in which the run does not run
         if number:
-            assert f"{4 * sum(stops[:number]) / 60:.1f} of 1 minutes are over" in told
+            assert f"{4 * sum(stops[:number]) / 60:.1f} of 1 min are over" in told
     assert train(data, tmp_path / "run", resume=True)[0].finished
     ours, theirs = state_of(tmp_path / "run"), state_of(tmp_path / "whole")
     assert_same(ours, theirs)
@@ -282,8 +282,8 @@ def test_a_run_is_given_more_minutes(data, tmp_path, time):
     assert train(data, folder, minutes=1.0, **values)[0].step == 60
     outcome, told = train(data, folder, resume=True, minutes=2.0)
     assert outcome.step == 120
-    assert "1.0 of 2 minutes are over" in told
-    assert "at 1 steps per second, as until now, 24 epochs fit into 2 minutes" in told
+    assert "1.0 of 2 min are over" in told
+    assert "at 1 steps per second, as until now, 24 epochs fit into 2 min" in told
     # Minutes that are over end it at once, and none at all leave it as it is.
     assert train(data, folder, resume=True, minutes=1.5)[0].step == 120
     assert train(data, folder, resume=True, minutes=0.0)[0].step == 120

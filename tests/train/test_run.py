@@ -386,8 +386,10 @@ def test_a_log_that_was_lost_or_cut_ends_no_run_and_is_said(data, two_epochs, tm
 def test_lines_that_somebody_wrote_into_the_log_end_no_run(data, tmp_path):
     train(data, tmp_path / "run", steps=STEPS, n_epochs=1, n_epochs_decay=1, samples=0)
     log = tmp_path / "run" / "log.jsonl"
-    # Of the same length, so that nothing seems to lack.
-    log.write_bytes(log.read_bytes().replace(b'{"event": "losses"', b"# my own words   ", 1))
+    # Of the same length, so that nothing seems to lack: words, and an event without its number.
+    content = log.read_bytes().replace(b'{"event": "losses"', b"# my own words   ", 1)
+    log.write_bytes(content.replace(b'"event": "epoch", "epoch"', b'"event": "epoch", "which"'))
+    assert content != log.read_bytes()
     assert train(data, tmp_path / "run", resume=True).finished
 
 

@@ -199,7 +199,7 @@ class Clock:
             self._told = chosen.batches
             return (
                 f"{counted(chosen.epochs, 'epoch')} of {counted(chosen.batches, 'step')} fit into "
-                f"{self.minutes:g} minutes"
+                f"{self.minutes:g} min"
             )
         # Within an epoch and in the last one a step more or less says little.
         tells = not place["position"] and place["epoch"] < chosen.epochs
@@ -241,7 +241,7 @@ class Clock:
         before = clock["minutes"]
         if not self.minutes and not before:
             return None, []
-        said = [f"{seconds / 60:.1f} of {self.minutes or before:g} minutes are over"]
+        said = [f"{seconds / 60:.1f} of {self.minutes or before:g} min are over"]
         if clock["schedule"]:
             self._share, self._fitted_to = clock["share"], before
             self._schedule, self.waits = Schedule(**clock["schedule"]), False
@@ -255,8 +255,8 @@ class Clock:
         chosen = self._decided(self._fitted(state["sampler"], batches, rate, seconds))
         self._batches = self._told = chosen.batches
         said.append(
-            f"at {rate:.3g} steps per second, as until now, {chosen.epochs} epochs fit into "
-            f"{self.minutes:g} minutes"
+            f"at {rate:.3g} steps per second, as until now, {counted(chosen.epochs, 'epoch')} "
+            f"fit into {self.minutes:g} min"
         )
         return chosen, said
 

@@ -291,6 +291,17 @@ class RunFolder:
             return np.asarray(image)
 
 
+_DRAWN: Mapping[str, set[str]] = {
+    "warm_up": {"left"},
+    "losses": {"step"},
+    "epoch": {"epoch", "step"},
+    "schedule": {"step", "n_epochs", "n_epochs_decay"},
+    "validation": {"epoch", "step", "by", "scores", "better"},
+    "early_stop": {"step"},
+}
+"""What the curves and the page of a run read of each kind of event."""
+
+
 class Log:
     """A file of JSON lines that can be cut back to where a state was saved."""
 
@@ -319,13 +330,19 @@ class Log:
             self._file.flush()
 
     def read(self) -> Iterator[Event]:
-        """Yield every event; lines that are no event (a user may add some) are skipped."""
+        """Yield every event.
+
+        Lines that are no event are skipped (a user may add some), and events without what this
+        release draws of them.
+        """
         with self.path.open("rb") as file:
             for line in file:
                 with contextlib.suppress(ValueError):
                     event = json.loads(line)
                     if isinstance(event, dict) and "event" in event:
-                        yield event
+                        needed = _DRAWN.get(str(event["event"]), set())
+                        if needed <= event.keys():
+                            yield event
 
     def flush(self) -> None:
         """Flush to the disk. Raises OutputError."""

@@ -521,7 +521,7 @@ def _ranges(
         ) from error
 
 
-def _collector(tools: ModuleType, calibrator: Any) -> Any:
+def _collector(tools: ModuleType, calibrator: Any) -> object:
     """Return what counts the values of FP16 tensors: in FP16 the bins of a histogram coincide."""
 
     class Collector(tools.HistogramCollector):  # type: ignore[name-defined, misc]

@@ -163,6 +163,10 @@ HAND_MADE = {
 }
 
 
+OWN_CLAMP = {"adopted, NHWC": (127.5, 127.5), "adopted, old": (1.0, 0.0)}
+"""Files that clamp their values themselves, with scale and offset from their values to levels."""
+
+
 @pytest.mark.behaviour(31, 34)
 @pytest.mark.parametrize("name", HAND_MADE)
 def test_files_of_others_are_the_same(name: str, tmp_path: Path) -> None:
@@ -173,7 +177,12 @@ def test_files_of_others_are_the_same(name: str, tmp_path: Path) -> None:
     ours = by_torch(proto, frames)
     assert parity(ours[0], theirs[0]).reaches("half" if "half" in name else "exact")
     close = {"atol": 0.3 if "half" in name else 0.01}
-    np.testing.assert_allclose(ours[1], theirs[1], rtol=0, **close)
+    values = theirs[1]
+    if name in OWN_CLAMP:
+        # onnxruntime gives them before that clamp, as planes; torch as levels to be rounded down.
+        scale, offset = OWN_CLAMP[name]
+        values = np.clip(values.transpose(0, 2, 3, 1) * scale + offset, 0, 255) + 0.5
+    np.testing.assert_allclose(ours[1], values, rtol=0, **close)
 
 
 def with_nodes(path: Path, *kinds: str) -> Path:

@@ -1,4 +1,4 @@
-"""The other programs that run an exported generator, and the files that each of them wants.
+"""The other programs that run an exported generator, and the files that each of them reads.
 
 A bundle for a host holds the ONNX in the form that the host takes, its own configuration, golden
 frames and the script `verify`. What a host accepts was read in its source or its documentation,

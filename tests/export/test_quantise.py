@@ -459,19 +459,18 @@ def no_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantise, "_worst_parity", measured)
 
 
+def int8_for_tensorrt(model, output, pictures, said):
+    return export_onnx(
+        model, output, precision="int8", for_="tensorrt", calibrate=pictures, say=said.append
+    )
+
+
 @pytest.mark.behaviour(33)
 def test_for_tensorrt_both_inputs_of_a_residual_add_are_int8_and_the_picture_decides(
     foreign, tmp_path, pictures, no_rates
 ):
     said: list[str] = []
-    exported = export_onnx(
-        foreign,
-        tmp_path / "a.onnx",
-        precision="int8",
-        for_="tensorrt",
-        calibrate=pictures,
-        say=said.append,
-    )
+    exported = int8_for_tensorrt(foreign, tmp_path / "a.onnx", pictures, said)
     assert exported.parity is not None
     assert exported.parity.reaches("coarse")
     assert exported.card.parity is not None
@@ -581,14 +580,7 @@ def test_for_tensorrt_a_layer_that_int8_spoils_stays_float(foreign, tmp_path, pi
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantise, "_parity", measured)
         said: list[str] = []
-        export_onnx(
-            foreign,
-            tmp_path / "a.onnx",
-            precision="int8",
-            for_="tensorrt",
-            calibrate=pictures,
-            say=said.append,
-        )
+        int8_for_tensorrt(foreign, tmp_path / "a.onnx", pictures, said)
     assert "int8 everywhere is 20.0 dB" in "\n".join(said)
     assert "which of 7 layers must stay fp32" in "\n".join(said)
     assert any(re.fullmatch(r"1 of 7 \(\d+_Add\) \| 40.0 dB \| coarse", line) for line in said)

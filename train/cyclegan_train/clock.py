@@ -97,7 +97,7 @@ def refitted(schedule: Schedule, *, epoch: int, position: int, left: float, whol
 
 
 class Rate:
-    """The steps per second of this process of late, all that it does between them included."""
+    """Measures the recent steps per second of this process, with all that it does between steps."""
 
     def __init__(self, seconds: float) -> None:
         """Begin to measure a run that has ``seconds`` in all."""

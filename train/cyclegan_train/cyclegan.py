@@ -96,7 +96,7 @@ class CycleGAN:
         self.fake_B_pool: ImagePool | DevicePool
         self._graphed: GraphedStep | None = None
         self.both = both_of(config, self.device)
-        """How a step does what it does for each of the two directions."""
+        """Runs the work of both directions: in turn, or on two CUDA streams."""
         if config.cuda_graphs:
             pools = (
                 DevicePool(config.pool_size, self.device),

@@ -126,7 +126,7 @@ class TwoStreams:
 
 
 def both_of(config: TrainConfig, device: torch.device) -> Both:
-    """Return how a step does what it does for each direction: with CUDA graphs on two streams.
+    """Return what runs the work of both directions of a step: two streams with CUDA graphs.
 
     Without a recording the GPU waits for the host at batch 1, and a second stream gains nothing.
     The running statistics of BatchNorm are written by both directions, so they are done in turn.

@@ -104,6 +104,52 @@ WINTER = Season(
 )
 
 
+ELSEWHERE_SUMMER = Season(
+    sky=((64, 126, 206), (222, 228, 226)),
+    cloud=(250, 246, 236),
+    hill=((178, 166, 116), (134, 128, 66)),
+    walls=((250, 236, 208), (206, 152, 96), (222, 164, 152), (166, 196, 172)),
+    roof=(112, 78, 66),
+    shutter=(52, 92, 150),
+    pane=(44, 50, 60),
+    crown=((104, 122, 58), (72, 92, 48)),
+    trunk=(92, 72, 60),
+    quay=((222, 208, 178), (170, 150, 120)),
+    tower=((250, 236, 208), (40, 62, 110)),
+    lamp=(110, 110, 100),
+    sea=((70, 178, 190), (16, 84, 150)),
+    patch=(66, 108, 60),
+    crest=(240, 246, 248),
+    hulls=((222, 176, 60), (40, 112, 92), (250, 246, 236)),
+    sail=(250, 240, 220),
+    mast=(124, 92, 60),
+)
+ELSEWHERE_WINTER = Season(
+    sky=((124, 138, 170), (226, 222, 224)),
+    cloud=(142, 144, 158),
+    hill=((222, 222, 228), (244, 244, 248)),
+    walls=((212, 202, 184), (162, 122, 84), (176, 132, 126), (132, 156, 142)),
+    roof=(250, 248, 248),
+    shutter=(38, 66, 110),
+    pane=(255, 224, 150),
+    crown=((124, 104, 92), (92, 74, 64)),
+    trunk=(54, 44, 40),
+    quay=((240, 240, 244), (128, 118, 108)),
+    tower=((216, 204, 184), (34, 50, 88)),
+    lamp=(255, 236, 170),
+    sea=((104, 122, 138), (38, 56, 90)),
+    patch=(224, 234, 240),
+    crest=(108, 118, 136),
+    hulls=((180, 140, 54), (34, 84, 72), (206, 202, 196)),
+    sail=(172, 96, 52),
+    mast=(96, 72, 52),
+)
+COASTS = {"home": (SUMMER, WINTER), "elsewhere": (ELSEWHERE_SUMMER, ELSEWHERE_WINTER)}
+
+FIRST_TOWN = {"home": 0, "elsewhere": 1_000_000}
+"""The seed of the first town of a coast, so that no town stands on both."""
+
+
 class Harbour:
     """A town around a bay, of the size (height, width); a seed gives the same town in any season.
 
@@ -272,16 +318,19 @@ def window(seed: int, season: Season, side: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(view[top : top + side, left : left + side])
 
 
-def write_harbours(folder: Path, count: int, side: int, held_out: int = 64) -> None:
+def write_harbours(
+    folder: Path, count: int, side: int, held_out: int = 64, coast: str = "home"
+) -> None:
     """Write trainA and trainB with ``count`` images each, testA and testB with the pairs."""
+    first = FIRST_TOWN[coast]
     for number in range(2 * count + held_out):
-        for letter, season in (("A", SUMMER), ("B", WINTER)):
+        for letter, season in zip("AB", COASTS[coast], strict=True):
             if number < 2 * count and letter != "AB"[number % 2]:
                 continue
             part = "train" if number < 2 * count else "test"
             place = folder / f"{part}{letter}" / f"{number:05d}.png"
             place.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(window(number, season, side)).save(place)
+            Image.fromarray(window(first + number, season, side)).save(place)
 
 
 def noise(
@@ -323,10 +372,11 @@ def disc(canvas: Floats, centre: tuple[float, float], radius: float, colour: Col
     )
 
 
-def sheet(count: int = 8, side: int = 64) -> NDArray[np.uint8]:
+def sheet(coast: str, count: int = 8, side: int = 64) -> NDArray[np.uint8]:
     """Return pairs in a row, the summer above the winter."""
     rows = [
-        np.hstack([window(seed, each, side) for seed in range(count)]) for each in (SUMMER, WINTER)
+        np.hstack([window(FIRST_TOWN[coast] + number, each, side) for number in range(count)])
+        for each in COASTS[coast]
     ]
     return np.vstack(rows)
 
@@ -337,11 +387,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--coast", choices=COASTS, default="home")
     parser.add_argument("--look", type=Path, default=None, help="also write a sheet of pairs")
     arguments = parser.parse_args()
-    write_harbours(arguments.folder, arguments.images, arguments.side)
+    write_harbours(arguments.folder, arguments.images, arguments.side, coast=arguments.coast)
     if arguments.look is not None:
-        Image.fromarray(sheet(side=arguments.side)).save(arguments.look)
+        Image.fromarray(sheet(arguments.coast, side=arguments.side)).save(arguments.look)
 
 
 if __name__ == "__main__":

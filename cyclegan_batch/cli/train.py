@@ -168,11 +168,15 @@ def command(
                 "with --resume goes on"
             )
         sys.exit(130)
+    from ..models.checkpoints.run_folder import INDEX
     from ..wording import counted, printable
 
     if outcome.first:
         latest = printable(run / "checkpoints" / "latest")
         reporter.say(f"trained for {counted(outcome.step, 'step')}: {latest}")
+        page = run / INDEX
+        if page.exists():  # not of a run without epochs
+            reporter.say(f"sheets and curves: {printable(page)}")
         model = shlex.quote(printable(run))
         reporter.say(f"next: cyclegan-batch translate INPUT OUTPUT -m {model}")
 

@@ -63,6 +63,8 @@ def test_two_folders_become_a_run(data, tmp_path):
     assert done.stdout == ""
     assert "A: 4 images of" in done.stderr
     assert "trained for 8 steps" in done.stderr
+    assert f"sheets and curves: {tmp_path / 'run' / 'index.html'}\n" in done.stderr
+    assert (tmp_path / "run" / "index.html").exists()
     assert f"next: cyclegan-batch translate INPUT OUTPUT -m {tmp_path / 'run'}\n" in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "latest" / "netG_A.safetensors").exists()
     config = (tmp_path / "run" / "config.toml").read_text()

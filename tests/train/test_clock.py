@@ -120,6 +120,7 @@ def test_a_run_takes_the_minutes_that_it_is_given(data, tmp_path, time, seconds)
     assert time.now - began == pytest.approx(120, abs=STEPS * seconds)
     epochs = round(120 / seconds / STEPS)
     assert f"{epochs} epochs of 5 steps fit into 2 min" in told
+    assert "best is chosen by unpaired score" in told  # how often is not known yet
     rates = {e["epoch"]: e["lr"] for e in log_of(tmp_path / "run") if e["event"] == "losses"}
     full = round(epochs * 0.75)
     assert rates[full] == 2e-4

@@ -217,12 +217,13 @@ class _Run:
         self.feed = Feed(self.a, self.b, self.sampler, workers=workers)
         self.window = _Mean(self.model.device, self.model.losses)
         self.whole_epoch = _Mean(self.model.device, self.model.losses)
+        self.clock = Clock(settings)
         self.best: Best | None = None
         """What validation keeps; None where nothing is validated, and in all but the first."""
         if ranks.first and self.images.validated:
             samples = self._samples_per_epoch
             validation = Validation(self.images.validation, settings, self.model.device, samples)
-            for sentence in validation.sentences():
+            for sentence in validation.sentences(fixed=not self.clock.waits):
                 say(sentence)
             self.best = Best(validation)
         self._best_before: State | None = None
@@ -237,7 +238,6 @@ class _Run:
         """The step before which several processes ask each other next."""
         self._since = self._saved = time.monotonic()
         self._ticks: deque[float] = deque(maxlen=50)
-        self.clock = Clock(settings)
         self._asked = 0
         """The steps of this process, those of a warm-up too."""
         self.beginning = Beginning()

@@ -141,12 +141,13 @@ class Validation:
         most = max(len(each.names) for each in self.images)
         self.every = max(1, round(most / (SHARE * samples)))
 
-    def sentences(self) -> Iterator[str]:
-        """Yield on which images and by what the epochs are compared."""
+    def sentences(self, *, fixed: bool) -> Iterator[str]:
+        """Yield on which images and by what epochs are compared; ``fixed``: their length is."""
         for letter, images in zip("AB", self.images, strict=True):
             count = counted(len(images.names), "image")
             yield f"{letter}: validation on {count} {images.words()}"
-        yield f"best is chosen by {self.words()}, every {counted(self.every, 'epoch')}"
+        often = "after every epoch" if self.every == 1 else f"every {self.every} epochs"
+        yield f"best is chosen by {self.words()}{f', {often}' if fixed else ''}"
 
     def words(self) -> str:
         """Return the scores that decide in words."""

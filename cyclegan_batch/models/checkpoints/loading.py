@@ -1,15 +1,18 @@
-"""Load a generator from a PyTorch checkpoint, by the names and shapes of its weights alone.
+"""Load a generator from a PyTorch checkpoint, by the names and shapes of its weights.
 
 A checkpoint does not state which network it is for. `load_generator` finds the family (families/)
 whose network has exactly its weights, after it has removed the prefixes of wrappers and the
 statistics that old versions of torch stored beside them. Anything that is not the weights of one
-generator is refused, and the message names what it is or what it looks most like.
+generator is refused, and the message names what it is or what it looks most like. What names and
+shapes do not show is assumed, but of files that a training of this package has described.
 
 This module imports torch; a translation by another runtime does not import it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -180,6 +183,8 @@ def load_generator(path: Path, selection: Selection = ANY_GENERATOR) -> LoadedGe
             published += (_STATISTICS,)
         else:
             assumed += (_STATISTICS,)
+    if _describes(metadata, reading.config):
+        assumed = published = ()
     return LoadedGenerator(
         path,
         sha256_of(path),
@@ -224,6 +229,17 @@ def _has_unused_statistics(weights: Weights, fit: Fit) -> bool:
     """
     dropped = {weights.legacy_statistics or "", *fit.reading.ignored} - weights.uncounted
     return any(name.endswith("num_batches_tracked") for name in dropped)
+
+
+def _describes(metadata: Mapping[str, str], config: NetworkConfig) -> bool:
+    """Return whether a file's metadata, as a training writes them, describe this very network."""
+    if not metadata.get("format", "").startswith("cyclegan-batch generator "):
+        return False
+    try:
+        described = json.loads(metadata.get("generator", ""))
+    except ValueError:
+        return False
+    return bool(described == dataclasses.asdict(config))
 
 
 def _lacks_norms(config: NetworkConfig) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import pickle
 import random
 import zipfile
 from collections import OrderedDict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,19 @@ def test_what_a_file_says_of_its_training_is_read(tmp_path):
     for said, size in (("256", 256), ("null", None), ("", None)):
         safetensors.torch.save_file(small(), path, {"trained_size": said})
         assert load_generator(path).trained_size == size
+
+
+@pytest.mark.parametrize("config", [KINDS[4], KINDS[8], KINDS[9]], ids=str)
+def test_what_a_training_has_written_about_its_network_leaves_nothing_to_assume(tmp_path, config):
+    path, state = tmp_path / "g.safetensors", dict(network_of(config).state_dict())
+    own = {"format": "cyclegan-batch generator 1", "generator": json.dumps(asdict(config))}
+    foreign = own | {"format": "pt"}
+    other = own | {"generator": json.dumps(asdict(replace(config, ngf=9)))}
+    for metadata in (own, foreign, other, own | {"generator": "{"}, {}):
+        safetensors.torch.save_file(state, path, metadata)
+        recognised = load_generator(path).recognised
+        certain = recognised.certainty.startswith("certain (")
+        assert certain == (metadata is own or config.family == "unet")
 
 
 def test_where_the_reference_would_draw_another_picture_is_said(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,12 +90,19 @@ def demo(folder: Path, training_data: int | None) -> None:
 
     FOLDER receives the drawings, their translations and a contact sheet of both.
     """
-    from ..wording import printable
+    from ..wording import counted, printable
 
     if training_data is not None:
         from ..demo.landscapes import write_domains
 
         write_domains(folder, training_data)
+        print(
+            f"{printable(folder)}: {counted(training_data, 'valley')} by day in trainA and as many "
+            "others by night in trainB; further ones by day in testA, the same by night in testB",
+            file=sys.stderr,
+        )
+        run = shlex.join(["cyclegan-batch", "train", printable(folder), "run", "--recipe", "demo"])
+        print(f"next: {run}", file=sys.stderr)
         return
     from ..demo import run_demo
 

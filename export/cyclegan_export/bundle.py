@@ -149,6 +149,11 @@ def export_bundle(
     else:
         _check_pixels(source, card.planar or card.pixel_type)
         _check_opset(source, model, DEVICES[target])
+        if card.precision == "fp32" and precision is None:
+            say(
+                f"{printable(source)}: is taken as it is, so the engine will compute in fp32; give "
+                "the checkpoint for one in fp16"
+            )
         profile = _profile(card, shapes, say)
         size = _trained_size(card, profile)
         golden = _golden(source, model, profile.min[0], size, selection, samples)

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from cyclegan_batch import cli
+from cyclegan_batch.demo import landscapes
 from cyclegan_batch.demo.landscapes import DAY, NIGHT, Landscape, window, write_domains
 from cyclegan_batch.errors import OutputError
 
@@ -90,3 +93,15 @@ def test_domains_that_cannot_be_written_errors(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(OutputError, match=r"cannot write .*taken"):
         write_domains(tmp_path / "taken", 1, side=32)
+
+
+def test_the_command_draws_the_domains_and_names_the_training(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(landscapes, "write_domains", lambda *given: drawn.append(given))
+    done = CliRunner().invoke(cli.main, ["demo", f"{tmp_path}/my data", "--training-data", "7"])
+    assert done.exit_code == 0, done.output
+    assert drawn == [(tmp_path / "my data", 7)]
+    assert "my data: 7 valleys by day in trainA and as many others by night in trainB" in (
+        done.stderr
+    )
+    assert f"next: cyclegan-batch train '{tmp_path}/my data' run --recipe demo\n" in done.stderr

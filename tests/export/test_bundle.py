@@ -229,6 +229,10 @@ def test_the_command_writes_a_bundle_for_the_size_it_was_trained_at(tmp_path: Pa
     assert done.exit_code == 0, done.output
     assert "engine will take frames of 1,32,32 (N,H,W); --opt-shape for others" in done.output
     assert "b: a bundle for a machine with an NVIDIA GPU; README.txt says how" in done.output
+    assert "invert.onnx: is taken as it is, so the engine will compute in fp32; give" in done.output
+    done = run(model, tmp_path / "asked", "--bundle", "generic", "--precision", "fp32")
+    assert done.exit_code == 0, done.output
+    assert "taken as it is" not in done.output
     done = run(model, tmp_path / "b", "--bundle", "generic", "--opt-shape", "1,8,8")
     assert done.exit_code == 1
     assert "it exists already; pass -y" in done.output

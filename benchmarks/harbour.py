@@ -1,9 +1,10 @@
 """Draw a harbour town in summer and in winter: a second pair of domains, which tunes nothing.
 
-    python benchmarks/harbour.py FOLDER [--images 300] [--side 64] [--look SHEET]
+    python benchmarks/harbour.py FOLDER [--images 300] [--side 128] [--coast home] [--look SHEET]
 
 Writes trainA and trainB (summer and winter, no town in both), and testA and testB, whose images of
-equal names are the same town. ``--look`` writes a sheet of pairs, the summer above the winter.
+equal names are the same town. ``--coast elsewhere`` draws other towns in other colours, on which
+somebody else has trained. ``--look`` writes a sheet of pairs, the summer above the winter.
 
 What is equal by summer differs by winter, and the kind of object decides: of what is white, sails
 get rust-red covers, foam and clouds go grey, and walls and the lighthouse stay; of what is red,
@@ -372,7 +373,7 @@ def disc(canvas: Floats, centre: tuple[float, float], radius: float, colour: Col
     )
 
 
-def sheet(coast: str, count: int = 8, side: int = 64) -> NDArray[np.uint8]:
+def sheet(coast: str, side: int, count: int = 8) -> NDArray[np.uint8]:
     """Return pairs in a row, the summer above the winter."""
     rows = [
         np.hstack([window(FIRST_TOWN[coast] + number, each, side) for number in range(count)])
@@ -386,13 +387,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--coast", choices=COASTS, default="home")
     parser.add_argument("--look", type=Path, default=None, help="also write a sheet of pairs")
     arguments = parser.parse_args()
     write_harbours(arguments.folder, arguments.images, arguments.side, coast=arguments.coast)
     if arguments.look is not None:
-        Image.fromarray(sheet(arguments.coast, side=arguments.side)).save(arguments.look)
+        Image.fromarray(sheet(arguments.coast, arguments.side)).save(arguments.look)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,17 @@ def test_the_test_pairs_are_the_same_towns_and_the_training_images_are_not(tmp_p
         assert np.array_equal(winter, harbour.window(number, harbour.WINTER, 64))
 
 
+def test_a_coast_has_its_own_towns_and_colours(tmp_path: Path) -> None:
+    images = []
+    for coast in ("home", "elsewhere"):
+        harbour.write_harbours(tmp_path / coast, 1, 64, held_out=1, coast=coast)
+        images.append(np.array(Image.open(tmp_path / coast / "testA" / "00002.png")))
+    elsewhere = harbour.window(1_000_002, harbour.ELSEWHERE_SUMMER, 64)
+    assert np.array_equal(images[1], elsewhere)
+    assert not np.array_equal(elsewhere, harbour.window(1_000_002, harbour.SUMMER, 64))
+    assert not np.array_equal(*images)
+
+
 def test_no_colour_curve_translates_summer_into_winter() -> None:
     """A table of colours that was fitted to the truth itself stays far from it."""
     summer, winter = (

@@ -4,7 +4,8 @@
 
 Writes trainA and trainB (summer and winter, no town in both), and testA and testB, whose images of
 equal names are the same town. ``--coast elsewhere`` draws other towns in other colours, on which
-somebody else has trained. ``--look`` writes a sheet of pairs, the summer above the winter.
+somebody else has trained, and ``repainted`` a third set of towns, in the latter colours at random
+moved. ``--look`` writes a sheet of pairs, the summer above the winter.
 
 What is equal by summer differs by winter, and the kind of object decides: of what is white, sails
 get rust-red covers, foam and clouds go grey, and walls and the lighthouse stay; of what is red,
@@ -15,7 +16,7 @@ leaves, and shutters stay.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,31 @@ ELSEWHERE_WINTER = Season(
     sail=(172, 96, 52),
     mast=(96, 72, 52),
 )
-COASTS = {"home": (SUMMER, WINTER), "elsewhere": (ELSEWHERE_SUMMER, ELSEWHERE_WINTER)}
 
-FIRST_TOWN = {"home": 0, "elsewhere": 1_000_000}
+
+def repainted(seasons: tuple[Season, Season], seed: int) -> tuple[Season, Season]:
+    """Return a coast whose things have other colours: each is moved by up to 40 of 255 a channel.
+
+    What a thing has in summer and in winter moves alike, so it looks painted otherwise.
+    """
+    random = np.random.default_rng(seed)
+    moves = {each.name: random.integers(-40, 41, (4, 3)) for each in fields(Season)}
+
+    def moved(season: Season) -> Season:
+        values: dict[str, Any] = {}
+        for name, move in moves.items():
+            colours = np.array(getattr(season, name))
+            change = move[: len(colours)] if colours.ndim == 2 else move[0]
+            values[name] = tuple(np.clip(colours + change, 0, 255).tolist())
+        return Season(**values)
+
+    return moved(seasons[0]), moved(seasons[1])
+
+
+COASTS = {"home": (SUMMER, WINTER), "elsewhere": (ELSEWHERE_SUMMER, ELSEWHERE_WINTER)}
+COASTS["repainted"] = repainted(COASTS["elsewhere"], seed=5)
+
+FIRST_TOWN = {"home": 0, "elsewhere": 1_000_000, "repainted": 2_000_000}
 """The seed of the first town of a coast, so that no town stands on both."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +30,31 @@ def test_the_test_pairs_are_the_same_towns_and_the_training_images_are_not(tmp_p
 
 
 def test_a_coast_has_its_own_towns_and_colours(tmp_path: Path) -> None:
-    images = []
-    for coast in ("home", "elsewhere"):
+    drawn = []
+    for coast, (summer, _) in harbour.COASTS.items():
         harbour.write_harbours(tmp_path / coast, 1, 64, held_out=1, coast=coast)
-        images.append(np.array(Image.open(tmp_path / coast / "testA" / "00002.png")))
-    elsewhere = harbour.window(1_000_002, harbour.ELSEWHERE_SUMMER, 64)
-    assert np.array_equal(images[1], elsewhere)
-    assert not np.array_equal(elsewhere, harbour.window(1_000_002, harbour.SUMMER, 64))
-    assert not np.array_equal(*images)
+        drawn.append(np.array(Image.open(tmp_path / coast / "testA" / "00002.png")))
+        assert np.array_equal(drawn[-1], harbour.window(harbour.FIRST_TOWN[coast] + 2, summer, 64))
+    for one, other in itertools.combinations(drawn, 2):
+        assert not np.array_equal(one, other)
+    summers = [harbour.window(7, summer, 64) for summer, _ in harbour.COASTS.values()]
+    for one, other in itertools.combinations(summers, 2):
+        assert not np.array_equal(one, other)
+
+
+def test_a_repainted_coast_has_each_colour_moved_alike_in_both_seasons() -> None:
+    moves = [
+        {
+            field.name: np.array(getattr(new, field.name)) - np.array(getattr(old, field.name))
+            for field in fields(harbour.Season)
+        }
+        for old, new in zip(harbour.COASTS["elsewhere"], harbour.COASTS["repainted"], strict=True)
+    ]
+    for summer, winter in zip(moves[0].values(), moves[1].values(), strict=True):
+        assert 0 < np.abs(summer).max() <= 40
+        assert 0 < np.abs(winter).max() <= 40
+        # Apart from channels at an end of the scale, which move less.
+        assert np.all((summer == winter) | (np.sign(summer) * np.sign(winter) >= 0))
 
 
 def test_no_colour_curve_translates_summer_into_winter() -> None:

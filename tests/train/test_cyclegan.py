@@ -18,7 +18,7 @@ from cyclegan_train.config import GanMode
 from cyclegan_train.cyclegan import generator_config, learning_rate_factor
 from cyclegan_train.data import Domain
 from cyclegan_train.devices import float32_as
-from cyclegan_train.distributed import Ranks
+from cyclegan_train.distributed import Means, Ranks
 from cyclegan_train.graphs import DevicePool
 from cyclegan_train.losses import GANLoss, gradient_penalty
 from cyclegan_train.networks import (
@@ -28,7 +28,6 @@ from cyclegan_train.networks import (
     least_side,
 )
 from cyclegan_train.pool import ImagePool
-from cyclegan_train.run import _Mean
 from cyclegan_train.settings import DataConfig
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -822,7 +821,7 @@ def test_no_batch_of_pictures_on_a_device_waits_for_it_nor_does_the_mean_of_its_
             self._config = DataConfig(load_size=36, crop_size=32)
             self.cached = [torch.zeros(3, 36, 36, dtype=torch.uint8, device="cuda:1")] * 4
 
-    mean = _Mean(torch.device("cuda:1"), LOSSES)
+    mean = Means(torch.device("cuda:1"), LOSSES)
     feed = Feed(OnDevice(), OnDevice(), Sampler(4, 4, batch_size=2), workers=1)
     with Waits() as waits:
         for _ in range(4):

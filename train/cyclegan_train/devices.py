@@ -43,6 +43,17 @@ def device_named(name: str, ranks: Ranks) -> torch.device:
 
 
 @contextlib.contextmanager
+def cudnn_benchmark(one_size: bool) -> Iterator[None]:
+    """Let cuDNN search the fastest kernels, as the reference does, where all sizes are the same."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or one_size
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextlib.contextmanager
 def float32_as(how: str) -> Iterator[None]:
     """Let CUDA multiply float32 as ``ieee`` or ``tf32`` in the block, in the whole process.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -110,6 +110,36 @@ class Ranks:
 
 ALONE = Ranks()
 """A single process."""
+
+
+class Means:
+    """The running means of values by name, added on the device so that no step waits for it."""
+
+    def __init__(self, device: torch.device, names: Sequence[str]) -> None:
+        self._names = names
+        self._sum = torch.zeros(len(names), dtype=torch.float64, device=device)
+        self.count = 0
+
+    def add(self, values: Tensor) -> None:
+        """Add float64 scalars, ``(names,)``."""
+        self._sum += values
+        self.count += 1
+
+    def take(self, ranks: Ranks) -> dict[str, float]:
+        """Return the means over all processes, and start again from zero."""
+        values = (ranks.mean(self._sum) / max(1, self.count)).tolist()
+        self._sum.zero_()
+        self.count = 0
+        return dict(zip(self._names, values, strict=True))
+
+    def state_dict(self) -> dict[str, Tensor | int]:
+        """Return the sums and their number."""
+        return {"sum": self._sum.cpu(), "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Tensor | int]) -> None:
+        """Go back to where `state_dict` was called."""
+        self._sum.copy_(torch.as_tensor(state["sum"]))
+        self.count = int(state["count"])
 
 
 class GradientMeans:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _WON = {"lsgan": 0.01, "vanilla": 0.02}
 """A discriminator with a lower loss no longer errs; at chance the loss is 0.25 or 0.69."""
@@ -19,6 +19,17 @@ _SAME = 0.02
 
 _INVERTED = -0.5
 """Correlation of luma below which light and dark are exchanged."""
+
+
+def infinite_weight(networks: Mapping[str, nn.Module]) -> str | None:
+    """Return the name of the first weight that holds NaN or infinity; None where none does."""
+    weights = {
+        f"{name}.{key}": weight
+        for name, network in networks.items()
+        for key, weight in network.named_parameters()
+    }
+    finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
+    return next((n for n, good in zip(weights, finite, strict=True) if not good), None)
 
 
 def signs_in_losses(losses: Mapping[str, float], gan_mode: str) -> Iterator[str]:

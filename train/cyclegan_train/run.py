@@ -13,13 +13,12 @@ the pools and random states of the others.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -42,7 +41,9 @@ from .batches import Feed, Sampler
 from .clock import Clock, Schedule
 from .cyclegan import NETWORKS, CycleGAN, State
 from .data import find_folders
-from .distributed import Ranks, joined_ranks
+from .devices import cudnn_benchmark
+from .distributed import Means, Ranks, joined_ranks
+from .health import infinite_weight
 from .progress import Progress, Reading
 from .reports import Reports
 from .run_folder import STATE_VERSION, RunFolder, describe_run, generator_files
@@ -116,7 +117,7 @@ def train(
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     one_size = "crop" in settings.data.preprocess
-    with joined_ranks(settings.train.device) as ranks, _cudnn_benchmark(one_size):
+    with joined_ranks(settings.train.device) as ranks, cudnn_benchmark(one_size):
         if not ranks.first:
             say, watch = (lambda sentence: None), (lambda progress: None)
             watch_reading = lambda reading: None  # noqa: E731 (as the two above)
@@ -215,8 +216,8 @@ class _Run:
             say(self.video.sentence())
             self.video.follow(self._samples_per_epoch)
         self.feed = Feed(self.a, self.b, self.sampler, workers=workers)
-        self.window = _Mean(self.model.device, self.model.losses)
-        self.whole_epoch = _Mean(self.model.device, self.model.losses)
+        self.window = Means(self.model.device, self.model.losses)
+        self.whole_epoch = Means(self.model.device, self.model.losses)
         self.clock = Clock(settings)
         self.best: Best | None = None
         """What validation keeps; None where nothing is validated, and in all but the first."""
@@ -646,15 +647,9 @@ class _Run:
                 self._raise_diverged(f"{name} is {value}")
 
     def _check_weights(self) -> None:
-        weights = {
-            f"{name}.{key}": weight
-            for name in NETWORKS
-            for key, weight in getattr(self.model, name).named_parameters()
-        }
-        finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
-        for name, is_finite in zip(weights, finite, strict=True):
-            if not is_finite:
-                self._raise_diverged(f"{name} holds NaN or infinity")
+        networks = {name: getattr(self.model, name) for name in NETWORKS}
+        if (name := infinite_weight(networks)) is not None:
+            self._raise_diverged(f"{name} holds NaN or infinity")
 
     def _raise_diverged(self, what: str) -> NoReturn:
         step = self.model.steps
@@ -667,41 +662,3 @@ class _Run:
             f"in {printable(self.folder.checkpoints)}, and a lower lr or precision = fp32 may go "
             "further"
         )
-
-
-class _Mean:
-    """The running mean of the losses, accumulated on the device so that no step waits for it."""
-
-    def __init__(self, device: torch.device, names: Sequence[str]) -> None:
-        self._names = names
-        self._sum = torch.zeros(len(names), dtype=torch.float64, device=device)
-        self.count = 0
-
-    def add(self, values: Tensor) -> None:
-        self._sum += values
-        self.count += 1
-
-    def take(self, ranks: Ranks) -> dict[str, float]:
-        """Return the mean over all processes, and start again from zero."""
-        values = (ranks.mean(self._sum) / max(1, self.count)).tolist()
-        self._sum.zero_()
-        self.count = 0
-        return dict(zip(self._names, values, strict=True))
-
-    def state_dict(self) -> State:
-        return {"sum": self._sum.cpu(), "count": self.count}
-
-    def load_state_dict(self, state: State) -> None:
-        self._sum.copy_(state["sum"])
-        self.count = state["count"]
-
-
-@contextlib.contextmanager
-def _cudnn_benchmark(one_size: bool) -> Iterator[None]:
-    """Let cuDNN search the fastest kernels, as the reference does, where all sizes are the same."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or one_size
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before

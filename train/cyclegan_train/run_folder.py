@@ -376,7 +376,7 @@ def generator_files(
             if network is None:
                 continue
             card = {
-                "format": "cyclegan-batch generator 1",
+                "format": names.GENERATOR_FORMAT,
                 "tool_version": __version__,
                 "direction": direction,
                 "weights": "ema" if ema else "raw",

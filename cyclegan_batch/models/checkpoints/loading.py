@@ -41,6 +41,7 @@ from .families import Family, Fit, NetworkConfig, family_named, unlike
 from .families.others import known_as
 from .families.reference import REFERENCE_RESNET, REFERENCE_UNET
 from .files import ANY_GENERATOR, FoundCheckpoint, Selection, find_checkpoint
+from .run_folder import GENERATOR_FORMAT
 from .state_dicts import Group, all_tensors
 
 __all__ = [
@@ -233,7 +234,7 @@ def _has_unused_statistics(weights: Weights, fit: Fit) -> bool:
 
 def _describes(metadata: Mapping[str, str], config: NetworkConfig) -> bool:
     """Return whether a file's metadata, as a training writes them, describe this very network."""
-    if not metadata.get("format", "").startswith("cyclegan-batch generator "):
+    if metadata.get("format") != GENERATOR_FORMAT:
         return False
     try:
         described = json.loads(metadata.get("generator", ""))

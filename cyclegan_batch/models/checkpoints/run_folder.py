@@ -47,6 +47,9 @@ LATEST = "latest"
 BEST = "best"
 CARDS = "checkpoint.json"
 
+GENERATOR_FORMAT = "cyclegan-batch generator 1"
+"""What the metadata of a generator's file state as its format."""
+
 EMA_ENDING = "_ema.safetensors"
 """The ending of the file of a generator whose weights are moving averages."""
 

@@ -1,16 +1,16 @@
-"""Draw a harbour town in summer and in winter: a second pair of domains, which tunes nothing.
+"""Draw a harbour town in summer and in winter: other pairs of domains, which tune nothing.
 
     python benchmarks/harbour.py FOLDER [--images 300] [--side 128] [--coast home] [--look SHEET]
 
 Writes trainA and trainB (summer and winter, no town in both), and testA and testB, whose images of
 equal names are the same town. ``--coast elsewhere`` draws other towns in other colours, on which
-somebody else has trained, and ``repainted`` a third set of towns, in the latter colours at random
-moved. ``--look`` writes a sheet of pairs, the summer above the winter.
+somebody else has trained, and ``repainted`` a third set of towns, in those colours moved at random.
+``--look`` writes a sheet of pairs, the summer above the winter.
 
-What is equal by summer differs by winter, and the kind of object decides: of what is white, sails
-get rust-red covers, foam and clouds go grey, and walls and the lighthouse stay; of what is red,
-roofs get snow, and bricks and hulls stay; of what is green, meadows get snow, trees lose their
-leaves, and shutters stay.
+At home what is equal by summer differs by winter, and the kind of object decides: of what is
+white, sails get rust-red covers, foam and clouds go grey, and walls and the lighthouse stay; of
+what is red, roofs get snow, and bricks and hulls stay; of what is green, meadows get snow, trees
+lose their leaves, and shutters stay.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ COASTS = {"home": (SUMMER, WINTER), "elsewhere": (ELSEWHERE_SUMMER, ELSEWHERE_WI
 COASTS["repainted"] = repainted(COASTS["elsewhere"], seed=5)
 
 FIRST_TOWN = {"home": 0, "elsewhere": 1_000_000, "repainted": 2_000_000}
-"""The seed of the first town of a coast, so that no town stands on both."""
+"""The seed of the first town of a coast, so that no town stands on two."""
 
 
 class Harbour:

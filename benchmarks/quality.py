@@ -65,7 +65,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "temporal": {"lambda_temporal": 10.0},
     "best": {"lr": 8e-4, "lambda_geometry": 2.0},
     "best_no_identity": {"lr": 8e-4, "lambda_geometry": 2.0, "lambda_identity": 0.0},
-    "best_wide_judge": {"lr": 8e-4, "lambda_geometry": 2.0, "ndf": 32},
     "few": FEW,
     "few_augmented": FEW | AUGMENTED,
 }

@@ -238,7 +238,7 @@ def _describes(metadata: Mapping[str, str], config: NetworkConfig) -> bool:
         return False
     try:
         described = json.loads(metadata.get("generator", ""))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return bool(described == dataclasses.asdict(config))
 

@@ -165,7 +165,8 @@ def test_what_a_training_has_written_about_its_network_leaves_nothing_to_assume(
     own = {"format": "cyclegan-batch generator 1", "generator": json.dumps(asdict(config))}
     foreign = own | {"format": "pt"}
     other = own | {"generator": json.dumps(asdict(replace(config, ngf=9)))}
-    for metadata in (own, foreign, other, own | {"generator": "{"}, {}):
+    broken = [own | {"generator": text} for text in ("{", "[" * 10**6)]
+    for metadata in (own, foreign, other, *broken, {}):
         safetensors.torch.save_file(state, path, metadata)
         recognised = load_generator(path).recognised
         certain = recognised.certainty.startswith("certain (")
